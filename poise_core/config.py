@@ -1,0 +1,158 @@
+"""Presets: the YAML files that say what a run does, validated before anything is written.
+
+A preset is a :class:`Preset`: the protocol, which decides comparability, and the settings of search, resources and
+tracking, which do not. ``load_preset`` takes the name of a shipped preset or a path, applies ``key=value`` overrides and
+raises :class:`PresetError` with one line that names the key and what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+
+from poise_core.evaluation.protocol import FrozenModel, Protocol
+
+
+class PresetError(ValueError):
+    """The preset cannot be used; the message is one line that names the key."""
+
+
+class SearchSpec(FrozenModel):
+    """How the tree of algorithms grows."""
+
+    generations: PositiveInt = 2
+    parents: PositiveInt = Field(3, description="parents per generation; each gets one implemented child")
+    proposals: PositiveInt = Field(4, description="proposals per parent, of which the screener takes the best")
+    seeds_per_candidate: PositiveInt = Field(3, description="how many of the protocol's seeds each candidate trains with")
+    baseline: str = Field("grpo", description="the algorithm that the tree starts from")
+    exploration: float = Field(0.5, ge=0, description="weight of exploration in parent selection")
+    seed: int = Field(0, description="seed of selection and of the catalogue proposer")
+
+
+class ResourceSpec(FrozenModel):
+    """What a run may use; changes how long it takes, not what comes out."""
+
+    parallel_candidates: PositiveInt = 2
+    processes_per_training: PositiveInt = 1
+    threads_per_process: PositiveInt = 1
+    micro_batch_size: PositiveInt = Field(128, description="completions per forward pass of the update, per process")
+    zero_stage: int = Field(0, ge=0, le=3)
+    train_timeout_seconds: PositiveFloat = 600.0
+    evaluate_timeout_seconds: PositiveFloat = 600.0
+    verify_timeout_seconds: PositiveFloat = 60.0
+    infrastructure_retries: int = Field(2, ge=0)
+
+
+class Preset(FrozenModel):
+    """One run, described completely."""
+
+    name: str
+    protocol: Protocol
+    search: SearchSpec = SearchSpec()
+    resources: ResourceSpec = ResourceSpec()
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Preset:
+        training, processes = self.protocol.training, self.resources.processes_per_training
+        if training.batch_size // training.minibatches % processes:
+            raise ValueError(
+                f"resources.processes_per_training is {processes}, which does not divide the "
+                f"{training.batch_size // training.minibatches} completions of a minibatch"
+            )
+        if self.search.seeds_per_candidate > len(self.protocol.seeds):
+            raise ValueError(
+                f"search.seeds_per_candidate is {self.search.seeds_per_candidate} but protocol.seeds lists "
+                f"{len(self.protocol.seeds)}; list more seeds or use fewer"
+            )
+        return self
+
+
+def shipped_presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("poise_core") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Preset:
+    """Read, override and validate a preset.
+
+    Args:
+        name_or_path: a name from :func:`shipped_presets`, or the path of a YAML file.
+        overrides: ``dotted.key=value`` strings; values are read as YAML.
+
+    Raises:
+        PresetError: unknown preset, unknown key, wrong type or impossible combination.
+    """
+    document = _read_document(name_or_path)
+    for override in overrides:
+        _apply_override(document, override)
+    try:
+        preset = Preset.model_validate(document)
+    except ValidationError as error:
+        raise PresetError(_first_error(error)) from error
+    from poise_core.training.policy import PolicyNotFoundError, policy_digest
+
+    try:
+        digest = policy_digest(preset.protocol.policy)
+    except PolicyNotFoundError as error:
+        raise PresetError(f"protocol.policy: {error}") from error
+    return preset.model_copy(update={"protocol": preset.protocol.model_copy(update={"policy_digest": digest})})
+
+
+def _read_document(name_or_path: str | Path) -> dict[str, Any]:
+    if str(name_or_path) in shipped_presets():
+        text = (resources.files("poise_core") / "presets" / f"{name_or_path}.yaml").read_text()
+    else:
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise PresetError(
+                f"no preset {str(name_or_path)!r}; shipped presets: {', '.join(shipped_presets())}, or give a YAML file"
+            )
+        text = path.read_text()
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PresetError(f"{name_or_path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise PresetError(f"{name_or_path}: expected keys such as 'protocol' and 'search' at the top level")
+    return document
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise PresetError(f"--set {override!r}: expected key=value, for example protocol.training.steps=20")
+    *parents, leaf = key.split(".")
+    target = document
+    for part in parents:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise PresetError(f"--set {key}: {part!r} has no keys below it")
+    target[leaf] = yaml.safe_load(value)
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(first["loc"][:-1]))
+        return f"{key}: unknown key; allowed here: {allowed}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first.get("input"), dict) else f" (given: {first.get('input')!r})"
+    return f"{key}: {message}{given}" if key else message
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Preset
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        arguments = [a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")]
+        model = arguments[0] if arguments else annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,114 @@
+"""The protocol: everything that must be equal for two numbers to be compared, frozen and hashed.
+
+Every evaluation row of the archive carries :attr:`Protocol.digest`; numbers with different digests are never ranked
+together. What only changes speed (processes, micro-batch size, time limits) is no part of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+
+class FrozenModel(BaseModel):
+    """A value object: unknown keys are refused and fields cannot be assigned."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EnvironmentSpec(FrozenModel):
+    """Which problems the policy trains on."""
+
+    name: str = Field("arithmetic", description="a name from poise_core.environments")
+    mixture: dict[str, PositiveFloat] = Field(description="share of each kind of problem in the training prompts")
+    train_problems: PositiveInt = Field(4096, description="size of the training set; prompts repeat after one pass")
+
+
+class BenchmarkSpec(FrozenModel):
+    """One benchmark: problems of given kinds and the metric by which they are scored."""
+
+    name: str
+    kinds: tuple[str, ...] = Field(min_length=1)
+    problems: PositiveInt
+    metric: Literal["pass", "accuracy"] = Field(description="pass: pass@k at temperature 1; accuracy: greedy acc@1")
+    k: PositiveInt = 1
+    samples: PositiveInt = Field(1, description="completions per problem; 1 for accuracy")
+    weight: PositiveFloat
+
+    @model_validator(mode="after")
+    def _k_fits_samples(self) -> BenchmarkSpec:
+        if self.k > self.samples:
+            raise ValueError(f"k is {self.k} but samples is {self.samples}; pass@k needs k <= samples")
+        if self.metric == "accuracy" and (self.k, self.samples) != (1, 1):
+            raise ValueError("greedy accuracy takes k = 1 and samples = 1")
+        return self
+
+    @property
+    def metric_name(self) -> str:
+        """For example ``pass@32`` or ``acc@1``."""
+        return f"pass@{self.k}" if self.metric == "pass" else "acc@1"
+
+
+class TrainingSpec(FrozenModel):
+    """The training budget that every candidate gets."""
+
+    steps: PositiveInt
+    prompts_per_step: PositiveInt
+    group_size: PositiveInt
+    minibatches: PositiveInt = Field(1, description="optimizer updates per inner epoch")
+    inner_epochs: PositiveInt = Field(1, description="passes over one rollout")
+    learning_rate: PositiveFloat
+    warmup_steps: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: PositiveFloat = 1.0
+    max_completion_length: PositiveInt
+    temperature: PositiveFloat = 1.0
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingSpec:
+        batch = self.prompts_per_step * self.group_size
+        if self.group_size < 2:
+            raise ValueError("group_size must be at least 2; a group of one has no baseline")
+        if batch % self.minibatches:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, which does not divide prompts_per_step * group_size = {batch}"
+            )
+        return self
+
+    @property
+    def batch_size(self) -> int:
+        """Completions per rollout."""
+        return self.prompts_per_step * self.group_size
+
+
+class Protocol(FrozenModel):
+    """Policy, environment, budget, benchmarks, weights and seeds under which candidates are compared."""
+
+    policy: str = Field(description="name of a shipped base policy, or a folder or hub name that transformers can load")
+    policy_digest: str = Field("", description="SHA-256 of the policy's weights; filled in when the preset is loaded")
+    environment: EnvironmentSpec
+    training: TrainingSpec
+    benchmarks: tuple[BenchmarkSpec, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1, description="training seeds that candidates share, used from the left")
+
+    @model_validator(mode="after")
+    def _weights_and_names(self) -> Protocol:
+        total = sum(benchmark.weight for benchmark in self.benchmarks)
+        if abs(total - 1.0) > 1e-9:
+            raise ValueError(f"the weights of the benchmarks add up to {total:g}; they must add up to 1")
+        names = [benchmark.name for benchmark in self.benchmarks]
+        if len(set(names)) != len(names):
+            raise ValueError("two benchmarks have the same name")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds repeat; every seed may stand once")
+        return self
+
+    @cached_property
+    def digest(self) -> str:
+        """Sixteen hex digits that name this protocol."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,40 @@
+"""Failures by type: what a candidate did wrong is evidence, what the machine did wrong is not.
+
+A :class:`CandidateFailure` becomes a row of the archive's ``failures`` table and is never turned into a score. An
+:class:`InfrastructureError` belongs to nobody: it is retried, and if it persists the run stops and can be resumed.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class FailureKind(StrEnum):
+    """What went wrong, as stored in the archive."""
+
+    REJECTED = "rejected"  # the admission gate said no
+    DUPLICATE = "duplicate"  # behaves as a candidate that is already archived
+    CRASHED = "crashed"  # the candidate's code raised during training
+    DIVERGED = "diverged"  # loss, gradient or parameters left the finite numbers
+    TIMED_OUT = "timed_out"  # a limit on time was reached
+    OUT_OF_MEMORY = "out_of_memory"  # a limit on memory was reached
+
+
+class CandidateFailure(Exception):
+    """The candidate failed; ``message`` is one sentence, ``detail`` may hold a traceback or a report as JSON."""
+
+    def __init__(self, kind: FailureKind, stage: str, message: str, detail: str = "") -> None:
+        super().__init__(message)
+        self.kind, self.stage, self.message, self.detail = kind, stage, message, detail
+
+    def __reduce__(self) -> tuple[type, tuple[FailureKind, str, str, str]]:
+        """Survive pickling between processes."""
+        return type(self), (self.kind, self.stage, self.message, self.detail)
+
+
+class InfrastructureError(Exception):
+    """Something outside the candidate failed (a process was killed, a disk is full); worth a retry."""
+
+
+class Cancelled(Exception):
+    """The user or the orchestrator asked to stop; finished work is kept and the run can be resumed."""
