@@ -1,0 +1,80 @@
+"""What an evaluation gives back: one :class:`SeedEvaluation` per trained policy, with the counts of every problem.
+
+Counts, not only scores, are kept, so that intervals can resample problems and another pass@k can be computed later.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """One policy on one benchmark."""
+
+    name: str
+    metric: str  # "pass@<k>" or "acc@1"
+    score: float  # percent, 0 to 100
+    correct: tuple[int, ...]  # correct completions of each problem, in the benchmark's order
+    samples: int  # completions per problem
+    format_valid: float  # share of completions whose answer parses, 0 to 1
+    completion_length: float  # mean tokens per completion
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise ValueError(f"benchmark {self.name}: samples is {self.samples}; it must be at least 1")
+        if not self.correct:
+            raise ValueError(f"benchmark {self.name}: no problems")
+        if min(self.correct) < 0 or max(self.correct) > self.samples:
+            raise ValueError(f"benchmark {self.name}: a problem's correct count lies outside 0..{self.samples}")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> BenchmarkResult:
+        """Undo ``dataclasses.asdict`` after a trip through JSON."""
+        return cls(**{**data, "correct": tuple(int(count) for count in data["correct"])})
+
+
+@dataclass(frozen=True)
+class SeedEvaluation:
+    """One policy, the one trained with ``seed``, on all benchmarks of one split."""
+
+    seed: int
+    split: str  # "search" or "report"
+    overall: float  # weighted mean of the benchmarks' scores, percent
+    benchmarks: tuple[BenchmarkResult, ...]
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.split not in ("search", "report"):
+            raise ValueError(f"split is {self.split!r}; use 'search' or 'report'")
+
+    @property
+    def format_valid(self) -> float:
+        """Share of completions whose answer parses, plain mean over benchmarks."""
+        return sum(result.format_valid for result in self.benchmarks) / len(self.benchmarks)
+
+    @property
+    def completion_length(self) -> float:
+        """Tokens per completion, plain mean over benchmarks."""
+        return sum(result.completion_length for result in self.benchmarks) / len(self.benchmarks)
+
+    def to_json(self) -> str:
+        """The evaluation as one JSON object."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> SeedEvaluation:
+        """Undo ``dataclasses.asdict`` after a trip through JSON."""
+        return cls(**{**data, "benchmarks": tuple(BenchmarkResult.from_dict(item) for item in data["benchmarks"])})
+
+    @classmethod
+    def from_json(cls, text: str) -> SeedEvaluation:
+        """Undo :meth:`to_json`.
+
+        Raises:
+            ValueError: the text is not JSON, or the numbers contradict each other.
+            TypeError: a field is missing or unknown.
+        """
+        return cls.from_dict(json.loads(text))
