@@ -1,0 +1,1 @@
+"""The roles of one generation: proposer, screener, implementer, reflector."""

@@ -1,0 +1,1 @@
+"""Parent selection and reference sets."""
