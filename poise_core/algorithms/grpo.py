@@ -6,7 +6,9 @@ Source: Shao et al., DeepSeekMath, arXiv 2402.03300, eq. 3 and 4.
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A) + kl_coef * k3_t
     k3_t = exp(ref - logp) - (ref - logp) - 1
 
-The reward is the verifier's outcome. Losses are averaged over a completion's tokens, then over completions.
+R is the verifier's outcome alone: an answer that does not parse cannot be correct, so format needs no reward of its
+own. std_g divides by n - 1. Losses are averaged over a completion's tokens, then over completions. DeepSeekMath trains
+with kl_coef = 0.04; the default here is the milder 0.01.
 """
 
 from dataclasses import dataclass
@@ -46,5 +48,5 @@ def compute_loss(inputs: LossInputs, hp: Hyperparameters, dynamics: Dynamics) ->
     surrogate = torch.minimum(ratio * inputs.advantages, clipped * inputs.advantages)
     reference = log_ratio(inputs.ref_logprobs, inputs.logprobs, inputs.mask)
     k3 = reference.exp() - reference - 1.0
-    outside = (surrogate != ratio * inputs.advantages).float()
-    return LossOutputs(token_loss=hp.kl_coef * k3 - surrogate, metrics={"clip_fraction": outside.detach()})
+    outside = (clipped != ratio).float()  # whichever side, whether or not it stops the gradient
+    return LossOutputs(token_loss=hp.kl_coef * k3 - surrogate, metrics={"clip_fraction": outside})
