@@ -1,0 +1,186 @@
+"""Running a candidate on a probe the way the trainer does, and saying in words what went wrong.
+
+The trainer computes advantages once on the whole batch without gradients, hands each micro-batch its rows, masks with
+``torch.where`` and reduces with global denominators (:func:`poise_core.reductions.aggregate_loss`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from poise_core.candidate import Candidate
+from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
+from poise_core.reductions import aggregate_loss
+from poise_core.verification.probes import Probe
+
+
+class ContractViolation(Exception):
+    """The candidate broke the contract; the message is a sentence for its author."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a candidate did on one probe."""
+
+    advantages: Advantages
+    mask: Tensor  # (B, T) bool, the tokens that train
+    outputs: LossOutputs
+    total: Tensor  # scalar, detached
+    grad_logprobs: Tensor  # (B, T) d total / d logprobs
+    grad_entropies: Tensor  # (B, T) d total / d entropies
+
+
+def run_candidate(candidate: Candidate, probe: Probe) -> Run:
+    """Advantages, loss and gradient of one probe as one micro-batch.
+
+    Raises:
+        ContractViolation: the candidate raises, or returns something else than the contract says.
+    """
+    advantages = call_advantages(candidate, probe.batch, probe.dynamics)
+    mask = train_mask(advantages, probe.batch)
+    rows = torch.arange(mask.shape[0])
+    inputs = loss_inputs(probe, advantages, rows)
+    outputs = call_loss(candidate, inputs, probe.dynamics)
+    total, grad_logprobs, grad_entropies = reduce_and_differentiate(candidate, inputs, outputs, mask)
+    return Run(advantages, mask, outputs, total, grad_logprobs, grad_entropies)
+
+
+def copy_batch(batch: RolloutBatch) -> RolloutBatch:
+    """The batch with every tensor cloned, so that a candidate that writes into its input cannot spoil the probe."""
+    return RolloutBatch(**{f.name: getattr(batch, f.name).clone() for f in fields(batch)})
+
+
+def call_advantages(candidate: Candidate, batch: RolloutBatch, dynamics: Dynamics) -> Advantages:
+    """``compute_advantages`` on a copy of the batch, without gradients, its result checked for types and shapes."""
+    with torch.no_grad():
+        advantages = _guarded("compute_advantages", lambda: candidate.compute_advantages(copy_batch(batch), dynamics))
+    if not isinstance(advantages, Advantages):
+        raise ContractViolation(f"compute_advantages returns {_describe(advantages)}; return Advantages(values=...)")
+    rows, length = batch.completion_mask.shape
+    _expect(
+        "Advantages.values",
+        advantages.values,
+        torch.float32,
+        (rows, length),
+        hint="use to_tokens(...) to repeat a number per completion",
+    )
+    if advantages.train_mask is not None:
+        _expect("Advantages.train_mask", advantages.train_mask, torch.bool, (rows, length))
+    if not isinstance(advantages.carry, Mapping):
+        raise ContractViolation(f"Advantages.carry is {_describe(advantages.carry)}; use a dict of tensors")
+    for key, value in advantages.carry.items():
+        if not isinstance(key, str):
+            raise ContractViolation(f"Advantages.carry has the key {key!r}; name its signals with strings")
+        if not isinstance(value, Tensor) or tuple(value.shape) not in ((rows,), (rows, length)):
+            raise ContractViolation(
+                f"Advantages.carry[{key!r}] is {_describe(value)}; it must be a tensor of shape (B,) or (B, T), "
+                f"here ({rows},) or ({rows}, {length})"
+            )
+    return advantages
+
+
+def train_mask(advantages: Advantages, batch: RolloutBatch) -> Tensor:
+    """The tokens that train and count in denominators. (B, T) bool."""
+    return batch.completion_mask if advantages.train_mask is None else advantages.train_mask
+
+
+def loss_inputs(probe: Probe, advantages: Advantages, rows: Tensor) -> LossInputs:
+    """The micro-batch of the given rows, every tensor a fresh copy; ``logprobs`` and ``entropies`` are leaves."""
+    batch = probe.batch
+    return LossInputs(
+        logprobs=probe.logprobs[rows].requires_grad_(),
+        entropies=probe.entropies[rows].requires_grad_(),
+        old_logprobs=batch.old_logprobs[rows],
+        ref_logprobs=batch.ref_logprobs[rows],
+        advantages=advantages.values[rows].detach(),
+        mask=train_mask(advantages, batch)[rows],
+        carry={key: value[rows].detach() for key, value in advantages.carry.items()},
+        correctness=batch.correctness[rows],
+        format_valid=batch.format_valid[rows],
+    )
+
+
+def call_loss(candidate: Candidate, inputs: LossInputs, dynamics: Dynamics) -> LossOutputs:
+    """``compute_loss``, its result checked for types and shapes."""
+    outputs = _guarded("compute_loss", lambda: candidate.compute_loss(inputs, dynamics))
+    if not isinstance(outputs, LossOutputs):
+        raise ContractViolation(f"compute_loss returns {_describe(outputs)}; return LossOutputs(token_loss=...)")
+    shape = tuple(inputs.mask.shape)
+    _expect(
+        "LossOutputs.token_loss",
+        outputs.token_loss,
+        torch.float32,
+        shape,
+        hint="leave masking and averaging to the trainer",
+    )
+    if not isinstance(outputs.metrics, Mapping):
+        raise ContractViolation(f"LossOutputs.metrics is {_describe(outputs.metrics)}; use a dict of (B, T) tensors")
+    for key, value in outputs.metrics.items():
+        if not isinstance(key, str):
+            raise ContractViolation(f"LossOutputs.metrics has the key {key!r}; name metrics with strings")
+        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+            raise ContractViolation(
+                f"metric {key!r} is {_describe(value)}; a metric is a detached (B, T) tensor, here {shape}"
+            )
+        if value.requires_grad:
+            raise ContractViolation(f"metric {key!r} carries gradient; append .detach()")
+    return outputs
+
+
+def reduce_and_differentiate(
+    candidate: Candidate, inputs: LossInputs, outputs: LossOutputs, whole_mask: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The micro-batch's share of the total loss and its gradients, with the denominators of ``whole_mask``."""
+    total = aggregate_loss(
+        outputs.token_loss,
+        inputs.mask,
+        candidate.loss_aggregation,
+        token_count=whole_mask.sum(),
+        sequence_count=whole_mask.any(-1).sum(),
+        max_length=whole_mask.shape[1],
+    )
+    leaves = [inputs.logprobs, inputs.entropies]
+    if not total.requires_grad:
+        grads: tuple[Tensor | None, ...] = (None, None)
+    else:
+        grads = _guarded("the gradient of token_loss", lambda: torch.autograd.grad(total, leaves, allow_unused=True))
+    filled = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
+    return total.detach(), filled[0], filled[1]
+
+
+def _guarded(what: str, call):  # type: ignore[no-untyped-def]
+    try:
+        return call()
+    except (ContractViolation, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if "can't allocate memory" in text or "not enough memory" in text:
+            raise MemoryError(text) from error
+        raise ContractViolation(f"{what} raises {type(error).__name__}: {text[:300]}{_line_of(error)}") from error
+
+
+def _line_of(error: BaseException) -> str:
+    line, trace = 0, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename.startswith("<candidate "):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return f" (line {line} of the candidate)" if line else ""
+
+
+def _describe(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}" if value is not None else "None"
+
+
+def _expect(what: str, value: object, dtype: torch.dtype, shape: tuple[int, ...], hint: str = "") -> None:
+    if isinstance(value, Tensor) and value.dtype == dtype and tuple(value.shape) == shape:
+        return
+    wanted = f"a {str(dtype).removeprefix('torch.')} tensor of shape (B, T), here {shape}"
+    raise ContractViolation(f"{what} is {_describe(value)}; it must be {wanted}{'; ' + hint if hint else ''}")

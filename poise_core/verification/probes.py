@@ -1,0 +1,184 @@
+"""Probe batches: small, fixed rollouts on which the gate runs a candidate.
+
+Everything is drawn from a generator of its own, so that building a probe does not touch the global random state. A
+correct completion always has a valid format, as in training, except where a probe says otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from poise_core.contract import Dynamics, RolloutBatch
+
+START = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+"""The first step: nothing has been measured yet, every running value is 0."""
+
+MIDDLE = Dynamics(40, 0.4, 1.1, 0.02, 0.35, 8.0, 0.1, 0.3, 0.8)
+LATE = Dynamics(95, 0.95, 0.25, 0.3, 0.7, 5.0, 0.3, 0.1, 2.5)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A rollout and the current policy's view of it."""
+
+    name: str
+    batch: RolloutBatch
+    logprobs: Tensor  # (B, T) current policy
+    entropies: Tensor  # (B, T) current policy
+    dynamics: Dynamics
+
+    def with_batch(self, **changes: Tensor) -> Probe:
+        """The same probe with some tensors of the batch replaced."""
+        return replace(self, batch=replace(self.batch, **changes))
+
+
+def make_probe(
+    name: str,
+    sizes: Sequence[int],
+    length: int,
+    seed: int,
+    *,
+    drift: float = 0.15,
+    dynamics: Dynamics = MIDDLE,
+    pass_rate: float = 0.5,
+) -> Probe:
+    """A random rollout.
+
+    Args:
+        name: how messages call the probe.
+        sizes: completions per group, in order.
+        length: T; completions have 1 to T tokens.
+        seed: of the generator.
+        drift: standard deviation of log(current / old) and log(current / reference).
+        dynamics: what the candidate is told of the training so far.
+        pass_rate: probability that a completion is correct.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    rows = sum(sizes)
+    group_ids = torch.cat([torch.full((size,), 7 + 5 * index, dtype=torch.int64) for index, size in enumerate(sizes)])
+    lengths = torch.randint(1, length + 1, (rows,), generator=draw)
+    mask = torch.arange(length).expand(rows, length) < lengths.unsqueeze(-1)
+    correctness = (torch.rand(rows, generator=draw) < pass_rate).float()
+    if pass_rate == 0.5:  # make most groups mixed whatever the draw
+        start = 0
+        for size in sizes:
+            if size > 1:
+                correctness[start], correctness[start + 1] = 1.0, 0.0
+            start += size
+    format_valid = (correctness > 0) | (torch.rand(rows, generator=draw) < 0.5)
+    truncated = (lengths == length) & ~format_valid
+    old_logprobs = -torch.rand((rows, length), generator=draw) * 2.5 - 0.05
+    batch = RolloutBatch(
+        correctness=correctness,
+        format_valid=format_valid,
+        truncated=truncated,
+        group_ids=group_ids,
+        completion_mask=mask,
+        old_logprobs=old_logprobs,
+        ref_logprobs=old_logprobs + drift * torch.randn((rows, length), generator=draw),
+        entropies=torch.rand((rows, length), generator=draw) * 2.0 + 0.02,
+    )
+    current = old_logprobs + drift * torch.randn((rows, length), generator=draw)
+    entropies = (batch.entropies + 0.1 * torch.randn((rows, length), generator=draw)).clamp(min=0.01)
+    return Probe(name, batch, current, entropies, dynamics)
+
+
+def ordinary(seed: int = 11, dynamics: Dynamics = MIDDLE) -> Probe:
+    """Five groups of six: three mixed, one failed entirely, one passed entirely; some rows hit the length limit."""
+    probe = make_probe("an ordinary batch", (6, 6, 6, 6, 6), 12, seed, dynamics=dynamics)
+    correctness, valid = probe.batch.correctness.clone(), probe.batch.format_valid.clone()
+    mask, truncated = probe.batch.completion_mask.clone(), probe.batch.truncated.clone()
+    correctness[18:24], correctness[24:30] = 0.0, 1.0
+    valid[18:24] = torch.tensor([True, False, True, False, True, False])
+    valid[24:30] = True
+    for row in (3, 21):  # wrong, and cut off at the limit
+        correctness[row], valid[row], mask[row], truncated[row] = 0.0, False, True, True
+    return probe.with_batch(correctness=correctness, format_valid=valid, completion_mask=mask, truncated=truncated)
+
+
+def _with_log_ratio(name: str, sign: str, seed: int) -> Probe:
+    probe = ordinary(seed)
+    rows, length = probe.logprobs.shape
+    signs = {"+": torch.ones(rows, length), "-": -torch.ones(rows, length)}.get(sign)
+    if signs is None:
+        signs = torch.where((torch.arange(rows).unsqueeze(-1) + torch.arange(length)) % 2 == 0, 1.0, -1.0)
+    old = torch.where(signs > 0, torch.tensor(-30.5), torch.tensor(-0.5))
+    reference = torch.where(signs > 0, torch.tensor(-0.5), torch.tensor(-30.5))
+    changed = probe.with_batch(old_logprobs=old, ref_logprobs=reference)
+    return replace(changed, name=name, logprobs=old + 30.0 * signs)
+
+
+def _empty_and_full(seed: int) -> Probe:
+    probe = ordinary(seed)
+    mask = probe.batch.completion_mask.clone()
+    mask[0::5], mask[1::5] = False, True
+    empty = ~mask.any(-1)
+    return replace(
+        probe.with_batch(
+            completion_mask=mask,
+            correctness=torch.where(empty, torch.zeros(()), probe.batch.correctness),
+            format_valid=probe.batch.format_valid & ~empty,
+            truncated=mask.all(-1) & ~probe.batch.format_valid,
+        ),
+        name="empty and full-length completions",
+    )
+
+
+def _graded(seed: int) -> Probe:
+    probe = make_probe("fractional correctness", (4, 4, 4), 8, seed)
+    draw = torch.Generator().manual_seed(seed)
+    return probe.with_batch(correctness=torch.rand(12, generator=draw), format_valid=torch.ones(12, dtype=torch.bool))
+
+
+def _rounded(seed: int) -> Probe:
+    probe = ordinary(seed)
+
+    def rounded(values: Tensor) -> Tensor:
+        return values.bfloat16().float() if values.is_floating_point() else values
+
+    fields = {f.name: rounded(getattr(probe.batch, f.name)) for f in dataclasses.fields(probe.batch)}
+    return replace(
+        probe,
+        name="bfloat16-rounded inputs",
+        batch=RolloutBatch(**fields),
+        logprobs=rounded(probe.logprobs),
+        entropies=rounded(probe.entropies),
+    )
+
+
+def edge_probes() -> list[Probe]:
+    """The batches of check 3, each an edge that training meets."""
+    uniform = make_probe("all groups failed", (4, 4, 4), 8, 23)
+    rows = uniform.batch.correctness.shape[0]
+    half_valid = torch.arange(rows) % 2 == 0
+    no, yes = torch.zeros(rows, dtype=torch.bool), torch.ones(rows, dtype=torch.bool)
+    probes = [
+        ordinary(),
+        replace(ordinary(12, START), name="the first step of training"),
+        replace(ordinary(13, LATE), name="a late step of training"),
+        _with_log_ratio("log-ratios of +30", "+", 14),
+        _with_log_ratio("log-ratios of -30", "-", 15),
+        _with_log_ratio("log-ratios alternating between +30 and -30", "+-", 16),
+        make_probe("groups of one", (1, 1, 1, 1), 6, 17),
+        make_probe("one completion", (1,), 6, 18),
+        make_probe("one token per completion", (4, 4), 1, 19),
+        make_probe("uneven group sizes", (1, 2, 3, 7), 9, 20),
+        _empty_and_full(21),
+        _graded(22),
+        uniform.with_batch(correctness=torch.zeros(rows), format_valid=half_valid),
+        replace(uniform.with_batch(correctness=torch.ones(rows), format_valid=yes), name="all groups passed"),
+        replace(
+            uniform.with_batch(correctness=torch.full((rows,), 0.5), format_valid=yes), name="equal rewards of 0.5"
+        ),
+        replace(
+            uniform.with_batch(correctness=torch.zeros(rows), format_valid=no, truncated=no),
+            name="no completion with a valid format",
+        ),
+        _rounded(24),
+    ]
+    return probes

@@ -1,0 +1,72 @@
+"""What the admission gate found: one result per check, the behavioural fingerprint, and what confined the run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from poise_core.failures import FailureKind
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One check: what passing it proves, and where it failed a sentence that tells the author what to change."""
+
+    name: str
+    proves: str
+    passed: bool
+    message: str  # "" when passed
+    seconds: float
+
+
+@dataclass(frozen=True)
+class VerificationReport:
+    """The gate's verdict on one candidate file, stored beside it and printed by ``poise verify``."""
+
+    candidate_name: str
+    source_digest: str  # poise_core.candidate.source_digest of the text that was verified
+    admitted: bool
+    checks: tuple[CheckResult, ...]  # in the order in which they ran; a check that could not run is absent
+    fingerprint: str = ""  # "" when the candidate never ran
+    nearest: tuple[tuple[str, float], ...] = ()  # (known algorithm, distance), nearest first
+    duplicate_of: str | None = None  # archived candidate or known algorithm with the same behaviour
+    confinement: Mapping[str, str] = field(default_factory=dict)  # measure -> "granted" or why it was not
+    seconds: float = 0.0  # the whole gate, process start included
+    failure: FailureKind | None = None  # set exactly when the candidate is not admitted
+
+    @property
+    def failure_kind(self) -> FailureKind | None:
+        """The typed failure for the archive; None when the candidate is admitted."""
+        return self.failure
+
+    @property
+    def failed(self) -> tuple[CheckResult, ...]:
+        """The checks that said no."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    @property
+    def message(self) -> str:
+        """One line: the first failed check and its sentence; "" when admitted."""
+        return "" if not self.failed else f"{self.failed[0].name}: {self.failed[0].message}"
+
+    def to_json(self) -> str:
+        """The report as a JSON object, one line."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> VerificationReport:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: the text is not such a report.
+        """
+        try:
+            document: dict[str, Any] = json.loads(text)
+            document["checks"] = tuple(CheckResult(**check) for check in document["checks"])
+            document["nearest"] = tuple((str(name), float(distance)) for name, distance in document["nearest"])
+            document["failure"] = None if document["failure"] is None else FailureKind(document["failure"])
+            return cls(**document)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a verification report: {error}") from error

@@ -1,0 +1,48 @@
+"""The process in which candidate code runs during verification: a job on stdin, one JSON line per event on stdout.
+
+Started by :func:`poise_core.verification.verify.verify_file` inside the sandbox. Every line begins with the job's
+nonce, so that text which a candidate prints is not taken for a result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+
+from poise_core.verification.report import CheckResult
+
+
+def main() -> None:
+    """Read the job, run the gate, write the events."""
+    job = json.loads(sys.stdin.buffer.read())
+    channel = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what a candidate prints goes to stderr
+    nonce = job["nonce"]
+
+    def emit(kind: str, value: object) -> None:
+        channel.write(f"{nonce} {json.dumps([kind, value])}\n")
+
+    def on_check(event: CheckResult | str) -> None:
+        emit("started", event) if isinstance(event, str) else emit("finished", asdict(event))
+
+    import torch
+
+    torch.set_num_threads(1)
+    from poise_core.verification.gate import run_checks
+
+    report = run_checks(
+        job["source"],
+        job["name"],
+        known_fingerprints=job["known_fingerprints"],
+        static=job["static"],
+        on_check=on_check,
+    )
+    emit("report", report.to_json())
+    channel.flush()
+    os._exit(0)  # nothing that a candidate left behind runs at exit
+
+
+if __name__ == "__main__":
+    main()
