@@ -1,0 +1,37 @@
+"""What a run has learned, as append-only Parquet tables: schema, append, read, lineage."""
+
+from poise_core.archive.errors import ArchiveConflictError, ArchiveError, ArchiveRowError
+from poise_core.archive.lineage import Lineage, TreeNode
+from poise_core.archive.rows import (
+    candidate_row,
+    evaluation_rows,
+    failure_row,
+    proposal_id,
+    proposal_row,
+    reflection_row,
+    selection_row,
+    trajectory_rows,
+    verification_row,
+)
+from poise_core.archive.schema import SCHEMA_VERSION, TABLES
+from poise_core.archive.store import Archive
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "TABLES",
+    "Archive",
+    "ArchiveConflictError",
+    "ArchiveError",
+    "ArchiveRowError",
+    "Lineage",
+    "TreeNode",
+    "candidate_row",
+    "evaluation_rows",
+    "failure_row",
+    "proposal_id",
+    "proposal_row",
+    "reflection_row",
+    "selection_row",
+    "trajectory_rows",
+    "verification_row",
+]

@@ -1,0 +1,94 @@
+"""Rows to Parquet bytes: filling in, checking, digesting."""
+
+from __future__ import annotations
+
+import datetime as dt
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from poise_core.archive.errors import ArchiveRowError
+from poise_core.archive.parts import encode_key, one_line
+from poise_core.archive.schema import Table
+
+Row = Mapping[str, Any]
+
+
+def build_table(table: Table, rows: Sequence[Row]) -> pa.Table:
+    """Rows of one part as an Arrow table with the table's schema, ordered by row key.
+
+    ``created_at`` is filled in where a row does not give it; ``row_key`` and ``content_digest`` are computed.
+
+    Raises:
+        ArchiveRowError: a column is unknown, missing, of another type or not among the allowed values; a key repeats.
+    """
+    now = dt.datetime.now(dt.UTC)
+    completed = [_complete(table, row, now) for row in rows]
+    completed.sort(key=lambda row: tuple(row[key] for key in table.row_keys))
+    keys = [row["row_key"] for row in completed]
+    if len(set(keys)) != len(keys):
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ArchiveRowError(f"{table.name}: the row {repeated} is given twice in one append")
+    columns = {field.name: _column(table, field.name, field.type, completed) for field in table.fields}
+    digests = content_digests(table, pa.table(columns))
+    columns["content_digest"] = pa.array(digests, pa.string())
+    return pa.table(columns, schema=table.schema)
+
+
+def content_digests(table: Table, data: pa.Table) -> list[str]:
+    """Digest of each row over the columns that count; equal content gives equal digests whatever wrote it."""
+    names = [field.name for field in table.fields if field.counts and field.name in data.column_names]
+    digests = []
+    for row in data.select(names).to_pylist(maps_as_pydicts="strict"):
+        # an absent column counts as null, so that rows stay comparable when a later schema adds one
+        text = json.dumps({name: value for name, value in row.items() if value is not None}, sort_keys=True)
+        digests.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+    return digests
+
+
+def to_parquet(data: pa.Table) -> memoryview:
+    """The file's bytes, in memory: parts are small, and a full disk is then met by one plain write."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(data, sink, compression="zstd")
+    return memoryview(sink.getvalue())
+
+
+def _complete(table: Table, row: Row, now: dt.datetime) -> dict[str, Any]:
+    names = {field.name for field in table.fields}
+    unknown = sorted(set(row) - (names - {"row_key", "content_digest"}))
+    if unknown:
+        raise ArchiveRowError(f"{table.name}: unknown column {unknown[0]!r}; columns: {', '.join(sorted(names))}")
+    filled = {name: row.get(name) for name in names}
+    created = filled["created_at"] = filled["created_at"] or now
+    if not isinstance(created, dt.datetime) or created.tzinfo is None:
+        raise ArchiveRowError(f"{table.name}: created_at must be a datetime with a time zone, got {created!r}")
+    for key in table.keys:
+        if filled[key] is None or filled[key] == "":
+            raise ArchiveRowError(f"{table.name}: the key column {key!r} is missing")
+    filled["row_key"] = encode_key([filled[key] for key in table.keys], "/")
+    filled["content_digest"] = ""  # known once Arrow has settled the types
+    for field in table.fields:
+        value = filled[field.name]
+        where = f"{table.name}: column {field.name!r} of row {filled['row_key']}"
+        if value is None and not field.nullable:
+            raise ArchiveRowError(f"{where} is missing")
+        if field.allowed and value not in field.allowed:
+            raise ArchiveRowError(f"{where} is {value!r}; allowed: {', '.join(field.allowed)}")
+        if field.finite and value is not None and not math.isfinite(value):
+            raise ArchiveRowError(f"{where} is {value}; a number that is not finite is a failure, not a score")
+        if pa.types.is_map(field.type) and value is not None:
+            # Parquet keeps the order of a map; sorting makes equal maps equal
+            filled[field.name] = sorted(dict(value).items())
+    return filled
+
+
+def _column(table: Table, name: str, kind: pa.DataType, rows: Sequence[Row]) -> pa.Array:
+    try:
+        return pa.array([row[name] for row in rows], kind)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise ArchiveRowError(f"{table.name}: column {name!r} takes {kind}: {one_line(error)}") from error

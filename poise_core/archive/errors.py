@@ -1,0 +1,17 @@
+"""What can go wrong with an archive; every message is one line and names the file or the table."""
+
+from __future__ import annotations
+
+from poise_core.failures import InfrastructureError
+
+
+class ArchiveError(InfrastructureError):
+    """The archive cannot be read or written; what it holds was left as it is."""
+
+
+class ArchiveConflictError(ArchiveError):
+    """A row with the same key and other content is already there; the old one stays."""
+
+
+class ArchiveRowError(ArchiveError, ValueError):
+    """A row does not fit its table; nothing was written."""

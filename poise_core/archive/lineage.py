@@ -1,0 +1,107 @@
+"""Who descends from whom, from the ``candidates`` table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from poise_core.archive.errors import ArchiveError
+
+
+@dataclass(frozen=True)
+class TreeNode:
+    """A candidate with the candidates it is the parent proper of."""
+
+    candidate_id: str
+    children: tuple[TreeNode, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Parent links of all candidates, in the order in which they were made.
+
+    A candidate's parent proper is the first of its ``parent_ids``; further ones only lent mechanisms. Trees follow the
+    parent proper, ``ancestors`` and ``descendants`` follow all links.
+    """
+
+    parents: dict[str, tuple[str, ...]]
+    _children: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, links: Iterable[tuple[str, Iterable[str]]]) -> Lineage:
+        """From pairs of candidate id and parent ids.
+
+        Raises:
+            ArchiveError: a parent is not among the candidates, or a candidate descends from itself.
+        """
+        parents = {candidate: tuple(given) for candidate, given in links}
+        children: dict[str, list[str]] = {candidate: [] for candidate in parents}
+        for candidate, given in parents.items():
+            for parent in given:
+                if parent not in parents:
+                    raise ArchiveError(f"candidate {candidate} names the parent {parent}, which the archive lacks")
+                children[parent].append(candidate)
+        waiting = {candidate: len(given) for candidate, given in parents.items()}
+        settled = [candidate for candidate, count in waiting.items() if count == 0]
+        for candidate in settled:  # grows while it is read: each candidate follows once all its parents have
+            for child in children[candidate]:
+                waiting[child] -= 1
+                if waiting[child] == 0:
+                    settled.append(child)
+        if len(settled) < len(parents):
+            looped = next(candidate for candidate, count in waiting.items() if count > 0)
+            raise ArchiveError(f"candidate {looped} descends from itself")
+        return cls(parents, children)
+
+    def _known(self, candidate_id: str) -> str:
+        if candidate_id not in self.parents:
+            raise ArchiveError(f"no candidate {candidate_id!r} in the archive")
+        return candidate_id
+
+    def roots(self) -> list[str]:
+        """Candidates without a parent."""
+        return [candidate for candidate, given in self.parents.items() if not given]
+
+    def parent(self, candidate_id: str) -> str | None:
+        """The parent proper; ``None`` for a root."""
+        given = self.parents[self._known(candidate_id)]
+        return given[0] if given else None
+
+    def children(self, candidate_id: str) -> list[str]:
+        """Candidates that name it among their parents."""
+        return list(self._children[self._known(candidate_id)])
+
+    def ancestors(self, candidate_id: str) -> list[str]:
+        """All candidates it descends from, the nearest first, each once."""
+        return self._reach(candidate_id, self.parents)
+
+    def descendants(self, candidate_id: str) -> list[str]:
+        """All candidates that descend from it, the nearest first, each once."""
+        return self._reach(candidate_id, self._children)
+
+    def depth(self, candidate_id: str) -> int:
+        """Steps to the root along the parents proper."""
+        steps, parent = 0, self.parent(candidate_id)
+        while parent is not None:
+            steps, parent = steps + 1, self.parent(parent)
+        return steps
+
+    def tree(self, candidate_id: str) -> TreeNode:
+        """The candidate and what grew from it; every descendant stands once, under its parent proper."""
+        order, position = [self._known(candidate_id)], 0
+        while position < len(order):  # breadth first, so that deep trees need no recursion
+            order += [child for child in self._children[order[position]] if self.parents[child][0] == order[position]]
+            position += 1
+        built: dict[str, TreeNode] = {}
+        for candidate in reversed(order):
+            own = (child for child in self._children[candidate] if self.parents[child][0] == candidate)
+            built[candidate] = TreeNode(candidate, tuple(built.pop(child) for child in own))
+        return built[candidate_id]
+
+    def _reach(self, candidate_id: str, links: dict[str, tuple[str, ...]] | dict[str, list[str]]) -> list[str]:
+        found: dict[str, None] = {self._known(candidate_id): None}
+        frontier = [candidate_id]
+        while frontier:
+            frontier = [near for candidate in frontier for near in links[candidate] if near not in found]
+            found.update(dict.fromkeys(frontier))
+        return list(found)[1:]

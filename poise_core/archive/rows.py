@@ -1,0 +1,290 @@
+"""Rows of each table from the objects that the stages hand over, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from poise_core.archive.encoding import Row
+from poise_core.archive.errors import ArchiveRowError
+from poise_core.archive.schema import TRAJECTORIES
+from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.failures import CandidateFailure
+
+MutableRow = dict[str, Any]
+_STEP_COLUMNS = tuple(
+    field.name for field in TRAJECTORIES.own_fields if field.name not in ("protocol", "candidate_id", "seed", "metrics")
+)
+
+
+def candidate_row(
+    *,
+    candidate_id: str,
+    name: str,
+    source: str,
+    source_digest: str,
+    written_by: str,
+    generation: int = 0,
+    parent_ids: Sequence[str] = (),
+    arm: str = "evolution",
+    mechanisms: Mapping[str, Any] | None = None,
+    composition: Mapping[str, Any] | None = None,
+    hypothesis: str | None = None,
+    change: str | None = None,
+    proposal_id: str | None = None,
+) -> MutableRow:
+    """The row of an implemented candidate; ``mechanisms`` is slot -> choice."""
+    return {
+        "candidate_id": candidate_id,
+        "name": name,
+        "generation": generation,
+        "parent_ids": list(parent_ids),
+        "arm": arm,
+        "source": source,
+        "source_digest": source_digest,
+        "mechanisms": _json(mechanisms or {}),
+        "composition": None if composition is None else _json(composition),
+        "hypothesis": hypothesis,
+        "change": change,
+        "proposal_id": proposal_id,
+        "written_by": written_by,
+    }
+
+
+def proposal_id(arm: str, generation: int, slot: int, index: int) -> str:
+    """Name of the proposal at this place."""
+    return f"{arm}-g{generation}-s{slot}-p{index}"
+
+
+def proposal_row(
+    proposal: Mapping[str, Any],
+    *,
+    generation: int,
+    slot: int,
+    index: int,
+    written_by: str,
+    taken: bool,
+    arm: str = "evolution",
+    rank: int | None = None,
+    score: float | None = None,
+    terms: Mapping[str, float] | None = None,
+    feasible: bool | None = None,
+    reasons: Sequence[str] = (),
+) -> MutableRow:
+    """The row of one idea.
+
+    Args:
+        proposal: ``Proposal.model_dump(mode="json")``; needs name, parent_ids, hypothesis and mechanism_change.
+        generation: of the child it would become.
+        slot: place in the generation.
+        index: order in which the proposer gave it.
+        written_by: ``catalogue``, ``llm`` or ``human``.
+        taken: whether it was implemented.
+        arm: which search asked for it.
+        rank: the screener's rank, 0 is best.
+        score: the screener's score.
+        terms: what the score is made of.
+        feasible: whether the screener lets it through.
+        reasons: the screener's sentences.
+    """
+    return {
+        "proposal_id": proposal_id(arm, generation, slot, index),
+        "arm": arm,
+        "generation": generation,
+        "slot": slot,
+        "index": index,
+        "name": proposal["name"],
+        "parent_ids": list(proposal["parent_ids"]),
+        "hypothesis": proposal["hypothesis"],
+        "change": proposal["mechanism_change"],
+        "content": _json(proposal),
+        "rank": rank,
+        "score": score,
+        "terms": None if terms is None else dict(terms),
+        "feasible": feasible,
+        "taken": taken,
+        "reasons": list(reasons),
+        "written_by": written_by,
+    }
+
+
+def verification_row(
+    *, candidate_id: str, admitted: bool, report: str, fingerprint: str | None = None, seconds: float | None = None
+) -> MutableRow:
+    """The row of an admission; ``report`` is the gate's report as JSON."""
+    return {
+        "candidate_id": candidate_id,
+        "admitted": admitted,
+        "fingerprint": fingerprint,
+        "report": report,
+        "seconds": seconds,
+        "written_by": "poise",
+    }
+
+
+def evaluation_rows(candidate_id: str, protocol: str, evaluation: SeedEvaluation) -> list[MutableRow]:
+    """One row per benchmark; ``protocol`` is the digest."""
+    return [
+        {
+            "protocol": protocol,
+            "candidate_id": candidate_id,
+            "split": evaluation.split,
+            "seed": evaluation.seed,
+            "benchmark": result.name,
+            "metric": result.metric,
+            "score": result.score,
+            "correct": list(result.correct),
+            "samples": result.samples,
+            "format_valid": result.format_valid,
+            "completion_length": result.completion_length,
+            "overall": evaluation.overall,
+            "seconds": evaluation.seconds,
+            "written_by": "poise",
+        }
+        for result in evaluation.benchmarks
+    ]
+
+
+def seed_evaluations(rows: Iterable[Row]) -> dict[str, list[SeedEvaluation]]:
+    """Undo :func:`evaluation_rows`: evaluations by candidate, seeds in order, benchmarks by name.
+
+    The rows must be of one split and one protocol.
+    """
+    grouped: dict[str, dict[int, list[Row]]] = {}
+    for row in rows:
+        grouped.setdefault(row["candidate_id"], {}).setdefault(row["seed"], []).append(row)
+    return {
+        candidate: [_seed_evaluation(seed, members) for seed, members in sorted(seeds.items())]
+        for candidate, seeds in grouped.items()
+    }
+
+
+def _seed_evaluation(seed: int, rows: Sequence[Row]) -> SeedEvaluation:
+    benchmarks = tuple(
+        BenchmarkResult(
+            name=row["benchmark"],
+            metric=row["metric"],
+            score=row["score"],
+            correct=tuple(row["correct"]),
+            samples=row["samples"],
+            format_valid=row["format_valid"],
+            completion_length=row["completion_length"],
+        )
+        for row in rows
+    )
+    seconds = rows[0]["seconds"]
+    return SeedEvaluation(
+        seed, rows[0]["split"], rows[0]["overall"], benchmarks, math.nan if seconds is None else seconds
+    )
+
+
+def trajectory_rows(
+    candidate_id: str, protocol: str, seed: int, steps: Iterable[Mapping[str, Any]]
+) -> list[MutableRow]:
+    """One row per step of ``trajectory.jsonl``; what is no standard column goes into ``metrics``.
+
+    Raises:
+        ArchiveRowError: a step has no ``step``.
+    """
+    rows = []
+    for values in steps:
+        if "step" not in values:
+            raise ArchiveRowError(f"trajectories: a row of {candidate_id}, seed {seed}, has no step")
+        own = {name: value for name, value in values.items() if name in _STEP_COLUMNS}
+        own["step"] = int(values["step"])
+        if own.get("tokens") is not None:
+            own["tokens"] = int(own["tokens"])
+        other = {
+            name: float(value)
+            for name, value in values.items()
+            if name not in _STEP_COLUMNS and name != "seed" and value is not None
+        }
+        keys = {"protocol": protocol, "candidate_id": candidate_id, "seed": seed, "written_by": "poise"}
+        rows.append({**own, **keys, "metrics": other})
+    return rows
+
+
+def trajectory_step(row: Row) -> dict[str, Any]:
+    """Undo :func:`trajectory_rows` for one row: the step's metrics by name."""
+    standard = {name: row[name] for name in _STEP_COLUMNS if row[name] is not None}
+    return {**standard, **row["metrics"]}
+
+
+def reflection_row(
+    *,
+    candidate_id: str,
+    protocol: str,
+    summary: str,
+    markdown: str,
+    content: Mapping[str, Any],
+    written_by: str,
+    parent_id: str | None = None,
+) -> MutableRow:
+    """The row of a reflection; ``content`` is ``Reflection.model_dump(mode="json")``."""
+    return {
+        "protocol": protocol,
+        "candidate_id": candidate_id,
+        "parent_id": parent_id,
+        "summary": summary,
+        "markdown": markdown,
+        "content": _json(content),
+        "written_by": written_by,
+    }
+
+
+def selection_row(
+    *,
+    protocol: str,
+    generation: int,
+    candidate_id: str,
+    terms: Mapping[str, float],
+    total: float | None,
+    slots: Sequence[int] = (),
+    reason: str | None = None,
+    arm: str = "evolution",
+) -> MutableRow:
+    """How one node was judged in one generation; it was selected where it fills a slot."""
+    return {
+        "protocol": protocol,
+        "arm": arm,
+        "generation": generation,
+        "candidate_id": candidate_id,
+        "total": total,
+        "terms": dict(terms),
+        "selected": bool(slots),
+        "slots": list(slots),
+        "reason": reason,
+        "written_by": "poise",
+    }
+
+
+def failure_row(
+    failure: CandidateFailure,
+    *,
+    candidate_id: str,
+    protocol: str,
+    attempt: int = 0,
+    name: str | None = None,
+    generation: int | None = None,
+    parent_id: str | None = None,
+) -> MutableRow:
+    """The row of a candidate's failure."""
+    return {
+        "protocol": protocol,
+        "candidate_id": candidate_id,
+        "stage": failure.stage,
+        "attempt": attempt,
+        "kind": str(failure.kind),
+        "message": failure.message,
+        "detail": failure.detail,
+        "name": name,
+        "generation": generation,
+        "parent_id": parent_id,
+        "written_by": "poise",
+    }
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

@@ -1,0 +1,269 @@
+"""The archive's tables: columns, types, keys, and what each column means.
+
+``python -m poise_core.archive.schema`` prints the listing that stands in ``docs/archive.md``; a test compares the two.
+
+A *part* is one Parquet file and holds the rows of one append. Its name follows from the table's ``part_keys``;
+within it the ``row_keys`` tell rows apart. So a part is found without reading anything, and a row can exist only once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+
+SCHEMA_VERSION: Final = 1
+WRITERS: Final = ("catalogue", "llm", "rules", "human", "poise")
+SPLITS: Final = ("search", "report")
+
+_TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
+_TEXTS, _TERMS = pa.list_(pa.string()), pa.map_(pa.string(), pa.float64())
+_TIME = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column."""
+
+    name: str
+    type: pa.DataType
+    doc: str
+    nullable: bool = False
+    counts: bool = True  # False: may differ when the same row is written again; the first value stays
+    finite: bool = False  # True: NaN and infinities are refused
+    allowed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: a folder of parts."""
+
+    name: str
+    doc: str
+    part_keys: tuple[str, ...]
+    row_keys: tuple[str, ...]  # beside part_keys; empty where a part has one row
+    own_fields: tuple[Field, ...]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The columns that make ``row_key``."""
+        return self.part_keys + self.row_keys
+
+    @property
+    def fields(self) -> tuple[Field, ...]:
+        """All columns, those that every table has included."""
+        return (*_HEAD, *self.own_fields, *_TAIL)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The Arrow schema, with the documentation of every column and the schema version in its metadata."""
+        fields = [pa.field(f.name, f.type, f.nullable, metadata={"doc": f.doc}) for f in self.fields]
+        metadata = {"poise.schema_version": str(SCHEMA_VERSION), "poise.table": self.name}
+        return pa.schema(fields, metadata=metadata)
+
+
+_HEAD = (Field("row_key", _TEXT, "the key columns, percent-encoded and joined by `/`; unique in the table"),)
+_TAIL = (
+    Field("written_by", _TEXT, "who wrote the content; `poise` is a measurement", allowed=WRITERS),
+    Field("created_at", _TIME, "when the row was made, UTC", counts=False),
+    Field("content_digest", _TEXT, "16 hex digits of SHA-256 over the columns that count", counts=False),
+)
+_CANDIDATE = Field("candidate_id", _TEXT, "`<name-slug>-<10 hex digits of the source's digest>`")
+_PROTOCOL = Field("protocol", _TEXT, "digest of the protocol; rows with different digests are never ranked together")
+_SECONDS = Field("seconds", _FLOAT, "wall-clock seconds that it took", nullable=True, counts=False)
+
+CANDIDATES = Table(
+    "candidates",
+    "One row per implemented algorithm, admitted or not.",
+    ("candidate_id",),
+    (),
+    (
+        _CANDIDATE,
+        Field("name", _TEXT, "short name, for example VM-AV"),
+        Field("generation", _INT, "0 for the baseline"),
+        Field("parent_ids", _TEXTS, "candidate ids, the parent proper first; empty for a root"),
+        Field("arm", _TEXT, "which search made it; `evolution` unless a control arm"),
+        Field("source", _TEXT, "the candidate file"),
+        Field("source_digest", _TEXT, "SHA-256 of the normalized source, 64 hex digits"),
+        Field("mechanisms", _TEXT, "JSON object, slot -> choice (or the file's own table of mechanisms)"),
+        Field("composition", _TEXT, "JSON of the catalogue's composition, where there is one", nullable=True),
+        Field("hypothesis", _TEXT, "what should get better, and why", nullable=True),
+        Field("change", _TEXT, "what differs from the parent", nullable=True),
+        Field("proposal_id", _TEXT, "the row of `proposals` that it implements", nullable=True),
+    ),
+)
+PROPOSALS = Table(
+    "proposals",
+    "One row per idea, taken or not; a part holds one proposer's answer for one place in a generation.",
+    ("arm", "generation", "slot"),
+    ("index",),
+    (
+        Field("proposal_id", _TEXT, "`<arm>-g<generation>-s<slot>-p<index>`"),
+        Field("arm", _TEXT, "which search asked for it"),
+        Field("generation", _INT, "of the child it would become"),
+        Field("slot", _INT, "place in the generation, from 0"),
+        Field("index", _INT, "order in which the proposer gave it, from 0"),
+        Field("name", _TEXT, "proposed name"),
+        Field("parent_ids", _TEXTS, "candidate ids, the parent proper first"),
+        Field("hypothesis", _TEXT, "what should get better, and why"),
+        Field("change", _TEXT, "what differs from the parent"),
+        Field("content", _TEXT, "the whole proposal as JSON"),
+        Field("rank", _INT, "the screener's rank, 0 is best", nullable=True),
+        Field("score", _FLOAT, "the screener's score", nullable=True),
+        Field("terms", _TERMS, "what the score is made of", nullable=True),
+        Field("feasible", _BOOL, "whether the screener lets it through", nullable=True),
+        Field("taken", _BOOL, "whether it was implemented"),
+        Field("reasons", _TEXTS, "the screener's sentences"),
+    ),
+)
+VERIFICATIONS = Table(
+    "verifications",
+    "One row per candidate that went through the admission gate.",
+    ("candidate_id",),
+    (),
+    (
+        _CANDIDATE,
+        Field("admitted", _BOOL, "whether it may be trained"),
+        Field("fingerprint", _TEXT, "what it does on fixed batches; equal means same behaviour", nullable=True),
+        Field("report", _TEXT, "the gate's report as JSON, every check with its sentence", counts=False),
+        _SECONDS,
+    ),
+)
+EVALUATIONS = Table(
+    "evaluations",
+    "One row per benchmark of a trained policy; a part holds one seed on one split.",
+    ("protocol", "candidate_id", "split", "seed"),
+    ("benchmark",),
+    (
+        _PROTOCOL,
+        _CANDIDATE,
+        Field("split", _TEXT, "`search` drives selection; `report` is sealed until replication", allowed=SPLITS),
+        Field("seed", _INT, "training seed"),
+        Field("benchmark", _TEXT, "name in the protocol"),
+        Field("metric", _TEXT, "`pass@<k>` or `acc@1`"),
+        Field("score", _FLOAT, "percent", finite=True),
+        Field("correct", pa.list_(pa.int32()), "correct completions of each problem"),
+        Field("samples", _INT, "completions per problem"),
+        Field("format_valid", _FLOAT, "share of completions whose answer parses"),
+        Field("completion_length", _FLOAT, "mean tokens per completion"),
+        Field("overall", _FLOAT, "weighted mean over the benchmarks of this part, percent", finite=True),
+        _SECONDS,
+    ),
+)
+TRAJECTORIES = Table(
+    "trajectories",
+    "One row per training step; a part holds one seed of one candidate.",
+    ("protocol", "candidate_id", "seed"),
+    ("step",),
+    (
+        _PROTOCOL,
+        _CANDIDATE,
+        Field("seed", _INT, "training seed"),
+        Field("step", _INT, "training step, from 0"),
+        Field("reward_mean", _FLOAT, "mean correctness of the rollout", nullable=True),
+        Field("format_valid", _FLOAT, "share of completions whose answer parses", nullable=True),
+        Field("completion_length", _FLOAT, "mean tokens per completion", nullable=True),
+        Field("truncated", _FLOAT, "share of completions that hit the length limit", nullable=True),
+        Field("entropy", _FLOAT, "mean token entropy, nats", nullable=True),
+        Field("kl", _FLOAT, "KL to the initial policy per token, nats", nullable=True),
+        Field("clip_fraction", _FLOAT, "share of tokens whose ratio was clipped", nullable=True),
+        Field("grad_norm", _FLOAT, "gradient norm before clipping", nullable=True),
+        Field("loss", _FLOAT, "the minimized loss", nullable=True),
+        Field("all_fail_fraction", _FLOAT, "share of groups without a correct completion", nullable=True),
+        Field("all_pass_fraction", _FLOAT, "share of groups with only correct completions", nullable=True),
+        Field("learning_rate", _FLOAT, "of this step", nullable=True),
+        Field("tokens", _INT, "completion tokens sampled in this step", nullable=True),
+        Field("seconds_rollout", _FLOAT, "wall-clock seconds", nullable=True, counts=False),
+        Field("seconds_update", _FLOAT, "wall-clock seconds", nullable=True, counts=False),
+        Field("metrics", _TERMS, "every other metric by name, such as `candidate/...` and `controller/...`"),
+    ),
+)
+REFLECTIONS = Table(
+    "reflections",
+    "One row per reflected candidate: what it taught.",
+    ("protocol", "candidate_id"),
+    (),
+    (
+        _PROTOCOL,
+        _CANDIDATE,
+        Field("parent_id", _TEXT, "the parent it was contrasted with", nullable=True),
+        Field("summary", _TEXT, "one paragraph"),
+        Field("markdown", _TEXT, "the whole reflection as Markdown"),
+        Field("content", _TEXT, "the whole reflection as JSON"),
+    ),
+)
+SELECTIONS = Table(
+    "selections",
+    "One row per node and generation: how it was judged as a parent; a part holds one generation.",
+    ("protocol", "arm", "generation"),
+    ("candidate_id",),
+    (
+        _PROTOCOL,
+        Field("arm", _TEXT, "which search selected"),
+        Field("generation", _INT, "of the children to be made"),
+        _CANDIDATE,
+        Field("total", _FLOAT, "the acquisition value; null where the node could not be a parent", nullable=True),
+        Field("terms", _TERMS, "what the value is made of"),
+        Field("selected", _BOOL, "whether it became a parent"),
+        Field("slots", pa.list_(pa.int32()), "the places of the generation that it fills"),
+        Field("reason", _TEXT, "why it was selected", nullable=True),
+    ),
+)
+FAILURES = Table(
+    "failures",
+    "One row per failure of a candidate; never a score. Faults of the machine are retried and leave no row.",
+    ("protocol", "candidate_id", "stage", "attempt"),
+    (),
+    (
+        _PROTOCOL,
+        Field("candidate_id", _TEXT, "the candidate, or the proposal where no code came to exist"),
+        Field("stage", _TEXT, "implement, verify, train, evaluate"),
+        Field("attempt", _INT, "from 0"),
+        Field("kind", _TEXT, "a value of `poise_core.failures.FailureKind`"),
+        Field("message", _TEXT, "one sentence", counts=False),
+        Field("detail", _TEXT, "traceback or report", counts=False),
+        Field("name", _TEXT, "name of the candidate or the proposal", nullable=True),
+        Field("generation", _INT, "of the candidate", nullable=True),
+        Field("parent_id", _TEXT, "the parent proper", nullable=True),
+    ),
+)
+
+TABLES: Final[dict[str, Table]] = {
+    table.name: table
+    for table in (
+        CANDIDATES,
+        PROPOSALS,
+        VERIFICATIONS,
+        EVALUATIONS,
+        TRAJECTORIES,
+        REFLECTIONS,
+        SELECTIONS,
+        FAILURES,
+    )
+}
+
+
+def listing() -> str:
+    """The tables as Markdown, for ``docs/archive.md``."""
+    lines = []
+    for table in TABLES.values():
+        lines += [f"### {table.name}", "", table.doc, ""]
+        rows = f", row within it: `{', '.join(table.row_keys)}`" if table.row_keys else ""
+        lines += [f"Part: `{', '.join(table.part_keys)}`{rows}.", ""]
+        lines += ["| column | type | meaning |", "|---|---|---|"]
+        for field in table.fields:
+            notes = [field.doc]
+            if field.allowed:
+                notes.append("one of " + ", ".join(f"`{value}`" for value in field.allowed))
+            if field.nullable:
+                notes.append("may be null")
+            if not field.counts:
+                notes.append("not compared")
+            lines.append(f"| `{field.name}` | {field.type} | {'; '.join(notes)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(listing())
