@@ -107,7 +107,9 @@ def load_candidate_source(source: str, name: str) -> Candidate:
         if required not in members:
             raise CandidateError(f"{required} is missing; every candidate defines it at module level")
     if members["LOSS_AGGREGATION"] not in LOSS_AGGREGATIONS:
-        raise CandidateError(f"LOSS_AGGREGATION is {members['LOSS_AGGREGATION']!r}; use one of {', '.join(LOSS_AGGREGATIONS)}")
+        raise CandidateError(
+            f"LOSS_AGGREGATION is {members['LOSS_AGGREGATION']!r}; use one of {', '.join(LOSS_AGGREGATIONS)}"
+        )
     try:
         hyperparameters = members["Hyperparameters"]()
     except Exception as error:

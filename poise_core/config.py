@@ -28,7 +28,9 @@ class SearchSpec(FrozenModel):
     generations: PositiveInt = 2
     parents: PositiveInt = Field(3, description="parents per generation; each gets one implemented child")
     proposals: PositiveInt = Field(4, description="proposals per parent, of which the screener takes the best")
-    seeds_per_candidate: PositiveInt = Field(3, description="how many of the protocol's seeds each candidate trains with")
+    seeds_per_candidate: PositiveInt = Field(
+        3, description="how many of the protocol's seeds each candidate trains with"
+    )
     baseline: str = Field("grpo", description="the algorithm that the tree starts from")
     exploration: float = Field(0.5, ge=0, description="weight of exploration in parent selection")
     seed: int = Field(0, description="seed of selection and of the catalogue proposer")
@@ -45,6 +47,7 @@ class ResourceSpec(FrozenModel):
     train_timeout_seconds: PositiveFloat = 600.0
     evaluate_timeout_seconds: PositiveFloat = 600.0
     verify_timeout_seconds: PositiveFloat = 60.0
+    checkpoint_steps: int = Field(25, ge=0, description="training steps between checkpoints; 0 for none")
     infrastructure_retries: int = Field(2, ge=0)
 
 

@@ -47,7 +47,9 @@ class Advantages:
     """What ``compute_advantages`` returns."""
 
     values: Tensor  # (B, T) what the loss multiplies
-    train_mask: Tensor | None = None  # (B, T) bool, the subset of completion_mask that trains and counts in denominators
+    train_mask: Tensor | None = (
+        None  # (B, T) bool, the subset of completion_mask that trains and counts in denominators
+    )
     carry: Mapping[str, Tensor] = field(default_factory=dict)  # named (B,) or (B, T) signals for the loss
 
 
@@ -68,7 +70,12 @@ class LossInputs:
 
 @dataclass(frozen=True, slots=True)
 class Dynamics:
-    """Scalars that a controller or a schedule may react to. Running values are those of the steps before this one."""
+    """Scalars that a controller or a schedule may react to.
+
+    Running values are exponential averages over steps (weight 0.9 on the past). Those of the rollout (``entropy``,
+    ``kl``, ``reward_mean``, ``completion_length``, ``all_fail_fraction``) include this step's rollout, those of the
+    update (``clip_fraction``, ``grad_norm``) end with the step before and are 0 at the first.
+    """
 
     step: int  # optimizer-side training step, from 0
     progress: float  # step / total steps, in [0, 1)

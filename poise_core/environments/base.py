@@ -1,0 +1,58 @@
+"""What an environment is: prompts with a verifier, and three disjoint splits of its problems."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+Split = Literal["train", "search", "report"]
+"""``train`` feeds training, ``search`` drives selection, ``report`` is read only by the replication of a champion."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One prompt and what is needed to judge a completion of it."""
+
+    prompt: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The verifier's word on one completion."""
+
+    correctness: float  # in [0, 1]; 0 where the format is not valid
+    format_valid: bool  # the answer parses
+
+
+class Environment(Protocol):
+    """Prompts and verifiable correctness."""
+
+    name: str
+
+    def problems(self, split: Split, kinds: Sequence[str], count: int, seed: str) -> list[Problem]:
+        """``count`` distinct problems of one split, kinds in equal shares; the same arguments give the same problems.
+
+        Raises:
+            ValueError: unknown kind, or the split holds fewer problems.
+        """
+        ...
+
+    def pool_size(self, kind: str) -> int:
+        """How many distinct training problems of a kind can be asked for."""
+        ...
+
+    def verify(self, problem: Problem, completion: str) -> Outcome:
+        """Judge one completion, given as text without the end-of-sequence token."""
+        ...
+
+
+def split_of(prompt: str, shares: tuple[float, float] = (0.7, 0.15)) -> Split:
+    """The split that a prompt belongs to, from a hash of its text, so that no problem is ever in two splits."""
+    position = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest()) / 2**64
+    if position < shares[0]:
+        return "train"
+    return "search" if position < shares[0] + shares[1] else "report"

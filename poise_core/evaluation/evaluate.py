@@ -1,0 +1,96 @@
+"""Evaluation of trained policies, in a process that never loads candidate code.
+
+Benchmark problems are drawn by the environment from the protocol: kinds, number and the benchmark's name fix them, and
+sampling noise is fixed by the benchmark and its split, so that all policies of a protocol answer the same problems with the same
+random numbers. Problems of the ``search`` and ``report`` splits are disjoint from each other and from training.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from pathlib import Path
+
+import torch
+
+from poise_core.environments import Environment, Problem, Split, get_environment
+from poise_core.evaluation.protocol import BenchmarkSpec, Protocol
+from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.evaluation.statistics import benchmark_score, overall
+from poise_core.training.policy import PromptCodec, load_model
+from poise_core.training.rollout import sample_completions, uniforms
+
+ROWS_PER_BATCH = 1024
+
+
+def benchmark_problems(environment: Environment, spec: BenchmarkSpec, split: Split) -> list[Problem]:
+    """The problems of one benchmark and split, always the same."""
+    return environment.problems(split, spec.kinds, spec.problems, f"benchmark/{spec.name}")
+
+
+def evaluate_policy(folder: Path, protocol: Protocol, split: Split, seed: int) -> SeedEvaluation:
+    """Score one policy on every benchmark of the protocol.
+
+    Args:
+        folder: the policy.
+        protocol: benchmarks, weights, length limit and temperature.
+        split: ``search`` or ``report``.
+        seed: the training seed that the result is filed under; it does not change the sampling.
+    """
+    started = time.perf_counter()
+    model = load_model(folder)
+    if torch.cuda.is_available():
+        model = model.to("cuda")
+    codec = PromptCodec.load(folder)
+    environment = get_environment(protocol.environment.name)
+    results = tuple(_benchmark(model, codec, environment, protocol, spec, split) for spec in protocol.benchmarks)
+    return SeedEvaluation(
+        seed=seed,
+        split=split,
+        overall=overall(results, protocol),
+        benchmarks=results,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _benchmark(
+    model: object, codec: PromptCodec, environment: Environment, protocol: Protocol, spec: BenchmarkSpec, split: Split
+) -> BenchmarkResult:
+    problems = benchmark_problems(environment, spec, split)
+    length = protocol.training.max_completion_length
+    total = len(problems) * spec.samples
+    noise = uniforms(total, length, zlib.crc32(f"{spec.name}/{split}".encode())) if spec.metric == "pass" else None
+    correct, valid, tokens = [], 0, 0
+    per_batch = max(1, ROWS_PER_BATCH // spec.samples)
+    for first in range(0, len(problems), per_batch):
+        part = problems[first : first + per_batch]
+        ids, mask = codec.encode([problem.prompt for problem in part])
+        device = next(model.parameters()).device  # type: ignore[attr-defined]
+        rows = slice(first * spec.samples, (first + len(part)) * spec.samples)
+        sampled = sample_completions(
+            model,  # type: ignore[arg-type]
+            ids.to(device),
+            mask.to(device),
+            torch.full((len(part),), spec.samples, device=device),
+            max_length=length,
+            eos_id=codec.eos_id,
+            pad_id=codec.pad_id,
+            noise=None if noise is None else noise[rows],
+        )
+        texts = codec.decode(sampled.ids, sampled.mask)
+        whole = (~sampled.truncated).tolist()
+        for i, problem in enumerate(part):
+            own = range(i * spec.samples, (i + 1) * spec.samples)
+            verdicts = [environment.verify(problem, texts[j]) for j in own if whole[j]]
+            correct.append(round(sum(verdict.correctness for verdict in verdicts)))
+            valid += sum(verdict.format_valid for verdict in verdicts)
+        tokens += int(sampled.mask.sum())
+    return BenchmarkResult(
+        name=spec.name,
+        metric=spec.metric_name,
+        score=benchmark_score(correct, spec.samples, spec.k),
+        correct=tuple(correct),
+        samples=spec.samples,
+        format_valid=valid / total,
+        completion_length=tokens / total,
+    )

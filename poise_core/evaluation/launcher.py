@@ -1,0 +1,76 @@
+"""Evaluation as a child process, resumable: a seed whose result file exists is read, not redone."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from poise_core.config import ResourceSpec
+from poise_core.environments import Split
+from poise_core.evaluation.protocol import Protocol
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.failures import InfrastructureError
+from poise_core.processes import TimeLimitReached, log_tail, quiet_environment, run_confined
+from poise_core.training.policy import resolve_policy
+from poise_core.verification.sandbox import Limits
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """Trained policies of one candidate, to be scored on one split."""
+
+    folder: Path  # gets seed-<s>-<split>.json
+    protocol: Protocol
+    resources: ResourceSpec
+    split: Split
+    policies: tuple[tuple[int, Path], ...]  # (seed, policy folder)
+
+
+def evaluate_policies(job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None) -> list[SeedEvaluation]:
+    """Score every policy of the job, in its order.
+
+    Raises:
+        InfrastructureError: the process failed or took longer than ``resources.evaluate_timeout_seconds`` per policy.
+        Cancelled: ``should_stop`` said so.
+    """
+    folder = job.folder.resolve()
+    results = [folder / f"seed-{seed}-{job.split}.json" for seed, _ in job.policies]
+    if not all(result.exists() for result in results):
+        _run(job, folder, results, should_stop)
+    return [SeedEvaluation.from_json(result.read_text()) for result in results]
+
+
+def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Callable[[], bool] | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    job_file, log = folder / f"job-{job.split}.json", folder / "evaluate.log"
+    policies = [
+        (seed, str(resolve_policy(policy).resolve()), str(result))
+        for (seed, policy), result in zip(job.policies, results, strict=True)
+    ]
+    job_file.write_text(
+        json.dumps(
+            {
+                "protocol": job.protocol.model_dump(mode="json"),
+                "threads": job.resources.threads_per_process,
+                "split": job.split,
+                "policies": policies,
+            }
+        )
+    )
+    try:
+        status = run_confined(
+            [sys.executable, "-m", "poise_core.evaluation.worker", str(job_file)],
+            log=log,
+            writable=[folder],
+            readable=[Path(policy) for _, policy, _ in policies],
+            limits=Limits(wall_seconds=job.resources.evaluate_timeout_seconds * len(policies)),
+            env=quiet_environment(job.resources.threads_per_process),
+            should_stop=should_stop,
+        )
+    except TimeLimitReached as error:
+        raise InfrastructureError(f"evaluation: {error}; see {log}") from error
+    if status != 0:
+        raise InfrastructureError(f"evaluation ended with status {status}; see {log}\n{log_tail(log)}")

@@ -1,0 +1,32 @@
+"""The evaluation process: scores trained policies and leaves one file per seed.
+
+Started by :mod:`poise_core.evaluation.launcher`; it never imports or reads candidate code, and loads safetensors only.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+from poise_core.evaluation.evaluate import evaluate_policy
+from poise_core.evaluation.protocol import Protocol
+from poise_core.files import write_atomically
+
+
+def main(job_file: str) -> int:
+    """Evaluate every policy of a job that has no result yet."""
+    document = json.loads(Path(job_file).read_text())
+    torch.set_num_threads(int(document["threads"]))
+    protocol = Protocol.model_validate(document["protocol"])
+    for seed, folder, result in document["policies"]:
+        if not Path(result).exists():
+            evaluation = evaluate_policy(Path(folder), protocol, document["split"], seed)
+            write_atomically(Path(result), evaluation.to_json())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,124 @@
+"""Building the tiny base policies: a Qwen2 of well under a million parameters, trained on demonstrations.
+
+``poise build-policy NAME`` rebuilds a shipped policy from its recipe; the same recipe on the same machine gives the same
+weights. Supervised training stops early on purpose: a base policy has to be right sometimes and malformed sometimes, so
+that reinforcement learning has something to do.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from poise_core.environments.arithmetic import ALPHABET, ArithmeticEnvironment
+from poise_core.environments.base import Problem
+from poise_core.environments.demonstrations import demonstrate
+from poise_core.training.policy import PromptCodec, load_tokenizer, save_policy
+from poise_core.training.rollout import hash_key
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a base policy is built."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    intermediate_size: int
+    mixture: dict[str, float]  # kind of problem -> share of the demonstrations
+    behaviours: dict[str, float]  # behaviour -> share
+    slip: float  # share of demonstrations whose answer is wrong in one digit
+    steps: int
+    batch_size: int
+    learning_rate: float
+    seed: int
+    max_completion_length: int
+
+
+def build_tokenizer(folder: Path) -> PromptCodec:
+    """Write a character-level tokenizer over the arithmetic alphabet to ``folder`` and load it as the codec."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *ALPHABET])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")  # type: ignore[assignment]
+    tokenizer.decoder = decoders.Fuse()  # type: ignore[assignment]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    folder.mkdir(parents=True, exist_ok=True)
+    fast.save_pretrained(folder)
+    loaded = load_tokenizer(folder)
+    return PromptCodec(tokenizer=loaded, eos_id=vocabulary["<eos>"], pad_id=vocabulary["<pad>"])
+
+
+def _draw(shares: dict[str, float], rng: random.Random) -> str:
+    return rng.choices(list(shares), weights=list(shares.values()))[0]
+
+
+def _batch(
+    pools: dict[str, list[Problem]], recipe: Recipe, codec: PromptCodec, rng: random.Random
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded ids (N, L) and labels with -100 outside the completion."""
+    rows, starts = [], []
+    for _ in range(recipe.batch_size):
+        problem = rng.choice(pools[_draw(recipe.mixture, rng)])
+        text = demonstrate(problem, _draw(recipe.behaviours, rng), recipe.slip, rng)
+        prompt = codec.tokenizer(problem.prompt)["input_ids"]
+        completion = [*codec.tokenizer(text)["input_ids"], codec.eos_id][: recipe.max_completion_length]
+        rows.append(prompt + completion)
+        starts.append(len(prompt))
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), codec.pad_id)
+    labels = torch.full((len(rows), width), -100)
+    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        ids[i, : len(row)] = torch.tensor(row)
+        labels[i, start : len(row)] = torch.tensor(row[start:])
+    return ids, labels
+
+
+def build_policy(recipe: Recipe, folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
+    """Train a base policy by its recipe and write it to ``folder``; ``on_step`` gets (step, loss)."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(hash_key(recipe.seed, 0))
+    codec = build_tokenizer(folder)
+    config = Qwen2Config(
+        vocab_size=len(ALPHABET) + 2,
+        hidden_size=recipe.hidden_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        intermediate_size=recipe.intermediate_size,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        eos_token_id=codec.eos_id,
+        pad_token_id=codec.pad_id,
+        bos_token_id=None,
+    )
+    model = Qwen2ForCausalLM(config)
+    environment = ArithmeticEnvironment()
+    pools: dict[str, list[Problem]] = {}
+    for kind in recipe.mixture:
+        size = environment.pool_size(kind)
+        pools[kind] = environment.problems("train", [kind], size, f"demonstrations/{recipe.seed}")
+    rng = random.Random(hash_key(recipe.seed, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / 50, 0.1 + 0.9 * (1 - step / recipe.steps))
+    )
+    model.train()
+    for step in range(recipe.steps):
+        ids, labels = _batch(pools, recipe, codec, rng)
+        loss = model(input_ids=ids, labels=labels).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if on_step is not None:
+            on_step(step, float(loss))
+    save_policy(model.eval(), codec, folder)

@@ -1,0 +1,52 @@
+"""The global batch: every process's completions gathered, so that whole groups are in one place.
+
+Rows are in group order: row i belongs to prompt i // group_size and was sampled by process i // (B / processes).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as functional
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """All completions of one step, on every process. B rows, P prompt and T completion tokens."""
+
+    prompt_ids: Tensor  # (B, P) int64
+    prompt_mask: Tensor  # (B, P) bool
+    completion_ids: Tensor  # (B, T) int64
+    completion_mask: Tensor  # (B, T) bool
+    old_logprobs: Tensor  # (B, T)
+    ref_logprobs: Tensor  # (B, T)
+    entropies: Tensor  # (B, T)
+    correctness: Tensor  # (B,)
+    format_valid: Tensor  # (B,) bool
+    truncated: Tensor  # (B,) bool
+    group_ids: Tensor  # (B,) int64
+
+    def trimmed(self) -> GlobalBatch:
+        """Without completion columns that no row uses."""
+        longest = max(1, int(self.completion_mask.sum(-1).max()))
+        wide = ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs", "entropies")
+        return replace(self, **{name: getattr(self, name)[:, :longest] for name in wide})
+
+
+def gather_batch(own: GlobalBatch, max_length: int) -> GlobalBatch:
+    """Join the rows of all processes in order of their ranks; ``own`` tensors may be shorter than ``max_length``."""
+    if dist.get_world_size() == 1:
+        return own
+    joined = {}
+    for spec in fields(own):
+        value: Tensor = getattr(own, spec.name)
+        if spec.name in ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs", "entropies"):
+            value = functional.pad(value, (0, max_length - value.shape[1]))
+        sent = value.to(torch.uint8) if value.dtype == torch.bool else value
+        parts = [torch.empty_like(sent) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, sent.contiguous())
+        joined[spec.name] = torch.cat(parts).to(value.dtype)
+    return GlobalBatch(**joined).trimmed()

@@ -1,0 +1,148 @@
+"""The DeepSpeed engine: one code path for one process or many, on CPU (gloo) or CUDA (nccl).
+
+Importing this module is cheap; DeepSpeed itself takes seconds and is imported when an engine is made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from poise_core.config import ResourceSpec
+from poise_core.evaluation.protocol import TrainingSpec
+
+
+def quiet_deepspeed() -> Any:
+    """Import DeepSpeed without its banner of log lines."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import logging
+
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # its shared-memory all-reduce for CPUs is compiled at run time, by a compiler that may be absent; gloo does without
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def start_processes() -> tuple[int, int, torch.device]:
+    """Join the process group that torchrun described; (rank, world size, device of this process)."""
+    deepspeed = quiet_deepspeed()
+    cuda = torch.cuda.is_available()
+    if not dist.is_initialized():
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return dist.get_rank(), dist.get_world_size(), device
+
+
+def deepspeed_config(training: TrainingSpec, resources: ResourceSpec, world_size: int) -> dict[str, Any]:
+    """The configuration of one training; micro-batches of a minibatch are DeepSpeed's accumulation steps."""
+    rows = training.batch_size // training.minibatches // world_size
+    micro_batches = micro_batch_count(rows, resources.micro_batch_size)
+    # ZeRO 2 on gloo needs plain all-reduce: its reduce-scatter path is not implemented by the backend
+    plain = {"overlap_comm": False, "reduce_scatter": False} if resources.zero_stage == 2 else {}
+    return {
+        "train_batch_size": micro_batches * world_size,
+        "train_micro_batch_size_per_gpu": 1,  # counted in micro-batches; the trainer scales the loss itself
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": training.max_grad_norm,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": training.learning_rate,
+                "betas": [0.9, 0.95],
+                "eps": 1e-8,
+                "weight_decay": training.weight_decay,
+                "torch_adam": True,
+            },
+        },
+        "zero_optimization": {"stage": resources.zero_stage, **plain},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def micro_batch_count(rows: int, micro_batch_size: int) -> int:
+    """Micro-batches per minibatch and process."""
+    return -(-rows // micro_batch_size)
+
+
+class Engine:
+    """A model under DeepSpeed with what the trainer needs: backward, step, whole weights, checkpoints."""
+
+    def __init__(self, model: torch.nn.Module, training: TrainingSpec, resources: ResourceSpec) -> None:
+        deepspeed = quiet_deepspeed()
+        self.world_size = dist.get_world_size()
+        self.stage = resources.zero_stage
+        self._training = training
+        self._updates = 0
+        config = deepspeed_config(training, resources, self.world_size)
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model, model_parameters=[p for p in model.parameters() if p.requires_grad], config=config
+        )
+        self._engine.eval()  # dropout off; gradients are unaffected
+
+    @property
+    def model(self) -> Any:
+        """The engine as a callable model; forward passes must go through it under ZeRO 3."""
+        return self._engine
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Accumulate the gradient of this process's share of the global loss; shares add up over processes."""
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)  # DeepSpeed averages over processes
+
+    def step(self) -> float:
+        """Close one micro-batch; at the last one of a minibatch, update. The gradient norm before clipping, else NaN."""
+        boundary = self._engine.is_gradient_accumulation_boundary()
+        if boundary:
+            for group in self._engine.optimizer.param_groups:
+                group["lr"] = self.learning_rate
+            self._updates += 1
+        norm = self._plain_norm() if boundary and self.stage == 0 else float("nan")
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm()) if boundary and self.stage > 0 else norm
+
+    def _plain_norm(self) -> float:
+        """DeepSpeed keeps no norm without ZeRO; the gradients are whole and already summed over processes."""
+        gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    @property
+    def learning_rate(self) -> float:
+        """Rate of the next update: linear warm-up, then constant."""
+        warmup = self._training.warmup_steps * self._training.minibatches * self._training.inner_epochs
+        return self._training.learning_rate * min(1.0, (self._updates + 1) / (warmup + 1))
+
+    @contextmanager
+    def whole_model(self) -> Iterator[Any]:
+        """The bare module with all weights present on every process (gathered under ZeRO 3), for sampling and saving."""
+        module = self._engine.module
+        if self.stage < 3:
+            yield module
+            return
+        with quiet_deepspeed().zero.GatheredParameters(list(module.parameters()), modifier_rank=None):
+            yield module
+
+    def save_checkpoint(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
+        """Write weights and optimizer of every process with the trainer's ``state``."""
+        self._engine.save_checkpoint(str(folder), tag=tag, client_state={"trainer": state, "updates": self._updates})
+
+    def load_checkpoint(self, folder: Path, tag: str) -> dict[str, Any]:
+        """Restore a checkpoint and return the trainer's state."""
+        _, state = self._engine.load_checkpoint(str(folder), tag=tag)
+        self._updates = int(state["updates"])
+        trainer_state: dict[str, Any] = state["trainer"]
+        return trainer_state
+
+    def close(self) -> None:
+        """Drop the engine's hooks and buffers, so that another can be made in this process."""
+        self._engine.destroy()

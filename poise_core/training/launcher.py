@@ -1,0 +1,158 @@
+"""Training as a child process: torchrun, confined, watched, resumable.
+
+Finished seeds are read back, not redone; an unfinished seed goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from poise_core.config import ResourceSpec
+from poise_core.evaluation.protocol import Protocol
+from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
+from poise_core.processes import TimeLimitReached, log_tail, quiet_environment, run_confined
+from poise_core.training.policy import resolve_policy
+from poise_core.verification.sandbox import Limits
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One candidate, trained with some of the protocol's seeds."""
+
+    candidate_path: Path  # the .py file
+    candidate_name: str
+    folder: Path  # gets seed-<s>/ for every seed
+    protocol: Protocol
+    resources: ResourceSpec
+    seeds: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SeedTraining:
+    """A finished training of one seed."""
+
+    seed: int
+    policy_folder: Path
+    trajectory_path: Path  # one JSON object per step
+    seconds: float
+    tokens: int  # completion tokens sampled
+
+    def trajectory(self) -> list[dict[str, float]]:
+        """The rows of the trajectory, one per step."""
+        return [json.loads(line) for line in self.trajectory_path.read_text().splitlines()]
+
+
+def train_candidate(
+    job: TrainingJob,
+    *,
+    on_step: Callable[[int, dict[str, float]], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> list[SeedTraining]:
+    """Train every seed of the job that is not finished yet; all of them, in the job's order.
+
+    Args:
+        job: what to train.
+        on_step: called with (seed, trajectory row) as the rows appear.
+        should_stop: polled; when it says True the training is ended and can be resumed later.
+
+    Raises:
+        CandidateFailure: the candidate raised, diverged, or took longer than ``resources.train_timeout_seconds``.
+        InfrastructureError: the process died for another reason.
+        Cancelled: ``should_stop`` said so.
+    """
+    open_seeds = [seed for seed in job.seeds if not _result_path(job, seed).exists()]
+    if open_seeds:
+        _run(job, open_seeds, on_step, should_stop)
+    return [_read(job, seed) for seed in job.seeds]
+
+
+def _result_path(job: TrainingJob, seed: int) -> Path:
+    return job.folder / f"seed-{seed}" / "result.json"
+
+
+def _read(job: TrainingJob, seed: int) -> SeedTraining:
+    path = _result_path(job, seed)
+    document = json.loads(path.read_text())
+    return SeedTraining(
+        seed=seed,
+        policy_folder=path.parent / "policy",
+        trajectory_path=path.parent / "trajectory.jsonl",
+        seconds=float(document["seconds"]),
+        tokens=int(document["tokens"]),
+    )
+
+
+def _run(
+    job: TrainingJob,
+    seeds: list[int],
+    on_step: Callable[[int, dict[str, float]], None] | None,
+    should_stop: Callable[[], bool] | None,
+) -> None:
+    folder = job.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    outcome, log, job_file = folder / "outcome.json", folder / "train.log", folder / "job.json"
+    outcome.unlink(missing_ok=True)
+    candidate_path = job.candidate_path.resolve()
+    policy = resolve_policy(job.protocol.policy).resolve()
+    # no benchmarks: the process that runs candidate code is not told what it will be examined on
+    job_file.write_text(
+        json.dumps(
+            {
+                "policy": str(policy),
+                "environment": job.protocol.environment.model_dump(mode="json"),
+                "training": job.protocol.training.model_dump(mode="json"),
+                "resources": job.resources.model_dump(mode="json"),
+                "folder": str(folder),
+                "seeds": seeds,
+                "candidate_path": str(candidate_path),
+                "candidate_name": job.candidate_name,
+            }
+        )
+    )
+    processes = str(job.resources.processes_per_training)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    follower = _Follower(folder, seeds, on_step)
+    try:
+        status = run_confined(
+            [*torchrun, "-m", "poise_core.training.worker", str(job_file)],
+            log=log,
+            writable=[folder],
+            readable=[candidate_path, policy],
+            limits=Limits(wall_seconds=job.resources.train_timeout_seconds * len(seeds)),
+            env=quiet_environment(job.resources.threads_per_process),
+            on_poll=follower.poll,
+            should_stop=should_stop,
+        )
+    except TimeLimitReached as error:
+        raise CandidateFailure(FailureKind.TIMED_OUT, "train", str(error), log_tail(log)) from error
+    follower.poll()
+    if outcome.exists():
+        document = json.loads(outcome.read_text())
+        raise CandidateFailure(FailureKind(document["kind"]), "train", document["message"], document["detail"])
+    if status != 0:
+        raise InfrastructureError(f"training ended with status {status}; see {log}\n{log_tail(log)}")
+
+
+class _Follower:
+    """Reads the trajectories of the running seeds as they grow."""
+
+    def __init__(self, folder: Path, seeds: list[int], on_step: Callable[[int, dict[str, float]], None] | None) -> None:
+        self._on_step = on_step
+        self._read = {seed: (folder / f"seed-{seed}" / "trajectory.jsonl", 0) for seed in seeds}
+
+    def poll(self) -> None:
+        if self._on_step is None:
+            return
+        for seed, (path, position) in self._read.items():
+            if not path.exists():
+                continue
+            with path.open() as stream:
+                stream.seek(position)
+                while (line := stream.readline()).endswith("\n"):
+                    position = stream.tell()
+                    self._on_step(seed, json.loads(line))
+            self._read[seed] = (path, position)

@@ -1,0 +1,37 @@
+"""The training set: problems of the protocol's mixture as a ``datasets.Dataset``, shuffled by the training seed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from poise_core.environments import Problem, get_environment
+from poise_core.evaluation.protocol import EnvironmentSpec
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def training_set(spec: EnvironmentSpec, seed: int) -> Dataset:
+    """Rows of prompt, answer and kind, kinds drawn with the shares of ``spec.mixture``; prompts may repeat.
+
+    The same arguments give the same rows in the same order.
+    """
+    from datasets import Dataset, interleave_datasets
+
+    environment = get_environment(spec.name)
+    total = sum(spec.mixture.values())
+    kinds = sorted(spec.mixture)
+    shares = [spec.mixture[kind] / total for kind in kinds]
+    parts = []
+    for kind in kinds:
+        size = min(environment.pool_size(kind), spec.train_problems)
+        rows = environment.problems("train", [kind], size, "training")
+        columns = {"prompt": [p.prompt for p in rows], "answer": [p.answer for p in rows], "kind": [kind] * len(rows)}
+        parts.append(Dataset.from_dict(columns).shuffle(seed=seed))
+    mixed = interleave_datasets(parts, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
+    return mixed.select(range(min(spec.train_problems, len(mixed))))
+
+
+def training_problems(spec: EnvironmentSpec, seed: int) -> list[Problem]:
+    """The training set as problems, in the order in which the trainer asks them."""
+    return [Problem(**row) for row in training_set(spec, seed).to_list()]

@@ -1,0 +1,340 @@
+"""The trainer: rollouts, advantages, minibatch updates. It knows nothing of any algorithm.
+
+One step: the next prompts; every process samples its share of the completions; the global batch is gathered; the
+candidate turns it into advantages; for every minibatch of every inner epoch the candidate's token losses are masked,
+reduced with global denominators and back-propagated. All randomness derives from (seed, step), so that a resumed
+training goes on exactly, and the number of processes does not matter.
+
+What a candidate does not read is not computed for it: log-probabilities of the initial policy, and entropies with gradient. The
+KL of the trajectory is then measured on every ``KL_MONITOR_STRIDE``-th completion.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from poise_core.candidate import Candidate
+from poise_core.config import ResourceSpec
+from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
+from poise_core.environments import Environment, Problem
+from poise_core.evaluation.protocol import TrainingSpec
+from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.reductions import aggregate_loss, group_max, group_min, masked_mean
+from poise_core.training.batches import GlobalBatch, gather_batch
+from poise_core.training.engine import Engine, micro_batch_count
+from poise_core.training.policy import PromptCodec
+from poise_core.training.rollout import hash_key, sample_completions, score_completions, uniforms
+
+KL_MONITOR_STRIDE = 8
+RUNNING_WEIGHT = 0.9
+_NOISE, _ORDER = 1, 2  # purposes in the keys of random streams
+
+
+@dataclass
+class TrainerState:
+    """What a checkpoint holds beside weights and optimizer."""
+
+    step: int = 0
+    running: dict[str, float] = field(default_factory=dict)
+    controller: dict[str, float] = field(default_factory=dict)
+
+
+class Trainer:
+    """Trains one policy with one candidate and one seed."""
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        engine: Engine,
+        reference: Any,
+        codec: PromptCodec,
+        environment: Environment,
+        problems: list[Problem],
+        training: TrainingSpec,
+        resources: ResourceSpec,
+        seed: int,
+        *,
+        rank: int,
+        device: torch.device,
+    ) -> None:
+        self.candidate, self.engine, self.reference, self.codec = candidate, engine, reference, codec
+        self.environment, self.problems, self.training, self.resources = environment, problems, training, resources
+        self.seed, self.rank, self.device = seed, rank, device
+        self.state = TrainerState()
+
+    def steps(self) -> Iterator[dict[str, float]]:
+        """Run the remaining steps, yielding one trajectory row after each.
+
+        Raises:
+            CandidateFailure: the candidate raised, or left the finite numbers.
+        """
+        while self.state.step < self.training.steps:
+            yield self._step()
+
+    def _step(self) -> dict[str, float]:
+        started = time.perf_counter()
+        batch = self._rollout()
+        row = self._rollout_metrics(batch)
+        self._follow(row, ("entropy", "kl", "reward_mean", "completion_length", "all_fail_fraction"))
+        row["seconds_rollout"] = time.perf_counter() - started
+        started = time.perf_counter()
+        dynamics = self._dynamics()
+        advantages = self._advantages(batch, dynamics)
+        row["learning_rate"] = self.engine.learning_rate
+        row.update(self._update(batch, advantages, dynamics))
+        row["seconds_update"] = time.perf_counter() - started
+        self._follow(row, ("clip_fraction", "grad_norm"))
+        self.state.controller = self._call("update_controller", self.state.controller, self._dynamics())
+        row.update({f"controller/{key}": float(value) for key, value in self.state.controller.items()})
+        row["step"] = float(self.state.step)
+        self.state.step += 1
+        return row
+
+    # rollout
+
+    def _step_problems(self) -> list[Problem]:
+        count, total = self.training.prompts_per_step, len(self.problems)
+        first = self.state.step * count
+        return [self.problems[i % total] for i in range(first, first + count)]
+
+    def _rollout(self) -> GlobalBatch:
+        spec, step = self.training, self.state.step
+        problems = self._step_problems()
+        own = spec.batch_size // self.engine.world_size
+        rows = range(self.rank * own, (self.rank + 1) * own)
+        groups = torch.tensor([row // spec.group_size for row in rows])
+        ids, mask = self.codec.encode([problem.prompt for problem in problems])  # whole batch: one width everywhere
+        present, counts = torch.unique(groups, return_counts=True)
+        noise = uniforms(spec.batch_size, spec.max_completion_length, self.seed, step, _NOISE)[rows.start : rows.stop]
+        with self.engine.whole_model() as model:
+            sampled = sample_completions(
+                model,
+                ids[present].to(self.device),
+                mask[present].to(self.device),
+                counts.to(self.device),
+                max_length=spec.max_completion_length,
+                eos_id=self.codec.eos_id,
+                pad_id=self.codec.pad_id,
+                noise=noise,
+                temperature=spec.temperature,
+            )
+        texts = self.codec.decode(sampled.ids, sampled.mask)
+        verdicts = [self.environment.verify(problems[int(g)], text) for g, text in zip(groups, texts, strict=True)]
+        correctness = torch.tensor([v.correctness for v in verdicts], device=self.device)
+        valid = torch.tensor([v.format_valid for v in verdicts], device=self.device) & ~sampled.truncated
+        groups = groups.to(self.device)
+        prompt_ids, prompt_mask = ids.to(self.device)[groups], mask.to(self.device)[groups]
+        batch = GlobalBatch(
+            prompt_ids=prompt_ids,
+            prompt_mask=prompt_mask,
+            completion_ids=sampled.ids,
+            completion_mask=sampled.mask,
+            old_logprobs=sampled.logprobs,
+            ref_logprobs=torch.zeros_like(sampled.logprobs),
+            entropies=sampled.entropies,
+            correctness=torch.where(valid, correctness, torch.zeros_like(correctness)),
+            format_valid=valid,
+            truncated=sampled.truncated,
+            group_ids=groups,
+        )
+        batch = self._with_reference(batch)
+        return gather_batch(batch, spec.max_completion_length)
+
+    @torch.no_grad()
+    def _with_reference(self, batch: GlobalBatch) -> GlobalBatch:
+        rows = torch.arange(len(batch.group_ids), device=self.device)
+        if not self.candidate.reads_reference:
+            rows = rows[::KL_MONITOR_STRIDE]
+        for chunk in rows.split(self.resources.micro_batch_size):
+            scored, _ = score_completions(
+                self.reference,
+                batch.prompt_ids[chunk],
+                batch.prompt_mask[chunk],
+                batch.completion_ids[chunk],
+                batch.completion_mask[chunk],
+                temperature=self.training.temperature,
+                entropies=False,
+            )
+            batch.ref_logprobs[chunk] = torch.where(batch.completion_mask[chunk], scored, torch.zeros_like(scored))
+        return batch
+
+    def _rollout_metrics(self, batch: GlobalBatch) -> dict[str, float]:
+        mask, correctness, groups = batch.completion_mask, batch.correctness, batch.group_ids
+        stride = 1 if self.candidate.reads_reference else KL_MONITOR_STRIDE
+        own = len(groups) // self.engine.world_size
+        measured = torch.arange(len(groups), device=self.device) % own % stride == 0
+        log_ratio = (batch.ref_logprobs - batch.old_logprobs).clamp(-20, 20)
+        k3 = log_ratio.exp() - log_ratio - 1
+        lengths = mask.sum(-1).float()
+        return {
+            "reward_mean": float(correctness.mean()),
+            "format_valid": float(batch.format_valid.float().mean()),
+            "truncated": float(batch.truncated.float().mean()),
+            "completion_length": float(lengths.mean()),
+            "entropy": float(masked_mean(batch.entropies, mask)),
+            "kl": float(masked_mean(k3, mask & measured.unsqueeze(-1))),
+            "all_fail_fraction": float((group_max(correctness, groups) <= 0).float().mean()),
+            "all_pass_fraction": float((group_min(correctness, groups) >= 1).float().mean()),
+            "tokens": float(lengths.sum()),
+        }
+
+    # candidate
+
+    def _call(self, function: str, *arguments: Any) -> Any:
+        """Call the candidate; whatever it raises is its failure."""
+        try:
+            return getattr(self.candidate, function)(*arguments)
+        except Exception as error:
+            raise CandidateFailure(
+                FailureKind.CRASHED,
+                "train",
+                f"{function} raised {type(error).__name__} at step {self.state.step}: {error}",
+            ) from error
+
+    def _diverged(self, what: str) -> CandidateFailure:
+        return CandidateFailure(FailureKind.DIVERGED, "train", f"{what} is not finite at step {self.state.step}")
+
+    def _advantages(self, batch: GlobalBatch, dynamics: Dynamics) -> Advantages:
+        rollout = RolloutBatch(
+            correctness=batch.correctness,
+            format_valid=batch.format_valid,
+            truncated=batch.truncated,
+            group_ids=batch.group_ids,
+            completion_mask=batch.completion_mask,
+            old_logprobs=batch.old_logprobs,
+            ref_logprobs=batch.ref_logprobs,
+            entropies=batch.entropies,
+        )
+        with torch.no_grad():
+            advantages: Advantages = self._call("compute_advantages", rollout, dynamics)
+        mask = batch.completion_mask
+        if not bool(torch.isfinite(torch.where(mask, advantages.values, torch.zeros_like(advantages.values))).all()):
+            raise self._diverged("an advantage")
+        return advantages
+
+    # update
+
+    def _update(self, batch: GlobalBatch, advantages: Advantages, dynamics: Dynamics) -> dict[str, float]:
+        spec = self.training
+        train_mask = (
+            batch.completion_mask if advantages.train_mask is None else advantages.train_mask & batch.completion_mask
+        )
+        sums: dict[str, float] = {}
+        norms: list[float] = []
+        for epoch in range(spec.inner_epochs):
+            generator = torch.Generator().manual_seed(hash_key(self.seed, self.state.step, _ORDER, epoch))
+            order = torch.randperm(spec.batch_size, generator=generator).to(self.device)
+            for rows in order.chunk(spec.minibatches):
+                norms.append(self._minibatch(batch, advantages, train_mask, rows, dynamics, sums))
+        updates = len(norms)
+        result = {key: value / updates for key, value in self._over_processes(sums).items()}
+        result.setdefault("clip_fraction", 0.0)
+        result["grad_norm"] = sum(norms) / updates
+        return result
+
+    def _minibatch(
+        self,
+        batch: GlobalBatch,
+        advantages: Advantages,
+        train_mask: Tensor,
+        rows: Tensor,
+        dynamics: Dynamics,
+        sums: dict[str, float],
+    ) -> float:
+        mask = train_mask[rows]
+        tokens = float(mask.sum())
+        denominators = {"token_count": tokens, "sequence_count": float(mask.any(-1).sum())}
+        own = rows.chunk(self.engine.world_size)[self.rank]
+        own = own[batch.completion_mask[own].sum(-1).argsort(stable=True)]  # like lengths together: less padding
+        norm = math.nan
+        for chunk in own.tensor_split(micro_batch_count(len(own), self.resources.micro_batch_size)):
+            inputs = self._loss_inputs(batch, advantages, train_mask, chunk)
+            outputs: LossOutputs = self._call("compute_loss", inputs, dynamics)
+            loss = aggregate_loss(
+                outputs.token_loss,
+                inputs.mask,
+                self.candidate.loss_aggregation,
+                max_length=self.training.max_completion_length,
+                **denominators,
+            )
+            if not bool(torch.isfinite(loss)):
+                raise self._diverged("the loss")
+            self.engine.backward(loss)
+            norm = self.engine.step()
+            self._add(sums, "loss", float(loss.detach()))
+            for key, value in outputs.metrics.items():
+                name = key if key == "clip_fraction" else f"candidate/{key}"
+                share = torch.where(inputs.mask, value, torch.zeros_like(value)).sum() / max(tokens, 1.0)
+                self._add(sums, name, float(share))
+        if not math.isfinite(norm):
+            raise self._diverged("the gradient")
+        return norm
+
+    def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
+        """Every process holds its rows' share of each mean; they add up."""
+        if self.engine.world_size == 1:
+            return sums
+        keys = sorted(sums)
+        values = torch.tensor([sums[key] for key in keys], device=self.device, dtype=torch.float32)
+        dist.all_reduce(values)
+        return dict(zip(keys, values.tolist(), strict=True))
+
+    @staticmethod
+    def _add(sums: dict[str, float], key: str, value: float) -> None:
+        sums[key] = sums.get(key, 0.0) + value
+
+    def _loss_inputs(self, batch: GlobalBatch, advantages: Advantages, train_mask: Tensor, rows: Tensor) -> LossInputs:
+        width = max(1, int(batch.completion_mask[rows].sum(-1).max()))
+        first = int(batch.prompt_mask[rows].any(0).int().argmax())  # left padding that no row of the chunk needs
+        mask = batch.completion_mask[rows, :width]
+        logprobs, entropies = score_completions(
+            self.engine.model,
+            batch.prompt_ids[rows, first:],
+            batch.prompt_mask[rows, first:],
+            batch.completion_ids[rows, :width],
+            mask,
+            temperature=self.training.temperature,
+            entropies=self.candidate.reads_entropies,
+        )
+        zero = torch.zeros_like(logprobs)
+        return LossInputs(
+            logprobs=torch.where(mask, logprobs, zero),
+            entropies=torch.where(mask, entropies, zero),
+            old_logprobs=batch.old_logprobs[rows, :width],
+            ref_logprobs=batch.ref_logprobs[rows, :width],
+            advantages=torch.where(mask, advantages.values[rows, :width], zero),
+            mask=train_mask[rows, :width],
+            carry={k: v[rows] if v.dim() == 1 else v[rows, :width] for k, v in advantages.carry.items()},
+            correctness=batch.correctness[rows],
+            format_valid=batch.format_valid[rows],
+        )
+
+    # dynamics
+
+    def _follow(self, row: dict[str, float], keys: tuple[str, ...]) -> None:
+        for key in keys:
+            past = self.state.running.get(key, row[key])
+            self.state.running[key] = RUNNING_WEIGHT * past + (1 - RUNNING_WEIGHT) * row[key]
+
+    def _dynamics(self) -> Dynamics:
+        running = self.state.running
+        return Dynamics(
+            step=self.state.step,
+            progress=self.state.step / self.training.steps,
+            entropy=running["entropy"],
+            kl=running["kl"],
+            reward_mean=running["reward_mean"],
+            completion_length=running["completion_length"],
+            clip_fraction=running.get("clip_fraction", 0.0),
+            all_fail_fraction=running["all_fail_fraction"],
+            grad_norm=running.get("grad_norm", 0.0),
+            controller=dict(self.state.controller),
+        )

@@ -1,0 +1,143 @@
+"""One process of a training: trains a candidate with each seed of a job, one after the other.
+
+Started by torchrun through :mod:`poise_core.training.launcher`, so that the start-up cost is paid once per candidate.
+Every seed leaves ``seed-<s>/`` with the trajectory, checkpoints while it runs, and at its end the policy and ``result.json``,
+written last: a folder with a result is finished. How the process ended is left in ``outcome.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+import traceback
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from poise_core.candidate import Candidate, CandidateError, load_candidate
+from poise_core.config import ResourceSpec
+from poise_core.environments import get_environment
+from poise_core.evaluation.protocol import EnvironmentSpec, TrainingSpec
+from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.files import write_atomically
+from poise_core.training.engine import Engine, start_processes
+from poise_core.training.policy import PromptCodec, load_model, save_policy
+from poise_core.training.prompts import training_problems
+from poise_core.training.rollout import hash_key
+from poise_core.training.trainer import Trainer, TrainerState
+
+_CHECKPOINT = "latest"
+
+
+class _Job:
+    """The parsed job file and this process's place in the group."""
+
+    def __init__(self, document: dict[str, Any]) -> None:
+        self.policy_folder = Path(document["policy"])
+        self.environment = EnvironmentSpec.model_validate(document["environment"])
+        self.training = TrainingSpec.model_validate(document["training"])
+        self.resources = ResourceSpec.model_validate(document["resources"])
+        self.folder = Path(document["folder"])
+        self.seeds: list[int] = document["seeds"]
+        self.rank, self.world_size, self.device = start_processes()
+
+
+def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
+    folder = job.folder / f"seed-{seed}"
+    if (folder / "result.json").exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(hash_key(seed, 0))
+    codec = PromptCodec.load(job.policy_folder)
+    reference = load_model(job.policy_folder).to(job.device).requires_grad_(False)
+    engine = Engine(load_model(job.policy_folder).to(job.device), job.training, job.resources)
+    trainer = Trainer(
+        candidate,
+        engine,
+        reference,
+        codec,
+        get_environment(job.environment.name),
+        training_problems(job.environment, seed),
+        job.training,
+        job.resources,
+        seed,
+        rank=job.rank,
+        device=job.device,
+    )
+    rows = _resume(folder, engine, trainer)
+    started = time.perf_counter() - sum(row["seconds"] for row in rows)
+    trajectory = folder / "trajectory.jsonl"
+    if job.rank == 0:
+        trajectory.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with trajectory.open("a", buffering=1) as stream:
+        for row in trainer.steps():
+            row["seconds"] = row["seconds_rollout"] + row["seconds_update"]
+            rows.append(row)
+            if job.rank == 0:
+                stream.write(json.dumps(row) + "\n")
+            every = job.resources.checkpoint_steps
+            if every and trainer.state.step % every == 0 and trainer.state.step < job.training.steps:
+                engine.save_checkpoint(folder / "checkpoints", f"step-{trainer.state.step}", asdict(trainer.state))
+                _drop_old_checkpoints(folder / "checkpoints", trainer.state.step, job.rank)
+    _finish(job, folder, engine, codec, rows, time.perf_counter() - started)
+
+
+def _resume(folder: Path, engine: Engine, trainer: Trainer) -> list[dict[str, float]]:
+    """Go on from the newest checkpoint, if there is one; the trajectory rows up to it."""
+    pointer = folder / "checkpoints" / _CHECKPOINT
+    if not pointer.exists():
+        return []
+    state = engine.load_checkpoint(folder / "checkpoints", pointer.read_text().strip())
+    trainer.state = TrainerState(**state)
+    lines = (folder / "trajectory.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[: trainer.state.step]]
+
+
+def _drop_old_checkpoints(folder: Path, step: int, rank: int) -> None:
+    if rank == 0:
+        for old in folder.glob("step-*"):
+            if old.name != f"step-{step}":
+                shutil.rmtree(old)
+
+
+def _finish(
+    job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: list[dict[str, float]], seconds: float
+) -> None:
+    with engine.whole_model() as model:
+        if job.rank == 0:
+            save_policy(model, codec, folder / "policy")
+    engine.close()
+    if job.rank == 0:
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        tokens = int(sum(row["tokens"] for row in rows))
+        write_atomically(
+            folder / "result.json", json.dumps({"seed": int(folder.name[5:]), "seconds": seconds, "tokens": tokens})
+        )
+
+
+def main(job_file: str) -> int:
+    """Train every seed of a job; 0 when all are finished, 1 after a failure described in ``outcome.json``."""
+    document = json.loads(Path(job_file).read_text())
+    torch.set_num_threads(int(document["resources"]["threads_per_process"]))
+    outcome = Path(document["folder"]) / "outcome.json"
+    try:
+        try:
+            candidate = load_candidate(Path(document["candidate_path"]), document["candidate_name"])
+        except CandidateError as error:
+            raise CandidateFailure(FailureKind.CRASHED, "train", str(error)) from error
+        job = _Job(document)
+        for seed in job.seeds:
+            _train_seed(job, candidate, seed)
+    except CandidateFailure as failure:
+        detail = "".join(traceback.format_exception(failure.__cause__)) if failure.__cause__ else failure.detail
+        write_atomically(outcome, json.dumps({"kind": failure.kind, "message": failure.message, "detail": detail}))
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))
