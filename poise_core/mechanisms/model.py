@@ -1,0 +1,105 @@
+"""The parts of the catalogue: a slot is a design decision, a choice is one answer to it, with its code.
+
+A choice carries the lines that it contributes to a candidate file, by stage. The stages of ``compute_advantages`` are
+:data:`ADVANTAGE_STAGES`, in that order; every stage reads and rewrites the local ``reward`` or ``advantage``, shape
+(B,), or, from ``tokens`` on, ``values``, shape (B, T). Those of ``compute_loss`` are :data:`LOSS_STAGES`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+ADVANTAGE_STAGES = (
+    "reward", "reward_shaping", "baseline", "scale", "bound", "routing", "length", "format", "failure",
+    "tokens", "train_mask",
+)  # fmt: skip
+LOSS_STAGES = ("ratio", "surrogate", "regularizers")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number of a choice; it becomes a field of the candidate's ``Hyperparameters``.
+
+    ``grid`` holds the values that random search and mutation use; a composition may hold any value in [low, high].
+    """
+
+    name: str
+    default: float
+    grid: tuple[float, ...]
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.default not in self.grid or not all(self.low <= value <= self.high for value in self.grid):
+            raise ValueError(f"{self.name}: the default must be in the grid and the grid in [{self.low}, {self.high}]")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What a choice is expected to move in training or evaluation, and why."""
+
+    metric: str
+    direction: str  # "increase" or "decrease"
+    why: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer to a slot's question."""
+
+    name: str
+    tag: str  # two or three letters, for the names of candidates
+    idea: str  # a clause that completes "This candidate ..."
+    formulas: tuple[str, ...] = ()  # lines of the candidate's docstring
+    source: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    switches: Mapping[str, bool] = field(default_factory=dict)  # boolean hyperparameters that exist to be turned off
+    off: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # entries of MECHANISMS
+    needs: tuple[str, ...] = ()  # shared locals, see LOCALS
+    code: Mapping[str, str] = field(default_factory=dict)  # stage -> lines
+    loss_terms: tuple[str, ...] = ()  # expressions (B, T) with their sign, added to -surrogate
+    metrics: Mapping[str, str] = field(default_factory=dict)  # metric -> expression (B, T)
+    carry: Mapping[str, str] = field(default_factory=dict)  # name -> expression (B,)
+    controller: str = ""  # lines of update_controller
+    controller_state: Mapping[str, str] = field(
+        default_factory=dict
+    )  # key -> expression, what update_controller returns
+    answers: tuple[str, ...] = ()  # diagnoses of poise_core.agents.reflector that it responds to
+    effects: tuple[Effect, ...] = ()
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One design decision; the first choice is the neutral one, which does nothing or the plainest thing."""
+
+    name: str
+    question: str
+    choices: tuple[Choice, ...]
+
+    @property
+    def neutral(self) -> Choice:
+        """The choice that adds no mechanism."""
+        return self.choices[0]
+
+    def choice(self, name: str) -> Choice:
+        """The choice called ``name``.
+
+        Raises:
+            KeyError: there is none; the message lists those that exist.
+        """
+        for candidate in self.choices:
+            if candidate.name == name:
+                return candidate
+        raise KeyError(f"slot {self.name} has no choice {name!r}; choices: {', '.join(c.name for c in self.choices)}")
+
+
+LOCALS: Mapping[str, str] = {
+    "correct": "correct = batch.correctness > 0  # (B,)",
+    "pass_rate": "pass_rate = group_mean(batch.correctness, batch.group_ids)  # (B,)",
+    "all_fail": "all_fail = group_max(batch.correctness, batch.group_ids) <= 0  # (B,)",
+    "valid": "valid = batch.format_valid.float()  # (B,)",
+    "lengths": "lengths = sequence_lengths(batch.completion_mask)  # (B,), tokens",
+}
+"""Locals that several choices share, defined once at the top of ``compute_advantages``, in this order."""
