@@ -41,16 +41,16 @@ class Proposal(FrozenModel):
     name: str = Field(description="short and unique in the run, for example VM-AV")
     hypothesis: str = Field(description="one or two sentences: what should get better, and by which mechanism")
     mechanism_change: str = Field(description="what differs from the parent")
-    equations: tuple[str, ...] = Field((), description="of the changed mechanisms, one per line")
-    addresses: str = Field("", description="the deficiency of the parent that this answers, with its evidence")
+    equations: tuple[str, ...] = Field(default=(), description="of the changed mechanisms, one per line")
+    addresses: str = Field(default="", description="the deficiency of the parent that this answers, with its evidence")
     expectations: tuple[Expectation, ...] = ()
     parent_ids: tuple[str, ...] = Field(min_length=1, description="candidate ids; the first one is the parent proper")
     direction: str = Field(description="one word for the family of mechanisms that changes, for diversity")
     proposer: Literal["catalogue", "llm"]
     composition: dict[str, Any] | None = Field(
-        None, description="Composition.to_json() where the catalogue can express it"
+        default=None, description="Composition.to_json() where the catalogue can express it"
     )
-    source: str | None = Field(None, description="the candidate file where the proposer wrote it itself")
+    source: str | None = Field(default=None, description="the candidate file where the proposer wrote it itself")
 
 
 class Diagnosis(FrozenModel):
@@ -58,7 +58,7 @@ class Diagnosis(FrozenModel):
 
     code: str = Field(description="for example entropy_collapse; see poise_core.agents.reflector.DIAGNOSES")
     text: str = Field(description="one sentence with its numbers")
-    slots: tuple[str, ...] = Field((), description="mechanism slots that could answer it, the likeliest first")
+    slots: tuple[str, ...] = Field(default=(), description="mechanism slots that could answer it, the likeliest first")
 
 
 class Claim(FrozenModel):
@@ -91,7 +91,7 @@ class Reflection(FrozenModel):
     diagnoses: tuple[Diagnosis, ...] = ()
     claims: tuple[Claim, ...] = ()
     expectations: tuple[ExpectationOutcome, ...] = ()
-    benchmarks_up: tuple[str, ...] = Field((), description="benchmarks whose paired interval lies above zero")
+    benchmarks_up: tuple[str, ...] = Field(default=(), description="benchmarks whose paired interval lies above zero")
     benchmarks_down: tuple[str, ...] = ()
     try_next: tuple[str, ...] = ()
     avoid: tuple[str, ...] = ()

@@ -95,10 +95,10 @@ BASELINE = Slot(
             off={"leave_one_out_baseline": {"leave_one_out": False}},
             code={
                 "baseline": """\
-others = (group_count(batch.group_ids) - 1.0).clamp(min=1.0)
-mean_of_others = (group_sum(reward, batch.group_ids) - reward) / others
-baseline = mean_of_others if hp.leave_one_out else group_mean(reward, batch.group_ids)
-advantage = reward - baseline  # (B,)"""
+advantage = reward - group_mean(reward, batch.group_ids)  # (B,)
+if hp.leave_one_out:  # R_i - (sum - R_i) / (n - 1) = (R_i - mean) n / (n - 1)
+    size = group_count(batch.group_ids)
+    advantage = advantage * size / (size - 1.0).clamp(min=1.0)"""
             },
             answers=("gradient_spikes",),
         ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 ADVANTAGE_STAGES = (
     "reward", "reward_shaping", "baseline", "scale", "bound", "routing", "length", "format", "failure",
@@ -41,7 +42,7 @@ class Effect:
     """What a choice is expected to move in training or evaluation, and why."""
 
     metric: str
-    direction: str  # "increase" or "decrease"
+    direction: Literal["increase", "decrease"]
     why: str
 
 

@@ -169,7 +169,11 @@ def _advantages(composition: Composition) -> str:
     carry = {name: expression for choice in chosen for name, expression in choice.carry.items()}
     if carry:
         arguments.append("carry={" + ", ".join(f'"{name}": {value}' for name, value in carry.items()) + "}")
-    lines += [*masking, f"return Advantages({', '.join(arguments)})"]
+    returned = f"return Advantages({', '.join(arguments)})"
+    lines += masking
+    lines += (
+        [returned] if len(returned) <= WIDTH - 2 else ["return Advantages(", *(f"    {a}," for a in arguments), ")"]
+    )
     signature = "def compute_advantages(batch: RolloutBatch, hp: Hyperparameters, dynamics: Dynamics) -> Advantages:"
     return _function(signature, lines)
 
