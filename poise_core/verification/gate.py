@@ -12,19 +12,30 @@ from dataclasses import dataclass, field
 
 from poise_core.candidate import Candidate, CandidateError, load_candidate_source, source_digest
 from poise_core.failures import FailureKind
-from poise_core.verification.harness import ContractViolation
-from poise_core.verification.language import LanguageError, check_language
+from poise_core.verification import behaviour, direction, interface, novelty, purity
+from poise_core.verification.fingerprint import Observation, fingerprint, observe
+from poise_core.verification.harness import ContractViolation, Run
+from poise_core.verification.language import check_language
+from poise_core.verification.probes import Probe
 from poise_core.verification.report import CheckResult, VerificationReport
+from poise_core.verification.vocabulary import LanguageError
+
+
+class DuplicateBehaviour(ContractViolation):
+    """An archived candidate does the same."""
 
 
 @dataclass
 class Subject:
-    """The candidate under examination and what earlier checks learned about it."""
+    """The candidate under examination and what the checks have learned about it."""
 
     source: str
     name: str
     known_fingerprints: Mapping[str, str]
+    before: purity.GlobalState
     loaded: Candidate | None = None
+    runs: list[tuple[Probe, Run]] = field(default_factory=list)
+    observed: tuple[Observation, ...] = ()
     fingerprint: str = ""
     nearest: tuple[tuple[str, float], ...] = ()
     duplicate_of: str | None = None
@@ -35,6 +46,23 @@ class Subject:
         assert self.loaded is not None
         return self.loaded
 
+    def load(self) -> Candidate:
+        """A freshly loaded candidate.
+
+        Raises:
+            ContractViolation: it does not load.
+        """
+        try:
+            return load_candidate_source(self.source, self.name)
+        except CandidateError as error:
+            raise ContractViolation(str(error)) from error
+
+    def observe(self) -> tuple[Observation, ...]:
+        """What the candidate does on the scenario, computed once."""
+        if not self.observed:
+            self.observed = observe(self.candidate)
+        return self.observed
+
 
 @dataclass(frozen=True)
 class Check:
@@ -43,7 +71,7 @@ class Check:
     name: str
     proves: str
     run: Callable[[Subject], None]  # raises ContractViolation or LanguageError with the sentence for the author
-    decisive: bool = field(default=False)  # nothing after it can run where it fails
+    decisive: bool = False  # nothing after it means anything where it fails
 
 
 def _language(subject: Subject) -> None:
@@ -51,37 +79,84 @@ def _language(subject: Subject) -> None:
 
 
 def _interface(subject: Subject) -> None:
-    from poise_core.verification.interface import check_interface
-
-    try:
-        subject.loaded = load_candidate_source(subject.source, subject.name)
-    except CandidateError as error:
-        raise ContractViolation(str(error)) from error
-    check_interface(subject.loaded)
+    subject.loaded = subject.load()
+    interface.check_interface(subject.candidate)
 
 
 def _finite(subject: Subject) -> None:
-    from poise_core.verification.behaviour import check_finite
+    subject.runs = behaviour.check_finite(subject.candidate)
 
-    check_finite(subject.candidate)
+
+def _switches(subject: Subject) -> None:
+    interface.check_switches(subject.candidate, subject.observe())
+
+
+def _pure(subject: Subject) -> None:
+    purity.check_pure(subject.candidate, subject.load, subject.before)
+
+
+def _gradient(subject: Subject) -> None:
+    behaviour.check_gradient(subject.runs)
+
+
+def _padding(subject: Subject) -> None:
+    behaviour.check_padding(subject.candidate)
+
+
+def _order(subject: Subject) -> None:
+    behaviour.check_order(subject.candidate)
+
+
+def _micro_batches(subject: Subject) -> None:
+    behaviour.check_micro_batches(subject.candidate)
+
+
+def _direction(subject: Subject) -> None:
+    direction.check_direction(subject.candidate)
+
+
+def _novelty(subject: Subject) -> None:
+    subject.fingerprint = fingerprint(subject.observe())
+    subject.nearest = novelty.nearest_algorithms(subject.observed)
+    own = {name for name, (digest, _) in novelty.known_behaviours().items() if digest == source_digest(subject.source)}
+    others = tuple(pair for pair in subject.nearest if pair[0] not in own)
+    found, archived = novelty.find_duplicate(subject.fingerprint, others, subject.known_fingerprints)
+    subject.duplicate_of = found
+    if archived:
+        raise DuplicateBehaviour(f"it trains exactly as {found}, which is archived already; change what it computes")
 
 
 CHECKS: tuple[Check, ...] = (
     Check(
         "language",
-        "The file is written in the candidate language: nothing in it can reach beyond its arguments.",
+        "The file is written in the candidate language: nothing in it reaches beyond its arguments, and its work is bounded.",
         _language,
-        True,
+        decisive=True,
     ),
     Check(
         "interface",
-        "Names, signatures and hyperparameters are as the contract says; every mechanism's off-switch has an effect.",
+        "Docstring, names, signatures, hyperparameters, aggregation and mechanisms are as the contract says.",
         _interface,
-        True,
+        decisive=True,
     ),
     Check(
-        "finite", "Shapes and dtypes are right and every number is finite on the edges that training meets.", _finite
+        "finite",
+        "Shapes and dtypes are right and every number is finite on the edges that training meets.",
+        _finite,
+        decisive=True,
     ),
+    Check("switches", "Switching any mechanism off changes what the candidate computes.", _switches),
+    Check("pure", "It is deterministic, changes no input, keeps no state and leaves the process as it was.", _pure),
+    Check(
+        "gradient",
+        "Gradient reaches logprobs and entropies only, is finite, zero outside the mask and present in mixed groups.",
+        _gradient,
+    ),
+    Check("padding", "Garbage outside the masks, NaN and infinities included, changes nothing.", _padding),
+    Check("order", "The order of completions and the labels of groups change nothing.", _order),
+    Check("micro-batches", "Any split into micro-batches gives the same total loss and gradient.", _micro_batches),
+    Check("direction", "Following its gradient raises the reward of two toy problems.", _direction),
+    Check("novelty", "No archived candidate behaves exactly like it.", _novelty),
 )
 
 
@@ -91,6 +166,7 @@ def run_checks(
     *,
     known_fingerprints: Mapping[str, str] | None = None,
     static: bool = True,
+    keep_going: bool = False,
     on_check: Callable[[CheckResult | str], None] | None = None,
 ) -> VerificationReport:
     """Run the gate in this process.
@@ -100,10 +176,12 @@ def run_checks(
         name: how reports call it.
         known_fingerprints: fingerprint -> candidate id of what is archived already.
         static: whether the language check runs; only tests of the process layer leave it out.
+        keep_going: go on after a decisive check has failed, where that is possible at all; for tests.
         on_check: called with a check's name before it runs and with its result after.
     """
     started = time.perf_counter()
-    subject = Subject(source, name, known_fingerprints or {})
+    novelty.known_behaviours()  # before the candidate can touch anything
+    subject = Subject(source, name, known_fingerprints or {}, purity.GlobalState.capture())
     results: list[CheckResult] = []
     failure: FailureKind | None = None
     for check in CHECKS:
@@ -111,22 +189,13 @@ def run_checks(
             continue
         if on_check:
             on_check(check.name)
-        begun, message = time.perf_counter(), ""
-        try:
-            check.run(subject)
-        except (ContractViolation, LanguageError) as error:
-            message, kind = str(error), FailureKind.REJECTED
-        except MemoryError:
-            message, kind = (
-                "the candidate needs more memory than the gate grants; use smaller tensors",
-                FailureKind.OUT_OF_MEMORY,
-            )
-        if message and failure is None:
-            failure = kind
-        results.append(CheckResult(check.name, check.proves, not message, message, time.perf_counter() - begun))
+        begun = time.perf_counter()
+        kind, message = _outcome(check, subject)
+        failure = failure or kind
+        results.append(CheckResult(check.name, check.proves, kind is None, message, time.perf_counter() - begun))
         if on_check:
             on_check(results[-1])
-        if message and check.decisive:
+        if kind is not None and check.decisive and (not keep_going or subject.loaded is None):
             break
     return VerificationReport(
         candidate_name=name,
@@ -139,3 +208,15 @@ def run_checks(
         seconds=time.perf_counter() - started,
         failure=failure,
     )
+
+
+def _outcome(check: Check, subject: Subject) -> tuple[FailureKind | None, str]:
+    try:
+        check.run(subject)
+    except DuplicateBehaviour as error:
+        return FailureKind.DUPLICATE, str(error)
+    except (ContractViolation, LanguageError) as error:
+        return FailureKind.REJECTED, str(error)
+    except MemoryError:
+        return FailureKind.OUT_OF_MEMORY, "the candidate needs more memory than the gate grants; use smaller tensors"
+    return None, ""

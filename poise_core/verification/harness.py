@@ -6,8 +6,10 @@ The trainer computes advantages once on the whole batch without gradients, hands
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ class Run:
 
     advantages: Advantages
     mask: Tensor  # (B, T) bool, the tokens that train
+    inputs: LossInputs
     outputs: LossOutputs
     total: Tensor  # scalar, detached
     grad_logprobs: Tensor  # (B, T) d total / d logprobs
@@ -46,7 +49,7 @@ def run_candidate(candidate: Candidate, probe: Probe) -> Run:
     inputs = loss_inputs(probe, advantages, rows)
     outputs = call_loss(candidate, inputs, probe.dynamics)
     total, grad_logprobs, grad_entropies = reduce_and_differentiate(candidate, inputs, outputs, mask)
-    return Run(advantages, mask, outputs, total, grad_logprobs, grad_entropies)
+    return Run(advantages, mask, inputs, outputs, total, grad_logprobs, grad_entropies)
 
 
 def copy_batch(batch: RolloutBatch) -> RolloutBatch:
@@ -57,7 +60,7 @@ def copy_batch(batch: RolloutBatch) -> RolloutBatch:
 def call_advantages(candidate: Candidate, batch: RolloutBatch, dynamics: Dynamics) -> Advantages:
     """``compute_advantages`` on a copy of the batch, without gradients, its result checked for types and shapes."""
     with torch.no_grad():
-        advantages = _guarded("compute_advantages", lambda: candidate.compute_advantages(copy_batch(batch), dynamics))
+        advantages = guarded("compute_advantages", lambda: candidate.compute_advantages(copy_batch(batch), dynamics))
     if not isinstance(advantages, Advantages):
         raise ContractViolation(f"compute_advantages returns {_describe(advantages)}; return Advantages(values=...)")
     rows, length = batch.completion_mask.shape
@@ -106,7 +109,7 @@ def loss_inputs(probe: Probe, advantages: Advantages, rows: Tensor) -> LossInput
 
 def call_loss(candidate: Candidate, inputs: LossInputs, dynamics: Dynamics) -> LossOutputs:
     """``compute_loss``, its result checked for types and shapes."""
-    outputs = _guarded("compute_loss", lambda: candidate.compute_loss(inputs, dynamics))
+    outputs = guarded("compute_loss", lambda: candidate.compute_loss(inputs, dynamics))
     if not isinstance(outputs, LossOutputs):
         raise ContractViolation(f"compute_loss returns {_describe(outputs)}; return LossOutputs(token_loss=...)")
     shape = tuple(inputs.mask.shape)
@@ -131,6 +134,27 @@ def call_loss(candidate: Candidate, inputs: LossInputs, dynamics: Dynamics) -> L
     return outputs
 
 
+def call_controller(candidate: Candidate, state: Mapping[str, float], dynamics: Dynamics) -> dict[str, float]:
+    """``update_controller`` on a copy of the state, its result checked: names to finite floats."""
+    if candidate.controller_function is None:
+        return {}
+    function, hp = candidate.controller_function, candidate.hyperparameters
+    found = guarded("update_controller", lambda: function(dict(state), dynamics, hp))
+    if not isinstance(found, dict):
+        raise ContractViolation(f"update_controller returns {_describe(found)}; return a dict of floats")
+    for key, value in found.items():
+        if (
+            not isinstance(key, str)
+            or isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not math.isfinite(value)
+        ):
+            raise ContractViolation(
+                f"update_controller returns {{{key!r}: {value!r}}} at step {dynamics.step}; map names to finite floats"
+            )
+    return {key: float(value) for key, value in found.items()}
+
+
 def reduce_and_differentiate(
     candidate: Candidate, inputs: LossInputs, outputs: LossOutputs, whole_mask: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,17 +171,18 @@ def reduce_and_differentiate(
     if not total.requires_grad:
         grads: tuple[Tensor | None, ...] = (None, None)
     else:
-        grads = _guarded("the gradient of token_loss", lambda: torch.autograd.grad(total, leaves, allow_unused=True))
+        grads = guarded("the gradient of token_loss", lambda: torch.autograd.grad(total, leaves, allow_unused=True))
     filled = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
     return total.detach(), filled[0], filled[1]
 
 
-def _guarded(what: str, call):  # type: ignore[no-untyped-def]
+def guarded(what: str, call: Callable[[], Any]) -> Any:
+    """The result of a call into candidate code; what it raises becomes a :class:`ContractViolation` with its line."""
     try:
         return call()
     except (ContractViolation, MemoryError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit, GeneratorExit) as error:
         text = " ".join(str(error).split())
         if "can't allocate memory" in text or "not enough memory" in text:
             raise MemoryError(text) from error

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import math
+from collections.abc import Mapping
 
 from poise_core.candidate import Candidate
+from poise_core.verification.fingerprint import Observation, largest_difference, observe
 from poise_core.verification.harness import ContractViolation
 
 _SIGNATURES = {
@@ -13,14 +17,17 @@ _SIGNATURES = {
     "compute_loss": ("inputs", "hp", "dynamics"),
     "update_controller": ("state", "dynamics", "hp"),
 }
+EFFECT = 1e-6  # relative change of loss, advantages or gradient that counts as an effect of a switch
 
 
 def check_interface(candidate: Candidate) -> None:
-    """Signatures, hyperparameters and the table of mechanisms.
+    """Docstring, signatures, hyperparameters and the table of mechanisms, without running the algorithm.
 
     Raises:
         ContractViolation: with the sentence for the author.
     """
+    if not (ast.get_docstring(ast.parse(candidate.source)) or "").strip():
+        raise ContractViolation("the file has no docstring; begin it with the idea, its source and the equations")
     functions = {
         "compute_advantages": candidate.advantages_function,
         "compute_loss": candidate.loss_function,
@@ -31,6 +38,32 @@ def check_interface(candidate: Candidate) -> None:
             _check_signature(name, function)
     _check_hyperparameters(candidate)
     _check_mechanisms(candidate)
+
+
+def check_switches(candidate: Candidate, observed: tuple[Observation, ...]) -> None:
+    """Switching any mechanism off changes what the candidate does, and leaves its numbers finite.
+
+    Args:
+        candidate: the candidate.
+        observed: what it does with its default hyperparameters.
+
+    Raises:
+        ContractViolation: with the sentence for the author.
+    """
+    for name, overrides in candidate.mechanisms.items():
+        try:
+            without = observe(candidate.with_overrides(**overrides))
+        except ContractViolation as violation:
+            raise ContractViolation(f"with mechanism {name!r} switched off: {violation}") from violation
+        if largest_difference(observed, without) < EFFECT:
+            raise ContractViolation(
+                f"switching mechanism {name!r} off ({_overrides(overrides)}) changes nothing on any probe; remove it from "
+                "MECHANISMS, or make the code depend on those hyperparameters"
+            )
+
+
+def _overrides(overrides: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in overrides.items())
 
 
 def _check_signature(name: str, function: object) -> None:
@@ -55,16 +88,24 @@ def _check_hyperparameters(candidate: Candidate) -> None:
             raise ContractViolation(
                 f"Hyperparameters.{field.name} is a {type(value).__name__}; use a bool, int, float or str"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ContractViolation(f"Hyperparameters.{field.name} is {value}; use a finite number such as 1e6")
 
 
 def _check_mechanisms(candidate: Candidate) -> None:
     mechanisms = candidate.mechanisms
     if not isinstance(mechanisms, dict):
         raise ContractViolation("MECHANISMS is not a dict; map each mechanism to the overrides that switch it off")
-    known = {field.name for field in dataclasses.fields(candidate.hyperparameters)}
+    defaults = {
+        f.name: getattr(candidate.hyperparameters, f.name) for f in dataclasses.fields(candidate.hyperparameters)
+    }
     for name, overrides in mechanisms.items():
         if not isinstance(name, str) or not isinstance(overrides, dict) or not overrides:
             raise ContractViolation(f"MECHANISMS[{name!r}] must be a non-empty dict of hyperparameter overrides")
-        for key in overrides:
-            if key not in known:
+        for key, value in overrides.items():
+            if key not in defaults:
                 raise ContractViolation(f"MECHANISMS[{name!r}] overrides {key!r}, which Hyperparameters does not have")
+            if isinstance(value, str | bool) != isinstance(defaults[key], str | bool):
+                raise ContractViolation(
+                    f"MECHANISMS[{name!r}] sets {key} to {value!r}, but its default is {defaults[key]!r}; use the same type"
+                )

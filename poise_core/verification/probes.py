@@ -113,7 +113,13 @@ def _with_log_ratio(name: str, sign: str, seed: int) -> Probe:
     return replace(changed, name=name, logprobs=old + 30.0 * signs)
 
 
-def _empty_and_full(seed: int) -> Probe:
+def alternating_log_ratios(seed: int) -> Probe:
+    """An ordinary batch far from the policy that sampled it: log-ratios of +30 and -30 in turn."""
+    return _with_log_ratio("log-ratios alternating between +30 and -30", "+-", seed)
+
+
+def empty_and_full(seed: int) -> Probe:
+    """An ordinary batch in which every fifth completion is empty and every fifth has full length."""
     probe = ordinary(seed)
     mask = probe.batch.completion_mask.clone()
     mask[0::5], mask[1::5] = False, True
@@ -129,7 +135,8 @@ def _empty_and_full(seed: int) -> Probe:
     )
 
 
-def _graded(seed: int) -> Probe:
+def graded(seed: int) -> Probe:
+    """Three groups of four whose correctness is anywhere in [0, 1]."""
     probe = make_probe("fractional correctness", (4, 4, 4), 8, seed)
     draw = torch.Generator().manual_seed(seed)
     return probe.with_batch(correctness=torch.rand(12, generator=draw), format_valid=torch.ones(12, dtype=torch.bool))
@@ -163,13 +170,13 @@ def edge_probes() -> list[Probe]:
         replace(ordinary(13, LATE), name="a late step of training"),
         _with_log_ratio("log-ratios of +30", "+", 14),
         _with_log_ratio("log-ratios of -30", "-", 15),
-        _with_log_ratio("log-ratios alternating between +30 and -30", "+-", 16),
+        alternating_log_ratios(16),
         make_probe("groups of one", (1, 1, 1, 1), 6, 17),
         make_probe("one completion", (1,), 6, 18),
         make_probe("one token per completion", (4, 4), 1, 19),
         make_probe("uneven group sizes", (1, 2, 3, 7), 9, 20),
-        _empty_and_full(21),
-        _graded(22),
+        empty_and_full(21),
+        graded(22),
         uniform.with_batch(correctness=torch.zeros(rows), format_valid=half_valid),
         replace(uniform.with_batch(correctness=torch.ones(rows), format_valid=yes), name="all groups passed"),
         replace(

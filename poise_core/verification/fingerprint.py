@@ -1,0 +1,135 @@
+"""What a candidate does, as numbers: observations on a fixed scenario, a fingerprint of them, and distances between them.
+
+The scenario is a short training in five probes, with the controller running along, chosen so that clips, length terms,
+format terms, filters and schedules all act. What trains a policy is the gradient; loss and advantages may differ by a
+constant or a factor between two files that train alike, so distances compare gradients.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from poise_core.candidate import Candidate
+from poise_core.contract import Dynamics
+from poise_core.verification.harness import call_controller, run_candidate
+from poise_core.verification.probes import (
+    LATE,
+    MIDDLE,
+    START,
+    Probe,
+    alternating_log_ratios,
+    graded,
+    make_probe,
+    ordinary,
+)
+
+PROJECTIONS = 32
+QUANTUM = 1e-3
+SAME = 1e-5  # relative distance below which two behaviours are one; rewriting a formula moves float32 results by about 1e-7
+
+_EARLY = Dynamics(8, 0.08, 1.4, 0.004, 0.2, 9.0, 0.05, 0.45, 1.2)
+
+
+@dataclass(frozen=True)
+class Observation:
+    """A candidate on one probe of the scenario, on a scale on which no entry drowns the others."""
+
+    gradient: Tensor  # (2 B T + B T,) d loss / d logprobs, d loss / d entropies per trained token, and the train mask
+    rest: Tensor  # (B T + 1,) advantages of trained tokens, and the loss
+
+
+@lru_cache(maxsize=1)
+def scenario() -> tuple[Probe, ...]:
+    """The fixed probes, in the order in which a controller meets them."""
+    return (
+        replace(ordinary(31, START), name="the first step"),
+        replace(ordinary(32, _EARLY), name="an early step"),
+        make_probe("an off-policy step with uneven groups", (1, 2, 5, 8, 6), 10, 33, drift=0.6, dynamics=MIDDLE),
+        replace(alternating_log_ratios(34), name="far off-policy", dynamics=replace(MIDDLE, step=60, progress=0.6)),
+        replace(graded(35), name="a late step with fractional correctness", dynamics=LATE),
+    )
+
+
+def observe(candidate: Candidate) -> tuple[Observation, ...]:
+    """Run the scenario with the candidate's controller in the loop.
+
+    Raises:
+        ContractViolation: the candidate raises or breaks the contract.
+    """
+    observations = []
+    state: Mapping[str, float] = {}
+    for probe in scenario():
+        run = run_candidate(candidate, replace(probe, dynamics=replace(probe.dynamics, controller=state)))
+        tokens = run.mask.sum().clamp(min=1)
+        inside = run.mask.float()
+        gradient = torch.cat(
+            [_squash(run.grad_logprobs * tokens), _squash(run.grad_entropies * tokens), inside.flatten()]
+        )
+        advantages = torch.where(run.mask, run.advantages.values, torch.zeros_like(run.advantages.values))
+        observations.append(Observation(gradient, torch.cat([_squash(advantages), _squash(run.total.reshape(1))])))
+        state = call_controller(candidate, state, replace(probe.dynamics, controller=state))
+    return tuple(observations)
+
+
+def _squash(values: Tensor) -> Tensor:
+    """asinh: linear near 0, logarithmic far from it."""
+    return torch.nan_to_num(values, nan=1e9, posinf=1e9, neginf=-1e9).flatten().asinh()
+
+
+def distance(first: tuple[Observation, ...], second: tuple[Observation, ...]) -> float:
+    """The largest relative difference of the gradients on any probe: 0 = the same update everywhere, 1 or more = unrelated."""
+    return max(_relative(one.gradient, other.gradient) for one, other in zip(first, second, strict=True))
+
+
+def largest_difference(first: tuple[Observation, ...], second: tuple[Observation, ...]) -> float:
+    """As :func:`distance`, over advantages and loss too."""
+    rest = max(_relative(one.rest, other.rest) for one, other in zip(first, second, strict=True))
+    return max(distance(first, second), rest)
+
+
+def _relative(first: Tensor, second: Tensor) -> float:
+    scale = max(float(first.norm()), float(second.norm()))
+    return float((first - second).norm()) / scale if scale > 0 else 0.0
+
+
+@lru_cache(maxsize=8)
+def _directions(size: int, seed: int) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn((PROJECTIONS, size), generator=draw) / size**0.5
+
+
+def fingerprint(observations: tuple[Observation, ...]) -> str:
+    """``<16 hex digits>.<base64>``: a hash of the quantized behaviour, then a 32-number sketch of the gradients.
+
+    The hash names the behaviour; the sketch lets :func:`same_behaviour` compare stored fingerprints without the code, and
+    is not upset by a number that lies on the edge of a quantum.
+    """
+    gradient = torch.cat([observation.gradient for observation in observations])
+    everything = torch.cat([gradient, *(observation.rest for observation in observations)])
+    quanta = torch.round(_directions(everything.numel(), 1) @ everything / QUANTUM).to(torch.int64)
+    digest = hashlib.sha256(" ".join(str(int(value)) for value in quanta).encode()).hexdigest()[:16]
+    sketch = (_directions(gradient.numel(), 2) @ gradient).to(torch.float32)
+    return f"{digest}.{base64.urlsafe_b64encode(sketch.numpy().astype('<f4').tobytes()).decode()}"
+
+
+def same_behaviour(first: str, second: str) -> bool:
+    """Whether two fingerprints describe one behaviour."""
+    if first.partition(".")[0] == second.partition(".")[0]:
+        return True
+    one, other = _sketch(first), _sketch(second)
+    return one is not None and other is not None and _relative(one, other) < SAME
+
+
+def _sketch(text: str) -> Tensor | None:
+    try:
+        raw = base64.urlsafe_b64decode(text.partition(".")[2].encode())
+    except ValueError:
+        return None
+    return torch.frombuffer(bytearray(raw), dtype=torch.float32) if len(raw) == 4 * PROJECTIONS else None
