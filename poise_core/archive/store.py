@@ -109,6 +109,18 @@ class Archive:
             raise ValueError(f"{table}: give {', '.join(spec.part_keys)}; got {', '.join(part_keys)}")
         return self._store.exists(table, part_name([part_keys[key] for key in spec.part_keys]))
 
+    def parts(self, table: str) -> list[dict[str, str]]:
+        """The part keys, as text, of every part of a table, from the file names alone.
+
+        Raises:
+            ArchiveError: the folder is missing or cannot be listed.
+        """
+        spec = _table(table)
+        values = (part_values(name) for name in self._store.list(table))
+        return [
+            dict(zip(spec.part_keys, keys, strict=True)) for keys in values if keys and len(keys) == len(spec.part_keys)
+        ]
+
     def read(
         self, table: str, columns: Sequence[str] | None = None, *, unsealed: bool = False, **equals: Any
     ) -> pa.Table:

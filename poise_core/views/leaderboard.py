@@ -1,0 +1,255 @@
+"""Candidates by Overall, each with its interval and its paired difference to the baseline; failures below."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from poise_core.archive import Archive
+from poise_core.evaluation.protocol import Protocol
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evaluation.statistics import Interval, distinguishable, overall_interval, paired_delta
+from poise_core.views.text import STYLES, format_interval
+
+Status = Literal["evaluated", "failed", "unfinished"]
+
+
+@dataclass(frozen=True)
+class LeaderboardRow:
+    """One candidate. Numbers are of the ``search`` split under one protocol; what was not measured is ``None``."""
+
+    rank: int | None  # 1 is best; None where there is no Overall
+    candidate_id: str
+    name: str
+    generation: int | None
+    written_by: str
+    arm: str
+    status: Status
+    overall: Interval | None = None  # percent
+    seed_std: float | None = None  # of Overall between seeds, divisor n - 1, percent points
+    delta: Interval | None = None  # Overall minus the baseline's, paired by seed and problem, percent points
+    verdict: str = ""  # "baseline", "better", "worse", "not distinguishable"; empty without a delta
+    benchmarks: dict[str, float] = field(default_factory=dict)  # percent, mean over seeds
+    completion_length: float | None = None  # tokens
+    format_valid: float | None = None  # share, 0 to 1
+    failure: dict[str, Any] | None = None  # stage, kind, message, attempt
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        plain = dict(vars(self))
+        plain["overall"] = self.overall.to_dict() if self.overall else None
+        plain["delta"] = self.delta.to_dict() if self.delta else None
+        return plain
+
+
+def baseline_of(archive: Archive) -> str | None:
+    """The candidate that others are compared with: the first one without a parent."""
+    roots = archive.lineage().roots()
+    return roots[0] if roots else None
+
+
+def leaderboard(
+    archive: Archive, protocol: Protocol, *, baseline_id: str | None = None, level: float = 0.95
+) -> list[LeaderboardRow]:
+    """Evaluated candidates by Overall, best first; then unfinished ones, then failures.
+
+    Args:
+        archive: read only; the sealed split stays closed.
+        protocol: only evaluations under this protocol count.
+        baseline_id: whom to compare with; by default the first candidate without a parent.
+        level: confidence level of the intervals.
+
+    Raises:
+        poise_core.archive.ArchiveError: a file of the archive cannot be read.
+    """
+    evaluations = archive.evaluations(protocol=protocol.digest)
+    failures = last_failures(archive, protocol)
+    base = baseline_id or baseline_of(archive)
+    rows = []
+    for record in archive.rows("candidates"):
+        candidate = record["candidate_id"]
+        common = {name: record[name] for name in ("candidate_id", "name", "generation", "written_by", "arm")}
+        if candidate in evaluations:
+            against = None if candidate == base else evaluations.get(base or "")
+            rows.append(_evaluated(common, evaluations[candidate], against, protocol, level, is_base=candidate == base))
+        elif candidate in failures:
+            rows.append(LeaderboardRow(rank=None, status="failed", failure=failures.pop(candidate), **common))
+        else:
+            rows.append(LeaderboardRow(rank=None, status="unfinished", **common))
+    known = {row.candidate_id for row in rows}
+    for candidate, failure in failures.items():  # ideas that never became code
+        if candidate not in known:
+            rows.append(_without_code(candidate, failure))
+    return _ranked(rows)
+
+
+def last_failures(archive: Archive, protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """The last failure of each candidate that has one."""
+    rows = archive.rows("failures", protocol=protocol.digest)
+    rows.sort(key=lambda row: (row["created_at"], row["attempt"]))
+    return {row["candidate_id"]: row for row in rows}
+
+
+def other_protocols(archive: Archive, protocol: Protocol) -> list[str]:
+    """Digests of further protocols whose numbers lie in the archive; they are never ranked with these."""
+    found = set(archive.read("evaluations", ["protocol"])["protocol"].to_pylist())
+    return sorted(found - {protocol.digest})
+
+
+def _evaluated(
+    common: dict[str, Any],
+    evals: list[SeedEvaluation],
+    base: list[SeedEvaluation] | None,
+    protocol: Protocol,
+    level: float,
+    *,
+    is_base: bool,
+) -> LeaderboardRow:
+    delta = None
+    if base and {e.seed for e in evals} & {e.seed for e in base}:
+        delta = paired_delta(evals, base, protocol, level)
+    overalls = [evaluation.overall for evaluation in evals]
+    return LeaderboardRow(
+        rank=None,
+        status="evaluated",
+        overall=overall_interval(evals, protocol, level),
+        seed_std=statistics.stdev(overalls) if len(overalls) > 1 else None,
+        delta=delta,
+        verdict="baseline" if is_base else distinguishable(delta) if delta else "",
+        benchmarks=benchmark_means(evals),
+        completion_length=statistics.fmean(evaluation.completion_length for evaluation in evals),
+        format_valid=statistics.fmean(evaluation.format_valid for evaluation in evals),
+        **common,
+    )
+
+
+def benchmark_means(evals: Sequence[SeedEvaluation]) -> dict[str, float]:
+    """Score of each benchmark, percent, mean over seeds."""
+    scores: dict[str, list[float]] = {}
+    for evaluation in evals:
+        for result in evaluation.benchmarks:
+            scores.setdefault(result.name, []).append(result.score)
+    return {name: statistics.fmean(values) for name, values in scores.items()}
+
+
+def _without_code(candidate: str, failure: dict[str, Any]) -> LeaderboardRow:
+    return LeaderboardRow(
+        rank=None,
+        candidate_id=candidate,
+        name=failure["name"] or candidate,
+        generation=failure["generation"],
+        written_by=failure["written_by"],
+        arm="",
+        status="failed",
+        failure=failure,
+    )
+
+
+def _ranked(rows: list[LeaderboardRow]) -> list[LeaderboardRow]:
+    """Best Overall first, ties by id; then unfinished, then failed, each in the order of generations."""
+    scored = sorted(
+        (row for row in rows if row.overall is not None),
+        key=lambda row: (-row.overall.estimate if row.overall else 0.0, row.candidate_id),
+    )
+    rest = sorted(
+        (row for row in rows if row.overall is None),
+        key=lambda row: (row.status == "failed", row.generation or 0, row.candidate_id),
+    )
+    ranked = [LeaderboardRow(**{**vars(row), "rank": place}) for place, row in enumerate(scored, 1)]
+    return ranked + [_plain_failure(row) for row in rest]
+
+
+def _plain_failure(row: LeaderboardRow) -> LeaderboardRow:
+    if row.failure is None:
+        return row
+    short = {name: row.failure[name] for name in ("stage", "kind", "message", "attempt")}
+    return LeaderboardRow(**{**vars(row), "failure": short})
+
+
+def render_leaderboard(
+    rows: Sequence[LeaderboardRow], protocol: Protocol, *, others: Sequence[str] = (), level: float = 0.95
+) -> RenderableType:
+    """The leaderboard for a terminal of 100 columns.
+
+    Args:
+        rows: from :func:`leaderboard`.
+        protocol: whose digest stands in the title.
+        others: from :func:`other_protocols`.
+        level: the confidence level that the rows were made with.
+    """
+    baseline = next((row for row in rows if row.verdict == "baseline"), None)
+    against = baseline.name if baseline else "baseline"
+    table = Table(title=f"Leaderboard, protocol {protocol.digest}", title_justify="left", box=None, pad_edge=False)
+    table.add_column("#", justify="right", style="dim")
+    table.add_column("candidate", max_width=24, overflow="fold")
+    table.add_column("gen", justify="right", style="dim")
+    table.add_column(f"Overall [{level:.0%}]", no_wrap=True)
+    table.add_column("seeds", justify="right", style="dim")
+    table.add_column(f"delta to {against}", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("tokens", justify="right")
+    table.add_column("valid", justify="right")
+    for row in rows:
+        if row.overall is not None:
+            style = STYLES.get(row.verdict, "")
+            table.add_row(
+                str(row.rank),
+                Text(row.name, style="bold" if row.verdict == "better" else ""),
+                str(row.generation),
+                format_interval(row.overall),
+                str(row.overall.seeds),
+                Text(format_interval(row.delta, signed=True) if row.delta else "", style=style),
+                Text(row.verdict, style=style),
+                f"{row.completion_length:.1f}",
+                f"{row.format_valid:.0%}",
+            )
+    parts: list[RenderableType] = [table]
+    if not any(row.overall for row in rows):
+        parts.append(Text("No candidate has been evaluated yet.", style="dim"))
+    parts += [Text(), *_notes(rows, baseline, others)]
+    unfinished = [row for row in rows if row.status == "unfinished"]
+    if unfinished:
+        listed = ", ".join(f"{row.name} (generation {row.generation})" for row in unfinished)
+        parts.append(Text(f"Not finished: {listed}.", style="yellow"))
+    failed = [row for row in rows if row.failure is not None]
+    if failed:
+        parts += [Text(), _failures(failed)]
+    return Group(*parts)
+
+
+def _notes(rows: Sequence[LeaderboardRow], baseline: LeaderboardRow | None, others: Sequence[str]) -> list[Text]:
+    notes = []
+    if baseline and baseline.overall and baseline.seed_std is not None:
+        notes.append(
+            f"Seed noise of {baseline.name}: standard deviation {baseline.seed_std:.2f} points over "
+            f"{baseline.overall.seeds} seeds."
+        )
+    compared = sum(row.delta is not None for row in rows)
+    if compared:
+        notes.append(
+            "Deltas are paired by seed and problem; intervals are per candidate, not corrected for "
+            f"{compared} comparison{'s' if compared > 1 else ''}."
+        )
+    if others:
+        notes.append(f"Not ranked here, another protocol: {', '.join(others)}.")
+    return [Text(note, style="dim") for note in notes]
+
+
+def _failures(rows: Sequence[LeaderboardRow]) -> Table:
+    table = Table(title="Failures, never scored", title_justify="left", box=None, pad_edge=False)
+    table.add_column("candidate", max_width=24, overflow="fold")
+    table.add_column("gen", justify="right", style="dim")
+    table.add_column("stage")
+    table.add_column("kind", style="red", no_wrap=True)
+    table.add_column("what happened", overflow="fold")
+    for row in rows:
+        failure = row.failure or {}
+        generation = "" if row.generation is None else str(row.generation)
+        table.add_row(row.name, generation, failure["stage"], failure["kind"], Text(failure["message"]))
+    return table

@@ -1,0 +1,119 @@
+"""The tree of algorithms: each candidate under its parent, with its Overall, its gain and what changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.text import Text
+from rich.tree import Tree
+
+from poise_core.archive import Archive, TreeNode
+from poise_core.evaluation.protocol import Protocol
+from poise_core.evaluation.statistics import Interval, distinguishable, overall_interval, paired_delta
+from poise_core.views.leaderboard import last_failures
+from poise_core.views.text import STYLES, format_interval
+
+
+@dataclass(frozen=True)
+class LineageNode:
+    """One candidate in the tree."""
+
+    candidate_id: str
+    name: str
+    generation: int
+    written_by: str
+    change: str | None  # what differs from the parent
+    other_parents: tuple[str, ...]  # names of those that lent mechanisms
+    overall: Interval | None  # percent; None where it was not measured
+    delta: Interval | None  # Overall minus the parent's, paired, percent points
+    failure: str | None  # kind of the last failure of a candidate without Overall
+    selected: int  # how many children it was selected for
+    terms: dict[str, float]  # the last judgement as a parent
+    total: float | None
+    children: tuple[LineageNode, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, children nested."""
+        plain = {**vars(self), "children": [child.to_dict() for child in self.children]}
+        plain["overall"] = self.overall.to_dict() if self.overall else None
+        plain["delta"] = self.delta.to_dict() if self.delta else None
+        plain["verdict"] = distinguishable(self.delta) if self.delta else None
+        return plain
+
+
+def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> list[LineageNode]:
+    """One tree per candidate without a parent, children in the order in which they were made.
+
+    Raises:
+        poise_core.archive.ArchiveError: a file cannot be read, or a parent is missing.
+    """
+    records = {row["candidate_id"]: row for row in archive.rows("candidates")}
+    evaluations = archive.evaluations(protocol=protocol.digest)
+    failures = last_failures(archive, protocol)
+    judged: dict[str, list[dict[str, Any]]] = {}
+    for row in archive.rows("selections", protocol=protocol.digest):
+        judged.setdefault(row["candidate_id"], []).append(row)
+
+    def node(place: TreeNode) -> LineageNode:
+        candidate = place.candidate_id
+        record, evals = records[candidate], evaluations.get(candidate)
+        parent, *lenders = record["parent_ids"] or [None]
+        base = evaluations.get(parent) if parent else None
+        paired = evals and base and {e.seed for e in evals} & {e.seed for e in base}
+        judgements = sorted(judged.get(candidate, []), key=lambda row: row["generation"])
+        return LineageNode(
+            candidate_id=candidate,
+            name=record["name"],
+            generation=record["generation"],
+            written_by=record["written_by"],
+            change=record["change"],
+            other_parents=tuple(records[lender]["name"] for lender in lenders),
+            overall=overall_interval(evals, protocol, level) if evals else None,
+            delta=paired_delta(evals, base, protocol, level) if evals and base and paired else None,
+            failure=failures[candidate]["kind"] if candidate in failures and not evals else None,
+            selected=sum(len(row["slots"]) for row in judgements),
+            terms=judgements[-1]["terms"] if judgements else {},
+            total=judgements[-1]["total"] if judgements else None,
+            children=tuple(node(child) for child in place.children),
+        )
+
+    links = archive.lineage()
+    return [node(links.tree(root)) for root in links.roots()]
+
+
+def lineage_tree(roots: list[LineageNode]) -> Tree:
+    """The trees from :func:`lineage` for a terminal; the delta is to the parent proper."""
+    top = Tree(Text("Lineage: Overall, delta to the parent, what changed", style="bold"), hide_root=False)
+    for root in roots:
+        _grow(top, root)
+    return top
+
+
+def _grow(branch: Tree, node: LineageNode) -> None:
+    place = branch.add(_label(node))
+    for child in node.children:
+        _grow(place, child)
+
+
+def _label(node: LineageNode) -> Text:
+    verdict = distinguishable(node.delta) if node.delta else ""
+    label = Text()
+    label.append(node.name, style="bold")
+    label.append(f"  g{node.generation} {node.written_by}", style="dim")
+    if node.overall:
+        label.append(f"  {format_interval(node.overall)}")
+    elif node.failure:
+        label.append(f"  {node.failure}", style="red")
+    else:
+        label.append("  not finished", style="yellow")
+    if node.delta:
+        label.append(f"  {format_interval(node.delta, signed=True)}", style=STYLES[verdict])
+        label.append(f" {verdict}", style=STYLES[verdict])
+    if node.change:
+        lent = f" (with {', '.join(node.other_parents)})" if node.other_parents else ""
+        label.append(f"\n{node.change}{lent}", style="italic")
+    if node.selected:
+        terms = ", ".join(f"{name} {value:.2f}" for name, value in node.terms.items())
+        label.append(f"\nselected for {node.selected} child{'ren' if node.selected > 1 else ''}: {terms}", style="dim")
+    return label
