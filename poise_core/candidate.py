@@ -80,7 +80,11 @@ def load_candidate(path: Path | str, name: str | None = None) -> Candidate:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    return load_candidate_source(path.read_text(), name or path.stem)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CandidateError(f"the file is not UTF-8 text: {error}") from error
+    return load_candidate_source(source, name or path.stem)
 
 
 def load_candidate_source(source: str, name: str) -> Candidate:
@@ -92,13 +96,16 @@ def load_candidate_source(source: str, name: str) -> Candidate:
     try:
         tree = ast.parse(source)
     except SyntaxError as error:
-        raise CandidateError(f"line {error.lineno}: {error.msg}") from error
+        place = f"line {error.lineno}: " if error.lineno else ""
+        raise CandidateError(f"{place}{error.msg}") from error
+    except (MemoryError, RecursionError) as error:
+        raise CandidateError("the file nests expressions too deeply to be parsed") from error
     # dataclasses looks its module up in sys.modules while the class body runs
     module = types.ModuleType(f"poise_candidate_{source_digest(source)[:16]}")
     sys.modules[module.__name__] = module
     try:
         exec(compile(tree, f"<candidate {name}>", "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a file that exits must not end the process that loads it
         raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error
     finally:
         sys.modules.pop(module.__name__, None)
@@ -106,6 +113,13 @@ def load_candidate_source(source: str, name: str) -> Candidate:
     for required in ("Hyperparameters", "LOSS_AGGREGATION", "MECHANISMS", "compute_advantages", "compute_loss"):
         if required not in members:
             raise CandidateError(f"{required} is missing; every candidate defines it at module level")
+    for function in ("compute_advantages", "compute_loss"):
+        if not callable(members[function]):
+            raise CandidateError(f"{function} is {members[function]!r}; it must be a function")
+    if not isinstance(members["MECHANISMS"], Mapping):
+        raise CandidateError(
+            "MECHANISMS must be a dict from the name of a mechanism to the overrides that switch it off"
+        )
     if members["LOSS_AGGREGATION"] not in LOSS_AGGREGATIONS:
         raise CandidateError(
             f"LOSS_AGGREGATION is {members['LOSS_AGGREGATION']!r}; use one of {', '.join(LOSS_AGGREGATIONS)}"

@@ -19,10 +19,6 @@ def _compact(group_ids: Tensor) -> tuple[Tensor, int]:
     return inverse, int(unique.numel())
 
 
-def _weights(values: Tensor, where: Tensor | None) -> Tensor:
-    return torch.ones_like(values) if where is None else where.to(values.dtype)
-
-
 def group_sum(values: Tensor, group_ids: Tensor, where: Tensor | None = None) -> Tensor:
     """Sum of each group, given back to its members. (B,) -> (B,); a group with nothing in ``where`` gets 0."""
     inverse, groups = _compact(group_ids)

@@ -338,10 +338,14 @@ LOSSES: dict[str, Callable[[Completion, Any, Dynamics], list[Tensor]]] = {
 }
 
 
-def aggregate(losses: list[list[Tensor]], aggregation: str, limit: int) -> Tensor:
+TOKEN_MEAN = {"dapo", "cispo", "reinforce_plus_plus"}
+SEQUENCE_SUM = {"dr_grpo", "reinforce_group_baseline", "rloo"}
+
+
+def aggregate(name: str, losses: list[list[Tensor]], limit: int) -> Tensor:
     """The scalar of a batch, from the token losses of its trained completions."""
-    if aggregation == "token-mean":
+    if name in TOKEN_MEAN:
         tokens = [loss for row in losses for loss in row]
         return sum(tokens, torch.zeros(())) / max(len(tokens), 1)
-    rows = [sum(row, torch.zeros(())) / (len(row) if aggregation == "sequence-mean" else limit) for row in losses]
+    rows = [sum(row, torch.zeros(())) / (limit if name in SEQUENCE_SUM else len(row)) for row in losses]
     return sum(rows, torch.zeros(())) / max(len(rows), 1)

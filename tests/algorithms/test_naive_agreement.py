@@ -42,7 +42,7 @@ def test_agrees_with_the_loops(name: str, seed: int) -> None:
         found = update.outputs.token_loss[row, c.positions[: len(expected)]]
         assert_equal(found, [float(x.detach()) for x in expected])
 
-    loss = aggregate([row for row in losses if row], candidate.loss_aggregation, LIMIT)
+    loss = aggregate(name, [row for row in losses if row], LIMIT)
     assert_equal(update.loss.unsqueeze(0), [float(loss.detach())])
     loss.backward()
     for row, c in enumerate(members):

@@ -77,6 +77,8 @@ def test_vm_av() -> None:
     # correct: 0.6 / sigma = 1.224745; wrong: -0.4 / sigma = -0.816497, divided by 2/4 and by 6/4; invalid: -1
     expected = near(1.224745, -0.816497 / 0.5, -1.0, -0.816497 / 1.5)
     assert advantages(load("vm_av"), batch) == expected
+    # 200 successes: mu = 201 / 202, sigma = sqrt(201) / 202 = 0.070 is below the floor of 0.1
+    assert advantages(load("vm_av"), small_batch([1] * 200))[:1] == near(1 / 202 / 0.1)
 
 
 def test_msa() -> None:
@@ -128,14 +130,16 @@ def test_dcbe() -> None:
 @pytest.mark.parametrize(
     ("name", "scale"),
     [
-        ("vm_av", 1.0 + 0.1 * (0.5 - 1.0) + 0.1 * (0.5 - 0.25)),  # target half of the initial entropy
-        ("dace", 1.0 + 0.1 * (1.0 - 1.0) + 0.1 * (0.65 - 0.25)),  # target 1 at the start, 1 - 0.7 / 2 = 0.65 half way
-        ("dcbe", math.exp(0.1 * (1.0 - 1.0)) * math.exp(0.1 * (1.0 - 0.25))),  # target the initial entropy
+        ("vm_av", 1.0 + 0.1 * (0.5 - 1.0) + 0.1 * (0.5 - 0.5) + 0.1 * (0.5 - 0.25)),  # target: half
+        ("dace", 1.0 + 0.1 * (1.0 - 1.0) + 0.1 * (0.65 - 0.5) + 0.1 * (0.3 - 0.25)),  # targets: 1, 1 - 0.7 / 2, 0.3
+        ("dcbe", math.exp(0.1 * (1.0 - 1.0)) * math.exp(0.1 * (1.0 - 0.5)) * math.exp(0.1 * (1.0 - 0.25))),  # target: 1
     ],
 )
 def test_controllers(name: str, scale: float) -> None:
-    """Entropy 0.8 at the start and 0.2, a quarter of it, half way through the run."""
+    """Entropy 0.8 at the start, 0.4 half way through the run, 0.2 at its end: levels of 1, 0.5 and 0.25."""
     candidate = load(name)
-    state = candidate.update_controller({}, dataclasses.replace(DYNAMICS, progress=0.0, entropy=0.8))
-    state = candidate.update_controller(state, dataclasses.replace(DYNAMICS, progress=0.5, entropy=0.2))
+    state: dict[str, float] = {}
+    for progress, entropy in ((0.0, 0.8), (0.5, 0.4), (1.0, 0.2)):
+        dynamics = dataclasses.replace(DYNAMICS, progress=progress, entropy=entropy, controller=state)
+        state = candidate.update_controller(state, dynamics)
     assert state == {"initial_entropy": 0.8, "entropy_scale": pytest.approx(scale)}

@@ -1,0 +1,166 @@
+"""Loading candidate files: what is accepted, and what their authors are told otherwise."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from poise_core.algorithms import algorithm_path
+from poise_core.candidate import CandidateError, load_candidate, load_candidate_source, source_digest
+from poise_core.contract import Dynamics, LossInputs, RolloutBatch
+
+SOURCE = '''
+"""Two: every advantage is a constant."""
+
+from dataclasses import dataclass
+
+import torch
+
+from poise_core.contract import Advantages, LossOutputs
+
+LOSS_AGGREGATION = "token-mean"
+MECHANISMS = {"size": {"size": 0.0}}
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    size: float = 2.0
+
+
+def compute_advantages(batch, hp, dynamics):
+    return Advantages(values=torch.full(batch.completion_mask.shape, hp.size))
+
+
+def compute_loss(inputs, hp, dynamics):
+    return LossOutputs(token_loss=-inputs.logprobs * inputs.advantages)
+'''
+
+CONTROLLER = """
+
+def update_controller(state, dynamics, hp):
+    return {"calls": state.get("calls", 0.0) + hp.size}
+"""
+
+DYNAMICS = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def batch() -> RolloutBatch:
+    flags, tokens = torch.zeros(2, dtype=torch.bool), torch.zeros(2, 3)
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    return RolloutBatch(torch.zeros(2), flags, flags, torch.zeros(2, dtype=torch.int64), mask, tokens, tokens, tokens)
+
+
+def test_binds_functions_to_hyperparameters() -> None:
+    candidate = load_candidate_source(SOURCE, "two")
+    assert candidate.name == "two"
+    assert candidate.source == SOURCE
+    assert candidate.loss_aggregation == "token-mean"
+    assert candidate.mechanisms == {"size": {"size": 0.0}}
+    values = candidate.compute_advantages(batch(), DYNAMICS).values
+    assert values.tolist() == [[2.0] * 3] * 2
+    mask, zeros = batch().completion_mask, torch.zeros(2, 3)
+    inputs = LossInputs(zeros - 1.0, zeros, zeros, zeros, values, mask, {}, torch.zeros(2), mask[:, 0])
+    assert candidate.compute_loss(inputs, DYNAMICS).token_loss.tolist() == [[2.0] * 3] * 2
+
+
+def test_overrides_make_another_candidate() -> None:
+    candidate = load_candidate_source(SOURCE, "two")
+    halved = candidate.with_overrides(size=1.0)
+    assert halved.compute_advantages(batch(), DYNAMICS).values[0, 0] == 1.0
+    assert candidate.compute_advantages(batch(), DYNAMICS).values[0, 0] == 2.0
+    with pytest.raises(TypeError, match="sise"):
+        candidate.with_overrides(sise=1.0)
+
+
+def test_controller_is_optional() -> None:
+    assert load_candidate_source(SOURCE, "two").update_controller({"calls": 1.0}, DYNAMICS) == {}
+    controlled = load_candidate_source(SOURCE + CONTROLLER, "two")
+    assert controlled.update_controller({"calls": 1.0}, DYNAMICS) == {"calls": 3.0}
+
+
+def test_costs_follow_what_the_source_reads() -> None:
+    plain = load_candidate_source(SOURCE, "two")
+    assert not plain.reads_reference
+    assert not plain.reads_entropies
+    # in advantages or in the loss alike; a mention in a comment or a string costs nothing
+    both = SOURCE.replace("-inputs.logprobs", "inputs.ref_logprobs - inputs.entropies")
+    assert load_candidate_source(both, "two").reads_reference
+    assert load_candidate_source(both, "two").reads_entropies
+    comment = SOURCE + "\n# inputs.ref_logprobs\nNOTE = 'batch.entropies'\n"
+    assert not load_candidate_source(comment, "two").reads_reference
+    assert not load_candidate_source(comment, "two").reads_entropies
+
+
+@pytest.mark.parametrize(
+    ("name", "reference", "entropies"),
+    [("grpo", True, False), ("dr_grpo", False, False), ("sa", True, True), ("rloo", True, False)],
+)
+def test_costs_of_shipped_algorithms(name: str, reference: bool, entropies: bool) -> None:
+    candidate = load_candidate(algorithm_path(name))
+    assert (candidate.reads_reference, candidate.reads_entropies) == (reference, entropies)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def broken(:\n", "line 1: "),
+        (SOURCE + "\nreturn 1\n", "fails when it is imported: SyntaxError: 'return' outside function"),
+        ("\0", "null bytes"),
+        ("-" * 200_000 + "1", "too deeply"),
+        (
+            SOURCE.replace("import torch", "import torch_does_not_exist"),
+            "fails when it is imported: ModuleNotFoundError",
+        ),
+        (SOURCE.replace("LOSS_AGGREGATION =", "AGGREGATION ="), "LOSS_AGGREGATION is missing"),
+        (SOURCE.replace("MECHANISMS =", "SWITCHES ="), "MECHANISMS is missing"),
+        (SOURCE.replace("class Hyperparameters", "class Settings"), "Hyperparameters is missing"),
+        (SOURCE.replace("def compute_loss", "def loss"), "compute_loss is missing"),
+        (SOURCE + "\ncompute_advantages = 3\n", "compute_advantages is 3; it must be a function"),
+        (SOURCE + "\nMECHANISMS = ['size']\n", "MECHANISMS must be a dict"),
+        (SOURCE.replace('"token-mean"', '"mean"'), "LOSS_AGGREGATION is 'mean'; use one of token-mean, sequence-mean"),
+        (SOURCE.replace("size: float = 2.0", "size: float"), "give every field a default"),
+        (SOURCE + "\nraise SystemExit(0)\n", "fails when it is imported: SystemExit"),
+        (SOURCE + "\n1 / 0\n", "fails when it is imported: ZeroDivisionError"),
+    ],
+)
+def test_says_what_is_wrong_with_a_file(source: str, message: str) -> None:
+    with pytest.raises(CandidateError) as caught:
+        load_candidate_source(source, "broken")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_name_is_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "two_point_one.py"
+    path.write_text(SOURCE, encoding="utf-8")
+    assert load_candidate(path).name == "two_point_one"
+    assert load_candidate(str(path), name="other").name == "other"
+    with pytest.raises(FileNotFoundError):
+        load_candidate(tmp_path / "absent.py")
+    path.write_bytes(b'"""caf\xe9"""')
+    with pytest.raises(CandidateError, match="UTF-8"):
+        load_candidate(path)
+
+
+def test_loading_leaves_no_module_behind_and_files_do_not_mix() -> None:
+    before = set(sys.modules)
+    first = load_candidate_source(SOURCE, "same")
+    second = load_candidate_source(SOURCE.replace("2.0", "5.0"), "same")
+    assert set(sys.modules) == before
+    assert dataclasses.asdict(first.hyperparameters) == {"size": 2.0}
+    assert dataclasses.asdict(second.hyperparameters) == {"size": 5.0}
+
+
+def test_digest_ignores_line_endings_and_trailing_blanks_only() -> None:
+    digest = source_digest(SOURCE)
+    assert source_digest(SOURCE.replace("\n", "\r\n")) == digest
+    assert source_digest("\n\n" + SOURCE.replace("\n", "  \n") + "\n\n") == digest
+    assert source_digest(SOURCE.replace("2.0", "2.5")) != digest
+    assert source_digest(SOURCE.replace("    return", "  return")) != digest  # indentation counts
+    assert len(digest) == 64
+    ast.parse(SOURCE)  # the example itself is sound
