@@ -166,6 +166,7 @@ UNIFORM_NONZERO = ("none", "batch_mean", "anchor_mix", "running_mean", "beta_val
 """Baselines under which a group of equal rewards has advantages other than zero."""
 
 
+_SCALE_INVARIANT = ("group_std", "analytic_std", "batch_std")
 _SHIFT_INVARIANT = ("group_mean", "leave_one_out", "group_median", "batch_mean", "anchor_mix")
 
 
@@ -198,66 +199,86 @@ def _reward_conflicts(composition: Composition) -> list[Conflict]:
     if of["scale"] == "fallback_std" and of["reward"] in ("correctness", "signed") and not shaped:
         reason = "without format in the reward, fallback_std has nothing to fall back on"
         found.append(Conflict(("reward", "scale"), reason, (("reward", "format_bonus"),)))
+    if of["reward"] != "correctness" and of["baseline"] in ("beta_valid", "running_mean"):
+        reason = f"{of['baseline']} estimates correctness, which is not the mean of a {of['reward']} reward"
+        found.append(Conflict(("baseline", "reward"), reason))
     if of["reward"] == "signed":
-        if of["baseline"] in ("beta_valid", "running_mean"):
-            found.append(
-                Conflict(("baseline", "reward"), f"{of['baseline']} estimates correctness, not a reward of +-1")
-            )
         if of["scale"] == "pass_rate":
             found.append(Conflict(("scale", "reward"), "the mean of a reward of +-1 is no pass rate"))
-        if of["scale"] in ("group_std", "batch_std") and of["baseline"] in _SHIFT_INVARIANT and not shaped:
+        if of["scale"] in _SCALE_INVARIANT and of["baseline"] in _SHIFT_INVARIANT and not shaped:
             found.append(
                 Conflict(("scale", "reward"), "centring and scaling undo the signed reward: the same as correctness")
             )
     return found
 
 
-_FAILURE_SIGNALS = tuple(choice.name for choice in SLOTS["failure"].choices[1:])
+_NEEDS_NEGATIVE = ("damp_negative", "failure_discount", "dual")
+_FOR_UNIFORM_GROUPS = ("graded_penalty", "format_contrast", "entropy_credit", "k3_all_fail", "fallback_std")
 
 
 def _signal_conflicts(composition: Composition) -> list[Conflict]:
     of = composition.choices
     found = []
     if of["routing"] in ("mixed_only", "mixed_and_complete"):
-        idle = [slot for slot in ("failure", "kl") if of[slot] in (*_FAILURE_SIGNALS, "k3_all_fail")]
+        idle = [slot for slot in ("failure", "kl", "scale") if of[slot] in _FOR_UNIFORM_GROUPS]
         found += [
-            Conflict(("routing", slot), f"{of[slot]} acts in all-fail groups, which {of['routing']} leaves out")
+            Conflict(("routing", slot), f"{of[slot]} acts in groups of one outcome, which {of['routing']} leaves out")
             for slot in idle
         ]
     if of["baseline"] == "none" and of["reward"] != "signed":
-        idle = [slot for slot in ("bound", "length") if of[slot] in ("damp_negative", "failure_discount")]
+        idle = [slot for slot in ("bound", "length", "clip") if of[slot] in _NEEDS_NEGATIVE]
         found += [
-            Conflict(("baseline", slot), f"without a baseline nothing is negative, so {of[slot]} does nothing")
+            Conflict(
+                ("baseline", slot), f"without a baseline no failure is negative, so {of[slot]} finds nothing to act on"
+            )
             for slot in idle
         ]
-    if of["bound"] == "clip" and composition.parameters["advantage_clip"] > 0.6 * _largest_advantage(composition):
-        found.append(
-            Conflict(
-                ("scale", "bound"),
-                f"advantages scaled by {of['scale']} hardly exceed {_largest_advantage(composition):.2f} in groups of "
-                f"eight, so a clip at {composition.parameters['advantage_clip']:g} would do next to nothing",
-            )
-        )
+    if of["format"] == "invalid_floor":
+        if of["baseline"] == "group_median" and of["reward"] in ("format_bonus", "hierarchical"):
+            reason = f"under the median, {of['reward']} sets apart the unparseable only, which invalid_floor overwrites"
+            found.append(Conflict(("baseline", "format"), reason))
+        if of["scale"] == "pass_rate" and composition.parameters["invalid_advantage"] == -1.0:
+            reason = "under pass_rate every failure of a mixed group has advantage -1 already"
+            found.append(Conflict(("scale", "format"), reason))
+    if of["bound"] == "clip":
+        found += [Conflict((slot, "bound"), reason) for slot, reason in _idle_clip(composition)]
     return found
 
 
-def _largest_advantage(composition: Composition) -> float:
-    """Advantage of the only success among eight completions, before the bound."""
-    lone = 7 / 8
-    by_scale = {
-        "none": lone,
-        "group_std": lone / 0.35355,  # sqrt(1/8 * 7/8 * 8/7)
-        "fallback_std": lone / 0.35355,
-        "analytic_std": lone / 0.33072,  # sqrt(1/8 * 7/8)
-        "batch_std": 2.0,  # a batch in which the deviation is 0.44
-        "pass_rate": lone * 8,
-        "fixed": lone / composition.parameters.get("fixed_std", 1.0),
-    }
-    if composition.choices["scale"] == "beta_std":
-        a, b = (composition.parameters.get(name, 1.0) for name in ("prior_success", "prior_failure"))
-        rate = (1 + a) / (8 + a + b)
-        return (1 - rate) / max((rate * (1 - rate)) ** 0.5, composition.parameters["std_floor"])
-    return by_scale[composition.choices["scale"]]
+def _idle_clip(composition: Composition) -> list[tuple[str, str]]:
+    """Why a clip of the advantage would cut nothing, or everything alike, in groups of eight: (slot, reason)."""
+    of, bound = composition.choices, composition.parameters["advantage_clip"]
+    if of["baseline"] in ("none", "batch_mean", "running_mean", "group_median"):
+        return [
+            ("baseline", f"outcomes under {of['baseline']} give only two sizes of advantage: a clip cuts all or none")
+        ]
+    balanced, lone = _advantage_range(composition)
+    if bound > 0.6 * lone:
+        return [
+            ("scale", f"under {of['scale']} advantages hardly exceed {lone:.2f}, so a clip at {bound:g} cuts nothing")
+        ]
+    if bound < 0.8 * balanced:
+        return [("scale", f"under {of['scale']} most advantages exceed {0.8 * balanced:.2f}; {bound:g} cuts them all")]
+    return []
+
+
+def _advantage_range(composition: Composition) -> tuple[float, float]:
+    """Advantage of a success among eight completions, before the bound: with four successes, and as the only one."""
+    numbers = composition.parameters
+    signed = 2.0 if composition.choices["reward"] == "signed" else 1.0
+    fixed = numbers.get("fixed_std", 1.0)
+    a, b = numbers.get("prior_success", 1.0), numbers.get("prior_failure", 1.0)
+    rare, even = (1 + a) / (8 + a + b), (4 + a) / (8 + a + b)
+    return {
+        "none": (0.5 * signed, 0.875 * signed),
+        "group_std": (0.935, 2.475),  # 0.5 / sqrt(2 / 7), 0.875 / sqrt(1 / 8)
+        "fallback_std": (0.935, 2.475),
+        "analytic_std": (1.0, 2.646),
+        "beta_std": (((1 - even) / even) ** 0.5, ((1 - rare) / rare) ** 0.5),
+        "batch_std": (1.13, 2.0),  # where the batch's deviation is 0.44
+        "fixed": (0.5 * signed / fixed, 0.875 * signed / fixed),
+        "pass_rate": (1.5, 7.0),  # every failure has size 1, so a clip has to lie above
+    }[composition.choices["scale"]]
 
 
 def _loss_conflicts(composition: Composition) -> list[Conflict]:

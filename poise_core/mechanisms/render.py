@@ -119,7 +119,7 @@ def _constants(composition: Composition) -> str:
     lines = [f'LOSS_AGGREGATION = "{composition.choices["aggregation"]}"']
     entries = {name: off for choice in composition.chosen() for name, off in choice.off.items()}
     if not entries:
-        return "\n".join([*lines, "MECHANISMS: dict[str, dict[str, float]] = {}"])
+        return "\n".join([*lines, "MECHANISMS = {}"])
     lines.append("MECHANISMS = {")
     for name, overrides in entries.items():
         inside = ", ".join(f'"{key}": {_literal(value)}' for key, value in overrides.items())

@@ -1,0 +1,85 @@
+"""Known algorithms as compositions compute what the shipped files compute."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from mechanism_probes import DYNAMICS, batch_of, current, edges, update_of
+
+from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.candidate import load_candidate, load_candidate_source
+from poise_core.mechanisms.composition import GRPO, compose, incompatibilities
+from poise_core.mechanisms.known import KNOWN, composition_for
+from poise_core.mechanisms.render import render
+
+EXACT = sorted(name for name, known in KNOWN.items() if not known.left_out)
+CONTROLLED = dataclasses.replace(DYNAMICS, controller={"initial_entropy": 0.9, "entropy_scale": 2.5})
+
+
+def test_every_shipped_algorithm_can_be_varied() -> None:
+    assert set(KNOWN) == set(list_algorithms())
+    for name, known in KNOWN.items():
+        assert incompatibilities(known.composition) == [], name
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_equal_to_the_shipped_file(name: str) -> None:
+    shipped = load_candidate(algorithm_path(name))
+    rendered = load_candidate_source(render(KNOWN[name].composition, name.upper()), name)
+    assert rendered.loss_aggregation == shipped.loss_aggregation
+    for seed in (1, 2, 3):
+        batch = batch_of(seed)
+        for dynamics in (DYNAMICS, CONTROLLED):
+            for spread in (0.0, 0.001, 0.5):
+                logprobs = current(batch, spread)
+                found = update_of(rendered, batch, logprobs, dynamics)
+                expected = update_of(shipped, batch, logprobs, dynamics)
+                assert found.same_as(expected, rtol=1e-4, atol=1e-5), (seed, spread)
+    state, reference = {}, {}
+    for entropy in (0.0, 0.8, 0.2, 0.1):
+        dynamics = dataclasses.replace(DYNAMICS, entropy=entropy)
+        state, reference = rendered.update_controller(state, dynamics), shipped.update_controller(reference, dynamics)
+        assert state == pytest.approx(reference)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "vm_av", "sa"])
+def test_equal_to_the_shipped_file_at_the_edges(name: str) -> None:
+    shipped = load_candidate(algorithm_path(name))
+    rendered = load_candidate_source(render(KNOWN[name].composition, name.upper()), name)
+    for case, (batch, logprobs) in edges().items():
+        found, expected = update_of(rendered, batch, logprobs), update_of(shipped, batch, logprobs)
+        assert found.same_as(expected, rtol=1e-4, atol=1e-4), case
+
+
+@pytest.mark.parametrize("name", ["fa", "bn"])
+def test_the_left_out_clip_is_all_that_differs(name: str) -> None:
+    """Groups of at most eight never reach the clip at +-3 of FA, nor does this batch that of BN."""
+    shipped = load_candidate(algorithm_path(name)).with_overrides(advantage_clip=1e6)
+    rendered = load_candidate_source(render(KNOWN[name].composition, name), name)
+    batch = batch_of(4)
+    assert update_of(rendered, batch, current(batch)).same_as(update_of(shipped, batch, current(batch)))
+
+
+def test_a_file_is_recognised_by_its_text() -> None:
+    source = algorithm_path("dapo").read_text()
+    assert composition_for(source) == KNOWN["dapo"]
+    assert composition_for(source.replace("0.28", "0.3")) is None
+    rendered = composition_for(render(compose(kl="none"), "X"))
+    assert rendered is not None
+    assert rendered.composition == compose(kl="none")
+
+
+def test_grpo_by_hand() -> None:
+    """One group, rewards 1 0 0 0: mean 0.25, std sqrt(0.25) = 0.5, so A = 0.75 / 0.5001 and -0.25 / 0.5001."""
+    candidate = load_candidate_source(render(GRPO, "GRPO"), "grpo")
+    batch = batch_of(1)
+    rows = torch.nonzero(batch.group_ids == -3).squeeze(-1)  # four completions
+    one = dataclasses.replace(
+        batch,
+        **{f.name: getattr(batch, f.name)[rows] for f in dataclasses.fields(batch) if f.name != "correctness"},
+        correctness=torch.tensor([1.0, 0.0, 0.0, 0.0]),
+    )
+    values = candidate.compute_advantages(one, DYNAMICS).values
+    torch.testing.assert_close(values[:, 0], torch.tensor([0.75, -0.25, -0.25, -0.25]) / 0.5001)
