@@ -3,7 +3,7 @@
 A prompt is an expression and ``=``: ``47+385=``. A completion is read as follows::
 
     #432            the answer, after a marker
-    :7+5+0.12,...#432   a scratchpad opened by ":", then the marker and the answer
+    :7+5=12,4+8+1=13,0+3+1=4#432   a scratchpad opened by ":", then the marker and the answer
 
 ``format_valid``: exactly one ``#``, followed by an optional minus and digits to the end of the completion. A completion
 is correct when it is valid and its number equals the problem's. Anything else (no marker, two markers, text after the
@@ -73,7 +73,7 @@ def _modulo(rng: random.Random) -> tuple[str, int]:
     return f"{a}%{b}", a % b
 
 
-_SMALL_POOLS = {"add2": 4000, "sub2": 2000, "mul1": 500, "chain4": 2000, "mod": 350}
+_SMALL_POOLS = {"add2": 4000, "sub2": 2000, "mul1": 500, "chain3": 800, "chain4": 2000, "mod": 350}
 """Distinct training problems that are safely there, for the kinds with few; the others have more than 5000."""
 
 KINDS: dict[str, Callable[[random.Random], tuple[str, int]]] = {
@@ -84,9 +84,9 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, int]]] = {
     "sub3": _subtract(3),
     "mul1": _multiply(2, 1),
     "mul3": _multiply(3, 1),
-    "mul2": _multiply(2, 2),
+    "chain3": _chain(3),
     "chain4": _chain(4),
-    "chain7": _chain(7),
+    "chain5": _chain(5),
     "mod": _modulo,
 }
 """Kinds of problems by name, each drawing an expression and its value."""

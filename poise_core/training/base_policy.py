@@ -8,7 +8,7 @@ that reinforcement learning has something to do.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,9 @@ from poise_core.environments.base import Problem
 from poise_core.environments.demonstrations import demonstrate
 from poise_core.training.policy import PromptCodec, load_tokenizer, save_policy
 from poise_core.training.rollout import hash_key
+
+BATCHES_SORTED = 8
+"""Batches drawn at once and sorted by length, so that little of a batch is padding."""
 
 
 @dataclass(frozen=True)
@@ -59,24 +62,32 @@ def _draw(shares: dict[str, float], rng: random.Random) -> str:
     return rng.choices(list(shares), weights=list(shares.values()))[0]
 
 
-def _batch(
+def _demonstrations(
     pools: dict[str, list[Problem]], recipe: Recipe, codec: PromptCodec, rng: random.Random
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded ids (N, L) and labels with -100 outside the completion."""
-    rows, starts = [], []
-    for _ in range(recipe.batch_size):
-        problem = rng.choice(pools[_draw(recipe.mixture, rng)])
-        text = demonstrate(problem, _draw(recipe.behaviours, rng), recipe.slip, rng)
-        prompt = codec.tokenizer(problem.prompt)["input_ids"]
-        completion = [*codec.tokenizer(text)["input_ids"], codec.eos_id][: recipe.max_completion_length]
-        rows.append(prompt + completion)
-        starts.append(len(prompt))
-    width = max(len(row) for row in rows)
-    ids = torch.full((len(rows), width), codec.pad_id)
-    labels = torch.full((len(rows), width), -100)
-    for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
-        ids[i, : len(row)] = torch.tensor(row)
-        labels[i, start : len(row)] = torch.tensor(row[start:])
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Endless batches of right-padded ids (N, L) and labels with -100 outside the completion, like lengths together."""
+    while True:
+        examples = []
+        for _ in range(recipe.batch_size * BATCHES_SORTED):
+            problem = rng.choice(pools[_draw(recipe.mixture, rng)])
+            text = demonstrate(problem, _draw(recipe.behaviours, rng), recipe.slip, rng)
+            prompt = codec.tokenizer(problem.prompt)["input_ids"]
+            completion = [*codec.tokenizer(text)["input_ids"], codec.eos_id][: recipe.max_completion_length]
+            examples.append((prompt, completion))
+        examples.sort(key=lambda example: len(example[0]) + len(example[1]))
+        starts = list(range(0, len(examples), recipe.batch_size))
+        rng.shuffle(starts)
+        for start in starts:
+            yield _pad(examples[start : start + recipe.batch_size], codec.pad_id)
+
+
+def _pad(examples: list[tuple[list[int], list[int]]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    width = max(len(prompt) + len(completion) for prompt, completion in examples)
+    ids = torch.full((len(examples), width), pad_id)
+    labels = torch.full((len(examples), width), -100)
+    for i, (prompt, completion) in enumerate(examples):
+        ids[i, : len(prompt) + len(completion)] = torch.tensor(prompt + completion)
+        labels[i, len(prompt) : len(prompt) + len(completion)] = torch.tensor(completion)
     return ids, labels
 
 
@@ -111,8 +122,9 @@ def build_policy(recipe: Recipe, folder: Path, on_step: Callable[[int, float], N
         optimizer, lambda step: min((step + 1) / 50, 0.1 + 0.9 * (1 - step / recipe.steps))
     )
     model.train()
+    batches = _demonstrations(pools, recipe, codec, rng)
     for step in range(recipe.steps):
-        ids, labels = _batch(pools, recipe, codec, rng)
+        ids, labels = next(batches)
         loss = model(input_ids=ids, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -120,5 +132,5 @@ def build_policy(recipe: Recipe, folder: Path, on_step: Callable[[int, float], N
         schedule.step()
         optimizer.zero_grad()
         if on_step is not None:
-            on_step(step, float(loss))
+            on_step(step, float(loss.detach()))
     save_policy(model.eval(), codec, folder)
