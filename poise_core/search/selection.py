@@ -14,6 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from scipy.special import stdtrit
+
 from poise_core.evaluation.statistics import Interval
 
 
@@ -28,6 +30,7 @@ class NodeRecord:
     overall: Interval | None = None  # None: failed, rejected or not yet measured
     benchmarks: Mapping[str, float] = field(default_factory=dict)  # percent, mean over seeds; may lack entries
     mechanisms: Mapping[str, str] = field(default_factory=dict)  # slot -> choice
+    seed_overalls: tuple[float, ...] = ()  # Overall of every seed, for the noise that is not shared between candidates
 
     @property
     def scored(self) -> bool:
@@ -66,13 +69,13 @@ class ParentSelector(Protocol):
 def shrunken_scores(nodes: Sequence[NodeRecord]) -> dict[str, float]:
     """Empirical-Bayes estimate of each scored node's Overall: m + tau^2 / (tau^2 + v / n) * (x - m).
 
-    m is the mean of the scores; v the variance between seeds, pooled over all nodes whose interval is finite (weighted
-    by their degrees of freedom); n a node's seeds; tau^2 = max(var(x) - mean(v / n), 0) the spread that noise does not
-    explain (method of moments). Without any finite interval, or with one node alone, nothing is shrunk.
+    m is the mean of the scores; n a node's seeds; v the variance between seeds, pooled over all nodes;
+    tau^2 = max(var(x) - mean(v / n), 0) the spread that noise does not explain (method of moments). With one node, or where
+    v is unknown, nothing is shrunk.
     """
     overalls = {node.candidate_id: node.overall for node in nodes if node.overall is not None and node.scored}
     values = {key: overall.estimate for key, overall in overalls.items()}
-    variance = _seed_variance(list(overalls.values()))
+    variance = _seed_variance([node for node in nodes if node.scored])
     if len(values) < 2 or variance is None:
         return values
     noise = {key: variance / max(overall.seeds, 1) for key, overall in overalls.items()}
@@ -84,15 +87,21 @@ def shrunken_scores(nodes: Sequence[NodeRecord]) -> dict[str, float]:
     }
 
 
-def _seed_variance(overalls: Sequence[Interval]) -> float | None:
-    """Pooled variance between seeds, from the half-width t * sqrt(v / n) of each finite 95 % interval."""
+def _seed_variance(nodes: Sequence[NodeRecord]) -> float | None:
+    """Pooled variance of Overall between seeds, weighted by degrees of freedom.
+
+    From ``seed_overalls`` where nodes have them. Otherwise from the half-widths of the intervals, read as t * sqrt(v / n),
+    which is too much by the problems' share: all candidates answer the same problems.
+    """
+    seeds = [node.seed_overalls for node in nodes if len(node.seed_overalls) > 1]
+    if seeds:
+        return sum((len(s) - 1) * statistics.variance(s) for s in seeds) / sum(len(s) - 1 for s in seeds)
+    overalls = [node.overall for node in nodes if node.overall is not None]
     finite = [o for o in overalls if o.seeds > 1 and math.isfinite(o.high - o.low)]
     if not finite:
         return None
-    from scipy.stats import t  # half a second to import
-
     total = sum(
-        (o.seeds - 1) * o.seeds * ((o.high - o.low) / 2 / float(t.ppf(0.975, o.seeds - 1))) ** 2 for o in finite
+        (o.seeds - 1) * o.seeds * ((o.high - o.low) / 2 / float(stdtrit(o.seeds - 1, 0.975))) ** 2 for o in finite
     )
     return total / sum(o.seeds - 1 for o in finite)
 
