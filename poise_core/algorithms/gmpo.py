@@ -1,6 +1,6 @@
 """GMPO: the geometric instead of the arithmetic mean of a completion's token objectives, clipped per token.
 
-Source: Zhao et al., Geometric-Mean Policy Optimization, arXiv 2507.20673, eq. 4 and section 3.
+Source: Zhao et al., Geometric-Mean Policy Optimization, arXiv 2507.20673, the GMPO objective.
 
     A_i = (R_i - mean_g R) / (std_g R + eps)
     J_i = sgn(A) prod_t |min(r_t A, clip(r_t, exp(-0.4), exp(0.4)) A)|^(1 / L_i)

@@ -1,6 +1,6 @@
 """REINFORCE with the group mean as baseline: the plain policy gradient, nothing else.
 
-Source: Williams, Simple Statistical Gradient-Following Algorithms, Machine Learning 8, 1992, eq. 4 and 11.
+Source: Williams, Simple Statistical Gradient-Following Algorithms, Machine Learning 8, 1992: episodic REINFORCE.
 
     A_i = R_i - mean_g R
     loss_t = -A_i logp_t

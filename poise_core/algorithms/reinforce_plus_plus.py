@@ -1,6 +1,6 @@
 """REINFORCE++: no group statistics; KL inside the token rewards, advantages normalised over the whole batch.
 
-Source: Hu et al., REINFORCE++, arXiv 2501.03262, section 3 (the variant without a group baseline).
+Source: Hu et al., REINFORCE++, arXiv 2501.03262, the variant without a group baseline.
 
     G_t = R_i - kl_coef * sum_{s >= t} (old_s - ref_s)                    KL estimator k1, summed to the end
     A_t = (G_t - mean G) / (std G + eps)                                  over all tokens of the batch

@@ -1,6 +1,6 @@
 """RLOO: REINFORCE whose baseline is the mean of the other completions; KL to the initial policy inside the reward.
 
-Source: Ahmadian et al., Back to Basics, arXiv 2402.14740, eq. 3 and section 3.3 (Kool et al., 2019).
+Source: Ahmadian et al., Back to Basics, arXiv 2402.14740, after Kool et al., 2019.
 
     R_i = correctness_i - kl_coef * sum_t (old_t - ref_t)                 KL estimator k1, summed over the completion
     A_i = R_i - mean of R over the group's other completions
@@ -8,7 +8,7 @@ Source: Ahmadian et al., Back to Basics, arXiv 2402.14740, eq. 3 and section 3.3
 
 The whole completion is one action, so token losses are summed, not averaged over its length. There is neither a ratio
 nor a clip: the estimate is unbiased for the first update after a rollout and drifts with further ones. A group of one
-has no baseline and gets A = 0. kl_coef = 0.03 is the smaller of the paper's settings.
+has no baseline and gets A = 0. kl_coef = 0.03 is the paper's (appendix C).
 """
 
 from dataclasses import dataclass

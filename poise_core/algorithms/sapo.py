@@ -1,6 +1,6 @@
 """SAPO: a smooth gate on the ratio instead of a clip, closing faster where the advantage is negative.
 
-Source: Gao et al., Soft Adaptive Policy Optimization, arXiv 2511.20347, eq. 5 and 6.
+Source: Gao et al., Soft Adaptive Policy Optimization, arXiv 2511.20347, the SAPO objective.
 
     A_i = (R_i - mean_g R) / (std_g R + eps)
     f_t = (4 / tau) sigmoid(tau (r_t - 1))                   tau = tau_pos if A > 0 else tau_neg
