@@ -6,7 +6,6 @@ Loading executes the file: do it only in a process that may run candidate code (
 from __future__ import annotations
 
 import ast
-import hashlib
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from poise_core.contract import LOSS_AGGREGATIONS, Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
+from poise_core.source import source_digest
 
 
 class CandidateError(ValueError):
@@ -66,12 +66,6 @@ class Candidate:
         return dataclasses.replace(self, hyperparameters=dataclasses.replace(self.hyperparameters, **overrides))
 
 
-def source_digest(source: str) -> str:
-    """Hex digest that names a candidate's text; line endings and trailing blanks do not count."""
-    normalized = "\n".join(line.rstrip() for line in source.strip().splitlines()) + "\n"
-    return hashlib.sha256(normalized.encode()).hexdigest()
-
-
 def load_candidate(path: Path | str, name: str | None = None) -> Candidate:
     """Load a candidate file; ``name`` defaults to the file's stem.
 
@@ -100,6 +94,8 @@ def load_candidate_source(source: str, name: str) -> Candidate:
         raise CandidateError(f"{place}{error.msg}") from error
     except (MemoryError, RecursionError) as error:
         raise CandidateError("the file nests expressions too deeply to be parsed") from error
+    except ValueError as error:  # a null byte or half of a surrogate pair
+        raise CandidateError(f"the file does not parse: {error}") from error
     # dataclasses looks its module up in sys.modules while the class body runs
     module = types.ModuleType(f"poise_candidate_{source_digest(source)[:16]}")
     sys.modules[module.__name__] = module
@@ -120,13 +116,13 @@ def load_candidate_source(source: str, name: str) -> Candidate:
         raise CandidateError(
             "MECHANISMS must be a dict from the name of a mechanism to the overrides that switch it off"
         )
-    if members["LOSS_AGGREGATION"] not in LOSS_AGGREGATIONS:
+    if not isinstance(members["LOSS_AGGREGATION"], str) or members["LOSS_AGGREGATION"] not in LOSS_AGGREGATIONS:
         raise CandidateError(
             f"LOSS_AGGREGATION is {members['LOSS_AGGREGATION']!r}; use one of {', '.join(LOSS_AGGREGATIONS)}"
         )
     try:
         hyperparameters = members["Hyperparameters"]()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CandidateError(f"Hyperparameters() fails: {error}; give every field a default") from error
     reads = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     return Candidate(

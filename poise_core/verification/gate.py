@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from poise_core.candidate import Candidate, CandidateError, load_candidate_source, source_digest
+from poise_core.candidate import Candidate, CandidateError, load_candidate_source
 from poise_core.failures import FailureKind
+from poise_core.source import source_digest
 from poise_core.verification import behaviour, direction, interface, novelty, purity
 from poise_core.verification.fingerprint import Observation, fingerprint, observe
 from poise_core.verification.harness import ContractViolation, Run

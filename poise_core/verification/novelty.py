@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from functools import lru_cache
 
 from poise_core.algorithms import algorithm_path, list_algorithms
-from poise_core.candidate import load_candidate, source_digest
+from poise_core.candidate import load_candidate
+from poise_core.source import source_digest
 from poise_core.verification.fingerprint import SAME, Observation, distance, observe, same_behaviour
 
 

@@ -1,44 +1,82 @@
-"""Confinement of processes that run candidate code, and their end."""
+"""Confinement of processes that run candidate code, and their end.
+
+:func:`confined_command` wraps a command in everything that the machine grants: a scrubbed environment, a session of its
+own that dies with its parent, limits, no network but loopback, a file system of which only the listed folders exist and
+only the writable ones can be written, no capabilities, and no system calls that training does not need. What the
+machine refuses is found by trying it once per process, logged once, and returned for the record.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-ENVIRONMENT_ALLOWLIST = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_HOME",
+GRANTED = "granted"
+
+_KEPT_NAMES = frozenset(
+    {"PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}
 )
+_KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "NCCL_", "GLOO_", "CUDA_DEVICE_", "NVIDIA_DRIVER_")
+_SYSTEM_FOLDERS = (
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib32",
+    "/lib64",
+    "/libx32",
+    "/sys",
+    "/opt/rocm",
+    "/opt/nvidia",
+    "/opt/hpcx",
+)
+_SYSTEM_FILES = tuple(
+    f"/etc/{name}"
+    for name in (
+        "alternatives", "group", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libibverbs.d", "localtime",
+        "nccl.conf", "nsswitch.conf", "passwd", "protocols", "services",
+    )
+)  # fmt: skip
+_NETWORK_FILES = ("/etc/resolv.conf", "/etc/ssl", "/etc/pki", "/etc/ca-certificates")
+_DEVICES = ("null", "zero", "full", "random", "urandom", "kfd", "dri", "infiniband", "nvidia-caps")
+
+logger = logging.getLogger("poise.confinement")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a confined command may use."""
+    """What a confined command may use; None is no limit."""
 
-    wall_seconds: float | None = None
+    wall_seconds: float | None = None  # of the whole tree; the launcher itself ends it
     cpu_seconds: float | None = None  # per process
-    memory_bytes: int | None = None  # per process
-    file_bytes: int | None = 1 << 30  # largest file that may be written
-    processes: int | None = None
-    scratch_bytes: int = 256 << 20  # private /tmp and /dev/shm
+    memory_bytes: int | None = None  # per process, private writable memory
+    address_bytes: int | None = None  # per process, address space; CUDA needs far more than it uses
+    file_bytes: int | None = None  # largest file that may be written
+    processes: int | None = None  # processes and threads beyond those that the user has now; root is exempt
+    scratch_bytes: int = 256 << 20  # private /tmp and /dev/shm, each
 
 
 @dataclass(frozen=True)
 class ConfinedCommand:
-    """What to hand to ``subprocess.Popen(argv, env=env, start_new_session=True)``."""
+    """What to hand to ``subprocess.Popen(argv, env=env, start_new_session=True)``.
+
+    ``granted`` says for each measure "granted" or why it is missing; store it with the row. The launcher exits with 124 when
+    the wall time is over, with 125 and one line on stderr when it could not confine, else with the command's status.
+    """
 
     argv: list[str]
     env: dict[str, str]
@@ -50,35 +88,276 @@ def confined_command(
     *,
     writable: Sequence[Path] = (),
     readable: Sequence[Path] = (),
-    env: Mapping[str, str] = {},
-    limits: Limits = Limits(),
+    env: Mapping[str, str] | None = None,
+    limits: Limits | None = None,
     network: bool = False,
     loopback: bool = True,
+    level: str | None = None,
 ) -> ConfinedCommand:
-    """The command line and environment under which ``command`` runs confined."""
-    kept = {key: os.environ[key] for key in ENVIRONMENT_ALLOWLIST if key in os.environ}
-    return ConfinedCommand(list(command), {**kept, "PYTHONDONTWRITEBYTECODE": "1", **env})
+    """The command line and environment under which ``command`` runs confined.
+
+    Args:
+        command: program and arguments; the program is found through PATH.
+        writable: existing folders that it may write; everything else is read-only or absent.
+        readable: files and folders that it needs beside the Python environment and the system's libraries.
+        env: variables set on top of the allowlist of inherited ones; the only way to hand it a value.
+        limits: none by default.
+        network: True leaves the machine's network reachable, for training over several nodes.
+        loopback: whether it talks to itself over 127.0.0.1, as torchrun and gloo do. Without a network namespace, False
+            still allows to forbid internet sockets.
+        level: one of :data:`LEVELS` to use no more than that, for tests; None takes the best that works here.
+    """
+    limits = limits or Limits()
+    level = level or best_level()
+    machine = probe_machine()
+    namespaces = level in ("namespaces", "network namespace")
+    files, links = _files(writable, readable, network)
+    specification: dict[str, Any] = {
+        "command": list(command),
+        "parent": os.getpid(),
+        "namespaces": namespaces,
+        "view": level == "namespaces",
+        "network": network,
+        "internet": network or loopback,
+        "landlock": level != "namespaces" and level != "bubblewrap" and not machine["landlock"],
+        "seccomp": not machine["seccomp"],
+        "capabilities": not machine["capabilities"],
+        "readable": files,
+        "writable": [os.path.realpath(folder) for folder in writable],
+        "devices": _devices(),
+        "links": links,
+        "limits": {**asdict(limits), "user_processes": _process_limit(limits)},
+    }
+    argv = _launcher(json.dumps(specification)) if level != "bubblewrap" else _bubblewrap(specification)
+    scratch = "/tmp" if level in ("namespaces", "bubblewrap") else next(iter(specification["writable"]), "/nonexistent")
+    environment = {
+        **_kept_environment(),
+        "HOME": scratch,
+        "TMPDIR": scratch,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    if level not in ("plain", "landlock") and not network:
+        environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+    granted = _granted(specification, level)
+    return ConfinedCommand(argv, environment | dict(env or {}), granted)
+
+
+# ---- what goes into the specification
+
+
+def _launcher(*arguments: str) -> list[str]:
+    """The launcher without site-packages, which it does not need and which take a fifth of a second to set up."""
+    root = str(Path(__file__).parents[2])
+    start = f"import sys; sys.path.insert(0, {root!r}); from poise_core.verification.confine import main; main()"
+    return [sys.executable, "-I", "-S", "-c", start, *arguments]
+
+
+def _bubblewrap(specification: Mapping[str, Any]) -> list[str]:
+    """The launcher starts bubblewrap, which builds the namespaces and starts the launcher's inner half."""
+    scratch = ["--size", str(specification["limits"]["scratch_bytes"]), "--tmpfs"]
+    options = [
+        "--unshare-user",
+        "--unshare-pid",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--die-with-parent",
+        "--cap-drop",
+        "ALL",
+    ]
+    if not specification["network"]:
+        options.append("--unshare-net")
+    options += ["--proc", "/proc", "--dev", "/dev", *scratch, "/dev/shm", *scratch, "/tmp"]
+    for path in sorted([*specification["readable"], *specification["writable"]], key=lambda path: path.count("/")):
+        options += ["--bind" if path in specification["writable"] else "--ro-bind", path, path]
+    for path in specification["devices"]:
+        options += ["--dev-bind", path, path]
+    for link, target in specification["links"].items():
+        options += ["--symlink", target, link]
+    options += ["--remount-ro", "/proc", "--remount-ro", "/"]  # root may write kernel settings below /proc/sys
+    visible = [*specification["writable"], "/tmp"]
+    options += ["--chdir", os.getcwd() if _within(os.getcwd(), specification["readable"]) else visible[0]]
+    inner = {**specification, "landlock": False}
+    command = [shutil.which("bwrap") or "bwrap", *options, "--", *_launcher("--inner", json.dumps(inner))]
+    outer_limits = {"wall_seconds": specification["limits"]["wall_seconds"]}
+    outer = {**specification, "command": command, "namespaces": False, "view": False, "limits": outer_limits}
+    return _launcher(json.dumps(outer | dict.fromkeys(("landlock", "seccomp", "capabilities"), False)))
+
+
+def _within(path: str, folders: Sequence[str]) -> bool:
+    return any(os.path.commonpath([path, folder]) == folder for folder in folders)
+
+
+def _files(writable: Sequence[Path], readable: Sequence[Path], network: bool) -> tuple[list[str], dict[str, str]]:
+    """Real paths that are bound read-only, and the symbolic links that lead to some of them."""
+    package = Path(__file__).parents[1]
+    wanted = [
+        *_SYSTEM_FOLDERS, *_SYSTEM_FILES, *(_NETWORK_FILES if network else ()), sys.prefix, sys.base_prefix, sys.exec_prefix,
+        os.path.dirname(sys.executable), str(package), *os.environ.get("LD_LIBRARY_PATH", "").split(":"),
+        os.environ.get("CUDA_HOME", ""), *(str(path) for path in readable),
+    ]  # fmt: skip
+    links, real = {}, []
+    for path in dict.fromkeys(os.path.abspath(path) for path in wanted if path):
+        target = os.path.realpath(path)
+        if not os.path.exists(target) or target == "/":
+            continue
+        if target != path:
+            links[path] = target
+        real.append(target)
+    for folder in writable:
+        if os.path.realpath(folder) != os.path.abspath(folder):
+            links[os.path.abspath(folder)] = os.path.realpath(folder)
+    kept = {os.path.realpath(folder) for folder in writable}
+    return [path for path in dict.fromkeys(real) if path not in kept], links
+
+
+def _devices() -> list[str]:
+    nvidia = sorted(str(path) for path in Path("/dev").glob("nvidia*"))
+    return [path for path in dict.fromkeys([*(f"/dev/{name}" for name in _DEVICES), *nvidia]) if os.path.exists(path)]
+
+
+def _kept_environment() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if (name in _KEPT_NAMES or name.startswith(_KEPT_PREFIXES)) and "://" not in value
+    }
+
+
+def _process_limit(limits: Limits) -> int | None:
+    """RLIMIT_NPROC counts all processes and threads of the user, so the limit lies above what there is now."""
+    if limits.processes is None or os.geteuid() == 0:
+        return None
+    uid, now = os.getuid(), 0
+    for process in psutil.process_iter(["uids", "num_threads"]):
+        uids = process.info["uids"]
+        if uids is not None and uids.real == uid:
+            now += process.info["num_threads"] or 1
+    return now + limits.processes
+
+
+# ---- what this machine grants
+
+LEVELS = ("namespaces", "bubblewrap", "network namespace", "landlock", "plain")
+"""Ways to confine files and network, best first: own namespaces with a private view of the file system; bubblewrap, which
+may be allowed what we are not; a network namespace with Landlock for files; Landlock alone; neither."""
+
+
+@lru_cache(maxsize=1)
+def probe_machine() -> Mapping[str, str]:
+    """Measure -> "" or why the kernel refuses it, tried in a child process."""
+    environment = {**_kept_environment(), "PYTHONDONTWRITEBYTECODE": "1"}
+    refused = dict.fromkeys(
+        ("user and network namespaces", "landlock", "seccomp", "capabilities"), "the launcher does not start"
+    )
+    try:
+        done = subprocess.run(_launcher("--probe"), env=environment, capture_output=True, timeout=60, check=True)
+        refused = json.loads(done.stdout)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        logger.warning("confinement cannot be probed: %s", error)
+    return refused
+
+
+@lru_cache(maxsize=1)
+def best_level() -> str:
+    """The first of :data:`LEVELS` under which a Python process starts here."""
+    machine = probe_machine()
+    why: list[str] = []
+    for level in LEVELS:
+        if level == "bubblewrap" and shutil.which("bwrap") is None:
+            continue
+        needed = {"namespaces": "user and network namespaces", "network namespace": "user and network namespaces"}.get(
+            level, level
+        )
+        reason = machine.get(needed, "")
+        if not reason and level in ("namespaces", "bubblewrap"):
+            reason = _try_level(level)
+        if not reason:
+            missing = {
+                name: text for name, text in confined_command([], level=level).granted.items() if text != GRANTED
+            }
+            if missing:
+                logger.warning(
+                    "this machine does not grant: %s", "; ".join(f"{name} ({text})" for name, text in missing.items())
+                )
+            return level
+        why.append(f"{level}: {reason}")
+    return LEVELS[-1]
+
+
+def _try_level(level: str) -> str:
+    confined = confined_command([sys.executable, "-I", "-S", "-c", ""], limits=Limits(wall_seconds=30), level=level)
+    try:
+        done = subprocess.run(confined.argv, env=confined.env, capture_output=True, timeout=60, start_new_session=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return (
+        ""
+        if done.returncode == 0
+        else done.stderr.decode("utf-8", "replace").strip()[-200:] or f"status {done.returncode}"
+    )
+
+
+def _granted(specification: Mapping[str, Any], level: str) -> dict[str, str]:
+    machine = probe_machine()
+    refused = machine["user and network namespaces"] or "no private view of the file system can be mounted"
+    isolated = level in ("namespaces", "bubblewrap")
+    if specification["network"]:
+        network = "not asked for: the command needs the network"
+    elif isolated or level == "network namespace" or (specification["seccomp"] and not specification["internet"]):
+        network = GRANTED
+    else:
+        network = f"not granted: {refused}"
+    processes = GRANTED
+    if specification["limits"]["processes"] is not None and specification["limits"]["user_processes"] is None:
+        processes = "not granted: the kernel exempts root from the limit on processes"
+    return {
+        "environment": GRANTED,
+        "session": GRANTED,
+        "limits": GRANTED,
+        "process limit": processes,
+        "network": network,
+        "file system": GRANTED
+        if isolated or specification["landlock"]
+        else f"not granted: {machine['landlock'] or refused}",
+        "process namespace": GRANTED if isolated else f"not granted: {refused}",
+        "system calls": GRANTED if specification["seccomp"] else f"not granted: {machine['seccomp']}",
+        "capabilities": GRANTED if specification["capabilities"] else f"not granted: {machine['capabilities']}",
+    }
+
+
+# ---- the end
 
 
 def end_process_tree(pid: int, grace_seconds: float = 2.0) -> None:
-    """End a process, its group and all its descendants, those in other sessions included, within five seconds."""
+    """End a process and all its descendants, those in sessions of their own included, within five seconds.
+
+    First SIGTERM, then, after ``grace_seconds`` (at most 3), SIGKILL. Descendants are listed before anything is signalled,
+    because a process whose parent has ended is no longer found below it; its group is ended too. The process itself stays a
+    zombie until its parent, usually the caller's ``Popen``, waits for it.
+    """
     tree = _descendants(pid)
-    _signal_all(tree, signal.SIGTERM)
-    deadline = time.monotonic() + grace_seconds
+    if not tree:
+        return
+    _signal_tree(tree, signal.SIGTERM)
+    deadline = time.monotonic() + min(grace_seconds, 3.0)
     while time.monotonic() < deadline and any(_alive(process) for process in tree):
         time.sleep(0.02)
-    for _ in range(20):
-        tree = [process for process in {*tree, *_descendants(pid)} if _alive(process)]
+        tree = list(dict.fromkeys([*tree, *_descendants(pid)]))
+    deadline = time.monotonic() + 2.0
+    while time.monotonic() < deadline:
+        tree = [process for process in dict.fromkeys([*tree, *_descendants(pid)]) if _alive(process)]
         if not tree:
             return
-        _signal_all(tree, signal.SIGKILL)
-        time.sleep(0.05)
+        _signal_tree(tree, signal.SIGKILL)
+        time.sleep(0.02)
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
+    """The process and everything below it, deepest first."""
     try:
         root = psutil.Process(pid)
-        return [*root.children(recursive=True), root]
+        return [*reversed(root.children(recursive=True)), root]
     except psutil.NoSuchProcess:
         return []
 
@@ -90,7 +369,11 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def _signal_all(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
+def _signal_tree(tree: Sequence[psutil.Process], number: signal.Signals) -> None:
+    own = os.getpgid(0)
+    for process in tree:
+        with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
+            if os.getpgid(process.pid) == process.pid != own:  # a group's leader: whoever joined the group goes too
+                os.killpg(process.pid, number)
+        with contextlib.suppress(psutil.Error):
             process.send_signal(number)

@@ -5,22 +5,26 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import selectors
-import subprocess
+import signal
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from poise_core.failures import FailureKind, InfrastructureError
+from poise_core.source import source_digest
+from poise_core.verification.confine import SETUP_FAILED, WALL_TIME_OVER
+from poise_core.verification.pipes import Finished, run_until
 from poise_core.verification.report import CheckResult, VerificationReport
-from poise_core.verification.sandbox import Limits, confined_command, end_process_tree
+from poise_core.verification.sandbox import Limits, confined_command
 
-MEMORY_BYTES = 4 << 30
-OUTPUT_BYTES = 1 << 20  # of what the worker writes, more is dropped
-READ_BYTES = 1 << 20  # of the file, more is not read: check 1 refuses it anyway
+MEMORY_BYTES = 2 << 30  # importing torch takes 0.2 GiB of it
+ADDRESS_BYTES = 32 << 30  # a CUDA build of torch maps several GiB that it never touches
+FILE_BYTES = 1 << 20
+SCRATCH_BYTES = 16 << 20
+OUTPUT_BYTES = 1 << 20  # kept of what the worker writes
+READ_BYTES = 1 << 20  # read of the file; check 1 refuses far smaller ones
 
 
 def verify_file(
@@ -28,7 +32,7 @@ def verify_file(
     *,
     name: str | None = None,
     timeout_seconds: float = 60,
-    known_fingerprints: Mapping[str, str] = {},
+    known_fingerprints: Mapping[str, str] | None = None,
     folder: Path | None = None,
     static: bool = True,
 ) -> VerificationReport:
@@ -43,140 +47,120 @@ def verify_file(
         static: False leaves the language check out, for tests of the process layer.
 
     Raises:
-        InfrastructureError: the machine failed: the file cannot be read, or the worker did not start.
+        InfrastructureError: the machine failed: the file cannot be read, or the worker does not start.
     """
     started = time.monotonic()
     name = name or path.stem
     try:
         with path.open("rb") as handle:
-            source = handle.read(READ_BYTES).decode("utf-8", "replace")
+            content = handle.read(READ_BYTES + 1)
     except OSError as error:
-        raise InfrastructureError(f"{path} cannot be read: {error}") from error
-    nonce = secrets.token_hex(16)
-    job = {
-        "nonce": nonce,
-        "source": source,
-        "name": name,
-        "known_fingerprints": dict(known_fingerprints),
-        "static": static,
-    }
-    confined = confined_command(
-        [sys.executable, "-I", "-m", "poise_core.verification.worker"],
-        env={"OMP_NUM_THREADS": "1"},
-        limits=Limits(wall_seconds=timeout_seconds, memory_bytes=MEMORY_BYTES, file_bytes=1 << 20),
-        loopback=False,
-    )
-    ended = _run_worker(confined.argv, confined.env, json.dumps(job).encode(), started + timeout_seconds)
-    report = _read_report(ended, nonce, name, source, timeout_seconds)
-    report = replace(report, confinement=confined.granted, seconds=time.monotonic() - started)
+        raise InfrastructureError(f"{path} cannot be read: {error.strerror}") from error
+    refusal = _unreadable(content)
+    if refusal:
+        report = _incomplete(name, content.decode("utf-8", "replace"), [], "language", refusal, FailureKind.REJECTED)
+    else:
+        report = _verify_source(
+            content.decode("utf-8"), name, started + timeout_seconds, timeout_seconds, known_fingerprints, static
+        )
+    report = replace(report, seconds=time.monotonic() - started)
     if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "verification.json.partial"
-        partial.write_text(report.to_json() + "\n")
-        os.replace(partial, folder / "verification.json")
+        _store(report, folder)
     return report
 
 
-class _Ended:
-    """What is left of a worker process."""
-
-    def __init__(self, output: bytes, errors: bytes, code: int | None) -> None:
-        self.output, self.errors, self.code = output, errors, code  # code None: ended by the time limit
-
-
-def _run_worker(argv: list[str], env: dict[str, str], job: bytes, deadline: float) -> _Ended:
+def _unreadable(content: bytes) -> str:
+    if len(content) > READ_BYTES:
+        return f"the file has more than {READ_BYTES} bytes; a candidate has a few thousand"
     try:
-        process = subprocess.Popen(
-            argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return f"the file is not UTF-8 text (byte {error.start}); save it as UTF-8"
+    return ""
+
+
+def _verify_source(
+    source: str, name: str, deadline: float, timeout_seconds: float, known: Mapping[str, str] | None, static: bool
+) -> VerificationReport:
+    nonce = secrets.token_hex(16)
+    job = {"nonce": nonce, "source": source, "name": name, "known_fingerprints": dict(known or {}), "static": static}
+    confined = confined_command(
+        [sys.executable, "-I", "-m", "poise_core.verification.worker"],
+        env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        limits=Limits(
+            wall_seconds=timeout_seconds,
+            cpu_seconds=timeout_seconds + 1,
+            memory_bytes=MEMORY_BYTES,
+            address_bytes=ADDRESS_BYTES,
+            file_bytes=FILE_BYTES,
+            processes=64,
+            scratch_bytes=SCRATCH_BYTES,
+        ),
+        loopback=False,
+    )
+    try:
+        finished = run_until(confined.argv, confined.env, json.dumps(job).encode(), deadline, OUTPUT_BYTES)
     except OSError as error:
-        raise InfrastructureError(f"the verification process did not start: {error}") from error
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    kept = {process.stdout: bytearray(), process.stderr: bytearray()}
-    pending = memoryview(job)
-    timed_out = False
-    try:
-        with selectors.DefaultSelector() as selector:
-            for stream in (process.stdin, *kept):
-                os.set_blocking(stream.fileno(), False)
-            selector.register(process.stdin, selectors.EVENT_WRITE)
-            for stream in kept:
-                selector.register(stream, selectors.EVENT_READ)
-            while selector.get_map():
-                remaining = deadline - time.monotonic()
-                if remaining <= 0:
-                    timed_out = True
-                    break
-                for key, _ in selector.select(min(remaining, 0.5)):
-                    if key.fileobj is process.stdin:
-                        try:
-                            pending = pending[os.write(key.fd, pending[:65536]) :]
-                        except BrokenPipeError:
-                            pending = pending[:0]
-                        if not pending:
-                            selector.unregister(process.stdin)
-                            process.stdin.close()
-                        continue
-                    chunk = os.read(key.fd, 65536)
-                    stored = kept[key.fileobj]  # type: ignore[index]
-                    stored += chunk[: OUTPUT_BYTES - len(stored)]
-                    if not chunk:
-                        selector.unregister(key.fileobj)
-        if not timed_out:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                timed_out = True
-    finally:
-        end_process_tree(process.pid, grace_seconds=0.0)
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            stream.close()
-    return _Ended(bytes(kept[process.stdout]), bytes(kept[process.stderr]), None if timed_out else process.returncode)
+        raise InfrastructureError(f"the verification process does not start: {error}") from error
+    report = _read_report(finished, nonce, name, source, timeout_seconds)
+    granted = dict(confined.granted)
+    if confined.granted["system calls"] == "granted":
+        granted["process limit"] = "granted"  # the worker forbids itself new processes, root or not
+    return replace(report, candidate_name=name, source_digest=source_digest(source), confinement=granted)
 
 
-def _read_report(ended: _Ended, nonce: str, name: str, source: str, timeout_seconds: float) -> VerificationReport:
+def _read_report(finished: Finished, nonce: str, name: str, source: str, timeout_seconds: float) -> VerificationReport:
     checks: list[CheckResult] = []
     running = ""
-    for line in ended.output.decode("utf-8", "replace").splitlines():
+    for line in finished.output.decode("utf-8", "replace").splitlines():
         if not line.startswith(nonce + " "):
             continue
-        kind, value = json.loads(line[len(nonce) :])
-        if kind == "report":
-            return VerificationReport.from_json(value)
-        if kind == "started":
-            running = value
-        else:
-            checks.append(CheckResult(**value))
-            running = ""
+        try:
+            kind, value = json.loads(line[len(nonce) :])
+            if kind == "report":
+                return VerificationReport.from_json(value)
+            if kind == "started":
+                running = str(value)
+            else:
+                checks.append(CheckResult(**value))
+                running = ""
+        except (ValueError, TypeError):
+            break  # cut off in the middle of a line
     if not running and not checks:
-        detail = ended.errors.decode("utf-8", "replace").strip().splitlines()
-        raise InfrastructureError(
-            f"the verification process ended before its first check: {detail[-1] if detail else ended.code}"
-        )
-    failure, message = _why_ended(ended, timeout_seconds)
-    return _incomplete(name, source, [*checks, _ended_check(running, message)], failure)
+        lines = finished.errors.decode("utf-8", "replace").strip().splitlines()
+        detail = lines[-1] if lines else f"status {finished.status}"
+        raise InfrastructureError(f"the verification process ended before its first check: {detail}")
+    failure, message = _why_it_ended(finished.status, timeout_seconds)
+    return _incomplete(name, source, checks, running or "report", message, failure)
 
 
-def _why_ended(ended: _Ended, timeout_seconds: float) -> tuple[FailureKind, str]:
-    if ended.code is None:
+def _why_it_ended(status: int | None, timeout_seconds: float) -> tuple[FailureKind, str]:
+    if status in (None, WALL_TIME_OVER, 128 + signal.SIGXCPU):
         return FailureKind.TIMED_OUT, (
-            f"the candidate did not finish within {timeout_seconds:g} s; use torch operations instead of loops and "
-            "bound their sizes"
+            f"the candidate did not finish within {timeout_seconds:g} s; use torch operations instead of loops, and bound "
+            "their sizes"
         )
+    if status == 128 + signal.SIGKILL:
+        return FailureKind.OUT_OF_MEMORY, "the kernel killed the process, most likely for memory; use smaller tensors"
+    if status == SETUP_FAILED:
+        raise InfrastructureError("the verification process could not be confined")
     return FailureKind.REJECTED, (
-        f"the process that ran the candidate ended with status {ended.code}; remove whatever ends or kills the process"
+        f"the process that ran the candidate ended with status {status}; remove what ends or crashes the interpreter"
     )
 
 
-def _ended_check(name: str, message: str) -> CheckResult:
-    return CheckResult(name or "report", "The check runs to its end within the limits.", False, message, 0.0)
+def _incomplete(
+    name: str, source: str, checks: list[CheckResult], stopped_in: str, message: str, failure: FailureKind
+) -> VerificationReport:
+    last = CheckResult(stopped_in, "The check runs to its end within the limits.", False, message, 0.0)
+    return VerificationReport(name, source_digest(source), False, (*checks, last), failure=failure)
 
 
-def _incomplete(name: str, source: str, checks: list[CheckResult], failure: FailureKind) -> VerificationReport:
-    from poise_core.candidate import source_digest
-
-    digest: Any = source_digest(source)
-    return VerificationReport(name, digest, False, tuple(checks), failure=failure)
+def _store(report: VerificationReport, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "verification.json.partial"
+        partial.write_text(report.to_json() + "\n", encoding="utf-8")
+        os.replace(partial, folder / "verification.json")
+    except OSError as error:
+        raise InfrastructureError(f"{folder}: the verification report cannot be written: {error.strerror}") from error

@@ -6,12 +6,14 @@ nonce, so that text which a candidate prints is not taken for a result.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 from dataclasses import asdict
 
 from poise_core.verification.report import CheckResult
+from poise_core.verification.seccomp import forbid_new_processes
 
 
 def main() -> None:
@@ -31,6 +33,11 @@ def main() -> None:
 
     torch.set_num_threads(1)
     from poise_core.verification.gate import run_checks
+    from poise_core.verification.novelty import known_behaviours
+
+    known_behaviours()
+    with contextlib.suppress(OSError):  # a machine without seccomp; the report says so
+        forbid_new_processes()
 
     report = run_checks(
         job["source"],

@@ -1,0 +1,95 @@
+"""Feeding a process, reading what it writes up to a limit, and ending it and all its descendants at a deadline."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from poise_core.verification.sandbox import end_process_tree
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is left of a process."""
+
+    output: bytes  # at most the limit, the rest is dropped
+    errors: bytes
+    status: int | None  # None: it was ended at the deadline
+
+
+def run_until(
+    argv: Sequence[str], env: Mapping[str, str], given: bytes, deadline: float, output_limit: int
+) -> Finished:
+    """Run a process in a session of its own; when it is over, or the deadline is, no process of its tree is left.
+
+    Args:
+        argv: the command line.
+        env: its whole environment.
+        given: what it reads on stdin.
+        deadline: on the clock of :func:`time.monotonic`.
+        output_limit: bytes kept of each of stdout and stderr.
+
+    Raises:
+        OSError: it does not start.
+    """
+    process = subprocess.Popen(
+        argv,
+        env=dict(env),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    output, errors = bytearray(), bytearray()
+    try:
+        in_time = _exchange(
+            process.stdin, given, {process.stdout: output, process.stderr: errors}, deadline, output_limit
+        )
+        status: int | None = process.wait(max(0.0, deadline - time.monotonic())) if in_time else None
+    except subprocess.TimeoutExpired:
+        status = None
+    finally:
+        end_process_tree(process.pid, grace_seconds=0.0)
+        process.wait()
+        for stream in (process.stdin, process.stdout, process.stderr):
+            stream.close()
+    return Finished(bytes(output), bytes(errors), status)
+
+
+def _exchange(
+    writer: IO[bytes], given: bytes, readers: Mapping[IO[bytes], bytearray], deadline: float, limit: int
+) -> bool:
+    """Write ``given`` and read until every reader ends; False when the deadline comes first."""
+    pending = memoryview(given)
+    with selectors.DefaultSelector() as selector:
+        os.set_blocking(writer.fileno(), False)
+        selector.register(writer, selectors.EVENT_WRITE)
+        for reader, stored in readers.items():
+            selector.register(reader, selectors.EVENT_READ, stored)
+        while selector.get_map():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return False
+            for key, _ in selector.select(remaining):
+                if key.fileobj is writer:
+                    try:
+                        pending = pending[os.write(key.fd, pending[:65536]) :]
+                    except BrokenPipeError:
+                        pending = pending[:0]
+                    if not pending:
+                        selector.unregister(writer)
+                        writer.close()
+                    continue
+                chunk = os.read(key.fd, 65536)
+                key.data.extend(chunk[: max(0, limit - len(key.data))])
+                if not chunk:
+                    selector.unregister(key.fileobj)
+    return True
