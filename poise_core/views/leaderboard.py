@@ -185,10 +185,9 @@ def render_leaderboard(
     """
     baseline = next((row for row in rows if row.verdict == "baseline"), None)
     against = baseline.name if baseline else "baseline"
-    table = Table(title=f"Leaderboard, protocol {protocol.digest}", title_justify="left", box=None, pad_edge=False)
+    table = _table(f"Leaderboard, protocol {protocol.digest}")
     table.add_column("#", justify="right", style="dim")
-    table.add_column("candidate", max_width=24, overflow="fold")
-    table.add_column("gen", justify="right", style="dim")
+    table.add_column("candidate", max_width=30, overflow="fold")
     table.add_column(f"Overall [{level:.0%}]", no_wrap=True)
     table.add_column("seeds", justify="right", style="dim")
     table.add_column(f"delta to {against}", no_wrap=True)
@@ -201,7 +200,6 @@ def render_leaderboard(
             table.add_row(
                 str(row.rank),
                 Text(row.name, style="bold" if row.verdict == "better" else ""),
-                str(row.generation),
                 format_interval(row.overall),
                 str(row.overall.seeds),
                 Text(format_interval(row.delta, signed=True) if row.delta else "", style=style),
@@ -241,8 +239,21 @@ def _notes(rows: Sequence[LeaderboardRow], baseline: LeaderboardRow | None, othe
     return [Text(note, style="dim") for note in notes]
 
 
+def _table(title: str) -> Table:
+    """Narrow gaps and no lines: a row with every cell filled must fit 100 columns and leave the name room."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+
+
 def _failures(rows: Sequence[LeaderboardRow]) -> Table:
-    table = Table(title="Failures, never scored", title_justify="left", box=None, pad_edge=False)
+    table = _table("Failures, never scored")
     table.add_column("candidate", max_width=24, overflow="fold")
     table.add_column("gen", justify="right", style="dim")
     table.add_column("stage")

@@ -1,0 +1,262 @@
+"""What the views say, on a made-up evolution whose numbers are known."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import archive_samples as samples
+import pytest
+from rich.console import Console, RenderableType
+
+from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows, failure_row
+from poise_core.evaluation.protocol import Protocol
+from poise_core.evaluation.statistics import Interval, overall_interval, paired_delta
+from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.views import (
+    find_candidate,
+    leaderboard,
+    lineage,
+    lineage_tree,
+    other_protocols,
+    render_candidate,
+    render_leaderboard,
+    view_candidate,
+)
+from poise_core.views.text import format_interval, sparkline
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> tuple[Archive, Protocol]:
+    return samples.filled_archive(tmp_path)
+
+
+def text(renderable: RenderableType, width: int = 100) -> str:
+    """As a terminal of this width shows it; no line may be longer."""
+    console = Console(width=width, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    shown = capture.get()
+    assert max(map(len, shown.splitlines())) <= width
+    return shown
+
+
+# ---- numbers as text
+
+
+def test_intervals_as_text() -> None:
+    assert format_interval(Interval(52.44, 50.06, 54.71, 3)) == "52.4 [50.1, 54.7]"
+    assert format_interval(Interval(1.5, -0.25, 3.25, 3), signed=True) == "+1.5 [-0.2, +3.2]"
+    assert format_interval(Interval(52.44, -math.inf, math.inf, 1)) == "52.4 (one seed)"
+    assert format_interval(None) == "-"
+
+
+def test_sparklines() -> None:
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([5.0, 5.0]) == "▁▁"
+    assert sparkline([0, math.nan, 7, math.inf]) == "▁!█!"
+    assert sparkline([0, 0, 1, 1], width=2) == "▁█", "longer curves show the mean of each piece"
+    assert len(sparkline(list(range(101)), width=40)) == 40
+    assert sparkline([]) == ""
+
+
+# ---- leaderboard
+
+
+def test_the_leaderboard_ranks_by_overall_with_paired_deltas(filled: tuple) -> None:
+    archive, protocol = filled
+    rows = leaderboard(archive, protocol)
+    assert [(row.rank, row.name, row.status) for row in rows] == [
+        (1, "VM-AV", "evaluated"), (2, "AV", "evaluated"), (3, "GRPO", "evaluated"), (4, "SA", "evaluated"),
+        (None, "LATE", "unfinished"), (None, "HOT", "failed"),
+    ]  # fmt: skip
+    evaluations = archive.evaluations(protocol=protocol.digest)
+    best, _, base, worst = rows[:4]
+    assert best.overall == overall_interval(evaluations[samples.VM_AV], protocol)
+    assert best.delta == paired_delta(evaluations[samples.VM_AV], evaluations[samples.GRPO], protocol)
+    assert (best.verdict, base.verdict, worst.verdict) == ("better", "baseline", "worse")
+    assert base.delta is None
+    chain = [next(b.score for b in e.benchmarks if b.name == "chain") for e in evaluations[samples.VM_AV]]
+    assert best.benchmarks["chain"] == pytest.approx(sum(chain) / 3)
+    assert best.completion_length == pytest.approx(18.5)
+    assert rows[-1].failure == {
+        "stage": "train",
+        "kind": "diverged",
+        "message": "the loss is NaN at step 7",
+        "attempt": 0,
+    }
+
+
+def test_a_delta_inside_the_noise_says_so(tmp_path: Path) -> None:
+    protocol = samples.make_protocol()
+    archive = Archive(tmp_path / "archive").initialise()
+    samples.add_candidate(archive, protocol, samples.GRPO, "GRPO", 0, (), 0.45)
+    samples.add_candidate(archive, protocol, samples.AV, "A-rather-long-name-for-a-candidate", 1, (samples.GRPO,), 0.46)
+    rows = leaderboard(archive, protocol)
+    row = next(row for row in rows if row.candidate_id == samples.AV)
+    assert row.delta is not None
+    assert not row.delta.excludes_zero
+    assert row.verdict == "not distinguishable"
+    shown = text(render_leaderboard(rows, protocol))
+    line = next(line for line in shown.splitlines() if "not distinguishable" in line)
+    assert format_interval(row.delta, signed=True) in line
+    assert format_interval(row.overall) in line
+    assert "A-rather-long-" in shown, "a name has room even where every cell is filled"
+
+
+def test_numbers_of_another_protocol_are_not_ranked(filled: tuple) -> None:
+    archive, protocol = filled
+    other = samples.make_protocol(steps=21)
+    for seed in samples.SEEDS:
+        archive.append(
+            "evaluations", evaluation_rows(samples.WAITING, other.digest, samples.make_evaluation(other, 0.9, seed))
+        )
+    rows = leaderboard(archive, protocol)
+    assert rows[0].name == "VM-AV"
+    assert next(row for row in rows if row.candidate_id == samples.WAITING).status == "unfinished"
+    assert other_protocols(archive, protocol) == [other.digest]
+    assert [row.name for row in leaderboard(archive, other) if row.rank] == ["LATE"]
+    shown = text(render_leaderboard(rows, protocol, others=other_protocols(archive, protocol)))
+    assert f"Not ranked here, another protocol: {other.digest}." in shown
+
+
+def test_the_report_split_never_shows(filled: tuple) -> None:
+    archive, protocol = filled
+    before = [row.to_dict() for row in leaderboard(archive, protocol)]
+    report = samples.make_evaluation(protocol, 0.99, 0, "report")
+    archive.append("evaluations", evaluation_rows(samples.SA, protocol.digest, report))
+    archive.read("evaluations", unsealed=True)
+    assert [row.to_dict() for row in leaderboard(archive, protocol)] == before
+
+
+def test_one_seed_and_no_shared_seed(tmp_path: Path) -> None:
+    protocol = samples.make_protocol()
+    archive = Archive(tmp_path / "archive").initialise()
+    for name, seed, parents in (("GRPO", 0, ()), ("AV", 0, ("grpo-0",)), ("SA", 5, ("grpo-0",))):
+        row = candidate_row(candidate_id=f"{name.lower()}-0", name=name, source="x", source_digest="d",
+                            written_by="rules", generation=len(parents), parent_ids=parents)  # fmt: skip
+        archive.append("candidates", [row])
+        evaluation = samples.make_evaluation(protocol, 0.5, seed)
+        archive.append("evaluations", evaluation_rows(f"{name.lower()}-0", protocol.digest, evaluation))
+    rows = {row.name: row for row in leaderboard(archive, protocol)}
+    assert rows["AV"].verdict == "not distinguishable"
+    assert rows["AV"].delta is not None
+    assert (rows["SA"].delta, rows["SA"].verdict) == (None, "")
+    assert "(one seed)" in text(render_leaderboard(list(rows.values()), protocol))
+    json.dumps([row.to_dict() for row in rows.values()], allow_nan=False)
+
+
+def test_an_idea_that_never_became_code_is_listed_as_a_failure(filled: tuple) -> None:
+    archive, protocol = filled
+    failure = CandidateFailure(FailureKind.REJECTED, "implement", "three [bold]attempts[/bold] did not pass the gate")
+    row = failure_row(failure, candidate_id="evolution-g2-s1-p0", protocol=protocol.digest, name="IDEA", generation=2)
+    archive.append("failures", [row])
+    rows = leaderboard(archive, protocol)
+    assert [(r.name, r.status) for r in rows if r.status == "failed"] == [("IDEA", "failed"), ("HOT", "failed")]
+    assert "three [bold]attempts[/bold] did not pass the gate" in text(render_leaderboard(rows, protocol))
+
+
+def test_the_rendered_leaderboard_states_noise_comparisons_and_failures(filled: tuple) -> None:
+    archive, protocol = filled
+    shown = text(render_leaderboard(leaderboard(archive, protocol), protocol))
+    base = next(row for row in leaderboard(archive, protocol) if row.verdict == "baseline")
+    assert f"Leaderboard, protocol {protocol.digest}" in shown
+    assert f"Seed noise of GRPO: standard deviation {base.seed_std:.2f} points over 3 seeds." in shown
+    assert "not corrected for 3 comparisons" in shown
+    assert "Not finished: LATE (generation 2)." in shown
+    assert "diverged" in shown
+    assert "the loss is NaN at step 7" in shown
+
+
+def test_an_empty_archive_is_a_sentence(tmp_path: Path) -> None:
+    protocol = samples.make_protocol()
+    archive = Archive(tmp_path / "archive").initialise()
+    assert leaderboard(archive, protocol) == []
+    assert "No candidate has been evaluated yet." in text(render_leaderboard([], protocol))
+    assert lineage(archive, protocol) == []
+
+
+# ---- lineage
+
+
+def test_the_lineage_nests_children_under_their_parents(filled: tuple) -> None:
+    archive, protocol = filled
+    (root,) = lineage(archive, protocol)
+
+    def shape(node: object) -> tuple:
+        return (node.name, *(shape(child) for child in node.children))
+
+    assert shape(root) == ("GRPO", ("AV", ("VM-AV",), ("HOT",)), ("SA",), ("LATE",))
+    evaluations = archive.evaluations(protocol=protocol.digest)
+    grandchild = root.children[0].children[0]
+    assert grandchild.delta == paired_delta(evaluations[samples.VM_AV], evaluations[samples.AV], protocol)
+    assert grandchild.other_parents == ("SA",)
+    assert (root.selected, root.terms, root.total) == (2, {"score": 0.5, "exploration": 0.7}, 1.2)
+    assert root.children[0].children[1].failure == "diverged"
+    plain = json.loads(json.dumps(root.to_dict(), allow_nan=False))
+    assert plain["children"][0]["children"][0]["verdict"] == "better"
+
+
+def test_the_rendered_tree_says_what_changed_and_what_it_brought(filled: tuple) -> None:
+    archive, protocol = filled
+    roots = lineage(archive, protocol)
+    shown = text(lineage_tree(roots))
+    grandchild = roots[0].children[0].children[0]
+    assert format_interval(grandchild.delta, signed=True) in shown
+    for wanted in (
+        "scale: std -> vm-av (with SA)",
+        "diverged",
+        "not finished",
+        "selected for 2 children",
+        "score 0.50",
+    ):
+        assert wanted in shown
+
+
+# ---- one candidate
+
+
+def test_a_candidate_is_found_by_id_name_or_beginning(filled: tuple) -> None:
+    archive, _ = filled
+    for wanted in (samples.VM_AV, "vm-av", "VM-AV", "vm"):
+        assert find_candidate(archive, wanted) == samples.VM_AV
+    with pytest.raises(ArchiveError, match="no candidate 'x'; there are av-"):
+        find_candidate(archive, "x")
+    archive.append(
+        "candidates", [candidate_row(candidate_id="av-9", name="AW", source="x", source_digest="d", written_by="llm")]
+    )
+    with pytest.raises(ArchiveError, match="could be any of av-1111111111, av-9"):
+        find_candidate(archive, "av-")
+
+
+def test_one_candidate_shows_everything_the_archive_holds(filled: tuple) -> None:
+    archive, protocol = filled
+    view = view_candidate(archive, protocol, "VM-AV")
+    assert view.parents == {samples.AV: "AV", samples.SA: "SA"}
+    assert list(view.deltas) == ["AV", "GRPO"]
+    assert view.curves["kl"][19] == pytest.approx(0.38)
+    shown = text(render_candidate(view))
+    for wanted in ("generation 2, by llm", "admitted", "VM-AV keeps the scale", "seed 1:", "▁", "KL ended at 0.38 nats",
+                   "def f(x):", "to GRPO: +", "candidate/sigma"):  # fmt: skip
+        assert wanted in shown
+    assert "def f(x):" not in text(render_candidate(view, code=False))
+    plain = json.loads(json.dumps(view.to_dict(), allow_nan=False))
+    assert plain["record"]["mechanisms"] == {"level": "token", "scale": "analytic"}
+    assert plain["reflection"]["content"]["reflector"] == "rules"
+    assert plain["curves"]["kl"]["19"] == pytest.approx(0.38)
+
+
+def test_candidates_without_results_show_what_there_is(filled: tuple) -> None:
+    archive, protocol = filled
+    shown = text(render_candidate(view_candidate(archive, protocol, "HOT"), code=False))
+    assert "diverged in train, attempt 0: the loss is NaN at step 7" in shown
+    assert "Traceback ..." in shown
+    collapsed = view_candidate(archive, protocol, "SA")
+    line = next(line for line in text(render_candidate(collapsed)).splitlines() if "entropy" in line)
+    assert "!" in line
+    assert "nan" in line
+    json.dumps(collapsed.to_dict(), allow_nan=False)
+    root = view_candidate(archive, protocol, "GRPO")
+    assert root.deltas == {}
+    assert "none, a root" in text(render_candidate(root))
