@@ -17,12 +17,9 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from poise_core.agents.digest import TrajectoryDigest
+from poise_core.agents.digest import TrajectoryDigest, TrajectoryRows
 from poise_core.evaluation.protocol import FrozenModel
 from poise_core.evaluation.statistics import Interval
-
-TrajectoryRows = Sequence[Mapping[str, float]]
-"""The rows of one seed's ``trajectory.jsonl``."""
 
 
 class Expectation(FrozenModel):

@@ -195,7 +195,7 @@ SCALE = Slot(
             "leaves the advantage unscaled, so that no group counts more than its spread",
             (),
             "Dr. GRPO, arXiv 2503.20783",
-            answers=("gradient_spikes", "kl_spike"),
+            answers=("gradient_spikes", "kl_spike", "reward_collapse"),
             effects=(Effect("grad_norm_median", "decrease", "advantages are no longer divided by a number below 1"),),
         ),
         Choice(
@@ -228,7 +228,7 @@ if hp.scale_by_std:
     variance = group_mean(reward.square(), batch.group_ids) - group_mean(reward, batch.group_ids).square()
     advantage = advantage / variance.clamp(min=hp.std_floor**2).sqrt()"""
             },
-            answers=("gradient_spikes", "kl_spike"),
+            answers=("gradient_spikes", "kl_spike", "reward_collapse"),
             effects=(
                 Effect("grad_norm_median", "decrease", "the floor bounds what a nearly uniform group contributes"),
             ),
@@ -264,7 +264,7 @@ if hp.scale_by_std:
 if hp.scale_by_batch:
     advantage = advantage / (advantage.square().mean().sqrt() + hp.std_eps)"""
             },
-            answers=("gradient_spikes", "kl_spike"),
+            answers=("gradient_spikes", "kl_spike", "reward_collapse"),
         ),
         Choice(
             "fixed",
@@ -275,7 +275,7 @@ if hp.scale_by_batch:
             (Parameter("fixed_std", 0.5, (0.3, 0.5), low=1e-6),),
             off={"fixed_scale": {"fixed_std": 1.0}},
             code={"scale": "advantage = advantage / hp.fixed_std"},
-            answers=("gradient_spikes", "kl_spike"),
+            answers=("gradient_spikes", "kl_spike", "reward_collapse"),
         ),
         Choice(
             "fallback_std",
@@ -331,7 +331,7 @@ BOUND = Slot(
             (Parameter("advantage_clip", 1.0, (0.5, 1.0, 1.5, 2.0), low=1e-3),),
             off={"advantage_clip": {"advantage_clip": 1e6}},
             code={"bound": "advantage = advantage.clamp(-hp.advantage_clip, hp.advantage_clip)"},
-            answers=("gradient_spikes", "kl_spike"),
+            answers=("gradient_spikes", "kl_spike", "reward_collapse"),
             effects=(Effect("grad_norm_median", "decrease", "large advantages are cut"),),
         ),
         Choice(
@@ -343,7 +343,7 @@ BOUND = Slot(
             (Parameter("advantage_bound", 1.0, (0.5, 1.0, 2.0), low=1e-3),),
             off={"advantage_squash": {"advantage_bound": 1e6}},
             code={"bound": "advantage = hp.advantage_bound * torch.tanh(advantage / hp.advantage_bound)"},
-            answers=("gradient_spikes", "kl_spike"),
+            answers=("gradient_spikes", "kl_spike", "reward_collapse"),
             effects=(Effect("grad_norm_median", "decrease", "large advantages are squashed"),),
         ),
         Choice(
@@ -355,7 +355,7 @@ BOUND = Slot(
             (Parameter("negative_weight", 0.5, (0.25, 0.5, 0.75), high=1.0),),
             off={"negative_damping": {"negative_weight": 1.0}},
             code={"bound": "advantage = torch.where(advantage < 0, hp.negative_weight * advantage, advantage)"},
-            answers=("kl_spike", "format_decay", "gradient_spikes"),
+            answers=("kl_spike", "reward_collapse", "format_decay", "gradient_spikes"),
             effects=(Effect("kl_end", "decrease", "less probability is pushed away from sampled tokens"),),
         ),
         Choice(

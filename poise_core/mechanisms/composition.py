@@ -193,9 +193,8 @@ def _reward_conflicts(composition: Composition) -> list[Conflict]:
             )
         )
     if of["scale"] == "beta_std" and of["baseline"] != "beta_valid":
-        found.append(
-            Conflict(("baseline", "scale"), "beta_std needs the smoothed pass rate of the beta_valid baseline")
-        )
+        reason = "beta_std needs the smoothed pass rate of the beta_valid baseline"
+        found.append(Conflict(("baseline", "scale"), reason, (("baseline", "beta_valid"),)))
     if of["scale"] == "fallback_std" and of["reward"] in ("correctness", "signed") and not shaped:
         reason = "without format in the reward, fallback_std has nothing to fall back on"
         found.append(Conflict(("reward", "scale"), reason, (("reward", "format_bonus"),)))

@@ -143,7 +143,7 @@ if hp.sequence_level:
 ratio = change.exp()
 {SAFE_ADVANTAGES}"""
             },
-            answers=("kl_spike", "gradient_spikes", "clip_saturation"),
+            answers=("kl_spike", "reward_collapse", "gradient_spikes", "clip_saturation"),
             effects=(Effect("kl_end", "decrease", "one token with a large ratio no longer dominates its completion"),),
         ),
         Choice(
@@ -167,7 +167,7 @@ if hp.geometric_mean:
 ratio = pessimistic.exp()"""
             },
             metrics={"clip_fraction": "(clipped != change).float()"},
-            answers=("kl_spike", "gradient_spikes", "clip_saturation"),
+            answers=("kl_spike", "reward_collapse", "gradient_spikes", "clip_saturation"),
             effects=(Effect("kl_end", "decrease", "outlying tokens are averaged in log space"),),
         ),
         Choice(
@@ -210,7 +210,7 @@ CLIP = Slot(
             off={"ratio_clip": {"clip_eps": 1e6}},
             code={"surrogate": CLIPPED.format(low="hp.clip_eps", high="hp.clip_eps")},
             metrics=OUTSIDE,
-            answers=("kl_spike", "gradient_spikes"),
+            answers=("kl_spike", "reward_collapse", "gradient_spikes"),
         ),
         Choice(
             "higher",
@@ -248,7 +248,7 @@ CLIP = Slot(
                 + "\nsurrogate = torch.maximum(surrogate, floor)"
             },
             metrics=OUTSIDE,
-            answers=("gradient_spikes", "kl_spike"),
+            answers=("gradient_spikes", "kl_spike", "reward_collapse"),
             effects=(Effect("kl_end", "decrease", "a failure that became likelier cannot cause an unbounded push"),),
         ),
         Choice(
@@ -286,7 +286,7 @@ tau = torch.where(ADVANTAGES > 0, hp.tau_pos, hp.tau_neg)
 gate = 4.0 / tau * torch.sigmoid(tau * (ratio - 1.0)) if hp.soft_gate else ratio
 surrogate = gate * ADVANTAGES"""
             },
-            answers=("clip_saturation", "kl_spike"),
+            answers=("clip_saturation", "kl_spike", "reward_collapse"),
         ),
     ),
 )
@@ -311,7 +311,7 @@ KL = Slot(
             off={"reference_kl": {"kl_coef": 0.0}},
             code={"regularizers": K3},
             loss_terms=("+ hp.kl_coef * k3",),
-            answers=("kl_spike", "format_decay"),
+            answers=("kl_spike", "reward_collapse", "format_decay"),
             effects=(NEAR,),
         ),
         Choice(
@@ -324,7 +324,7 @@ KL = Slot(
             off={"reference_kl": {"kl_coef": 0.0}},
             code={"regularizers": f"{REFERENCE}\nk2 = 0.5 * reference.square()  # (B, T)"},
             loss_terms=("+ hp.kl_coef * k2",),
-            answers=("kl_spike", "format_decay"),
+            answers=("kl_spike", "reward_collapse", "format_decay"),
             effects=(NEAR,),
         ),
         Choice(
@@ -340,7 +340,10 @@ KL = Slot(
 drift = masked_sum(batch.old_logprobs - batch.ref_logprobs, batch.completion_mask, dim=-1)  # (B,)
 reward = reward - hp.kl_coef * drift"""
             },
-            answers=("kl_spike",),
+            answers=(
+                "kl_spike",
+                "reward_collapse",
+            ),
             effects=(Effect("kl_end", "decrease", "completions far from the initial policy earn less"),),
         ),
         Choice(
@@ -378,7 +381,7 @@ reward = reward - hp.kl_coef * drift"""
 kl_error = min(max(dynamics.kl / hp.kl_target - 1.0, -1.0), 1.0)
 kl_scale = state.get("kl_scale", 1.0) * math.exp(hp.kl_gain * kl_error)""",
             controller_state={"kl_scale": "min(max(kl_scale, 0.01), 100.0)"},
-            answers=("kl_spike", "reward_plateau"),
+            answers=("kl_spike", "reward_collapse", "reward_plateau"),
             effects=(NEAR,),
         ),
     ),

@@ -1,0 +1,198 @@
+"""Compositions as data: validation, text form, distance, conflicts; and the operators on them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from pydantic import ValidationError
+
+from poise_core.agents.reflector import DIAGNOSES
+from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
+from poise_core.mechanisms.composition import (
+    GRPO,
+    Composition,
+    changed_slots,
+    compose,
+    conflicts,
+    distance,
+    incompatibilities,
+)
+from poise_core.mechanisms.model import Parameter
+from poise_core.mechanisms.operators import crossover, describe_change, mutate, random_composition
+
+
+def test_left_out_slots_are_neutral_and_left_out_numbers_have_their_defaults() -> None:
+    short = Composition(choices={"clip": "symmetric"})
+    assert short.choices["routing"] == "all"
+    assert short.parameters["clip_eps"] == 0.2
+    assert short == Composition(choices=dict(short.choices), parameters={"clip_eps": 0.2})
+    assert Composition.model_validate_json(short.model_dump_json()) == short
+
+
+@pytest.mark.parametrize(
+    ("choices", "parameters", "message"),
+    [
+        ({"colour": "red"}, {}, "unknown slot colour"),
+        ({"clip": "sharp"}, {}, "slot clip has no choice 'sharp'; choices: none, symmetric"),
+        ({"clip": "none"}, {"clip_eps": 0.2}, "no choice has the parameter clip_eps"),
+        ({"baseline": "anchor_mix"}, {"anchor_weight": 1.5}, "anchor_weight is 1.5; allowed: 0 to 1"),
+        ({"kl": "k3"}, {"kl_coef": float("nan")}, "kl_coef is nan"),
+    ],
+)
+def test_what_is_not_a_composition_is_refused(
+    choices: dict[str, str], parameters: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        Composition(choices=choices, parameters=parameters)
+
+
+def test_text_form_survives_line_breaks_and_gives_small_numbers_back() -> None:
+    composition = compose(clip="higher", numbers={"clip_eps_low": 3e-4, "clip_eps_high": 0.123456789})
+    text = composition.to_text().replace("; ", ";\n")
+    assert Composition.from_text(text) == composition
+    with pytest.raises(ValueError, match="not a slot"):
+        Composition.from_text("baseline=group_mean; and so on")
+
+
+def test_parameters_check_their_own_bounds() -> None:
+    with pytest.raises(ValueError, match="default must be in the grid"):
+        Parameter("x", 0.3, (0.1, 0.2))
+    with pytest.raises(ValueError, match="grid in"):
+        Parameter("x", 0.1, (0.1, 2.0), high=1.0)
+
+
+def test_catalogue_is_consistent() -> None:
+    tags = [choice.tag for slot in SLOTS.values() for choice in slot.choices]
+    assert len(set(tags)) == len(tags)
+    assert all(tag.isupper() or tag[0].isupper() for tag in tags)
+    assert set(CORE_SLOTS) <= set(SLOTS)
+    for slot in SLOTS.values():
+        for choice in slot.choices:
+            assert set(choice.answers) <= set(DIAGNOSES), choice.name
+            fields = {*choice.switches, *(p.name for p in choice.parameters)}
+            for overrides in choice.off.values():
+                assert set(overrides) <= fields, choice.name
+    for one in SLOTS.values():  # a name that two slots use would be one field with two meanings
+        for other in SLOTS.values():
+            if one.name < other.name:
+                shared = parameter_names(one.name) & parameter_names(other.name)
+                assert not shared, (one.name, other.name, shared)
+
+
+def parameter_names(slot: str) -> set[str]:
+    choices = SLOTS[slot].choices
+    return {p.name for c in choices for p in c.parameters} | {name for c in choices for name in c.switches}
+
+
+def test_distance_by_hand() -> None:
+    assert distance(GRPO, GRPO) == 0.0
+    # thirteen slots: scale differs (1), the clip's number differs (0.25)
+    other = compose(scale="none").with_choices({"clip": "symmetric"}, {"clip_eps": 0.1})
+    assert distance(GRPO, other) == pytest.approx(1.25 / 13)
+    assert distance(other, GRPO) == distance(GRPO, other)
+    assert changed_slots(GRPO, other) == ["scale", "clip"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "numbers", "reason"),
+    [
+        ({"ratio": "none"}, {}, "no ratio to clip"),
+        ({"ratio": "geometric"}, {}, "clipped per token already"),
+        ({"baseline": "batch_mean"}, {}, "a number near zero"),
+        ({"scale": "beta_std"}, {}, "needs the smoothed pass rate"),
+        ({"scale": "fallback_std"}, {}, "nothing to fall back on"),
+        ({"reward": "signed"}, {}, "undo the signed reward"),
+        ({"reward": "signed", "scale": "pass_rate"}, {}, "no pass rate"),
+        ({"reward": "format_bonus", "baseline": "beta_valid", "scale": "none"}, {}, "estimates correctness"),
+        ({"routing": "mixed_only", "failure": "graded_penalty"}, {}, "acts in groups of one outcome"),
+        ({"routing": "mixed_and_complete", "kl": "k3_all_fail"}, {}, "acts in groups of one outcome"),
+        ({"baseline": "none", "scale": "none", "bound": "damp_negative"}, {}, "no failure is negative"),
+        ({"bound": "clip"}, {"advantage_clip": 2.0}, "cuts nothing"),
+        ({"bound": "clip"}, {"advantage_clip": 0.5}, "cuts them all"),
+        ({"bound": "clip", "baseline": "group_median"}, {}, "two sizes of advantage"),
+        ({"baseline": "group_median", "reward": "format_bonus", "format": "invalid_floor"}, {}, "overwrites"),
+        ({"scale": "pass_rate", "format": "invalid_floor"}, {}, "-1 already"),
+    ],
+)
+def test_each_conflict_is_stated(changes: dict[str, str], numbers: dict[str, float], reason: str) -> None:
+    found = incompatibilities(compose(numbers=numbers, **changes))
+    assert len(found) == 1
+    assert reason in found[0]
+
+
+def test_a_clip_at_two_does_nothing_to_group_std_in_groups_of_eight() -> None:
+    """The largest advantage there is (1 - 1/8) / sqrt(1/8) = 2.475; the bound allows clips up to 0.6 of it."""
+    assert not conflicts(compose(bound="clip", numbers={"advantage_clip": 1.0}))
+    assert conflicts(compose(bound="clip", numbers={"advantage_clip": 1.5}))
+    wide = compose(bound="clip", scale="pass_rate", numbers={"advantage_clip": 2.0})
+    assert not conflicts(wide)
+
+
+def test_mutation_changes_what_it_says_and_nothing_else() -> None:
+    rng = random.Random(0)
+    parent, sizes = GRPO, set()
+    for step in range(300):
+        strength = 1 + step % 2
+        child, change = mutate(parent, rng, strength)
+        assert not conflicts(child)
+        slots = changed_slots(parent, child)
+        assert strength <= len(slots) <= strength + 3
+        assert [part.split(":")[0] for part in change.split("; ")] == slots
+        sizes.add(len(slots))
+        parent = child if step % 10 else GRPO
+    assert {1, 2} <= sizes
+
+
+def test_mutation_reaches_what_needs_a_second_change() -> None:
+    rng = random.Random(1)
+    children = [mutate(GRPO, rng, 1).composition for _ in range(600)]
+    assert {c.choices["ratio"] for c in children} == {"token", "sequence", "geometric", "none"}
+    assert all(c.choices["clip"] == "none" for c in children if c.choices["ratio"] in ("none", "geometric"))
+    assert any(c.choices["scale"] == "beta_std" and c.choices["baseline"] == "beta_valid" for c in children)
+
+
+def test_mutation_is_deterministic_and_follows_weights() -> None:
+    assert mutate(GRPO, random.Random(5), 2) == mutate(GRPO, random.Random(5), 2)
+    only = {slot: float(slot == "entropy") for slot in SLOTS}
+    for seed in range(20):
+        child = mutate(GRPO, random.Random(seed), 1, slot_weights=only).composition
+        assert changed_slots(GRPO, child) == ["entropy"]
+    to_bonus = {("entropy", c.name): float(c.name == "bonus") for c in SLOTS["entropy"].choices}
+    child = mutate(GRPO, random.Random(0), 1, slot_weights=only, choice_weights=to_bonus).composition
+    assert child.choices["entropy"] == "bonus"
+    with pytest.raises(ValueError, match="strength is 3"):
+        mutate(GRPO, random.Random(0), 3)
+    with pytest.raises(ValueError, match="weight"):
+        mutate(GRPO, random.Random(0), 1, slot_weights=dict.fromkeys(SLOTS, 0.0))
+
+
+def test_crossover_takes_slots_with_their_numbers() -> None:
+    reference = compose(baseline="anchor_mix", scale="fixed", entropy="bonus", numbers={"entropy_coef": 0.05})
+    rng = random.Random(2)
+    seen = set()
+    for _ in range(60):
+        found = crossover(GRPO, reference, rng)
+        assert found is not None
+        child = found.composition
+        assert not conflicts(child)
+        for slot in changed_slots(GRPO, child):
+            taken = child.describe(slot) == reference.describe(slot)
+            assert taken or slot == "scale"  # an anchor without its scale is repaired to no scale
+        seen |= set(changed_slots(GRPO, child))
+    assert seen == {"baseline", "scale", "entropy"}
+    assert crossover(GRPO, GRPO, rng) is None
+
+
+def test_random_compositions_vary_and_are_free_of_conflicts() -> None:
+    rng = random.Random(3)
+    found = [random_composition(rng) for _ in range(300)]
+    assert len({c.key for c in found}) == 300
+    assert not any(conflicts(c) for c in found)
+    for name, slot in SLOTS.items():
+        assert {c.choices[name] for c in found} == {choice.name for choice in slot.choices}, name
+
+
+def test_describe_change_names_both_sides() -> None:
+    assert describe_change(GRPO, compose(scale="none")) == "scale: group_std(std_eps=0.0001) -> none"
+    assert describe_change(GRPO, GRPO) == "nothing"
