@@ -78,11 +78,12 @@ class CatalogueProposer:
         base, left_out = composition_of_record(context.parent)
         tried = _Tried.of(context, base)
         slot_weights, choice_weights = self._weights(context, base)
+        lenders = [(one.record, composition_of_record(one.record)[0]) for one in context.references]
         proposals: list[Proposal] = []
         for _ in range(100 * n):
             if len(proposals) == n:
                 break
-            variation, lender = self._vary(context, base, rng, slot_weights, choice_weights)
+            variation, lender = self._vary(base, lenders, rng, slot_weights, choice_weights)
             if variation is None or not tried.add(variation.composition):
                 continue
             proposal = _write(context, base, left_out, variation, lender, tried)
@@ -95,16 +96,15 @@ class CatalogueProposer:
 
     def _vary(
         self,
-        context: ProposalContext,
         base: Composition,
+        lenders: Sequence[tuple[CandidateRecord, Composition]],
         rng: random.Random,
         slot_weights: Mapping[str, float],
         choice_weights: Mapping[tuple[str, str], float],
     ) -> tuple[Variation | None, CandidateRecord | None]:
-        lenders = [reference.record for reference in context.references]
         if lenders and rng.random() < self.crossover_share:
-            lender = rng.choice(lenders)
-            return crossover(base, composition_of_record(lender)[0], rng), lender
+            lender, theirs = rng.choice(lenders)
+            return crossover(base, theirs, rng), lender
         strength = 2 if rng.random() < self.double_share else 1
         return mutate(base, rng, strength, slot_weights=slot_weights, choice_weights=choice_weights), None
 

@@ -116,7 +116,7 @@ def test_distance_by_hand() -> None:
     ],
 )
 def test_each_conflict_is_stated(changes: dict[str, str], numbers: dict[str, float], reason: str) -> None:
-    found = incompatibilities(compose(numbers=numbers, **changes))
+    found = incompatibilities(GRPO.with_choices(changes, numbers))
     assert len(found) == 1
     assert reason in found[0]
 

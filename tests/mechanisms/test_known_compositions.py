@@ -37,7 +37,8 @@ def test_equal_to_the_shipped_file(name: str) -> None:
                 found = update_of(rendered, batch, logprobs, dynamics)
                 expected = update_of(shipped, batch, logprobs, dynamics)
                 assert found.same_as(expected, rtol=1e-4, atol=1e-5), (seed, spread)
-    state, reference = {}, {}
+    state: dict[str, float] = {}
+    reference: dict[str, float] = {}
     for entropy in (0.0, 0.8, 0.2, 0.1):
         dynamics = dataclasses.replace(DYNAMICS, entropy=entropy)
         state, reference = rendered.update_controller(state, dynamics), shipped.update_controller(reference, dynamics)

@@ -35,13 +35,13 @@ def every_choice() -> list[Composition]:
                 changes["baseline"] = "beta_valid"
             elif choice.name == "fallback_std":
                 changes["reward"] = "format_bonus"
-            elif (name == "baseline" and conflicts(compose(**changes))) or (
+            elif (name == "baseline" and conflicts(GRPO.with_choices(changes))) or (
                 name == "reward" and choice.name == "signed"
             ):
                 changes["scale"] = "none"
-            elif name == "ratio" and conflicts(compose(**changes)):
+            elif name == "ratio" and conflicts(GRPO.with_choices(changes)):
                 changes["clip"] = "none"
-            found.append(compose(**changes))
+            found.append(GRPO.with_choices(changes))
     return found
 
 
