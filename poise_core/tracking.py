@@ -57,6 +57,10 @@ class SyncReport:
         return not self.error and not self.deferred
 
 
+_shared: dict[tuple[str, str], Tracker] = {}
+_sharing = threading.Lock()
+
+
 class Tracker:
     """Pushes one run's archive to one MLflow experiment. Safe to call from several threads of one process."""
 
@@ -83,14 +87,15 @@ class Tracker:
 
     @classmethod
     def for_run(cls, run: RunDirectory) -> Tracker:
-        """The tracker of a run directory: its SQLite file, or ``MLFLOW_TRACKING_URI`` where that is set."""
-        protocol = run.preset.protocol
+        """The process's tracker of a run directory: its SQLite file, or ``MLFLOW_TRACKING_URI`` where that is set."""
+        name = f"poise/{run.preset.name}/{run.preset.protocol.digest}"
         own_store = not os.environ.get("MLFLOW_TRACKING_URI")
-        return cls(
-            run.tracking_uri,
-            f"poise/{run.preset.name}/{protocol.digest}",
-            artifact_folder=run.artifact_folder if own_store else None,
-        )
+        # one object per experiment: two of them in two threads could each make the same run
+        with _sharing:
+            key = (run.tracking_uri, name)
+            if key not in _shared:
+                _shared[key] = cls(*key, artifact_folder=run.artifact_folder if own_store else None)
+            return _shared[key]
 
     def sync_archive(self, archive: Archive, protocol: Protocol, *, force: bool = False) -> SyncReport:
         """Push what is missing. Never raises for MLflow's sake: a failure is a warning in the log and in the report.

@@ -80,8 +80,8 @@ def plan_runs(archive: Archive, protocol: Protocol) -> list[RunPlan]:
 def _generation_plan(
     generation: int, members: Sequence[Mapping[str, Any]], rows: Mapping[str, LeaderboardRow], protocol: Protocol
 ) -> RunPlan:
-    board = [rows[record["candidate_id"]] for record in members]
-    scored = [row.overall.estimate for row in board if row.overall]
+    board = [row for record in members if (row := rows[record["candidate_id"]]).status != "reference"]
+    scored = [row.overall.estimate for row in board if row.overall and row.rank]
     plan = RunPlan(
         key=f"generation/{generation}",
         name=f"gen-{generation:02d}",
@@ -124,7 +124,9 @@ def _candidate_plan(
         },
         start=made,
         end=made,
-        status={"evaluated": "FINISHED", "failed": "FAILED", "unfinished": "RUNNING"}[row.status],
+        status={"evaluated": "FINISHED", "reference": "FINISHED", "failed": "FAILED", "unfinished": "RUNNING"}[
+            row.status
+        ],
     )
     plan.params = {f"mechanism.{slot}": str(choice) for slot, choice in json.loads(record["mechanisms"]).items()}
     if row.verdict:

@@ -13,12 +13,14 @@ from poise_core.archive.rows import (
     trajectory_rows,
     verification_row,
 )
-from poise_core.archive.schema import SCHEMA_VERSION, TABLES
+from poise_core.archive.schema import EVOLUTION_ARM, SCHEMA_VERSION, TABLES, UNTRAINED_ARM
 from poise_core.archive.store import Archive
 
 __all__ = [
+    "EVOLUTION_ARM",
     "SCHEMA_VERSION",
     "TABLES",
+    "UNTRAINED_ARM",
     "Archive",
     "ArchiveConflictError",
     "ArchiveError",

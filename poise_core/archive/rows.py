@@ -9,7 +9,7 @@ from typing import Any
 
 from poise_core.archive.encoding import Row
 from poise_core.archive.errors import ArchiveRowError
-from poise_core.archive.schema import TRAJECTORIES
+from poise_core.archive.schema import EVOLUTION_ARM, TRAJECTORIES
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.failures import CandidateFailure
 
@@ -28,7 +28,7 @@ def candidate_row(
     written_by: str,
     generation: int = 0,
     parent_ids: Sequence[str] = (),
-    arm: str = "evolution",
+    arm: str = EVOLUTION_ARM,
     mechanisms: Mapping[str, Any] | None = None,
     composition: Mapping[str, Any] | None = None,
     hypothesis: str | None = None,
@@ -66,7 +66,7 @@ def proposal_row(
     index: int,
     written_by: str,
     taken: bool,
-    arm: str = "evolution",
+    arm: str = EVOLUTION_ARM,
     rank: int | None = None,
     score: float | None = None,
     terms: Mapping[str, float] | None = None,
@@ -243,7 +243,7 @@ def selection_row(
     total: float | None,
     slots: Sequence[int] = (),
     reason: str | None = None,
-    arm: str = "evolution",
+    arm: str = EVOLUTION_ARM,
 ) -> MutableRow:
     """How one node was judged in one generation; it was selected where it fills a slot."""
     return {

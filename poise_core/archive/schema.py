@@ -16,6 +16,8 @@ import pyarrow as pa
 SCHEMA_VERSION: Final = 1
 WRITERS: Final = ("catalogue", "llm", "rules", "human", "poise")
 SPLITS: Final = ("search", "report")
+EVOLUTION_ARM: Final = "evolution"
+UNTRAINED_ARM: Final = "untrained"
 
 _TEXT, _INT, _FLOAT, _BOOL = pa.string(), pa.int64(), pa.float64(), pa.bool_()
 _TEXTS, _TERMS = pa.list_(pa.string()), pa.map_(pa.string(), pa.float64())
@@ -83,7 +85,7 @@ CANDIDATES = Table(
         Field("name", _TEXT, "short name, for example VM-AV"),
         Field("generation", _INT, "0 for the baseline"),
         Field("parent_ids", _TEXTS, "candidate ids, the parent proper first; empty for a root"),
-        Field("arm", _TEXT, "which search made it; `evolution` unless a control arm"),
+        Field("arm", _TEXT, "which search made it; `evolution`, a control arm, or `untrained` for the base policy"),
         Field("source", _TEXT, "the candidate file"),
         Field("source_digest", _TEXT, "SHA-256 of the normalized source, 64 hex digits"),
         Field("mechanisms", _TEXT, "JSON object, slot -> choice (or the file's own table of mechanisms)"),

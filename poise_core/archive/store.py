@@ -233,6 +233,9 @@ class Archive:
         wanted = {key: {str(value) for value in _values(equals[key])} for key in table.part_keys if key in equals}
         if table.name == "evaluations" and not unsealed:
             wanted["split"] = wanted.get("split", {"search"}) & {"search"}
+        if len(wanted) == len(table.part_keys) and all(len(values) == 1 for values in wanted.values()):
+            name = part_name([next(iter(wanted[key])) for key in table.part_keys])
+            return [name] if self._store.exists(table.name, name) else []
         names = []
         for name in self._store.list(table.name):
             values = part_values(name)

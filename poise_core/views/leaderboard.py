@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from poise_core.archive import Archive
+from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive
 from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evaluation.statistics import Interval, distinguishable, overall_interval, paired_delta
 from poise_core.views.text import STYLES, format_interval
 
-Status = Literal["evaluated", "failed", "unfinished"]
+Status = Literal["evaluated", "reference", "failed", "unfinished"]
 
 
 @dataclass(frozen=True)
 class LeaderboardRow:
     """One candidate. Numbers are of the ``search`` split under one protocol; what was not measured is ``None``."""
 
-    rank: int | None  # 1 is best; None where there is no Overall
+    rank: int | None  # 1 is best; None without Overall, and for a reference, which is no candidate
     candidate_id: str
     name: str
     generation: int | None
@@ -49,9 +50,9 @@ class LeaderboardRow:
 
 
 def baseline_of(archive: Archive) -> str | None:
-    """The candidate that others are compared with: the first one without a parent."""
-    roots = archive.lineage().roots()
-    return roots[0] if roots else None
+    """The candidate that others are compared with: the first one of the evolution that has no parent."""
+    evolved = set(archive.read("candidates", ["candidate_id"], arm=EVOLUTION_ARM)["candidate_id"].to_pylist())
+    return next((root for root in archive.lineage().roots() if root in evolved), None)
 
 
 def leaderboard(
@@ -59,10 +60,12 @@ def leaderboard(
 ) -> list[LeaderboardRow]:
     """Evaluated candidates by Overall, best first; then unfinished ones, then failures.
 
+    The base policy before any training stands among them as a reference without a rank.
+
     Args:
         archive: read only; the sealed split stays closed.
         protocol: only evaluations under this protocol count.
-        baseline_id: whom to compare with; by default the first candidate without a parent.
+        baseline_id: whom to compare with; by default :func:`baseline_of`.
         level: confidence level of the intervals.
 
     Raises:
@@ -117,7 +120,7 @@ def _evaluated(
     overalls = [evaluation.overall for evaluation in evals]
     return LeaderboardRow(
         rank=None,
-        status="evaluated",
+        status="reference" if common["arm"] == UNTRAINED_ARM else "evaluated",
         overall=overall_interval(evals, protocol, level),
         seed_std=statistics.stdev(overalls) if len(overalls) > 1 else None,
         delta=delta,
@@ -161,7 +164,8 @@ def _ranked(rows: list[LeaderboardRow]) -> list[LeaderboardRow]:
         (row for row in rows if row.overall is None),
         key=lambda row: (row.status == "failed", row.generation or 0, row.candidate_id),
     )
-    ranked = [LeaderboardRow(**{**vars(row), "rank": place}) for place, row in enumerate(scored, 1)]
+    places = itertools.count(1)
+    ranked = [replace(row, rank=next(places)) if row.status == "evaluated" else row for row in scored]
     return ranked + [_plain_failure(row) for row in rest]
 
 
@@ -169,7 +173,7 @@ def _plain_failure(row: LeaderboardRow) -> LeaderboardRow:
     if row.failure is None:
         return row
     short = {name: row.failure[name] for name in ("stage", "kind", "message", "attempt")}
-    return LeaderboardRow(**{**vars(row), "failure": short})
+    return replace(row, failure=short)
 
 
 def render_leaderboard(
@@ -198,7 +202,7 @@ def render_leaderboard(
         if row.overall is not None:
             style = STYLES.get(row.verdict, "")
             table.add_row(
-                str(row.rank),
+                str(row.rank or ""),
                 Text(row.name, style="bold" if row.verdict == "better" else ""),
                 format_interval(row.overall),
                 str(row.overall.seeds),
@@ -228,7 +232,7 @@ def _notes(rows: Sequence[LeaderboardRow], baseline: LeaderboardRow | None, othe
             f"Seed noise of {baseline.name}: standard deviation {baseline.seed_std:.2f} points over "
             f"{baseline.overall.seeds} seeds."
         )
-    compared = sum(row.delta is not None for row in rows)
+    compared = sum(row.delta is not None and row.status == "evaluated" for row in rows)
     if compared:
         notes.append(
             "Deltas are paired by seed and problem; intervals are per candidate, not corrected for "

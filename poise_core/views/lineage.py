@@ -8,7 +8,7 @@ from typing import Any
 from rich.text import Text
 from rich.tree import Tree
 
-from poise_core.archive import Archive, TreeNode
+from poise_core.archive import UNTRAINED_ARM, Archive, TreeNode
 from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.statistics import Interval, distinguishable, overall_interval, paired_delta
 from poise_core.views.leaderboard import last_failures
@@ -43,7 +43,7 @@ class LineageNode:
 
 
 def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> list[LineageNode]:
-    """One tree per candidate without a parent, children in the order in which they were made.
+    """One tree per candidate without a parent, children in the order in which they were made; no base policy.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read, or a parent is missing.
@@ -79,7 +79,7 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
         )
 
     links = archive.lineage()
-    return [node(links.tree(root)) for root in links.roots()]
+    return [node(links.tree(root)) for root in links.roots() if records[root]["arm"] != UNTRAINED_ARM]
 
 
 def lineage_tree(roots: list[LineageNode]) -> Tree:

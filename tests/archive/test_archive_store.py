@@ -465,7 +465,7 @@ def test_importing_the_archive_brings_in_nothing_heavy() -> None:
 
 def test_the_documented_tables_are_the_schema() -> None:
     text = (Path(__file__).parents[2] / "docs" / "archive.md").read_text(encoding="utf-8")
-    assert listing() in text, "put the output of python -m poise_core.archive.schema into docs/archive.md"
+    assert listing().strip() in text, "put the output of python -m poise_core.archive.schema into docs/archive.md"
 
 
 def test_every_column_is_documented_and_every_key_is_a_column() -> None:

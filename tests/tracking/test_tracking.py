@@ -293,6 +293,7 @@ def test_the_run_directory_decides_where_to_track(tmp_path: Path, monkeypatch: p
         tracker = Tracker.for_run(run)
         assert tracker.uri == f"sqlite:///{tmp_path / 'run' / 'mlflow.db'}"
         assert tracker.experiment == f"poise/made-up/{run.preset.protocol.digest}"
+        assert Tracker.for_run(run) is tracker, "two trackers of one experiment could each make the same run"
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking:5000")
         assert Tracker.for_run(run).uri == "http://tracking:5000"
 

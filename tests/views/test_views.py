@@ -105,6 +105,28 @@ def test_a_delta_inside_the_noise_says_so(tmp_path: Path) -> None:
     assert "A-rather-long-" in shown, "a name has room even where every cell is filled"
 
 
+def test_the_base_policy_is_a_reference_and_no_baseline(tmp_path: Path) -> None:
+    """It is archived before GRPO, and without a parent too."""
+    protocol = samples.make_protocol()
+    archive = Archive(tmp_path / "archive").initialise()
+    row = candidate_row(candidate_id="base-0", name="base policy", source="#", source_digest="d", written_by="poise",
+                        arm="untrained")  # fmt: skip
+    archive.append("candidates", [row])
+    for seed in samples.SEEDS:
+        evaluation = samples.make_evaluation(protocol, 0.5, seed)
+        archive.append("evaluations", evaluation_rows("base-0", protocol.digest, evaluation))
+    samples.add_candidate(archive, protocol, samples.GRPO, "GRPO", 0, (), 0.45)
+    samples.add_candidate(archive, protocol, samples.AV, "AV", 1, (samples.GRPO,), 0.55)
+    rows = leaderboard(archive, protocol)
+    assert [(r.rank, r.name, r.status) for r in rows] == [
+        (1, "AV", "evaluated"), (None, "base policy", "reference"), (2, "GRPO", "evaluated"),
+    ]  # fmt: skip
+    assert [r.verdict for r in rows][2] == "baseline"
+    assert rows[1].delta is not None
+    assert "not corrected for 1 comparison." in text(render_leaderboard(rows, protocol))
+    assert [root.name for root in lineage(archive, protocol)] == ["GRPO"]
+
+
 def test_numbers_of_another_protocol_are_not_ranked(filled: tuple) -> None:
     archive, protocol = filled
     other = samples.make_protocol(steps=21)
