@@ -204,7 +204,7 @@ SCALE = Slot(
             "divides by the group's sample standard deviation",
             ("A <- A / (std_g R + std_eps)",),
             "GRPO, arXiv 2402.03300, eq. 4",
-            (Parameter("std_eps", 1e-4, (1e-4, 1e-2)),),
+            (Parameter("std_eps", 1e-4, (1e-4, 0.1)),),
             {"scale_by_std": True},
             {"group_std_scale": {"scale_by_std": False}},
             code={
@@ -219,7 +219,7 @@ if hp.scale_by_std:
             "divides by the population deviation with a floor, which bounds the advantage of near-uniform groups",
             ("A <- A / max(sqrt(mean_g R^2 - (mean_g R)^2), std_floor)",),
             f"{POISE} (AV)",
-            (Parameter("std_floor", 0.1, (0.05, 0.1, 0.2, 0.4), low=1e-6),),
+            (Parameter("std_floor", 0.1, (0.1, 0.4, 0.45), low=1e-6),),
             {"scale_by_std": True},
             {"analytic_std_scale": {"scale_by_std": False}},
             code={
@@ -239,7 +239,7 @@ if hp.scale_by_std:
             "divides by the standard deviation of the smoothed pass rate",
             ("A <- A / max(sqrt(mu (1 - mu)), std_floor)",),
             f"{POISE} (VM-AV)",
-            (Parameter("std_floor", 0.1, (0.05, 0.1, 0.2, 0.4), low=1e-6),),
+            (Parameter("std_floor", 0.1, (0.1, 0.4, 0.45), low=1e-6),),
             {"scale_by_std": True},
             {"smoothed_std_scale": {"scale_by_std": False}},
             code={
@@ -256,7 +256,7 @@ if hp.scale_by_std:
             "divides by one number for the whole batch, so that groups keep their relative size",
             ("A <- A / (sqrt(mean_b A^2) + std_eps)",),
             f"{POISE} (BN); REINFORCE++, arXiv 2501.03262",
-            (Parameter("std_eps", 1e-4, (1e-4, 1e-2)),),
+            (Parameter("std_eps", 1e-4, (1e-4, 0.1)),),
             {"scale_by_batch": True},
             {"batch_scale": {"scale_by_batch": False}},
             code={
@@ -286,7 +286,7 @@ if hp.scale_by_batch:
                 "A <- A / (sigma + std_eps), times uniform_weight in groups of one outcome",
             ),
             f"{POISE} (MSA)",
-            (Parameter("std_eps", 1e-4, (1e-4, 1e-2)), Parameter("uniform_weight", 0.3, (0.1, 0.3, 0.5), high=1.0)),
+            (Parameter("std_eps", 1e-4, (1e-4, 0.1)), Parameter("uniform_weight", 0.3, (0.1, 0.3, 0.5), high=1.0)),
             off={"uniform_groups": {"uniform_weight": 0.0}},
             code={
                 "scale": """\
@@ -303,7 +303,7 @@ advantage = torch.where(uniform, hp.uniform_weight * advantage, advantage) / dev
             "divides by the group's mean reward, which weights rare successes most",
             ("A <- A / max(mean_g R, rate_floor)",),
             "MaxRL, arXiv 2602.02710",
-            (Parameter("rate_floor", 0.1, (0.05, 0.1, 0.2), low=1e-6),),
+            (Parameter("rate_floor", 0.1, (0.1, 0.2, 0.3), low=1e-6),),
             {"scale_by_rate": True},
             {"pass_rate_scale": {"scale_by_rate": False}},
             code={

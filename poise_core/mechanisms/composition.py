@@ -264,19 +264,24 @@ def _idle_clip(composition: Composition) -> list[tuple[str, str]]:
 def _advantage_range(composition: Composition) -> tuple[float, float]:
     """Advantage of a success among eight completions, before the bound: with four successes, and as the only one."""
     numbers = composition.parameters
-    signed = 2.0 if composition.choices["reward"] == "signed" else 1.0
-    fixed = numbers.get("fixed_std", 1.0)
+    reach = 2.0 if composition.choices["reward"] == "signed" else 1.0
+    fixed, eps = numbers.get("fixed_std", 1.0), numbers.get("std_eps", 0.0)
+    floor, rate_floor = numbers.get("std_floor", 0.0), numbers.get("rate_floor", 0.0)
     a, b = numbers.get("prior_success", 1.0), numbers.get("prior_failure", 1.0)
     rare, even = (1 + a) / (8 + a + b), (4 + a) / (8 + a + b)
+    sample = (0.5 / (0.5345 + eps), 0.875 / (0.3536 + eps))  # sample deviations sqrt(2 / 7) and sqrt(1 / 8)
     return {
-        "none": (0.5 * signed, 0.875 * signed),
-        "group_std": (0.935, 2.475),  # 0.5 / sqrt(2 / 7), 0.875 / sqrt(1 / 8)
-        "fallback_std": (0.935, 2.475),
-        "analytic_std": (1.0, 2.646),
-        "beta_std": (((1 - even) / even) ** 0.5, ((1 - rare) / rare) ** 0.5),
-        "batch_std": (1.13, 2.0),  # where the batch's deviation is 0.44
-        "fixed": (0.5 * signed / fixed, 0.875 * signed / fixed),
-        "pass_rate": (1.5, 7.0),  # every failure has size 1, so a clip has to lie above
+        "none": (0.5 * reach, 0.875 * reach),
+        "fixed": (0.5 * reach / fixed, 0.875 * reach / fixed),
+        "group_std": sample,
+        "fallback_std": sample,
+        "analytic_std": (1.0, 0.875 / max(0.3307, floor)),
+        "beta_std": (
+            (1 - even) / max((even * (1 - even)) ** 0.5, floor),
+            (1 - rare) / max((rare * (1 - rare)) ** 0.5, floor),
+        ),
+        "batch_std": (0.5 / (0.44 + eps), 0.875 / (0.44 + eps)),  # 0.44: half the groups are mixed
+        "pass_rate": (1.5, 0.875 / max(0.125, rate_floor)),  # most failures have size 1, so a clip has to lie above
     }[composition.choices["scale"]]
 
 
