@@ -75,6 +75,9 @@ def _expect_finite(what: str, values: Tensor, inside: Tensor, probe: Probe) -> N
 def check_gradient(runs: Sequence[tuple[Probe, Run]]) -> None:
     """Check 5: where the gradient goes.
 
+    Args:
+        runs: those of :func:`check_finite`, the ordinary batch first.
+
     Raises:
         ContractViolation: with the sentence for the author.
     """

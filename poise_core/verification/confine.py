@@ -27,7 +27,8 @@ from poise_core.verification import kernel, seccomp
 SETUP_FAILED = 125
 WALL_TIME_OVER = 124
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_GRACE_SECONDS = 2.0
+_GRACE_SECONDS = 2.0  # between a request to end and SIGKILL
+_BACKSTOP_SECONDS = 3.0  # beyond the wall time, at which whoever started the launcher normally ends it
 
 Specification = dict[str, Any]
 
@@ -55,7 +56,8 @@ def main() -> None:
         if specification["namespaces"]:
             _init(specification)
         _become(specification)
-    sys.exit(_supervise(child, specification["limits"]["wall_seconds"]))
+    wall_seconds = specification["limits"]["wall_seconds"]
+    sys.exit(_supervise(child, None if wall_seconds is None else wall_seconds + _BACKSTOP_SECONDS))
 
 
 def _or_exit(step: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -63,7 +63,11 @@ def observe(candidate: Candidate) -> tuple[Observation, ...]:
     Raises:
         ContractViolation: the candidate raises or breaks the contract.
     """
-    observations = []
+    return tuple(observe_one_by_one(candidate))
+
+
+def observe_one_by_one(candidate: Candidate) -> Iterator[Observation]:
+    """As :func:`observe`, probe by probe, for a caller that may have seen enough."""
     state: Mapping[str, float] = {}
     for probe in scenario():
         run = run_candidate(candidate, replace(probe, dynamics=replace(probe.dynamics, controller=state)))
@@ -73,9 +77,8 @@ def observe(candidate: Candidate) -> tuple[Observation, ...]:
             [_squash(run.grad_logprobs * tokens), _squash(run.grad_entropies * tokens), inside.flatten()]
         )
         advantages = torch.where(run.mask, run.advantages.values, torch.zeros_like(run.advantages.values))
-        observations.append(Observation(gradient, torch.cat([_squash(advantages), _squash(run.total.reshape(1))])))
+        yield Observation(gradient, torch.cat([_squash(advantages), _squash(run.total.reshape(1))]))
         state = call_controller(candidate, state, replace(probe.dynamics, controller=state))
-    return tuple(observations)
 
 
 def _squash(values: Tensor) -> Tensor:
@@ -83,15 +86,14 @@ def _squash(values: Tensor) -> Tensor:
     return torch.nan_to_num(values, nan=1e9, posinf=1e9, neginf=-1e9).flatten().asinh()
 
 
-def distance(first: tuple[Observation, ...], second: tuple[Observation, ...]) -> float:
+def distance(first: Sequence[Observation], second: Sequence[Observation]) -> float:
     """The largest relative difference of the gradients on any probe: 0 = the same update everywhere, 1 or more = unrelated."""
     return max(_relative(one.gradient, other.gradient) for one, other in zip(first, second, strict=True))
 
 
-def largest_difference(first: tuple[Observation, ...], second: tuple[Observation, ...]) -> float:
-    """As :func:`distance`, over advantages and loss too."""
-    rest = max(_relative(one.rest, other.rest) for one, other in zip(first, second, strict=True))
-    return max(distance(first, second), rest)
+def differs(first: Observation, second: Observation, threshold: float) -> bool:
+    """Whether gradient, advantages or loss of one probe differ by more than a relative threshold."""
+    return _relative(first.gradient, second.gradient) > threshold or _relative(first.rest, second.rest) > threshold
 
 
 def _relative(first: Tensor, second: Tensor) -> float:

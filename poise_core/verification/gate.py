@@ -15,9 +15,9 @@ from poise_core.failures import FailureKind
 from poise_core.source import source_digest
 from poise_core.verification import behaviour, direction, interface, novelty, purity
 from poise_core.verification.fingerprint import Observation, fingerprint, observe
-from poise_core.verification.harness import ContractViolation, Run
+from poise_core.verification.harness import ContractViolation, Run, run_candidate
 from poise_core.verification.language import check_language
-from poise_core.verification.probes import Probe
+from poise_core.verification.probes import Probe, graded, ordinary
 from poise_core.verification.report import CheckResult, VerificationReport
 from poise_core.verification.vocabulary import LanguageError
 
@@ -97,6 +97,8 @@ def _pure(subject: Subject) -> None:
 
 
 def _gradient(subject: Subject) -> None:
+    if not subject.runs:  # only where the finite check failed and the gate was told to go on
+        subject.runs = [(probe, run_candidate(subject.candidate, probe)) for probe in (ordinary(), graded(22))]
     behaviour.check_gradient(subject.runs)
 
 

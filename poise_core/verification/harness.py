@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -60,7 +60,9 @@ def copy_batch(batch: RolloutBatch) -> RolloutBatch:
 def call_advantages(candidate: Candidate, batch: RolloutBatch, dynamics: Dynamics) -> Advantages:
     """``compute_advantages`` on a copy of the batch, without gradients, its result checked for types and shapes."""
     with torch.no_grad():
-        advantages = guarded("compute_advantages", lambda: candidate.compute_advantages(copy_batch(batch), dynamics))
+        advantages = guarded(
+            "compute_advantages", lambda: candidate.compute_advantages(copy_batch(batch), _own(dynamics))
+        )
     if not isinstance(advantages, Advantages):
         raise ContractViolation(f"compute_advantages returns {_describe(advantages)}; return Advantages(values=...)")
     rows, length = batch.completion_mask.shape
@@ -86,6 +88,11 @@ def call_advantages(candidate: Candidate, batch: RolloutBatch, dynamics: Dynamic
     return advantages
 
 
+def _own(dynamics: Dynamics) -> Dynamics:
+    """With a controller state of its own, which a candidate that writes into it cannot use as a memory."""
+    return replace(dynamics, controller=dict(dynamics.controller))
+
+
 def train_mask(advantages: Advantages, batch: RolloutBatch) -> Tensor:
     """The tokens that train and count in denominators. (B, T) bool."""
     return batch.completion_mask if advantages.train_mask is None else advantages.train_mask
@@ -109,7 +116,7 @@ def loss_inputs(probe: Probe, advantages: Advantages, rows: Tensor) -> LossInput
 
 def call_loss(candidate: Candidate, inputs: LossInputs, dynamics: Dynamics) -> LossOutputs:
     """``compute_loss``, its result checked for types and shapes."""
-    outputs = guarded("compute_loss", lambda: candidate.compute_loss(inputs, dynamics))
+    outputs = guarded("compute_loss", lambda: candidate.compute_loss(inputs, _own(dynamics)))
     if not isinstance(outputs, LossOutputs):
         raise ContractViolation(f"compute_loss returns {_describe(outputs)}; return LossOutputs(token_loss=...)")
     shape = tuple(inputs.mask.shape)
@@ -139,7 +146,7 @@ def call_controller(candidate: Candidate, state: Mapping[str, float], dynamics: 
     if candidate.controller_function is None:
         return {}
     function, hp = candidate.controller_function, candidate.hyperparameters
-    found = guarded("update_controller", lambda: function(dict(state), dynamics, hp))
+    found = guarded("update_controller", lambda: function(dict(state), _own(dynamics), hp))
     if not isinstance(found, dict):
         raise ContractViolation(f"update_controller returns {_describe(found)}; return a dict of floats")
     for key, value in found.items():

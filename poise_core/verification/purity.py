@@ -48,7 +48,7 @@ class GlobalState:
             "the inference mode": torch.is_inference_mode_enabled(),
             "torch's number of threads": torch.get_num_threads(),
             "the deterministic mode": torch.are_deterministic_algorithms_enabled(),
-            "autocast": torch.is_autocast_cpu_enabled(),
+            "autocast": torch.is_autocast_enabled("cpu"),
             "anomaly detection": torch.is_anomaly_enabled(),
             "the environment variables": hash(frozenset(os.environ.items())),
             "the working directory": os.getcwd(),

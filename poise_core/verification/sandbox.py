@@ -61,7 +61,7 @@ logger = logging.getLogger("poise.confinement")
 class Limits:
     """What a confined command may use; None is no limit."""
 
-    wall_seconds: float | None = None  # of the whole tree; the launcher itself ends it
+    wall_seconds: float | None = None  # of the whole tree; the caller ends it, and 3 s later the launcher does
     cpu_seconds: float | None = None  # per process
     memory_bytes: int | None = None  # per process, private writable memory
     address_bytes: int | None = None  # per process, address space; CUDA needs far more than it uses
