@@ -136,7 +136,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Tried:
-    """An idea that must not come again: evaluated, rejected, failed, or proposed in this very round."""
+    """An idea of this run. It must not come again unless its outcome is ``not_taken``; its name never does."""
 
     name: str
     outcome: str  # "evaluated", "not_taken" or a value of poise_core.failures.FailureKind
@@ -152,7 +152,7 @@ class ProposalContext:
 
     parent: CandidateRecord
     references: tuple[Reference, ...] = ()
-    avoid: tuple[Tried, ...] = ()  # the whole run's ideas, those not taken included; their names count as used
+    avoid: tuple[Tried, ...] = ()  # the whole run's ideas, those not taken included
     directive: str = ""
     generation: int = 1
 
@@ -205,7 +205,7 @@ class Proposer(Protocol):
     """Writes ideas for children of ``context.parent``."""
 
     def propose(self, context: ProposalContext, n: int, seed: int) -> list[Proposal]:
-        """Up to ``n`` proposals, different from each other and from ``context.avoid``; the same seed gives the same."""
+        """Up to ``n`` proposals, different from each other and from what was tried; the same seed gives the same."""
         ...
 
 

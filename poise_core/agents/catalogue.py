@@ -148,8 +148,7 @@ class _Tried:
     @classmethod
     def of(cls, context: ProposalContext, base: Composition) -> _Tried:
         records = [context.parent, *(reference.record for reference in context.references)]
-        known = [_composition(tried.composition) for tried in context.avoid]
-        compositions = [base, *(composition_of_record(record)[0] for record in records), *filter(None, known)]
+        compositions = [base, *(composition_of_record(record)[0] for record in records), *_tried_compositions(context)]
         return cls(
             {composition.key for composition in compositions},
             {tried.source_digest for tried in context.avoid if tried.source_digest},
@@ -180,6 +179,12 @@ def _composition(data: Mapping[str, object] | None) -> Composition | None:
         return Composition.model_validate(dict(data)) if data is not None else None
     except ValidationError:
         return None
+
+
+def _tried_compositions(context: ProposalContext) -> list[Composition]:
+    """What was implemented or refused in this run; an idea that was only ranked lower may come again."""
+    known = [_composition(tried.composition) for tried in context.avoid if tried.outcome != "not_taken"]
+    return [composition for composition in known if composition is not None]
 
 
 def _write(
@@ -284,7 +289,9 @@ class CatalogueScreener:
         return Screened(proposal, score, not obstacles, terms, (*obstacles, f"score {score:.2f}: {summary}"))
 
     def _terms(self, proposal: Proposal, composition: Composition | None, context: ProposalContext) -> dict[str, float]:
-        siblings = [t for t in context.avoid if context.parent.candidate_id in t.parent_ids]
+        siblings = [
+            t for t in context.avoid if t.outcome != "not_taken" and context.parent.candidate_id in t.parent_ids
+        ]
         base, _ = composition_of_record(context.parent)
         same = 0
         for sibling in siblings:
@@ -295,7 +302,7 @@ class CatalogueScreener:
             return {"relevance": 0.5, "novelty": 0.5, "variety": variety, "simplicity": 0.5}
         wanted = wanted_answers(context)
         answers = {a for s in changed_slots(base, composition) for a in composition.choice(s).answers}
-        tried = [base, *filter(None, (_composition(t.composition) for t in context.avoid))]
+        tried = [base, *_tried_compositions(context)]
         nearest = min(distance(composition, other) for other in tried)
         neutral = sum(composition.choices[name] == slot.neutral.name for name, slot in SLOTS.items())
         return {
@@ -313,7 +320,7 @@ def _obstacles(proposal: Proposal, composition: Composition | None, context: Pro
     obstacles = incompatibilities(composition)
     for tried in context.avoid:
         other = _composition(tried.composition)
-        if other is not None and other.key == composition.key and tried.name != proposal.name:
+        if other is not None and other.key == composition.key and tried.outcome != "not_taken":
             obstacles.append(f"the same composition as {tried.name} ({tried.outcome})")
     if not all(math.isfinite(value) for value in composition.parameters.values()):
         obstacles.append("a parameter is not finite")

@@ -23,9 +23,7 @@ from poise_core.agents.base import (
     ReflectionEvidence,
 )
 from poise_core.agents.digest import RUN_METRICS, TrajectoryDigest, make_digest, paired_run_delta
-from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.results import SeedEvaluation
-from poise_core.evaluation.statistics import Interval, paired_delta
+from poise_core.evaluation.statistics import Interval
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 
@@ -36,21 +34,6 @@ class Rule:
 
     slots: tuple[str, ...]
     check: Callable[[TrajectoryDigest], str | None]  # the sentence, or None where the rule does not fire
-
-
-def benchmark_deltas(
-    child: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation], protocol: Protocol, level: float = 0.95
-) -> dict[str, Interval]:
-    """Paired interval of every benchmark's score, ``child`` minus ``base``, in percent points.
-
-    Raises:
-        ValueError: as :func:`poise_core.evaluation.statistics.paired_delta`.
-    """
-    deltas = {}
-    for spec in protocol.benchmarks:
-        alone = protocol.model_copy(update={"benchmarks": (spec.model_copy(update={"weight": 1.0}),)})
-        deltas[spec.name] = paired_delta(child, base, alone, level)
-    return deltas
 
 
 def _entropy_collapse(d: TrajectoryDigest) -> str | None:

@@ -351,7 +351,7 @@ BOUND = Slot(
             "DN",
             "weakens negative advantages, because pushing down off-policy failures is what destabilises",
             ("A <- negative_weight A where A < 0",),
-            "Asymmetric REINFORCE, arXiv 2506.20520",
+            "after Asymmetric REINFORCE, arXiv 2506.20520, which lowers the baseline instead",
             (Parameter("negative_weight", 0.5, (0.25, 0.5, 0.75), high=1.0),),
             off={"negative_damping": {"negative_weight": 1.0}},
             code={"bound": "advantage = torch.where(advantage < 0, hp.negative_weight * advantage, advantage)"},

@@ -293,4 +293,6 @@ def _loss_conflicts(composition: Composition) -> list[Conflict]:
         return [Conflict(("ratio", "clip"), "the plain policy gradient has no ratio to clip")]
     if of["ratio"] == "geometric":
         return [Conflict(("ratio", "clip"), "the geometric ratio is clipped per token already")]
+    if of["ratio"] == "sequence" and of["clip"] == "dual":
+        return [Conflict(("ratio", "clip"), "the mean ratio of a completion hardly ever reaches dual_clip")]
     return []

@@ -151,7 +151,7 @@ ratio = change.exp()
             "GP",
             "multiplies the clipped token ratios of a completion into their geometric mean",
             ("r = exp(mean_t of logp_t - old_t, clipped to +-clip_log where that lowers r A)",),
-            "GMPO, arXiv 2507.20673, eq. 4",
+            "GMPO, arXiv 2507.20673",
             (Parameter("clip_log", 0.4, (0.2, 0.4), low=1e-6),),
             {"geometric_mean": True},
             {"geometric_mean": {"geometric_mean": False}, "ratio_clip": {"clip_log": 1e6}},
@@ -273,7 +273,7 @@ surrogate = weight * ADVANTAGES * logprobs"""
             "SG",
             "fades tokens out smoothly as their ratio leaves 1, faster where the advantage is negative",
             ("loss_t = -(4 / tau) sigmoid(tau (r_t - 1)) A, tau = tau_pos if A > 0 else tau_neg",),
-            "SAPO, arXiv 2511.20347, eq. 5",
+            "SAPO, arXiv 2511.20347",
             (
                 Parameter("tau_pos", 1.0, (0.5, 1.0, 2.0), low=0.01, high=100.0),
                 Parameter("tau_neg", 1.05, (1.05, 2.0, 4.0), low=0.01, high=100.0),
@@ -332,7 +332,7 @@ KL = Slot(
             "K1",
             "charges the reward with the completion's log-ratio to the initial policy",
             ("R <- R - kl_coef sum_t (old_t - ref_t)",),
-            "RLOO, arXiv 2402.14740, section 3.3",
+            "RLOO, arXiv 2402.14740",
             (KL_COEF,),
             off={"kl_in_reward": {"kl_coef": 0.0}},
             code={
@@ -368,7 +368,7 @@ reward = reward - hp.kl_coef * drift"""
                 "loss_t <- loss_t + kl_coef kl_scale k3_t",
                 "kl_scale <- clip(kl_scale exp(kl_gain clip(KL / kl_target - 1, -1, 1)), 0.01, 100)",
             ),
-            "adaptive KL, arXiv 1909.08593, section 2.2",
+            "after the adaptive KL of arXiv 1909.08593",
             (
                 KL_COEF,
                 Parameter("kl_target", 0.1, (0.03, 0.1, 0.3), low=1e-6),

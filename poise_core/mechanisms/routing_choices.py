@@ -118,7 +118,7 @@ if hp.mixed_groups_only:
             "LW",
             "weights groups up whose outcome is most uncertain, where there is most to learn",
             ("A <- A (1 + learnability_weight 4 p (1 - p))",),
-            "Learnability sampling, arXiv 2502.12272",
+            "after learnability sampling, arXiv 2502.12272",
             (Parameter("learnability_weight", 1.0, (0.5, 1.0, 2.0)),),
             off={"learnability_weight": {"learnability_weight": 0.0}},
             needs=("pass_rate",),

@@ -88,8 +88,18 @@ def test_nothing_that_was_tried_comes_again() -> None:
         for proposal in proposer.propose(context, 5, seed=0):
             assert proposal.name not in {t.name for t in tried}
             assert proposal.composition not in [t.composition for t in tried]
-            tried.append(Tried(proposal.name, "evaluated" if generation % 2 else "not_taken", proposal.composition))
+            tried.append(Tried(proposal.name, "evaluated" if generation % 2 else "diverged", proposal.composition))
     assert len({composition_key(t) for t in tried}) == len(tried) == 60
+
+
+def test_an_idea_that_was_only_ranked_lower_may_come_again_under_another_name() -> None:
+    proposer, screener = CatalogueProposer(), CatalogueScreener()
+    first = proposer.propose(GRPO_CONTEXT, 1, seed=0)[0]
+    context = dataclasses.replace(GRPO_CONTEXT, avoid=(Tried(first.name, "not_taken", first.composition),))
+    again = proposer.propose(context, 1, seed=0)[0]
+    assert again.composition == first.composition
+    assert again.name != first.name
+    assert screener.rank([again], context)[0].feasible
 
 
 def composition_key(tried: Tried) -> str:

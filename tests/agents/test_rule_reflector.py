@@ -9,9 +9,7 @@ import pytest
 
 from poise_core.agents.base import Expectation, Measured, Proposal, Reflection, ReflectionEvidence
 from poise_core.agents.digest import RUN_METRICS, Spike, TrajectoryDigest
-from poise_core.agents.reflector import DIAGNOSES, LABELS, RuleReflector, benchmark_deltas, diagnose, format_interval
-from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.agents.reflector import DIAGNOSES, LABELS, RuleReflector, diagnose, format_interval
 from poise_core.evaluation.statistics import Interval
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO
@@ -195,32 +193,3 @@ def test_reflection_survives_json_and_prints_as_text() -> None:
 
 def test_format_interval() -> None:
     assert format_interval(Interval(1.2, -0.4, 2.8, 3)) == "+1.20 (95 % interval -0.40 to +2.80, 3 seeds)"
-
-
-def test_benchmark_deltas_are_unweighted_points() -> None:
-    """Seed 0: 3 of 4 against 1 of 4, +50 points; seed 1: 2 of 4 against 1 of 4, +25; mean 37.5, whatever the weight."""
-    protocol = Protocol.model_validate(
-        {
-            "policy": "p",
-            "environment": {"mixture": {"add": 1.0}},
-            "training": {
-                "steps": 1, "prompts_per_step": 1, "group_size": 2, "learning_rate": 1e-4, "max_completion_length": 8,
-            },
-            "benchmarks": [
-                {"name": "a", "kinds": ["add"], "problems": 4, "metric": "accuracy", "weight": 0.3},
-                {"name": "b", "kinds": ["add"], "problems": 4, "metric": "accuracy", "weight": 0.7},
-            ],
-            "seeds": [0, 1],
-        }
-    )  # fmt: skip
-
-    def evaluation(seed: int, a: tuple[int, ...]) -> SeedEvaluation:
-        results = [("a", a), ("b", (1, 1, 0, 0))]
-        made = tuple(BenchmarkResult(n, "acc@1", 25.0 * sum(c), c, 1, 1.0, 5.0) for n, c in results)
-        return SeedEvaluation(seed, "search", 0.0, made, 1.0)
-
-    child = [evaluation(0, (1, 1, 1, 0)), evaluation(1, (1, 1, 0, 0))]
-    base = [evaluation(0, (1, 0, 0, 0)), evaluation(1, (0, 1, 0, 0))]
-    deltas = benchmark_deltas(child, base, protocol)
-    assert deltas["a"].estimate == pytest.approx(37.5)
-    assert (deltas["b"].estimate, deltas["b"].low, deltas["b"].high) == (0.0, 0.0, 0.0)

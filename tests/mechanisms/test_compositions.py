@@ -99,6 +99,7 @@ def test_distance_by_hand() -> None:
     [
         ({"ratio": "none"}, {}, "no ratio to clip"),
         ({"ratio": "geometric"}, {}, "clipped per token already"),
+        ({"ratio": "sequence", "clip": "dual"}, {}, "hardly ever reaches dual_clip"),
         ({"baseline": "batch_mean"}, {}, "a number near zero"),
         ({"scale": "beta_std"}, {}, "needs the smoothed pass rate"),
         ({"scale": "fallback_std"}, {}, "nothing to fall back on"),
