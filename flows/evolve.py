@@ -1,0 +1,93 @@
+"""The evolution as Prefect flows: a baseline, then one subflow per generation.
+
+archive -> select parents -> for each parent: propose, screen, implement, verify, train, evaluate, reflect -> archive
+
+Tasks wait for those whose results they take, and are started in the order in which they are submitted here. That order
+matters: a task never waits for one that is submitted after it, so even one worker gets through.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import allow_failure, flow
+from prefect.states import Cancelled as CancelledState
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from tasks.outcomes import raise_for_the_run
+from tasks.reports import show_leaderboard, update_tracking
+from tasks.session import evolution_session, parallel_candidates
+from tasks.stages import (
+    evaluate,
+    implement,
+    measure_base_policy,
+    propose,
+    reflect,
+    screen,
+    select_parents,
+    train,
+    verify,
+    verify_baseline,
+)
+
+
+class CandidateWorkers(ThreadPoolTaskRunner[Any]):
+    """As many threads as the preset lets candidates run side by side; each waits for one child process at a time."""
+
+    def duplicate(self) -> CandidateWorkers:
+        """The runner of one flow run."""
+        return CandidateWorkers(max_workers=parallel_candidates())
+
+
+WORKERS: Any = CandidateWorkers()
+
+
+@flow(name="evolve", flow_run_name="evolve {run_dir}", task_runner=WORKERS, validate_parameters=False)
+def evolve(run_dir: str, preset: str = "laptop") -> Any:
+    """Evolve algorithms in a run directory until it holds as many generations as its preset says.
+
+    Args:
+        run_dir: made where it is missing; a run that is there goes on where it stopped.
+        preset: name or path; not used where the caller has opened the run already.
+    """
+    with evolution_session(run_dir, preset) as evolution:
+        try:
+            establish_baseline(run_dir)
+            for number in range(1, evolution.preset.search.generations + 1):
+                if not evolution.finished(number):
+                    generation(run_dir, number)
+        except Exception:
+            if evolution.stopped:
+                return CancelledState(message="stopped; the same command goes on")
+            raise
+
+
+def establish_baseline(run_dir: str) -> None:
+    """The scores that everything is compared with: the policy before training, and the baseline algorithm."""
+    untrained = measure_base_policy.submit(run_dir)
+    verified = verify_baseline.submit(run_dir)
+    trained = train.submit(run_dir, verified)
+    scored = evaluate.submit(run_dir, trained)
+    reflected = reflect.submit(run_dir, verified, allow_failure(scored))
+    raise_for_the_run([untrained, verified, trained, scored, reflected])
+    update_tracking.submit(run_dir, reflected)
+
+
+@flow(name="generation", flow_run_name="gen-{number:02d}", task_runner=WORKERS, validate_parameters=False)
+def generation(run_dir: str, number: int) -> None:
+    """One generation: a child of every selected parent."""
+    with evolution_session(run_dir):
+        children, trained = [], []
+        child = None
+        for place in select_parents(run_dir, number):  # admitted one after the other: each sees the ideas before it
+            ideas = propose.submit(run_dir, place, allow_failure(child))
+            ranked = screen.submit(run_dir, place, ideas)
+            draft = implement.submit(run_dir, place, ranked)
+            child = verify.submit(run_dir, place, draft)
+            children.append(child)
+            trained.append(train.submit(run_dir, child))
+        scored = [evaluate.submit(run_dir, one) for one in trained]
+        reflected = [reflect.submit(run_dir, *pair) for pair in zip(children, map(allow_failure, scored), strict=True)]
+        raise_for_the_run([*children, *trained, *scored, *reflected])
+        show_leaderboard.submit(run_dir, reflected).wait()
+        update_tracking.submit(run_dir, reflected).wait()

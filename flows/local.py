@@ -1,0 +1,72 @@
+"""Running the evolution in this process: session, Prefect server, Ctrl-C. Imports ``prefect`` only when it runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from flows.server import prefect_server, wait_until_healthy
+from poise_core.config import Preset
+from poise_core.evolution import Evolution, Observer
+from poise_core.failures import Cancelled
+from poise_core.run_directory import RunDirectory
+from tasks.session import evolution_session
+
+
+def evolve_here(preset: Preset, run_dir: Path, *, observer: Observer, say: Callable[[str], None]) -> RunDirectory:
+    """Evolve until the run holds the preset's generations.
+
+    Args:
+        preset: as loaded.
+        run_dir: made where it is missing.
+        observer: told what the stages do.
+        say: told in a few words what happens around them.
+
+    Returns:
+        The run, closed.
+
+    Raises:
+        RunDirectoryError: the directory cannot be used; nothing was written.
+        EvolutionError: the search cannot go on.
+        InfrastructureError: the machine failed more often than the preset allows; the run can go on.
+        Cancelled: Ctrl-C or SIGTERM; child processes have ended, the run can go on.
+    """
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells what happens
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    with evolution_session(run_dir, preset, observer=observer) as evolution, _stopped_by_signals(evolution, say):
+        say("starting the Prefect server")
+        with prefect_server(evolution.run.path / "prefect") as url:
+            from flows.evolve import evolve  # takes two seconds, in which the server starts
+
+            wait_until_healthy(url)
+            say(
+                f"{evolution.preset.search.generations} generations in {evolution.run.path}; Ctrl-C stops, and it resumes"
+            )
+            state: Any = evolve(str(evolution.run.path), return_state=True)
+            if evolution.stopped and not state.is_completed():
+                raise Cancelled("stopped")
+            state.result()
+            return evolution.run
+
+
+@contextmanager
+def _stopped_by_signals(evolution: Evolution, say: Callable[[str], None]) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM ends the stages in order, the second one ends everything at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if evolution.stopped:
+            raise KeyboardInterrupt
+        evolution.stop()
+        say("stopping: ending child processes, what is finished is kept")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,85 @@
+"""The Prefect server of a run: the one that is configured, or a private one that lives no longer than this process.
+
+Prefect can start a private server by itself. That one is in the terminal's process group, so a Ctrl-C ends it before the
+flow can say that it was stopped, and a killed flow leaves it running. This one outlives Ctrl-C and follows a kill.
+Import this module, and enter :func:`prefect_server`, before ``prefect`` is imported: it reads its settings then.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from poise_core.failures import InfrastructureError
+
+START_SECONDS = 120.0
+
+
+@contextmanager
+def prefect_server(home: Path) -> Iterator[str]:
+    """The URL of the API, also set as ``PREFECT_API_URL``, for the length of the block.
+
+    Args:
+        home: where a private server keeps its database, unless ``PREFECT_HOME`` is set.
+
+    Raises:
+        InfrastructureError: the private server does not start; the message says where its log is.
+    """
+    if url := os.environ.get("PREFECT_API_URL"):
+        yield url
+        return
+    assert "prefect" not in sys.modules, "prefect has read its settings already"
+    folder = Path(os.environ.setdefault("PREFECT_HOME", str(home)))
+    folder.mkdir(parents=True, exist_ok=True)
+    port = _free_port()
+    url = os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    log = folder / "server.log"
+    with log.open("ab") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "flows.server_process", str(port)],
+            stdin=subprocess.PIPE,  # its end tells the server that this process is gone
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        yield url
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        del os.environ["PREFECT_API_URL"]
+
+
+def wait_until_healthy(url: str) -> None:
+    """Return when the API answers.
+
+    Raises:
+        InfrastructureError: it does not within two minutes.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    raise InfrastructureError(f"the Prefect server at {url} does not answer; its log is server.log in PREFECT_HOME")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

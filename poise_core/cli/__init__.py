@@ -1,0 +1,37 @@
+"""The ``poise`` command. Importing this package loads typer only; every command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import typer
+
+from poise_core import cli_testbed
+from poise_core.cli.evaluate import evaluate
+from poise_core.cli.evolve import evolve
+from poise_core.cli.reading import leaderboard, lineage, show
+from poise_core.cli.verify import verify
+
+_HELP = (
+    "Evolve the reinforcement-learning algorithms that train language models, and keep the evidence.",
+    "Start with [bold]poise evolve --preset laptop[/bold]: it trains and scores GRPO, then proposes, verifies, trains and "
+    "scores children of it, generation after generation. Ctrl-C stops it; the same command goes on.",
+    "Then look: [bold]poise leaderboard runs/laptop[/bold], [bold]poise lineage runs/laptop[/bold], [bold]poise show "
+    "runs/laptop NAME[/bold].",
+    "Write one yourself: copy a file of poise_core/algorithms, change it, run [bold]poise verify FILE.py[/bold] until it "
+    "is admitted, then [bold]poise evaluate FILE.py[/bold].",
+    "Exit status: 0 done; 1 the candidate was refused or failed; 2 the input cannot be used and nothing was written; "
+    "3 the machine failed, the same command goes on; 130 stopped, the same command goes on.",
+)
+
+app = typer.Typer(
+    name="poise",
+    help="\n\n".join(_HELP),
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+for command in (evolve, evaluate, verify, leaderboard, lineage, show):
+    app.command()(command)
+app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)
+app.command(rich_help_panel="Testbed")(cli_testbed.build_policy)

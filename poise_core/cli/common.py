@@ -1,0 +1,81 @@
+"""What the commands share: options, exit states, and one line for every error that is not a bug."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from poise_core.config import Preset
+
+REFUSED, UNUSABLE, FAULT, STOPPED = 1, 2, 3, 130
+"""Exit states: the candidate failed; bad input, nothing written; the machine failed; stopped by the user."""
+
+PresetOption = Annotated[str, typer.Option(help="A shipped preset, or the path of a YAML file.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key, for example protocol.training.steps=20. Repeat."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def fail(message: object, status: int) -> typer.Exit:
+    """One line on standard error; raise what this returns."""
+    typer.echo(f"poise: {' '.join(str(message).split())}", err=True)
+    return typer.Exit(status)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Say in one line what is wrong with the input (status 2) or with the machine (3)."""
+    from poise_core.config import PresetError
+    from poise_core.failures import Cancelled, InfrastructureError
+    from poise_core.run_directory import RunDirectoryError
+
+    try:
+        yield
+    except (PresetError, RunDirectoryError) as error:
+        raise fail(error, UNUSABLE) from error
+    except InfrastructureError as error:
+        raise fail(str(error).splitlines()[0], FAULT) from error
+    except (Cancelled, KeyboardInterrupt) as error:
+        raise fail("stopped; the same command goes on", STOPPED) from error
+
+
+def resolve_preset(name: str, overrides: list[str] | None, **settings: int | None) -> Preset:
+    """The preset with ``--set`` and the options that stand for one key each.
+
+    Args:
+        name: shipped name or path.
+        overrides: of ``--set``.
+        **settings: keys of ``search``; ``None`` leaves the preset's value.
+
+    Raises:
+        PresetError: see :func:`poise_core.config.load_preset`.
+    """
+    from poise_core.config import load_preset
+
+    given = [f"search.{key}={value}" for key, value in settings.items() if value is not None]
+    return load_preset(name, [*(overrides or []), *given])
+
+
+def default_run_dir(preset: Preset) -> Path:
+    """Where a run goes that is given no directory: the same command finds it again."""
+    return Path("runs") / preset.name
+
+
+def existing_file(path: Path) -> Path:
+    """The path, if there is such a file; otherwise one line and status 2."""
+    if not path.is_file():
+        raise fail(f"{path}: no such file", UNUSABLE)
+    return path
+
+
+def interactive() -> bool:
+    """Whether a person looks at standard error."""
+    return sys.stderr.isatty()

@@ -1,0 +1,161 @@
+"""``poise evaluate``."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from poise_core.cli.common import (
+    REFUSED,
+    UNUSABLE,
+    JsonOption,
+    PresetOption,
+    SetOption,
+    default_run_dir,
+    existing_file,
+    fail,
+    plain_errors,
+    resolve_preset,
+)
+
+if TYPE_CHECKING:
+    from poise_core.evolution import Subject, Trials
+    from poise_core.run_directory import RunDirectory
+
+
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="A candidate file, for example poise_core/algorithms/vm_av.py.")],
+    preset: PresetOption = "laptop",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds. Default: the preset's.")] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option(help="Where its results go, and whose baseline it is compared with. Default: runs/PRESET."),
+    ] = None,
+    overrides: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Verify, train and score one algorithm file, exactly as a child of the evolution is.
+
+    Finished seeds are read back, so more seeds can be added later. In a directory whose baseline has been scored under
+    the same protocol the difference to it is shown, paired by seed.
+
+    Exit status 1: the candidate was refused, crashed, diverged or took too long.
+
+    Examples:
+
+    poise evaluate my_algorithm.py --preset laptop --seeds 3
+
+    poise evaluate poise_core/algorithms/dapo.py --run-dir runs/laptop --json
+    """
+    from poise_core.cli.progress import ProgressDisplay
+
+    existing_file(file)
+    with plain_errors():
+        resolved = resolve_preset(preset, overrides)
+        chosen = resolved.protocol.seeds[: seeds or resolved.search.seeds_per_candidate]
+        if seeds and seeds > len(chosen):
+            raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
+        from poise_core.evolution import Trials
+        from poise_core.failures import CandidateFailure
+        from poise_core.run_directory import RunDirectory
+
+        with RunDirectory.open(run_dir or default_run_dir(resolved), resolved) as run:
+            with ProgressDisplay(resolved, len(chosen)) as display:
+                trials = Trials(run, observer=display)
+                try:
+                    subject = _measure(trials, file, chosen)
+                except CandidateFailure as failure:
+                    if json:
+                        typer.echo(json_module.dumps({"failure": _failure(failure)}, indent=1))
+                    raise fail(
+                        f"{file.stem}: {failure.kind} in {failure.stage}: {failure.message}", REFUSED
+                    ) from failure
+            result = _result(run, trials, subject, chosen)
+    if json:
+        typer.echo(json_module.dumps(result, indent=1))
+    else:
+        typer.echo(_text(result))
+
+
+def _measure(trials: Trials, file: Path, seeds: tuple[int, ...]) -> Subject:
+    """Through the gate, the training and the evaluation; faults of the machine are retried as the preset says."""
+    from poise_core.failures import InfrastructureError
+
+    subject = _subject(trials, file)
+    for left in reversed(range(trials.resources.infrastructure_retries + 1)):
+        try:
+            trials.verify(subject, must_be_new=False)
+            trials.train(subject, seeds)
+            trials.evaluate(subject, seeds)
+            return subject
+        except InfrastructureError:
+            if not left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _subject(trials: Trials, file: Path) -> Subject:
+    """The candidate of the run with this very text, or a new one by a human hand."""
+    from poise_core.candidate import source_digest
+    from poise_core.evolution import Subject
+
+    source = file.read_text(errors="replace")
+    for row in trials.archive.rows("candidates", source_digest=source_digest(source)):
+        return Subject(row["candidate_id"], row["name"], row["generation"], next(iter(row["parent_ids"]), None))
+    return trials.register(file.stem, source, written_by="human", arm="manual")
+
+
+def _failure(failure: Any) -> dict[str, str]:
+    return {"kind": str(failure.kind), "stage": failure.stage, "message": failure.message, "detail": failure.detail}
+
+
+def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[int, ...]) -> dict[str, Any]:
+    from poise_core.evaluation.statistics import distinguishable, overall_interval, paired_delta
+    from poise_core.evolution import Subject
+    from poise_core.views.leaderboard import baseline_of, benchmark_means
+
+    mine = trials.evaluations(subject, seeds)
+    result: dict[str, Any] = {
+        "candidate_id": subject.candidate_id,
+        "name": subject.name,
+        "protocol": run.preset.protocol.digest,
+        "overall": overall_interval(mine, run.preset.protocol).to_dict(),
+        "seeds": {one.seed: one.overall for one in mine},
+        "benchmarks": benchmark_means(mine),
+        "baseline": None,
+    }
+    base_id = baseline_of(run.archive)
+    if base_id is not None and base_id != subject.candidate_id:
+        base = trials.evaluations(Subject(base_id, ""))
+        if {one.seed for one in base} & set(seeds):
+            delta = paired_delta(mine, base, run.preset.protocol)
+            (row,) = run.archive.rows("candidates", candidate_id=base_id)
+            result["baseline"] = {
+                "name": row["name"],
+                "delta": delta.to_dict(),
+                "verdict": distinguishable(delta),
+            }
+    return result
+
+
+def _text(result: dict[str, Any]) -> str:
+    scores = "   ".join(f"{name} {score:.1f}" for name, score in result["benchmarks"].items())
+    lines = [f"{result['name']}  Overall {_interval(result['overall'])}", scores]
+    if result["baseline"]:
+        against = result["baseline"]
+        lines.append(f"to {against['name']}: {_interval(against['delta'], signed=True)} {against['verdict']}")
+    else:
+        lines.append("no baseline has been scored here under this protocol; 'poise evolve' scores it first")
+    return "\n".join(lines)
+
+
+def _interval(interval: dict[str, Any], *, signed: bool = False) -> str:
+    from poise_core.evaluation.statistics import Interval
+    from poise_core.views.text import format_interval
+
+    low, high = interval["low"], interval["high"]
+    bounds = (float("-inf") if low is None else low, float("inf") if high is None else high)
+    return format_interval(Interval(interval["estimate"], *bounds, interval["seeds"]), signed=signed)

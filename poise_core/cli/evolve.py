@@ -1,0 +1,99 @@
+"""``poise evolve``."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from poise_core.cli.common import (
+    FAULT,
+    STOPPED,
+    PresetOption,
+    SetOption,
+    default_run_dir,
+    fail,
+    plain_errors,
+    resolve_preset,
+)
+from poise_core.cli.reading import leaderboard_of, lineage_of
+
+if TYPE_CHECKING:
+    from poise_core.run_directory import RunDirectory
+
+
+def evolve(
+    preset: PresetOption = "laptop",
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where everything goes; a run that is there goes on. Default: runs/PRESET.")
+    ] = None,
+    generations: Annotated[int | None, typer.Option(min=1, help="How many generations the run shall hold.")] = None,
+    parents: Annotated[int | None, typer.Option(min=1, help="Parents per generation; each gets one child.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of selection and proposals.")] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Evolve algorithms: the baseline first, then generations of children, each really trained and really scored.
+
+    Run it again on the same directory and it goes on where it stopped, however it was stopped.
+
+    Examples:
+
+    poise evolve --preset laptop
+
+    poise evolve --run-dir runs/laptop --generations 5
+
+    poise evolve --preset my.yaml --seed 1 --set search.seeds_per_candidate=3
+    """
+    from rich.console import Console
+
+    with plain_errors():
+        resolved = resolve_preset(preset, overrides, generations=generations, parents=parents, seed=seed)
+        from flows.local import evolve_here
+        from poise_core.cli.progress import ProgressDisplay
+        from poise_core.evolution import EvolutionError
+        from poise_core.failures import Cancelled, InfrastructureError
+
+        folder = run_dir or default_run_dir(resolved)
+        resume = f"go on with: {shlex.join(['poise', *sys.argv[1:]])}"
+        try:
+            with ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display:
+                run = evolve_here(resolved, folder, observer=display, say=display.say)
+        except Cancelled as error:
+            raise fail(f"stopped; {resume}", STOPPED) from error
+        except InfrastructureError as error:
+            raise fail(f"{str(error).splitlines()[0]}; once that is mended, {resume}", FAULT) from error
+        except EvolutionError as error:
+            raise fail(error, 1) from error
+        console = Console()
+        console.print(leaderboard_of(run))
+        console.print()
+        console.print(lineage_of(run))
+        console.print()
+        console.print(where_to_look(run), markup=False, highlight=False, soft_wrap=True)
+
+
+def where_to_look(run: RunDirectory) -> str:
+    """Paths of what a run has left, with the commands that open them."""
+    folder = _short(run.path)
+    programs = _short(Path(sys.executable).parent)
+    server = os.environ.get("PREFECT_API_URL")
+    prefect = f"PREFECT_HOME={folder}/prefect {programs}/prefect server start" if server is None else server
+    return "\n".join(
+        [
+            f"Archive   {folder}/archive",
+            f"          {programs}/python -c \"import pandas; print(pandas.read_parquet('{folder}/archive/evaluations'))\"",
+            f"MLflow    {programs}/mlflow ui --backend-store-uri {run.tracking_uri}",
+            f"Prefect   {prefect}",
+            f"Look      poise show {folder} NAME    poise leaderboard {folder}    poise lineage {folder}",
+        ]
+    )
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where the path lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

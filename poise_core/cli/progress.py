@@ -1,0 +1,121 @@
+"""The live display of a running evolution: what is worked on now, and above it what came out."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from poise_core.config import Preset
+from poise_core.evolution.events import Event
+
+_BAR = 16
+_RECENT = 8
+"""Steps over which the shown reward is averaged: one step of a small batch says little."""
+
+
+@dataclass
+class _Running:
+    """One stage that has begun and not ended."""
+
+    event: Event
+    began: float
+    seed: int | None = None
+    steps: dict[int, int] = field(default_factory=dict)  # seed -> steps done
+    rewards: list[float] = field(default_factory=list)
+
+
+class ProgressDisplay:
+    """An observer of :class:`poise_core.evolution.Evolution`; a context manager that draws while it is open.
+
+    On a terminal one line per running stage is redrawn four times a second; elsewhere only what begins and ends is
+    printed, a line each.
+    """
+
+    def __init__(self, preset: Preset, seeds: int, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._total = preset.protocol.training.steps * seeds
+        self._lock = threading.Lock()
+        self._running: dict[tuple[str, str], _Running] = {}
+        self._began = time.monotonic()
+        self._status = "starting"
+        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4, transient=True)
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def say(self, status: str) -> None:
+        """What the line below the stages says."""
+        self._status = status
+        if not self._console.is_terminal:
+            self._console.print(Text(status, "dim"))
+
+    def __call__(self, event: Event) -> None:
+        """Take note of an event; called from any thread."""
+        key = (event.stage, event.subject)
+        with self._lock:
+            if event.kind == "started":
+                self._running[key] = _Running(event, time.monotonic())
+                return
+            running = self._running.get(key)
+            if event.kind == "step":
+                if running is not None and event.seed is not None:
+                    running.seed = event.seed
+                    running.steps[event.seed] = int(event.row["step"]) + 1
+                    running.rewards.append(event.row["reward_mean"])
+                return
+            self._running.pop(key, None)
+        if event.kind == "failed" or event.message:  # what was finished before this process is not told again
+            self._console.print(self._line(event, running))
+
+    def _line(self, event: Event, running: _Running | None) -> Text:
+        seconds = time.monotonic() - running.began if running else 0.0
+        style = "red" if event.kind == "failed" else "green"
+        head = f"{_clock(time.monotonic() - self._began)}  {event.stage:<9} "
+        return Text.assemble(
+            (head, "dim"), (event.subject, "bold"), "  ", (event.message, style), (f"  {seconds:.1f} s", "dim")
+        )
+
+    def _render(self) -> RenderableType:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        with self._lock:
+            for running in self._running.values():
+                event = running.event
+                elapsed = f"{time.monotonic() - running.began:.0f} s"
+                table.add_row(event.stage, Text(event.subject, "bold"), self._training(running), Text(elapsed, "dim"))
+        clock = _clock(time.monotonic() - self._began)
+        table.add_row(Text(clock, "dim"), Text(self._status, "dim"), "", "")
+        return table
+
+    def _training(self, running: _Running) -> Text:
+        if running.seed is None:
+            return Text()
+        done = sum(running.steps.values())
+        filled = round(_BAR * min(1.0, done / self._total))
+        reward = statistics.fmean(running.rewards[-_RECENT:])
+        bar = "━" * filled + "╌" * (_BAR - filled)
+        return Text.assemble(
+            (bar, "cyan"), f" seed {running.seed} step {running.steps[running.seed]} reward {reward:.2f}"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,107 @@
+"""``poise leaderboard``, ``poise lineage`` and ``poise show``: a run as its archive tells it."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from poise_core.cli.common import JsonOption, plain_errors
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from poise_core.run_directory import RunDirectory
+
+RunDir = Annotated[Path, typer.Argument(help="A run directory, for example runs/laptop.")]
+
+
+def leaderboard(run_dir: RunDir, json: JsonOption = False) -> None:
+    """Candidates by Overall, with intervals and paired differences to the baseline; failures below.
+
+    Example: poise leaderboard runs/laptop
+    """
+    from poise_core.run_directory import RunDirectory
+    from poise_core.views import leaderboard as rank
+
+    with plain_errors():
+        run = RunDirectory.read(run_dir)
+        if json:
+            rows = rank(run.archive, run.preset.protocol)
+            _print_json([row.to_dict() for row in rows])
+        else:
+            _print(leaderboard_of(run))
+
+
+def lineage(run_dir: RunDir, json: JsonOption = False) -> None:
+    """Who descends from whom, what each child changed, and what it gained over its parent.
+
+    Example: poise lineage runs/laptop
+    """
+    from poise_core.run_directory import RunDirectory
+    from poise_core.views import lineage as trace
+
+    with plain_errors():
+        run = RunDirectory.read(run_dir)
+        if json:
+            _print_json([node.to_dict() for node in trace(run.archive, run.preset.protocol)])
+        else:
+            _print(lineage_of(run))
+
+
+def show(
+    run_dir: RunDir,
+    candidate: Annotated[
+        str | None, typer.Argument(help="Name, id, or the beginning of an id. Default: the best one.")
+    ] = None,
+    code: Annotated[bool, typer.Option(help="Also print the source.")] = True,
+    json: JsonOption = False,
+) -> None:
+    """One candidate: why it was made, how it trained, what it scored, what it taught, and its source.
+
+    Example: poise show runs/laptop GRPO
+    """
+    from poise_core.run_directory import RunDirectory
+    from poise_core.views import leaderboard as rank
+    from poise_core.views import render_candidate, view_candidate
+
+    with plain_errors():
+        run = RunDirectory.read(run_dir)
+        if candidate is None:
+            rows = rank(run.archive, run.preset.protocol)
+            candidate = rows[0].candidate_id if rows else ""
+        view = view_candidate(run.archive, run.preset.protocol, candidate)
+        if json:
+            _print_json(view.to_dict())
+        else:
+            _print(render_candidate(view, code=code))
+
+
+def leaderboard_of(run: RunDirectory) -> RenderableType:
+    """For a terminal."""
+    from poise_core.views import leaderboard as rank
+    from poise_core.views import other_protocols, render_leaderboard
+
+    rows = rank(run.archive, run.preset.protocol)
+    others = other_protocols(run.archive, run.preset.protocol)
+    return render_leaderboard(rows, run.preset.protocol, others=others)
+
+
+def lineage_of(run: RunDirectory) -> RenderableType:
+    """For a terminal."""
+    from poise_core.views import lineage as trace
+    from poise_core.views import lineage_tree
+
+    return lineage_tree(trace(run.archive, run.preset.protocol))
+
+
+def _print_json(document: Any) -> None:
+    typer.echo(json_module.dumps(document, indent=1, ensure_ascii=False))
+
+
+def _print(view: RenderableType) -> None:
+    from rich.console import Console
+
+    Console().print(view)

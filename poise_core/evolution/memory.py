@@ -1,0 +1,202 @@
+"""What a run knows, read from its archive in the form that each role takes.
+
+One rule makes a run repeatable although its children train side by side: for generation g the roles see every candidate
+admitted or refused so far, but measurements, failures of training and reflections only of generations before g. What a
+sibling that is still training will turn out to be never depends on who was faster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from poise_core.agents.base import (
+    CandidateRecord,
+    Measured,
+    Proposal,
+    Reference,
+    Reflection,
+    ReflectionEvidence,
+    Tried,
+)
+from poise_core.archive import EVOLUTION_ARM, Archive
+from poise_core.evaluation.protocol import Protocol
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evaluation.statistics import Interval, overall_interval, paired_delta
+from poise_core.evolution.places import failure_to_dict
+from poise_core.evolution.trials import Subject
+from poise_core.failures import CandidateFailure
+from poise_core.search.selection import NodeRecord, ReferenceChoice
+
+SETTLED_AT_ADMISSION = ("propose", "screen", "implement", "verify")
+"""Stages whose failures are known before the next place of the same generation begins."""
+
+Row = Mapping[str, Any]
+
+
+class Memory:
+    """Reads; writes nothing."""
+
+    def __init__(self, archive: Archive, protocol: Protocol) -> None:
+        self.archive = archive
+        self.protocol = protocol
+
+    def candidates(self) -> list[Row]:
+        """The rows of the candidates that this search made, in an order that does not depend on timing."""
+        rows = self.archive.rows("candidates", arm=EVOLUTION_ARM)
+        return sorted(rows, key=lambda row: (row["generation"], row["proposal_id"] or "", row["candidate_id"]))
+
+    def nodes(self, generation: int) -> list[NodeRecord]:
+        """The tree as the selection of ``generation`` sees it."""
+        evaluations = self._evaluations()
+        return [
+            NodeRecord(
+                candidate_id=row["candidate_id"],
+                name=row["name"],
+                parent_ids=tuple(row["parent_ids"]),
+                generation=row["generation"],
+                overall=self._overall(evaluations.get(row["candidate_id"])),
+                benchmarks=benchmark_means(evaluations.get(row["candidate_id"], [])),
+                mechanisms=_choices(row),
+            )
+            for row in self.candidates()
+            if row["generation"] < generation
+        ]
+
+    def record(self, candidate_id: str) -> CandidateRecord:
+        """A candidate of an earlier generation as a proposer sees it."""
+        (row,) = self.archive.rows("candidates", candidate_id=candidate_id)
+        evaluations = self._evaluations(candidate_id).get(candidate_id, [])
+        return CandidateRecord(
+            candidate_id=candidate_id,
+            name=row["name"],
+            source=row["source"],
+            generation=row["generation"],
+            parent_ids=tuple(row["parent_ids"]),
+            composition=_composition(row),
+            proposal=self.proposal(row),
+            overall=self._overall(evaluations),
+            benchmarks=benchmark_means(evaluations),
+            reflection=self.reflection(candidate_id),
+        )
+
+    def references(self, choices: Sequence[ReferenceChoice]) -> tuple[Reference, ...]:
+        """The chosen candidates with their records."""
+        return tuple(Reference(self.record(choice.candidate_id), choice.tier, choice.reason) for choice in choices)
+
+    def tried(self, generation: int) -> tuple[Tried, ...]:
+        """Every idea and every candidate of the run so far, for the proposer of ``generation`` to avoid."""
+        failures = self._failures(generation)
+        implemented = {row["proposal_id"]: row for row in self.candidates()}
+        roots = [_tried(row, failures) for row in implemented.values() if row["proposal_id"] is None]
+        ideas = []
+        for row in self.archive.rows("proposals", arm=EVOLUTION_ARM):
+            content = json.loads(row["content"])
+            if candidate := implemented.get(row["proposal_id"]):
+                ideas.append(_tried(candidate, failures))
+                continue
+            failure = failures.get(row["proposal_id"])
+            ideas.append(
+                Tried(
+                    name=row["name"],
+                    outcome=failure["kind"] if failure else "not_taken",
+                    composition=content.get("composition"),
+                    parent_ids=tuple(row["parent_ids"]),
+                    reason=failure["message"] if failure else "",
+                )
+            )
+        return (*roots, *ideas)
+
+    def proposal(self, candidate: Row) -> Proposal | None:
+        """The proposal that a candidate implements."""
+        if candidate["proposal_id"] is None:
+            return None
+        rows = self.archive.rows("proposals", proposal_id=candidate["proposal_id"])
+        return Proposal.model_validate_json(rows[0]["content"]) if rows else None
+
+    def reflection(self, candidate_id: str) -> Reflection | None:
+        """What the candidate taught."""
+        rows = self.archive.rows("reflections", protocol=self.protocol.digest, candidate_id=candidate_id)
+        return Reflection.model_validate_json(rows[0]["content"]) if rows else None
+
+    def evidence(self, subject: Subject, failure: CandidateFailure | None) -> ReflectionEvidence:
+        """Everything that a reflector may use for this candidate."""
+        evaluations = self._evaluations()
+        mine = evaluations.get(subject.candidate_id, [])
+        base = evaluations.get(subject.parent_id or "", [])
+        paired = bool({one.seed for one in mine} & {one.seed for one in base})
+        return ReflectionEvidence(
+            candidate=self._measured(subject.candidate_id, mine),
+            parent=self._measured(subject.parent_id, base) if subject.parent_id else None,
+            overall_delta=paired_delta(mine, base, self.protocol) if paired else None,
+            benchmark_deltas=self._benchmark_deltas(mine, base) if paired else {},
+            failure=failure_to_dict(failure) if failure else None,
+        )
+
+    def _measured(self, candidate_id: str, evaluations: Sequence[SeedEvaluation]) -> Measured:
+        (row,) = self.archive.rows("candidates", candidate_id=candidate_id)
+        return Measured(
+            candidate_id=candidate_id,
+            name=row["name"],
+            trajectories=self.archive.trajectory(candidate_id, self.protocol.digest),
+            overall=self._overall(evaluations),
+            composition=_composition(row),
+            proposal=self.proposal(row),
+        )
+
+    def _benchmark_deltas(self, mine: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation]) -> dict[str, Interval]:
+        """Paired difference on each benchmark alone: as Overall, under a protocol with that benchmark at weight 1."""
+        deltas = {}
+        for benchmark in self.protocol.benchmarks:
+            alone = benchmark.model_copy(update={"weight": 1.0})
+            deltas[benchmark.name] = paired_delta(mine, base, self.protocol.model_copy(update={"benchmarks": (alone,)}))
+        return deltas
+
+    def _evaluations(self, candidate_id: str | None = None) -> dict[str, list[SeedEvaluation]]:
+        return self.archive.evaluations(protocol=self.protocol.digest, candidate_id=candidate_id)
+
+    def _overall(self, evaluations: Sequence[SeedEvaluation] | None) -> Interval | None:
+        return overall_interval(evaluations, self.protocol) if evaluations else None
+
+    def _failures(self, generation: int) -> dict[str, Row]:
+        """The last failure of each candidate or idea, as far as ``generation`` may know it."""
+        rows = self.archive.rows("failures", protocol=self.protocol.digest)
+        return {
+            row["candidate_id"]: row
+            for row in rows
+            if row["stage"] in SETTLED_AT_ADMISSION or (row["generation"] or 0) < generation
+        }
+
+
+def benchmark_means(evaluations: Sequence[SeedEvaluation]) -> dict[str, float]:
+    """Score of each benchmark, percent, mean over seeds."""
+    scores: dict[str, list[float]] = {}
+    for evaluation in evaluations:
+        for result in evaluation.benchmarks:
+            scores.setdefault(result.name, []).append(result.score)
+    return {name: sum(values) / len(values) for name, values in scores.items()}
+
+
+def _tried(candidate: Row, failures: Mapping[str, Row]) -> Tried:
+    failure = failures.get(candidate["candidate_id"])
+    return Tried(
+        name=candidate["name"],
+        outcome=failure["kind"] if failure else "evaluated",
+        composition=_composition(candidate),
+        source_digest=candidate["source_digest"],
+        parent_ids=tuple(candidate["parent_ids"]),
+        reason=failure["message"] if failure else "",
+    )
+
+
+def _composition(candidate: Row) -> dict[str, Any] | None:
+    text = candidate["composition"]
+    composition: dict[str, Any] | None = None if text is None else json.loads(text)
+    return composition
+
+
+def _choices(candidate: Row) -> dict[str, str]:
+    """Slot -> choice, where the catalogue can express the candidate."""
+    composition = _composition(candidate)
+    return dict(composition["choices"]) if composition else {}

@@ -1,0 +1,76 @@
+"""What passes between the stages of a generation: small values that name what is recorded in the run directory."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a generation: a parent that gets one implemented child."""
+
+    generation: int
+    slot: int  # from 0
+    parent_id: str
+    parent_name: str
+    repeat: int = 0  # how many earlier places of this generation have the same parent
+    reason: str = ""  # why it was selected
+
+    @property
+    def label(self) -> str:
+        """For people and for folders: ``gen-01/slot-0``."""
+        return f"gen-{self.generation:02d}/slot-{self.slot}"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One answer of the implementer for a place: a candidate file, or why there is none."""
+
+    number: int  # from 0, in the order in which they were asked for
+    index: int  # of the proposal
+    revision: int  # how often the same proposal was implemented before
+    candidate_id: str | None
+    name: str
+    failure: dict[str, str] | None = None  # kind, stage, message, detail; exactly where there is no file
+
+    def to_json(self) -> str:
+        """For the run directory."""
+        return json.dumps(asdict(self), indent=1)
+
+
+def load_record(path: Path) -> Any:
+    """A stage's record in the run directory, or None where the stage has not finished.
+
+    Raises:
+        InfrastructureError: the file is there and cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise InfrastructureError(
+            f"{path}: not readable, left as it is; restore it, or move it away to have its stage redone ({error})"
+        ) from error
+
+
+def failure_to_dict(failure: CandidateFailure) -> dict[str, str]:
+    """For records and evidence."""
+    return {
+        "kind": str(failure.kind),
+        "stage": failure.stage,
+        "message": failure.message,
+        "detail": failure.detail,
+    }
+
+
+def failure_from_dict(document: dict[str, Any]) -> CandidateFailure:
+    """Undo :func:`failure_to_dict`; also reads a row of the ``failures`` table."""
+    return CandidateFailure(
+        FailureKind(document["kind"]), document["stage"], document["message"], document["detail"] or ""
+    )

@@ -1,0 +1,290 @@
+"""Measuring one candidate: verification, training, evaluation, each recorded in the archive when it has finished.
+
+Every method may be called again at any time, in this process or a later one: what is recorded is read back, what was
+interrupted goes on where its files stand. A failure of the candidate is recorded once and raised again from the record.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from poise_core.archive import (
+    UNTRAINED_ARM,
+    candidate_row,
+    evaluation_rows,
+    failure_row,
+    trajectory_rows,
+    verification_row,
+)
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evolution.events import Event, Observer, announced, ignore
+from poise_core.evolution.places import failure_from_dict
+from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.files import write_atomically
+from poise_core.run_directory import RunDirectory, candidate_id
+from poise_core.verification import VerificationReport, verify_file
+
+UNTRAINED = "base policy"
+"""Name of the row that holds the scores of the policy before any training."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A candidate on its way through the stages."""
+
+    candidate_id: str
+    name: str
+    generation: int = 0
+    parent_id: str | None = None
+
+
+class Trials:
+    """Verifies, trains and evaluates candidates of one run under its protocol."""
+
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        observer: Observer = ignore,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.run = run
+        self.archive = run.archive
+        self.protocol = run.preset.protocol
+        self.resources = run.preset.resources
+        self.observer = observer
+        self.should_stop = should_stop
+
+    def register(self, name: str, source: str, *, written_by: str, **columns: Any) -> Subject:
+        """Give a source its place in the run: its file, and its row in ``candidates``.
+
+        Args:
+            name: of the candidate.
+            source: text of the candidate file.
+            written_by: ``catalogue``, ``llm`` or ``human``.
+            **columns: further columns of :func:`poise_core.archive.candidate_row`.
+
+        Raises:
+            CandidateFailure: another proposal of this run has led to the very same file (DUPLICATE).
+        """
+        from poise_core.candidate import source_digest
+
+        identity = candidate_id(name, source)
+        stored = self.archive.rows("candidates", candidate_id=identity)
+        if stored and stored[0]["proposal_id"] != columns.get("proposal_id"):
+            raise CandidateFailure(
+                FailureKind.DUPLICATE, "implement", f"the same file as {stored[0]['name']} ({identity})"
+            )
+        path = self.run.candidate_folder(identity) / "candidate.py"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, source)
+        if not stored:
+            row = candidate_row(
+                candidate_id=identity,
+                name=name,
+                source=source,
+                source_digest=source_digest(source),
+                written_by=written_by,
+                **columns,
+            )
+            self.archive.append("candidates", [row])
+        parents = columns.get("parent_ids") or [None]
+        return Subject(identity, name, columns.get("generation", 0), parents[0])
+
+    def verify(self, subject: Subject, *, must_be_new: bool = True) -> None:
+        """Admit the candidate or refuse it.
+
+        Args:
+            subject: registered.
+            must_be_new: refuse what behaves exactly like an admitted candidate of this run.
+
+        Raises:
+            CandidateFailure: refused; recorded, with the gate's sentence.
+            InfrastructureError: the gate could not run.
+        """
+        with self.stage(subject, "verify") as done:
+            report = self._stored_report(subject)
+            if report is None:
+                folder = self.run.candidate_folder(subject.candidate_id)
+                report = verify_file(
+                    folder / "candidate.py",
+                    name=subject.name,
+                    timeout_seconds=self.resources.verify_timeout_seconds,
+                    known_fingerprints=self._fingerprints(subject) if must_be_new else {},
+                    folder=folder,
+                )
+                done(f"admitted after {len(report.checks)} checks")
+            row = verification_row(
+                candidate_id=subject.candidate_id,
+                admitted=report.admitted,
+                report=report.to_json(),
+                fingerprint=report.fingerprint or None,
+                seconds=report.seconds,
+            )
+            self.archive.append("verifications", [row])
+            if not report.admitted:
+                kind = report.failure or FailureKind.REJECTED
+                raise CandidateFailure(kind, "verify", report.message, report.to_json())
+
+    def train(self, subject: Subject, seeds: Sequence[int]) -> None:
+        """Train the candidate with every seed; its trajectories go to the archive.
+
+        Raises:
+            CandidateFailure: it crashed, diverged or took too long; recorded.
+            InfrastructureError: something else ended the training.
+            Cancelled: ``should_stop`` said so.
+        """
+        try:
+            with self.stage(subject, "train") as done:
+                if not all(self._contains("trajectories", subject, seed=seed) for seed in seeds):
+                    done(self._train(subject, seeds))
+        except CandidateFailure:
+            self._keep_unfinished(subject, seeds)
+            raise
+
+    def _train(self, subject: Subject, seeds: Sequence[int]) -> str:
+        from poise_core.training.launcher import train_candidate
+
+        started = time.monotonic()
+
+        def on_step(seed: int, row: dict[str, float]) -> None:
+            self.observer(Event("step", "train", subject.name, subject.generation, seed=seed, row=row))
+
+        trained = train_candidate(self._job(subject, seeds), on_step=on_step, should_stop=self.should_stop)
+        for one in trained:
+            self._append_trajectory(subject, one.seed, one.trajectory())
+        return f"{len(seeds)} seeds in {time.monotonic() - started:.0f} s"
+
+    def _keep_unfinished(self, subject: Subject, seeds: Sequence[int]) -> None:
+        """Archive the steps that a failed candidate got to: they are the evidence for what went wrong."""
+        for seed in seeds:
+            path = self.run.train_folder(subject.candidate_id) / f"seed-{seed}" / "trajectory.jsonl"
+            if path.exists() and not self._contains("trajectories", subject, seed=seed):
+                lines = path.read_text().splitlines(keepends=True)
+                steps = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be cut off
+                self._append_trajectory(subject, seed, steps)
+
+    def _append_trajectory(self, subject: Subject, seed: int, steps: Sequence[dict[str, float]]) -> None:
+        rows = trajectory_rows(subject.candidate_id, self.protocol.digest, seed, steps)
+        self.archive.append("trajectories", rows)
+
+    def evaluate(self, subject: Subject, seeds: Sequence[int]) -> list[SeedEvaluation]:
+        """Score the trained policies on the ``search`` split.
+
+        Raises:
+            InfrastructureError: the evaluation could not be done.
+            Cancelled: ``should_stop`` said so.
+        """
+        from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
+        from poise_core.evaluation.statistics import overall_interval
+        from poise_core.training.launcher import train_candidate
+
+        with self.stage(subject, "evaluate") as done:
+            if all(self._contains("evaluations", subject, split="search", seed=seed) for seed in seeds):
+                return self.evaluations(subject, seeds)
+            trained = train_candidate(self._job(subject, seeds), should_stop=self.should_stop)  # finished: reads only
+            policies = tuple((one.seed, one.policy_folder) for one in trained)
+            folder = self.run.evaluate_folder(subject.candidate_id)
+            job = EvaluationJob(folder, self.protocol, self.resources, "search", policies)
+            results = evaluate_policies(job, should_stop=self.should_stop)
+            for result in results:
+                self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
+            done(f"Overall {overall_interval(results, self.protocol).estimate:.1f}")
+            return results
+
+    def evaluate_untrained(self, seeds: Sequence[int]) -> Subject:
+        """Score the policy that every training starts from, as a row of its own.
+
+        It is evaluated once: sampling does not depend on the training seed. The result stands under every seed, so that
+        it can be paired with the candidates'.
+
+        Raises:
+            InfrastructureError: the evaluation could not be done.
+            Cancelled: ``should_stop`` said so.
+        """
+        from pathlib import Path
+
+        from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
+
+        source = f"# no algorithm: the policy {self.protocol.policy_digest}, before any training\n"
+        subject = self.register(UNTRAINED, source, written_by="poise", arm=UNTRAINED_ARM)
+        with self.stage(subject, "evaluate") as done:
+            if all(self._contains("evaluations", subject, split="search", seed=seed) for seed in seeds):
+                return subject
+            policies = ((seeds[0], Path(self.protocol.policy)),)
+            folder = self.run.evaluate_folder(subject.candidate_id)
+            job = EvaluationJob(folder, self.protocol, self.resources, "search", policies)
+            (result,) = evaluate_policies(job, should_stop=self.should_stop)
+            for seed in seeds:
+                copy = dataclasses.replace(result, seed=seed)
+                self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, copy))
+            done(f"Overall {result.overall:.1f}")
+        return subject
+
+    def evaluations(self, subject: Subject, seeds: Sequence[int] | None = None) -> list[SeedEvaluation]:
+        """The recorded evaluations of a candidate; of these seeds only, where given."""
+        found = self.archive.evaluations(protocol=self.protocol.digest, candidate_id=subject.candidate_id)
+        evaluations = found.get(subject.candidate_id, [])
+        return [one for one in evaluations if seeds is None or one.seed in seeds]
+
+    def failure(self, subject: Subject) -> CandidateFailure | None:
+        """What this candidate has failed of, if anything."""
+        rows = self.archive.rows("failures", protocol=self.protocol.digest, candidate_id=subject.candidate_id)
+        return failure_from_dict(rows[-1]) if rows else None
+
+    @contextmanager
+    def stage(self, subject: Subject, stage: str) -> Iterator[Callable[[str], None]]:
+        """Announce a stage of a candidate that has not failed yet, and record its failure in it."""
+        if recorded := self.failure(subject):
+            raise recorded
+        with announced(self.observer, stage, subject.name, subject.generation, self.should_stop) as say:
+            try:
+                yield say
+            except CandidateFailure as failure:
+                self._record_failure(subject, failure)
+                raise
+
+    def _record_failure(self, subject: Subject, failure: CandidateFailure) -> None:
+        row = failure_row(
+            failure,
+            candidate_id=subject.candidate_id,
+            protocol=self.protocol.digest,
+            name=subject.name,
+            generation=subject.generation,
+            parent_id=subject.parent_id,
+        )
+        self.archive.append("failures", [row])
+
+    def _job(self, subject: Subject, seeds: Sequence[int]) -> Any:
+        from poise_core.training.launcher import TrainingJob
+
+        return TrainingJob(
+            candidate_path=self.run.candidate_folder(subject.candidate_id) / "candidate.py",
+            candidate_name=subject.name,
+            folder=self.run.train_folder(subject.candidate_id),
+            protocol=self.protocol,
+            resources=self.resources,
+            seeds=tuple(seeds),
+        )
+
+    def _stored_report(self, subject: Subject) -> VerificationReport | None:
+        rows = self.archive.rows("verifications", candidate_id=subject.candidate_id)
+        return VerificationReport.from_json(rows[0]["report"]) if rows else None
+
+    def _fingerprints(self, subject: Subject) -> dict[str, str]:
+        rows = self.archive.rows("verifications", admitted=True)
+        return {
+            row["fingerprint"]: row["candidate_id"]
+            for row in rows
+            if row["fingerprint"] and row["candidate_id"] != subject.candidate_id
+        }
+
+    def _contains(self, table: str, subject: Subject, **keys: Any) -> bool:
+        return self.archive.contains(table, protocol=self.protocol.digest, candidate_id=subject.candidate_id, **keys)

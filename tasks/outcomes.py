@@ -1,0 +1,73 @@
+"""What the end of a stage means to Prefect: retried, failed for good, or cancelled."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, ParamSpec, TypeVar, cast
+
+from prefect import Task
+from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.futures import PrefectFuture
+from prefect.states import Cancelled as CancelledState
+
+from poise_core.archive import ArchiveConflictError, ArchiveRowError
+from poise_core.failures import Cancelled, CandidateFailure, InfrastructureError
+from tasks.session import retry_limit
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RETRY_DELAYS = [1.0, 5.0, 20.0]
+"""Seconds before the first, the second and every later retry after a fault of the machine."""
+
+MOST_RETRIES = 100
+"""Above what any preset allows: the limit that holds is ``resources.infrastructure_retries``."""
+
+
+def worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
+    """Whether the stage failed of the machine and may be tried again under this run's preset."""
+    lasting = (ArchiveConflictError, ArchiveRowError)  # the same content would be refused again
+    fault = isinstance(state.data, InfrastructureError) and not isinstance(state.data, lasting)
+    return fault and task_run.run_count <= retry_limit()
+
+
+def with_typed_end(stage: Callable[P, R]) -> Callable[P, R]:
+    """Turn a candidate's failure into a failed state that carries its kind as its name, and a stop into a cancelled one.
+
+    Both are final. Whatever else the stage raises goes to Prefect as it is.
+    """
+
+    @functools.wraps(stage)
+    def ended(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return stage(*args, **kwargs)
+        except CandidateFailure as failure:
+            name = str(failure.kind).replace("_", " ").title().replace(" ", "")
+            state: State[Any] = State(type=StateType.FAILED, name=name, message=failure.message, data=failure)
+        except Cancelled as stop:
+            state = CancelledState(message=str(stop))
+        return cast(R, state)
+
+    return ended
+
+
+def raise_for_the_run(futures: Iterable[PrefectFuture[Any]]) -> None:
+    """Wait for all of them, then raise what concerns the whole run; failures of candidates do not.
+
+    Raises:
+        InfrastructureError: a stage failed of the machine more often than the preset allows.
+        Cancelled: a stage was stopped.
+    """
+    states = []
+    for future in futures:
+        future.wait()
+        states.append(future.state)
+    for state in states:
+        if state.is_cancelled():
+            raise Cancelled(state.message or "stopped")
+        if state.is_failed() or state.is_crashed():
+            error = state.result(raise_on_failure=False)
+            if isinstance(error, CandidateFailure):
+                continue
+            raise error if isinstance(error, BaseException) else InfrastructureError(str(state.message))

@@ -1,0 +1,101 @@
+"""The stages of a run, one task each; what they do is in :class:`poise_core.evolution.Evolution`.
+
+A stage takes the result of the one before it, so that the graph of a run shows the stages; what it works on is named by
+small values and lies in the run directory and its archive. Time limits are those of the child processes: a thread that
+waits for one cannot be interrupted from outside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from prefect import Task, task
+from prefect.artifacts import create_markdown_artifact
+
+from poise_core.evolution import Draft, Place, Subject
+from tasks.outcomes import MOST_RETRIES, RETRY_DELAYS, with_typed_end, worth_retrying
+from tasks.session import current_evolution
+
+R = TypeVar("R")
+
+
+def stage(run_name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
+    """A task with the retries and typed ends that all stages share; ``run_name`` is filled in from its parameters."""
+
+    def decorate(function: Callable[..., R]) -> Task[..., R]:
+        make = task(
+            task_run_name=run_name,
+            tags={function.__name__.replace("_", "-")},
+            retries=MOST_RETRIES,
+            retry_delay_seconds=RETRY_DELAYS,
+            retry_condition_fn=worth_retrying,
+        )
+        return make(with_typed_end(function))
+
+    return decorate
+
+
+@stage("evaluate base policy")
+def measure_base_policy(run_dir: str) -> Subject:
+    """Score the policy before any training."""
+    return current_evolution(run_dir).measure_base_policy()
+
+
+@stage("verify baseline")
+def verify_baseline(run_dir: str) -> Subject:
+    """Put the baseline algorithm into the run and through the gate."""
+    evolution = current_evolution(run_dir)
+    return evolution.verify_baseline(evolution.register_baseline())
+
+
+@stage("select parents of gen-{generation:02d}")
+def select_parents(run_dir: str, generation: int) -> list[Place]:
+    """Choose the parents of a generation; each gets one child."""
+    return current_evolution(run_dir).select_parents(generation)
+
+
+@stage("propose for {place.parent_name}, slot {place.slot}")
+def propose(run_dir: str, place: Place, after: Any = None) -> list[str]:
+    """Names of the proposals for a child; ``after`` is the admission of the place before, whose ideas count as used."""
+    return [proposal.name for proposal in current_evolution(run_dir).propose(place)]
+
+
+@stage("screen for {place.parent_name}, slot {place.slot}")
+def screen(run_dir: str, place: Place, proposals: list[str]) -> list[str]:
+    """Names of the feasible proposals, best first."""
+    return [proposals[index] for index in current_evolution(run_dir).screen(place)]
+
+
+@stage("implement {ranked[0]}")
+def implement(run_dir: str, place: Place, ranked: list[str]) -> Draft:
+    """The candidate file of the best proposal."""
+    return current_evolution(run_dir).implement(place)
+
+
+@stage("verify {draft.name}")
+def verify(run_dir: str, place: Place, draft: Draft) -> Subject:
+    """The first candidate that the gate admits: this draft, or one that comes after it."""
+    return current_evolution(run_dir).verify(place, draft)
+
+
+@stage("train {subject.name}")
+def train(run_dir: str, subject: Subject) -> Subject:
+    """Train the candidate with the run's seeds."""
+    return current_evolution(run_dir).train(subject)
+
+
+@stage("evaluate {subject.name}")
+def evaluate(run_dir: str, subject: Subject) -> Subject:
+    """Score the trained policies on the search split."""
+    return current_evolution(run_dir).evaluate(subject)
+
+
+@stage("reflect on {subject.name}")
+def reflect(run_dir: str, subject: Subject, evaluated: Any) -> str:
+    """What the candidate taught, scored (``evaluated`` is its subject) or failed; also as an artifact."""
+    reflection = current_evolution(run_dir).reflect(subject)
+    create_markdown_artifact(
+        reflection.as_text(), key=f"reflection-{subject.candidate_id}", description=f"What {subject.name} taught"
+    )
+    return reflection.summary
