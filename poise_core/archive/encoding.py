@@ -54,7 +54,8 @@ def content_digests(table: Table, data: pa.Table) -> list[str]:
 def to_parquet(data: pa.Table) -> memoryview:
     """The file's bytes, in memory: parts are small, and a full disk is then met by one plain write."""
     sink = pa.BufferOutputStream()
-    pq.write_table(data, sink, compression="zstd")
+    # in a part of a few rows, statistics (a source's least and greatest is the source) and dictionaries only weigh
+    pq.write_table(data, sink, compression="zstd", write_statistics=False, use_dictionary=False)
     return memoryview(sink.getvalue())
 
 

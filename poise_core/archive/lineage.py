@@ -90,13 +90,15 @@ class Lineage:
         """The candidate and what grew from it; every descendant stands once, under its parent proper."""
         order, position = [self._known(candidate_id)], 0
         while position < len(order):  # breadth first, so that deep trees need no recursion
-            order += [child for child in self._children[order[position]] if self.parents[child][0] == order[position]]
+            order += self._own_children(order[position])
             position += 1
         built: dict[str, TreeNode] = {}
         for candidate in reversed(order):
-            own = (child for child in self._children[candidate] if self.parents[child][0] == candidate)
-            built[candidate] = TreeNode(candidate, tuple(built.pop(child) for child in own))
+            built[candidate] = TreeNode(candidate, tuple(built.pop(child) for child in self._own_children(candidate)))
         return built[candidate_id]
+
+    def _own_children(self, candidate_id: str) -> list[str]:
+        return [child for child in self._children[candidate_id] if self.parents[child][0] == candidate_id]
 
     def _reach(self, candidate_id: str, links: dict[str, tuple[str, ...]] | dict[str, list[str]]) -> list[str]:
         found: dict[str, None] = {self._known(candidate_id): None}

@@ -262,7 +262,7 @@ def listing() -> str:
                 notes.append("may be null")
             if not field.counts:
                 notes.append("not compared")
-            lines.append(f"| `{field.name}` | {field.type} | {'; '.join(notes)} |")
+            lines.append(f"| `{field.name}` | `{field.type}` | {'; '.join(notes)} |")
         lines.append("")
     return "\n".join(lines)
 

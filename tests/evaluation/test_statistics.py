@@ -230,6 +230,16 @@ def simulate(protocol: Protocol, seeds: int, seed_sd: float, problem_sd: float, 
     return sides
 
 
+def test_two_seeds_are_never_narrower_than_their_t_interval(protocol: Protocol) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        child, base = simulate(protocol, 2, 0.4, 0.1, rng)
+        one, other = (paired_delta([c], [b], protocol).estimate for c, b in zip(child, base, strict=True))
+        delta = paired_delta(child, base, protocol)
+        # t(0.975, 1) * sd / sqrt(2) = 12.7062 * |difference| / 2
+        assert delta.high - delta.estimate >= 12.7062 * abs(one - other) / 2 - 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize(
