@@ -44,11 +44,18 @@ def size_findings(node: ast.expr) -> Iterator[Finding]:
                     node.lineno,
                     "** needs a hyperparameter or a number of at most 64 as its exponent; use torch.pow for tensors",
                 )
+            if isinstance(op, ast.Pow) and _power_of_literals(left, right) > MAX_INTEGER:
+                yield node.lineno, f"this power exceeds {MAX_INTEGER}; write large numbers as floats, for example 1e6"
             for side in (left, right):
                 if isinstance(side, ast.List | ast.Tuple | ast.Dict | ast.ListComp) or _is_text(side):
                     yield node.lineno, "operators on lists and strings are not allowed; use torch.cat or append"
         case ast.Call(func=function, args=arguments, keywords=keywords):
             name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+            if name == "range" and not all(_is_bounded_number(argument) for argument in arguments):
+                yield (
+                    node.lineno,
+                    "range(...) takes small numbers, hyperparameters, shapes and their sums and differences",
+                )
             if name in _SIZED:
                 values = [*arguments, *(keyword.value for keyword in keywords)]
                 written = [part.value for value in values for part in ast.walk(value)
@@ -155,6 +162,17 @@ def _small_exponent(node: ast.expr) -> bool:
             return True
         case _:
             return False
+
+
+def _power_of_literals(base: ast.expr, exponent: ast.expr) -> int:
+    """The power of two integers written in the file; 0 for anything else."""
+    match base, exponent:
+        case ast.Constant(value=int() as number), ast.Constant(value=int() as power) if (
+            abs(number) <= MAX_INTEGER and 0 <= power <= 64
+        ):
+            return int(abs(number) ** power)
+        case _:
+            return 0
 
 
 def _is_text(node: ast.expr) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
-from poise_core.verification.sandbox import end_process_tree
+from poise_core.verification.sandbox import cpu_seconds_of_tree, end_process_tree
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,7 @@ class Finished:
     output: bytes  # at most the limit, the rest is dropped
     errors: bytes
     status: int | None  # None: it was ended at the deadline
+    cpu_seconds: float = 0.0  # of its whole tree, measured when it was ended at the deadline
 
 
 def run_until(
@@ -48,20 +49,21 @@ def run_until(
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
-    output, errors = bytearray(), bytearray()
+    output, errors, cpu_seconds = bytearray(), bytearray(), 0.0
+    status: int | None = None
     try:
-        in_time = _exchange(
-            process.stdin, given, {process.stdout: output, process.stderr: errors}, deadline, output_limit
-        )
-        status: int | None = process.wait(max(0.0, deadline - time.monotonic())) if in_time else None
+        readers = {process.stdout: output, process.stderr: errors}
+        if _exchange(process.stdin, given, readers, deadline, output_limit):
+            status = process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        status = None
+        pass
     finally:
+        cpu_seconds = cpu_seconds_of_tree(process.pid)
         end_process_tree(process.pid, grace_seconds=0.0)
         process.wait()
         for stream in (process.stdin, process.stdout, process.stderr):
             stream.close()
-    return Finished(bytes(output), bytes(errors), status)
+    return Finished(bytes(output), bytes(errors), status, cpu_seconds)
 
 
 def _exchange(

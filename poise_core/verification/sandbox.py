@@ -353,6 +353,16 @@ def end_process_tree(pid: int, grace_seconds: float = 2.0) -> None:
         time.sleep(0.02)
 
 
+def cpu_seconds_of_tree(pid: int) -> float:
+    """CPU time that a process and its living descendants have used."""
+    total = 0.0
+    for process in _descendants(pid):
+        with contextlib.suppress(psutil.Error):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
 def _descendants(pid: int) -> list[psutil.Process]:
     """The process and everything below it, deepest first."""
     try:

@@ -24,6 +24,9 @@ ADDRESS_BYTES = 32 << 30  # a CUDA build of torch maps several GiB that it never
 FILE_BYTES = 1 << 20
 SCRATCH_BYTES = 16 << 20
 OUTPUT_BYTES = 1 << 20  # kept of what the worker writes
+MACHINE_SHARE = (
+    0.25  # of the time limit in processor time, below which a timeout is the machine's and not the candidate's
+)
 READ_BYTES = 1 << 20  # read of the file; check 1 refuses far smaller ones
 
 
@@ -102,14 +105,16 @@ def _verify_source(
         finished = run_until(confined.argv, confined.env, json.dumps(job).encode(), deadline, OUTPUT_BYTES)
     except OSError as error:
         raise InfrastructureError(f"the verification process does not start: {error}") from error
-    report = _read_report(finished, nonce, name, source, timeout_seconds)
+    report = _read_report(finished, nonce, name, source, timeout_seconds, static)
     granted = dict(confined.granted)
     if confined.granted["system calls"] == "granted":
         granted["process limit"] = "granted"  # the worker forbids itself new processes, root or not
     return replace(report, candidate_name=name, source_digest=source_digest(source), confinement=granted)
 
 
-def _read_report(finished: Finished, nonce: str, name: str, source: str, timeout_seconds: float) -> VerificationReport:
+def _read_report(
+    finished: Finished, nonce: str, name: str, source: str, timeout_seconds: float, static: bool = False
+) -> VerificationReport:
     checks: list[CheckResult] = []
     running = ""
     for line in finished.output.decode("utf-8", "replace").splitlines():
@@ -130,6 +135,11 @@ def _read_report(finished: Finished, nonce: str, name: str, source: str, timeout
         lines = finished.errors.decode("utf-8", "replace").strip().splitlines()
         detail = lines[-1] if lines else f"status {finished.status}"
         raise InfrastructureError(f"the verification process ended before its first check: {detail}")
+    if finished.status is None and static and finished.cpu_seconds < MACHINE_SHARE * timeout_seconds:
+        # in the candidate language nothing can wait, so it was the machine that did not run the process
+        raise InfrastructureError(
+            f"the machine is too busy: the verification got {finished.cpu_seconds:.1f} s of processor time in {timeout_seconds:g} s"
+        )
     failure, message = _why_it_ended(finished.status, timeout_seconds)
     return _incomplete(name, source, checks, running or "report", message, failure)
 

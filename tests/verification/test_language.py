@@ -1,0 +1,199 @@
+"""The candidate language: what it takes and what it refuses, statement by statement."""
+
+from __future__ import annotations
+
+import pytest
+from gate_fixtures import ADVANTAGE, BASE, edited
+
+from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.verification.language import MAX_BYTES, MAX_DEPTH, MAX_NODES, check_language
+from poise_core.verification.vocabulary import LanguageError
+
+
+def in_function(code: str) -> str:
+    """The base with some lines at the top of compute_advantages."""
+    return edited((ADVANTAGE, "".join(f"    {line}\n" for line in code.splitlines()) + ADVANTAGE))
+
+
+def at_module_level(code: str) -> str:
+    """The base with some lines behind its imports."""
+    return edited(("\nLOSS_AGGREGATION", f"\n{code}\n\nLOSS_AGGREGATION"))
+
+
+@pytest.mark.parametrize("name", list_algorithms())
+def test_known_algorithms_are_written_in_it(name: str) -> None:
+    check_language(algorithm_path(name).read_text())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = torch.where(batch.correctness > 0.5, 1.0, -1.0)",
+        "x = torch.nn.functional.softplus(batch.correctness)",
+        "a, b = batch.correctness.aminmax()",
+        "x = batch.correctness[:, None] if False else batch.correctness[..., None]",
+        "parts = []\nfor group in torch.unique(batch.group_ids):\n    parts.append(batch.correctness[batch.group_ids == group])",
+        "total = 0.0\nfor i in range(hp.clip_eps):\n    total += i",
+        "for i in range(batch.correctness.shape[0] - 1):\n    pass",
+        "for i, (a, b) in enumerate(zip((1, 2), (3, 4))):\n    continue",
+        "x = [row.sum() for row in batch.completion_mask]",
+        "x = {'a': 1.0}\nx['b'] = 2.0\ny = x.get('a', 0.0)",
+        "x = batch.correctness.clone()\nx[batch.truncated] = 0.0",
+        "with torch.no_grad():\n    x = batch.correctness * 2.0",
+        "x = -float('inf') if not hp.clip_eps else max(1.0, 2.0) ** 2",
+        "highest, lowest = (reduce(batch.correctness, batch.group_ids) for reduce in (group_mean, group_sum))",
+        "x = math.sqrt(2.0)",
+        "x = F.relu(batch.correctness)",
+        "x = helper(batch.correctness, scale=2.0)",
+        "x = torch.zeros_like(batch.correctness, dtype=torch.float32)",
+    ],
+)
+def test_it_takes_ordinary_tensor_code(code: str) -> None:
+    source = in_function(code)
+    source = source.replace("import torch\n", "import math\n\nimport torch\nimport torch.nn.functional as F\n")
+    helper = "def helper(values, scale=1.0):\n    return values * scale\n\n\n"
+    check_language(source.replace("def compute_advantages", f"{helper}def compute_advantages"))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = batch.__class__", ".__class__ is not among"),
+        ("x = torch.rand(3)", "torch.rand is not among the functions"),
+        ("x = torch.nn.Linear(1, 1)", "torch.nn.Linear is not among"),
+        ("x = torch.Tensor(5)", "torch.Tensor may only stand in annotations"),
+        ("x = RolloutBatch", "RolloutBatch may only stand in annotations"),
+        ("x = torch", "the module torch may only be used as torch.function"),
+        ("x = batch.correctness.add_(1.0)", ".add_ is not among"),
+        ("x = torch.exp(batch.correctness, out=batch.correctness)", "the argument out= is not allowed"),
+        ("batch.correctness[0] = 1.0", "assign to a name, or to an element"),
+        ("batch.correctness = 1.0", "assigning to an attribute"),
+        ("batch += 1.0", "batch is an argument and may not be changed in place"),
+        ("x = y", "y is not defined above this line"),
+        ("x = open('f')", "open is not defined above this line, or not allowed"),
+        ("x = compute_loss", "compute_loss is not defined above this line"),
+        ("x = compute_advantages(batch, hp, dynamics)", "compute_advantages is not defined above this line"),
+        ("torch = 3", "torch already names something else"),
+        ("len = 3", "len is a built-in function"),
+        ("__x = 3", "names that begin with two underscores"),
+        ("x = lambda: 3", "Lambda is not allowed"),
+        ("x = f'{batch}'", "JoinedStr is not allowed"),
+        ("x = 'a' * 3", "operators on lists and strings"),
+        ("x = [0] * 10", "operators on lists and strings"),
+        ("x = '{0.real}'.format(3)", ".format is not among"),
+        ("x = 1 << 3", "LShift is not allowed"),
+        ("x = 3 ** 1000", "** needs a hyperparameter or a number of at most 64"),
+        ("x = 10000000", "exceeds 1000000"),
+        ("x = torch.zeros((2000, 2000))", "asks for more than 1000000 elements"),
+        ("x = torch.zeros(10**9)", "this power exceeds 1000000"),
+        ("for i in range(2000):\n    pass", "range(...) takes small numbers"),
+        ("for i in range(100):\n    for j in range(100):\n        pass", "the loop runs 10000 times"),
+        (
+            "for i in range(2):\n    for j in range(2):\n        for k in range(2):\n            pass",
+            "more than 2 levels",
+        ),
+        ("x = sum(range(hp.clip_eps * 1000000))", "range(...) takes small numbers"),
+        ("xs = [1]\nfor x in xs:\n    xs.append(x)", "xs grows while the loop runs over it"),
+        ("def inner():\n    pass", "define functions at module level"),
+        ("import os", "Import is not allowed"),
+        ("return batch, *batch", "Starred is not allowed"),
+        ("x = dict(**batch)", "unpacking with **"),
+        ("x = b'a'", "bytes constants"),
+        ("x = 3j", "complex constants"),
+        ("print('x')", "the value of this line is not used"),
+        ("assert True", "Assert is not allowed"),
+        ("del batch", "Delete is not allowed"),
+        ("try:\n    pass\nexcept Exception:\n    pass", "an error must not be hidden"),
+        ("with open('f'):\n    pass", "with is only allowed for torch.no_grad()"),
+        ("x = (y := 3)", "NamedExpr is not allowed"),
+        ("x = batch.carry.update({})", ".update changes its object"),
+        ("dynamics.controller.update({})", "the value of this line is not used"),
+        ("x = (lambda: 3)()", "only functions and methods may be called"),
+        ("global X", "a candidate keeps no state between calls"),
+        ("x = torch.ones(1).register_hook(1)", ".register_hook is not among"),
+        ("x = torch.ones(1, requires_grad=True)", "the argument requires_grad= is not allowed"),
+    ],
+)
+def test_it_refuses(code: str, message: str) -> None:
+    with pytest.raises(LanguageError, match="line ") as error:
+        check_language(in_function(code))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("import os", "importing os is not allowed; importable are"),
+        ("from os import path", "importing from os is not allowed"),
+        ("from . import x", "importing from . is not allowed"),
+        ("from torch import load", "torch.load is not among the functions"),
+        ("from torch import *", "torch.* is not among"),
+        ("import poise_core.reductions", "write from poise_core.reductions import"),
+        ("from poise_core import reductions", "importing from poise_core is not allowed"),
+        ("X = [1, 2]", "X could be changed between calls; use a tuple or numbers"),
+        ("X = torch.zeros(3)", "X would be a tensor that lives between calls"),
+        ("X, Y = 1, 2", "one constant per line"),
+        ("if True:\n    X = 1", "If at module level is not allowed"),
+        ("class Other:\n    pass", "the only class is Hyperparameters"),
+        ("@dataclass\ndef f():\n    pass", "f has a decorator"),
+        ("def f(*args):\n    pass", "takes *args or **kwargs"),
+        ("def f(x=[]):\n    pass", "a default is a plain number"),
+        ("def f(x: 'torch.load'):\n    pass", "an annotation in quotes"),
+        ("def f(x: open('f')):\n    pass", "this annotation is not allowed"),
+        ("def f(x):\n    return f(x)", "f is not defined above this line"),
+        ("def max(x):\n    return x", "max is a built-in function"),
+    ],
+)
+def test_it_refuses_at_module_level(code: str, message: str) -> None:
+    with pytest.raises(LanguageError) as error:
+        check_language(at_module_level(code))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("    clip_eps: float", "clip_eps needs a default"),
+        ("    clip_eps: float = 0.1 + 0.1", "clip_eps needs a default"),
+        ("    clip_eps: list = 3", "must be annotated with float, int, bool or str"),
+        ("    _clip: float = 0.2", "begins with an underscore"),
+        ("    clip_eps = 0.2", "holds lines like name: float = 0.1"),
+        ("    def method(self):\n        return 1", "holds lines like name: float = 0.1"),
+    ],
+)
+def test_it_refuses_other_hyperparameters(line: str, message: str) -> None:
+    with pytest.raises(LanguageError) as error:
+        check_language(edited(("    clip_eps: float = 0.2", line)))
+    assert message in str(error.value)
+
+
+def test_hyperparameters_need_the_frozen_dataclass() -> None:
+    for decorator in ("@dataclass", "@dataclass(frozen=False)", ""):
+        with pytest.raises(LanguageError, match=r"decorate Hyperparameters with @dataclass\(frozen=True\)"):
+            check_language(edited(("@dataclass(frozen=True)", decorator)))
+
+
+def test_size_and_depth_are_limited() -> None:
+    with pytest.raises(LanguageError, match=f"at most {MAX_BYTES}"):
+        check_language(BASE + "#" * MAX_BYTES)
+    with pytest.raises(LanguageError, match=f"more than {MAX_NODES} syntax nodes"):
+        check_language(in_function("\n".join("x=1" for _ in range(MAX_NODES // 3))))
+    with pytest.raises(LanguageError, match=f"more than {MAX_DEPTH} levels"):
+        check_language(in_function("x = " + "-" * 2 * MAX_DEPTH + "1"))
+
+
+@pytest.mark.parametrize("source", ["x = (", "\0", "x = 1\n  y = 2", "\ud800", "(" * 5000, "x = " + "9" * 5000])
+def test_what_does_not_parse_is_a_language_error(source: str) -> None:
+    with pytest.raises(LanguageError, match="does not parse"):
+        check_language(source)
+
+
+def test_findings_come_in_the_order_of_lines_and_at_most_three() -> None:
+    with pytest.raises(LanguageError) as error:
+        check_language(in_function("x = open(1)\ny = eval(2)\nz = exec(3)\nw = input(4)"))
+    found = str(error.value).split("; ")
+    assert [message.split(" is not defined")[0] for message in found] == [
+        "line 20: open",
+        "line 21: eval",
+        "line 22: exec",
+    ]
