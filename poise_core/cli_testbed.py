@@ -36,6 +36,7 @@ _console = Console(stderr=True)
 def calibrate(
     preset: Annotated[str, typer.Option(help="Preset whose testbed is judged.")] = "laptop",
     seeds: Annotated[int, typer.Option(min=2, help="Training seeds per algorithm.")] = 5,
+    other_seeds: Annotated[int, typer.Option(min=2, help="Training seeds per algorithm on the further policies.")] = 3,
     algorithm: Annotated[
         list[str] | None, typer.Option(help="Algorithms of the panel; repeat. Default: 15 known ones.")
     ] = None,
@@ -58,7 +59,8 @@ def calibrate(
 
     names = tuple(algorithm or PANEL)
     summaries, protocols = [], []
-    for name in policy or [""]:
+    for i, name in enumerate(policy or [""]):
+        own_seeds = other_seeds if i else seeds
         chosen = [*(overrides or []), *([f"protocol.policy={name}"] if name else [])]
         try:
             loaded = load_preset(preset, chosen)
@@ -67,7 +69,7 @@ def calibrate(
             raise typer.Exit(2) from error
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=_console) as progress:
-            bar = progress.add_task(f"training on {loaded.protocol.policy}", total=len(names) * seeds)
+            bar = progress.add_task(f"training on {loaded.protocol.policy}", total=len(names) * own_seeds)
             with ThreadPoolExecutor(loaded.resources.parallel_candidates) as pool:
                 panel = run_panel(
                     loaded,
@@ -90,7 +92,8 @@ def calibrate(
             )
         )
     shown = "".join(f" --policy {name}" for name in policy or [])
-    page = render(summaries, protocols, seeds, f"poise calibrate --preset {preset} --seeds {seeds}{shown}")
+    command = f"poise calibrate --preset {preset} --seeds {seeds} --other-seeds {other_seeds}{shown}"
+    page = render(summaries, protocols, command)
     typer.echo(page)
     if write is not None:
         _replace_measured(write, page)
@@ -108,7 +111,7 @@ def _replace_measured(path: Path, page: str) -> None:
 def build_policy(
     name: Annotated[str, typer.Argument(help="A recipe of poise_core.training.base_policy.")],
     out: Annotated[Path, typer.Option(help="Folder to write; must not hold a policy yet.")],
-    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads; the shipped policies were built with one.")] = 1,
 ) -> None:
     """Rebuild a shipped base policy from its recipe.
 

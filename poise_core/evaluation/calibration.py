@@ -197,11 +197,11 @@ def requirements(summaries: Sequence[Summary]) -> list[tuple[str, str, bool]]:
     return checks
 
 
-def render(summaries: Sequence[Summary], protocols: Sequence[Protocol], seeds: int, command: str) -> str:
+def render(summaries: Sequence[Summary], protocols: Sequence[Protocol], command: str) -> str:
     """The measured part of ``docs/testbed.md``."""
     first = summaries[0]
     lines = [
-        f"Made by `{command}`: {len(first.rows)} algorithms, {seeds} seeds each, intervals at 95 %.",
+        f"Made by `{command}`: {len(first.rows)} algorithms, intervals at 95 %.",
         "",
         "| required | measured | |",
         "|---|---|---|",
@@ -223,7 +223,7 @@ def _render_summary(summary: Summary, protocol: Protocol) -> list[str]:
     lines = [
         f"### Base policy `{summary.policy}` (protocol `{protocol.digest}`)",
         "",
-        f"Untrained: Overall {summary.untrained:.1f}. Baseline {summary.baseline}: {summary.baseline_overall:.1f}, seed "
+        f"{summary.rows[0].overall.seeds} seeds. Untrained: Overall {summary.untrained:.1f}. Baseline {summary.baseline}: {summary.baseline_overall:.1f}, seed "
         f"standard deviation {summary.baseline_std:.2f}. Seed standard deviation pooled over algorithms: "
         f"{summary.pooled_seed_std:.2f}; between algorithms: {summary.between_std:.2f}, which is "
         f"{100 * summary.between_share:.0f} % of the variance. Seeds needed to detect +2 points with 80 % power (two-sided "

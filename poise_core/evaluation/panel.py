@@ -54,19 +54,22 @@ def run_panel(
         job = EvaluationJob(where, protocol, resources, split, policies)
         return evaluate_policies(job, should_stop=stop.is_set)
 
+    def finished_seed(_: int, row: dict[str, float]) -> None:
+        if on_seed is not None and row["step"] == protocol.training.steps - 1:
+            on_seed()
+
     def run(name: str) -> tuple[list[SeedEvaluation], list[SeedEvaluation]] | str:
         place = folder / name
-        policies = []
+        job = TrainingJob(
+            algorithm_path(name), name, place / "train", protocol, resources, tuple(protocol.seeds[:seeds])
+        )
         try:
-            for seed in protocol.seeds[:seeds]:
-                job = TrainingJob(algorithm_path(name), name, place / "train", protocol, resources, (seed,))
-                policies += [(seed, done.policy_folder) for done in train_candidate(job, should_stop=stop.is_set)]
-                if on_seed is not None:
-                    on_seed()
+            done = train_candidate(job, on_step=finished_seed, should_stop=stop.is_set)
         except CandidateFailure as failure:
             return f"{failure.kind}: {failure.message}"
-        searched = evaluate(place / "evaluate", "search", tuple(policies))
-        return searched, evaluate(place / "evaluate", "report", tuple(policies))
+        policies = tuple((training.seed, training.policy_folder) for training in done)
+        searched = evaluate(place / "evaluate", "search", policies)
+        return searched, evaluate(place / "evaluate", "report", policies)
 
     futures = {name: pool.submit(run, name) for name in algorithms}
     try:

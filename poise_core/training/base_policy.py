@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as functional
 
 from poise_core.environments.arithmetic import ALPHABET, ArithmeticEnvironment
 from poise_core.environments.base import Problem
@@ -33,9 +34,11 @@ class Recipe:
     heads: int
     intermediate_size: int
     mixture: dict[str, float]  # kind of problem -> share of the demonstrations
-    behaviours: dict[str, float]  # behaviour -> share
+    skills: dict[str, float]  # behaviour -> share while the skills are learned
+    habits: dict[str, float]  # behaviour -> share in the last ``habit_steps`` steps: what the policy tends to do
     slip: float  # share of demonstrations whose answer is wrong in one digit
     steps: int
+    habit_steps: int
     batch_size: int
     learning_rate: float
     seed: int
@@ -65,12 +68,13 @@ def _draw(shares: dict[str, float], rng: random.Random) -> str:
 def _demonstrations(
     pools: dict[str, list[Problem]], recipe: Recipe, codec: PromptCodec, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless batches of right-padded ids (N, L) and labels with -100 outside the completion, like lengths together."""
-    while True:
+    """Batches of right-padded ids (N, L) and labels with -100 outside the completion, like lengths together."""
+    for first in range(0, recipe.steps, BATCHES_SORTED):
+        shares = recipe.skills if first < recipe.steps - recipe.habit_steps else recipe.habits
         examples = []
         for _ in range(recipe.batch_size * BATCHES_SORTED):
             problem = rng.choice(pools[_draw(recipe.mixture, rng)])
-            text = demonstrate(problem, _draw(recipe.behaviours, rng), recipe.slip, rng)
+            text = demonstrate(problem, _draw(shares, rng), recipe.slip, rng)
             prompt = codec.tokenizer(problem.prompt)["input_ids"]
             completion = [*codec.tokenizer(text)["input_ids"], codec.eos_id][: recipe.max_completion_length]
             examples.append((prompt, completion))
@@ -122,10 +126,10 @@ def build_policy(recipe: Recipe, folder: Path, on_step: Callable[[int, float], N
         optimizer, lambda step: min((step + 1) / 50, 0.1 + 0.9 * (1 - step / recipe.steps))
     )
     model.train()
-    batches = _demonstrations(pools, recipe, codec, rng)
-    for step in range(recipe.steps):
-        ids, labels = next(batches)
-        loss = model(input_ids=ids, labels=labels).loss
+    for step, (ids, labels) in zip(range(recipe.steps), _demonstrations(pools, recipe, codec, rng), strict=False):
+        logits = model(input_ids=ids).logits[:, :-1]
+        # a sum, not a mean: batches are sorted by length, and a token should weigh the same in each
+        loss = functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="sum") / labels.shape[0] / 8
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -134,3 +138,44 @@ def build_policy(recipe: Recipe, folder: Path, on_step: Callable[[int, float], N
         if on_step is not None:
             on_step(step, float(loss.detach()))
     save_policy(model.eval(), codec, folder)
+
+
+_SKILLS = {"direct": 0.3, "scratchpad": 0.7}
+_HABITS = {"direct": 0.45, "scratchpad": 0.28, "ramble": 0.05, "malformed": 0.22}
+_MIXTURE = {"add2": 1.0, "add3": 2.0, "sub2": 1.0, "mul1": 1.2, "chain4": 1.0, "mod": 1.0}
+
+RECIPES = {
+    "arithmetic-a": Recipe(
+        hidden_size=64,
+        layers=3,
+        heads=4,
+        intermediate_size=192,
+        mixture=_MIXTURE,
+        skills=_SKILLS,
+        habits=_HABITS,
+        slip=0.02,
+        steps=2700,
+        habit_steps=300,
+        batch_size=128,
+        learning_rate=3e-3,
+        seed=1,
+        max_completion_length=36,
+    ),
+    "arithmetic-b": Recipe(
+        hidden_size=96,
+        layers=3,
+        heads=4,
+        intermediate_size=256,
+        mixture=_MIXTURE,
+        skills=_SKILLS,
+        habits=_HABITS,
+        slip=0.02,
+        steps=2300,
+        habit_steps=300,
+        batch_size=128,
+        learning_rate=2e-3,
+        seed=2,
+        max_completion_length=36,
+    ),
+}
+"""The shipped base policies. Five-term chains and the longer kinds are in no demonstration: they start out sparse."""
