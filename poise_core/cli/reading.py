@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
 
     from poise_core.run_directory import RunDirectory
 
+SvgOption = Annotated[Path | None, typer.Option("--svg", help="Also draw it into this file, for a page.")]
 RunDir = Annotated[Path, typer.Argument(help="A run directory, for example runs/laptop.")]
 
 
-def leaderboard(run_dir: RunDir, json: JsonOption = False) -> None:
+def leaderboard(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None) -> None:
     """Candidates by Overall, with intervals and paired differences to the baseline; failures below.
 
     Example: poise leaderboard runs/laptop
@@ -32,10 +34,10 @@ def leaderboard(run_dir: RunDir, json: JsonOption = False) -> None:
             rows = rank(run.archive, run.preset.protocol)
             _print_json([row.to_dict() for row in rows])
         else:
-            _print(leaderboard_of(run))
+            _print(leaderboard_of(run), svg)
 
 
-def lineage(run_dir: RunDir, json: JsonOption = False) -> None:
+def lineage(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None) -> None:
     """Who descends from whom, what each child changed, and what it gained over its parent.
 
     Example: poise lineage runs/laptop
@@ -48,7 +50,7 @@ def lineage(run_dir: RunDir, json: JsonOption = False) -> None:
         if json:
             _print_json([node.to_dict() for node in trace(run.archive, run.preset.protocol)])
         else:
-            _print(lineage_of(run))
+            _print(lineage_of(run), svg)
 
 
 def show(
@@ -101,7 +103,11 @@ def _print_json(document: Any) -> None:
     typer.echo(json_module.dumps(document, indent=1, ensure_ascii=False))
 
 
-def _print(view: RenderableType) -> None:
+def _print(view: RenderableType, svg: Path | None = None) -> None:
     from rich.console import Console
 
     Console().print(view)
+    if svg is not None:
+        drawing = Console(record=True, width=110, file=io.StringIO())
+        drawing.print(view)
+        drawing.save_svg(str(svg), title="poise")
