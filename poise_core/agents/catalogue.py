@@ -28,7 +28,8 @@ from poise_core.agents.base import (
 from poise_core.candidate import source_digest
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.mechanisms.catalogue import SLOTS
-from poise_core.mechanisms.composition import GRPO, Composition, changed_slots, distance, incompatibilities
+from poise_core.mechanisms.composition import GRPO, Composition, changed_slots, distance
+from poise_core.mechanisms.conflicts import incompatibilities
 from poise_core.mechanisms.known import composition_for
 from poise_core.mechanisms.model import Choice
 from poise_core.mechanisms.operators import Variation, crossover, mutate

@@ -14,7 +14,7 @@ Made by `python -m poise_core.mechanisms.document > docs/mechanisms.md`; a test 
 A candidate of the catalogue is a *composition*: one choice for each slot below, with its numbers. {core} are answered by
 every algorithm; the others may stay neutral (the first choice of a table). Numbers in brackets are the grid that mutation
 and random search draw from. Together {slots} slots and {choices} choices give {total:.1e} combinations before numbers, less
-those excluded in `poise_core/mechanisms/composition.py`, each for a reason that `incompatibilities(composition)` states.
+those excluded in `poise_core/mechanisms/conflicts.py`, each for a reason that `incompatibilities(composition)` states.
 
 `render(composition, name, ...)` writes the candidate file with the code of the chosen mechanisms only.
 The composition is kept twice: as JSON in the archive (`candidates.composition`), and as the last paragraph of the file's

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
-from poise_core.mechanisms.composition import Composition, changed_slots, conflicts
+from poise_core.mechanisms.composition import Composition, changed_slots
+from poise_core.mechanisms.conflicts import conflicts
 from poise_core.mechanisms.model import Choice
 
 NUMBER_SHARE = 0.2  # of mutations change a number instead of a choice, where the choice has one

@@ -149,11 +149,14 @@ def test_advice_names_answers_that_the_candidate_does_not_have() -> None:
     falling: list[Mapping[str, float]] = [{"step": s, "entropy": 0.5 - 0.02 * s} for s in range(25)]
     with_clip = GRPO.with_choices({"clip": "higher"}).model_dump(mode="json")
     candidate = Measured("x-1", "X", {0: falling}, composition=with_clip)
-    reflection = RuleReflector().reflect(ReflectionEvidence(candidate))
+    reflection = RuleReflector(suggestions=20).reflect(ReflectionEvidence(candidate))
     assert [d.code for d in reflection.diagnoses] == ["entropy_collapse"]
     assert len(reflection.try_next) == 1
     assert "entropy=bonus" in reflection.try_next[0]
+    assert "clip=detached_weight" in reflection.try_next[0]
     assert "clip=higher" not in reflection.try_next[0]
+    short = RuleReflector(suggestions=1).reflect(ReflectionEvidence(candidate)).try_next[0]
+    assert short.count("=") == 1
 
 
 def test_a_failed_candidate_teaches_what_to_avoid() -> None:

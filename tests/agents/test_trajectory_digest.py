@@ -80,6 +80,13 @@ def test_a_spike_stands_out_from_its_surroundings_a_trend_does_not() -> None:
     assert spike.ratio == pytest.approx(1.0 / 0.21, rel=0.1)  # the median of steps 16 to 24 is near 0.2
 
 
+def test_a_jump_between_numbers_near_zero_is_no_spike() -> None:
+    """KL begins at almost 0, where one step is easily a thousand times the next; the run's median sets the scale."""
+    found = digest(kl=[1e-6, 1e-3, 1e-6, 1e-6, 1e-6] + [0.1] * 30).kl_spike
+    assert found is not None
+    assert found.ratio < 2.5
+
+
 def test_the_spike_is_looked_for_in_every_seed() -> None:
     flat, spiky = [1.0] * 20, [1.0] * 20
     spiky[5] = 9.0

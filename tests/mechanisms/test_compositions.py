@@ -9,15 +9,8 @@ from pydantic import ValidationError
 
 from poise_core.agents.reflector import DIAGNOSES
 from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
-from poise_core.mechanisms.composition import (
-    GRPO,
-    Composition,
-    changed_slots,
-    compose,
-    conflicts,
-    distance,
-    incompatibilities,
-)
+from poise_core.mechanisms.composition import GRPO, Composition, changed_slots, compose, distance
+from poise_core.mechanisms.conflicts import conflicts, incompatibilities
 from poise_core.mechanisms.model import Parameter
 from poise_core.mechanisms.operators import crossover, describe_change, mutate, random_composition
 
@@ -113,7 +106,13 @@ def test_distance_by_hand() -> None:
         ({"bound": "clip"}, {"advantage_clip": 0.5}, "cuts them all"),
         ({"bound": "clip", "baseline": "group_median"}, {}, "two sizes of advantage"),
         ({"baseline": "group_median", "reward": "format_bonus", "format": "invalid_floor"}, {}, "overwrites"),
-        ({"scale": "pass_rate", "format": "invalid_floor"}, {}, "-1 already"),
+        ({"scale": "pass_rate", "format": "invalid_floor"}, {}, "advantage -1 already"),
+        (
+            {"reward": "signed", "baseline": "none", "scale": "fixed", "format": "invalid_floor"},
+            {"fixed_std": 0.5, "invalid_advantage": -2.0},
+            "advantage -2 already",
+        ),
+        ({"bound": "tanh", "scale": "fixed"}, {"fixed_std": 0.3, "advantage_bound": 0.5}, "tanh makes them all 0.5"),
     ],
 )
 def test_each_conflict_is_stated(changes: dict[str, str], numbers: dict[str, float], reason: str) -> None:

@@ -13,7 +13,8 @@ from mechanism_probes import DYNAMICS, LIMIT, Update, batch_of, current, edges, 
 from poise_core.candidate import Candidate, load_candidate_source
 from poise_core.contract import Dynamics
 from poise_core.mechanisms.catalogue import SLOTS
-from poise_core.mechanisms.composition import GRPO, Composition, compose, conflicts
+from poise_core.mechanisms.composition import GRPO, Composition, compose
+from poise_core.mechanisms.conflicts import conflicts
 from poise_core.mechanisms.operators import random_composition
 from poise_core.mechanisms.render import composition_of, render
 from poise_core.reductions import aggregate_loss
