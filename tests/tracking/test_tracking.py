@@ -17,7 +17,7 @@ import pytest
 from poise_core.archive import Archive, evaluation_rows, trajectory_rows
 from poise_core.evaluation.protocol import Protocol
 from poise_core.run_directory import RunDirectory
-from poise_core.tracking import KEY_TAG, STATE_TAG, Tracker
+from poise_core.tracking import KEY_TAG, Tracker
 from poise_core.tracking_plan import plan_runs
 
 mlflow = pytest.importorskip("mlflow")
@@ -144,21 +144,24 @@ def test_a_second_sync_pushes_nothing_and_a_new_tracker_resumes(tracker: Tracker
     assert {key: run.info.run_id for key, run in runs(tracker).items()} == before
 
 
+@pytest.mark.parametrize("moment", ["before the tags", "before the state"])
 def test_a_sync_that_was_killed_half_way_leaves_no_double_run_and_no_double_point(
-    tracker: Tracker, filled: tuple, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, filled: tuple, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     archive, protocol = filled
-    real = mlflow.MlflowClient.set_tag
+    call = {"before the tags": "log_batch", "before the state": "set_tag"}[moment]
+    real = getattr(mlflow.MlflowClient, call)
     done: list[str] = []
 
-    def die(self: object, run_id: str, key: str, *rest: object, **more: object) -> None:
-        if key == STATE_TAG and len(done) == 4:
-            raise KeyboardInterrupt
-        done.append(run_id)
-        real(self, run_id, key, *rest, **more)
+    def die(self: object, run_id: str, *rest: object, **more: object) -> None:
+        if call == "set_tag" or "tags" in more:  # once per run
+            if len(done) == 4:
+                raise KeyboardInterrupt
+            done.append(run_id)
+        real(self, run_id, *rest, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(mlflow.MlflowClient, "set_tag", die)
+        patched.setattr(mlflow.MlflowClient, call, die)
         with pytest.raises(KeyboardInterrupt):
             tracker.sync_archive(archive, protocol)
     report = tracker.sync_archive(archive, protocol)
@@ -193,6 +196,13 @@ def test_what_comes_later_is_added_to_the_same_runs(tracker: Tracker, tmp_path: 
     assert [step for step, _ in points(tracker, last.info.run_id, "Overall")] == [1, 2, 3]
     assert last.data.metrics["seeds"] == 3
     assert len(runs(tracker)) == 1 + 1 + 3
+    archive.append("trajectories", trajectory_rows(samples.GRPO, protocol.digest, 7, samples.make_steps(20, 7)))
+    archive.append(
+        "evaluations", evaluation_rows(samples.GRPO, protocol.digest, samples.make_evaluation(protocol, 0.5, 7))
+    )
+    tracker.sync_archive(archive, protocol)
+    assert runs(tracker)[f"candidate/{samples.GRPO}"].data.metrics["seeds"] == 4
+    assert len(points(tracker, last.info.run_id, "reward_mean")) == 20, "a mean is not drawn over another mean"
 
 
 def test_another_protocol_and_the_sealed_split_stay_out(tracker: Tracker, filled: tuple) -> None:
