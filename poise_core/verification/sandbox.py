@@ -106,9 +106,14 @@ def confined_command(
         loopback: whether it talks to itself over 127.0.0.1, as torchrun and gloo do. Without a network namespace, False
             still allows to forbid internet sockets.
         level: one of :data:`LEVELS` to use no more than that, for tests; None takes the best that works here.
+
+    Raises:
+        ValueError: there is no such level.
     """
     limits = limits or Limits()
     level = level or best_level()
+    if level not in LEVELS:
+        raise ValueError(f"level is {level!r}; use one of {', '.join(LEVELS)}")
     machine = probe_machine()
     namespaces = level in ("namespaces", "network namespace")
     files, links = _files(writable, readable, network)

@@ -1,0 +1,231 @@
+"""Properties of the gate over random batches, random algorithms and random texts."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import string
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+import torch
+from gate_fixtures import BASE
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.candidate import Candidate, CandidateError, load_candidate, load_candidate_source
+from poise_core.contract import Dynamics, RolloutBatch
+from poise_core.mechanisms.operators import random_composition
+from poise_core.mechanisms.render import render
+from poise_core.verification.behaviour import _permute
+from poise_core.verification.fingerprint import distance, fingerprint, observe, same_behaviour
+from poise_core.verification.gate import run_checks
+from poise_core.verification.harness import Run, call_loss, loss_inputs, reduce_and_differentiate, run_candidate
+from poise_core.verification.language import check_language
+from poise_core.verification.probes import Probe
+from poise_core.verification.vocabulary import LanguageError
+
+FEW = settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+
+
+@lru_cache
+def algorithm(name: str) -> Candidate:
+    return load_candidate(algorithm_path(name))
+
+
+@st.composite
+def probes(draw: st.DrawFn) -> Probe:
+    """Any batch that training could meet: sizes, lengths, empty completions, uniform groups, drifts and dynamics."""
+    sizes = draw(st.lists(st.integers(1, 6), min_size=1, max_size=4))
+    length = draw(st.integers(1, 7))
+    seed = draw(st.integers(0, 2**20))
+    drift = draw(st.sampled_from([0.0, 0.1, 1.0, 15.0]))
+    rate = draw(st.sampled_from([0.0, 0.3, 0.7, 1.0]))
+    generator = torch.Generator().manual_seed(seed)
+    rows = sum(sizes)
+
+    def noise(scale: float) -> torch.Tensor:
+        return scale * torch.randn((rows, length), generator=generator)
+
+    lengths = torch.randint(0, length + 1, (rows,), generator=generator)
+    lengths[0] = length  # at least one token in the batch
+    correctness = (torch.rand(rows, generator=generator) < rate).float() * (lengths > 0)
+    if draw(st.booleans()):
+        correctness = correctness * torch.rand(rows, generator=generator)
+    valid = (correctness > 0) | ((torch.rand(rows, generator=generator) < 0.5) & (lengths > 0))
+    old = noise(1.0) - 2.0
+    batch = RolloutBatch(
+        correctness=correctness,
+        format_valid=valid,
+        truncated=(lengths == length) & ~valid,
+        group_ids=torch.repeat_interleave(torch.randperm(100, generator=generator)[: len(sizes)], torch.tensor(sizes)),
+        completion_mask=torch.arange(length).expand(rows, length) < lengths.unsqueeze(-1),
+        old_logprobs=old,
+        ref_logprobs=old + noise(drift),
+        entropies=noise(0.5).abs(),
+    )
+    dynamics = Dynamics(
+        step=draw(st.integers(0, 100)),
+        progress=draw(st.sampled_from([0.0, 0.5, 0.99])),
+        entropy=draw(st.sampled_from([0.0, 0.8])),
+        kl=draw(st.sampled_from([0.0, 0.5])),
+        reward_mean=rate,
+        completion_length=float(lengths.float().mean()),
+        clip_fraction=0.1,
+        all_fail_fraction=0.2,
+        grad_norm=draw(st.sampled_from([0.0, 3.0])),
+    )
+    return Probe("random", batch, old + noise(drift), noise(0.5).abs() + 0.01, dynamics)
+
+
+def assert_close(first: torch.Tensor, second: torch.Tensor, mask: torch.Tensor) -> None:
+    scale = float(first[mask].abs().max()) if bool(mask.any()) else 0.0
+    torch.testing.assert_close(first[mask], second[mask], rtol=2e-4, atol=2e-4 * scale + 1e-9)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dapo", "vm_av", "gmpo", "gspo", "reinforce_plus_plus"])
+@FEW
+@given(probe=probes(), seed=st.integers(0, 2**20))
+def test_algorithms_keep_the_promises_that_the_gate_checks(name: str, probe: Probe, seed: int) -> None:
+    """What the fixed probes of checks 3 to 8 show holds on random batches too: finite, order-free, splittable."""
+    candidate = algorithm(name)
+    run = run_candidate(candidate, probe)
+    assert bool(torch.isfinite(run.outputs.token_loss.detach()[run.mask]).all())
+    assert bool(torch.isfinite(run.grad_logprobs).all())
+    assert not bool(run.grad_logprobs[~run.mask].any())
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(run.mask.shape[0], generator=generator)
+    permuted = run_candidate(candidate, _permute(probe, order))
+    assert torch.equal(permuted.mask, run.mask[order])
+    assert_close(run.grad_logprobs[order], permuted.grad_logprobs, permuted.mask)
+    assert_split(candidate, probe, run, order, seed)
+
+
+def assert_split(candidate: Candidate, probe: Probe, run: Run, order: torch.Tensor, seed: int) -> None:
+    """Any random split of the rows gives the gradient and the loss of the whole."""
+    cuts = sorted(random.Random(seed).sample(range(1, len(order)), min(3, len(order) - 1))) if len(order) > 1 else []
+    total, gradient = torch.zeros(()), torch.zeros_like(run.grad_logprobs)
+    for part in order.tensor_split(cuts):
+        inputs = loss_inputs(probe, run.advantages, part)
+        outputs = call_loss(candidate, inputs, probe.dynamics)
+        share, gradient[part], _ = reduce_and_differentiate(candidate, inputs, outputs, run.mask)
+        total += share
+    assert_close(run.grad_logprobs, gradient, run.mask)
+    torch.testing.assert_close(
+        run.total, total, rtol=2e-4, atol=1e-5 * (1.0 + float(run.outputs.token_loss.detach().abs()[run.mask].sum()))
+    )
+
+
+@FEW
+@given(scale=st.floats(0.5, 2.0), other=st.sampled_from(list_algorithms()))
+def test_distance_is_zero_only_to_itself_and_symmetric(scale: float, other: str) -> None:
+    first, second = observe(algorithm("grpo")), observe(algorithm(other))
+    assert distance(first, second) == pytest.approx(distance(second, first))
+    assert (distance(first, second) == 0.0) == (other == "grpo")
+    assert same_behaviour(fingerprint(first), fingerprint(second)) == (other == "grpo")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(text=st.text(max_size=300) | st.text(alphabet=string.printable, max_size=300))
+def test_any_text_is_a_candidate_error(text: str) -> None:
+    """Whatever text comes, the loader raises CandidateError and nothing else."""
+    with pytest.raises(CandidateError):
+        load_candidate_source(text, "fuzz")
+
+
+TOKENS = [
+    "(",
+    ")",
+    "[",
+    "]",
+    ":",
+    ",",
+    "=",
+    "\n",
+    "    ",
+    "0",
+    "1e400",
+    "''",
+    "None",
+    "def",
+    "class",
+    "return",
+    "-",
+    "@",
+    "*",
+    "\\",
+    "\0",
+    "\ud800",
+]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_a_mutilated_candidate_loads_or_is_a_candidate_error(data: st.DataObject) -> None:
+    """Cuts, repeats and replacements in a sound candidate; none may end in another exception, in the loader or the reader."""
+    source = BASE
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(source)))
+        end = min(len(source), start + data.draw(st.integers(0, 40)))
+        middle = data.draw(st.sampled_from([*TOKENS, source[start:end] * 2]))
+        source = source[:start] + middle + source[end:]
+    try:
+        loaded = load_candidate_source(source, "fuzz")
+    except CandidateError:
+        pass
+    else:
+        assert loaded.source == source
+    with contextlib.suppress(LanguageError):
+        check_language(source)
+
+
+def test_loading_leaves_no_module_behind(tmp_path: Path) -> None:
+    import sys
+
+    before = set(sys.modules)
+    load_candidate_source(BASE, "x")
+    with pytest.raises(CandidateError):
+        load_candidate_source("raise ValueError('no')", "y")
+    assert {name for name in set(sys.modules) - before if "candidate" in name} == set()
+
+
+def compositions(seed: int, count: int) -> list[str]:
+    """Messages of the random compositions that the gate does not admit."""
+    rng = random.Random(seed)
+    messages = []
+    for number in range(count):
+        composition = random_composition(rng)
+        report = run_checks(render(composition, f"composition {number}"), f"composition-{seed}-{number}")
+        if not report.admitted:
+            messages.append(f"{report.candidate_name}: {report.message}\n{composition.model_dump_json()}")
+    return messages
+
+
+def test_random_compositions_are_admitted() -> None:
+    assert compositions(seed=7, count=25) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_thousand_random_compositions_are_admitted() -> None:
+    """A check that rejects an honest algorithm is a bug of the check."""
+    assert compositions(seed=11, count=1000) == []
+
+
+def test_garbage_does_not_reach_a_probe() -> None:
+    """The harness hands out copies: a candidate that writes into its inputs cannot spoil the probe of the next check."""
+    probe = replace(compositions_probe(), name="copied")
+    source = BASE.replace("    advantage = batch", "    batch.correctness.zero_()\n    advantage = batch")
+    before = probe.batch.correctness.clone()
+    run_candidate(load_candidate_source(source, "writes"), probe)
+    assert torch.equal(probe.batch.correctness, before)
+
+
+def compositions_probe() -> Probe:
+    """An ordinary probe."""
+    from poise_core.verification.probes import ordinary
+
+    return ordinary()

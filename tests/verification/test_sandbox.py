@@ -1,0 +1,382 @@
+"""Confinement: what a confined process can and cannot do at each level, and how process trees end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from poise_core.verification import sandbox
+from poise_core.verification.confine import SETUP_FAILED, WALL_TIME_OVER
+from poise_core.verification.sandbox import GRANTED, Limits, confined_command, end_process_tree
+
+PYTHON = [sys.executable, "-I", "-S", "-c"]
+
+BATTERY = """
+import ctypes, json, os, socket, sys
+
+writable, secret, port = sys.argv[1], sys.argv[2], int(sys.argv[3])
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def attempt(action):
+    try:
+        return action()
+    except BaseException as error:
+        return type(error).__name__
+
+
+def refused(result):
+    return "refused" if result != 0 else "done"
+
+
+print(json.dumps({
+    "write here": attempt(lambda: open(writable + "/x", "w").write("x")),
+    "write in the package": attempt(lambda: open(sys.argv[4] + "/x", "w").write("x")),
+    "write /usr": attempt(lambda: open("/usr/x", "w").write("x")),
+    "write /": attempt(lambda: open("/x", "w").write("x")),
+    "write kernel settings": attempt(lambda: open("/proc/sys/kernel/core_pattern", "r+").close()),
+    "read a secret": attempt(lambda: open(secret).read()),
+    "read accounts": attempt(lambda: open("/etc/shadow").read()),
+    "parent's environment": attempt(lambda: open(f"/proc/{os.getppid()}/environ").read().count("POISE_TEST_SECRET")),
+    "connect to the machine": attempt(lambda: socket.create_connection(("127.0.0.1", port), timeout=2).close()),
+    "make an internet socket": attempt(lambda: socket.socket().close()),
+    "make a local socket": attempt(lambda: socket.socket(socket.AF_UNIX).close()),
+    "make a namespace": refused(libc.unshare(0x10000000)),
+    "mount": refused(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0, None)),
+    "trace the parent": refused(libc.ptrace(16, os.getppid(), 0, 0)),
+    "capabilities": [line.split()[1] for line in open("/proc/self/status") if line.startswith("CapEff")][0].strip("0"),
+    "memory": attempt(lambda: len(bytearray(1 << 30))),
+    "file": attempt(lambda: open(writable + "/big", "wb").write(bytes(2 << 20))),
+    "environment": sorted(os.environ),
+    "processes": len([name for name in os.listdir("/proc") if name.isdigit()]) if os.path.isdir("/proc/1") else 0,
+    "cwd": os.getcwd(),
+}))
+"""
+
+LEVELS = [
+    level
+    for level in sandbox.LEVELS
+    if not sandbox.probe_machine().get(
+        {"namespaces": "user and network namespaces", "network namespace": "user and network namespaces"}.get(
+            level, level
+        ),
+        "",
+    )
+    and (level != "bubblewrap" or shutil.which("bwrap"))
+]
+
+
+@pytest.fixture(scope="module")
+def listening_port() -> Iterator[int]:
+    """A port of the machine that accepts connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def run_battery(tmp_path: Path, port: int, level: str, loopback: bool) -> dict:
+    """What a process confined to ``level`` can do."""
+    writable, hidden = tmp_path / "writable", tmp_path / "hidden"
+    for folder in (writable, hidden):
+        folder.mkdir()
+    (hidden / "secret").write_text("secret")
+    package = Path(sandbox.__file__).parents[1]
+    confined = confined_command(
+        [*PYTHON, BATTERY, str(writable), str(hidden / "secret"), str(port), str(package)],
+        writable=[writable],
+        limits=Limits(wall_seconds=60, memory_bytes=512 << 20, file_bytes=1 << 20),
+        loopback=loopback,
+        level=level,
+    )
+    done = subprocess.run(
+        confined.argv, env=confined.env, capture_output=True, text=True, start_new_session=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (package / "x").exists()
+    return {**json.loads(done.stdout), "granted": confined.granted}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_a_confined_process_can_do(
+    level: str, tmp_path: Path, listening_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POISE_TEST_SECRET", "secret")
+    found = run_battery(
+        tmp_path, listening_port, level, loopback=level in ("namespaces", "bubblewrap", "network namespace")
+    )
+    assert found["write here"] == 1
+    for action in ("write in the package", "write /usr", "write /", "write kernel settings"):
+        assert found[action] in ("OSError", "PermissionError"), action
+    for action in ("read a secret", "read accounts"):
+        assert found[action] in ("FileNotFoundError", "PermissionError"), action
+    assert found["parent's environment"] in ("PermissionError", "FileNotFoundError", 0)
+    assert found["connect to the machine"] in ("ConnectionRefusedError", "PermissionError")
+    assert found["make a local socket"] is None
+    for action in ("make a namespace", "mount", "trace the parent"):
+        assert found[action] == "refused", action
+    assert found["capabilities"] == ""
+    assert found["memory"] == "MemoryError"
+    assert found["file"] == "OSError"
+    assert "POISE_TEST_SECRET" not in found["environment"]
+    assert found["granted"]["network"] == found["granted"]["file system"] == GRANTED
+    if level in ("namespaces", "bubblewrap"):
+        assert found["granted"]["process namespace"] == GRANTED
+        assert found["processes"] <= 4
+        assert found["make an internet socket"] is None
+
+
+def test_without_loopback_no_internet_socket_can_be_made(tmp_path: Path, listening_port: int) -> None:
+    found = run_battery(tmp_path, listening_port, sandbox.best_level(), loopback=False)
+    assert found["make an internet socket"] == "PermissionError"
+    assert found["make a local socket"] is None
+
+
+def test_loopback_works_inside_the_network_namespace() -> None:
+    code = """
+import socket
+with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+    client.send(b"hello")
+    print(server.accept()[0].recv(5).decode())
+"""
+    assert output_of(code) == "hello"
+
+
+def test_only_listed_variables_and_given_ones_reach_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "OPENAI_API_KEY": "sk-1",
+        "MLFLOW_TRACKING_URI": "http://x",
+        "PREFECT_API_URL": "http://x",
+        "AWS_SECRET_ACCESS_KEY": "x",
+        "NCCL_PROXY": "http://user:password@proxy",
+        "PYTHONPATH": "/x",
+        "LD_PRELOAD": "/x.so",
+        "OMP_NUM_THREADS": "3",
+        "TZ": "UTC",
+    }.items():
+        monkeypatch.setenv(name, value)
+    env = confined_command(["true"], env={"POISE_GIVEN": "1", "OMP_NUM_THREADS": "1"}).env
+    assert env["POISE_GIVEN"] == "1"
+    assert env["OMP_NUM_THREADS"] == "1"
+    assert env["TZ"] == "UTC"
+    refused = (
+        "OPENAI_API_KEY",
+        "MLFLOW_TRACKING_URI",
+        "PREFECT_API_URL",
+        "AWS_SECRET_ACCESS_KEY",
+        "NCCL_PROXY",
+        "PYTHONPATH",
+    )
+    assert not set(env) & {*refused, "LD_PRELOAD"}
+
+
+def test_symbolic_links_to_listed_folders_work(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "data").write_text("content")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    code = f"print(open({str(tmp_path / 'link' / 'data')!r}).read())"
+    assert output_of(code, readable=[tmp_path / "link"]) == "content"
+    code = f"print(open({str(tmp_path / 'link' / 'new')!r}, 'w').write('x'))"
+    assert output_of(code, writable=[tmp_path / "link"]) == "1"
+    assert (tmp_path / "real" / "new").exists()
+
+
+def test_a_writable_folder_inside_a_readable_one(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    code = f"""
+import errno
+open({str(tmp_path / "out" / "a")!r}, "w").close()
+try:
+    open({str(tmp_path / "b")!r}, "w")
+except OSError as error:
+    print(errno.errorcode[error.errno] in ("EROFS", "EACCES"))
+"""
+    assert output_of(code, readable=[tmp_path], writable=[tmp_path / "out"]) == "True"
+
+
+def output_of(code: str, **options: object) -> str:
+    """What a confined Python program prints."""
+    confined = confined_command([*PYTHON, code], **options)  # type: ignore[arg-type]
+    done = subprocess.run(
+        confined.argv, env=confined.env, capture_output=True, text=True, start_new_session=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("command", "status"),
+    [
+        ([*PYTHON, "raise SystemExit(7)"], 7),
+        ([*PYTHON, "import os; os.kill(os.getpid(), 9)"], 128 + signal.SIGKILL),
+        (["no-such-program"], SETUP_FAILED),
+    ],
+)
+def test_the_status_of_the_command_is_passed_on(command: list[str], status: int) -> None:
+    confined = confined_command(command)
+    done = subprocess.run(
+        confined.argv, env=confined.env, capture_output=True, text=True, start_new_session=True, timeout=60
+    )
+    assert done.returncode == status
+    if status == SETUP_FAILED:
+        assert "confine: no-such-program: No such file or directory" in done.stderr
+
+
+def test_the_launcher_ends_what_outlives_its_wall_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    confined = confined_command(["sleep", "1000"], limits=Limits(wall_seconds=-2.5))  # 0.5 s with the backstop of 3 s
+    started = time.monotonic()
+    done = subprocess.run(confined.argv, env=confined.env, start_new_session=True, timeout=60)
+    assert done.returncode == WALL_TIME_OVER
+    assert time.monotonic() - started < 30
+
+
+def test_threads_may_start_after_processes_are_forbidden() -> None:
+    root = str(Path(sandbox.__file__).parents[2])
+    code = f"""
+import os, subprocess, sys, threading
+sys.path.insert(0, {root!r})
+from poise_core.verification.seccomp import forbid_new_processes
+forbid_new_processes()
+thread = threading.Thread(target=print, args=("thread",))
+thread.start()
+thread.join()
+for action in (os.fork, lambda: subprocess.run(["true"]), lambda: os.execvp("true", ["true"])):
+    try:
+        action()
+    except PermissionError:
+        print("refused")
+"""
+    assert output_of(code, readable=[Path(root) / "poise_core"]).split() == ["thread", "refused", "refused", "refused"]
+
+
+# ---- the end
+
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+command = [sys.executable, "-c", "import signal, time; signal.signal(15, signal.SIG_IGN); time.sleep({seconds})"]
+grandchildren = [subprocess.Popen(command, start_new_session=new) for new in (True, True, False)]
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        os.execv(sys.executable, command)
+    os._exit(0)
+time.sleep({seconds})
+"""
+"""Ignores SIGTERM; two grandchildren in sessions of their own as torchrun makes them, one in the group, and a daemon."""
+
+
+def unique_seconds() -> int:
+    """A number by which a sleeping process can be found."""
+    return 86_400_000 + int.from_bytes(os.urandom(3), "big")
+
+
+def still_there(seconds: int) -> list[int]:
+    """Processes whose command line names the number."""
+    return [
+        process.pid
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE and str(seconds) in " ".join(process.info["cmdline"] or [])
+    ]
+
+
+def wait_for(count: int, seconds: int) -> None:
+    """Until ``count`` processes name the number."""
+    deadline = time.monotonic() + 60
+    while len(still_there(seconds)) < count:
+        assert time.monotonic() < deadline, "the processes did not start"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def started(argv: list[str], env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen]:
+    """A process that is killed at the end of the test whatever happens."""
+    process = subprocess.Popen(
+        argv, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        end_process_tree(process.pid, grace_seconds=0.0)
+        process.wait()
+
+
+def test_ending_a_tree_takes_other_sessions_along() -> None:
+    seconds = unique_seconds()
+    code = STUBBORN.replace("{seconds}", str(seconds)).partition("if os.fork()")[0] + f"time.sleep({seconds})"
+    with started([sys.executable, "-c", code]) as process:
+        wait_for(4, seconds)
+        begun = time.monotonic()
+        end_process_tree(process.pid, grace_seconds=0.2)
+        assert time.monotonic() - begun < 5
+        assert still_there(seconds) == []
+
+
+@pytest.mark.parametrize("level", [level for level in LEVELS if level != "plain"])
+def test_ending_a_confined_tree_takes_daemons_along(level: str) -> None:
+    seconds = unique_seconds()
+    confined = confined_command([sys.executable, "-c", STUBBORN.replace("{seconds}", str(seconds))], level=level)
+    with started(confined.argv, confined.env) as process:
+        wait_for(5, seconds)
+        begun = time.monotonic()
+        end_process_tree(process.pid, grace_seconds=0.3)
+        assert time.monotonic() - begun < 5
+        assert still_there(seconds) == []
+
+
+def test_a_confined_tree_dies_with_whoever_started_it() -> None:
+    seconds = unique_seconds()
+    confined = confined_command([sys.executable, "-c", STUBBORN.replace("{seconds}", str(seconds))], level=LEVELS[0])
+    code = "import subprocess, sys, json; subprocess.run(json.loads(sys.argv[1]), start_new_session=True)"
+    with started([sys.executable, "-c", code, json.dumps(confined.argv)], confined.env) as process:
+        wait_for(6, seconds)  # the five and the launcher's own command line
+        process.kill()
+        process.wait()
+        deadline = time.monotonic() + 5
+        while still_there(seconds) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert still_there(seconds) == []
+
+
+def test_ending_a_process_that_is_gone_does_nothing() -> None:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    end_process_tree(process.pid)
+
+
+# ---- what the machine refuses
+
+
+def test_what_is_not_granted_is_said_once_and_recorded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = dict.fromkeys(
+        ("user and network namespaces", "landlock", "seccomp", "capabilities"), "Operation not permitted"
+    )
+    sandbox.best_level.cache_clear()
+    monkeypatch.setattr(sandbox, "probe_machine", lambda: refused)
+    monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
+    try:
+        first, second = (confined_command(["true"], limits=Limits(processes=8)) for _ in range(2))
+    finally:
+        sandbox.best_level.cache_clear()
+    assert first.granted == second.granted
+    for measure in ("network", "file system", "process namespace", "system calls", "capabilities"):
+        assert first.granted[measure] == "not granted: Operation not permitted"
+    assert first.granted["environment"] == first.granted["session"] == first.granted["limits"] == GRANTED
+    assert len([record for record in caplog.records if "does not grant" in record.message]) == 1
+
+
+def test_an_unknown_level_is_an_error() -> None:
+    with pytest.raises(ValueError, match="level is 'none'; use one of namespaces"):
+        confined_command(["true"], level="none")

@@ -1,0 +1,164 @@
+"""The gate as its users call it: a file in, a report out, whatever the file does."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+from gate_fixtures import BASE, edited
+
+from poise_core.algorithms import algorithm_path
+from poise_core.candidate import source_digest
+from poise_core.failures import FailureKind, InfrastructureError
+from poise_core.verification import CheckResult, VerificationReport, verify, verify_file
+from poise_core.verification.gate import CHECKS
+from poise_core.verification.pipes import Finished
+from poise_core.verification.sandbox import GRANTED
+
+
+def written(folder: Path, source: str) -> Path:
+    """The source as a file."""
+    path = folder / "child.py"
+    path.write_text(source, encoding="utf-8")
+    return path
+
+
+def test_a_sound_candidate_gets_a_full_report(tmp_path: Path) -> None:
+    report = verify_file(written(tmp_path, BASE), name="child-1", folder=tmp_path / "out")
+    assert report.admitted, report.message
+    assert report.candidate_name == "child-1"
+    assert report.source_digest == source_digest(BASE)
+    assert [check.name for check in report.checks] == [check.name for check in CHECKS]
+    assert all(check.proves and check.seconds >= 0 and check.message == "" for check in report.checks)
+    assert report.failure_kind is None
+    assert report.duplicate_of is None
+    assert report.fingerprint
+    assert len(report.nearest) >= 19
+    assert report.confinement["environment"] == GRANTED
+    assert report.seconds > 0
+    stored = (tmp_path / "out" / "verification.json").read_text()
+    assert VerificationReport.from_json(stored) == report
+
+
+def test_an_archived_behaviour_is_a_duplicate(tmp_path: Path) -> None:
+    grpo = algorithm_path("grpo")
+    first = verify_file(grpo)
+    assert first.admitted
+    assert first.duplicate_of is None
+    again = verify_file(grpo, known_fingerprints={first.fingerprint: "grpo-0123456789"})
+    assert not again.admitted
+    assert again.failure_kind is FailureKind.DUPLICATE
+    assert again.duplicate_of == "grpo-0123456789"
+    assert (
+        again.message
+        == "novelty: it trains exactly as grpo-0123456789, which is archived already; change what it computes"
+    )
+
+
+def test_a_rejected_candidate_names_line_and_remedy(tmp_path: Path) -> None:
+    report = verify_file(written(tmp_path, edited(("import torch\n", "import os\n\nimport torch\n"))), folder=tmp_path)
+    assert not report.admitted
+    assert report.failure_kind is FailureKind.REJECTED
+    assert report.message.startswith("language: line 5: importing os is not allowed; importable are dataclasses, math")
+    assert VerificationReport.from_json((tmp_path / "verification.json").read_text()) == report
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"\xff\xfe\x00", "not UTF-8 text (byte 0)"), (b"#" * (verify.READ_BYTES + 1), "more than 1048576 bytes")],
+)
+def test_what_is_no_text_is_refused_without_running_anything(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_bytes(content)
+    report = verify_file(tmp_path / "child.py", folder=tmp_path)
+    assert report.failure_kind is FailureKind.REJECTED
+    assert message in report.message
+    assert report.confinement == {}
+
+
+def test_a_missing_file_and_an_unwritable_folder_are_nobodys_failure(tmp_path: Path) -> None:
+    with pytest.raises(InfrastructureError, match=r"absent.py cannot be read: No such file"):
+        verify_file(tmp_path / "absent.py")
+    (tmp_path / "child.py").write_bytes(b"\xff")
+    (tmp_path / "file").touch()
+    with pytest.raises(InfrastructureError, match="the verification report cannot be written"):
+        verify_file(tmp_path / "child.py", folder=tmp_path / "file" / "below")
+
+
+NONCE = "0123"
+
+
+def report_of(
+    status: int | None, output: str = f'{NONCE} ["started", "finite"]\n', cpu: float = 60.0
+) -> VerificationReport:
+    """The report on a worker that ended with ``status`` in the finite check."""
+    finished = Finished(output.encode(), b"", status, cpu)
+    return verify._read_report(finished, NONCE, "child", BASE, 60.0, static=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "message"),
+    [
+        (None, FailureKind.TIMED_OUT, "did not finish within 60 s"),
+        (124, FailureKind.TIMED_OUT, "did not finish within 60 s"),
+        (152, FailureKind.TIMED_OUT, "did not finish within 60 s"),
+        (137, FailureKind.OUT_OF_MEMORY, "the kernel killed the process"),
+        (139, FailureKind.REJECTED, "ended with status 139"),
+        (0, FailureKind.REJECTED, "ended with status 0"),
+    ],
+)
+def test_how_the_worker_ended_decides_the_kind_of_failure(status: int | None, kind: FailureKind, message: str) -> None:
+    report = report_of(status)
+    assert not report.admitted
+    assert report.failure_kind is kind
+    assert report.message.startswith("finite: ")
+    assert message in report.message
+
+
+def test_checks_that_finished_before_the_end_are_kept() -> None:
+    passed = '{"name": "interface", "proves": "p", "passed": true, "message": "", "seconds": 0.5}'
+    output = f'{NONCE} ["started", "interface"]\n{NONCE} ["finished", {passed}]\n{NONCE} ["started", "finite"]\n'
+    report = report_of(None, output)
+    assert report.checks[0] == CheckResult("interface", "p", True, "", 0.5)
+    assert [check.name for check in report.checks] == ["interface", "finite"]
+
+
+def test_lines_without_the_nonce_are_not_results() -> None:
+    forged = VerificationReport("child", "0", True, ()).to_json()
+    report = report_of(0, f'{NONCE} ["started", "finite"]\n9999 ["report", {forged!r}]\n["report", {forged!r}]\n')
+    assert not report.admitted
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "cpu", "message"),
+    [
+        (None, "", 60.0, "ended before its first check: status None"),
+        (125, f'{NONCE} ["started", "finite"]\n', 60.0, "could not be confined"),
+        (None, f'{NONCE} ["started", "finite"]\n', 3.0, "the machine is too busy: the verification got 3.0 s"),
+    ],
+)
+def test_what_the_machine_did_is_an_infrastructure_error(
+    status: int | None, output: str, cpu: float, message: str
+) -> None:
+    with pytest.raises(InfrastructureError, match=message):
+        report_of(status, output, cpu)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"checks": 3}', '{"checks": [{"name": 1}], "nearest": [], "failure": null}']
+)
+def test_what_is_no_report_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  json's own error or ours
+        VerificationReport.from_json(text)
+
+
+def test_a_worker_that_prints_does_not_confuse_the_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    shouting = edited(
+        (
+            "    return LossOutputs(token_loss=-surrogate)\n",
+            "    print('x' * 100000)\n    return LossOutputs(token_loss=-surrogate)\n",
+        )
+    )
+    report = verify_file(written(tmp_path, shouting), static=False)
+    assert report.admitted, report.message
