@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 
 from poise_core.verification import bounds, vocabulary
+from poise_core.verification.aliasing import find_aliases
 from poise_core.verification.vocabulary import LanguageError
 
 MAX_BYTES = 64 * 1024
@@ -101,8 +102,10 @@ class _Reader:
         self.constants: set[str] = set()
         self.functions: dict[str, ast.FunctionDef] = {}  # those defined above the current line
         self.classes: set[str] = set()
+        self.fields: frozenset[str] = frozenset()  # of Hyperparameters
         self.parameters: frozenset[str] = frozenset()  # of the function that is being read
         self.locals: frozenset[str] = frozenset()
+        self.aliases: frozenset[str] = frozenset()  # locals that may be another name for something it was given
 
     def refuse(self, node: ast.AST, message: str) -> None:
         self.findings.append((getattr(node, "lineno", 1), message))
@@ -115,6 +118,13 @@ class _Reader:
     # ---- module level
 
     def module(self, tree: ast.Module) -> None:
+        self.fields = frozenset(
+            line.target.id
+            for node in tree.body
+            if isinstance(node, ast.ClassDef)
+            for line in node.body
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        )
         for position, node in enumerate(tree.body):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 self.imports(node)
@@ -217,6 +227,12 @@ class _Reader:
         for argument in parameters:
             self.annotation(argument.annotation)
             self.is_free(argument, argument.arg)
+        optional = [*arguments.posonlyargs, *arguments.args][::-1][: len(arguments.defaults)]
+        optional += [
+            argument for argument, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value
+        ]
+        if any(argument.arg == "hp" for argument in optional):
+            self.refuse(node, "a parameter called hp takes the hyperparameters and has no default")
         for default in [*arguments.defaults, *(value for value in arguments.kw_defaults if value is not None)]:
             if not _is_number_or_text(default):
                 self.refuse(default, "a default is a plain number, True, False, None or a string")
@@ -225,14 +241,14 @@ class _Reader:
         assigned = {
             part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
         }
-        self.locals = self.parameters | assigned
+        self.locals, self.aliases = self.parameters | assigned, find_aliases(node)
         for name in sorted(assigned):
             self.is_free(node, name)
         for position, statement in enumerate(node.body):
             if not (position == 0 and _is_docstring(statement)):
                 self.statement(statement)
         self.findings.extend(bounds.loop_findings(node))
-        self.parameters, self.locals = frozenset(), frozenset()
+        self.parameters, self.locals, self.aliases = frozenset(), frozenset(), frozenset()
         if self.is_free(node, node.name):
             self.functions[node.name] = node  # only now: a function cannot call itself
 
@@ -287,9 +303,9 @@ class _Reader:
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=attr)) as call) if (
                 attr in vocabulary.CHANGING_MEMBERS
             ):
-                if name in self.parameters:
+                if name in self.parameters | self.aliases:
                     self.refuse(
-                        node, f"{name}.{attr} changes an argument; copy it first, for example with dict({name})"
+                        node, f"{name}.{attr} changes what this function did not make; copy it first: dict({name})"
                     )
                 self.expression(call, changing=True)
             case ast.Pass() | ast.Break() | ast.Continue():
@@ -307,15 +323,17 @@ class _Reader:
         match node:
             case ast.Name(id=name):
                 self.identifier(node, name)
-                if augmented and name in self.parameters:
+                if name == "hp":
+                    self.refuse(node, "hp always means the hyperparameters; choose another name")
+                elif augmented and name in self.parameters | self.aliases:
                     self.refuse(
-                        node, f"{name} is an argument and may not be changed in place; write {name}_2 = {name} + ..."
+                        node, f"this changes {name} in place, which this function did not make; write x = {name} + ..."
                     )
             case ast.Tuple(elts=elements) if not augmented:
                 for element in elements:
                     self.target(element)
             case ast.Subscript(value=ast.Name(id=name), slice=index):
-                if name not in self.locals or name in self.parameters:
+                if name not in self.locals or name in self.parameters | self.aliases:
                     self.refuse(
                         node, f"assigning into {name} changes something that this function did not make; copy it first"
                     )
@@ -378,6 +396,8 @@ class _Reader:
 
     def name(self, node: ast.Name, name: str) -> None:
         self.identifier(node, name)
+        if name == "MECHANISMS":
+            self.refuse(node, "MECHANISMS describes the candidate and may not be read by it")
         if name in self.locals or name in self.constants or name in self.members or name in vocabulary.BUILTINS:
             return
         if name in self.modules:
@@ -406,7 +426,9 @@ class _Reader:
             elif module in vocabulary.MODULES:
                 self.refuse(node, f"the module {module} may only be used as {module}.function(...)")
             return
-        if root == "hp" and "hp" in self.parameters and len(path) == 1 and not path[0].startswith("_"):
+        if root == "hp" and "hp" in self.parameters and len(path) == 1:
+            if path[0] not in self.fields:
+                self.refuse(node, f"Hyperparameters has no field {path[0]}")
             return
         if node.attr in vocabulary.CHANGING_MEMBERS and not changing:
             self.refuse(
@@ -422,7 +444,9 @@ class _Reader:
         parameters: frozenset[str] = frozenset()
         if isinstance(node.func, ast.Name) and node.func.id in self.functions and node.func.id not in self.locals:
             arguments = self.functions[node.func.id].args
-            parameters = frozenset(a.arg for a in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs])
+            positional = [a.arg for a in [*arguments.posonlyargs, *arguments.args]]
+            parameters = frozenset([*positional, *(a.arg for a in arguments.kwonlyargs)])
+            self.hands_on_hyperparameters(node, positional)
         elif isinstance(node.func, ast.Name | ast.Attribute):
             self.expression(node.func, changing)
         else:
@@ -435,6 +459,14 @@ class _Reader:
             elif keyword.arg not in vocabulary.KEYWORDS and keyword.arg not in parameters:
                 self.refuse(node, f"the argument {keyword.arg}= is not allowed")
             self.expression(keyword.value)
+
+    def hands_on_hyperparameters(self, node: ast.Call, positional: list[str]) -> None:
+        """A parameter called hp gets the hyperparameters and nothing else: any field name may be read from it."""
+        given = dict(zip(positional, node.args, strict=False))
+        given |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+        value = given.get("hp")
+        if value is not None and not (isinstance(value, ast.Name) and value.id == "hp" and "hp" in self.parameters):
+            self.refuse(node, "a parameter called hp takes the hyperparameters: pass hp itself")
 
     def comprehension(self, node: ast.ListComp | ast.DictComp | ast.GeneratorExp) -> None:
         for generator in node.generators:

@@ -105,10 +105,10 @@ MEMBERS = TENSOR_MEMBERS | CONTAINER_MEMBERS | CONTRACT_MEMBERS
 """Every attribute that may be read."""
 
 KEYWORDS = words("""
-    accumulate alpha append as_tuple atol axis beta bound carry correction default delta descending device diagonal dim
-    dim0 dim1 dims dtype empty end eps equal_nan exponent fill_value include_self index input keepdim largest left
+    alpha append as_tuple atol axis beta bound carry correction decimals default delta descending device diagonal dim
+    dim0 dim1 dims dtype empty end eps equal_nan exponent fill_value include_self index input interpolation k keepdim largest left
     length mask max maximum metrics min minimum nan neginf negative_slope num_classes ord other p pad posinf prepend q
     reduce reduction repeats return_counts return_inverse right rounding_mode rtol shifts side size sorted source src
-    stable start step steps strict tensor threshold token_loss train_mask unbiased value values weight where
+    stable start step steps strict tensor tensors threshold token_loss train_mask unbiased value values weight where
 """)
 """Keyword arguments of the functions above; ``out``, ``requires_grad``, ``generator`` and ``key`` are left out."""

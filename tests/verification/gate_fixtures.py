@@ -173,13 +173,14 @@ BROKEN: dict[str, dict[str, tuple[str, str]]] = {
     },
     "pure": {
         "subtracts_in_place": (
-            edited((ADVANTAGE, "    advantage = batch.correctness\n"
+            edited((ADVANTAGE, "    advantage = batch.correctness.float()\n"
                                "    advantage -= group_mean(batch.correctness, batch.group_ids)\n")),
             "writes into batch.correctness",
         ),
-        "remembers_in_the_controller": (
-            edited((RATIO, f'    memory = dynamics.controller\n    memory["calls"] = 1.0\n{RATIO}')),
-            "writes into dynamics.controller",
+        "cleans_its_input": (
+            edited((RATIO, f"    behaviour = inputs.old_logprobs.contiguous()\n"
+                           f"    behaviour[~inputs.mask] = 0.0\n{RATIO}")),
+            "writes into inputs.old_logprobs",
         ),
     },
     "gradient": {

@@ -152,6 +152,11 @@ TORCH = [
     _hostile("torch", "multiprocessing",
              "import torch.multiprocessing as mp\nmp.Process(target=torch.os.system, args=('touch @WRITE@',)).start()"),
     _hostile("torch", "numpy_tofile", "batch.correctness.numpy().tofile('@WRITE@')"),
+    Hostile("methods_through_hyperparameters", "torch", edited(
+        ("    clip_eps: float = 0.2\n", "    clip_eps: float = 0.2\n    numpy: float = 0.0\n    tofile: float = 0.0\n"),
+        ("\n\ndef compute_advantages", "\n\ndef first(hp):\n    return hp.numpy()\n\n\n"
+         "def second(hp):\n    return hp.tofile('@WRITE@')\n\n\ndef compute_advantages"),
+        (ADVANTAGE, f"    x = second(first(batch.correctness))\n{ADVANTAGE}")), REFUSED, frozenset({REJECTED})),
     _hostile("torch", "tensor_hook", "x = torch.ones(1, requires_grad=True)\nx.register_hook(lambda g: open('@WRITE@', 'w'))",
              ADMITTED, REJECTED),
     _hostile("torch", "uninitialised_memory", "advantage = torch.empty(10)\nbatch.correctness.new_empty(5)", ADMITTED),
@@ -220,13 +225,15 @@ MONKEYPATCHING = [
 MUTATION = [
     _hostile("input mutation", "in_place_method", "batch.correctness.add_(0.0).mul_(0.5)"),
     _hostile("input mutation", "index_assignment", "batch.old_logprobs[:, 0] = 0.0"),
-    _hostile("input mutation", "augmented_alias",
-             "mask = batch.completion_mask\nmask &= batch.format_valid.unsqueeze(-1)", static=REJECTED),
+    _hostile("input mutation", "augmented_alias", "mask = batch.completion_mask\nmask &= batch.format_valid.unsqueeze(-1)"),
+    _hostile("input mutation", "alias_through_a_method", "reward = batch.correctness.float()\nreward *= 0.5", static=REJECTED),
+    _hostile("input mutation", "writes_into_the_controller", "memory = dynamics.controller\nmemory['calls'] = 1.0"),
     _hostile("input mutation", "out_argument", "torch.exp(batch.entropies, out=batch.entropies)"),
     _hostile("input mutation", "frozen_field", "object.__setattr__(batch, 'correctness', 1.0 - batch.correctness)", REJECTED),
 ]  # fmt: skip
 
 STATEFUL = [
+    _hostile("state", "table_of_mechanisms", "memory = MECHANISMS\nmemory['calls'] = {'clip_eps': memory.get('calls', 1)}"),
     _hostile("state", "global_counter", "global COUNT\nCOUNT = globals().get('COUNT', 0) + 1"),
     Hostile("default_argument", "state", edited(
             ("\n\ndef compute_advantages", "\n\ndef remember(seen=[]):\n    seen.append(1)\n\n\n"

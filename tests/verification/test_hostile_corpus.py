@@ -44,6 +44,7 @@ def test_the_process_layer_holds_by_itself(name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_whole_corpus_without_the_language_check() -> None:
     with surroundings() as around:
         reports = run_all(CORPUS, around, static=False)
@@ -58,6 +59,7 @@ def test_the_whole_corpus_without_the_language_check() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_what_the_language_check_lets_pass_is_caught_later() -> None:
     passing = [hostile for hostile in CORPUS if hostile.static != REFUSED]
     with surroundings() as around:

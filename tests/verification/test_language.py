@@ -38,6 +38,8 @@ def test_known_algorithms_are_written_in_it(name: str) -> None:
         "for i, (a, b) in enumerate(zip((1, 2), (3, 4))):\n    continue",
         "x = [row.sum() for row in batch.completion_mask]",
         "x = {'a': 1.0}\nx['b'] = 2.0\ny = x.get('a', 0.0)",
+        "x = batch.correctness - 0.5\nx /= 2.0\ny = 0.0\ny += 1.0",
+        "x = dict(dynamics.controller)\nx['a'] = 1.0",
         "x = batch.correctness.clone()\nx[batch.truncated] = 0.0",
         "with torch.no_grad():\n    x = batch.correctness * 2.0",
         "x = -float('inf') if not hp.clip_eps else max(1.0, 2.0) ** 2",
@@ -68,7 +70,15 @@ def test_it_takes_ordinary_tensor_code(code: str) -> None:
         ("x = torch.exp(batch.correctness, out=batch.correctness)", "the argument out= is not allowed"),
         ("batch.correctness[0] = 1.0", "assign to a name, or to an element"),
         ("batch.correctness = 1.0", "assigning to an attribute"),
-        ("batch += 1.0", "batch is an argument and may not be changed in place"),
+        ("batch += 1.0", "this changes batch in place, which this function did not make"),
+        ("x = batch.correctness\nx -= 1.0", "this changes x in place, which this function did not make"),
+        ("x = dynamics.controller\nx['a'] = 1.0", "assigning into x changes something that this function did not make"),
+        ("x = batch.carry if hp.clip_eps else {}\nx.update({})", "x.update changes what this function did not make"),
+        ("for row in batch.correctness:\n    row += 1.0", "this changes row in place"),
+        ("a, b = batch.correctness, 1.0\na += 1.0", "this changes a in place"),
+        ("x = MECHANISMS", "MECHANISMS describes the candidate and may not be read"),
+        ("x = hp.numpy()", "Hyperparameters has no field numpy"),
+        ("hp = batch.correctness", "hp always means the hyperparameters"),
         ("x = y", "y is not defined above this line"),
         ("x = open('f')", "open is not defined above this line, or not allowed"),
         ("x = compute_loss", "compute_loss is not defined above this line"),
@@ -165,6 +175,35 @@ def test_it_refuses_other_hyperparameters(line: str, message: str) -> None:
     with pytest.raises(LanguageError) as error:
         check_language(edited(("    clip_eps: float = 0.2", line)))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("signature", "call", "message"),
+    [
+        ("def steal(hp)", "steal(batch.correctness)", "a parameter called hp takes the hyperparameters"),
+        ("def steal(x, hp)", "steal(hp, batch)", "a parameter called hp takes the hyperparameters"),
+        ("def steal(hp)", "steal(hp=batch)", "a parameter called hp takes the hyperparameters"),
+        ("def steal(hp=None)", "steal()", "a parameter called hp takes the hyperparameters and has no default"),
+    ],
+)
+def test_no_tensor_gets_the_freedom_of_hyperparameters(signature: str, call: str, message: str) -> None:
+    """A field called numpy or tofile would otherwise open those methods of whatever is passed as hp."""
+    source = edited(
+        ("    clip_eps: float = 0.2\n", "    clip_eps: float = 0.2\n    numpy: float = 0.0\n"),
+        ("\n\ndef compute_advantages", f"\n\n{signature}:\n    return hp.numpy\n\n\ndef compute_advantages"),
+        (ADVANTAGE, f"    x = {call}\n{ADVANTAGE}"),
+    )
+    with pytest.raises(LanguageError) as error:
+        check_language(source)
+    assert message in str(error.value)
+
+
+def test_helpers_may_take_the_hyperparameters() -> None:
+    source = edited(
+        ("\n\ndef compute_advantages", "\n\ndef bound(hp, x):\n    return x * hp.clip_eps\n\n\ndef compute_advantages"),
+        (ADVANTAGE, f"    x = bound(hp, batch.correctness) + bound(hp=hp, x=2.0)\n{ADVANTAGE}"),
+    )
+    check_language(source)
 
 
 def test_hyperparameters_need_the_frozen_dataclass() -> None:
