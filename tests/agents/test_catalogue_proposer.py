@@ -269,7 +269,7 @@ def test_failed_siblings_make_their_choice_less_likely() -> None:
     counts = Counter[str]()
     for avoid in ((), (bad,)):
         context = dataclasses.replace(GRPO_CONTEXT, avoid=avoid)
-        for seed in range(80):
+        for seed in range(50):
             for proposal in CatalogueProposer(double_share=1.0).propose(context, 2, seed):
                 chosen = composition(proposal)
                 if chosen.choices["clip"] == "none" and chosen.choices["ratio"] in ("token", "sequence"):
