@@ -59,6 +59,7 @@ class Memory:
                 overall=self._overall(evaluations.get(row["candidate_id"])),
                 benchmarks=benchmark_means(evaluations.get(row["candidate_id"], [])),
                 mechanisms=_choices(row),
+                seed_overalls=tuple(one.overall for one in evaluations.get(row["candidate_id"], [])),
             )
             for row in self.candidates()
             if row["generation"] < generation
