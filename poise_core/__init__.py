@@ -1,0 +1,1 @@
+"""POISE evolves the reinforcement-learning algorithms that train language models."""

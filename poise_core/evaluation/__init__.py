@@ -1,0 +1,1 @@
+"""Protocol, benchmarks, scores and their uncertainty."""

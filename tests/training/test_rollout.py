@@ -99,7 +99,9 @@ def test_finished_sequences_leave_the_batch(model, codec, monkeypatch) -> None:
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "forward", counting)
-    sampled = sample(model, codec, PROMPTS, [16] * 4, uniforms(64, LENGTH, 8), on_token=lambda _, alive: live.append(alive))
+    sampled = sample(
+        model, codec, PROMPTS, [16] * 4, uniforms(64, LENGTH, 8), on_token=lambda _, alive: live.append(alive)
+    )
     assert widths[0] == len(PROMPTS)  # a prompt is prefilled once, whatever its group's size
     for alive, width in zip(live, widths[1:], strict=False):
         assert alive <= width <= alive / 0.9 + 1  # compacted at ten percent finished
