@@ -64,8 +64,8 @@ def _expect_finite(what: str, values: Tensor, inside: Tensor, probe: Probe) -> N
         where = [int(index) for index in bad.nonzero()[0]]
         place = f"completion {where[0]}" + (f", token {where[1]}" if len(where) > 1 else "")
         raise ContractViolation(
-            f"on {probe.name}: {what} is {float(values[tuple(where)])} at {place}; guard divisions with a positive epsilon, "
-            "bound exponents with log_ratio, and mind that torch.where keeps the NaN of an unused branch in the gradient"
+            f"on {probe.name}: {what} is {float(values[tuple(where)])} at {place}; guard divisions with a positive epsilon and "
+            "bound exponents, for example with log_ratio"
         )
 
 
