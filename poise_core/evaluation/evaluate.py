@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,7 +55,7 @@ def evaluate_policy(folder: Path, protocol: Protocol, split: Split, seed: int) -
 
 
 def _benchmark(
-    model: object, codec: PromptCodec, environment: Environment, protocol: Protocol, spec: BenchmarkSpec, split: Split
+    model: Any, codec: PromptCodec, environment: Environment, protocol: Protocol, spec: BenchmarkSpec, split: Split
 ) -> BenchmarkResult:
     problems = benchmark_problems(environment, spec, split)
     length = protocol.training.max_completion_length
@@ -65,10 +66,10 @@ def _benchmark(
     for first in range(0, len(problems), per_batch):
         part = problems[first : first + per_batch]
         ids, mask = codec.encode([problem.prompt for problem in part])
-        device = next(model.parameters()).device  # type: ignore[attr-defined]
+        device = next(model.parameters()).device
         rows = slice(first * spec.samples, (first + len(part)) * spec.samples)
         sampled = sample_completions(
-            model,  # type: ignore[arg-type]
+            model,
             ids.to(device),
             mask.to(device),
             torch.full((len(part),), spec.samples, device=device),

@@ -52,8 +52,8 @@ def build_tokenizer(folder: Path) -> PromptCodec:
 
     vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *ALPHABET])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")  # type: ignore[assignment]
-    tokenizer.decoder = decoders.Fuse()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
     folder.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(folder)

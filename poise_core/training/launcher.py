@@ -6,10 +6,12 @@ Finished seeds are read back, not redone; an unfinished seed goes on from its la
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from poise_core.config import ResourceSpec
 from poise_core.evaluation.protocol import Protocol
@@ -138,21 +140,33 @@ def _run(
 
 
 class _Follower:
-    """Reads the trajectories of the running seeds as they grow."""
+    """Reads the trajectories of the running seeds as they grow; every step is reported once.
+
+    A resumed worker puts a new file, cut at its checkpoint, in the place of the old one: reading then starts over.
+    """
 
     def __init__(self, folder: Path, seeds: list[int], on_step: Callable[[int, dict[str, float]], None] | None) -> None:
         self._on_step = on_step
-        self._read = {seed: (folder / f"seed-{seed}" / "trajectory.jsonl", 0) for seed in seeds}
+        self._paths = {seed: folder / f"seed-{seed}" / "trajectory.jsonl" for seed in seeds}
+        self._places = dict.fromkeys(seeds, (0, 0))  # inode, position
+        self._next_step = dict.fromkeys(seeds, 0)
 
     def poll(self) -> None:
+        """Report the whole lines that have come since the last call."""
         if self._on_step is None:
             return
-        for seed, (path, position) in self._read.items():
-            if not path.exists():
-                continue
-            with path.open() as stream:
-                stream.seek(position)
-                while (line := stream.readline()).endswith("\n"):
-                    position = stream.tell()
-                    self._on_step(seed, json.loads(line))
-            self._read[seed] = (path, position)
+        for seed, path in self._paths.items():
+            if path.exists():
+                with path.open() as stream:
+                    self._read(seed, stream)
+
+    def _read(self, seed: int, stream: TextIO) -> None:
+        inode, position = self._places[seed]
+        if os.fstat(stream.fileno()).st_ino == inode:
+            stream.seek(position)
+        while (line := stream.readline()).endswith("\n"):
+            self._places[seed] = (os.fstat(stream.fileno()).st_ino, stream.tell())
+            row = json.loads(line)
+            if row["step"] >= self._next_step[seed] and self._on_step is not None:
+                self._next_step[seed] = int(row["step"]) + 1
+                self._on_step(seed, row)

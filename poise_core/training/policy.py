@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 
 class PolicyNotFoundError(ValueError):
@@ -72,19 +72,19 @@ def policy_digest(name: str | Path) -> str:
     return digest.hexdigest()
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The causal language model of a policy folder, in evaluation mode (dropout off)."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
-    return model.eval()  # type: ignore[no-any-return]
+    return model.eval()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a policy folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)  # type: ignore[no-any-return]
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
 @dataclass(frozen=True)

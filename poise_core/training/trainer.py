@@ -232,8 +232,10 @@ class Trainer:
         for epoch in range(spec.inner_epochs):
             generator = torch.Generator().manual_seed(hash_key(self.seed, self.state.step, _ORDER, epoch))
             order = torch.randperm(spec.batch_size, generator=generator).to(self.device)
-            for rows in order.chunk(spec.minibatches):
-                norms.append(self._minibatch(batch, advantages, train_mask, rows, dynamics, sums))
+            norms += [
+                self._minibatch(batch, advantages, train_mask, rows, dynamics, sums)
+                for rows in order.chunk(spec.minibatches)
+            ]
         updates = len(norms)
         result = {key: value / updates for key, value in self._over_processes(sums).items()}
         result.setdefault("clip_fraction", 0.0)

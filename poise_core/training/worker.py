@@ -72,7 +72,7 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
     started = time.perf_counter() - sum(row["seconds"] for row in rows)
     trajectory = folder / "trajectory.jsonl"
     if job.rank == 0:
-        trajectory.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write_atomically(trajectory, "".join(json.dumps(row) + "\n" for row in rows))
     with trajectory.open("a", buffering=1) as stream:
         for row in trainer.steps():
             row["seconds"] = row["seconds_rollout"] + row["seconds_update"]
