@@ -92,7 +92,8 @@ NETWORK = [
     _hostile("network", "outside", "import socket\nsocket.create_connection(('1.1.1.1', 53), timeout=2)"),
     _hostile("network", "udp", "import socket\nsocket.socket(2, 2).sendto(b'hi', ('127.0.0.1', @PORT@))", REJECTED, ADMITTED),
     _hostile("network", "torch_store",
-             "torch.distributed.TCPStore('127.0.0.1', @PORT@, 1, False, __import__('datetime').timedelta(seconds=1))"),
+             "torch.distributed.TCPStore('127.0.0.1', @PORT@, 1, False, __import__('datetime').timedelta(seconds=1))",
+             REJECTED, TIMED_OUT),
     _hostile("network", "torch_hub", "torch.hub.download_url_to_file('http://127.0.0.1:@PORT@/', '@WRITE@')"),
 ]  # fmt: skip
 
