@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from poise_core.run_directory import RunDirectory
 
+DRAWING_WIDTH = 110
+
 SvgOption = Annotated[Path | None, typer.Option("--svg", help="Also draw it into this file, for a page.")]
 RunDir = Annotated[Path, typer.Argument(help="A run directory, for example runs/laptop.")]
 
@@ -34,7 +36,7 @@ def leaderboard(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None
             rows = rank(run.archive, run.preset.protocol)
             _print_json([row.to_dict() for row in rows])
         else:
-            _print(leaderboard_of(run), svg)
+            _print(leaderboard_of(run), leaderboard_of(run, DRAWING_WIDTH), svg)
 
 
 def lineage(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None) -> None:
@@ -50,7 +52,7 @@ def lineage(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None) ->
         if json:
             _print_json([node.to_dict() for node in trace(run.archive, run.preset.protocol)])
         else:
-            _print(lineage_of(run), svg)
+            _print(lineage_of(run), lineage_of(run), svg)
 
 
 def show(
@@ -81,14 +83,16 @@ def show(
             _print(render_candidate(view, code=code))
 
 
-def leaderboard_of(run: RunDirectory) -> RenderableType:
-    """For a terminal."""
+def leaderboard_of(run: RunDirectory, width: int | None = None) -> RenderableType:
+    """For a terminal of ``width`` columns, by default the one at hand."""
+    from rich.console import Console
+
     from poise_core.views import leaderboard as rank
     from poise_core.views import other_protocols, render_leaderboard
 
     rows = rank(run.archive, run.preset.protocol)
     others = other_protocols(run.archive, run.preset.protocol)
-    return render_leaderboard(rows, run.preset.protocol, others=others)
+    return render_leaderboard(rows, run.preset.protocol, others=others, width=width or Console().width)
 
 
 def lineage_of(run: RunDirectory) -> RenderableType:
@@ -103,11 +107,11 @@ def _print_json(document: Any) -> None:
     typer.echo(json_module.dumps(document, indent=1, ensure_ascii=False))
 
 
-def _print(view: RenderableType, svg: Path | None = None) -> None:
+def _print(view: RenderableType, drawn: RenderableType | None = None, svg: Path | None = None) -> None:
     from rich.console import Console
 
     Console().print(view)
-    if svg is not None:
-        drawing = Console(record=True, width=110, file=io.StringIO())
-        drawing.print(view)
+    if svg is not None and drawn is not None:
+        drawing = Console(record=True, width=DRAWING_WIDTH, file=io.StringIO())
+        drawing.print(drawn)
         drawing.save_svg(str(svg), title="poise")

@@ -20,6 +20,9 @@ from poise_core.views.text import STYLES, format_interval
 
 Status = Literal["evaluated", "reference", "failed", "unfinished"]
 
+FULL_WIDTH = 100
+"""Columns that a row with every cell filled fits into."""
+
 
 @dataclass(frozen=True)
 class LeaderboardRow:
@@ -177,15 +180,21 @@ def _plain_failure(row: LeaderboardRow) -> LeaderboardRow:
 
 
 def render_leaderboard(
-    rows: Sequence[LeaderboardRow], protocol: Protocol, *, others: Sequence[str] = (), level: float = 0.95
+    rows: Sequence[LeaderboardRow],
+    protocol: Protocol,
+    *,
+    others: Sequence[str] = (),
+    level: float = 0.95,
+    width: int = FULL_WIDTH,
 ) -> RenderableType:
-    """The leaderboard for a terminal of 100 columns.
+    """The leaderboard for a terminal; one narrower than 100 columns is spared lengths and format validity.
 
     Args:
         rows: from :func:`leaderboard`.
         protocol: whose digest stands in the title.
         others: from :func:`other_protocols`.
         level: the confidence level that the rows were made with.
+        width: columns of the terminal.
     """
     baseline = next((row for row in rows if row.verdict == "baseline"), None)
     against = baseline.name if baseline else "baseline"
@@ -196,8 +205,10 @@ def render_leaderboard(
     table.add_column("seeds", justify="right", style="dim")
     table.add_column(f"delta to {against}", no_wrap=True)
     table.add_column("", no_wrap=True)
-    table.add_column("tokens", justify="right")
-    table.add_column("valid", justify="right")
+    behaviour = width >= FULL_WIDTH
+    if behaviour:
+        table.add_column("tokens", justify="right")
+        table.add_column("valid", justify="right")
     for row in rows:
         if row.overall is not None:
             style = STYLES.get(row.verdict, "")
@@ -208,8 +219,7 @@ def render_leaderboard(
                 str(row.overall.seeds),
                 Text(format_interval(row.delta, signed=True) if row.delta else "", style=style),
                 Text(row.verdict, style=style),
-                f"{row.completion_length:.1f}",
-                f"{row.format_valid:.0%}",
+                *((f"{row.completion_length:.1f}", f"{row.format_valid:.0%}") if behaviour else ()),
             )
     parts: list[RenderableType] = [table]
     if not any(row.overall for row in rows):
