@@ -74,7 +74,7 @@ def calibrate(
                 panel = run_panel(
                     loaded,
                     names,
-                    seeds,
+                    own_seeds,
                     run_dir / loaded.protocol.digest,
                     pool,
                     on_seed=lambda: progress.advance(bar),  # noqa: B023
