@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 from prefect import allow_failure, flow
-from prefect.states import Cancelled as CancelledState
+from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from tasks.outcomes import raise_for_the_run
+from tasks.outcomes import raise_for_the_run, with_typed_end
 from tasks.reports import show_leaderboard, update_tracking
 from tasks.session import evolution_session, parallel_candidates
 from tasks.stages import (
@@ -43,7 +43,8 @@ WORKERS: Any = CandidateWorkers()
 
 
 @flow(name="evolve", flow_run_name="evolve {run_dir}", task_runner=WORKERS, validate_parameters=False)
-def evolve(run_dir: str, preset: str = "laptop") -> Any:
+@with_typed_end
+def evolve(run_dir: str, preset: str = "laptop") -> None:
     """Evolve algorithms in a run directory until it holds as many generations as its preset says.
 
     Args:
@@ -51,29 +52,30 @@ def evolve(run_dir: str, preset: str = "laptop") -> Any:
         preset: name or path; not used where the caller has opened the run already.
     """
     with evolution_session(run_dir, preset) as evolution:
-        try:
-            establish_baseline(run_dir)
-            for number in range(1, evolution.preset.search.generations + 1):
-                if not evolution.finished(number):
-                    generation(run_dir, number)
-        except Exception:
-            if evolution.stopped:
-                return CancelledState(message="stopped; the same command goes on")
-            raise
+        tracked = establish_baseline(run_dir)
+        for number in range(1, evolution.preset.search.generations + 1):
+            if not evolution.finished(number):
+                generation(run_dir, number)
+        tracked.wait()
 
 
-def establish_baseline(run_dir: str) -> None:
-    """The scores that everything is compared with: the policy before training, and the baseline algorithm."""
+def establish_baseline(run_dir: str) -> PrefectFuture[str]:
+    """The scores that everything is compared with: the policy before training, and the baseline algorithm.
+
+    Returns:
+        The update of MLflow, which nothing but the end of the flow waits for.
+    """
     untrained = measure_base_policy.submit(run_dir)
     verified = verify_baseline.submit(run_dir)
     trained = train.submit(run_dir, verified)
     scored = evaluate.submit(run_dir, trained)
     reflected = reflect.submit(run_dir, verified, allow_failure(scored))
     raise_for_the_run([untrained, verified, trained, scored, reflected])
-    update_tracking.submit(run_dir, reflected)
+    return update_tracking.submit(run_dir, reflected)
 
 
 @flow(name="generation", flow_run_name="gen-{number:02d}", task_runner=WORKERS, validate_parameters=False)
+@with_typed_end
 def generation(run_dir: str, number: int) -> None:
     """One generation: a child of every selected parent."""
     with evolution_session(run_dir):

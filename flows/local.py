@@ -47,8 +47,11 @@ def evolve_here(preset: Preset, run_dir: Path, *, observer: Observer, say: Calla
             say(
                 f"{evolution.preset.search.generations} generations in {evolution.run.path}; Ctrl-C stops, and it resumes"
             )
-            state: Any = evolve(str(evolution.run.path), return_state=True)
-            if evolution.stopped and not state.is_completed():
+            try:
+                state: Any = evolve(str(evolution.run.path), return_state=True)
+            finally:
+                _send_what_is_left()
+            if state.is_cancelled():
                 raise Cancelled("stopped")
             state.result()
             return evolution.run
@@ -70,3 +73,12 @@ def _stopped_by_signals(evolution: Evolution, say: Callable[[str], None]) -> Ite
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _send_what_is_left() -> None:
+    """Logs and events go to the server in the background; it must still be there for the last of them."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler().flush()
+    EventsWorker.drain_all(timeout=5)

@@ -8,6 +8,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import Task
 from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.exceptions import CancelledRun
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled as CancelledState
 
@@ -35,7 +36,7 @@ def worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -
 def with_typed_end(stage: Callable[P, R]) -> Callable[P, R]:
     """Turn a candidate's failure into a failed state that carries its kind as its name, and a stop into a cancelled one.
 
-    Both are final. Whatever else the stage raises goes to Prefect as it is.
+    For the functions of tasks and flows. Both states are final; whatever else is raised goes to Prefect as it is.
     """
 
     @functools.wraps(stage)
@@ -45,7 +46,7 @@ def with_typed_end(stage: Callable[P, R]) -> Callable[P, R]:
         except CandidateFailure as failure:
             name = str(failure.kind).replace("_", " ").title().replace(" ", "")
             state: State[Any] = State(type=StateType.FAILED, name=name, message=failure.message, data=failure)
-        except Cancelled as stop:
+        except (Cancelled, CancelledRun) as stop:
             state = CancelledState(message=str(stop))
         return cast(R, state)
 

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from poise_core.config import Preset, load_preset
-from poise_core.evolution import Evolution, Observer
+from poise_core.evolution import Event, Evolution, Observer
 from poise_core.evolution.events import ignore
 from poise_core.run_directory import RunDirectory, RunDirectoryError
+from tasks.run_log import log_event
 
 _open: dict[Path, Evolution] = {}
 
@@ -42,7 +43,12 @@ def evolution_session(
     if preset is None:
         preset = RunDirectory.read(path).preset
     with RunDirectory.open(path, load_preset(preset) if isinstance(preset, str) else preset) as run:
-        _open[path] = Evolution(run, observer=observer)
+
+        def tell(event: Event) -> None:
+            observer(event)
+            log_event(event)
+
+        _open[path] = Evolution(run, observer=tell)
         try:
             with _stopping(_open[path]) as evolution:
                 yield evolution

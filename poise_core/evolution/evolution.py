@@ -23,7 +23,7 @@ from poise_core.evolution.memory import Memory
 from poise_core.evolution.places import Draft, Place, failure_to_dict, load_record
 from poise_core.evolution.roles import Roles, default_roles
 from poise_core.evolution.trials import Subject, Trials
-from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
 from poise_core.search.selection import Selection, reference_set
@@ -198,15 +198,21 @@ class Evolution:
         return subject
 
     def reflect(self, subject: Subject) -> Reflection:
-        """What the candidate taught, be it scored or failed in training."""
-        protocol = self.preset.protocol.digest
+        """What the candidate taught, be it scored or failed in training.
+
+        Raises:
+            Cancelled: it is neither yet, because an earlier stage was stopped or the machine failed.
+        """
         if stored := self.memory.reflection(subject.candidate_id):
             return stored
+        failure = self.trials.failure(subject)
+        if failure is None and len(self.trials.evaluations(subject, self.seeds)) < len(self.seeds):
+            raise Cancelled(f"no reflection on {subject.name}: it has neither a score nor a failure yet")
         with self._stage("reflect", subject.name, subject.generation) as say:
-            reflection = self.roles.reflector.reflect(self.memory.evidence(subject, self.trials.failure(subject)))
+            reflection = self.roles.reflector.reflect(self.memory.evidence(subject, failure))
             row = reflection_row(
                 candidate_id=subject.candidate_id,
-                protocol=protocol,
+                protocol=self.preset.protocol.digest,
                 summary=reflection.summary,
                 markdown=reflection.as_text(),
                 content=reflection.model_dump(mode="json"),

@@ -33,6 +33,9 @@ from poise_core.verification import VerificationReport, verify_file
 UNTRAINED = "base policy"
 """Name of the row that holds the scores of the policy before any training."""
 
+_STAGES = ("verify", "train", "evaluate")
+"""In order: a candidate that has failed in one does not enter those after it."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -241,8 +244,9 @@ class Trials:
 
     @contextmanager
     def stage(self, subject: Subject, stage: str) -> Iterator[Callable[[str], None]]:
-        """Announce a stage of a candidate that has not failed yet, and record its failure in it."""
-        if recorded := self.failure(subject):
+        """Announce a stage of a candidate that has not failed up to it, and record its failure in it."""
+        recorded = self.failure(subject)
+        if recorded and _STAGES.index(recorded.stage) <= _STAGES.index(stage):
             raise recorded
         with announced(self.observer, stage, subject.name, subject.generation, self.should_stop) as say:
             try:

@@ -1,0 +1,66 @@
+# make evolve     install what is missing and evolve GRPO on this machine (RUN_DIR=... PRESET=... to change)
+# make test       install what is missing, then lint, types, import fences and the whole test suite
+# make test-fast  the same without the slow tests
+# make setup      only install
+# make clean      remove what the tools cache; runs/ and .venv stay
+
+PYTHON ?= python3
+VENV ?= .venv
+PRESET ?= laptop
+RUN_DIR ?= runs/$(PRESET)
+WORKERS ?= 2
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PACKAGES := poise_core flows tasks tests
+
+# without a GPU the CPU build of torch, a tenth of the size, where its index can be reached
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || { $(PYTHON) -c \
+	"import urllib.request as u; u.urlopen('$(CPU_WHEELS)/torch/', timeout=5)" 2>/dev/null \
+	&& echo --extra-index-url $(CPU_WHEELS); })
+
+# no telemetry and no look-ups, whatever a tool's default is
+export DO_NOT_TRACK := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export MLFLOW_DISABLE_TELEMETRY := true
+export HF_HUB_OFFLINE := 1
+export LANGSMITH_TRACING := false
+
+.PHONY: evolve test test-fast setup lint format types imports clean
+
+evolve: setup
+	$(BIN)/poise evolve --preset $(PRESET) --run-dir $(RUN_DIR)
+
+test: lint types imports
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+
+test-fast: lint types imports
+	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow"
+
+setup: $(STAMP)
+
+# torch first, so that nothing else decides which build of it is taken
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch $(TORCH_INDEX)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,llm]'
+	touch $@
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup
+	$(BIN)/mypy
+
+imports: setup
+	$(BIN)/lint-imports --no-logo
+
+clean:
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .benchmarks
+	find $(PACKAGES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,23 @@
+"""What happens in a stage, in the log of its task run."""
+
+from __future__ import annotations
+
+from poise_core.evolution import Event
+
+STEPS_BETWEEN_LINES = 10
+
+
+def log_event(event: Event) -> None:
+    """An observer: one line for every end of a stage, and for every tenth step of a training."""
+    from prefect.context import TaskRunContext
+    from prefect.logging import get_run_logger
+
+    if TaskRunContext.get() is None:
+        return
+    if event.kind == "step":
+        if event.row["step"] % STEPS_BETWEEN_LINES == 0:
+            shown = {key: round(event.row[key], 4) for key in ("reward_mean", "entropy", "kl") if key in event.row}
+            get_run_logger().info("seed %s step %d %s", event.seed, event.row["step"], shown)
+    elif event.message:
+        log = get_run_logger().warning if event.kind == "failed" else get_run_logger().info
+        log("%s of %s: %s", event.stage, event.subject, event.message)

@@ -1,0 +1,265 @@
+"""A run of the search in a made-up laboratory: what it records, what it repeats, what it never mixes."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from laboratory import (
+    Laboratory,
+    admit,
+    contents,
+    establish_baseline,
+    evolve,
+    make_preset,
+    measure,
+    open_evolution,
+)
+
+from poise_core.agents.base import Attempt, Proposal, ProposalContext
+from poise_core.archive import UNTRAINED_ARM
+from poise_core.evolution import Event, Evolution, EvolutionError, Roles, default_roles
+from poise_core.evolution.evolution import IDEAS_TRIED, REVISIONS
+from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
+
+
+def rows(evolution: Evolution, table: str, **equals: object) -> list[dict]:
+    return evolution.run.archive.rows(table, **equals)
+
+
+def test_a_run_leaves_a_row_for_every_stage_of_every_candidate(evolution: Evolution, laboratory: Laboratory) -> None:
+    evolve(evolution)
+    candidates = rows(evolution, "candidates")
+    assert Counter(row["generation"] for row in candidates) == {0: 2, 1: 2, 2: 2}  # 0: GRPO and the base policy
+    children = [row["candidate_id"] for row in candidates if row["generation"] > 0]
+    trained = {row["candidate_id"] for row in candidates} - {
+        row["candidate_id"] for row in candidates if row["arm"] == UNTRAINED_ARM
+    }
+    assert {row["candidate_id"] for row in rows(evolution, "verifications")} == trained
+    assert Counter(row["candidate_id"] for row in rows(evolution, "trajectories")) == dict.fromkeys(trained, 2 * 12)
+    # two seeds, two benchmarks
+    assert set(Counter(row["candidate_id"] for row in rows(evolution, "evaluations")).values()) == {4}
+    assert {row["candidate_id"] for row in rows(evolution, "reflections")} == trained
+    assert len(rows(evolution, "proposals")) == 2 * 2 * 3
+    assert {row["proposal_id"] for row in rows(evolution, "proposals", taken=True)} == {
+        row["proposal_id"] for row in candidates if row["candidate_id"] in children
+    }
+    assert not rows(evolution, "failures")
+    assert evolution.run.archive.check() == []
+    assert laboratory.splits == {"search"}
+
+
+def test_equal_seeds_give_equal_runs_and_other_seeds_other_children(tmp_path: Path, laboratory: Laboratory) -> None:
+    runs = [open_evolution(tmp_path / name) for name in ("first", "second")]
+    runs.append(open_evolution(tmp_path / "third", make_preset(seed=1)))
+    for one in runs:
+        evolve(one)
+    first, second, third = (contents(one.run.archive) for one in runs)
+    assert first == second
+    assert first["candidates"].keys() != third["candidates"].keys()
+
+
+def test_the_order_in_which_children_finish_changes_nothing(tmp_path: Path, laboratory: Laboratory) -> None:
+    """Once the ideas of the second place depended on whether the first child had been scored already."""
+    one_by_one, all_at_once = open_evolution(tmp_path / "a"), open_evolution(tmp_path / "b")
+    evolve(all_at_once)
+    establish_baseline(one_by_one)
+    for generation in (1, 2):
+        for place in one_by_one.select_parents(generation):
+            child = one_by_one.verify(place, one_by_one.implement(place))
+            measure(one_by_one, child)  # before the next place begins
+    assert contents(one_by_one.run.archive) == contents(all_at_once.run.archive)
+
+
+def test_a_finished_run_is_read_back_without_any_work(tmp_path: Path, laboratory: Laboratory) -> None:
+    first = open_evolution(tmp_path / "run")
+    evolve(first)
+    first.run.close()
+    before = contents(first.run.archive)
+    laboratory.trained.clear()
+    laboratory.evaluated.clear()
+    events: list[Event] = []
+    again = open_evolution(tmp_path / "run", observer=events.append)
+    evolve(again)
+    assert laboratory.trained == laboratory.evaluated == []
+    assert not [event for event in events if event.message]
+    assert contents(again.run.archive) == before
+
+
+def test_the_base_policy_is_scored_once_and_is_no_parent(evolution: Evolution, laboratory: Laboratory) -> None:
+    subject = evolution.measure_base_policy()
+    evolution.measure_base_policy()
+    scores = evolution.trials.evaluations(subject)
+    assert [score.seed for score in scores] == [0, 1]
+    assert scores[0].benchmarks == scores[1].benchmarks
+    assert len(laboratory.evaluated) == 1
+    with pytest.raises(EvolutionError, match="no candidate has been evaluated"):
+        evolution.select_parents(1)
+
+
+@pytest.mark.parametrize("kind", [FailureKind.CRASHED, FailureKind.DIVERGED, FailureKind.TIMED_OUT])
+def test_a_failure_in_training_is_a_typed_row_and_the_generation_goes_on(
+    evolution: Evolution, laboratory: Laboratory, kind: FailureKind
+) -> None:
+    establish_baseline(evolution)
+    bad, good = admit(evolution, 1)
+    laboratory.fail[bad.name] = CandidateFailure(kind, "train", "it went wrong at step 6", "the traceback")
+    for child in (bad, good):
+        measure(evolution, child)
+    (row,) = rows(evolution, "failures")
+    assert (row["candidate_id"], row["stage"], row["kind"]) == (bad.candidate_id, "train", str(kind))
+    assert (row["message"], row["detail"], row["generation"]) == ("it went wrong at step 6", "the traceback", 1)
+    assert not rows(evolution, "evaluations", candidate_id=bad.candidate_id)
+    # the six steps that it got to are kept as evidence, and the reflection speaks of the failure
+    assert len(rows(evolution, "trajectories", candidate_id=bad.candidate_id)) == 6
+    assert rows(evolution, "reflections", candidate_id=bad.candidate_id)
+    assert len(rows(evolution, "evaluations", candidate_id=good.candidate_id)) == 4
+    assert evolution.finished(1)
+    # gone through again it is still the admitted child of its place, and not taken for a refused draft
+    assert [child.name for child in admit(evolution, 1)] == [bad.name, good.name]
+    # recorded once, raised again from the record, never trained again, never a parent
+    laboratory.trained.clear()
+    with pytest.raises(CandidateFailure, match="it went wrong at step 6"):
+        evolution.train(bad)
+    assert not laboratory.trained
+    places = evolution.select_parents(2)
+    assert bad.candidate_id not in {place.parent_id for place in places}
+
+
+def test_a_fault_of_the_machine_leaves_no_row_and_the_stage_is_done_later(
+    evolution: Evolution, laboratory: Laboratory
+) -> None:
+    establish_baseline(evolution)
+    child, _ = admit(evolution, 1)
+    laboratory.fail[child.name] = InfrastructureError("the node went away")
+    with pytest.raises(InfrastructureError, match="the node went away"):
+        evolution.train(child)
+    assert not rows(evolution, "failures")
+    assert not rows(evolution, "trajectories", candidate_id=child.candidate_id)
+    with pytest.raises(Cancelled, match="neither a score nor a failure"):
+        evolution.reflect(child)
+    assert not evolution.finished(1)
+    laboratory.fail.clear()
+    measure(evolution, child)
+    assert len(rows(evolution, "evaluations", candidate_id=child.candidate_id)) == 4
+
+
+def test_a_full_disk_is_a_fault_of_the_machine(evolution: Evolution, laboratory: Laboratory) -> None:
+    establish_baseline(evolution)
+    child, _ = admit(evolution, 1)
+    laboratory.fail[child.name] = OSError(28, "No space left on device")
+    with pytest.raises(InfrastructureError, match=f"train of {child.name}.*No space left"):
+        evolution.train(child)
+    assert not rows(evolution, "failures")
+
+
+def test_a_refused_idea_gives_way_to_the_next_ranked_one(tmp_path: Path, laboratory: Laboratory) -> None:
+    refused: list[str] = []
+
+    def refuse_first(name: str, source: str) -> str | None:
+        if name not in refused and name != "GRPO" and len(refused) < 1:
+            refused.append(name)
+        return "padding: change that" if name in refused else None
+
+    laboratory.refuse = refuse_first
+    evolution = open_evolution(tmp_path / "run", make_preset(parents=1))
+    establish_baseline(evolution)
+    (place,) = evolution.select_parents(1)
+    ranked = [evolution.propose(place)[index].name for index in evolution.screen(place)]
+    child = evolution.verify(place, evolution.implement(place))
+    assert (refused, child.name) == (ranked[:1], ranked[1])
+    (failure,) = rows(evolution, "failures")
+    assert (failure["kind"], failure["stage"], failure["message"]) == (
+        "rejected",
+        "verify",
+        "made-up: padding: change that",
+    )
+    assert {row["name"] for row in rows(evolution, "proposals", taken=True)} == set(ranked[:2])
+
+
+def test_when_every_idea_is_refused_the_place_ends_without_a_child(tmp_path: Path, laboratory: Laboratory) -> None:
+    laboratory.refuse = lambda name, source: None if name == "GRPO" else "no"
+    evolution = open_evolution(tmp_path / "run", make_preset(parents=1, proposals=5))
+    establish_baseline(evolution)
+    (place,) = evolution.select_parents(1)
+    for _ in range(2):  # the second time from the record
+        with pytest.raises(CandidateFailure, match="no admissible child of GRPO"):
+            evolution.verify(place, evolution.implement(place))
+    assert len(rows(evolution, "failures")) == len(rows(evolution, "verifications", admitted=False)) == IDEAS_TRIED
+    assert len(rows(evolution, "proposals")) == 5
+    assert evolution.finished(1)
+    assert evolution.select_parents(2)[0].parent_name == "GRPO"
+
+
+class Reviser:
+    """An implementer that answers the gate: the nth draft says in its text that it is the nth."""
+
+    def __init__(self) -> None:
+        self.asked: list[int] = []
+
+    def implement(self, proposal: Proposal, context: ProposalContext, attempts: tuple[Attempt, ...] = ()) -> str:
+        self.asked.append(len(attempts))
+        if attempts:
+            assert "draft" in json.loads(attempts[-1].report)["checks"][0]["message"]
+        return f'"""{proposal.name}, draft {len(attempts)}."""\n'
+
+
+def test_an_implementer_may_answer_the_gate_a_bounded_number_of_times(tmp_path: Path, laboratory: Laboratory) -> None:
+    laboratory.refuse = lambda name, source: "this draft" if "draft" in source and "draft 2" not in source else None
+    preset, reviser = make_preset(parents=1), Reviser()
+    roles = default_roles(preset)
+    roles = Roles(roles.selector, roles.proposer, roles.screener, reviser, roles.reflector)
+    evolution = open_evolution(tmp_path / "run", preset, roles)
+    establish_baseline(evolution)
+    (place,) = evolution.select_parents(1)
+    child = evolution.verify(place, evolution.implement(place))
+    assert reviser.asked == [0, 1, 2] == list(range(REVISIONS + 1))
+    assert {row["candidate_id"] for row in rows(evolution, "verifications", admitted=True)} >= {child.candidate_id}
+    assert len({row["proposal_id"] for row in rows(evolution, "candidates", generation=1)}) == 1
+    evolution.verify(place, evolution.implement(place))
+    assert reviser.asked == [0, 1, 2]  # no answer is asked for twice
+
+
+def test_a_child_that_behaves_like_an_admitted_one_is_a_duplicate(tmp_path: Path, laboratory: Laboratory) -> None:
+    class Copyist(Reviser):
+        def implement(self, proposal: Proposal, context: ProposalContext, attempts: tuple[Attempt, ...] = ()) -> str:
+            if attempts:
+                raise CandidateFailure(FailureKind.REJECTED, "implement", "no other way")
+            return context.parent.source
+
+    preset = make_preset(parents=1)
+    roles = default_roles(preset)
+    roles = Roles(roles.selector, roles.proposer, roles.screener, Copyist(), roles.reflector)
+    evolution = open_evolution(tmp_path / "run", preset, roles)
+    establish_baseline(evolution)
+    (place,) = evolution.select_parents(1)
+    with pytest.raises(CandidateFailure):
+        evolution.verify(place, evolution.implement(place))
+    assert {row["kind"] for row in rows(evolution, "failures")} == {"duplicate"}
+
+
+def test_a_stop_ends_the_running_stage_and_begins_no_other(tmp_path: Path, laboratory: Laboratory) -> None:
+    def stop_at_step_3(event: Event) -> None:
+        if event.kind == "step" and event.row["step"] == 3:
+            evolution.stop()
+
+    evolution = open_evolution(tmp_path / "run", observer=stop_at_step_3)
+    baseline = evolution.verify_baseline(evolution.register_baseline())
+    with pytest.raises(Cancelled):
+        evolution.train(baseline)
+    with pytest.raises(Cancelled):
+        evolution.measure_base_policy()
+    assert not rows(evolution, "trajectories")
+    assert not rows(evolution, "failures")
+    evolution.run.close()
+    resumed = open_evolution(tmp_path / "run")
+    evolve(resumed)
+    assert resumed.finished(2)
+
+
+def test_a_baseline_that_fails_stops_the_search_with_its_reason(evolution: Evolution, laboratory: Laboratory) -> None:
+    laboratory.fail["GRPO"] = CandidateFailure(FailureKind.DIVERGED, "train", "the loss is NaN at step 6")
+    with pytest.raises(CandidateFailure):
+        establish_baseline(evolution)
+    with pytest.raises(EvolutionError, match=r"GRPO diverged in train: the loss is NaN at step 6"):
+        evolution.select_parents(1)

@@ -1,0 +1,76 @@
+"""Whatever was written last when a process dies, the next one goes on and the run ends as if nothing had happened."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
+
+from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def dies_after_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every durable write of a run ends in a link or a rename; the first of them is the last thing that is done."""
+
+    def last(write: Callable[..., Any]) -> Callable[..., Any]:
+        def write_and_die(source: Any, target: Any, **options: Any) -> None:
+            write(source, target, **options)
+            raise Killed(str(target))
+
+        return write_and_die
+
+    monkeypatch.setattr(os, "link", last(os.link))
+    monkeypatch.setattr(os, "replace", last(os.replace))
+
+
+@pytest.mark.slow
+def test_killed_after_every_single_write(tmp_path: Path, laboratory: Laboratory) -> None:
+    preset = make_preset(generations=2)
+
+    def refuse_some(name: str, source: str) -> str | None:
+        return "no" if name != "GRPO" and sum(source.encode()) % 3 == 0 else None
+
+    laboratory.refuse = refuse_some
+    undisturbed = open_evolution(tmp_path / "undisturbed", preset)
+    evolve(undisturbed)
+    archive = undisturbed.run.archive
+    scored = archive.evaluations(protocol=preset.protocol.digest)
+    fails = next(row for row in archive.rows("candidates", generation=1) if row["candidate_id"] in scored)
+    laboratory.fail[fails["name"]] = CandidateFailure(FailureKind.DIVERGED, "train", "NaN")
+    undisturbed = open_evolution(tmp_path / "with a failure", preset)
+    evolve(undisturbed)
+    assert {row["kind"] for row in undisturbed.run.archive.rows("failures")} == {"diverged", "rejected"}
+
+    written = []
+    while True:
+        with pytest.MonkeyPatch.context() as patch:
+            dies_after_one_write(patch)
+            try:
+                run = open_evolution(tmp_path / "killed", preset)
+                with run.run:  # a process that dies gives its lock back
+                    evolve(run)
+            except Killed as death:
+                written.append(str(death))
+                continue
+        break
+    assert len(written) > 60
+    assert len(set(written)) == len(written)  # nothing was written twice
+    assert contents(run.run.archive) == contents(undisturbed.run.archive)
+    assert run.run.archive.check() == []
+
+
+def test_an_unreadable_record_is_one_clear_line(tmp_path: Path, laboratory: Laboratory) -> None:
+    run = open_evolution(tmp_path / "run")
+    evolve(run)
+    record = next((tmp_path / "run" / "generations").rglob("proposals.json"))
+    record.write_text("[{")
+    (place, _) = run.select_parents(1)
+    with pytest.raises(InfrastructureError, match=r"proposals\.json: not readable, left as it is"):
+        run.propose(place)
+    assert record.read_text() == "[{"

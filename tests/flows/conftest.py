@@ -1,0 +1,27 @@
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "evolution"))  # laboratory
+
+from laboratory import Laboratory
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A real server with an empty database."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=240):
+        yield
+
+
+@pytest.fixture
+def laboratory(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
+    """Real flows, tasks, server and search; training, evaluation, gate and MLflow are made up."""
+    from poise_core.tracking import SyncReport, Tracker
+
+    monkeypatch.setattr(Tracker, "sync_archive", lambda *_, **__: SyncReport())
+    return Laboratory().install(monkeypatch)
