@@ -14,7 +14,14 @@ STAGES = (0, 1, 2, 3)
 
 def run(processes: int, policy: Path, out: Path, stages: tuple[int, ...]) -> None:
     script = Path(__file__).with_name("train_combinations.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", str(script)]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        str(script),
+    ]
     arguments = [str(policy), str(out), ",".join(ALGORITHMS), ",".join(map(str, stages))]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -32,7 +39,9 @@ def weights(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_two_processes_train_to_the_weights_of_one(weights: Path, tiny_policy: Path, algorithm: str, stage: int) -> None:
+def test_two_processes_train_to_the_weights_of_one(
+    weights: Path, tiny_policy: Path, algorithm: str, stage: int
+) -> None:
     one = load_file(weights / f"{algorithm}-zero0-1.safetensors")
     two = load_file(weights / f"{algorithm}-zero{stage}-2.safetensors")
     assert torch.equal(one["tokens"], two["tokens"])
