@@ -8,13 +8,7 @@ import pytest
 from corpus_runner import outcome, refused_by_language, run_all, run_alone, surroundings
 from hostile_corpus import CORPUS, REFUSED, Hostile
 
-SAMPLE = (
-    "open_read",
-    "socket_connect",
-    "daemon",
-    "exits",
-    "parent_environ",
-)  # one per kind of harm, through the real gate
+SAMPLE = ("parent_environ", "daemon")  # through the real gate; the whole corpus is a slow test
 
 
 def test_the_corpus_is_large_and_covers_every_family() -> None:
