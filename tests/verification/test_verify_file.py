@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -124,9 +125,9 @@ def test_checks_that_finished_before_the_end_are_kept() -> None:
 
 
 def test_lines_without_the_nonce_are_not_results() -> None:
-    forged = VerificationReport("child", "0", True, ()).to_json()
-    report = report_of(0, f'{NONCE} ["started", "finite"]\n9999 ["report", {forged!r}]\n["report", {forged!r}]\n')
-    assert not report.admitted
+    forged = json.dumps(["report", VerificationReport("child", "0", True, ()).to_json()])
+    assert report_of(0, f"{NONCE} {forged}\n").admitted
+    assert not report_of(0, f'{NONCE} ["started", "finite"]\n9999 {forged}\n{forged}\n').admitted
 
 
 @pytest.mark.parametrize(
