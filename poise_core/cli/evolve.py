@@ -81,7 +81,8 @@ def where_to_look(run: RunDirectory) -> str:
     folder = _short(run.path)
     programs = _short(Path(sys.executable).parent)
     server = os.environ.get("PREFECT_API_URL")
-    prefect = f"PREFECT_HOME={folder}/prefect {programs}/prefect server start" if server is None else server
+    home = _short(Path(os.environ.get("PREFECT_HOME", run.path / "prefect")))
+    prefect = f"PREFECT_HOME={home} {programs}/prefect server start" if server is None else server
     return "\n".join(
         [
             f"Archive   {folder}/archive",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise_core.cli.common import JsonOption, plain_errors
+from poise_core.cli.common import UNUSABLE, JsonOption, fail, plain_errors
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -73,14 +73,26 @@ def show(
 
     with plain_errors():
         run = RunDirectory.read(run_dir)
-        if candidate is None:
-            rows = rank(run.archive, run.preset.protocol)
-            candidate = rows[0].candidate_id if rows else ""
-        view = view_candidate(run.archive, run.preset.protocol, candidate)
+        rows = rank(run.archive, run.preset.protocol)
+        best = next((row.candidate_id for row in rows if row.rank == 1), "")
+        found = _find(run, candidate or best)
+        view = view_candidate(run.archive, run.preset.protocol, found)
         if json:
             _print_json(view.to_dict())
         else:
             _print(render_candidate(view, code=code))
+
+
+def _find(run: RunDirectory, wanted: str) -> str:
+    """The candidate that is meant; one line and status 2 where there is none, or where there are several."""
+    from poise_core.archive import ArchiveError
+    from poise_core.views import find_candidate
+
+    run.archive.read("candidates")  # what is wrong with the archive itself is told as that
+    try:
+        return find_candidate(run.archive, wanted)
+    except ArchiveError as error:
+        raise fail(error, UNUSABLE) from error
 
 
 def leaderboard_of(run: RunDirectory, width: int | None = None) -> RenderableType:

@@ -1,0 +1,169 @@
+"""Everything that can be wrong with what the user gives: one clear line, the right exit status, nothing written."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from poise_core.algorithms import algorithm_path
+from poise_core.cli import app
+from poise_core.config import load_preset
+from poise_core.run_directory import RunDirectory
+
+COMMANDS = ("evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "calibrate", "build-policy")
+
+
+@pytest.fixture
+def poise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command in this process, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def assert_one_line(result: Result, status: int, *parts: str) -> None:
+    assert result.exit_code == status, result.output
+    (line,) = result.stderr.strip().splitlines()
+    for part in ("poise: ", *parts):
+        assert part in line
+
+
+def test_help_names_every_command_and_every_command_teaches_by_example(poise: Callable[..., Result]) -> None:
+    listing = poise("--help").output
+    assert all(command in listing for command in COMMANDS)
+    for command in COMMANDS:
+        assert f"poise {command}" in poise(command, "--help").output, command
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        (["--preset", "nowhere"], ["no preset 'nowhere'", "smoke"]),
+        (["--set", "protocol.training.stepz=3"], ["protocol.training.stepz: unknown key", "steps"]),
+        (["--set", "protocol.training.steps=many"], ["protocol.training.steps", "valid integer", "'many'"]),
+        (["--set", "protocol.training.minibatches=3"], ["minibatches is 3", "does not divide"]),
+        (["--set", "protocol.training.group_size=1"], ["group_size must be at least 2"]),
+        (["--set", "search.seeds_per_candidate=9"], ["seeds_per_candidate is 9", "protocol.seeds lists 2"]),
+        (["--set", "resources.processes_per_training=3"], ["processes_per_training is 3", "does not divide"]),
+        (["--set", "protocol.policy=nobody"], ["protocol.policy", "nobody", "arithmetic-a"]),
+        (["--set", "steps"], ["--set 'steps'", "key=value"]),
+        (["--set", "protocol.seeds=[0, 0]"], ["seeds repeat"]),
+    ],
+)
+def test_a_preset_that_cannot_be_used(
+    poise: Callable[..., Result], tmp_path: Path, given: list[str], parts: list[str]
+) -> None:
+    result = poise("evolve", *(["--preset", "smoke"] if "--preset" not in given else []), *given)
+    assert_one_line(result, 2, *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_answers_than_samples(poise: Callable[..., Result], tmp_path: Path) -> None:
+    shipped = (Path(sys.modules["poise_core"].__file__ or "").parent / "presets" / "smoke.yaml").read_text()
+    (tmp_path / "mine.yaml").write_text(shipped.replace("k: 4, samples: 4", "k: 8, samples: 4"))
+    result = poise("evolve", "--preset", "mine.yaml")
+    assert_one_line(result, 2, "protocol.benchmarks.0", "k is 8 but samples is 4", "k <= samples")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def test_a_number_out_of_range_on_the_command_line(poise: Callable[..., Result], tmp_path: Path) -> None:
+    result = poise("evolve", "--preset", "smoke", "--generations", "0")
+    assert result.exit_code == 2
+    assert "generations" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run that has been opened and holds nothing yet."""
+    folder = tmp_path / "run"
+    RunDirectory.open(folder, load_preset("smoke")).close()
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_run_directory_of_another_protocol(poise: Callable[..., Result], run_dir: Path) -> None:
+    before = snapshot(run_dir)
+    result = poise("evolve", "--preset", "smoke", "--set", "protocol.training.steps=5", "--run-dir", run_dir)
+    assert_one_line(result, 2, "made under protocol", "training.steps: 4 there, 5 here", "take another directory")
+    assert snapshot(run_dir) == before
+
+
+def test_a_folder_that_holds_other_things(poise: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("...")
+    assert_one_line(
+        poise("evolve", "--preset", "smoke", "--run-dir", "thesis"), 2, "not a run directory", "chapter.tex"
+    )
+    assert_one_line(poise("leaderboard", "thesis"), 2, "not a run directory")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
+
+
+def test_a_run_directory_in_use(poise: Callable[..., Result], run_dir: Path) -> None:
+    with RunDirectory.open(run_dir, load_preset("smoke")):
+        assert_one_line(poise("evolve", "--preset", "smoke", "--run-dir", run_dir), 2, "in use by process")
+
+
+@pytest.mark.parametrize("command", ["leaderboard", "lineage", "show"])
+@pytest.mark.parametrize("json", [False, True])
+def test_reading_a_truncated_archive(poise: Callable[..., Result], run_dir: Path, command: str, json: bool) -> None:
+    run = RunDirectory.read(run_dir)
+    from poise_core.archive import candidate_row
+
+    run.archive.append(
+        "candidates",
+        [candidate_row(candidate_id="a-1", name="A", source="x", source_digest="1", written_by="human")],
+    )
+    (part,) = (run_dir / "archive" / "candidates").glob("part-*")
+    part.write_bytes(part.read_bytes()[:100])
+    before = snapshot(run_dir)
+    assert_one_line(poise(command, run_dir, *(["--json"] if json else [])), 3, str(part), "not a readable Parquet file")
+    assert snapshot(run_dir) == before
+
+
+def test_showing_a_candidate_that_is_not_there(poise: Callable[..., Result], run_dir: Path) -> None:
+    assert_one_line(poise("show", run_dir, "VM-AV"), 2, "no candidate 'VM-AV'")
+    assert poise("leaderboard", run_dir).exit_code == 0
+
+
+def test_evaluating_what_is_not_there(poise: Callable[..., Result], tmp_path: Path) -> None:
+    assert_one_line(poise("evaluate", "nothing.py", "--preset", "smoke"), 2, "nothing.py: no such file")
+    assert_one_line(poise("verify", "nothing.py"), 2, "nothing.py: no such file")
+    result = poise("evaluate", algorithm_path("grpo"), "--preset", "smoke", "--seeds", "5")
+    assert_one_line(result, 2, "--seeds 5", "protocol.seeds lists 2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_verify_admits_and_refuses(poise: Callable[..., Result], tmp_path: Path) -> None:
+    admitted = poise("verify", algorithm_path("rloo"))
+    assert admitted.exit_code == 0
+    assert "admitted" in admitted.stdout
+    source = algorithm_path("rloo").read_text()
+    (tmp_path / "spy.py").write_text(source.replace("import torch\n", "import os\nimport torch\n", 1))
+    refused = poise("verify", "spy.py")
+    assert refused.exit_code == 1
+    assert "os" in refused.stdout
+    report = json.loads(poise("verify", "spy.py", "--json").stdout)
+    assert report["admitted"] is False
+    assert report["failure"] == "rejected"
+    assert [path.name for path in tmp_path.iterdir()] == ["spy.py"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["leaderboard", "run"], ["lineage", "run"], ["evolve", "--help"]])
+def test_looking_costs_no_heavy_import(run_dir: Path, arguments: list[str]) -> None:
+    """The reason why these take well under a second."""
+    script = (
+        "import sys\nfrom poise_core.cli import app\n"
+        f"app({arguments!r}, standalone_mode=False)\n"
+        "print([name for name in ('torch', 'mlflow', 'prefect', 'transformers', 'deepspeed') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=run_dir.parent, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip().splitlines()[-1] == "[]"
