@@ -33,10 +33,10 @@ evolve: setup
 	$(BIN)/poise evolve --preset $(PRESET) --run-dir $(RUN_DIR)
 
 test: lint types imports
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
 
 test-fast: lint types imports
-	$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow"
+	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow"
 
 setup: $(STAMP)
 

@@ -16,7 +16,7 @@ from poise_core.evolution import Event
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.run_directory import RunDirectory
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prefect")]
 
 
 def run_flow(folder: Path, preset: Preset, observer: Any = lambda event: None) -> Any:
