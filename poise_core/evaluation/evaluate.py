@@ -18,6 +18,7 @@ from poise_core.environments import Environment, Problem, Split, get_environment
 from poise_core.evaluation.protocol import BenchmarkSpec, Protocol
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.statistics import benchmark_score, overall
+from poise_core.training.libraries import skipped_imports
 from poise_core.training.policy import PromptCodec, load_model
 from poise_core.training.rollout import sample_completions, uniforms
 
@@ -39,7 +40,8 @@ def evaluate_policy(folder: Path, protocol: Protocol, split: Split, seed: int) -
         seed: the training seed that the result is filed under; it does not change the sampling.
     """
     started = time.perf_counter()
-    model = load_model(folder)
+    with skipped_imports("scipy"):  # for a loss of object detection
+        model = load_model(folder)
     if torch.cuda.is_available():
         model = model.to("cuda")
     codec = PromptCodec.load(folder)

@@ -14,6 +14,7 @@ import torch
 from poise_core.evaluation.evaluate import evaluate_policy
 from poise_core.evaluation.protocol import Protocol
 from poise_core.files import write_atomically
+from poise_core.training.libraries import leave
 
 
 def main(job_file: str) -> int:
@@ -29,4 +30,4 @@ def main(job_file: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    leave(main(sys.argv[1]))

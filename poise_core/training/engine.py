@@ -5,7 +5,9 @@ Importing this module is cheap; DeepSpeed itself takes seconds and is imported w
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +18,10 @@ import torch.distributed as dist
 
 from poise_core.config import ResourceSpec
 from poise_core.evaluation.protocol import TrainingSpec
+from poise_core.files import write_atomically
+from poise_core.training.libraries import quiet_deepspeed
 
-
-def quiet_deepspeed() -> Any:
-    """Import DeepSpeed without its banner of log lines."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    import logging
-
-    import deepspeed
-
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # its shared-memory all-reduce for CPUs is compiled at run time, by a compiler that may be absent; gloo does without
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    return deepspeed
+_LATEST = "latest.json"  # in a folder of checkpoints, names the one to go on from
 
 
 def start_processes() -> tuple[int, int, torch.device]:
@@ -132,16 +125,41 @@ class Engine:
         with quiet_deepspeed().zero.GatheredParameters(list(module.parameters()), modifier_rank=None):
             yield module
 
-    def save_checkpoint(self, folder: Path, tag: str, state: dict[str, Any]) -> None:
-        """Write weights and optimizer of every process with the trainer's ``state``."""
-        self._engine.save_checkpoint(str(folder), tag=tag, client_state={"trainer": state, "updates": self._updates})
+    def save_checkpoint(self, folder: Path, step: int, state: dict[str, Any]) -> None:
+        """Write weights and optimizer of every process with the caller's ``state``, in place of the checkpoint before.
 
-    def load_checkpoint(self, folder: Path, tag: str) -> dict[str, Any]:
-        """Restore a checkpoint and return the trainer's state."""
-        _, state = self._engine.load_checkpoint(str(folder), tag=tag)
-        self._updates = int(state["updates"])
-        trainer_state: dict[str, Any] = state["trainer"]
-        return trainer_state
+        ``latest.json`` is replaced when the new checkpoint is whole, and only then the old one removed: whatever is killed
+        when, the file names a whole checkpoint.
+        """
+        tag = f"step-{step}"
+        content = {"state": state, "updates": self._updates}
+        self._engine.save_checkpoint(str(folder), tag=tag, client_state=content, save_latest=False)
+        dist.barrier()
+        if dist.get_rank() == 0:
+            write_atomically(folder / _LATEST, json.dumps({"tag": tag, **self._layout()}))
+            for old in folder.glob("step-*"):
+                if old.name != tag:
+                    shutil.rmtree(old)
+
+    def load_checkpoint(self, folder: Path) -> dict[str, Any] | None:
+        """Restore the latest checkpoint and return its state; None where there is none that fits.
+
+        Weights and optimizer are stored as they lie in the processes: another number of processes, or another ZeRO stage,
+        starts anew.
+        """
+        latest = folder / _LATEST
+        if not latest.exists():
+            return None
+        found = json.loads(latest.read_text())
+        if found != {"tag": found["tag"], **self._layout()}:
+            return None
+        _, content = self._engine.load_checkpoint(str(folder), tag=found["tag"])
+        self._updates = int(content["updates"])
+        state: dict[str, Any] = content["state"]
+        return state
+
+    def _layout(self) -> dict[str, int]:
+        return {"processes": self.world_size, "zero_stage": self.stage}
 
     def close(self) -> None:
         """Drop the engine's hooks and buffers, so that another can be made in this process."""

@@ -1,4 +1,4 @@
-"""Training as a child process: torchrun, confined, watched, resumable.
+"""Training as a child process: started by torchrun's agent, confined, watched, resumable.
 
 Finished seeds are read back, not redone; an unfinished seed goes on from its last checkpoint.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def train_candidate(
 
     Args:
         job: what to train.
-        on_step: called with (seed, trajectory row) as the rows appear.
+        on_step: called with (seed, trajectory row) as the rows appear; where a seed goes on from a checkpoint, with the
+            rows before it too, but never twice with the same step.
         should_stop: polled; when it says True the training is ended and can be resumed later.
 
     Raises:
@@ -69,6 +71,11 @@ def train_candidate(
     open_seeds = [seed for seed in job.seeds if not _result_path(job, seed).exists()]
     if open_seeds:
         _run(job, open_seeds, on_step, should_stop)
+    missing = [seed for seed in job.seeds if not _result_path(job, seed).exists()]
+    if missing:
+        raise InfrastructureError(
+            f"training ended without an error, but seeds {missing} have no result; see {job.folder}"
+        )
     return [_read(job, seed) for seed in job.seeds]
 
 
@@ -79,6 +86,7 @@ def _result_path(job: TrainingJob, seed: int) -> Path:
 def _read(job: TrainingJob, seed: int) -> SeedTraining:
     path = _result_path(job, seed)
     document = json.loads(path.read_text())
+    shutil.rmtree(path.parent / "checkpoints", ignore_errors=True)  # left where the worker was killed at its very end
     return SeedTraining(
         seed=seed,
         policy_folder=path.parent / "policy",
@@ -116,11 +124,10 @@ def _run(
         )
     )
     processes = str(job.resources.processes_per_training)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     follower = _Follower(folder, seeds, on_step)
     try:
         status = run_confined(
-            [*torchrun, "-m", "poise_core.training.worker", str(job_file)],
+            [sys.executable, "-m", "poise_core.training.startup", processes, str(job_file)],
             log=log,
             writable=[folder],
             readable=[candidate_path, policy],

@@ -5,8 +5,8 @@ candidate turns it into advantages; for every minibatch of every inner epoch the
 reduced with global denominators and back-propagated. All randomness derives from (seed, step), so that a resumed
 training goes on exactly, and the number of processes does not matter.
 
-What a candidate does not read is not computed for it: log-probabilities of the initial policy, and entropies with gradient. The
-KL of the trajectory is then measured on every ``KL_MONITOR_STRIDE``-th completion.
+What a candidate does not read is not computed for it, and is NaN where it might stand: log-probabilities of the initial
+policy, and entropies with gradient. The KL of the trajectory is then measured on every ``KL_MONITOR_STRIDE``-th completion.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch import Tensor
 
 from poise_core.candidate import Candidate
 from poise_core.config import ResourceSpec
-from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
+from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.environments import Environment, Problem
 from poise_core.evaluation.protocol import TrainingSpec
-from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.reductions import aggregate_loss, group_max, group_min, masked_mean
+from poise_core.reductions import group_max, group_min, masked_mean
+from poise_core.training.algorithm import Algorithm, TrainingSignal, not_finite
 from poise_core.training.batches import GlobalBatch, gather_batch
 from poise_core.training.engine import Engine, micro_batch_count
 from poise_core.training.policy import PromptCodec
@@ -65,6 +65,7 @@ class Trainer:
         rank: int,
         device: torch.device,
     ) -> None:
+        self.algorithm = Algorithm(candidate, training.max_completion_length)
         self.candidate, self.engine, self.reference, self.codec = candidate, engine, reference, codec
         self.environment, self.problems, self.training, self.resources = environment, problems, training, resources
         self.seed, self.rank, self.device = seed, rank, device
@@ -74,7 +75,7 @@ class Trainer:
         """Run the remaining steps, yielding one trajectory row after each.
 
         Raises:
-            CandidateFailure: the candidate raised, or left the finite numbers.
+            CandidateFailure: the candidate raised, broke the contract, or left the finite numbers.
         """
         while self.state.step < self.training.steps:
             yield self._step()
@@ -87,13 +88,13 @@ class Trainer:
         row["seconds_rollout"] = time.perf_counter() - started
         started = time.perf_counter()
         dynamics = self._dynamics()
-        advantages = self._advantages(batch, dynamics)
+        signal = self.algorithm.signal(self._as_seen(batch), dynamics)
         row["learning_rate"] = self.engine.learning_rate
-        row.update(self._update(batch, advantages, dynamics))
+        row.update(self._update(batch, signal, dynamics))
         row["seconds_update"] = time.perf_counter() - started
         self._follow(row, ("clip_fraction", "grad_norm"))
-        self.state.controller = self._call("update_controller", self.state.controller, self._dynamics())
-        row.update({f"controller/{key}": float(value) for key, value in self.state.controller.items()})
+        self.state.controller = self.algorithm.controller(self.state.controller, self._dynamics())
+        row.update({f"controller/{key}": value for key, value in self.state.controller.items()})
         row["step"] = float(self.state.step)
         self.state.step += 1
         return row
@@ -150,9 +151,7 @@ class Trainer:
 
     @torch.no_grad()
     def _with_reference(self, batch: GlobalBatch) -> GlobalBatch:
-        rows = torch.arange(len(batch.group_ids), device=self.device)
-        if not self.candidate.reads_reference:
-            rows = rows[::KL_MONITOR_STRIDE]
+        rows = self._measured(self.rank * len(batch.group_ids), len(batch.group_ids)).nonzero().squeeze(-1)
         for chunk in rows.split(self.resources.micro_batch_size):
             scored, _ = score_completions(
                 self.reference,
@@ -168,9 +167,7 @@ class Trainer:
 
     def _rollout_metrics(self, batch: GlobalBatch) -> dict[str, float]:
         mask, correctness, groups = batch.completion_mask, batch.correctness, batch.group_ids
-        stride = 1 if self.candidate.reads_reference else KL_MONITOR_STRIDE
-        own = len(groups) // self.engine.world_size
-        measured = torch.arange(len(groups), device=self.device) % own % stride == 0
+        measured = self._measured(0, len(groups))
         log_ratio = (batch.ref_logprobs - batch.old_logprobs).clamp(-20, 20)
         k3 = log_ratio.exp() - log_ratio - 1
         lengths = mask.sum(-1).float()
@@ -186,56 +183,35 @@ class Trainer:
             "tokens": float(lengths.sum()),
         }
 
-    # candidate
+    def _measured(self, first: int, count: int) -> Tensor:
+        """(count,) bool: for which rows of the global batch, from ``first``, reference log-probabilities are computed."""
+        rows = torch.arange(first, first + count, device=self.device)
+        return rows % (1 if self.candidate.reads_reference else KL_MONITOR_STRIDE) == 0
 
-    def _call(self, function: str, *arguments: Any) -> Any:
-        """Call the candidate; whatever it raises is its failure."""
-        try:
-            return getattr(self.candidate, function)(*arguments)
-        except Exception as error:
-            raise CandidateFailure(
-                FailureKind.CRASHED,
-                "train",
-                f"{function} raised {type(error).__name__} at step {self.state.step}: {error}",
-            ) from error
-
-    def _diverged(self, what: str) -> CandidateFailure:
-        return CandidateFailure(FailureKind.DIVERGED, "train", f"{what} is not finite at step {self.state.step}")
-
-    def _advantages(self, batch: GlobalBatch, dynamics: Dynamics) -> Advantages:
-        rollout = RolloutBatch(
+    def _as_seen(self, batch: GlobalBatch) -> RolloutBatch:
+        """The batch as the candidate sees it: what it does not read is not there."""
+        reads = self.candidate.reads_reference
+        return RolloutBatch(
             correctness=batch.correctness,
             format_valid=batch.format_valid,
             truncated=batch.truncated,
             group_ids=batch.group_ids,
             completion_mask=batch.completion_mask,
             old_logprobs=batch.old_logprobs,
-            ref_logprobs=batch.ref_logprobs,
+            ref_logprobs=batch.ref_logprobs if reads else torch.full_like(batch.ref_logprobs, math.nan),
             entropies=batch.entropies,
         )
-        with torch.no_grad():
-            advantages: Advantages = self._call("compute_advantages", rollout, dynamics)
-        mask = batch.completion_mask
-        if not bool(torch.isfinite(torch.where(mask, advantages.values, torch.zeros_like(advantages.values))).all()):
-            raise self._diverged("an advantage")
-        return advantages
 
     # update
 
-    def _update(self, batch: GlobalBatch, advantages: Advantages, dynamics: Dynamics) -> dict[str, float]:
+    def _update(self, batch: GlobalBatch, signal: TrainingSignal, dynamics: Dynamics) -> dict[str, float]:
         spec = self.training
-        train_mask = (
-            batch.completion_mask if advantages.train_mask is None else advantages.train_mask & batch.completion_mask
-        )
         sums: dict[str, float] = {}
         norms: list[float] = []
         for epoch in range(spec.inner_epochs):
             generator = torch.Generator().manual_seed(hash_key(self.seed, self.state.step, _ORDER, epoch))
             order = torch.randperm(spec.batch_size, generator=generator).to(self.device)
-            norms += [
-                self._minibatch(batch, advantages, train_mask, rows, dynamics, sums)
-                for rows in order.chunk(spec.minibatches)
-            ]
+            norms += [self._minibatch(batch, signal, rows, dynamics, sums) for rows in order.chunk(spec.minibatches)]
         updates = len(norms)
         result = {key: value / updates for key, value in self._over_processes(sums).items()}
         result.setdefault("clip_fraction", 0.0)
@@ -243,57 +219,44 @@ class Trainer:
         return result
 
     def _minibatch(
-        self,
-        batch: GlobalBatch,
-        advantages: Advantages,
-        train_mask: Tensor,
-        rows: Tensor,
-        dynamics: Dynamics,
-        sums: dict[str, float],
+        self, batch: GlobalBatch, signal: TrainingSignal, rows: Tensor, dynamics: Dynamics, sums: dict[str, float]
     ) -> float:
-        mask = train_mask[rows]
-        tokens = float(mask.sum())
-        denominators = {"token_count": tokens, "sequence_count": float(mask.any(-1).sum())}
+        """One optimizer update; adds this process's share of loss and metrics to ``sums``. The gradient's norm."""
+        mask = signal.mask[rows]
+        tokens, sequences = float(mask.sum()), float(mask.any(-1).sum())
         own = rows.chunk(self.engine.world_size)[self.rank]
         own = own[batch.completion_mask[own].sum(-1).argsort(stable=True)]  # like lengths together: less padding
         norm = math.nan
         for chunk in own.tensor_split(micro_batch_count(len(own), self.resources.micro_batch_size)):
-            inputs = self._loss_inputs(batch, advantages, train_mask, chunk)
-            outputs: LossOutputs = self._call("compute_loss", inputs, dynamics)
-            loss = aggregate_loss(
-                outputs.token_loss,
-                inputs.mask,
-                self.candidate.loss_aggregation,
-                max_length=self.training.max_completion_length,
-                **denominators,
-            )
-            if not bool(torch.isfinite(loss)):
-                raise self._diverged("the loss")
-            self.engine.backward(loss)
+            inputs = self._loss_inputs(batch, signal, chunk)
+            loss = self.algorithm.loss(inputs, dynamics, tokens, sequences)
+            # the chain rule over the leaves at which the candidate differentiated
+            through = (inputs.logprobs * loss.grad_logprobs).sum()
+            if self.candidate.reads_entropies:
+                through = through + (inputs.entropies * loss.grad_entropies).sum()
+            self.engine.backward(through)
             norm = self.engine.step()
-            self._add(sums, "loss", float(loss.detach()))
-            for key, value in outputs.metrics.items():
-                name = key if key == "clip_fraction" else f"candidate/{key}"
-                share = torch.where(inputs.mask, value, torch.zeros_like(value)).sum() / max(tokens, 1.0)
-                self._add(sums, name, float(share))
+            self._add(sums, "loss", loss.value)
+            for key, value in loss.metrics.items():
+                self._add(sums, key if key == "clip_fraction" else f"candidate/{key}", value)
         if not math.isfinite(norm):
-            raise self._diverged("the gradient")
+            raise not_finite("the gradient", self.state.step)
         return norm
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
         """Every process holds its rows' share of each mean; they add up."""
         if self.engine.world_size == 1:
             return sums
-        keys = sorted(sums)
-        values = torch.tensor([sums[key] for key in keys], device=self.device, dtype=torch.float32)
-        dist.all_reduce(values)
-        return dict(zip(keys, values.tolist(), strict=True))
+        parts: list[dict[str, float]] = [{}] * self.engine.world_size
+        dist.all_gather_object(parts, sums)  # a process may lack a metric that its rows did not give rise to
+        keys = sorted({key for part in parts for key in part})
+        return {key: sum(part.get(key, 0.0) for part in parts) for key in keys}
 
     @staticmethod
     def _add(sums: dict[str, float], key: str, value: float) -> None:
         sums[key] = sums.get(key, 0.0) + value
 
-    def _loss_inputs(self, batch: GlobalBatch, advantages: Advantages, train_mask: Tensor, rows: Tensor) -> LossInputs:
+    def _loss_inputs(self, batch: GlobalBatch, signal: TrainingSignal, rows: Tensor) -> LossInputs:
         width = max(1, int(batch.completion_mask[rows].sum(-1).max()))
         first = int(batch.prompt_mask[rows].any(0).int().argmax())  # left padding that no row of the chunk needs
         mask = batch.completion_mask[rows, :width]
@@ -307,14 +270,15 @@ class Trainer:
             entropies=self.candidate.reads_entropies,
         )
         zero = torch.zeros_like(logprobs)
+        unread = torch.full_like(zero, math.nan)
         return LossInputs(
             logprobs=torch.where(mask, logprobs, zero),
-            entropies=torch.where(mask, entropies, zero),
+            entropies=torch.where(mask, entropies, zero) if self.candidate.reads_entropies else unread,
             old_logprobs=batch.old_logprobs[rows, :width],
-            ref_logprobs=batch.ref_logprobs[rows, :width],
-            advantages=torch.where(mask, advantages.values[rows, :width], zero),
-            mask=train_mask[rows, :width],
-            carry={k: v[rows] if v.dim() == 1 else v[rows, :width] for k, v in advantages.carry.items()},
+            ref_logprobs=batch.ref_logprobs[rows, :width] if self.candidate.reads_reference else unread,
+            advantages=signal.advantages[rows, :width],
+            mask=signal.mask[rows, :width],
+            carry={k: v[rows] if v.dim() == 1 else v[rows, :width] for k, v in signal.carry.items()},
             correctness=batch.correctness[rows],
             format_valid=batch.format_valid[rows],
         )

@@ -1,8 +1,9 @@
 """One process of a training: trains a candidate with each seed of a job, one after the other.
 
-Started by torchrun through :mod:`poise_core.training.launcher`, so that the start-up cost is paid once per candidate.
-Every seed leaves ``seed-<s>/`` with the trajectory, checkpoints while it runs, and at its end the policy and ``result.json``,
-written last: a folder with a result is finished. How the process ended is left in ``outcome.json``.
+Started through :mod:`poise_core.training.startup`, so that the start-up cost is paid once per candidate; it is also what
+``torchrun -m poise_core.training.worker JOB_FILE`` runs. Every seed leaves ``seed-<s>/`` with the trajectory, checkpoints
+while it runs, and at its end the policy and ``result.json``, written last: a folder with a result is finished. A failure of
+the candidate is left in ``outcome.json``.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-import time
 import traceback
 from dataclasses import asdict
 from pathlib import Path
@@ -25,12 +25,13 @@ from poise_core.evaluation.protocol import EnvironmentSpec, TrainingSpec
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.training.engine import Engine, start_processes
+from poise_core.training.libraries import leave, skipped_imports
 from poise_core.training.policy import PromptCodec, load_model, save_policy
 from poise_core.training.prompts import training_problems
 from poise_core.training.rollout import hash_key
 from poise_core.training.trainer import Trainer, TrainerState
 
-_CHECKPOINT = "latest"
+Row = dict[str, float]
 
 
 class _Job:
@@ -53,7 +54,8 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(hash_key(seed, 0))
     codec = PromptCodec.load(job.policy_folder)
-    reference = load_model(job.policy_folder).to(job.device).requires_grad_(False)
+    with skipped_imports("scipy"):  # for a loss of object detection
+        reference = load_model(job.policy_folder).to(job.device).requires_grad_(False)
     engine = Engine(load_model(job.policy_folder).to(job.device), job.training, job.resources)
     trainer = Trainer(
         candidate,
@@ -68,55 +70,44 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
         rank=job.rank,
         device=job.device,
     )
-    rows = _resume(folder, engine, trainer)
-    started = time.perf_counter() - sum(row["seconds"] for row in rows)
+    rows = _run_steps(job, folder, engine, trainer)
+    _finish(job, folder, engine, codec, rows)
+
+
+def _run_steps(job: _Job, folder: Path, engine: Engine, trainer: Trainer) -> list[Row]:
+    """Go on from the newest checkpoint, if there is one; the whole trajectory."""
+    rows: list[Row] = []
+    if (state := engine.load_checkpoint(folder / "checkpoints")) is not None:
+        trainer.state, rows = TrainerState(**state["trainer"]), state["rows"]
     trajectory = folder / "trajectory.jsonl"
-    if job.rank == 0:
+    if job.rank == 0:  # a new file, so that whoever follows the old one sees that steps are done again
         write_atomically(trajectory, "".join(json.dumps(row) + "\n" for row in rows))
-    with trajectory.open("a", buffering=1) as stream:
-        for row in trainer.steps():
-            row["seconds"] = row["seconds_rollout"] + row["seconds_update"]
-            rows.append(row)
-            if job.rank == 0:
+    every = job.resources.checkpoint_steps
+    for row in trainer.steps():
+        row["seconds"] = row["seconds_rollout"] + row["seconds_update"]
+        rows.append(row)
+        if job.rank == 0:
+            with trajectory.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
-            every = job.resources.checkpoint_steps
-            if every and trainer.state.step % every == 0 and trainer.state.step < job.training.steps:
-                engine.save_checkpoint(folder / "checkpoints", f"step-{trainer.state.step}", asdict(trainer.state))
-                _drop_old_checkpoints(folder / "checkpoints", trainer.state.step, job.rank)
-    _finish(job, folder, engine, codec, rows, time.perf_counter() - started)
+        step = trainer.state.step
+        if every and step % every == 0 and step < job.training.steps:
+            engine.save_checkpoint(folder / "checkpoints", step, {"trainer": asdict(trainer.state), "rows": rows})
+    return rows
 
 
-def _resume(folder: Path, engine: Engine, trainer: Trainer) -> list[dict[str, float]]:
-    """Go on from the newest checkpoint, if there is one; the trajectory rows up to it."""
-    pointer = folder / "checkpoints" / _CHECKPOINT
-    if not pointer.exists():
-        return []
-    state = engine.load_checkpoint(folder / "checkpoints", pointer.read_text().strip())
-    trainer.state = TrainerState(**state)
-    lines = (folder / "trajectory.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines[: trainer.state.step]]
-
-
-def _drop_old_checkpoints(folder: Path, step: int, rank: int) -> None:
-    if rank == 0:
-        for old in folder.glob("step-*"):
-            if old.name != f"step-{step}":
-                shutil.rmtree(old)
-
-
-def _finish(
-    job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: list[dict[str, float]], seconds: float
-) -> None:
+def _finish(job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: list[Row]) -> None:
     with engine.whole_model() as model:
         if job.rank == 0:
             save_policy(model, codec, folder / "policy")
     engine.close()
     if job.rank == 0:
+        result = {
+            "seed": int(folder.name.removeprefix("seed-")),
+            "seconds": sum(row["seconds"] for row in rows),
+            "tokens": int(sum(row["tokens"] for row in rows)),
+        }
+        write_atomically(folder / "result.json", json.dumps(result))
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        tokens = int(sum(row["tokens"] for row in rows))
-        write_atomically(
-            folder / "result.json", json.dumps({"seed": int(folder.name[5:]), "seconds": seconds, "tokens": tokens})
-        )
 
 
 def main(job_file: str) -> int:
@@ -140,4 +131,4 @@ def main(job_file: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    leave(main(sys.argv[1]))

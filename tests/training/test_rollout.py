@@ -9,6 +9,7 @@ from poise_core.training.policy import PromptCodec, load_model
 from poise_core.training.rollout import Completions, hash_key, sample_completions, score_completions, uniforms
 
 LENGTH = 10
+SPREAD = 3.0  # a temperature at which completions have many lengths
 PROMPTS = ["12%5=", "123+456=", "99%7=", "7%3="]
 
 
@@ -77,7 +78,7 @@ def test_greedy_is_transformers_generate(model, codec) -> None:
 
 
 def test_masks_lengths_and_truncation_agree(model, codec) -> None:
-    sampled = sample(model, codec, PROMPTS, [16] * 4, uniforms(64, LENGTH, 8))
+    sampled = sample(model, codec, PROMPTS, [16] * 4, uniforms(64, LENGTH, 8), temperature=SPREAD)
     assert sampled.truncated.any()
     assert not sampled.truncated.all()
     for row in range(64):
@@ -99,8 +100,10 @@ def test_finished_sequences_leave_the_batch(model, codec, monkeypatch) -> None:
         return forward(self, *args, **kwargs)
 
     monkeypatch.setattr(type(model), "forward", counting)
+    noise = uniforms(64, LENGTH, 8)
+    counts = [16] * 4
     sampled = sample(
-        model, codec, PROMPTS, [16] * 4, uniforms(64, LENGTH, 8), on_token=lambda _, alive: live.append(alive)
+        model, codec, PROMPTS, counts, noise, temperature=SPREAD, on_token=lambda _, alive: live.append(alive)
     )
     assert widths[0] == len(PROMPTS)  # a prompt is prefilled once, whatever its group's size
     for alive, width in zip(live, widths[1:], strict=False):

@@ -1,0 +1,60 @@
+"""Starting the processes of one training: torchrun's agent, with its workers forked from it.
+
+The ``torchrun`` command starts every worker as a new interpreter, which imports torch once more. Here the agent imports
+what the workers need and forks them, and every candidate starts that much earlier. Where there is CUDA, whose state does
+not survive a fork, the workers are spawned.
+
+Run as ``python -m poise_core.training.startup PROCESSES JOB_FILE``.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import uuid
+
+from poise_core.training.libraries import leave, load_libraries
+
+
+def work(job_file: str) -> None:
+    """Train in this process; one of several, as the environment says that torchrun's agent has set."""
+    from poise_core.training import worker
+
+    try:
+        status = worker.main(job_file)
+    except Exception:
+        traceback.print_exc()  # the agent would keep it in a file of its own
+        status = 1
+    if status:
+        sys.exit(status)
+
+
+def main(processes: int, job_file: str) -> int:
+    """Start the workers of a job on this machine and wait for them; 0 when all have succeeded."""
+    import torch
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    fork = not torch.cuda.is_available()
+    if fork:
+        load_libraries()
+    config = LaunchConfig(  # what ``torchrun --standalone`` asks for
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        start_method="fork" if fork else "spawn",
+    )
+    try:
+        elastic_launch(config, work)(job_file)
+    except ChildFailedError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    leave(main(int(sys.argv[1]), sys.argv[2]))

@@ -1,0 +1,126 @@
+"""Evaluation: the same policy always gets the same numbers, on problems it has not trained on, beside no candidate."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from training_samples import ENVIRONMENT, protocol_of
+
+import poise_core.evaluation.launcher as launcher
+from poise_core.config import ResourceSpec, load_preset
+from poise_core.environments import get_environment
+from poise_core.evaluation.evaluate import benchmark_problems, evaluate_policy
+from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
+from poise_core.training.policy import policy_digest
+from poise_core.training.prompts import training_problems
+
+
+def copy_with(policy: Path, folder: Path, change: float) -> Path:
+    """A policy whose weights are those of another one, one of them changed."""
+    folder.mkdir()
+    for file in policy.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] += change
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_the_same_policy_gets_the_same_numbers(tiny_policy: Path) -> None:
+    protocol = protocol_of(tiny_policy)
+    first, second = (evaluate_policy(tiny_policy, protocol, "search", seed) for seed in (0, 1))
+    assert first.benchmarks == second.benchmarks
+    assert first.overall == second.overall
+    assert {b.name: len(b.correct) for b in first.benchmarks} == {"sampled": 12, "greedy": 12}
+    assert 0 < first.overall < 100
+    assert evaluate_policy(tiny_policy, protocol, "report", 0).benchmarks != first.benchmarks
+
+
+def test_scores_do_not_depend_on_the_batch(tiny_policy: Path, monkeypatch) -> None:
+    import poise_core.evaluation.evaluate as module
+
+    protocol = protocol_of(tiny_policy)
+    whole = evaluate_policy(tiny_policy, protocol, "search", 0)
+    monkeypatch.setattr(module, "ROWS_PER_BATCH", 7)
+    assert evaluate_policy(tiny_policy, protocol, "search", 0).benchmarks == whole.benchmarks
+
+
+@pytest.mark.parametrize("name", ["laptop", "smoke"])
+def test_no_problem_is_in_two_splits(name: str) -> None:
+    protocol = load_preset(name).protocol
+    environment = get_environment(protocol.environment.name)
+    train = {p.prompt for seed in protocol.seeds[:3] for p in training_problems(protocol.environment, seed)}
+    search, report = (
+        {p.prompt for benchmark in protocol.benchmarks for p in benchmark_problems(environment, benchmark, split)}
+        for split in ("search", "report")
+    )
+    assert len(search) == len(report) == sum(benchmark.problems for benchmark in protocol.benchmarks)
+    assert not search & report
+    assert not train & (search | report)
+
+
+def test_training_problems_depend_on_the_seed_alone() -> None:
+    assert training_problems(ENVIRONMENT, 1) == training_problems(ENVIRONMENT, 1)
+    assert training_problems(ENVIRONMENT, 1) != training_problems(ENVIRONMENT, 2)
+    mixed = ENVIRONMENT.model_copy(update={"mixture": {"mod": 3.0, "add2": 1.0}, "train_problems": 400})
+    share = sum(problem.kind == "mod" for problem in training_problems(mixed, 0)) / 400
+    assert share == pytest.approx(0.75, abs=0.08)  # four standard deviations of a binomial share
+
+
+def test_the_digest_of_a_policy_is_that_of_its_weights(tiny_policy: Path, tmp_path: Path) -> None:
+    same, other = copy_with(tiny_policy, tmp_path / "same", 0.0), copy_with(tiny_policy, tmp_path / "other", 1e-6)
+    (same / "config.json").write_text((same / "config.json").read_text() + "\n")
+    assert policy_digest(same) == policy_digest(copy_with(tiny_policy, tmp_path / "again", 0.0))
+    assert policy_digest(other) != policy_digest(same)
+
+
+WATCHED = """
+import json, sys
+from poise_core.evaluation import worker
+status = worker.main(sys.argv[1])
+print(json.dumps({"status": status, "modules": sorted(sys.modules)}))
+"""
+
+
+@pytest.mark.slow
+def test_evaluation_is_resumed_and_never_loads_a_candidate(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+    changed = copy_with(tiny_policy, tmp_path / "changed", 5.0)
+    protocol = protocol_of(tiny_policy)
+    job = EvaluationJob(
+        tmp_path / "evaluate", protocol, ResourceSpec(), "search", ((0, tiny_policy), (1, tiny_policy), (2, changed))
+    )
+    results = evaluate_policies(job)
+    assert [result.seed for result in results] == [0, 1, 2]
+    assert results[0].benchmarks == results[1].benchmarks != results[2].benchmarks
+    expected = evaluate_policy(tiny_policy, protocol, "search", 0)  # in this process: the same numbers
+    assert dataclasses.replace(results[0], seconds=0.0) == dataclasses.replace(expected, seconds=0.0)
+
+    for seed in (0, 2):
+        (job.folder / f"seed-{seed}-search.json").unlink()
+    kept = (job.folder / "seed-1-search.json").stat().st_mtime_ns
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(job.folder / "job-search.json")], capture_output=True, text=True, check=True
+    )
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    assert outcome["status"] == 0
+    assert (job.folder / "seed-1-search.json").stat().st_mtime_ns == kept
+    foreign = ("poise_core.candidate", "poise_core.algorithms", "poise_core.training.trainer", "deepspeed")
+    assert [m for m in outcome["modules"] if m.startswith(foreign) or "poise_candidate" in m] == []
+    monkeypatch.setattr(launcher, "run_confined", None)  # everything is there: nothing is started
+    again = evaluate_policies(job)
+    assert [result.benchmarks for result in again] == [result.benchmarks for result in results]
+
+
+def test_a_policy_is_never_unpickled(tiny_policy: Path, tmp_path: Path) -> None:
+    folder = copy_with(tiny_policy, tmp_path / "pickled", 0.0)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="safetensors"):
+        evaluate_policy(folder, protocol_of(folder), "search", 0)

@@ -1,0 +1,181 @@
+"""Training as a child process: what is killed goes on where it stood, what fails is named, and nothing stays behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+from training_samples import REINFORCE, TRAINING, protocol_of
+
+import poise_core.training.launcher as launcher
+from poise_core.algorithms import algorithm_path
+from poise_core.config import ResourceSpec
+from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
+from poise_core.training.launcher import SeedTraining, TrainingJob, train_candidate
+
+LONG = TRAINING.model_copy(update={"steps": 6})
+
+
+def job_of(
+    policy: Path, folder: Path, source: Path | str, seeds: tuple[int, ...] = (0,), **resources: float
+) -> TrainingJob:
+    if isinstance(source, str):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "candidate.py"
+        path.write_text(source)
+    else:
+        path = source
+    limits = ResourceSpec(**{"checkpoint_steps": 2, "train_timeout_seconds": 280, **resources})  # type: ignore[arg-type]
+    return TrainingJob(path, "tested", folder / "train", protocol_of(policy, LONG), limits, seeds)
+
+
+@contextmanager
+def nothing_stays(marker: str) -> Iterator[None]:
+    """Afterwards no process lives below this one or with ``marker`` in its command line."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    assert set(psutil.Process().children(recursive=True)) <= before
+    assert [p.pid for p in psutil.process_iter(["cmdline"]) if marker in " ".join(p.info["cmdline"] or [])] == []
+
+
+def workers() -> list[psutil.Process]:
+    """The processes that train: those without children in the tree of the launched process."""
+    tree = psutil.Process().children(recursive=True)
+    return [p for p in tree if "startup" in " ".join(p.cmdline()) and not p.children()]
+
+
+def files_of(training: SeedTraining) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Weights, and the trajectory without wall times."""
+    rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in training.trajectory()]
+    return load_file(training.policy_folder / "model.safetensors"), rows
+
+
+def assert_same(found: list[SeedTraining], expected: list[SeedTraining]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        (weights, rows), (expected_weights, expected_rows) = files_of(one), files_of(other)
+        assert rows == expected_rows
+        assert (one.seed, one.tokens) == (other.seed, other.tokens)
+        for name, value in expected_weights.items():
+            assert torch.equal(weights[name], value), name
+
+
+@pytest.mark.slow
+def test_killed_and_cancelled_trainings_go_on_exactly(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+    algorithm = algorithm_path("vm_av")  # it has a controller
+    expected = train_candidate(job_of(tiny_policy, tmp_path / "whole", algorithm, seeds=(0, 1)))
+    assert [len(one.trajectory()) for one in expected] == [6, 6]
+    job = job_of(tiny_policy, tmp_path / "broken", algorithm, seeds=(0, 1))
+    seen: list[tuple[int, float]] = []
+
+    def kill_in_the_middle(seed: int, row: dict[str, float]) -> None:
+        seen.append((seed, row["step"]))
+        if (seed, row["step"]) == (0, 3.0):
+            for worker in workers():
+                worker.send_signal(signal.SIGKILL)
+
+    with nothing_stays(str(job.folder)), pytest.raises(InfrastructureError):
+        train_candidate(job, on_step=kill_in_the_middle)
+    assert not (job.folder / "seed-0" / "result.json").exists()
+    assert (job.folder / "seed-0" / "checkpoints" / "latest.json").exists()
+
+    seen_again: list[tuple[int, float]] = []
+
+    def should_stop() -> bool:  # in the middle of the second seed, ending the whole process group
+        return (1, 3.0) in seen_again
+
+    with nothing_stays(str(job.folder)), pytest.raises(Cancelled):
+        train_candidate(job, on_step=lambda seed, row: seen_again.append((seed, row["step"])), should_stop=should_stop)
+    assert len(seen_again) == len(set(seen_again))  # no step is reported twice
+    first = job.folder / "seed-0"
+    assert not (first / "checkpoints").exists()
+    written = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+
+    assert_same(train_candidate(job), expected)
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == written  # what was finished is left alone
+    monkeypatch.setattr(launcher, "run_confined", None)  # nothing is started any more
+    assert_same(train_candidate(job), expected)
+
+
+def test_a_trajectory_that_starts_again_is_followed(tmp_path: Path) -> None:
+    """A reader was left beyond the end of the new file, or in the middle of a line of it."""
+    path = tmp_path / "seed-0" / "trajectory.jsonl"
+    path.parent.mkdir()
+    rows = [json.dumps({"step": float(step), "reward_mean": 1 / (step + 3)}) + "\n" for step in range(6)]
+    seen: list[tuple[int, float]] = []
+    follower = launcher._Follower(tmp_path, [0, 1], lambda seed, row: seen.append((seed, row["step"])))
+    follower.poll()
+    assert seen == []
+    path.write_text("".join(rows[:4]) + rows[4][:7])  # the last line is still being written
+    follower.poll()
+    follower.poll()
+    assert seen == [(0, 0), (0, 1), (0, 2), (0, 3)]
+    again = tmp_path / "again"
+    again.write_text("".join(rows[:2]))
+    os.replace(again, path)
+    follower.poll()
+    with path.open("a") as stream:
+        stream.write("".join(rows[2:]))
+    follower.poll()
+    assert seen == [(0, step) for step in range(6)]
+
+
+def failure_of(job: TrainingJob, on_step: Callable[[int, dict[str, float]], None] | None = None) -> CandidateFailure:
+    with nothing_stays(str(job.folder)), pytest.raises(CandidateFailure) as failure:
+        train_candidate(job, on_step=on_step)
+    assert failure.value.stage == "train"
+    return failure.value
+
+
+@pytest.mark.slow
+def test_a_candidate_that_raises(tiny_policy: Path, tmp_path: Path) -> None:
+    source = REINFORCE.replace("advantage = hp", "1 / (2 - dynamics.step)\n    advantage = hp")
+    failure = failure_of(job_of(tiny_policy, tmp_path, source))
+    assert failure.kind == FailureKind.CRASHED
+    assert "compute_advantages raises ZeroDivisionError" in failure.message
+    assert "step 2" in failure.message
+    assert "Traceback" in failure.detail
+    assert len((tmp_path / "train" / "seed-0" / "trajectory.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+def test_a_candidate_that_diverges_in_one_of_two_processes(tiny_policy: Path, tmp_path: Path) -> None:
+    """The loss of one completion is not a number: only the process that has it notices."""
+    spoiled = "torch.where((inputs.carry['first'] > 0).unsqueeze(-1), float('nan'), inputs.logprobs)"
+    source = REINFORCE.replace("inputs.logprobs)", f"{spoiled})").replace(
+        "batch.completion_mask))",
+        "batch.completion_mask), carry={'first': (torch.arange(len(advantage)) == 0).float()})",
+    )
+    failure = failure_of(job_of(tiny_policy, tmp_path, source, processes_per_training=2, micro_batch_size=2))
+    assert failure.kind == FailureKind.DIVERGED
+    assert failure.message == "the loss is not finite at step 0"
+
+
+@pytest.mark.slow
+def test_a_candidate_that_hangs_and_starts_processes(tiny_policy: Path, tmp_path: Path) -> None:
+    source = REINFORCE.replace("advantage = hp", "while dynamics.step > 0: pass\n    advantage = hp") + (
+        "\nimport subprocess\nsubprocess.Popen(['sleep', '98765.4321'], start_new_session=True)\n"
+    )
+    started = time.monotonic()
+    with nothing_stays("98765.4321"):
+        failure = failure_of(job_of(tiny_policy, tmp_path, source, train_timeout_seconds=15))
+    assert failure.kind == FailureKind.TIMED_OUT
+    assert time.monotonic() - started < 15 + 10
+
+
+@pytest.mark.slow
+def test_a_file_that_is_no_candidate_and_a_worker_that_leaves_nothing(tiny_policy: Path, tmp_path: Path) -> None:
+    failure = failure_of(job_of(tiny_policy, tmp_path / "broken", "def compute_advantages(:"))
+    assert (failure.kind, failure.message) == (FailureKind.CRASHED, "line 1: invalid syntax")
+    elsewhere = job_of(tmp_path, tmp_path / "moved", REINFORCE)
+    (tmp_path / "config.json").write_text("{}")  # a folder that looks like a policy and is none
+    with nothing_stays(str(elsewhere.folder)), pytest.raises(InfrastructureError, match=r"train\.log"):
+        train_candidate(elsewhere)
