@@ -135,13 +135,18 @@ def test_one_step_is_grpo_written_out_in_loops(tiny_policy: Path, device: torch.
         loss = naive_grpo_loss(model, rows, advantages, old, old, clip=0.2, kl_coef=0.3)
         loss.backward()
         norms.append(naive_adamw(list(model.parameters()), state, update, 3e-3, 0.01, 0.5))
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     expected = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
     assert row["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
     assert row["grad_norm"] == pytest.approx(sum(norms) / len(norms), rel=1e-4)
     assert max(norms) > 0.5  # the gradient was clipped
     assert row["clip_fraction"] > 0.01  # and so were ratios
-    assert_weights_close(weights_of(trainer), expected, atol=3e-5)  # of updates of 3e-3
+    # Four updates of about 3e-3. Adam divides a gradient by its own size, so that float32 round-off of gradients near zero
+    # moves a few weights by up to 5e-5 (the same against these loops in float64); nearly all agree far more closely.
+    found = weights_of(trainer)
+    assert_weights_close(found, expected, atol=1e-4)
+    differences = torch.cat([(found[name] - value).abs().flatten() for name, value in expected.items()])
+    assert float(differences.median()) < 5e-7
     assert largest_move(expected, tiny_policy) > 6e-3
 
 
