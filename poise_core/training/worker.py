@@ -84,7 +84,6 @@ def _run_steps(job: _Job, folder: Path, engine: Engine, trainer: Trainer) -> lis
         write_atomically(trajectory, "".join(json.dumps(row) + "\n" for row in rows))
     every = job.resources.checkpoint_steps
     for row in trainer.steps():
-        row["seconds"] = row["seconds_rollout"] + row["seconds_update"]
         rows.append(row)
         if job.rank == 0:
             with trajectory.open("a") as stream:
@@ -103,7 +102,7 @@ def _finish(job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: l
     if job.rank == 0:
         result = {
             "seed": int(folder.name.removeprefix("seed-")),
-            "seconds": sum(row["seconds"] for row in rows),
+            "seconds": sum(row["seconds_rollout"] + row["seconds_update"] for row in rows),
             "tokens": int(sum(row["tokens"] for row in rows)),
         }
         write_atomically(folder / "result.json", json.dumps(result))
