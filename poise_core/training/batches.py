@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as functional
 from torch import Tensor
 
+_PER_TOKEN = ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs", "entropies")
+
 
 @dataclass(frozen=True)
 class GlobalBatch:
@@ -30,10 +32,20 @@ class GlobalBatch:
     group_ids: Tensor  # (B,) int64
 
     def trimmed(self) -> GlobalBatch:
-        """Without completion columns that no row uses."""
+        """Without columns that no row uses, left of the prompts and right of the completions."""
+        first = int(self.prompt_mask.any(0).int().argmax())
         longest = max(1, int(self.completion_mask.sum(-1).max()))
-        wide = ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs", "entropies")
-        return replace(self, **{name: getattr(self, name)[:, :longest] for name in wide})
+        columns = {name: getattr(self, name)[:, first:] for name in ("prompt_ids", "prompt_mask")}
+        return replace(self, **columns, **{name: getattr(self, name)[:, :longest] for name in _PER_TOKEN})
+
+    def select(self, rows: Tensor) -> GlobalBatch:
+        """The rows with these indices, trimmed."""
+        return replace(self, **{spec.name: getattr(self, spec.name)[rows] for spec in fields(self)}).trimmed()
+
+    def by_length(self, rows: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """Indices ``rows`` in ``parts`` parts of equal size, like lengths together, so that little of a part is padding."""
+        lengths = self.completion_mask[rows].sum(-1)
+        return rows[lengths.argsort(stable=True)].tensor_split(parts)
 
 
 def gather_batch(own: GlobalBatch, max_length: int) -> GlobalBatch:
@@ -43,7 +55,7 @@ def gather_batch(own: GlobalBatch, max_length: int) -> GlobalBatch:
     joined = {}
     for spec in fields(own):
         value: Tensor = getattr(own, spec.name)
-        if spec.name in ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs", "entropies"):
+        if spec.name in _PER_TOKEN:
             value = functional.pad(value, (0, max_length - value.shape[1]))
         sent = value.to(torch.uint8) if value.dtype == torch.bool else value
         parts = [torch.empty_like(sent) for _ in range(dist.get_world_size())]

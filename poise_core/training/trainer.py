@@ -152,18 +152,26 @@ class Trainer:
     @torch.no_grad()
     def _with_reference(self, batch: GlobalBatch) -> GlobalBatch:
         rows = self._measured(self.rank * len(batch.group_ids), len(batch.group_ids)).nonzero().squeeze(-1)
-        for chunk in rows.split(self.resources.micro_batch_size):
-            scored, _ = score_completions(
-                self.reference,
-                batch.prompt_ids[chunk],
-                batch.prompt_mask[chunk],
-                batch.completion_ids[chunk],
-                batch.completion_mask[chunk],
-                temperature=self.training.temperature,
-                entropies=False,
+        if not len(rows):
+            return batch
+        for chunk in batch.by_length(rows, micro_batch_count(len(rows), self.resources.micro_batch_size)):
+            part = batch.select(chunk)
+            scored, _ = self._score(self.reference, part, entropies=False)
+            batch.ref_logprobs[chunk, : scored.shape[1]] = torch.where(
+                part.completion_mask, scored, torch.zeros_like(scored)
             )
-            batch.ref_logprobs[chunk] = torch.where(batch.completion_mask[chunk], scored, torch.zeros_like(scored))
         return batch
+
+    def _score(self, model: Any, part: GlobalBatch, *, entropies: bool) -> tuple[Tensor, Tensor]:
+        return score_completions(
+            model,
+            part.prompt_ids,
+            part.prompt_mask,
+            part.completion_ids,
+            part.completion_mask,
+            temperature=self.training.temperature,
+            entropies=entropies,
+        )
 
     def _rollout_metrics(self, batch: GlobalBatch) -> dict[str, float]:
         mask, correctness, groups = batch.completion_mask, batch.correctness, batch.group_ids
@@ -225,9 +233,9 @@ class Trainer:
         mask = signal.mask[rows]
         tokens, sequences = float(mask.sum()), float(mask.any(-1).sum())
         own = rows.chunk(self.engine.world_size)[self.rank]
-        own = own[batch.completion_mask[own].sum(-1).argsort(stable=True)]  # like lengths together: less padding
+        micro_batches = micro_batch_count(len(own), self.resources.micro_batch_size)
         norm = math.nan
-        for chunk in own.tensor_split(micro_batch_count(len(own), self.resources.micro_batch_size)):
+        for chunk in batch.by_length(own, micro_batches):
             inputs = self._loss_inputs(batch, signal, chunk)
             loss = self.algorithm.loss(inputs, dynamics, tokens, sequences)
             # the chain rule over the leaves at which the candidate differentiated
@@ -257,30 +265,21 @@ class Trainer:
         sums[key] = sums.get(key, 0.0) + value
 
     def _loss_inputs(self, batch: GlobalBatch, signal: TrainingSignal, rows: Tensor) -> LossInputs:
-        width = max(1, int(batch.completion_mask[rows].sum(-1).max()))
-        first = int(batch.prompt_mask[rows].any(0).int().argmax())  # left padding that no row of the chunk needs
-        mask = batch.completion_mask[rows, :width]
-        logprobs, entropies = score_completions(
-            self.engine.model,
-            batch.prompt_ids[rows, first:],
-            batch.prompt_mask[rows, first:],
-            batch.completion_ids[rows, :width],
-            mask,
-            temperature=self.training.temperature,
-            entropies=self.candidate.reads_entropies,
-        )
+        part = batch.select(rows)
+        mask, width = part.completion_mask, part.completion_mask.shape[1]
+        logprobs, entropies = self._score(self.engine.model, part, entropies=self.candidate.reads_entropies)
         zero = torch.zeros_like(logprobs)
         unread = torch.full_like(zero, math.nan)
         return LossInputs(
             logprobs=torch.where(mask, logprobs, zero),
             entropies=torch.where(mask, entropies, zero) if self.candidate.reads_entropies else unread,
-            old_logprobs=batch.old_logprobs[rows, :width],
-            ref_logprobs=batch.ref_logprobs[rows, :width] if self.candidate.reads_reference else unread,
+            old_logprobs=part.old_logprobs,
+            ref_logprobs=part.ref_logprobs if self.candidate.reads_reference else unread,
             advantages=signal.advantages[rows, :width],
             mask=signal.mask[rows, :width],
             carry={k: v[rows] if v.dim() == 1 else v[rows, :width] for k, v in signal.carry.items()},
-            correctness=batch.correctness[rows],
-            format_valid=batch.format_valid[rows],
+            correctness=part.correctness,
+            format_valid=part.format_valid,
         )
 
     # dynamics
