@@ -47,6 +47,9 @@ class ResourceSpec(FrozenModel):
     train_timeout_seconds: PositiveFloat = 600.0
     evaluate_timeout_seconds: PositiveFloat = 600.0
     verify_timeout_seconds: PositiveFloat = 60.0
+    memory_gib: PositiveFloat | None = Field(
+        None, description="main memory of a training process; by default the machine's, shared equally"
+    )
     checkpoint_steps: int = Field(25, ge=0, description="training steps between checkpoints; 0 for none")
     infrastructure_retries: int = Field(2, ge=0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from poise_core.failures import Cancelled, InfrastructureError
@@ -25,11 +25,13 @@ def run_confined(
     readable: Sequence[Path] = (),
     limits: Limits,
     env: dict[str, str],
+    on_start: Callable[[Mapping[str, str]], None] | None = None,
     on_poll: Callable[[], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> int:
     """Run a command confined until it ends, and return its exit status; its output goes to ``log``.
 
+    ``on_start`` is told before the start which measures of confinement the machine grants: measure -> "granted" or why not.
     Whatever ends the wait (the limit, ``should_stop``, Ctrl-C, an exception of ``on_poll``), the whole process tree is ended
     before this function returns.
 
@@ -40,6 +42,8 @@ def run_confined(
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     confined = confined_command(command, writable=writable, readable=readable, env=env, limits=limits)
+    if on_start is not None:
+        on_start(confined.granted)
     deadline = time.monotonic() + (limits.wall_seconds if limits.wall_seconds is not None else float("inf"))
     with log.open("ab") as stream:
         try:

@@ -30,21 +30,25 @@ def benchmark_problems(environment: Environment, spec: BenchmarkSpec, split: Spl
     return environment.problems(split, spec.kinds, spec.problems, f"benchmark/{spec.name}")
 
 
-def evaluate_policy(folder: Path, protocol: Protocol, split: Split, seed: int) -> SeedEvaluation:
+def evaluate_policy(
+    folder: Path, protocol: Protocol, split: Split, seed: int, *, base: Path | None = None
+) -> SeedEvaluation:
     """Score one policy on every benchmark of the protocol.
 
     Args:
         folder: the policy.
+        base: folder of the policy from which architecture and tokenizer are taken; ``folder`` itself by default. What a
+            training with candidate code left is trusted with its weights only.
         protocol: benchmarks, weights, length limit and temperature.
         split: ``search`` or ``report``.
         seed: the training seed that the result is filed under; it does not change the sampling.
     """
     started = time.perf_counter()
     with skipped_imports("scipy"):  # for a loss of object detection
-        model = load_model(folder)
+        model = load_model(folder, configuration=base)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    codec = PromptCodec.load(folder)
+    codec = PromptCodec.load(base or folder)
     environment = get_environment(protocol.environment.name)
     results = tuple(_benchmark(model, codec, environment, protocol, spec, split) for spec in protocol.benchmarks)
     return SeedEvaluation(

@@ -14,7 +14,7 @@ from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.failures import InfrastructureError
 from poise_core.processes import TimeLimitReached, log_tail, quiet_environment, run_confined
-from poise_core.training.policy import resolve_policy
+from poise_core.training.policy import policy_files, resolve_policy
 from poise_core.verification.sandbox import Limits
 
 
@@ -46,6 +46,7 @@ def evaluate_policies(job: EvaluationJob, *, should_stop: Callable[[], bool] | N
 def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Callable[[], bool] | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     job_file, log = folder / f"job-{job.split}.json", folder / "evaluate.log"
+    base = resolve_policy(job.protocol.policy).resolve()
     policies = [
         (seed, str(resolve_policy(policy).resolve()), str(result))
         for (seed, policy), result in zip(job.policies, results, strict=True)
@@ -56,16 +57,19 @@ def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Cal
                 "protocol": job.protocol.model_dump(mode="json"),
                 "threads": job.resources.threads_per_process,
                 "split": job.split,
+                "base": str(base),
                 "policies": policies,
             }
         )
     )
     try:
         status = run_confined(
-            [sys.executable, "-m", "poise_core.evaluation.worker", str(job_file)],
+            [sys.executable, "-I", "-m", "poise_core.evaluation.worker", str(job_file)],
             log=log,
             writable=[folder],
-            readable=[Path(policy) for _, policy, _ in policies],
+            readable=[
+                file for policy in (base, *(Path(path) for _, path, _ in policies)) for file in policy_files(policy)
+            ],
             limits=Limits(wall_seconds=job.resources.evaluate_timeout_seconds * len(policies)),
             env=quiet_environment(job.resources.threads_per_process),
             should_stop=should_stop,

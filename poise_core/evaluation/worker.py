@@ -1,6 +1,7 @@
 """The evaluation process: scores trained policies and leaves one file per seed.
 
-Started by :mod:`poise_core.evaluation.launcher`; it never imports or reads candidate code, and loads safetensors only.
+Started by :mod:`poise_core.evaluation.launcher`; it never imports or reads candidate code. Of a trained policy it takes
+the weights only, as safetensors: architecture and tokenizer are those of the policy that every training starts from.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ def main(job_file: str) -> int:
     document = json.loads(Path(job_file).read_text())
     torch.set_num_threads(int(document["threads"]))
     protocol = Protocol.model_validate(document["protocol"])
+    base = Path(document["base"])
     for seed, folder, result in document["policies"]:
         if not Path(result).exists():
-            evaluation = evaluate_policy(Path(folder), protocol, document["split"], seed)
+            evaluation = evaluate_policy(Path(folder), protocol, document["split"], seed, base=base)
             write_atomically(Path(result), evaluation.to_json())
     return 0
 

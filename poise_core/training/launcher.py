@@ -1,25 +1,39 @@
 """Training as a child process: started by torchrun's agent, confined, watched, resumable.
 
 Finished seeds are read back, not redone; an unfinished seed goes on from its last checkpoint.
+
+The process runs candidate code, so it is not trusted: it may write the folders of its open seeds and one for its outcome,
+and nothing else of the job's folder exists for it. What it leaves there is read as a stranger's files: no link is
+followed, nothing that would block is opened, and only weights in safetensors are taken out of it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
+
+import psutil
 
 from poise_core.config import ResourceSpec
 from poise_core.evaluation.protocol import Protocol
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
+from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
 from poise_core.processes import TimeLimitReached, log_tail, quiet_environment, run_confined
-from poise_core.training.policy import resolve_policy
-from poise_core.verification.sandbox import Limits
+from poise_core.training.policy import policy_files, resolve_policy
+from poise_core.verification.sandbox import GRANTED, Limits
+
+LINE_CHARACTERS = 1 << 20  # of a trajectory; the trainer writes a few hundred
+HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
+PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
 
 
 @dataclass(frozen=True)
@@ -43,10 +57,16 @@ class SeedTraining:
     trajectory_path: Path  # one JSON object per step
     seconds: float
     tokens: int  # completion tokens sampled
+    confinement: Mapping[str, str] = field(default_factory=dict)  # measure -> "granted" or why it was not
 
     def trajectory(self) -> list[dict[str, float]]:
-        """The rows of the trajectory, one per step."""
-        return [json.loads(line) for line in self.trajectory_path.read_text().splitlines()]
+        """The rows of the trajectory, one per step.
+
+        Raises:
+            CandidateFailure: the file is not what the trainer writes.
+        """
+        with _suspected():
+            return [json.loads(line) for line in read_untrusted(self.trajectory_path).splitlines()]
 
 
 def train_candidate(
@@ -83,16 +103,61 @@ def _result_path(job: TrainingJob, seed: int) -> Path:
     return job.folder / f"seed-{seed}" / "result.json"
 
 
+@contextmanager
+def _suspected() -> Iterator[None]:
+    """Inside, a file that no honest training leaves is the candidate's failure."""
+    try:
+        yield
+    except (UntrustedFileError, ValueError, KeyError, TypeError) as error:
+        message = f"the training left what the trainer does not write: {error or type(error).__name__}"
+        raise CandidateFailure(FailureKind.CRASHED, "train", message) from error
+
+
 def _read(job: TrainingJob, seed: int) -> SeedTraining:
     path = _result_path(job, seed)
-    document = json.loads(path.read_text())
+    with _suspected():
+        document = json.loads(read_untrusted(path))
+        seconds, tokens = float(document["seconds"]), int(document["tokens"])
+        require_plain_folder(path.parent / "policy")
     shutil.rmtree(path.parent / "checkpoints", ignore_errors=True)  # left where the worker was killed at its very end
     return SeedTraining(
         seed=seed,
         policy_folder=path.parent / "policy",
         trajectory_path=path.parent / "trajectory.jsonl",
-        seconds=float(document["seconds"]),
-        tokens=int(document["tokens"]),
+        seconds=seconds,
+        tokens=tokens,
+        confinement=_recorded_confinement(job.folder),
+    )
+
+
+def _confinement_path(folder: Path) -> Path:
+    return folder / "confinement.json"
+
+
+def _recorded_confinement(folder: Path) -> dict[str, str]:
+    path = _confinement_path(folder)
+    return dict(json.loads(path.read_text())) if path.exists() else {}
+
+
+def _record_confinement(folder: Path, granted: Mapping[str, str]) -> None:
+    """Keep what was missing at any start: a training that went on elsewhere was confined as badly as at its worst."""
+    missing = {name: text for name, text in _recorded_confinement(folder).items() if text != GRANTED}
+    write_atomically(_confinement_path(folder), json.dumps({**granted, **missing}))
+
+
+def _limits(job: TrainingJob, seeds: list[int], policy: Path) -> Limits:
+    resources = job.resources
+    wall_seconds = resources.train_timeout_seconds * len(seeds)
+    shares = resources.parallel_candidates * resources.processes_per_training
+    memory = resources.memory_gib * 2**30 if resources.memory_gib else psutil.virtual_memory().total / shares
+    weights = sum(path.stat().st_size for path in policy.glob("*.safetensors"))
+    return Limits(
+        wall_seconds=wall_seconds,
+        cpu_seconds=wall_seconds * (resources.threads_per_process + HELPER_THREADS),
+        memory_bytes=int(memory),
+        file_bytes=16 * weights
+        + (256 << 20),  # a checkpoint's optimizer state takes up to eight times bfloat16 weights
+        processes=PROCESSES,
     )
 
 
@@ -103,47 +168,53 @@ def _run(
     should_stop: Callable[[], bool] | None,
 ) -> None:
     folder = job.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    outcome, log, job_file = folder / "outcome.json", folder / "train.log", folder / "job.json"
+    outcome, log, job_file = folder / "outcome" / "outcome.json", folder / "train.log", folder / "job.json"
+    writable = [outcome.parent, *(folder / f"seed-{seed}" for seed in seeds)]
+    for path in writable:
+        path.mkdir(parents=True, exist_ok=True)
     outcome.unlink(missing_ok=True)
-    candidate_path = job.candidate_path.resolve()
     policy = resolve_policy(job.protocol.policy).resolve()
-    # no benchmarks: the process that runs candidate code is not told what it will be examined on
-    job_file.write_text(
-        json.dumps(
-            {
-                "policy": str(policy),
-                "environment": job.protocol.environment.model_dump(mode="json"),
-                "training": job.protocol.training.model_dump(mode="json"),
-                "resources": job.resources.model_dump(mode="json"),
-                "folder": str(folder),
-                "seeds": seeds,
-                "candidate_path": str(candidate_path),
-                "candidate_name": job.candidate_name,
-            }
-        )
-    )
+    _write_job(job, seeds, job_file, outcome, policy)
     processes = str(job.resources.processes_per_training)
     follower = _Follower(folder, seeds, on_step)
     try:
         status = run_confined(
-            [sys.executable, "-m", "poise_core.training.startup", processes, str(job_file)],
+            [sys.executable, "-I", "-m", "poise_core.training.startup", processes, str(job_file)],
             log=log,
-            writable=[folder],
-            readable=[candidate_path, policy],
-            limits=Limits(wall_seconds=job.resources.train_timeout_seconds * len(seeds)),
+            writable=writable,
+            readable=[job_file, job.candidate_path.resolve(), *policy_files(policy)],
+            limits=_limits(job, seeds, policy),
             env=quiet_environment(job.resources.threads_per_process),
+            on_start=lambda granted: _record_confinement(folder, granted),
             on_poll=follower.poll,
             should_stop=should_stop,
         )
     except TimeLimitReached as error:
         raise CandidateFailure(FailureKind.TIMED_OUT, "train", str(error), log_tail(log)) from error
     follower.poll()
-    if outcome.exists():
-        document = json.loads(outcome.read_text())
+    with _suspected(), contextlib.suppress(FileNotFoundError):
+        document = json.loads(read_untrusted(outcome))
         raise CandidateFailure(FailureKind(document["kind"]), "train", document["message"], document["detail"])
+    if status == 128 + signal.SIGXCPU:
+        raise CandidateFailure(FailureKind.TIMED_OUT, "train", "the limit of processor time was reached", log_tail(log))
     if status != 0:
         raise InfrastructureError(f"training ended with status {status}; see {log}\n{log_tail(log)}")
+
+
+def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path, policy: Path) -> None:
+    """No benchmarks: the process that runs candidate code is not told what it will be examined on."""
+    document = {
+        "policy": str(policy),
+        "environment": job.protocol.environment.model_dump(mode="json"),
+        "training": job.protocol.training.model_dump(mode="json"),
+        "resources": job.resources.model_dump(mode="json"),
+        "folder": str(job_file.parent),
+        "outcome": str(outcome),
+        "seeds": seeds,
+        "candidate_path": str(job.candidate_path.resolve()),
+        "candidate_name": job.candidate_name,
+    }
+    write_atomically(job_file, json.dumps(document))
 
 
 class _Follower:
@@ -163,17 +234,18 @@ class _Follower:
         if self._on_step is None:
             return
         for seed, path in self._paths.items():
-            if path.exists():
-                with path.open() as stream:
-                    self._read(seed, stream)
+            with _suspected(), contextlib.suppress(FileNotFoundError), open_untrusted(path) as stream:
+                self._read(seed, stream)
 
     def _read(self, seed: int, stream: TextIO) -> None:
         inode, position = self._places[seed]
         if os.fstat(stream.fileno()).st_ino == inode:
             stream.seek(position)
-        while (line := stream.readline()).endswith("\n"):
+        while (line := stream.readline(LINE_CHARACTERS)).endswith("\n"):
             self._places[seed] = (os.fstat(stream.fileno()).st_ino, stream.tell())
             row = json.loads(line)
             if row["step"] >= self._next_step[seed] and self._on_step is not None:
                 self._next_step[seed] = int(row["step"]) + 1
                 self._on_step(seed, row)
+        if len(line) == LINE_CHARACTERS:
+            raise UntrustedFileError(f"a line of trajectory.jsonl has more than {LINE_CHARACTERS} characters")

@@ -55,6 +55,11 @@ def resolve_policy(name: str | Path) -> Path:
         ) from error
 
 
+def policy_files(folder: Path) -> list[Path]:
+    """The folder of a policy and, where its files are links as in the hub's cache, the files that they lead to."""
+    return [folder, *sorted(path.resolve() for path in folder.iterdir() if path.is_symlink())]
+
+
 def policy_digest(name: str | Path) -> str:
     """SHA-256 over the safetensors files of a policy, in order of their names.
 
@@ -72,11 +77,20 @@ def policy_digest(name: str | Path) -> str:
     return digest.hexdigest()
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """The causal language model of a policy folder, in evaluation mode (dropout off)."""
-    from transformers import AutoModelForCausalLM
+def load_model(folder: Path, dtype: torch.dtype = torch.float32, *, configuration: Path | None = None) -> Any:
+    """The causal language model of a policy folder, in evaluation mode (dropout off).
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    Args:
+        folder: weights, as safetensors.
+        dtype: of the weights in memory.
+        configuration: folder from which the architecture is taken; ``folder`` itself by default.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(configuration or folder, local_files_only=True)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True
+    )
     return model.eval()
 
 

@@ -4,11 +4,12 @@ The ``torchrun`` command starts every worker as a new interpreter, which imports
 what the workers need and forks them, and every candidate starts that much earlier. Where there is CUDA, whose state does
 not survive a fork, the workers are spawned.
 
-Run as ``python -m poise_core.training.startup PROCESSES JOB_FILE``.
+Run as ``python -I -m poise_core.training.startup PROCESSES JOB_FILE``.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import traceback
 import uuid
@@ -30,7 +31,11 @@ def work(job_file: str) -> None:
 
 
 def main(processes: int, job_file: str) -> int:
-    """Start the workers of a job on this machine and wait for them; 0 when all have succeeded."""
+    """Start the workers of a job on this machine and wait for them.
+
+    Returns:
+        0 when all have succeeded, 128 + SIGXCPU when one has reached its limit of processor time, else 1.
+    """
     import torch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -52,7 +57,8 @@ def main(processes: int, job_file: str) -> int:
         elastic_launch(config, work)(job_file)
     except ChildFailedError as error:
         print(error, file=sys.stderr)
-        return 1
+        over = any(failure.exitcode == -signal.SIGXCPU for failure in error.failures.values())
+        return 128 + signal.SIGXCPU if over else 1
     return 0
 
 

@@ -113,7 +113,7 @@ def main(job_file: str) -> int:
     """Train every seed of a job; 0 when all are finished, 1 after a failure described in ``outcome.json``."""
     document = json.loads(Path(job_file).read_text())
     torch.set_num_threads(int(document["resources"]["threads_per_process"]))
-    outcome = Path(document["folder"]) / "outcome.json"
+    outcome = Path(document["outcome"])
     try:
         try:
             candidate = load_candidate(Path(document["candidate_path"]), document["candidate_name"])

@@ -28,6 +28,7 @@ SETUP_FAILED = 125
 WALL_TIME_OVER = 124
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _GRACE_SECONDS = 2.0  # between a request to end and SIGKILL
+_XCPU_GRACE_SECONDS = 5  # at its limit of processor time a process gets SIGXCPU, which says why; SIGKILL would not
 _BACKSTOP_SECONDS = 3.0  # beyond the wall time, at which whoever started the launcher normally ends it
 
 Specification = dict[str, Any]
@@ -243,7 +244,8 @@ def _set_limits(limits: dict[str, Any]) -> None:
             continue
         _, hard = resource.getrlimit(kind)
         wanted = int(value) if hard == resource.RLIM_INFINITY else min(int(value), hard)
-        resource.setrlimit(kind, (wanted, wanted))
+        last = wanted if kind != resource.RLIMIT_CPU else wanted + _XCPU_GRACE_SECONDS
+        resource.setrlimit(kind, (wanted, last if hard == resource.RLIM_INFINITY else min(last, hard)))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
