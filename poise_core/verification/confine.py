@@ -169,6 +169,8 @@ def _build_view(specification: Specification) -> None:
         os.symlink(f"/proc/self/fd/{number}", f"{root}/dev/{name}")
     os.makedirs(f"{root}/proc", exist_ok=True)
     kernel.mount("proc", f"{root}/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+    if specification["namespace_processes"] is not None:
+        kernel.limit_namespace_processes(f"{root}/proc", specification["namespace_processes"])
     kernel.set_mount_attributes(f"{root}/proc", kernel.ATTR_RDONLY)
     for path in sorted(handles, key=lambda path: path.count("/")):  # a folder before what lies in it
         attributes = kernel.ATTR_NOSUID
@@ -256,6 +258,7 @@ def probe() -> dict[str, str]:
     """Try each measure that needs the kernel's consent in a child of its own: measure -> "" or why it was refused."""
     return {
         "user and network namespaces": _attempt(_try_namespaces),
+        "process limit": _attempt(_try_process_limit),
         "landlock": _attempt(lambda: kernel.landlock(["/"], [])),
         "seccomp": _attempt(lambda: seccomp.forbid_dangerous_calls(internet=False)),
         "capabilities": _attempt(kernel.drop_capabilities),
@@ -267,6 +270,21 @@ def _try_namespaces() -> None:
     kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNET)
     kernel.map_own_ids(uid, gid)
     kernel.bring_loopback_up()
+
+
+def _try_process_limit() -> None:
+    """In a pid namespace; whoever makes one enters it with its next child."""
+    uid, gid = os.geteuid(), os.getegid()
+    kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
+    kernel.map_own_ids(uid, gid)
+
+    def inside() -> None:
+        kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
+        kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC)
+        kernel.limit_namespace_processes("/proc", 4096)
+
+    if reason := _attempt(inside):
+        raise OSError(reason)
 
 
 def _attempt(step: Callable[[], None]) -> str:

@@ -11,6 +11,7 @@ import errno
 import fcntl
 import os
 import platform
+import re
 import socket
 import struct
 from collections.abc import Sequence
@@ -96,6 +97,20 @@ def map_own_ids(uid: int, gid: int) -> None:
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
     Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+
+
+def limit_namespace_processes(proc: str, count: int) -> None:
+    """Let this process's pid namespace hold no more than ``count`` processes and threads, root's included.
+
+    Args:
+        proc: where a proc of this namespace is mounted, writable.
+        count: the kernel takes no less than 301, or 8 for each core.
+    """
+    version = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
+    if version < (6, 14):  # the number is the whole machine's there, and root, even confined, could lower it
+        raise OSError(errno.ENOSYS, "pid namespaces have no limit of their own before Linux 6.14")
+    least = max(301, 8 * (os.cpu_count() or 1))
+    Path(proc, "sys/kernel/pid_max").write_text(str(max(least, count)))
 
 
 def bring_loopback_up() -> None:

@@ -75,7 +75,7 @@ class Limits:
     memory_bytes: int | None = None  # per process, private writable memory
     address_bytes: int | None = None  # per process, address space; CUDA needs far more than it uses
     file_bytes: int | None = None  # largest file that may be written
-    processes: int | None = None  # processes and threads beyond those that the user has now; root is exempt
+    processes: int | None = None  # processes and threads at one time
     scratch_bytes: int = 256 << 20  # private /tmp and /dev/shm, each
 
 
@@ -141,6 +141,7 @@ def confined_command(
         "devices": _devices(),
         "links": links,
         "limits": {**asdict(limits), "user_processes": _process_limit(limits)},
+        "namespace_processes": limits.processes if level == "namespaces" and not machine["process limit"] else None,
     }
     argv = _launcher(json.dumps(specification)) if level != "bubblewrap" else _bubblewrap(specification)
     scratch = "/tmp" if level in ("namespaces", "bubblewrap") else next(iter(specification["writable"]), "/nonexistent")
@@ -239,7 +240,7 @@ def _kept_environment() -> dict[str, str]:
 
 
 def _process_limit(limits: Limits) -> int | None:
-    """RLIMIT_NPROC counts all processes and threads of the user, so the limit lies above what there is now."""
+    """RLIMIT_NPROC counts all processes and threads of the user, so the limit lies above what there is now; root is exempt."""
     if limits.processes is None or os.geteuid() == 0:
         return None
     uid, now = os.getuid(), 0
@@ -262,7 +263,8 @@ def probe_machine() -> Mapping[str, str]:
     """Measure -> "" or why the kernel refuses it, tried in a child process."""
     environment = {**_kept_environment(), "PYTHONDONTWRITEBYTECODE": "1"}
     refused = dict.fromkeys(
-        ("user and network namespaces", "landlock", "seccomp", "capabilities"), "the launcher does not start"
+        ("user and network namespaces", "process limit", "landlock", "seccomp", "capabilities"),
+        "the launcher does not start",
     )
     try:
         done = subprocess.run(_launcher("--probe"), env=environment, capture_output=True, timeout=60, check=True)
@@ -323,8 +325,13 @@ def _granted(specification: Mapping[str, Any], level: str) -> dict[str, str]:
     else:
         network = f"not granted: {refused}"
     processes = GRANTED
-    if specification["limits"]["processes"] is not None and specification["limits"]["user_processes"] is None:
-        processes = "not granted: the kernel exempts root from the limit on processes"
+    asked, by_user, by_namespace = (
+        specification["limits"]["processes"],
+        specification["limits"]["user_processes"],
+        specification["namespace_processes"],
+    )
+    if asked is not None and by_user is None and by_namespace is None:
+        processes = f"not granted: the kernel exempts root from its users' limit ({machine['process limit'] or level})"
     return {
         "environment": GRANTED,
         "session": GRANTED,

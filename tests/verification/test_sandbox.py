@@ -259,6 +259,37 @@ for action in (os.fork, lambda: subprocess.run(["true"]), lambda: os.execvp("tru
     assert output_of(code, readable=[Path(root) / "poise_core"]).split() == ["thread", "refused", "refused", "refused"]
 
 
+@pytest.mark.skipif(bool(sandbox.probe_machine()["process limit"]), reason="needs Linux 6.14 and pid namespaces")
+def test_a_fork_bomb_stays_within_its_limit_even_for_root() -> None:
+    """Held at 301, the least that the kernel takes, or 8 for each core."""
+    before = Path("/proc/sys/kernel/pid_max").read_text()
+    code = """
+import os, signal
+count = 0
+try:
+    while count < 20000:
+        if os.fork() == 0:
+            signal.pause()
+        count += 1
+except OSError as error:
+    print(count, type(error).__name__)
+"""
+    confined = confined_command([*PYTHON, code], limits=Limits(processes=100, wall_seconds=60), level="namespaces")
+    done = subprocess.run(confined.argv, env=confined.env, capture_output=True, text=True, start_new_session=True)
+    count, error = done.stdout.split()
+    assert int(count) <= max(301, 8 * (os.cpu_count() or 1))
+    assert error == "BlockingIOError"
+    assert confined.granted["process limit"] == GRANTED
+    assert Path("/proc/sys/kernel/pid_max").read_text() == before  # the machine's own limit is what it was
+
+
+def test_at_its_limit_of_processor_time_a_process_is_told_why() -> None:
+    """With several threads the limit comes before the wall time does; SIGKILL would look like too much memory."""
+    confined = confined_command([*PYTHON, "while True: pass"], limits=Limits(wall_seconds=120, cpu_seconds=1))
+    done = subprocess.run(confined.argv, env=confined.env, capture_output=True, start_new_session=True, timeout=120)
+    assert done.returncode == 128 + signal.SIGXCPU
+
+
 # ---- the end
 
 STUBBORN = """
@@ -322,7 +353,7 @@ def test_ending_a_tree_takes_other_sessions_along() -> None:
         assert still_there(seconds) == []
 
 
-@pytest.mark.parametrize("level", [level for level in LEVELS if level != "plain"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_ending_a_confined_tree_takes_daemons_along(level: str) -> None:
     seconds = unique_seconds()
     confined = confined_command([sys.executable, "-c", STUBBORN.replace("{seconds}", str(seconds))], level=level)
@@ -361,7 +392,8 @@ def test_what_is_not_granted_is_said_once_and_recorded(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     refused = dict.fromkeys(
-        ("user and network namespaces", "landlock", "seccomp", "capabilities"), "Operation not permitted"
+        ("user and network namespaces", "process limit", "landlock", "seccomp", "capabilities"),
+        "Operation not permitted",
     )
     sandbox.best_level.cache_clear()
     monkeypatch.setattr(sandbox, "probe_machine", lambda: refused)

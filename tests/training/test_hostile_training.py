@@ -1,0 +1,228 @@
+"""Hostile code in the training process itself, without the gate: what it can reach, and what it leaves for its launcher."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_launcher import LONG, job_of, nothing_stays
+from training_samples import REINFORCE, protocol_of
+
+import poise_core.training.launcher as launcher
+from poise_core.config import ResourceSpec
+from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.training.launcher import TrainingJob, train_candidate
+from poise_core.verification import sandbox
+from poise_core.verification.sandbox import GRANTED
+
+SECRET = "sk-of-the-person-who-runs-it"
+OWN_WORLD = sandbox.best_level() in ("namespaces", "bubblewrap")
+
+BATTERY = """
+
+def _attempts():
+    import json, os, resource, socket, sys
+    from pathlib import Path
+
+    def attempt(action):
+        try:
+            return action()
+        except BaseException as error:
+            return type(error).__name__
+
+    def looped():
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+
+    def contents(place):
+        return sorted(str(path) for path in Path(place).rglob("*"))
+
+    def write(path):
+        with open(path, "a") as stream:
+            stream.write("forged")
+
+    given = json.loads(Path(sys.argv[2]).read_text())
+    train = Path(given["folder"])
+    own = train / f"seed-{given['seeds'][0]}"
+    return {
+        "job": sorted(given),
+        "environment": dict(os.environ),
+        "sys.path": sys.path,
+        "loopback": attempt(looped),
+        "machine": attempt(lambda: socket.create_connection(("127.0.0.1", @PORT@), timeout=2).close()),
+        "internet": attempt(lambda: socket.create_connection(("192.0.2.1", 80), timeout=2).close()),
+        "run folder": contents("@RUN@"),
+        "read": {path: attempt(lambda path=path: open(path).read()) for path in @READ@},
+        "write": {path: attempt(lambda path=path: write(path)) for path in @WRITE@},
+        "write here": attempt(lambda: write(own / "note")),
+        "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
+        "limits": {name: resource.getrlimit(getattr(resource, name))[0] for name in @LIMITS@},
+        "memory": attempt(lambda: bytearray(64 << 30)),
+        "file": attempt(lambda: os.truncate(own / "note", 1 << 40)),
+    }
+
+import json as _json
+raise ValueError("FOUND " + _json.dumps(_attempts()) + " END")
+"""
+LIMITS = ("RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_CORE")
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port of the machine that accepts connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.mark.slow
+def test_what_candidate_code_can_reach_in_training(
+    tiny_policy: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run directory as it is in an evolution: another candidate, the archive, a finished seed and one to be trained."""
+    for name in ("OPENAI_API_KEY", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    own, finished = tmp_path / "candidates" / "own", tmp_path / "candidates" / "own" / "train" / "seed-0"
+    secrets = [
+        tmp_path / "preset.yaml",
+        tmp_path / "archive" / "evaluations" / "part.parquet",
+        tmp_path / "candidates" / "other" / "candidate.py",
+        tmp_path / "candidates" / "own" / "evaluate" / "job-search.json",
+        finished / "result.json",
+    ]
+    for path in secrets:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(SECRET)
+    written = [*secrets, *(own / name for name in ("candidate.py", "train/job.json", "train/train.log"))]
+    written += [tiny_policy / "model.safetensors", Path(launcher.__file__)]
+    replacements = {
+        "@PORT@": str(port),
+        "@RUN@": str(tmp_path),
+        "@READ@": repr([str(path) for path in [*secrets, Path("/etc/shadow"), Path.home() / ".netrc"]]),
+        "@WRITE@": repr([*map(str, written)]),
+        "@LIMITS@": repr(LIMITS),
+    }
+    battery = BATTERY
+    for old, new in replacements.items():
+        battery = battery.replace(old, new)
+    job = job_of(tiny_policy, own, REINFORCE + battery, seeds=(0, 1), memory_gib=8.0)
+    with nothing_stays(str(job.folder)), pytest.raises(CandidateFailure) as failure:
+        train_candidate(job)
+    assert failure.value.kind is FailureKind.CRASHED
+    found = json.loads(failure.value.message.partition("FOUND ")[2].rpartition(" END")[0])
+
+    assert "benchmarks" not in found["job"]
+    assert SECRET not in json.dumps(found)
+    assert str(job.folder) not in " ".join(found["sys.path"])
+    assert found["loopback"] is None  # torchrun and gloo need it
+    assert found["machine"] in ("ConnectionRefusedError", "PermissionError")
+    assert found["internet"] in ("OSError", "PermissionError")
+    for path, result in found["read"].items():
+        assert result in ("FileNotFoundError", "PermissionError"), path
+    for path, result in found["write"].items():
+        in_private_scratch = OWN_WORLD and path.startswith("/tmp/")
+        assert result in ("FileNotFoundError", "PermissionError", "OSError", None if in_private_scratch else ""), path
+    assert [path for path in written if path.suffix != ".py" and b"forged" in path.read_bytes()] == []
+    assert found["write here"] is None
+    assert found["memory"] == "MemoryError"
+    assert found["file"] == "OSError"
+    assert found["limits"]["RLIMIT_CPU"] == 280 * 4
+    assert found["limits"]["RLIMIT_DATA"] == 8 << 30
+    assert found["limits"]["RLIMIT_CORE"] == 0
+    if OWN_WORLD:
+        train = str(own / "train")
+        inside = {str(Path(path).relative_to(train)) for path in found["run folder"] if path.startswith(train + "/")}
+        assert inside <= {"job.json", "outcome", "seed-1", "seed-1/note"}
+        assert found["processes"] <= 4
+    confinement = json.loads((job.folder / "confinement.json").read_text())
+    assert confinement["environment"] == confinement["limits"] == GRANTED
+    assert set(confinement) == set(sandbox.confined_command([]).granted)
+
+
+# ---- what a hostile training leaves, read by its launcher
+
+
+def finished_job(policy: Path, folder: Path) -> tuple[TrainingJob, Path]:
+    """A job whose only seed looks finished, and the folder of that seed."""
+    seed = folder / "train" / "seed-0"
+    (seed / "policy").mkdir(parents=True)
+    (seed / "policy" / "model.safetensors").write_text("weights")
+    (seed / "trajectory.jsonl").write_text('{"step": 0.0}\n')
+    (seed / "result.json").write_text('{"seed": 0, "seconds": 1.0, "tokens": 5}')
+    job = TrainingJob(folder / "c.py", "tested", folder / "train", protocol_of(policy, LONG), ResourceSpec(), (0,))
+    return job, seed
+
+
+def test_the_files_of_an_honest_training_are_read(tiny_policy: Path, tmp_path: Path) -> None:
+    job, _ = finished_job(tiny_policy, tmp_path)
+    (trained,) = train_candidate(job)
+    assert trained.trajectory() == [{"step": 0.0}]
+    assert (trained.seconds, trained.tokens) == (1.0, 5)
+
+
+@pytest.mark.parametrize("name", ["result.json", "trajectory.jsonl", "policy", "policy/model.safetensors"])
+@pytest.mark.parametrize("how", ["link", "pipe", "nonsense"])
+def test_a_forged_file_is_the_candidates_failure(how: str, name: str, tiny_policy: Path, tmp_path: Path) -> None:
+    """A link could hand in somebody else's policy or show a secret; a pipe would block its reader for ever."""
+    job, seed = finished_job(tiny_policy, tmp_path)
+    forged = seed / name
+    elsewhere = tmp_path / "elsewhere"
+    forged.rename(elsewhere)
+    if how == "link":
+        forged.symlink_to(elsewhere)
+    elif how == "pipe":
+        os.mkfifo(forged)
+    elif name == "policy/model.safetensors":
+        forged.mkdir()
+    else:
+        forged.write_text('{"step"')
+    with pytest.raises(CandidateFailure, match="the training left what the trainer does not write") as failure:
+        train_candidate(job)[0].trajectory()
+    assert failure.value.kind is FailureKind.CRASHED
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"kind": "bored", "message": "", "detail": ""}', "\0", '{"kind'])
+def test_an_outcome_that_makes_no_sense(text: str, tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+    job = job_of(tiny_policy, tmp_path, REINFORCE)
+
+    def hostile_process(command: list[str], **_: object) -> int:
+        (job.folder / "outcome" / "outcome.json").write_text(text)
+        return 1
+
+    monkeypatch.setattr(launcher, "run_confined", hostile_process)
+    with pytest.raises(CandidateFailure, match="the training left what the trainer does not write"):
+        train_candidate(job)
+
+
+def test_a_trajectory_without_ends_of_lines_does_not_fill_the_launchers_memory(tmp_path: Path) -> None:
+    path = tmp_path / "seed-0" / "trajectory.jsonl"
+    path.parent.mkdir()
+    path.write_text("1" * (launcher.LINE_CHARACTERS + 1))
+    with pytest.raises(CandidateFailure, match="more than 1048576 characters"):
+        launcher._Follower(tmp_path, [0], lambda seed, row: None).poll()
+
+
+def test_links_where_the_launcher_writes_lead_nowhere(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+    """The places that the launcher writes, opened again at every start, are none that the process may write."""
+    job = job_of(tiny_policy, tmp_path, REINFORCE, seeds=(3, 4))
+    seen: dict[str, list[Path]] = {}
+
+    def watched(command: list[str], *, writable: list[Path], log: Path, **_: object) -> int:
+        seen.update(writable=writable, written=[log, Path(command[-1]), job.folder / "confinement.json"])
+        return 1
+
+    monkeypatch.setattr(launcher, "run_confined", watched)
+    with pytest.raises(launcher.InfrastructureError):
+        train_candidate(job)
+    assert seen["writable"] == [job.folder / name for name in ("outcome", "seed-3", "seed-4")]
+    assert not [path for path in seen["written"] for folder in seen["writable"] if path.is_relative_to(folder)]
+
+
+def test_what_any_start_lacked_stays_on_record(tmp_path: Path) -> None:
+    """A training may go on on another machine: it was confined as badly as at its worst."""
+    for granted in ({"network": GRANTED, "files": GRANTED}, {"network": "no", "files": GRANTED}, {"network": GRANTED}):
+        launcher._record_confinement(tmp_path, granted)
+    assert launcher._recorded_confinement(tmp_path)["network"] == "no"
