@@ -15,7 +15,9 @@ from poise_core.failures import CandidateFailure
 
 MutableRow = dict[str, Any]
 _STEP_COLUMNS = tuple(
-    field.name for field in TRAJECTORIES.own_fields if field.name not in ("protocol", "candidate_id", "seed", "metrics")
+    field.name
+    for field in TRAJECTORIES.own_fields
+    if field.name not in ("protocol", "candidate_id", "seed", "confinement", "metrics")
 )
 
 
@@ -181,14 +183,27 @@ def _seed_evaluation(seed: int, rows: Sequence[Row]) -> SeedEvaluation:
 
 
 def trajectory_rows(
-    candidate_id: str, protocol: str, seed: int, steps: Iterable[Mapping[str, Any]]
+    candidate_id: str,
+    protocol: str,
+    seed: int,
+    steps: Iterable[Mapping[str, Any]],
+    *,
+    confinement: Mapping[str, str] | None = None,
 ) -> list[MutableRow]:
     """One row per step of ``trajectory.jsonl``; what is no standard column goes into ``metrics``.
+
+    Args:
+        candidate_id: whose training it was.
+        protocol: the digest.
+        seed: of the training.
+        steps: metric -> number of every step.
+        confinement: of the training process, measure -> "granted" or why not.
 
     Raises:
         ArchiveRowError: a step has no ``step``.
     """
     rows = []
+    confined = None if confinement is None else _json(confinement)
     for values in steps:
         if "step" not in values:
             raise ArchiveRowError(f"trajectories: a row of {candidate_id}, seed {seed}, has no step")
@@ -202,7 +217,7 @@ def trajectory_rows(
             if name not in _STEP_COLUMNS and name != "seed" and value is not None
         }
         keys = {"protocol": protocol, "candidate_id": candidate_id, "seed": seed, "written_by": "poise"}
-        rows.append({**own, **keys, "metrics": other})
+        rows.append({**own, **keys, "confinement": confined, "metrics": other})
     return rows
 
 

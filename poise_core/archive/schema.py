@@ -178,6 +178,13 @@ TRAJECTORIES = Table(
         Field("tokens", _INT, "completion tokens sampled in this step", nullable=True),
         Field("seconds_rollout", _FLOAT, "wall-clock seconds", nullable=True, counts=False),
         Field("seconds_update", _FLOAT, "wall-clock seconds", nullable=True, counts=False),
+        Field(
+            "confinement",
+            _TEXT,
+            "JSON, measure -> `granted` or why the machine refused it",
+            nullable=True,
+            counts=False,
+        ),
         Field("metrics", _TERMS, "every other metric by name, such as `candidate/...` and `controller/...`"),
     ),
 )

@@ -7,9 +7,8 @@ interrupted goes on where its files stand. A failure of the candidate is recorde
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -123,7 +122,8 @@ class Trials:
                     known_fingerprints=self._fingerprints(subject) if must_be_new else {},
                     folder=folder,
                 )
-                done(f"admitted after {len(report.checks)} checks")
+                known = f", trains exactly as {report.duplicate_of}" if report.duplicate_of else ""
+                done(f"admitted after {len(report.checks)} checks{known}" if report.admitted else "refused")
             row = verification_row(
                 candidate_id=subject.candidate_id,
                 admitted=report.admitted,
@@ -162,20 +162,22 @@ class Trials:
 
         trained = train_candidate(self._job(subject, seeds), on_step=on_step, should_stop=self.should_stop)
         for one in trained:
-            self._append_trajectory(subject, one.seed, one.trajectory())
+            self._append_trajectory(subject, one.seed, one.trajectory(), one.confinement)
         return f"{len(seeds)} seeds in {time.monotonic() - started:.0f} s"
 
     def _keep_unfinished(self, subject: Subject, seeds: Sequence[int]) -> None:
         """Archive the steps that a failed candidate got to: they are the evidence for what went wrong."""
-        for seed in seeds:
-            path = self.run.train_folder(subject.candidate_id) / f"seed-{seed}" / "trajectory.jsonl"
-            if path.exists() and not self._contains("trajectories", subject, seed=seed):
-                lines = path.read_text().splitlines(keepends=True)
-                steps = [json.loads(line) for line in lines if line.endswith("\n")]  # the last one may be cut off
-                self._append_trajectory(subject, seed, steps)
+        from poise_core.training.launcher import unfinished_trajectory
 
-    def _append_trajectory(self, subject: Subject, seed: int, steps: Sequence[dict[str, float]]) -> None:
-        rows = trajectory_rows(subject.candidate_id, self.protocol.digest, seed, steps)
+        for seed in seeds:
+            if not self._contains("trajectories", subject, seed=seed):
+                steps, confinement = unfinished_trajectory(self._job(subject, seeds), seed)
+                self._append_trajectory(subject, seed, steps, confinement)
+
+    def _append_trajectory(
+        self, subject: Subject, seed: int, steps: Sequence[dict[str, float]], confinement: Mapping[str, str]
+    ) -> None:
+        rows = trajectory_rows(subject.candidate_id, self.protocol.digest, seed, steps, confinement=confinement)
         self.archive.append("trajectories", rows)
 
     def evaluate(self, subject: Subject, seeds: Sequence[int]) -> list[SeedEvaluation]:

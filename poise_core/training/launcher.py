@@ -32,6 +32,7 @@ from poise_core.training.policy import policy_files, resolve_policy
 from poise_core.verification.sandbox import GRANTED, Limits
 
 LINE_CHARACTERS = 1 << 20  # of a trajectory; the trainer writes a few hundred
+OUTCOME_BYTES = 1 << 20
 HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
 PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
 
@@ -66,7 +67,7 @@ class SeedTraining:
             CandidateFailure: the file is not what the trainer writes.
         """
         with _suspected():
-            return [json.loads(line) for line in read_untrusted(self.trajectory_path).splitlines()]
+            return [_step_of(line) for line in read_untrusted(self.trajectory_path).splitlines()]
 
 
 def train_candidate(
@@ -99,6 +100,16 @@ def train_candidate(
     return [_read(job, seed) for seed in job.seeds]
 
 
+def unfinished_trajectory(job: TrainingJob, seed: int) -> tuple[list[dict[str, float]], dict[str, str]]:
+    """The steps that a failed training got to, whatever its file looks like, and how the process was confined."""
+    steps: list[dict[str, float]] = []
+    with contextlib.suppress(FileNotFoundError, CandidateFailure), _suspected():
+        text = read_untrusted(job.folder / f"seed-{seed}" / "trajectory.jsonl")
+        whole = (line for line in text.splitlines(keepends=True) if line.endswith("\n"))  # the last one may be cut off
+        steps.extend(_step_of(line) for line in whole)
+    return steps, _recorded_confinement(job.folder)
+
+
 def _result_path(job: TrainingJob, seed: int) -> Path:
     return job.folder / f"seed-{seed}" / "result.json"
 
@@ -108,9 +119,16 @@ def _suspected() -> Iterator[None]:
     """Inside, a file that no honest training leaves is the candidate's failure."""
     try:
         yield
-    except (UntrustedFileError, ValueError, KeyError, TypeError) as error:
+    except (UntrustedFileError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"the training left what the trainer does not write: {error or type(error).__name__}"
         raise CandidateFailure(FailureKind.CRASHED, "train", message) from error
+
+
+def _step_of(line: str) -> dict[str, float]:
+    """One line of a trajectory: metric -> number, ``step`` among them."""
+    row = {str(name): float(value) for name, value in json.loads(line).items()}
+    int(row["step"])
+    return row
 
 
 def _read(job: TrainingJob, seed: int) -> SeedTraining:
@@ -193,8 +211,9 @@ def _run(
         raise CandidateFailure(FailureKind.TIMED_OUT, "train", str(error), log_tail(log)) from error
     follower.poll()
     with _suspected(), contextlib.suppress(FileNotFoundError):
-        document = json.loads(read_untrusted(outcome))
-        raise CandidateFailure(FailureKind(document["kind"]), "train", document["message"], document["detail"])
+        document = json.loads(read_untrusted(outcome, OUTCOME_BYTES))
+        kind, message, detail = FailureKind(document["kind"]), str(document["message"]), str(document["detail"])
+        raise CandidateFailure(kind, "train", message, detail)
     if status == 128 + signal.SIGXCPU:
         raise CandidateFailure(FailureKind.TIMED_OUT, "train", "the limit of processor time was reached", log_tail(log))
     if status != 0:
@@ -243,7 +262,7 @@ class _Follower:
             stream.seek(position)
         while (line := stream.readline(LINE_CHARACTERS)).endswith("\n"):
             self._places[seed] = (os.fstat(stream.fileno()).st_ino, stream.tell())
-            row = json.loads(line)
+            row = _step_of(line)
             if row["step"] >= self._next_step[seed] and self._on_step is not None:
                 self._next_step[seed] = int(row["step"]) + 1
                 self._on_step(seed, row)

@@ -197,6 +197,16 @@ def test_an_outcome_that_makes_no_sense(text: str, tiny_policy: Path, tmp_path: 
         train_candidate(job)
 
 
+@pytest.mark.parametrize("line", ["3", "{}", '{"step": NaN}', '{"step": 2.0, "kl": [1]}', '{"step": 2.0, "kl": "x"}'])
+def test_a_line_that_is_no_step(line: str, tiny_policy: Path, tmp_path: Path) -> None:
+    job, seed = finished_job(tiny_policy, tmp_path)
+    (seed / "trajectory.jsonl").write_text(f'{{"step": 1.0}}\n{line}\n')
+    with pytest.raises(CandidateFailure, match="the training left what the trainer does not write"):
+        train_candidate(job)[0].trajectory()
+    (seed / "result.json").unlink()
+    assert launcher.unfinished_trajectory(job, 0) == ([{"step": 1.0}], {})
+
+
 def test_a_trajectory_without_ends_of_lines_does_not_fill_the_launchers_memory(tmp_path: Path) -> None:
     path = tmp_path / "seed-0" / "trajectory.jsonl"
     path.parent.mkdir()
