@@ -6,6 +6,7 @@ Loading executes the file: do it only in a process that may run candidate code (
 from __future__ import annotations
 
 import ast
+import linecache
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -97,10 +98,12 @@ def load_candidate_source(source: str, name: str) -> Candidate:
     except ValueError as error:  # a null byte or half of a surrogate pair
         raise CandidateError(f"the file does not parse: {error}") from error
     # dataclasses looks its module up in sys.modules while the class body runs
+    filename = f"<candidate {name}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)  # for tracebacks
     module = types.ModuleType(f"poise_candidate_{source_digest(source)[:16]}")
     sys.modules[module.__name__] = module
     try:
-        exec(compile(tree, f"<candidate {name}>", "exec"), module.__dict__)
+        exec(compile(tree, filename, "exec"), module.__dict__)
     except (Exception, SystemExit) as error:  # a file that exits must not end the process that loads it
         raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,13 @@ def test_loading_leaves_no_module_behind_and_files_do_not_mix() -> None:
     assert set(sys.modules) == before
     assert dataclasses.asdict(first.hyperparameters) == {"size": 2.0}
     assert dataclasses.asdict(second.hyperparameters) == {"size": 5.0}
+
+
+def test_tracebacks_show_the_candidates_lines() -> None:
+    source = SOURCE.replace("    return Advantages", "    1 / dynamics.step\n    return Advantages")
+    with pytest.raises(ZeroDivisionError) as failure:
+        load_candidate_source(source, "divides").compute_advantages(batch(), DYNAMICS)
+    assert "    1 / dynamics.step\n" in "".join(traceback.format_exception(failure.value))
 
 
 def test_digest_ignores_line_endings_and_trailing_blanks_only() -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 def verify(
     file: Annotated[Path, typer.Argument(help="A candidate file, for example poise_core/algorithms/grpo.py.")],
+    run_dir: Annotated[
+        Path | None, typer.Option(help="A run whose admitted candidates it is compared with, as evolve would.")
+    ] = None,
     json: JsonOption = False,
     timeout: Annotated[float, typer.Option(help="Seconds that the whole gate may take.")] = 60.0,
 ) -> None:
@@ -30,13 +33,22 @@ def verify(
 
     existing_file(file)
     with plain_errors(), Console(stderr=True).status(f"verifying {file.name}"):
-        report = verify_file(file, timeout_seconds=timeout)
+        known = _admitted(run_dir) if run_dir else None
+        report = verify_file(file, timeout_seconds=timeout, known_fingerprints=known)
     if json:
         typer.echo(report.to_json())
     else:
         _print(report)
     if not report.admitted:
         raise typer.Exit(REFUSED)
+
+
+def _admitted(run_dir: Path) -> dict[str, str]:
+    """Fingerprint -> id of the admitted candidates of a run."""
+    from poise_core.run_directory import RunDirectory
+
+    rows = RunDirectory.read(run_dir).archive.rows("verifications", admitted=True)
+    return {row["fingerprint"]: row["candidate_id"] for row in rows if row["fingerprint"]}
 
 
 def _print(report: VerificationReport) -> None:
@@ -50,9 +62,32 @@ def _print(report: VerificationReport) -> None:
         table.add_row(mark, check.name, Text(check.proves if check.passed else check.message))
     console = Console()
     console.print(table)
+    for line in [*_likeness(report), *_confinement(report)]:
+        console.print(Text(line))
     if report.admitted:
-        near = ", ".join(f"{name} {distance:.2f}" for name, distance in report.nearest[:3])
         console.print(Text(f"{report.candidate_name}: admitted in {report.seconds:.1f} s", "green"))
-        console.print(Text(f"nearest known algorithms (0 = same behaviour): {near}" if near else ""))
     else:
         console.print(Text(f"{report.candidate_name}: refused ({report.failure})", "red"))
+
+
+def _likeness(report: VerificationReport) -> list[str]:
+    """What it behaves like; 0 is the same update on every probe, 1 and more an unrelated one."""
+    lines = []
+    if report.duplicate_of:
+        lines.append(f"trains exactly as {report.duplicate_of}")
+    if report.nearest:
+        (name, distance), *others = report.nearest[:4]
+        further = ", ".join(f"{other} {far:.2g}" for other, far in others)
+        lines.append(f"within {distance:.2g} of {name} on every probe (0 the same, 1 unrelated); further: {further}")
+    if report.nearest_archived:
+        near = ", ".join(f"{identity} {distance:.2g}" for identity, distance in report.nearest_archived)
+        lines.append(f"nearest in the run: {near}")
+    return lines
+
+
+def _confinement(report: VerificationReport) -> list[str]:
+    """What of the confinement this machine did not grant."""
+    if not report.confinement:
+        return []  # nothing was run
+    missing = [f"{name} ({text})" for name, text in report.confinement.items() if text != "granted"]
+    return [f"confined but for: {'; '.join(missing)}" if missing else "confined in every way"]

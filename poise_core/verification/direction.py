@@ -27,7 +27,7 @@ from poise_core.verification.harness import (
 )
 from poise_core.verification.probes import MIDDLE, make_probe
 
-ROLLOUTS = 100  # at most; a game ends as soon as the reward has risen enough
+ROLLOUTS = 150  # at most; a game ends as soon as the reward has risen enough
 UPDATES_PER_ROLLOUT = 2
 REQUIRED_GAIN = 0.2
 LEARNING_RATE = 0.1

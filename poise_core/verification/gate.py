@@ -39,6 +39,7 @@ class Subject:
     observed: tuple[Observation, ...] = ()
     fingerprint: str = ""
     nearest: tuple[tuple[str, float], ...] = ()
+    nearest_archived: tuple[tuple[str, float], ...] = ()
     duplicate_of: str | None = None
 
     @property
@@ -121,6 +122,7 @@ def _direction(subject: Subject) -> None:
 def _novelty(subject: Subject) -> None:
     subject.fingerprint = fingerprint(subject.observe())
     subject.nearest = novelty.nearest_algorithms(subject.observed)
+    subject.nearest_archived = novelty.nearest_archived(subject.fingerprint, subject.known_fingerprints)
     own = {name for name, (digest, _) in novelty.known_behaviours().items() if digest == source_digest(subject.source)}
     others = tuple(pair for pair in subject.nearest if pair[0] not in own)
     found, archived = novelty.find_duplicate(subject.fingerprint, others, subject.known_fingerprints)
@@ -207,6 +209,7 @@ def run_checks(
         checks=tuple(results),
         fingerprint=subject.fingerprint,
         nearest=subject.nearest,
+        nearest_archived=subject.nearest_archived,
         duplicate_of=subject.duplicate_of,
         seconds=time.perf_counter() - started,
         failure=failure,

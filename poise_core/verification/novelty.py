@@ -8,7 +8,9 @@ from functools import lru_cache
 from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.candidate import load_candidate
 from poise_core.source import source_digest
-from poise_core.verification.fingerprint import SAME, Observation, distance, observe, same_behaviour
+from poise_core.verification.fingerprint import SAME, Observation, distance, observe, same_behaviour, sketched_distance
+
+ARCHIVED_SHOWN = 5
 
 
 @lru_cache(maxsize=1)
@@ -25,6 +27,17 @@ def nearest_algorithms(observed: tuple[Observation, ...]) -> tuple[tuple[str, fl
     """Every known algorithm with its distance, nearest first; a tie goes by name."""
     distances = {name: distance(observed, known) for name, (_, known) in known_behaviours().items()}
     return tuple(sorted(distances.items(), key=lambda pair: (pair[1], pair[0])))
+
+
+def nearest_archived(own: str, archived: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
+    """The archived candidates that are closest, by the sketches of their fingerprints, nearest first.
+
+    Args:
+        own: the candidate's fingerprint.
+        archived: fingerprint -> id.
+    """
+    distances = ((identifier, sketched_distance(own, other)) for other, identifier in archived.items())
+    return tuple(sorted(distances, key=lambda pair: (pair[1], pair[0]))[:ARCHIVED_SHOWN])
 
 
 def find_duplicate(

@@ -174,6 +174,7 @@ def edge_probes() -> list[Probe]:
         make_probe("groups of one", (1, 1, 1, 1), 6, 17),
         make_probe("one completion", (1,), 6, 18),
         make_probe("one token per completion", (4, 4), 1, 19),
+        make_probe("one token in all", (1,), 1, 25),
         make_probe("uneven group sizes", (1, 2, 3, 7), 9, 20),
         empty_and_full(21),
         graded(22),

@@ -31,6 +31,7 @@ class VerificationReport:
     checks: tuple[CheckResult, ...]  # in the order in which they ran; a check that could not run is absent
     fingerprint: str = ""  # "" when the candidate never ran
     nearest: tuple[tuple[str, float], ...] = ()  # (known algorithm, distance), nearest first
+    nearest_archived: tuple[tuple[str, float], ...] = ()  # (candidate id, distance by sketch), the nearest few
     duplicate_of: str | None = None  # archived candidate or known algorithm with the same behaviour
     confinement: Mapping[str, str] = field(default_factory=dict)  # measure -> "granted" or why it was not
     seconds: float = 0.0  # the whole gate, process start included
@@ -65,7 +66,8 @@ class VerificationReport:
         try:
             document: dict[str, Any] = json.loads(text)
             document["checks"] = tuple(CheckResult(**check) for check in document["checks"])
-            document["nearest"] = tuple((str(name), float(distance)) for name, distance in document["nearest"])
+            for key in ("nearest", "nearest_archived"):
+                document[key] = tuple((str(name), float(distance)) for name, distance in document.get(key, ()))
             document["failure"] = None if document["failure"] is None else FailureKind(document["failure"])
             return cls(**document)
         except (KeyError, TypeError, AttributeError) as error:

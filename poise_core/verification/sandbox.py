@@ -289,9 +289,8 @@ def best_level() -> str:
         if not reason and level in ("namespaces", "bubblewrap"):
             reason = _try_level(level)
         if not reason:
-            missing = {
-                name: text for name, text in confined_command([], level=level).granted.items() if text != GRANTED
-            }
+            granted = confined_command([], level=level, limits=Limits(processes=1)).granted
+            missing = {name: text for name, text in granted.items() if text != GRANTED}
             if missing:
                 logger.warning(
                     "this machine does not grant: %s", "; ".join(f"{name} ({text})" for name, text in missing.items())

@@ -1,6 +1,7 @@
 """Everything that can be wrong with what the user gives: one clear line, the right exit status, nothing written."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from poise_core.algorithms import algorithm_path
+from poise_core.archive import verification_row
 from poise_core.cli import app
 from poise_core.config import load_preset
 from poise_core.run_directory import RunDirectory
@@ -144,6 +146,8 @@ def test_verify_admits_and_refuses(poise: Callable[..., Result], tmp_path: Path)
     admitted = poise("verify", algorithm_path("rloo"))
     assert admitted.exit_code == 0
     assert "admitted" in admitted.stdout
+    assert "within 0 of rloo on every probe (0 the same, 1 unrelated); further: " in admitted.stdout
+    assert "confined " in admitted.stdout
     source = algorithm_path("rloo").read_text()
     (tmp_path / "spy.py").write_text(source.replace("import torch\n", "import os\nimport torch\n", 1))
     refused = poise("verify", "spy.py")
@@ -153,6 +157,24 @@ def test_verify_admits_and_refuses(poise: Callable[..., Result], tmp_path: Path)
     assert report["admitted"] is False
     assert report["failure"] == "rejected"
     assert [path.name for path in tmp_path.iterdir()] == ["spy.py"]
+
+
+def test_verify_compares_with_the_admitted_candidates_of_a_run(poise: Callable[..., Result], tmp_path: Path) -> None:
+    """What ``evolve`` would refuse as a duplicate is refused here, and what is close is named with its distance."""
+    path = algorithm_path("rloo")
+    report = json.loads(poise("verify", path, "--json").stdout)
+    with RunDirectory.open(tmp_path / "run", load_preset("smoke")) as run:
+        row = verification_row(
+            candidate_id="rloo-0123456789", admitted=True, report="{}", fingerprint=report["fingerprint"], seconds=1.0
+        )
+        run.archive.append("verifications", [row])
+    again = poise("verify", path, "--run-dir", "run")
+    assert again.exit_code == 1
+    assert "trains exactly as rloo-0123456789, which is archived already" in " ".join(again.stdout.split())
+    near = poise("verify", algorithm_path("reinforce_group_baseline"), "--run-dir", "run")
+    assert near.exit_code == 0
+    assert re.search(r"nearest in the run: rloo-0123456789 0\.\d+", " ".join(near.stdout.split()))
+    assert_one_line(poise("verify", path, "--run-dir", "nowhere"), 2, "not a run directory")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["leaderboard", "run"], ["lineage", "run"], ["evolve", "--help"]])
