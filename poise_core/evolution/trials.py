@@ -110,6 +110,7 @@ class Trials:
         Raises:
             CandidateFailure: refused; recorded, with the gate's sentence.
             InfrastructureError: the gate could not run.
+            Cancelled: ``should_stop`` said so.
         """
         with self.stage(subject, "verify") as done:
             report = self._stored_report(subject)
@@ -121,6 +122,7 @@ class Trials:
                     timeout_seconds=self.resources.verify_timeout_seconds,
                     known_fingerprints=self._fingerprints(subject) if must_be_new else {},
                     folder=folder,
+                    should_stop=self.should_stop,
                 )
                 known = f", trains exactly as {report.duplicate_of}" if report.duplicate_of else ""
                 done(f"admitted after {len(report.checks)} checks{known}" if report.admitted else "refused")

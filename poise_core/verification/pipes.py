@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO
 
+from poise_core.failures import Cancelled
 from poise_core.verification.sandbox import cpu_seconds_of_tree, end_process_tree
 
 
@@ -23,10 +25,18 @@ class Finished:
     cpu_seconds: float = 0.0  # of its whole tree, measured when it was ended at the deadline
 
 
+POLL_SECONDS = 0.1
+
+
 def run_until(
-    argv: Sequence[str], env: Mapping[str, str], given: bytes, deadline: float, output_limit: int
+    argv: Sequence[str],
+    env: Mapping[str, str],
+    given: bytes,
+    deadline: float,
+    output_limit: int,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> Finished:
-    """Run a process in a session of its own; when it is over, or the deadline is, no process of its tree is left.
+    """Run a process in a session of its own; whatever ends this function, no process of its tree is left.
 
     Args:
         argv: the command line.
@@ -34,9 +44,11 @@ def run_until(
         given: what it reads on stdin.
         deadline: on the clock of :func:`time.monotonic`.
         output_limit: bytes kept of each of stdout and stderr.
+        should_stop: polled while it runs.
 
     Raises:
         OSError: it does not start.
+        Cancelled: ``should_stop`` said so.
     """
     process = subprocess.Popen(
         argv,
@@ -53,10 +65,9 @@ def run_until(
     status: int | None = None
     try:
         readers = {process.stdout: output, process.stderr: errors}
-        if _exchange(process.stdin, given, readers, deadline, output_limit):
-            status = process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        pass
+        clock = _Clock(deadline, should_stop)
+        if _exchange(process.stdin, given, readers, clock, output_limit):
+            status = _wait(process, clock)
     finally:
         cpu_seconds = cpu_seconds_of_tree(process.pid)
         end_process_tree(process.pid, grace_seconds=0.0)
@@ -66,8 +77,29 @@ def run_until(
     return Finished(bytes(output), bytes(errors), status, cpu_seconds)
 
 
+@dataclass(frozen=True)
+class _Clock:
+    deadline: float
+    should_stop: Callable[[], bool]
+
+    def wait(self) -> float | None:
+        """How long to wait for something to happen; None when the deadline has come."""
+        if self.should_stop():
+            raise Cancelled("stopped while a candidate was verified")
+        remaining = self.deadline - time.monotonic()
+        return min(remaining, POLL_SECONDS) if remaining > 0 else None
+
+
+def _wait(process: subprocess.Popen[bytes], clock: _Clock) -> int | None:
+    """The status of a process that has closed its pipes; None when the deadline comes first."""
+    while (seconds := clock.wait()) is not None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(seconds)
+    return None
+
+
 def _exchange(
-    writer: IO[bytes], given: bytes, readers: Mapping[IO[bytes], bytearray], deadline: float, limit: int
+    writer: IO[bytes], given: bytes, readers: Mapping[IO[bytes], bytearray], clock: _Clock, limit: int
 ) -> bool:
     """Write ``given`` and read until every reader ends; False when the deadline comes first."""
     pending = memoryview(given)
@@ -77,10 +109,10 @@ def _exchange(
         for reader, stored in readers.items():
             selector.register(reader, selectors.EVENT_READ, stored)
         while selector.get_map():
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
+            seconds = clock.wait()
+            if seconds is None:
                 return False
-            for key, _ in selector.select(remaining):
+            for key, _ in selector.select(seconds):
                 if key.fileobj is writer:
                     try:
                         pending = pending[os.write(key.fd, pending[:65536]) :]

@@ -8,8 +8,8 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from poise_core.failures import FailureKind, InfrastructureError
@@ -38,6 +38,7 @@ def verify_file(
     known_fingerprints: Mapping[str, str] | None = None,
     folder: Path | None = None,
     static: bool = True,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> VerificationReport:
     """Run the gate on a candidate file in a confined child process; never raises for a bad candidate.
 
@@ -48,8 +49,10 @@ def verify_file(
         known_fingerprints: fingerprint -> id of the candidates that are archived already.
         folder: where ``verification.json`` is written, if given.
         static: False leaves the language check out, for tests of the process layer.
+        should_stop: polled; when it says True the process is ended.
 
     Raises:
+        Cancelled: ``should_stop`` said so.
         InfrastructureError: the machine failed: the file cannot be read, or the worker does not start.
     """
     started = time.monotonic()
@@ -63,9 +66,8 @@ def verify_file(
     if refusal:
         report = _incomplete(name, content.decode("utf-8", "replace"), [], "language", refusal, FailureKind.REJECTED)
     else:
-        report = _verify_source(
-            content.decode("utf-8"), name, started + timeout_seconds, timeout_seconds, known_fingerprints, static
-        )
+        job = _Job(content.decode("utf-8"), name, timeout_seconds, dict(known_fingerprints or {}), static)
+        report = _verify_source(job, started + timeout_seconds, should_stop)
     report = replace(report, seconds=time.monotonic() - started)
     if folder is not None:
         _store(report, folder)
@@ -82,17 +84,25 @@ def _unreadable(content: bytes) -> str:
     return ""
 
 
-def _verify_source(
-    source: str, name: str, deadline: float, timeout_seconds: float, known: Mapping[str, str] | None, static: bool
-) -> VerificationReport:
-    nonce = secrets.token_hex(16)
-    job = {"nonce": nonce, "source": source, "name": name, "known_fingerprints": dict(known or {}), "static": static}
+@dataclass(frozen=True)
+class _Job:
+    """What is verified, and how."""
+
+    source: str
+    name: str
+    timeout_seconds: float
+    known_fingerprints: Mapping[str, str]
+    static: bool
+    nonce: str = field(default_factory=lambda: secrets.token_hex(16))  # begins every line that the worker writes
+
+
+def _verify_source(job: _Job, deadline: float, should_stop: Callable[[], bool]) -> VerificationReport:
     confined = confined_command(
         [sys.executable, "-I", "-m", "poise_core.verification.worker"],
         env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         limits=Limits(
-            wall_seconds=timeout_seconds,
-            cpu_seconds=timeout_seconds + 1,
+            wall_seconds=job.timeout_seconds,
+            cpu_seconds=job.timeout_seconds + 1,
             memory_bytes=MEMORY_BYTES,
             address_bytes=ADDRESS_BYTES,
             file_bytes=FILE_BYTES,
@@ -101,15 +111,16 @@ def _verify_source(
         ),
         loopback=False,
     )
+    given = json.dumps(asdict(job)).encode()
     try:
-        finished = run_until(confined.argv, confined.env, json.dumps(job).encode(), deadline, OUTPUT_BYTES)
+        finished = run_until(confined.argv, confined.env, given, deadline, OUTPUT_BYTES, should_stop)
     except OSError as error:
         raise InfrastructureError(f"the verification process does not start: {error}") from error
-    report = _read_report(finished, nonce, name, source, timeout_seconds, static)
+    report = _read_report(finished, job.nonce, job.name, job.source, job.timeout_seconds, job.static)
     granted = dict(confined.granted)
     if confined.granted["system calls"] == "granted":
         granted["process limit"] = "granted"  # the worker forbids itself new processes, root or not
-    return replace(report, candidate_name=name, source_digest=source_digest(source), confinement=granted)
+    return replace(report, candidate_name=job.name, source_digest=source_digest(job.source), confinement=granted)
 
 
 def _read_report(

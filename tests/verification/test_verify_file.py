@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from gate_fixtures import BASE, edited
 
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate import source_digest
-from poise_core.failures import FailureKind, InfrastructureError
+from poise_core.failures import Cancelled, FailureKind, InfrastructureError
 from poise_core.verification import CheckResult, VerificationReport, verify, verify_file
 from poise_core.verification.gate import CHECKS
 from poise_core.verification.pipes import Finished
@@ -163,3 +165,34 @@ def test_a_worker_that_prints_does_not_confuse_the_report(tmp_path: Path, caplog
     )
     report = verify_file(written(tmp_path, shouting), static=False)
     assert report.admitted, report.message
+
+
+FOREVER = edited(("    clipped = ratio", "    while True:\n        pass\n    clipped = ratio"))
+SILENT = FOREVER.replace(
+    "        pass\n", "        __import__('os').closerange(0, 1000)\n"
+)  # no pipe says that it lives
+
+
+@pytest.mark.parametrize("source", [FOREVER, SILENT], ids=["loops", "loops with its pipes closed"])
+def test_a_cancelled_verification_ends_within_five_seconds(source: str, tmp_path: Path) -> None:
+    begun: list[float] = []
+
+    def should_stop() -> bool:
+        """Once the candidate's own code has used processor time, as well as can be seen from outside."""
+        busy = [child for child in psutil.Process().children(recursive=True) if sum(child.cpu_times()[:2]) > 2.5]
+        if busy and not begun:
+            begun.append(time.monotonic())
+        return bool(begun)
+
+    with pytest.raises(Cancelled, match="stopped while a candidate was verified"):
+        verify_file(written(tmp_path, source), static=False, folder=tmp_path, should_stop=should_stop)
+    assert time.monotonic() - begun[0] < 5
+    assert not (tmp_path / "verification.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [FOREVER, SILENT], ids=["loops", "loops with its pipes closed"])
+def test_the_gate_takes_no_longer_than_its_limit(source: str, tmp_path: Path) -> None:
+    report = verify_file(written(tmp_path, source), static=False, timeout_seconds=15)
+    assert report.failure_kind is FailureKind.TIMED_OUT
+    assert 15 <= report.seconds < 17
