@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from poise_core.candidate import Candidate, CandidateError, load_candidate_source
 from poise_core.failures import FailureKind
 from poise_core.source import source_digest
-from poise_core.verification import behaviour, direction, interface, novelty, purity
+from poise_core.verification import behaviour, direction, interface, invariance, novelty, purity
 from poise_core.verification.fingerprint import Observation, fingerprint, observe
 from poise_core.verification.harness import ContractViolation, Run, run_candidate
 from poise_core.verification.language import check_language
@@ -104,15 +104,15 @@ def _gradient(subject: Subject) -> None:
 
 
 def _padding(subject: Subject) -> None:
-    behaviour.check_padding(subject.candidate)
+    invariance.check_padding(subject.candidate)
 
 
 def _order(subject: Subject) -> None:
-    behaviour.check_order(subject.candidate)
+    invariance.check_order(subject.candidate)
 
 
 def _micro_batches(subject: Subject) -> None:
-    behaviour.check_micro_batches(subject.candidate)
+    invariance.check_micro_batches(subject.candidate)
 
 
 def _direction(subject: Subject) -> None:

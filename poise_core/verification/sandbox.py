@@ -20,8 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from poise_core.verification import allowlist
 from poise_core.verification.process_tree import cpu_seconds_of_tree, end_process_tree
 
 __all__ = [
@@ -35,33 +34,6 @@ __all__ = [
 ]
 
 GRANTED = "granted"
-
-_KEPT_NAMES = frozenset(
-    {"PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}
-)
-_KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "NCCL_", "GLOO_", "CUDA_DEVICE_", "NVIDIA_DRIVER_")
-_SYSTEM_FOLDERS = (
-    "/usr",
-    "/bin",
-    "/sbin",
-    "/lib",
-    "/lib32",
-    "/lib64",
-    "/libx32",
-    "/sys",
-    "/opt/rocm",
-    "/opt/nvidia",
-    "/opt/hpcx",
-)
-_SYSTEM_FILES = tuple(
-    f"/etc/{name}"
-    for name in (
-        "alternatives", "group", "host.conf", "hosts", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "libibverbs.d", "localtime",
-        "nccl.conf", "nsswitch.conf", "passwd", "protocols", "services",
-    )
-)  # fmt: skip
-_NETWORK_FILES = ("/etc/resolv.conf", "/etc/ssl", "/etc/pki", "/etc/ca-certificates")
-_DEVICES = ("null", "zero", "full", "random", "urandom", "kfd", "dri", "infiniband", "nvidia-caps")
 
 logger = logging.getLogger("poise.confinement")
 
@@ -125,7 +97,7 @@ def confined_command(
         raise ValueError(f"level is {level!r}; use one of {', '.join(LEVELS)}")
     machine = probe_machine()
     namespaces = level in ("namespaces", "network namespace")
-    files, links = _files(writable, readable, network)
+    files, links = allowlist.files(writable, readable, network)
     specification: dict[str, Any] = {
         "command": list(command),
         "parent": os.getpid(),
@@ -138,15 +110,15 @@ def confined_command(
         "capabilities": not machine["capabilities"],
         "readable": files,
         "writable": [os.path.realpath(folder) for folder in writable],
-        "devices": _devices(),
+        "devices": allowlist.devices(),
         "links": links,
-        "limits": {**asdict(limits), "user_processes": _process_limit(limits)},
+        "limits": {**asdict(limits), "user_processes": allowlist.process_limit(limits.processes)},
         "namespace_processes": limits.processes if level == "namespaces" and not machine["process limit"] else None,
     }
     argv = _launcher(json.dumps(specification)) if level != "bubblewrap" else _bubblewrap(specification)
     scratch = "/tmp" if level in ("namespaces", "bubblewrap") else next(iter(specification["writable"]), "/nonexistent")
     environment = {
-        **_kept_environment(),
+        **allowlist.kept_environment(),
         "HOME": scratch,
         "TMPDIR": scratch,
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -191,64 +163,12 @@ def _bubblewrap(specification: Mapping[str, Any]) -> list[str]:
         options += ["--symlink", target, link]
     options += ["--remount-ro", "/proc", "--remount-ro", "/"]  # root may write kernel settings below /proc/sys
     visible = [*specification["writable"], "/tmp"]
-    options += ["--chdir", os.getcwd() if _within(os.getcwd(), specification["readable"]) else visible[0]]
+    options += ["--chdir", os.getcwd() if allowlist.within(os.getcwd(), specification["readable"]) else visible[0]]
     inner = {**specification, "landlock": False}
     command = [shutil.which("bwrap") or "bwrap", *options, "--", *_launcher("--inner", json.dumps(inner))]
     outer_limits = {"wall_seconds": specification["limits"]["wall_seconds"]}
     outer = {**specification, "command": command, "namespaces": False, "view": False, "limits": outer_limits}
     return _launcher(json.dumps(outer | dict.fromkeys(("landlock", "seccomp", "capabilities"), False)))
-
-
-def _within(path: str, folders: Sequence[str]) -> bool:
-    return any(os.path.commonpath([path, folder]) == folder for folder in folders)
-
-
-def _files(writable: Sequence[Path], readable: Sequence[Path], network: bool) -> tuple[list[str], dict[str, str]]:
-    """Real paths that are bound read-only, and the symbolic links that lead to some of them."""
-    package = Path(__file__).parents[1]
-    wanted = [
-        *_SYSTEM_FOLDERS, *_SYSTEM_FILES, *(_NETWORK_FILES if network else ()), sys.prefix, sys.base_prefix, sys.exec_prefix,
-        os.path.dirname(sys.executable), str(package), *os.environ.get("LD_LIBRARY_PATH", "").split(":"),
-        os.environ.get("CUDA_HOME", ""), *(str(path) for path in readable),
-    ]  # fmt: skip
-    links, real = {}, []
-    for path in dict.fromkeys(os.path.abspath(path) for path in wanted if path):
-        target = os.path.realpath(path)
-        if not os.path.exists(target) or target == "/":
-            continue
-        if target != path:
-            links[path] = target
-        real.append(target)
-    for folder in writable:
-        if os.path.realpath(folder) != os.path.abspath(folder):
-            links[os.path.abspath(folder)] = os.path.realpath(folder)
-    kept = {os.path.realpath(folder) for folder in writable}
-    return [path for path in dict.fromkeys(real) if path not in kept], links
-
-
-def _devices() -> list[str]:
-    nvidia = sorted(str(path) for path in Path("/dev").glob("nvidia*"))
-    return [path for path in dict.fromkeys([*(f"/dev/{name}" for name in _DEVICES), *nvidia]) if os.path.exists(path)]
-
-
-def _kept_environment() -> dict[str, str]:
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if (name in _KEPT_NAMES or name.startswith(_KEPT_PREFIXES)) and "://" not in value
-    }
-
-
-def _process_limit(limits: Limits) -> int | None:
-    """RLIMIT_NPROC counts all processes and threads of the user, so the limit lies above what there is now; root is exempt."""
-    if limits.processes is None or os.geteuid() == 0:
-        return None
-    uid, now = os.getuid(), 0
-    for process in psutil.process_iter(["uids", "num_threads"]):
-        uids = process.info["uids"]
-        if uids is not None and uids.real == uid:
-            now += process.info["num_threads"] or 1
-    return now + limits.processes
 
 
 # ---- what this machine grants
@@ -261,7 +181,7 @@ may be allowed what we are not; a network namespace with Landlock for files; Lan
 @lru_cache(maxsize=1)
 def probe_machine() -> Mapping[str, str]:
     """Measure -> "" or why the kernel refuses it, tried in a child process."""
-    environment = {**_kept_environment(), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {**allowlist.kept_environment(), "PYTHONDONTWRITEBYTECODE": "1"}
     refused = dict.fromkeys(
         ("user and network namespaces", "process limit", "landlock", "seccomp", "capabilities"),
         "the launcher does not start",

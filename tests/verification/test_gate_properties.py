@@ -22,10 +22,10 @@ from poise_core.candidate import Candidate, CandidateError, load_candidate, load
 from poise_core.contract import Dynamics, RolloutBatch
 from poise_core.mechanisms.operators import random_composition
 from poise_core.mechanisms.render import render
-from poise_core.verification.behaviour import _permute
 from poise_core.verification.fingerprint import distance, fingerprint, observe, same_behaviour
 from poise_core.verification.gate import run_checks
 from poise_core.verification.harness import Run, call_loss, loss_inputs, reduce_and_differentiate, run_candidate
+from poise_core.verification.invariance import _permute
 from poise_core.verification.language import check_language
 from poise_core.verification.probes import Probe
 from poise_core.verification.vocabulary import LanguageError
