@@ -124,3 +124,33 @@ def test_a_policy_is_never_unpickled(tiny_policy: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(OSError, match="safetensors"):
         evaluate_policy(folder, protocol_of(folder), "search", 0)
+
+
+def test_of_a_trained_policy_only_the_weights_count(tiny_policy: Path, tmp_path: Path) -> None:
+    """A training with hostile code could leave a tokenizer that decodes whatever it likes, or an architecture with code."""
+    protocol = protocol_of(tiny_policy)
+    honest = evaluate_policy(tiny_policy, protocol, "search", 0)
+    forged = copy_with(tiny_policy, tmp_path / "forged", 0.0)
+    for file in [file for file in forged.iterdir() if file.suffix != ".safetensors"]:
+        file.unlink()
+    (forged / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
+    (forged / "own.py").write_text("raise SystemExit('code of a policy was run')\n")
+    found = evaluate_policy(forged, protocol, "search", 0, base=tiny_policy)
+    assert found.benchmarks == honest.benchmarks
+    with pytest.raises(ValueError, match="own"):
+        evaluate_policy(forged, protocol, "search", 0)
+
+
+@pytest.mark.slow
+def test_a_policy_whose_files_are_links_is_evaluated(tiny_policy: Path, tmp_path: Path) -> None:
+    """As in the hub's cache: the confined process needs the files that the links lead to."""
+    blobs, linked = tmp_path / "blobs", tmp_path / "snapshots" / "main"
+    blobs.mkdir()
+    linked.mkdir(parents=True)
+    for number, file in enumerate(tiny_policy.iterdir()):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (linked / file.name).symlink_to(f"../../blobs/{number}")
+    protocol = protocol_of(linked)
+    job = EvaluationJob(tmp_path / "evaluate", protocol, ResourceSpec(), "search", ((0, linked),))
+    (result,) = evaluate_policies(job)
+    assert result.benchmarks == evaluate_policy(tiny_policy, protocol, "search", 0).benchmarks

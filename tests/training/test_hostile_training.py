@@ -145,6 +145,15 @@ def test_what_candidate_code_can_reach_in_training(
 # ---- what a hostile training leaves, read by its launcher
 
 
+@pytest.fixture
+def untrained(tmp_path: Path) -> Path:
+    """A folder that passes for a policy where nothing is trained."""
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
 def finished_job(policy: Path, folder: Path) -> tuple[TrainingJob, Path]:
     """A job whose only seed looks finished, and the folder of that seed."""
     seed = folder / "train" / "seed-0"
@@ -156,8 +165,8 @@ def finished_job(policy: Path, folder: Path) -> tuple[TrainingJob, Path]:
     return job, seed
 
 
-def test_the_files_of_an_honest_training_are_read(tiny_policy: Path, tmp_path: Path) -> None:
-    job, _ = finished_job(tiny_policy, tmp_path)
+def test_the_files_of_an_honest_training_are_read(untrained: Path, tmp_path: Path) -> None:
+    job, _ = finished_job(untrained, tmp_path)
     (trained,) = train_candidate(job)
     assert trained.trajectory() == [{"step": 0.0}]
     assert (trained.seconds, trained.tokens) == (1.0, 5)
@@ -165,9 +174,9 @@ def test_the_files_of_an_honest_training_are_read(tiny_policy: Path, tmp_path: P
 
 @pytest.mark.parametrize("name", ["result.json", "trajectory.jsonl", "policy", "policy/model.safetensors"])
 @pytest.mark.parametrize("how", ["link", "pipe", "nonsense"])
-def test_a_forged_file_is_the_candidates_failure(how: str, name: str, tiny_policy: Path, tmp_path: Path) -> None:
+def test_a_forged_file_is_the_candidates_failure(how: str, name: str, untrained: Path, tmp_path: Path) -> None:
     """A link could hand in somebody else's policy or show a secret; a pipe would block its reader for ever."""
-    job, seed = finished_job(tiny_policy, tmp_path)
+    job, seed = finished_job(untrained, tmp_path)
     forged = seed / name
     elsewhere = tmp_path / "elsewhere"
     forged.rename(elsewhere)
@@ -185,8 +194,8 @@ def test_a_forged_file_is_the_candidates_failure(how: str, name: str, tiny_polic
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", '{"kind": "bored", "message": "", "detail": ""}', "\0", '{"kind'])
-def test_an_outcome_that_makes_no_sense(text: str, tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
-    job = job_of(tiny_policy, tmp_path, REINFORCE)
+def test_an_outcome_that_makes_no_sense(text: str, untrained: Path, tmp_path: Path, monkeypatch) -> None:
+    job = job_of(untrained, tmp_path, REINFORCE)
 
     def hostile_process(command: list[str], **_: object) -> int:
         (job.folder / "outcome" / "outcome.json").write_text(text)
@@ -198,8 +207,8 @@ def test_an_outcome_that_makes_no_sense(text: str, tiny_policy: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("line", ["3", "{}", '{"step": NaN}', '{"step": 2.0, "kl": [1]}', '{"step": 2.0, "kl": "x"}'])
-def test_a_line_that_is_no_step(line: str, tiny_policy: Path, tmp_path: Path) -> None:
-    job, seed = finished_job(tiny_policy, tmp_path)
+def test_a_line_that_is_no_step(line: str, untrained: Path, tmp_path: Path) -> None:
+    job, seed = finished_job(untrained, tmp_path)
     (seed / "trajectory.jsonl").write_text(f'{{"step": 1.0}}\n{line}\n')
     with pytest.raises(CandidateFailure, match="the training left what the trainer does not write"):
         train_candidate(job)[0].trajectory()
@@ -215,9 +224,9 @@ def test_a_trajectory_without_ends_of_lines_does_not_fill_the_launchers_memory(t
         launcher._Follower(tmp_path, [0], lambda seed, row: None).poll()
 
 
-def test_links_where_the_launcher_writes_lead_nowhere(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+def test_links_where_the_launcher_writes_lead_nowhere(untrained: Path, tmp_path: Path, monkeypatch) -> None:
     """The places that the launcher writes, opened again at every start, are none that the process may write."""
-    job = job_of(tiny_policy, tmp_path, REINFORCE, seeds=(3, 4))
+    job = job_of(untrained, tmp_path, REINFORCE, seeds=(3, 4))
     seen: dict[str, list[Path]] = {}
 
     def watched(command: list[str], *, writable: list[Path], log: Path, **_: object) -> int:
