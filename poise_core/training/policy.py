@@ -19,6 +19,9 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# without the latter, transformers asks on the terminal whether to run a policy's own code
+_OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
 
 class PolicyNotFoundError(ValueError):
     """No such policy; the message says where it was looked for."""
@@ -87,10 +90,8 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, *, configuratio
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(configuration or folder, local_files_only=True)
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True
-    )
+    config = AutoConfig.from_pretrained(configuration or folder, **_OFFLINE)
+    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, **_OFFLINE)
     return model.eval()
 
 
@@ -98,7 +99,7 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a policy folder."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return AutoTokenizer.from_pretrained(folder, **_OFFLINE)
 
 
 @dataclass(frozen=True)
