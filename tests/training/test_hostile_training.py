@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from test_launcher import LONG, job_of, nothing_stays
 from training_samples import REINFORCE, protocol_of
 
 import poise_core.training.launcher as launcher
+import poise_core.training.startup as startup
 from poise_core.config import ResourceSpec
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.training.launcher import TrainingJob, train_candidate
@@ -245,3 +248,50 @@ def test_what_any_start_lacked_stays_on_record(tmp_path: Path) -> None:
     for granted in ({"network": GRANTED, "files": GRANTED}, {"network": "no", "files": GRANTED}, {"network": GRANTED}):
         launcher._record_confinement(tmp_path, granted)
     assert launcher._recorded_confinement(tmp_path)["network"] == "no"
+
+
+# ---- limits
+
+
+@pytest.mark.slow
+def test_a_candidate_that_needs_too_much_memory(tiny_policy: Path, tmp_path: Path) -> None:
+    source = REINFORCE.replace("advantage = hp", "torch.ones(2**30 * (1 + dynamics.step))\n    advantage = hp")
+    with pytest.raises(CandidateFailure, match="out of memory at step 0") as failure:
+        train_candidate(job_of(tiny_policy, tmp_path, source, memory_gib=3.0))
+    assert failure.value.kind is FailureKind.OUT_OF_MEMORY
+
+
+def test_a_candidate_that_needs_too_much_processor_time(untrained: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(launcher, "run_confined", lambda command, **_: 128 + signal.SIGXCPU)
+    with pytest.raises(CandidateFailure, match="the limit of processor time was reached") as failure:
+        train_candidate(job_of(untrained, tmp_path, REINFORCE))
+    assert failure.value.kind is FailureKind.TIMED_OUT
+
+
+@pytest.mark.parametrize(
+    ("exitcode", "status"), [(-signal.SIGXCPU, 128 + signal.SIGXCPU), (-signal.SIGKILL, 1), (1, 1)]
+)
+def test_the_agent_passes_on_how_a_worker_ended(exitcode: int, status: int, monkeypatch) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+    from torch.distributed.launcher import api
+
+    def launched(config: object, entry: object) -> object:
+        def run(job_file: str) -> None:
+            raise ChildFailedError("work", {0: ProcessFailure(0, 1, exitcode, "")})
+
+        return run
+
+    monkeypatch.setattr(startup, "load_libraries", lambda: None)
+    monkeypatch.setattr(api, "elastic_launch", launched)
+    assert startup.main(1, "job.json") == status
+
+
+def test_every_limit_is_set_and_memory_is_shared(untrained: Path, tmp_path: Path) -> None:
+    (untrained / "model.safetensors").write_bytes(bytes(1000))
+    job = job_of(untrained, tmp_path, REINFORCE, parallel_candidates=2, processes_per_training=4, threads_per_process=2)
+    limits = launcher._limits(job, [0, 1], untrained)
+    assert limits.wall_seconds == 2 * 280
+    assert limits.cpu_seconds == 2 * 280 * (2 + launcher.HELPER_THREADS)
+    assert limits.memory_bytes == psutil.virtual_memory().total // 8
+    assert limits.file_bytes == 16 * 1000 + (256 << 20)
+    assert limits.processes == launcher.PROCESSES
