@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from poise_core.config import ResourceSpec
 from poise_core.evaluation.protocol import Protocol
@@ -32,14 +32,15 @@ class TrainingJob:
     protocol: Protocol
     resources: ResourceSpec
     seeds: tuple[int, ...]
+    pause_after: int | None = None  # steps after which every seed stops at a checkpoint; None: it trains to its end
 
 
 @dataclass(frozen=True)
 class SeedTraining:
-    """A finished training of one seed."""
+    """A training of one seed, finished or at its pause."""
 
     seed: int
-    policy_folder: Path
+    policy_folder: Path  # there is no policy in it before the training has finished
     trajectory_path: Path  # one JSON object per step
     seconds: float
     tokens: int  # completion tokens sampled
@@ -55,12 +56,15 @@ def train_candidate(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[SeedTraining]:
-    """Train every seed of the job that is not finished yet; all of them, in the job's order.
+    """Train every seed of the job that is not finished (or not at its pause) yet; all of them, in the job's order.
+
+    A paused seed goes on from its checkpoint when a job without a pause, or with a later one, is given: every step is
+    drawn from (seed, step), so what comes out is what a training without the pause gives.
 
     Args:
         job: what to train.
         on_step: called with (seed, trajectory row) as the rows appear; where a seed goes on from a checkpoint, with the
-            rows before it too, but never twice with the same step.
+            rows before it too, but never twice with the same step. What it raises ends the training, and is raised here.
         should_stop: polled; when it says True the training is ended and can be resumed later.
 
     Raises:
@@ -68,10 +72,10 @@ def train_candidate(
         InfrastructureError: the process died for another reason.
         Cancelled: ``should_stop`` said so.
     """
-    open_seeds = [seed for seed in job.seeds if not _result_path(job, seed).exists()]
+    open_seeds = [seed for seed in job.seeds if _record(job, seed) is None]
     if open_seeds:
         _run(job, open_seeds, on_step, should_stop)
-    missing = [seed for seed in job.seeds if not _result_path(job, seed).exists()]
+    missing = [seed for seed in job.seeds if _record(job, seed) is None]
     if missing:
         raise InfrastructureError(
             f"training ended without an error, but seeds {missing} have no result; see {job.folder}"
@@ -79,20 +83,32 @@ def train_candidate(
     return [_read(job, seed) for seed in job.seeds]
 
 
-def _result_path(job: TrainingJob, seed: int) -> Path:
-    return job.folder / f"seed-{seed}" / "result.json"
+def _record(job: TrainingJob, seed: int) -> dict[str, Any] | None:
+    """What the worker wrote at the end of this seed or, where the job has a pause, at that one or a later one."""
+    folder = job.folder / f"seed-{seed}"
+    if (folder / "result.json").exists():
+        finished: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        return finished
+    if job.pause_after is None or not (folder / "paused.json").exists():
+        return None
+    paused: dict[str, Any] = json.loads((folder / "paused.json").read_text())
+    return paused if paused["steps"] >= job.pause_after else None
 
 
 def _read(job: TrainingJob, seed: int) -> SeedTraining:
-    path = _result_path(job, seed)
-    document = json.loads(path.read_text())
-    shutil.rmtree(path.parent / "checkpoints", ignore_errors=True)  # left where the worker was killed at its very end
+    folder = job.folder / f"seed-{seed}"
+    record = _record(job, seed)
+    assert record is not None
+    if (folder / "result.json").exists():
+        # left where the worker was killed at its very end
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        (folder / "paused.json").unlink(missing_ok=True)
     return SeedTraining(
         seed=seed,
-        policy_folder=path.parent / "policy",
-        trajectory_path=path.parent / "trajectory.jsonl",
-        seconds=float(document["seconds"]),
-        tokens=int(document["tokens"]),
+        policy_folder=folder / "policy",
+        trajectory_path=folder / "trajectory.jsonl",
+        seconds=float(record["seconds"]),
+        tokens=int(record["tokens"]),
     )
 
 
@@ -120,6 +136,7 @@ def _run(
                 "seeds": seeds,
                 "candidate_path": str(candidate_path),
                 "candidate_name": job.candidate_name,
+                "pause_after": job.pause_after,
             }
         )
     )
