@@ -98,11 +98,13 @@ def generation(run_dir: str, number: int) -> None:
             child = verify.submit(run_dir, place, draft)
             children.append(child)
             trained.append(on_rung(train, lowest).submit(run_dir, child, lowest))
+        below = []
         for rung, following in zip(evolution.rungs, higher, strict=False):  # all children on one rung, then on the next
             judged = [on_rung(evaluate, rung).submit(run_dir, one, rung) for one in trained]
+            below += [*trained, *judged]
             trained = [on_rung(train, following).submit(run_dir, one, following) for one in judged]
         scored = [evaluate.submit(run_dir, one) for one in trained]
         reflected = [reflect.submit(run_dir, *pair) for pair in zip(children, map(allow_failure, scored), strict=True)]
-        raise_for_the_run([*children, *trained, *scored, *reflected])
+        raise_for_the_run([*children, *below, *trained, *scored, *reflected])
         show_leaderboard.submit(run_dir, reflected).wait()
         update_tracking.submit(run_dir, reflected).wait()

@@ -245,7 +245,7 @@ RUNGS = Table(
         Field("steps", _INT, "steps of the longest training so far"),
         Field("tokens", _INT, "completion tokens sampled in training so far"),
         Field("decision", _TEXT, "no failure, no score", allowed=("promoted", "stopped", "finished")),
-        Field("cause", _TEXT, "why it was stopped", nullable=True, allowed=("race", "certain_loss")),
+        Field("cause", _TEXT, "why it was stopped: `race` or `certain_loss`", nullable=True),
         Field("value", _FLOAT, "reward at the proxy, Overall above it, percent", nullable=True),
         Field("reference", _TEXT, "candidate id that it compared worst with", nullable=True),
         Field("difference", _FLOAT, "to the reference at the same seeds, percent points", nullable=True),

@@ -1,11 +1,11 @@
 """Who may be called better than the baseline, after all that were tried.
 
-The best of m noisy numbers is high by chance, so the level of every interval is 1 - alpha / m (Bonferroni): over all candidates tried
-together, the chance that one which is no better is declared is at most alpha / 2, since only the upper half of zero's error counts.
-m counts every candidate of the protocol on which anything was measured, the baseline aside: those stopped on the ladder, and those
-that failed in training. Each of them could have become the champion; none of them is forgotten because it did not. Ideas that the
-gate refused were never measured and do not count. Stopping a candidate early can only take declarations away, so the ladder needs no
-correction of its own. A candidate needs two seeds to be declared.
+The best of m noisy numbers is high by chance, so the level of every interval is 1 - alpha / m (Bonferroni): over all candidates
+tried together, the chance that one which is no better is declared is at most alpha / 2, since only errors upward count. m counts
+every candidate of the protocol on which anything was measured, the baseline aside: those stopped on the ladder, and those that
+failed in training. Each of them could have become the champion; none is forgotten because it did not. Ideas that the gate refused
+were never measured and do not count. Stopping a candidate early can only take declarations away, so the ladder needs no correction
+of its own. A candidate needs two seeds to be declared.
 
 What is declared is a *champion candidate*: the search chose it, and its estimate is biased upward by that. Only a replication with
 fresh seeds on the sealed split (:mod:`poise_core.evolution.replication`) makes it a champion.

@@ -256,7 +256,9 @@ class Trials:
             results = evaluate_policies(job, should_stop=self.should_stop)
             for result in results:
                 self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
-            done(f"Overall {overall_interval(results, self.protocol).estimate:.1f}")
+            overall = overall_interval(results, self.protocol)
+            limits = f" [{overall.low:.1f}, {overall.high:.1f}]" if overall.seeds > 1 else ""
+            done(f"Overall {overall.estimate:.1f}{limits}, {overall.seeds} seed{'s' if overall.seeds > 1 else ''}")
             return results
 
     def evaluate_untrained(self, seeds: Sequence[int]) -> Subject:

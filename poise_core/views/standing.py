@@ -77,7 +77,10 @@ def standing_of(archive: Archive, protocol: Protocol, baseline: str | None = Non
     untrained = {name for name, row in records.items() if row["arm"] == UNTRAINED_ARM}
     # one seed's evaluation of the base policy stands under every seed: it has no noise of its own
     trained = {name: evals for name, evals in evaluations.items() if name not in untrained}
-    rungs = archive.rows("rungs", protocol=protocol.digest)
+    rungs, replications = (
+        archive.rows(table, protocol=protocol.digest) if archive.has(table) else []
+        for table in ("rungs", "replications")
+    )
     measured = {part["candidate_id"] for part in archive.parts("trajectories") if part["protocol"] == protocol.digest}
     tried = frozenset((measured | trained.keys() | failed | {row["candidate_id"] for row in rungs}) - {base or ""})
     noise = noise_floor(trained)
@@ -89,6 +92,6 @@ def standing_of(archive: Archive, protocol: Protocol, baseline: str | None = Non
         noise=noise,
         tried=tried & records.keys(),
         declarations={one.candidate_id: one for one in declared},
-        replications={row["candidate_id"]: row for row in archive.rows("replications", protocol=protocol.digest)},
+        replications={row["candidate_id"]: row for row in replications},
         rungs={row["candidate_id"]: row for row in sorted(rungs, key=lambda row: order.index(row["rung"]))},
     )

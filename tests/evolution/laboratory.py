@@ -68,6 +68,9 @@ class Laboratory:
 
     refuse: Callable[[str, str], str | None] = lambda name, source: None  # name, source -> the gate's sentence
     fail: dict[str, BaseException] = field(default_factory=dict)  # name of a candidate -> what its training raises
+    skills: dict[str, float] = field(
+        default_factory=dict
+    )  # candidate id -> chance to solve a problem, where it matters
     before_training: Callable[[str], None] = lambda name: None
     trained: list[str] = field(default_factory=list)  # name/seed, when its first step begins
     steps: list[str] = field(default_factory=list)  # name/seed/step, every step that was done
@@ -137,19 +140,26 @@ class Laboratory:
     def evaluate(self, job: EvaluationJob, *, should_stop: Any = None) -> list[SeedEvaluation]:
         results = []
         for seed, policy in job.policies:
-            self.evaluated.append(f"{job.folder.parent.name}/{seed}")
+            owner = _owner(job.folder)
+            self.evaluated.append(f"{owner}/{seed}")
             self.splits.add(job.split)
-            skill = noise(job.folder.parent.name).uniform(0.3, 0.7)
+            skill = self.skills.get(owner, noise(owner).uniform(0.3, 0.7))
             benchmarks = tuple(self._benchmark(spec, skill, policy, seed) for spec in job.protocol.benchmarks)
             results.append(SeedEvaluation(seed, job.split, overall(benchmarks, job.protocol), benchmarks, 1.0))
         return results
 
     @staticmethod
     def _benchmark(spec: Any, skill: float, policy: Path, seed: int) -> BenchmarkResult:
-        draw = noise(policy.parents[2].name if len(policy.parts) > 3 else policy, seed, spec.name)
+        draw = noise(_owner(policy), seed, spec.name)
         correct = tuple(sum(draw.random() < skill for _ in range(spec.samples)) for _ in range(spec.problems))
         score = benchmark_score(correct, spec.samples, spec.k)
         return BenchmarkResult(spec.name, spec.metric_name, score, correct, spec.samples, 0.9, 6.0)
+
+
+def _owner(path: Path) -> str:
+    """The candidate whose file or folder this is, or the path itself."""
+    parts = path.parts
+    return parts[parts.index("candidates") + 1] if "candidates" in parts else str(path)
 
 
 def open_evolution(folder: Path, preset: Preset | None = None, roles: Roles | None = None, **options: Any) -> Evolution:
