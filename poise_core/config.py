@@ -41,7 +41,7 @@ class LadderSpec(FrozenModel):
 
     enabled: bool = Field(False, description="false: every child trains with all seeds at once")
     proxy_steps: int = Field(
-        20, ge=0, description="length of the proxy, the first steps of the first seed's training; 0 for no proxy"
+        30, ge=0, description="length of the proxy, the first steps of the first seed's training; 0 for no proxy"
     )
     proxy_window: PositiveInt = Field(10, description="last steps of the proxy over which reward is averaged")
     proxy_stop_below: float = Field(
@@ -76,7 +76,7 @@ class HealthSpec(FrozenModel):
         description="nats per token; a sound GRPO on the testbed ends at 0.03, a tenth of it explores nothing",
     )
     truncated_limit: float = Field(
-        0.9, gt=0, description="share of completions that hit the length limit; the panel stays below 0.05"
+        0.9, gt=0, description="share of completions that hit the length limit; the panel stays below 0.12"
     )
     length_factor: float = Field(
         4.0,
@@ -86,7 +86,7 @@ class HealthSpec(FrozenModel):
     clip_limit: float = Field(
         0.7,
         gt=0,
-        description="share of clipped tokens; the panel stays below 0.05, above 0.5 most of a rollout is wasted",
+        description="share of clipped tokens; the panel stays below 0.03, above 0.5 most of a rollout is wasted",
     )
     loss_margin: float = Field(
         0.15, gt=0, description="reward below the parent's, mean over the window, from which a loss can be certain"

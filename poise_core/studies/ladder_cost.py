@@ -110,7 +110,7 @@ def climb(
         overall_noise = difference_noise(overalls, ladder.overall_noise, ladder.noise_weight)
         new: dict[str, tuple[int, ...]] = {}
         for one in (one for one in candidates if one.generation == generation):
-            against = {name: every[name] for name in (one.parent, baseline.name) if kept.get(name)}
+            against = {name: every[name] for name in (one.parent or baseline.name, baseline.name) if kept.get(name)}
             gaps = {name: one.rewards[first] - other.rewards[first] for name, other in against.items()}
             if race(gaps, reward_noise, ladder.proxy_stop_below).stop:
                 new[one.name], spent = (), spent + one.proxy_tokens[first]
