@@ -26,6 +26,7 @@ part and stays in, which makes them wider.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,10 +88,14 @@ def pass_at_k(n: int, c: npt.ArrayLike, k: int) -> Array:
         raise ValueError(f"pass@k needs 1 <= k <= n, got k = {k} and n = {n}")
     if counts.size and (counts.min() < 0 or counts.max() > n):
         raise ValueError(f"a correct count lies outside 0..{n}")
-    # all_wrong[c] = C(n-c, k) / C(n, k) = prod_{i=0}^{c-1} (n-i-k) / (n-i), which reaches 0 at c = n-k+1
+    return 1.0 - _all_wrong(n, k)[counts]
+
+
+@functools.lru_cache(maxsize=64)
+def _all_wrong(n: int, k: int) -> Array:
+    """C(n-c, k) / C(n, k) for c = 0..n, which is prod_{i=0}^{c-1} (n-i-k) / (n-i) and reaches 0 at c = n-k+1."""
     remaining = n - np.arange(n)
-    all_wrong = np.concatenate([[1.0], np.cumprod(np.maximum(remaining - k, 0) / remaining)])
-    return 1.0 - all_wrong[counts]
+    return np.concatenate([[1.0], np.cumprod(np.maximum(remaining - k, 0) / remaining)])
 
 
 def benchmark_score(correct: Sequence[int], samples: int, k: int) -> float:

@@ -193,7 +193,8 @@ class Trials:
             steps = one.trajectory()
             if watch is not None:
                 watch.observe_all(one.seed, steps)  # what had finished before this process was not followed
-            if pause_after is None:
+            # one that was stopped and is trained further by hand keeps the steps that it was stopped at
+            if pause_after is None and not self._contains("trajectories", subject, seed=one.seed):
                 self._append_trajectory(subject, one.seed, steps)
         length = f"{pause_after} steps" if pause_after else f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
         return f"{length} in {time.monotonic() - started:.0f} s"

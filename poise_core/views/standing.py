@@ -50,7 +50,9 @@ class Standing:
         if candidate in self.declarations and self.declarations[candidate].champion:
             return "champion candidate"
         rung = self.rungs.get(candidate)
-        return STOPPED_AT[rung["rung"]] if rung and rung["decision"] == "stopped" else ""
+        if not rung or rung["decision"] != "stopped":
+            return ""
+        return STOPPED_AT["all" if rung["cause"] == "certain_loss" else rung["rung"]]
 
 
 STOPPED_AT = {"proxy": "stopped at the proxy", "first": "stopped at one seed", "all": "stopped in training"}

@@ -24,6 +24,7 @@ from test_interruption import Killed, dies_after_one_write
 
 from poise_core.evolution import Evolution
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.views.standing import standing_of
 
 PROXY = 6
 LADDER = {"enabled": True, "proxy_steps": PROXY, "proxy_window": 3}
@@ -83,6 +84,19 @@ def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
     (node,) = [one for one in evolution.memory.nodes(2) if one.candidate_id == bad.candidate_id]
     assert not node.scored  # absent, not zero
     assert "stopped at rung proxy" in rows(evolution, "reflections", candidate_id=bad.candidate_id)[0]["summary"]
+
+
+def test_a_stopped_child_can_be_measured_by_hand_and_goes_on_from_its_pause(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    """What ``poise evaluate FILE`` does; once the archive refused the longer trajectory."""
+    evolution, (bad, _) = started(tmp_path, laboratory)
+    laboratory.step = rewards({bad.name: 0.05})
+    measure(evolution, bad)
+    laboratory.steps.clear()
+    evolution.trials.train(bad, (0, 1))
+    assert len(evolution.trials.evaluate(bad, (0, 1))) == 2
+    assert len(laboratory.steps) == len(set(laboratory.steps)) == 2 * STEPS - PROXY
 
 
 def test_a_child_that_climbs_is_trained_once_and_as_without_a_ladder(tmp_path: Path, laboratory: Laboratory) -> None:
@@ -181,6 +195,7 @@ def test_a_rule_that_stops_a_training_leaves_the_steps_up_to_it(
         assert (row["rung"], row["decision"], row["cause"]) == ("proxy", "stopped", "certain_loss")
         assert not rows(evolution, "failures")
         assert len(kept) == row["steps"] == 4
+        assert standing_of(evolution.run.archive, preset.protocol).state(child.candidate_id) == "stopped in training"
     assert not rows(evolution, "evaluations", candidate_id=child.candidate_id)
 
 

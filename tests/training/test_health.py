@@ -14,7 +14,14 @@ from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.training.health import CertainLoss, HealthWatch, certain_loss
 
 SPEC = HealthSpec()
-SOUND = {"reward_mean": 0.5, "kl": 0.1, "entropy": 0.2, "clip_fraction": 0.01, "completion_length": 15.0, "truncated": 0.01}
+SOUND = {
+    "reward_mean": 0.5,
+    "kl": 0.1,
+    "entropy": 0.2,
+    "clip_fraction": 0.01,
+    "completion_length": 15.0,
+    "truncated": 0.01,
+}
 """About what GRPO shows on the testbed."""
 
 
@@ -45,7 +52,9 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("kind", "changes"), BROKEN, ids=str)
-def test_a_state_is_stopped_after_patience_steps_with_its_cause(kind: FailureKind, changes: Mapping[str, float]) -> None:
+def test_a_state_is_stopped_after_patience_steps_with_its_cause(
+    kind: FailureKind, changes: Mapping[str, float]
+) -> None:
     found = stop_of(trajectory(40, since=12, **changes), trajectory(40))
     assert found is not None
     failure, step = found
@@ -65,7 +74,8 @@ def test_spikes_and_the_first_steps_are_let_through(kind: FailureKind, changes: 
 
 
 def test_missing_numbers_and_nan_break_no_rule() -> None:
-    assert stop_of([{"step": step, "reward_mean": math.nan, "kl": math.nan} for step in range(60)], trajectory(60)) is None
+    unknown = [{"step": step, "reward_mean": math.nan, "kl": math.nan} for step in range(60)]
+    assert stop_of(unknown, trajectory(60)) is None
     assert stop_of([{"step": step} for step in range(60)]) is None
 
 

@@ -78,7 +78,7 @@ def test_a_rule_ends_a_real_training_early_and_names_the_cause(tiny_policy: Path
     lines = (tmp_path / "train" / "seed-0" / "trajectory.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines if line.endswith("}")]
     stop = int(str(caught.value).split("at step ")[1].split()[0])
-    assert [row["entropy"] < 0.2 for row in rows[stop - 2 : stop + 1]] == [True] * 3  # patience steps, and not one fewer
+    assert [row["entropy"] < 0.2 for row in rows[stop - 2 : stop + 1]] == [True] * 3  # patience
     assert len(rows) < 400  # the worker did not get to the end
     assert watch.stopped
 
