@@ -139,16 +139,22 @@ def test_a_child_stopped_at_one_seed_counts_with_that_seed(tmp_path: Path, labor
 
 
 def test_decisions_do_not_see_their_own_generation(tmp_path: Path, laboratory: Laboratory) -> None:
-    preset = make_preset(ladder=LADDER, generations=2)
+    """Neither the order of siblings nor a new process between them, which reads the archive afresh, changes a row."""
+    preset = make_preset(ladder={**LADDER, "first_stop_below": 0.0}, generations=2)
     laboratory.step = drops(3)
-    together, apart = open_evolution(tmp_path / "a", preset), open_evolution(tmp_path / "b", preset)
+    together = open_evolution(tmp_path / "a", preset)
     evolve(together)
-    establish_baseline(apart)
+    first = open_evolution(tmp_path / "b", preset)
+    establish_baseline(first)
+    first.run.close()
     for generation in (1, 2):
-        for child in reversed(admit(apart, generation)):
-            measure(apart, child)
-    assert contents(together.run.archive) == contents(apart.run.archive)
-    assert rows(together, "rungs")
+        with (opened := open_evolution(tmp_path / "b", preset)).run:
+            children = admit(opened, generation)
+        for child in reversed(children):
+            with (opened := open_evolution(tmp_path / "b", preset)).run:
+                measure(opened, child)
+    assert contents(together.run.archive) == contents(opened.run.archive)
+    assert Counter(row["generation"] for row in rows(together, "rungs", decision="finished"))[1] == 2
 
 
 def test_a_failure_on_a_higher_rung_takes_the_score_of_the_lower_one_away(
