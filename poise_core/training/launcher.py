@@ -93,10 +93,10 @@ def train_candidate(
         InfrastructureError: the process died for another reason.
         Cancelled: ``should_stop`` said so.
     """
-    open_seeds = [seed for seed in job.seeds if _record(job, seed) is None]
+    open_seeds = [seed for seed in job.seeds if _record_path(job, seed) is None]
     if open_seeds:
         _run(job, open_seeds, on_step, should_stop)
-    missing = [seed for seed in job.seeds if _record(job, seed) is None]
+    missing = [seed for seed in job.seeds if _record_path(job, seed) is None]
     if missing:
         raise InfrastructureError(
             f"training ended without an error, but seeds {missing} have no result; see {job.folder}"
@@ -114,25 +114,21 @@ def unfinished_trajectory(job: TrainingJob, seed: int) -> tuple[list[dict[str, f
     return steps, _recorded_confinement(job.folder)
 
 
-def _record(job: TrainingJob, seed: int) -> dict[str, float] | None:
+def _record_path(job: TrainingJob, seed: int) -> Path | None:
     """What the worker wrote at the end of this seed or, where the job has a pause, at that one or a later one.
 
-    Keys ``seconds`` and ``tokens``; ``steps`` at a pause.
-
     Raises:
-        CandidateFailure: the file is not what the worker writes.
+        CandidateFailure: the record of a pause is not what the worker writes.
     """
     folder = job.folder / f"seed-{seed}"
-    if (finished := _totals(folder / "result.json")) is not None:
+    finished, paused = folder / "result.json", folder / "paused.json"
+    if finished.exists():
         return finished
-    paused = _totals(folder / "paused.json") if job.pause_after is not None else None
-    return paused if paused and job.pause_after and paused["steps"] >= job.pause_after else None
-
-
-def _totals(path: Path) -> dict[str, float] | None:
-    with _suspected(), contextlib.suppress(FileNotFoundError):
-        return {str(name): float(value) for name, value in json.loads(read_untrusted(path)).items()}
-    return None
+    if job.pause_after is None or not paused.exists():
+        return None
+    with _suspected():
+        steps = int(json.loads(read_untrusted(paused))["steps"])
+    return paused if steps >= job.pause_after else None
 
 
 @contextmanager
@@ -154,10 +150,11 @@ def _step_of(line: str) -> dict[str, float]:
 
 def _read(job: TrainingJob, seed: int) -> SeedTraining:
     folder = job.folder / f"seed-{seed}"
-    record = _record(job, seed)
+    record = _record_path(job, seed)
     assert record is not None
     with _suspected():
-        seconds, tokens = record["seconds"], int(record["tokens"])
+        document = json.loads(read_untrusted(record))
+        seconds, tokens = float(document["seconds"]), int(document["tokens"])
         if (folder / "result.json").exists():
             require_plain_folder(folder / "policy")
             # left where the worker was killed at its very end

@@ -44,7 +44,7 @@ def test_a_pause_is_the_beginning_of_the_whole_training_to_the_last_bit(tiny_pol
     assert rows_of(first) == rows_of(whole)[:2]
     assert first.tokens == sum(row["tokens"] for row in rows_of(whole)[:2])
     assert not (first.policy_folder / "model.safetensors").exists()
-    seconds = [row["seconds"] for row in first.trajectory()]
+    seconds = [row["seconds_update"] for row in first.trajectory()]
     log = tmp_path / "paused" / "train" / "train.log"
     written = log.stat().st_mtime_ns
     train_candidate(proxy)  # at its pause already: no process is started
@@ -57,7 +57,7 @@ def test_a_pause_is_the_beginning_of_the_whole_training_to_the_last_bit(tiny_pol
     for name, value in load_file(whole.policy_folder / "model.safetensors").items():
         assert torch.equal(weights[name], value), name
     # the first two steps were read back, not done again: their wall times are those of the first process
-    assert [row["seconds"] for row in second.trajectory()[:2]] == seconds
+    assert [row["seconds_update"] for row in second.trajectory()[:2]] == seconds
     assert json.loads((tmp_path / "paused" / "train" / "seed-0" / "result.json").read_text())["tokens"] == whole.tokens
     assert not (tmp_path / "paused" / "train" / "seed-0" / "paused.json").exists()
     assert rows_of(*train_candidate(proxy)) == rows_of(whole)  # past its pause: nothing is cut
