@@ -2,6 +2,8 @@
 
 archive -> select parents -> for each parent: propose, screen, implement, verify, train, evaluate, reflect -> archive
 
+Training and evaluation go rung by rung where the preset has a ladder; above the rung at which a child was stopped, nothing is done.
+
 Tasks wait for those whose results they take, and are started in the order in which they are submitted here. That order
 matters: a task never waits for one that is submitted after it, so even one worker gets through.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from prefect import allow_failure, flow
+from prefect import Task, allow_failure, flow
 from prefect.futures import PrefectFuture
 from prefect.task_runners import ThreadPoolTaskRunner
 
@@ -74,11 +76,19 @@ def establish_baseline(run_dir: str) -> PrefectFuture[str]:
     return update_tracking.submit(run_dir, reflected)
 
 
+def on_rung(stage: Task[..., Any], rung: str) -> Task[..., Any]:
+    """The stage, with the rung in the name of its runs where it is not the last one."""
+    if rung == "all":
+        return stage
+    return stage.with_options(task_run_name=f"{stage.task_run_name}, {rung}")
+
+
 @flow(name="generation", flow_run_name="gen-{number:02d}", task_runner=WORKERS, validate_parameters=False)
 @with_typed_end
 def generation(run_dir: str, number: int) -> None:
     """One generation: a child of every selected parent."""
-    with evolution_session(run_dir):
+    with evolution_session(run_dir) as evolution:
+        lowest, *higher = evolution.rungs
         children, trained = [], []
         child = None
         for place in select_parents(run_dir, number):  # admitted one after the other: each sees the ideas before it
@@ -87,9 +97,14 @@ def generation(run_dir: str, number: int) -> None:
             draft = implement.submit(run_dir, place, ranked)
             child = verify.submit(run_dir, place, draft)
             children.append(child)
-            trained.append(train.submit(run_dir, child))
+            trained.append(on_rung(train, lowest).submit(run_dir, child, lowest))
+        below = []
+        for rung, following in zip(evolution.rungs, higher, strict=False):  # all children on one rung, then on the next
+            judged = [on_rung(evaluate, rung).submit(run_dir, one, rung) for one in trained]
+            below += [*trained, *judged]
+            trained = [on_rung(train, following).submit(run_dir, one, following) for one in judged]
         scored = [evaluate.submit(run_dir, one) for one in trained]
         reflected = [reflect.submit(run_dir, *pair) for pair in zip(children, map(allow_failure, scored), strict=True)]
-        raise_for_the_run([*children, *trained, *scored, *reflected])
+        raise_for_the_run([*children, *below, *trained, *scored, *reflected])
         show_leaderboard.submit(run_dir, reflected).wait()
         update_tracking.submit(run_dir, reflected).wait()

@@ -36,6 +36,67 @@ class SearchSpec(FrozenModel):
     seed: int = Field(0, description="seed of selection and of the catalogue proposer")
 
 
+class LadderSpec(FrozenModel):
+    """Where a child's training may end before its last seed; docs/evidence.md derives the rule and its error rates."""
+
+    enabled: bool = Field(False, description="false: every child trains with all seeds at once")
+    proxy_steps: int = Field(
+        30, ge=0, description="length of the proxy, the first steps of the first seed's training; 0 for no proxy"
+    )
+    proxy_window: PositiveInt = Field(10, description="last steps of the proxy over which reward is averaged")
+    proxy_stop_below: float = Field(
+        0.05, ge=0, lt=1, description="a child ends at the proxy where P(it beats its parent or the baseline) is below"
+    )
+    first_stop_below: float = Field(
+        0.10, ge=0, lt=1, description="the same after the first whole training and its evaluation"
+    )
+    reward_noise: PositiveFloat = Field(
+        5.0, description="seed standard deviation of the proxy's reward, percent points, before any was measured"
+    )
+    overall_noise: PositiveFloat = Field(
+        2.0, description="seed standard deviation of Overall, percent points, before any was measured"
+    )
+    noise_weight: PositiveFloat = Field(
+        4.0, description="degrees of freedom that those two count for beside what the run measures"
+    )
+
+
+class HealthSpec(FrozenModel):
+    """When a child's training is stopped for what it does to the policy; see poise_core.training.health."""
+
+    enabled: bool = True
+    grace_steps: int = Field(5, ge=0, description="first steps, in which nothing is judged")
+    patience: PositiveInt = Field(5, description="steps in a row that have to break a rule; one noisy step does not")
+    kl_limit: PositiveFloat = Field(
+        3.0, description="nats per token; the worst of the testbed's panel, an algorithm without any brake, reaches 0.7"
+    )
+    entropy_floor: float = Field(
+        0.003,
+        ge=0,
+        description="nats per token; a sound GRPO on the testbed ends at 0.03, a tenth of it explores nothing",
+    )
+    truncated_limit: float = Field(
+        0.9, gt=0, description="share of completions that hit the length limit; the panel stays below 0.12"
+    )
+    length_factor: float = Field(
+        4.0,
+        gt=1,
+        description="mean length against the parent's at the same step, either way; learning to reason is 2 to 3",
+    )
+    clip_limit: float = Field(
+        0.7,
+        gt=0,
+        description="share of clipped tokens; the panel stays below 0.03, above 0.5 most of a rollout is wasted",
+    )
+    loss_margin: float = Field(
+        0.15, gt=0, description="reward below the parent's, mean over the window, from which a loss can be certain"
+    )
+    loss_window: PositiveInt = Field(15, description="steps, with the parent's prompts, over which the loss is judged")
+    loss_errors: PositiveFloat = Field(
+        4.0, description="standard errors by which the loss must exceed half the margin; 4 is one step in 30,000"
+    )
+
+
 class ResourceSpec(FrozenModel):
     """What a run may use; changes how long it takes, not what comes out."""
 
@@ -60,6 +121,8 @@ class Preset(FrozenModel):
     name: str
     protocol: Protocol
     search: SearchSpec = SearchSpec()
+    ladder: LadderSpec = LadderSpec()
+    health: HealthSpec = HealthSpec()
     resources: ResourceSpec = ResourceSpec()
 
     @model_validator(mode="after")
@@ -74,6 +137,15 @@ class Preset(FrozenModel):
             raise ValueError(
                 f"search.seeds_per_candidate is {self.search.seeds_per_candidate} but protocol.seeds lists "
                 f"{len(self.protocol.seeds)}; list more seeds or use fewer"
+            )
+        if self.ladder.enabled and self.ladder.proxy_steps >= training.steps:
+            raise ValueError(
+                f"ladder.proxy_steps is {self.ladder.proxy_steps}, but a whole training has {training.steps} steps; "
+                "use fewer, or 0 for no proxy"
+            )
+        if self.ladder.enabled and self.ladder.proxy_steps and self.ladder.proxy_window > self.ladder.proxy_steps:
+            raise ValueError(
+                f"ladder.proxy_window is {self.ladder.proxy_window}, but the proxy has {self.ladder.proxy_steps} steps"
             )
         return self
 

@@ -119,6 +119,26 @@ class RunDirectory:
         return _changes(self.path)
 
     @property
+    def current_preset(self) -> Preset:
+        """The preset with what later starts changed.
+
+        Raises:
+            RunDirectoryError: the record of changes does not fit this version of the program.
+        """
+        document = self.preset.model_dump(mode="json")
+        for change in self.settings_changes:
+            for key, (_, after) in change["changed"].items():
+                *parents, leaf = key.split(".")
+                place = document
+                for parent in parents:
+                    place = place.setdefault(parent, {})
+                place[leaf] = after
+        try:
+            return Preset.model_validate(document)
+        except ValidationError as error:
+            raise RunDirectoryError(f"{self.path / _SETTINGS}: {str(error).splitlines()[0]}") from error
+
+    @property
     def archive_folder(self) -> Path:
         """Where the Parquet tables are."""
         return self.path / "archive"

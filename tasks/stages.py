@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
 
-from poise_core.evolution import Draft, Place, Subject
+from poise_core.evolution import Draft, Place, Rung, Subject
 from tasks.outcomes import MOST_RETRIES, RETRY_DELAYS, with_typed_end, worth_retrying
 from tasks.session import current_evolution
 
@@ -80,15 +80,15 @@ def verify(run_dir: str, place: Place, draft: Draft) -> Subject:
 
 
 @stage("train {subject.name}")
-def train(run_dir: str, subject: Subject) -> Subject:
-    """Train the candidate with the run's seeds."""
-    return current_evolution(run_dir).train(subject)
+def train(run_dir: str, subject: Subject, rung: Rung = "all") -> Subject:
+    """Train the candidate as far as a rung asks, by default with the run's seeds; nothing where it was stopped before."""
+    return current_evolution(run_dir).train(subject, rung)
 
 
 @stage("evaluate {subject.name}")
-def evaluate(run_dir: str, subject: Subject) -> Subject:
-    """Score the trained policies on the search split."""
-    return current_evolution(run_dir).evaluate(subject)
+def evaluate(run_dir: str, subject: Subject, rung: Rung = "all") -> Subject:
+    """Score the trained policies on the search split, and decide whether the candidate goes on to the next rung."""
+    return current_evolution(run_dir).evaluate(subject, rung)
 
 
 @stage("reflect on {subject.name}")

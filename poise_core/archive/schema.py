@@ -238,6 +238,51 @@ FAILURES = Table(
     ),
 )
 
+RUNGS = Table(
+    "rungs",
+    "One row per rung of the ladder that a candidate has stood on: what was measured there, and what was decided.",
+    ("protocol", "candidate_id", "rung"),
+    (),
+    (
+        _PROTOCOL,
+        _CANDIDATE,
+        Field("rung", _TEXT, "how far training went", allowed=("proxy", "first", "all")),
+        Field("generation", _INT, "of the candidate"),
+        Field("seeds", pa.list_(pa.int32()), "training seeds so far"),
+        Field("steps", _INT, "steps of the longest training so far"),
+        Field("tokens", _INT, "completion tokens sampled in training so far"),
+        Field("decision", _TEXT, "no failure, no score", allowed=("promoted", "stopped", "finished")),
+        Field("cause", _TEXT, "why it was stopped: `race` or `certain_loss`", nullable=True),
+        Field("value", _FLOAT, "reward at the proxy, Overall above it, percent", nullable=True),
+        Field("reference", _TEXT, "candidate id that it compared worst with", nullable=True),
+        Field("difference", _FLOAT, "to the reference at the same seeds, percent points", nullable=True),
+        Field("probability", _FLOAT, "that it is truly better than the reference", nullable=True),
+        Field("noise_std", _FLOAT, "of such a difference at one seed, percent points", nullable=True),
+        Field("noise_freedom", _FLOAT, "degrees of freedom behind it", nullable=True),
+        Field("message", _TEXT, "the decision in one sentence"),
+    ),
+)
+REPLICATIONS = Table(
+    "replications",
+    "One row per candidate that was replicated: trained again with fresh seeds, beside the baseline, and read on `report`.",
+    ("protocol", "candidate_id"),
+    (),
+    (
+        _PROTOCOL,
+        _CANDIDATE,
+        Field("baseline_id", _TEXT, "the candidate that it was compared with"),
+        Field("declared", _BOOL, "whether it was a champion candidate when it was replicated"),
+        Field("seeds", pa.list_(pa.int32()), "fresh training seeds"),
+        Field("outcome", _TEXT, "what the sealed split says", allowed=("replicated", "refuted", "failed")),
+        Field("overall", _FLOAT, "on the report split, percent", nullable=True),
+        Field("baseline_overall", _FLOAT, "on the report split, percent", nullable=True),
+        Field("delta", _FLOAT, "paired difference to the baseline, percent points", nullable=True),
+        Field("low", _FLOAT, "lower limit of its 95 % interval", nullable=True),
+        Field("high", _FLOAT, "upper limit of its 95 % interval", nullable=True),
+        Field("message", _TEXT, "the outcome in one sentence"),
+    ),
+)
+
 TABLES: Final[dict[str, Table]] = {
     table.name: table
     for table in (
@@ -249,6 +294,8 @@ TABLES: Final[dict[str, Table]] = {
         REFLECTIONS,
         SELECTIONS,
         FAILURES,
+        RUNGS,
+        REPLICATIONS,
     )
 }
 

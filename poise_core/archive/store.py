@@ -109,6 +109,14 @@ class Archive:
             raise ValueError(f"{table}: give {', '.join(spec.part_keys)}; got {', '.join(part_keys)}")
         return self._store.exists(table, part_name([part_keys[key] for key in spec.part_keys]))
 
+    def has(self, table: str) -> bool:
+        """Whether the archive has this table: one made by an earlier version may lack it until a run goes on in it.
+
+        Raises:
+            ArchiveError: the file system does not answer.
+        """
+        return self._store.exists(_table(table).name, SCHEMA_FILE)
+
     def parts(self, table: str) -> list[dict[str, str]]:
         """The part keys, as text, of every part of a table, from the file names alone.
 

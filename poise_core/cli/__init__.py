@@ -7,7 +7,8 @@ import typer
 from poise_core import cli_testbed
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
-from poise_core.cli.reading import leaderboard, lineage, show
+from poise_core.cli.reading import leaderboard, lineage, rungs, show
+from poise_core.cli.replicate import replicate
 from poise_core.cli.verify import verify
 
 _HELP = (
@@ -16,6 +17,8 @@ _HELP = (
     "scores children of it, generation after generation. Ctrl-C stops it; the same command goes on.",
     "Then look: [bold]poise leaderboard runs/laptop[/bold], [bold]poise lineage runs/laptop[/bold], [bold]poise show "
     "runs/laptop NAME[/bold].",
+    "Then prove: [bold]poise replicate runs/laptop NAME[/bold] trains a champion candidate again, with fresh seeds, and reads the "
+    "sealed split.",
     "Write one yourself: copy a file of poise_core/algorithms, change it, run [bold]poise verify FILE.py[/bold] until it "
     "is admitted, then [bold]poise evaluate FILE.py[/bold].",
     "Exit status: 0 done; 1 the candidate was refused or failed; 2 the input cannot be used and nothing was written; "
@@ -31,7 +34,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for command in (evolve, evaluate, verify, leaderboard, lineage, show):
+for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate):
     app.command()(command)
 app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)
 app.command(rich_help_panel="Testbed")(cli_testbed.build_policy)

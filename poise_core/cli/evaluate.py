@@ -143,7 +143,11 @@ def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[in
 
 def _text(result: dict[str, Any]) -> str:
     scores = "   ".join(f"{name} {score:.1f}" for name, score in result["benchmarks"].items())
-    lines = [f"{result['name']}  Overall {_interval(result['overall'])}", scores]
+    count = result["overall"]["seeds"]
+    lines = [
+        f"{result['name']}  Overall {_interval(result['overall'])}, {count} seed{'s' if count > 1 else ''}",
+        scores,
+    ]
     if result["baseline"]:
         against = result["baseline"]
         lines.append(f"to {against['name']}: {_interval(against['delta'], signed=True)} {against['verdict']}")

@@ -55,6 +55,23 @@ def lineage(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None) ->
             _print(lineage_of(run), lineage_of(run), svg)
 
 
+def rungs(run_dir: RunDir, json: JsonOption = False) -> None:
+    """The ladder of a run: what each rung cost and decided, and how well it predicts the last one.
+
+    Example: poise rungs runs/laptop
+    """
+    from poise_core.run_directory import RunDirectory
+    from poise_core.views.rungs import render_rungs, rung_report
+
+    with plain_errors():
+        run = RunDirectory.read(run_dir)
+        report = rung_report(run.archive, run.preset.protocol, run.current_preset.ladder)
+        if json:
+            _print_json(report.to_dict())
+        else:
+            _print(render_rungs(report))
+
+
 def show(
     run_dir: RunDir,
     candidate: Annotated[
@@ -101,10 +118,14 @@ def leaderboard_of(run: RunDirectory, width: int | None = None) -> RenderableTyp
 
     from poise_core.views import leaderboard as rank
     from poise_core.views import other_protocols, render_leaderboard
+    from poise_core.views.standing import standing_of
 
     rows = rank(run.archive, run.preset.protocol)
     others = other_protocols(run.archive, run.preset.protocol)
-    return render_leaderboard(rows, run.preset.protocol, others=others, width=width or Console().width)
+    standing = standing_of(run.archive, run.preset.protocol)
+    return render_leaderboard(
+        rows, run.preset.protocol, others=others, standing=standing, width=width or Console().width
+    )
 
 
 def lineage_of(run: RunDirectory) -> RenderableType:

@@ -16,11 +16,17 @@ A bootstrap over seeds and problems was not taken: it counts the rest three time
 Small samples: one seed says nothing of seed noise, so its limits are infinite. With two seeds Satterthwaite's degrees of
 freedom are too hopeful, so the t-interval over the two per-seed values is taken where it is wider (its 95 % quantile is
 12.7: such limits exclude little, and rightly so). Coverage, and the width against a bootstrap's, are simulated in
-``tests/evaluation/test_statistics.py``. Nothing is corrected for the number of candidates compared.
+``tests/evaluation/test_statistics.py``. Nothing is corrected for the number of candidates compared: that is done by
+:mod:`poise_core.evaluation.promotion`, through ``level``.
+
+Where the noise between seeds is known from elsewhere (:mod:`poise_core.evaluation.noise`), its variance over n takes the place of
+``V_seed`` and its degrees of freedom that of n - 1. One seed then has limits too; its rest cannot be told from its problems'
+part and stays in, which makes them wider.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+from poise_core.evaluation.noise import SeedNoise
 from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 
@@ -81,10 +88,14 @@ def pass_at_k(n: int, c: npt.ArrayLike, k: int) -> Array:
         raise ValueError(f"pass@k needs 1 <= k <= n, got k = {k} and n = {n}")
     if counts.size and (counts.min() < 0 or counts.max() > n):
         raise ValueError(f"a correct count lies outside 0..{n}")
-    # all_wrong[c] = C(n-c, k) / C(n, k) = prod_{i=0}^{c-1} (n-i-k) / (n-i), which reaches 0 at c = n-k+1
+    return 1.0 - _all_wrong(n, k)[counts]
+
+
+@functools.lru_cache(maxsize=64)
+def _all_wrong(n: int, k: int) -> Array:
+    """C(n-c, k) / C(n, k) for c = 0..n, which is prod_{i=0}^{c-1} (n-i-k) / (n-i) and reaches 0 at c = n-k+1."""
     remaining = n - np.arange(n)
-    all_wrong = np.concatenate([[1.0], np.cumprod(np.maximum(remaining - k, 0) / remaining)])
-    return 1.0 - all_wrong[counts]
+    return np.concatenate([[1.0], np.cumprod(np.maximum(remaining - k, 0) / remaining)])
 
 
 def benchmark_score(correct: Sequence[int], samples: int, k: int) -> float:
@@ -107,30 +118,49 @@ def overall(benchmarks: Sequence[BenchmarkResult], protocol: Protocol) -> float:
     return sum(spec.weight * scores[spec.name] for spec in protocol.benchmarks)
 
 
-def overall_interval(evals: Sequence[SeedEvaluation], protocol: Protocol, level: float = 0.95) -> Interval:
+def overall_interval(
+    evals: Sequence[SeedEvaluation], protocol: Protocol, level: float = 0.95, noise: SeedNoise | None = None
+) -> Interval:
     """Mean Overall over seeds, percent, with its confidence limits.
 
     Args:
         evals: evaluations of one candidate on one split, one per seed.
         protocol: the protocol they were made under.
         level: confidence level in (0, 1).
+        noise: of Overall between seeds, where it is known better than from these.
 
     Raises:
         ValueError: no evaluation, a seed twice, mixed splits, or benchmarks that are not the protocol's.
     """
     by_seed = _by_seed(evals)
-    return _interval([_problem_scores(evaluation, protocol) for evaluation in by_seed.values()], level)
+    return _interval([_problem_scores(evaluation, protocol) for evaluation in by_seed.values()], level, noise)
 
 
 def paired_delta(
-    child: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation], protocol: Protocol, level: float = 0.95
+    child: Sequence[SeedEvaluation],
+    base: Sequence[SeedEvaluation],
+    protocol: Protocol,
+    level: float = 0.95,
+    noise: SeedNoise | None = None,
 ) -> Interval:
     """Overall of ``child`` minus Overall of ``base`` over the seeds both have, with confidence limits.
 
-    Pairing by seed and by problem removes what the two share: the problems' difficulty, the prompts' order.
+    Pairing by seed and by problem removes what the two share: the problems' difficulty, the prompts' order. ``noise`` is that of
+    the difference between seeds, where it is known better than from these.
 
     Raises:
         ValueError: no seed in common, different splits or different benchmarks.
+    """
+    return _interval(paired_problem_scores(child, base, protocol), level, noise)
+
+
+def paired_problem_scores(
+    child: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation], protocol: Protocol
+) -> list[list[Array]]:
+    """Per shared seed, per benchmark: weighted percent of every problem, ``child`` minus ``base``.
+
+    Raises:
+        ValueError: as :func:`paired_delta`.
     """
     children, bases = _by_seed(child), _by_seed(base)
     shared = [number for number in children if number in bases]
@@ -142,7 +172,7 @@ def paired_delta(
     for number in shared:
         pairs = zip(_problem_scores(children[number], protocol), _problem_scores(bases[number], protocol), strict=True)
         differences.append([_subtract(mine, theirs) for mine, theirs in pairs])
-    return _interval(differences, level)
+    return differences
 
 
 def distinguishable(delta: Interval) -> str:
@@ -181,12 +211,13 @@ def _subtract(mine: Array, theirs: Array) -> Array:
     return mine - theirs
 
 
-def _interval(values: Sequence[Sequence[Array]], level: float) -> Interval:
+def _interval(values: Sequence[Sequence[Array]], level: float, noise: SeedNoise | None = None) -> Interval:
     """Interval of the mean over seeds of the sum over benchmarks of the mean over problems.
 
     Args:
         values: per seed, per benchmark, an array over problems.
         level: confidence level in (0, 1).
+        noise: of the sum between seeds, where it is known better than from these.
     """
     if not 0.0 < level < 1.0:
         raise ValueError(f"level must lie in (0, 1), got {level}")
@@ -194,20 +225,21 @@ def _interval(values: Sequence[Sequence[Array]], level: float) -> Interval:
     blocks = [np.stack(columns) for columns in zip(*values, strict=True)]  # per benchmark: (seeds, problems)
     per_seed = np.sum([block.mean(axis=1) for block in blocks], axis=0)  # (seeds,)
     estimate = float(per_seed.mean())
-    if seeds == 1:
+    if seeds == 1 and noise is None:
         return Interval(estimate, -math.inf, math.inf, 1)
-    seed_part = float(per_seed.var(ddof=1)) / seeds
+    seed_part = noise.variance / seeds if noise else float(per_seed.var(ddof=1)) / seeds
+    seed_freedom = noise.freedom if noise else seeds - 1.0
     problem_parts = [_problem_variance(block) for block in blocks]
     problem_part, rest_part = (sum(parts) for parts in zip(*problem_parts, strict=True))
     variance = max(seed_part + problem_part - rest_part, seed_part, problem_part)
     if variance == 0.0:  # every seed and every problem agrees, as for a candidate against itself
         return Interval(estimate, estimate, estimate, seeds)
-    spread = seed_part**2 / (seeds - 1) + sum(
+    spread = seed_part**2 / seed_freedom + sum(
         part**2 / (block.shape[1] - 1) for (part, _), block in zip(problem_parts, blocks, strict=True) if part > 0
     )
-    freedom = max(variance**2 / spread, seeds - 1.0)
+    freedom = max(variance**2 / spread, seed_freedom)
     half = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance)
-    if seeds < 3:
+    if seeds < 3 and noise is None:
         half = max(half, float(stdtrit(seeds - 1, 0.5 + level / 2)) * math.sqrt(seed_part))
     return Interval(estimate, estimate - half, estimate + half, seeds)
 
@@ -217,6 +249,8 @@ def _problem_variance(block: Array) -> tuple[float, float]:
     seeds, problems = block.shape
     if problems < 2:
         return 0.0, 0.0
+    if seeds == 1:
+        return float(block.var(ddof=1)) / problems, 0.0
     per_problem, per_seed = block.mean(axis=0, keepdims=True), block.mean(axis=1, keepdims=True)
     rest = block - per_problem - per_seed + block.mean()
     rest_part = float((rest**2).sum()) / ((seeds - 1) * (problems - 1)) / (seeds * problems)

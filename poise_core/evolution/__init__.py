@@ -2,6 +2,7 @@
 
 from poise_core.evolution.events import Event, Observer
 from poise_core.evolution.evolution import Evolution, EvolutionError
+from poise_core.evolution.ladder import Ladder, Rung
 from poise_core.evolution.places import Draft, Place
 from poise_core.evolution.roles import Roles, default_roles
 from poise_core.evolution.trials import Subject, Trials
@@ -11,9 +12,11 @@ __all__ = [
     "Event",
     "Evolution",
     "EvolutionError",
+    "Ladder",
     "Observer",
     "Place",
     "Roles",
+    "Rung",
     "Subject",
     "Trials",
     "default_roles",

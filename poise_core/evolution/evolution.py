@@ -19,6 +19,7 @@ from poise_core.agents.base import Attempt, Proposal, ProposalContext, Reflectio
 from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import failure_row, proposal_id, proposal_row, reflection_row, selection_row
 from poise_core.evolution.events import Observer, announced, ignore
+from poise_core.evolution.ladder import Ladder, Rung
 from poise_core.evolution.memory import Memory
 from poise_core.evolution.places import Draft, Place, failure_to_dict, load_record
 from poise_core.evolution.roles import Roles, default_roles
@@ -50,6 +51,7 @@ class Evolution:
         self._stop = threading.Event()
         self.trials = Trials(run, observer=observer, should_stop=self._stop.is_set)
         self.memory = Memory(run.archive, run.preset.protocol)
+        self.ladder = Ladder(self.trials, self.seeds)
 
     def stop(self) -> None:
         """Ask every running stage to end its child processes and to raise ``Cancelled``; callable from any thread."""
@@ -187,18 +189,23 @@ class Evolution:
 
     # a child's measurements
 
-    def train(self, subject: Subject) -> Subject:
-        """Train with this run's seeds; see :meth:`Trials.train`."""
-        self.trials.train(subject, self.seeds)
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The rungs that every child climbs or is stopped at."""
+        return self.ladder.rungs
+
+    def train(self, subject: Subject, rung: Rung = "all") -> Subject:
+        """Train as far as a rung asks, by default with this run's seeds; see :meth:`Ladder.train`."""
+        self.ladder.train(subject, rung)
         return subject
 
-    def evaluate(self, subject: Subject) -> Subject:
-        """Score with this run's seeds; see :meth:`Trials.evaluate`."""
-        self.trials.evaluate(subject, self.seeds)
+    def evaluate(self, subject: Subject, rung: Rung = "all") -> Subject:
+        """Score what was trained and decide whether the child goes on; see :meth:`Ladder.judge`."""
+        self.ladder.judge(subject, rung)
         return subject
 
     def reflect(self, subject: Subject) -> Reflection:
-        """What the candidate taught, be it scored or failed in training.
+        """What the candidate taught, be it scored, stopped on the ladder or failed in training.
 
         Raises:
             Cancelled: it is neither yet, because an earlier stage was stopped or the machine failed.
@@ -206,10 +213,12 @@ class Evolution:
         if stored := self.memory.reflection(subject.candidate_id):
             return stored
         failure = self.trials.failure(subject)
-        if failure is None and len(self.trials.evaluations(subject, self.seeds)) < len(self.seeds):
+        stopped = self.ladder.stopped(subject)
+        measured = len(self.trials.evaluations(subject, self.seeds)) == len(self.seeds)
+        if failure is None and stopped is None and not measured:
             raise Cancelled(f"no reflection on {subject.name}: it has neither a score nor a failure yet")
         with self._stage("reflect", subject.name, subject.generation) as say:
-            reflection = self.roles.reflector.reflect(self.memory.evidence(subject, failure))
+            reflection = self.roles.reflector.reflect(self.memory.evidence(subject, failure, stopped))
             row = reflection_row(
                 candidate_id=subject.candidate_id,
                 protocol=self.preset.protocol.digest,

@@ -121,18 +121,23 @@ class Memory:
         rows = self.archive.rows("reflections", protocol=self.protocol.digest, candidate_id=candidate_id)
         return Reflection.model_validate_json(rows[0]["content"]) if rows else None
 
-    def evidence(self, subject: Subject, failure: CandidateFailure | None) -> ReflectionEvidence:
-        """Everything that a reflector may use for this candidate."""
+    def evidence(
+        self, subject: Subject, failure: CandidateFailure | None, stopped: Row | None = None
+    ) -> ReflectionEvidence:
+        """Everything that a reflector may use for this candidate; ``stopped`` is its row of ``rungs``, if it ended there."""
         evaluations = self._evaluations()
         mine = evaluations.get(subject.candidate_id, [])
         base = evaluations.get(subject.parent_id or "", [])
         paired = bool({one.seed for one in mine} & {one.seed for one in base})
+        ended = failure_to_dict(failure) if failure else None
+        if stopped and not mine:
+            ended = {"kind": "stopped", "stage": f"rung {stopped['rung']}", "message": stopped["message"]}
         return ReflectionEvidence(
             candidate=self._measured(subject.candidate_id, mine),
             parent=self._measured(subject.parent_id, base) if subject.parent_id else None,
             overall_delta=paired_delta(mine, base, self.protocol) if paired else None,
             benchmark_deltas=self._benchmark_deltas(mine, base) if paired else {},
-            failure=failure_to_dict(failure) if failure else None,
+            failure=ended,
         )
 
     def _measured(self, candidate_id: str, evaluations: Sequence[SeedEvaluation]) -> Measured:
@@ -155,7 +160,10 @@ class Memory:
         return deltas
 
     def _evaluations(self, candidate_id: str | None = None) -> dict[str, list[SeedEvaluation]]:
-        return self.archive.evaluations(protocol=self.protocol.digest, candidate_id=candidate_id)
+        """Of candidates that have not failed: one that failed at its second seed has no score, whatever its first one said."""
+        found = self.archive.evaluations(protocol=self.protocol.digest, candidate_id=candidate_id)
+        failed = {row["candidate_id"] for row in self.archive.rows("failures", protocol=self.protocol.digest)}
+        return {name: evaluations for name, evaluations in found.items() if name not in failed}
 
     def _overall(self, evaluations: Sequence[SeedEvaluation] | None) -> Interval | None:
         return overall_interval(evaluations, self.protocol) if evaluations else None

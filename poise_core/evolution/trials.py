@@ -27,6 +27,7 @@ from poise_core.evolution.places import failure_from_dict
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory, candidate_id
+from poise_core.training.health import CertainLoss, HealthWatch
 from poise_core.verification import VerificationReport, verify_file
 
 UNTRAINED = "base policy"
@@ -138,43 +139,102 @@ class Trials:
                 kind = report.failure or FailureKind.REJECTED
                 raise CandidateFailure(kind, "verify", report.message, report.to_json())
 
-    def train(self, subject: Subject, seeds: Sequence[int]) -> None:
-        """Train the candidate with every seed; its trajectories go to the archive.
+    def train(
+        self,
+        subject: Subject,
+        seeds: Sequence[int],
+        *,
+        pause_after: int | None = None,
+        watch: HealthWatch | None = None,
+    ) -> str | None:
+        """Train the candidate with every seed; the trajectories of finished seeds go to the archive.
+
+        Args:
+            subject: admitted.
+            seeds: training seeds.
+            pause_after: stop every seed at a checkpoint after so many steps; a later call goes on from there.
+            watch: ends the training early, as a failure or as a certain loss.
+
+        Returns:
+            What made the loss to the parent certain; None where nothing did.
 
         Raises:
-            CandidateFailure: it crashed, diverged or took too long; recorded.
+            CandidateFailure: it crashed, diverged, took too long or broke a rule of ``watch``; recorded.
             InfrastructureError: something else ended the training.
             Cancelled: ``should_stop`` said so.
         """
         try:
             with self.stage(subject, "train") as done:
-                if not all(self._contains("trajectories", subject, seed=seed) for seed in seeds):
-                    done(self._train(subject, seeds))
+                try:
+                    if all(self._contains("trajectories", subject, seed=seed) for seed in seeds):
+                        self._judge_again(subject, seeds, watch)
+                        return None
+                    done(self._train(subject, seeds, pause_after, watch))
+                except CertainLoss as loss:
+                    self._keep_unfinished(subject, seeds, watch)
+                    done(f"stopped: {loss}")
+                    return str(loss)
         except CandidateFailure:
-            self._keep_unfinished(subject, seeds)
+            self._keep_unfinished(subject, seeds, watch)
             raise
+        return None
 
-    def _train(self, subject: Subject, seeds: Sequence[int]) -> str:
+    def _train(self, subject: Subject, seeds: Sequence[int], pause_after: int | None, watch: HealthWatch | None) -> str:
         from poise_core.training.launcher import train_candidate
 
         started = time.monotonic()
 
         def on_step(seed: int, row: dict[str, float]) -> None:
             self.observer(Event("step", "train", subject.name, subject.generation, seed=seed, row=row))
+            if watch is not None:
+                watch.observe(seed, row)
 
-        trained = train_candidate(self._job(subject, seeds), on_step=on_step, should_stop=self.should_stop)
+        job = self._job(subject, seeds, pause_after)
+        trained = train_candidate(job, on_step=on_step, should_stop=self.should_stop)
         for one in trained:
-            self._append_trajectory(subject, one.seed, one.trajectory(), one.confinement)
-        return f"{len(seeds)} seeds in {time.monotonic() - started:.0f} s"
+            steps = one.trajectory()
+            if watch is not None:
+                watch.observe_all(one.seed, steps)  # what had finished before this process was not followed
+            # one that was stopped and is trained further by hand keeps the steps that it was stopped at
+            if pause_after is None and not self._contains("trajectories", subject, seed=one.seed):
+                self._append_trajectory(subject, one.seed, steps, one.confinement)
+        length = f"{pause_after} steps" if pause_after else f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+        return f"{length} in {time.monotonic() - started:.0f} s"
 
-    def _keep_unfinished(self, subject: Subject, seeds: Sequence[int]) -> None:
-        """Archive the steps that a failed candidate got to: they are the evidence for what went wrong."""
+    def unfinished_trajectory(self, subject: Subject, seed: int) -> list[dict[str, float]]:
+        """The steps that a training which is not archived has written so far."""
+        return self._unfinished(subject, seed)[0]
+
+    def _unfinished(self, subject: Subject, seed: int) -> tuple[list[dict[str, float]], dict[str, str]]:
         from poise_core.training.launcher import unfinished_trajectory
 
+        return unfinished_trajectory(self._job(subject, [seed]), seed)
+
+    def keep_trajectory(self, subject: Subject, seed: int, steps: int) -> None:
+        """Archive the first ``steps`` steps of a training that goes no further."""
+        if not self._contains("trajectories", subject, seed=seed):
+            found, confinement = self._unfinished(subject, seed)
+            self._append_trajectory(subject, seed, found[:steps], confinement)
+
+    def _judge_again(self, subject: Subject, seeds: Sequence[int], watch: HealthWatch | None) -> None:
+        """Come to the verdict that was on its way when the last process ended."""
+        if watch is not None:
+            stored = self.archive.trajectory(subject.candidate_id, self.protocol.digest)
+            for seed in seeds:
+                watch.observe_all(seed, stored[seed])
+
+    def _keep_unfinished(self, subject: Subject, seeds: Sequence[int], watch: HealthWatch | None) -> None:
+        """Archive the steps that a stopped candidate got to: they are the evidence for what went wrong.
+
+        Where a rule stopped it, those up to that step: how much further the worker got is chance.
+        """
         for seed in seeds:
-            if not self._contains("trajectories", subject, seed=seed):
-                steps, confinement = unfinished_trajectory(self._job(subject, seeds), seed)
-                self._append_trajectory(subject, seed, steps, confinement)
+            steps, confinement = self._unfinished(subject, seed)
+            judged = watch.judged(seed, steps) if watch is not None else len(steps)
+            if steps and not self._contains("trajectories", subject, seed=seed):
+                self._append_trajectory(subject, seed, steps[:judged], confinement)
+            if watch is not None and watch.stopped:
+                return
 
     def _append_trajectory(
         self, subject: Subject, seed: int, steps: Sequence[dict[str, float]], confinement: Mapping[str, str]
@@ -203,7 +263,9 @@ class Trials:
             results = evaluate_policies(job, should_stop=self.should_stop)
             for result in results:
                 self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
-            done(f"Overall {overall_interval(results, self.protocol).estimate:.1f}")
+            overall = overall_interval(results, self.protocol)
+            limits = f" [{overall.low:.1f}, {overall.high:.1f}]" if overall.seeds > 1 else ""
+            done(f"Overall {overall.estimate:.1f}{limits}, {overall.seeds} seed{'s' if overall.seeds > 1 else ''}")
             return results
 
     def evaluate_untrained(self, seeds: Sequence[int]) -> Subject:
@@ -270,7 +332,7 @@ class Trials:
         )
         self.archive.append("failures", [row])
 
-    def _job(self, subject: Subject, seeds: Sequence[int]) -> Any:
+    def _job(self, subject: Subject, seeds: Sequence[int], pause_after: int | None = None) -> Any:
         from poise_core.training.launcher import TrainingJob
 
         return TrainingJob(
@@ -280,6 +342,7 @@ class Trials:
             protocol=self.protocol,
             resources=self.resources,
             seeds=tuple(seeds),
+            pause_after=pause_after,
         )
 
     def _stored_report(self, subject: Subject) -> VerificationReport | None:

@@ -47,14 +47,15 @@ class TrainingJob:
     protocol: Protocol
     resources: ResourceSpec
     seeds: tuple[int, ...]
+    pause_after: int | None = None  # steps after which every seed stops at a checkpoint; None: it trains to its end
 
 
 @dataclass(frozen=True)
 class SeedTraining:
-    """A finished training of one seed."""
+    """A training of one seed, finished or at its pause."""
 
     seed: int
-    policy_folder: Path
+    policy_folder: Path  # there is no policy in it before the training has finished
     trajectory_path: Path  # one JSON object per step
     seconds: float
     tokens: int  # completion tokens sampled
@@ -76,12 +77,15 @@ def train_candidate(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[SeedTraining]:
-    """Train every seed of the job that is not finished yet; all of them, in the job's order.
+    """Train every seed of the job that is not finished (or not at its pause) yet; all of them, in the job's order.
+
+    A paused seed goes on from its checkpoint when a job without a pause, or with a later one, is given: every step is
+    drawn from (seed, step), so what comes out is what a training without the pause gives.
 
     Args:
         job: what to train.
         on_step: called with (seed, trajectory row) as the rows appear; where a seed goes on from a checkpoint, with the
-            rows before it too, but never twice with the same step.
+            rows before it too, but never twice with the same step. What it raises ends the training, and is raised here.
         should_stop: polled; when it says True the training is ended and can be resumed later.
 
     Raises:
@@ -89,10 +93,10 @@ def train_candidate(
         InfrastructureError: the process died for another reason.
         Cancelled: ``should_stop`` said so.
     """
-    open_seeds = [seed for seed in job.seeds if not _result_path(job, seed).exists()]
+    open_seeds = [seed for seed in job.seeds if _record_path(job, seed) is None]
     if open_seeds:
         _run(job, open_seeds, on_step, should_stop)
-    missing = [seed for seed in job.seeds if not _result_path(job, seed).exists()]
+    missing = [seed for seed in job.seeds if _record_path(job, seed) is None]
     if missing:
         raise InfrastructureError(
             f"training ended without an error, but seeds {missing} have no result; see {job.folder}"
@@ -110,8 +114,21 @@ def unfinished_trajectory(job: TrainingJob, seed: int) -> tuple[list[dict[str, f
     return steps, _recorded_confinement(job.folder)
 
 
-def _result_path(job: TrainingJob, seed: int) -> Path:
-    return job.folder / f"seed-{seed}" / "result.json"
+def _record_path(job: TrainingJob, seed: int) -> Path | None:
+    """What the worker wrote at the end of this seed or, where the job has a pause, at that one or a later one.
+
+    Raises:
+        CandidateFailure: the record of a pause is not what the worker writes.
+    """
+    folder = job.folder / f"seed-{seed}"
+    finished, paused = folder / "result.json", folder / "paused.json"
+    if finished.exists():
+        return finished
+    if job.pause_after is None or not paused.exists():
+        return None
+    with _suspected():
+        steps = int(json.loads(read_untrusted(paused))["steps"])
+    return paused if steps >= job.pause_after else None
 
 
 @contextmanager
@@ -132,16 +149,21 @@ def _step_of(line: str) -> dict[str, float]:
 
 
 def _read(job: TrainingJob, seed: int) -> SeedTraining:
-    path = _result_path(job, seed)
+    folder = job.folder / f"seed-{seed}"
+    record = _record_path(job, seed)
+    assert record is not None
     with _suspected():
-        document = json.loads(read_untrusted(path))
+        document = json.loads(read_untrusted(record))
         seconds, tokens = float(document["seconds"]), int(document["tokens"])
-        require_plain_folder(path.parent / "policy")
-    shutil.rmtree(path.parent / "checkpoints", ignore_errors=True)  # left where the worker was killed at its very end
+        if (folder / "result.json").exists():
+            require_plain_folder(folder / "policy")
+            # left where the worker was killed at its very end
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            (folder / "paused.json").unlink(missing_ok=True)
     return SeedTraining(
         seed=seed,
-        policy_folder=path.parent / "policy",
-        trajectory_path=path.parent / "trajectory.jsonl",
+        policy_folder=folder / "policy",
+        trajectory_path=folder / "trajectory.jsonl",
         seconds=seconds,
         tokens=tokens,
         confinement=_recorded_confinement(job.folder),
@@ -232,6 +254,7 @@ def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path
         "seeds": seeds,
         "candidate_path": str(job.candidate_path.resolve()),
         "candidate_name": job.candidate_name,
+        "pause_after": job.pause_after,
     }
     write_atomically(job_file, json.dumps(document))
 

@@ -2,7 +2,8 @@
 
 Started through :mod:`poise_core.training.startup`, so that the start-up cost is paid once per candidate; it is also what
 ``torchrun -m poise_core.training.worker JOB_FILE`` runs. Every seed leaves ``seed-<s>/`` with the trajectory, checkpoints
-while it runs, and at its end the policy and ``result.json``, written last: a folder with a result is finished. A failure of
+while it runs, and at its end the policy and ``result.json``, written last: a folder with a result is finished. A job may ask
+for a pause: the seed then stops at a checkpoint and leaves ``paused.json``, and a later job goes on from there. A failure of
 the candidate is left in ``outcome.json``.
 """
 
@@ -44,6 +45,8 @@ class _Job:
         self.resources = ResourceSpec.model_validate(document["resources"])
         self.folder = Path(document["folder"])
         self.seeds: list[int] = document["seeds"]
+        pause: int | None = document.get("pause_after")
+        self.last_step = min(pause or self.training.steps, self.training.steps)
         self.rank, self.world_size, self.device = start_processes()
 
 
@@ -71,7 +74,10 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
         device=job.device,
     )
     rows = _run_steps(job, folder, engine, trainer)
-    _finish(job, folder, engine, codec, rows)
+    if trainer.state.step < job.training.steps:
+        _pause(job, folder, engine, rows)
+    else:
+        _finish(job, folder, engine, codec, rows)
 
 
 def _run_steps(job: _Job, folder: Path, engine: Engine, trainer: Trainer) -> list[Row]:
@@ -83,15 +89,29 @@ def _run_steps(job: _Job, folder: Path, engine: Engine, trainer: Trainer) -> lis
     if job.rank == 0:  # a new file, so that whoever follows the old one sees that steps are done again
         write_atomically(trajectory, "".join(json.dumps(row) + "\n" for row in rows))
     every = job.resources.checkpoint_steps
-    for row in trainer.steps():
+    while trainer.state.step < job.last_step:
+        row = next(trainer.steps())
         rows.append(row)
         if job.rank == 0:
             with trajectory.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
         step = trainer.state.step
-        if every and step % every == 0 and step < job.training.steps:
+        due = bool(every and step % every == 0) or step == job.last_step
+        if due and step < job.training.steps:
             engine.save_checkpoint(folder / "checkpoints", step, {"trainer": asdict(trainer.state), "rows": rows})
     return rows
+
+
+def _pause(job: _Job, folder: Path, engine: Engine, rows: list[Row]) -> None:
+    """Leave word that the newest checkpoint is where the job asked to stop."""
+    engine.close()
+    if job.rank == 0:
+        write_atomically(folder / "paused.json", json.dumps({"steps": len(rows), **_totals(rows)}))
+
+
+def _totals(rows: list[Row]) -> dict[str, float]:
+    seconds = sum(row["seconds_rollout"] + row["seconds_update"] for row in rows)
+    return {"seconds": seconds, "tokens": int(sum(row["tokens"] for row in rows))}
 
 
 def _finish(job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: list[Row]) -> None:
@@ -100,12 +120,9 @@ def _finish(job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: l
             save_policy(model, codec, folder / "policy")
     engine.close()
     if job.rank == 0:
-        result = {
-            "seed": int(folder.name.removeprefix("seed-")),
-            "seconds": sum(row["seconds_rollout"] + row["seconds_update"] for row in rows),
-            "tokens": int(sum(row["tokens"] for row in rows)),
-        }
+        result = {"seed": int(folder.name.removeprefix("seed-")), **_totals(rows)}
         write_atomically(folder / "result.json", json.dumps(result))
+        (folder / "paused.json").unlink(missing_ok=True)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 

@@ -12,13 +12,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive
+from poise_core.archive import UNTRAINED_ARM, Archive
 from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
-from poise_core.evaluation.statistics import Interval, distinguishable, overall_interval, paired_delta
+from poise_core.evaluation.statistics import Interval, distinguishable
+from poise_core.views.standing import STOPPED_AT, Standing, baseline_of, standing_of
 from poise_core.views.text import STYLES, format_interval
 
-Status = Literal["evaluated", "reference", "failed", "unfinished"]
+__all__ = ["LeaderboardRow", "baseline_of", "leaderboard", "other_protocols", "render_leaderboard"]
+
+Status = Literal["evaluated", "reference", "stopped", "failed", "unfinished"]
 
 FULL_WIDTH = 100
 """Columns that a row with every cell filled fits into."""
@@ -43,6 +46,8 @@ class LeaderboardRow:
     completion_length: float | None = None  # tokens
     format_valid: float | None = None  # share, 0 to 1
     failure: dict[str, Any] | None = None  # stage, kind, message, attempt
+    state: str = ""  # champion candidate, replicated, refuted, stopped at ...; empty where there is nothing to say
+    rung: dict[str, Any] | None = None  # of the ladder, the highest one reached: rung, decision, message, tokens
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -50,12 +55,6 @@ class LeaderboardRow:
         plain["overall"] = self.overall.to_dict() if self.overall else None
         plain["delta"] = self.delta.to_dict() if self.delta else None
         return plain
-
-
-def baseline_of(archive: Archive) -> str | None:
-    """The candidate that others are compared with: the first one of the evolution that has no parent."""
-    evolved = set(archive.read("candidates", ["candidate_id"], arm=EVOLUTION_ARM)["candidate_id"].to_pylist())
-    return next((root for root in archive.lineage().roots() if root in evolved), None)
 
 
 def leaderboard(
@@ -74,20 +73,22 @@ def leaderboard(
     Raises:
         poise_core.archive.ArchiveError: a file of the archive cannot be read.
     """
-    evaluations = archive.evaluations(protocol=protocol.digest)
+    standing = standing_of(archive, protocol, baseline_id)
     failures = last_failures(archive, protocol)
-    base = baseline_id or baseline_of(archive)
     rows = []
     for record in archive.rows("candidates"):
         candidate = record["candidate_id"]
         common = {name: record[name] for name in ("candidate_id", "name", "generation", "written_by", "arm")}
-        if candidate in evaluations:
-            against = None if candidate == base else evaluations.get(base or "")
-            rows.append(_evaluated(common, evaluations[candidate], against, protocol, level, is_base=candidate == base))
+        common["state"] = standing.state(candidate)
+        if rung := standing.rungs.get(candidate):
+            common["rung"] = {name: rung[name] for name in ("rung", "decision", "message", "tokens")}
+        if candidate in standing.evaluations:
+            rows.append(_evaluated(common, standing, protocol, level))
         elif candidate in failures:
             rows.append(LeaderboardRow(rank=None, status="failed", failure=failures.pop(candidate), **common))
         else:
-            rows.append(LeaderboardRow(rank=None, status="unfinished", **common))
+            stopped = common["state"] in STOPPED_AT.values()
+            rows.append(LeaderboardRow(rank=None, status="stopped" if stopped else "unfinished", **common))
     known = {row.candidate_id for row in rows}
     for candidate, failure in failures.items():  # ideas that never became code
         if candidate not in known:
@@ -108,23 +109,16 @@ def other_protocols(archive: Archive, protocol: Protocol) -> list[str]:
     return sorted(found - {protocol.digest})
 
 
-def _evaluated(
-    common: dict[str, Any],
-    evals: list[SeedEvaluation],
-    base: list[SeedEvaluation] | None,
-    protocol: Protocol,
-    level: float,
-    *,
-    is_base: bool,
-) -> LeaderboardRow:
-    delta = None
-    if base and {e.seed for e in evals} & {e.seed for e in base}:
-        delta = paired_delta(evals, base, protocol, level)
+def _evaluated(common: dict[str, Any], standing: Standing, protocol: Protocol, level: float) -> LeaderboardRow:
+    candidate = common["candidate_id"]
+    evals = standing.evaluations[candidate]
+    is_base = candidate == standing.baseline
+    delta = None if is_base else standing.delta(candidate, standing.baseline or "", protocol, level)
     overalls = [evaluation.overall for evaluation in evals]
     return LeaderboardRow(
         rank=None,
         status="reference" if common["arm"] == UNTRAINED_ARM else "evaluated",
-        overall=overall_interval(evals, protocol, level),
+        overall=standing.overall(candidate, protocol, level),
         seed_std=statistics.stdev(overalls) if len(overalls) > 1 else None,
         delta=delta,
         verdict="baseline" if is_base else distinguishable(delta) if delta else "",
@@ -184,6 +178,7 @@ def render_leaderboard(
     protocol: Protocol,
     *,
     others: Sequence[str] = (),
+    standing: Standing | None = None,
     level: float = 0.95,
     width: int = FULL_WIDTH,
 ) -> RenderableType:
@@ -193,6 +188,7 @@ def render_leaderboard(
         rows: from :func:`leaderboard`.
         protocol: whose digest stands in the title.
         others: from :func:`other_protocols`.
+        standing: the evidence behind the rows, for the notes below the table.
         level: the confidence level that the rows were made with.
         width: columns of the terminal.
     """
@@ -211,20 +207,24 @@ def render_leaderboard(
         table.add_column("valid", justify="right")
     for row in rows:
         if row.overall is not None:
-            style = STYLES.get(row.verdict, "")
+            word = row.state if row.state in STYLES else row.verdict
+            style = STYLES.get(word, "")
             table.add_row(
                 str(row.rank or ""),
                 Text(row.name, style="bold" if row.verdict == "better" else ""),
                 format_interval(row.overall),
                 str(row.overall.seeds),
                 Text(format_interval(row.delta, signed=True) if row.delta else "", style=style),
-                Text(row.verdict, style=style),
+                Text(word, style=style),
                 *((f"{row.completion_length:.1f}", f"{row.format_valid:.0%}") if behaviour else ()),
             )
     parts: list[RenderableType] = [table]
     if not any(row.overall for row in rows):
         parts.append(Text("No candidate has been evaluated yet.", style="dim"))
-    parts += [Text(), *_notes(rows, baseline, others)]
+    parts += [Text(), *_notes(rows, baseline, others, standing)]
+    stopped = [row for row in rows if row.state in STOPPED_AT.values()]
+    if stopped:
+        parts += [Text(), _stopped(stopped)]
     unfinished = [row for row in rows if row.status == "unfinished"]
     if unfinished:
         listed = ", ".join(f"{row.name} (generation {row.generation})" for row in unfinished)
@@ -235,12 +235,23 @@ def render_leaderboard(
     return Group(*parts)
 
 
-def _notes(rows: Sequence[LeaderboardRow], baseline: LeaderboardRow | None, others: Sequence[str]) -> list[Text]:
+def _notes(
+    rows: Sequence[LeaderboardRow],
+    baseline: LeaderboardRow | None,
+    others: Sequence[str],
+    standing: Standing | None,
+) -> list[Text]:
     notes = []
     if baseline and baseline.overall and baseline.seed_std is not None:
         notes.append(
             f"Seed noise of {baseline.name}: standard deviation {baseline.seed_std:.2f} points over "
             f"{baseline.overall.seeds} seeds."
+        )
+    if standing and standing.noise:
+        typical = standing.noise.typical
+        notes.append(
+            f"Noise floor: {typical.std:.2f} points per seed, from {standing.noise.candidates} candidates "
+            f"({typical.freedom:.0f} degrees of freedom); intervals rest on it and on their own seeds."
         )
     compared = sum(row.delta is not None and row.status == "evaluated" for row in rows)
     if compared:
@@ -248,9 +259,28 @@ def _notes(rows: Sequence[LeaderboardRow], baseline: LeaderboardRow | None, othe
             "Deltas are paired by seed and problem; intervals are per candidate, not corrected for "
             f"{compared} comparison{'s' if compared > 1 else ''}."
         )
+    if standing and standing.declarations:
+        champions = sum(one.champion for one in standing.declarations.values())
+        level = next(iter(standing.declarations.values())).level
+        notes.append(
+            f"Champion candidates, whose interval at {level:.2%} excludes zero ({len(standing.tried)} tried): "
+            f"{champions or 'none'}."
+        )
     if others:
         notes.append(f"Not ranked here, another protocol: {', '.join(others)}.")
     return [Text(note, style="dim") for note in notes]
+
+
+def _stopped(rows: Sequence[LeaderboardRow]) -> Table:
+    table = _table("Stopped on the ladder: neither failed nor zero")
+    table.add_column("candidate", max_width=30, overflow="fold")
+    table.add_column("gen", justify="right", style="dim")
+    table.add_column("where", no_wrap=True)
+    table.add_column("why", overflow="fold", style="dim")
+    for row in rows:
+        where = row.state.removeprefix("stopped ")
+        table.add_row(row.name, str(row.generation), where, Text((row.rung or {}).get("message", "")))
+    return table
 
 
 def _table(title: str) -> Table:

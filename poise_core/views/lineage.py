@@ -10,8 +10,9 @@ from rich.tree import Tree
 
 from poise_core.archive import UNTRAINED_ARM, Archive, TreeNode
 from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.statistics import Interval, distinguishable, overall_interval, paired_delta
+from poise_core.evaluation.statistics import Interval, distinguishable
 from poise_core.views.leaderboard import last_failures
+from poise_core.views.standing import standing_of
 from poise_core.views.text import STYLES, format_interval
 
 
@@ -28,6 +29,7 @@ class LineageNode:
     overall: Interval | None  # percent; None where it was not measured
     delta: Interval | None  # Overall minus the parent's, paired, percent points
     failure: str | None  # kind of the last failure of a candidate without Overall
+    state: str  # champion candidate, replicated, refuted, stopped at ...
     selected: int  # how many children it was selected for
     terms: dict[str, float]  # the last judgement as a parent
     total: float | None
@@ -49,7 +51,7 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
         poise_core.archive.ArchiveError: a file cannot be read, or a parent is missing.
     """
     records = {row["candidate_id"]: row for row in archive.rows("candidates")}
-    evaluations = archive.evaluations(protocol=protocol.digest)
+    standing = standing_of(archive, protocol)
     failures = last_failures(archive, protocol)
     judged: dict[str, list[dict[str, Any]]] = {}
     for row in archive.rows("selections", protocol=protocol.digest):
@@ -57,10 +59,8 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
 
     def node(place: TreeNode) -> LineageNode:
         candidate = place.candidate_id
-        record, evals = records[candidate], evaluations.get(candidate)
+        record, evals = records[candidate], standing.evaluations.get(candidate)
         parent, *lenders = record["parent_ids"] or [None]
-        base = evaluations.get(parent) if parent else None
-        paired = evals and base and {e.seed for e in evals} & {e.seed for e in base}
         judgements = sorted(judged.get(candidate, []), key=lambda row: row["generation"])
         return LineageNode(
             candidate_id=candidate,
@@ -69,9 +69,10 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
             written_by=record["written_by"],
             change=record["change"],
             other_parents=tuple(records[lender]["name"] for lender in lenders),
-            overall=overall_interval(evals, protocol, level) if evals else None,
-            delta=paired_delta(evals, base, protocol, level) if evals and base and paired else None,
+            overall=standing.overall(candidate, protocol, level),
+            delta=standing.delta(candidate, parent, protocol, level) if parent else None,
             failure=failures[candidate]["kind"] if candidate in failures and not evals else None,
+            state=standing.state(candidate),
             selected=sum(len(row["slots"]) for row in judgements),
             terms=judgements[-1]["terms"] if judgements else {},
             total=judgements[-1]["total"] if judgements else None,
@@ -103,13 +104,16 @@ def _label(node: LineageNode) -> Text:
     label.append(f"  g{node.generation} {node.written_by}", style="dim")
     if node.overall:
         label.append(f"  {format_interval(node.overall)}")
+        label.append(f" {node.overall.seeds} seed{'s' if node.overall.seeds > 1 else ''}", style="dim")
     elif node.failure:
         label.append(f"  {node.failure}", style="red")
-    else:
+    elif not node.state:
         label.append("  not finished", style="yellow")
     if node.delta:
         label.append(f"  {format_interval(node.delta, signed=True)}", style=STYLES[verdict])
         label.append(f" {verdict}", style=STYLES[verdict])
+    if node.state:
+        label.append(f"  {node.state}", style=STYLES.get(node.state, "dim"))
     if node.change:
         lent = f" (with {', '.join(node.other_parents)})" if node.other_parents else ""
         label.append(f"\n{node.change}{lent}", style="italic")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -17,8 +17,9 @@ from rich.text import Text
 
 from poise_core.archive import Archive, ArchiveError
 from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.statistics import Interval, distinguishable, overall_interval, paired_delta
-from poise_core.views.leaderboard import baseline_of, benchmark_means
+from poise_core.evaluation.statistics import Interval, distinguishable
+from poise_core.views.leaderboard import benchmark_means
+from poise_core.views.standing import standing_of
 from poise_core.views.text import STYLES, format_interval, sparkline
 
 CURVES = (
@@ -50,6 +51,9 @@ class CandidateView:
     curves: dict[str, dict[int, float]]  # metric -> step -> mean over seeds
     reflection: dict[str, Any] | None
     failures: list[dict[str, Any]]
+    state: str = ""  # champion candidate, replicated, refuted, stopped at ...
+    rungs: list[dict[str, Any]] = field(default_factory=list)  # of the ladder, from below
+    replication: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times as ISO text, embedded JSON as objects."""
@@ -86,13 +90,14 @@ def view_candidate(archive: Archive, protocol: Protocol, wanted: str, *, level: 
     candidate = find_candidate(archive, wanted)
     records = {row["candidate_id"]: row for row in archive.rows("candidates")}
     record = records[candidate]
-    evaluations = archive.evaluations(protocol=protocol.digest)
+    standing = standing_of(archive, protocol)
+    evaluations = standing.evaluations
     evals = evaluations.get(candidate, [])
     deltas = {}
-    for other in dict.fromkeys([*record["parent_ids"][:1], baseline_of(archive) or candidate]):
-        base = evaluations.get(other, [])
-        if other != candidate and {e.seed for e in evals} & {e.seed for e in base}:
-            deltas[records[other]["name"]] = paired_delta(evals, base, protocol, level)
+    for other in dict.fromkeys([*record["parent_ids"][:1], standing.baseline or candidate]):
+        delta = standing.delta(candidate, other, protocol, level) if other != candidate else None
+        if delta is not None:
+            deltas[records[other]["name"]] = delta
     parent = record["parent_ids"][0] if record["parent_ids"] else ""
     children = archive.lineage().children(candidate)
     return CandidateView(
@@ -104,12 +109,22 @@ def view_candidate(archive: Archive, protocol: Protocol, wanted: str, *, level: 
         seeds={evaluation.seed: evaluation.overall for evaluation in evals},
         benchmarks=benchmark_means(evals),
         parent_benchmarks=benchmark_means(evaluations.get(parent, [])),
-        overall=overall_interval(evals, protocol, level) if evals else None,
+        overall=standing.overall(candidate, protocol, level),
         deltas=deltas,
         curves=mean_curves(archive.trajectory(candidate, protocol.digest)),
         reflection=_only(archive.rows("reflections", candidate_id=candidate, protocol=protocol.digest)),
         failures=archive.rows("failures", candidate_id=candidate, protocol=protocol.digest),
+        state=standing.state(candidate),
+        rungs=_rungs(archive, protocol, candidate),
+        replication=standing.replications.get(candidate),
     )
+
+
+def _rungs(archive: Archive, protocol: Protocol, candidate: str) -> list[dict[str, Any]]:
+    if not archive.has("rungs"):
+        return []
+    rows = archive.rows("rungs", candidate_id=candidate, protocol=protocol.digest)
+    return sorted(rows, key=lambda row: row["tokens"])
 
 
 def mean_curves(seeds: dict[int, list[dict[str, Any]]]) -> dict[str, dict[int, float]]:
@@ -133,6 +148,8 @@ def render_candidate(view: CandidateView, *, code: bool = True) -> RenderableTyp
         parts.append(_section("Proposal", _proposal(view)))
     if view.benchmarks:
         parts.append(_section("Evaluation, search split", _scores(view)))
+    if view.rungs or view.replication:
+        parts.append(_section("Ladder and replication", _evidence(view)))
     if view.curves:
         parts.append(_section("Training, mean over seeds", _training(view)))
     if view.reflection:
@@ -160,6 +177,8 @@ def _head(view: CandidateView) -> RenderableType:
     table.add_row("parents", ", ".join(view.parents.values()) or "none, a root")
     table.add_row("children", ", ".join(view.children.values()) or "none yet")
     table.add_row("admission", _admission(view))
+    if view.state:
+        table.add_row("standing", Text(view.state, style=STYLES.get(view.state, "yellow")))
     return table
 
 
@@ -205,6 +224,16 @@ def _scores(view: CandidateView) -> RenderableType:
     for name, delta in view.deltas.items():
         verdict = distinguishable(delta)
         lines.append(Text(f"to {name}: {format_interval(delta, signed=True)} {verdict}", style=STYLES[verdict]))
+    return Group(*lines)
+
+
+def _evidence(view: CandidateView) -> RenderableType:
+    lines = [
+        Text(f"{row['rung']}: {row['decision']}, {row['tokens']} tokens so far; {row['message']}", style="dim")
+        for row in view.rungs
+    ]
+    if view.replication:
+        lines.append(Text(f"report split: {view.replication['message']}", style="bold"))
     return Group(*lines)
 
 

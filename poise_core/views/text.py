@@ -8,7 +8,15 @@ from collections.abc import Sequence
 
 from poise_core.evaluation.statistics import Interval
 
-STYLES = {"better": "green", "worse": "red", "not distinguishable": "dim", "baseline": "cyan"}
+STYLES = {
+    "better": "green",
+    "worse": "red",
+    "not distinguishable": "dim",
+    "baseline": "cyan",
+    "champion candidate": "bold green",
+    "replicated": "bold green",
+    "refuted": "yellow",
+}
 _BARS = "▁▂▃▄▅▆▇█"
 
 

@@ -16,7 +16,9 @@ from poise_core.cli import app
 from poise_core.config import load_preset
 from poise_core.run_directory import RunDirectory
 
-COMMANDS = ("evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "calibrate", "build-policy")
+COMMANDS = (
+    "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "calibrate", "build-policy",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -51,6 +53,12 @@ def test_help_names_every_command_and_every_command_teaches_by_example(poise: Ca
         (["--set", "search.seeds_per_candidate=9"], ["seeds_per_candidate is 9", "protocol.seeds lists 2"]),
         (["--set", "resources.processes_per_training=3"], ["processes_per_training is 3", "does not divide"]),
         (["--set", "protocol.policy=nobody"], ["protocol.policy", "nobody", "arithmetic-a"]),
+        (["--set", "ladder.enabled=true"], ["ladder.proxy_steps is 30", "has 4 steps"]),
+        (
+            ["--set", "ladder.enabled=true", "--set", "ladder.proxy_steps=2", "--set", "ladder.proxy_window=3"],
+            ["ladder.proxy_window is 3", "the proxy has 2 steps"],
+        ),
+        (["--set", "ladder.first_stop_below=1"], ["ladder.first_stop_below", "less than 1"]),
         (["--set", "steps"], ["--set 'steps'", "key=value"]),
         (["--set", "protocol.seeds=[0, 0]"], ["seeds repeat"]),
     ],

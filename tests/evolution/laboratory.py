@@ -31,7 +31,12 @@ from poise_core.verification import CheckResult, VerificationReport
 STEPS = 12
 
 
-def make_preset(resources: dict[str, Any] | None = None, **search: Any) -> Preset:
+def make_preset(
+    resources: dict[str, Any] | None = None,
+    ladder: dict[str, Any] | None = None,
+    health: dict[str, Any] | None = None,
+    **search: Any,
+) -> Preset:
     benchmarks = [
         {"name": "chain", "kinds": ["chain4"], "problems": 20, "metric": "pass", "k": 2, "samples": 4, "weight": 0.5},
         {"name": "sums", "kinds": ["add2"], "problems": 20, "metric": "accuracy", "weight": 0.5},
@@ -47,7 +52,9 @@ def make_preset(resources: dict[str, Any] | None = None, **search: Any) -> Prese
         "seeds": [0, 1],
     }  # fmt: skip
     given = {"generations": 2, "parents": 2, "proposals": 3, "seeds_per_candidate": 2, **search}
-    document = {"name": "made-up", "protocol": protocol, "search": given, "resources": resources or {}}
+    document: dict[str, Any] = {"name": "made-up", "protocol": protocol, "search": given, "resources": resources or {}}
+    document["ladder"] = {"proxy_steps": 6, "proxy_window": 3, **(ladder or {})}
+    document["health"] = {"enabled": False, **(health or {})}  # the made-up dynamics are noise
     return Preset.model_validate(document)
 
 
@@ -61,10 +68,18 @@ class Laboratory:
 
     refuse: Callable[[str, str], str | None] = lambda name, source: None  # name, source -> the gate's sentence
     fail: dict[str, BaseException] = field(default_factory=dict)  # name of a candidate -> what its training raises
+    skills: dict[str, float] = field(
+        default_factory=dict
+    )  # candidate id -> chance to solve a problem, where it matters
     before_training: Callable[[str], None] = lambda name: None
-    trained: list[str] = field(default_factory=list)
+    trained: list[str] = field(default_factory=list)  # name/seed, when its first step begins
+    steps: list[str] = field(default_factory=list)  # name/seed/step, every step that was done
     evaluated: list[str] = field(default_factory=list)
     splits: set[str] = field(default_factory=set)
+
+    def step(self, name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        """One row of a trajectory; tests may put another function here."""
+        return self._noise_step(name, digest, seed, step)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
         monkeypatch.setattr("poise_core.evolution.trials.verify_file", self.verify)
@@ -83,31 +98,40 @@ class Laboratory:
         return VerificationReport(name, source_digest(source), failure is None, (check,), fingerprint, failure=failure)
 
     def train(self, job: TrainingJob, *, on_step: Any = None, should_stop: Any = None) -> list[SeedTraining]:
-        digest = source_digest(job.candidate_path.read_text())
-        if not all((job.folder / f"seed-{seed}" / "result.json").exists() for seed in job.seeds):
+        last = job.pause_after or STEPS
+        if any(self._steps_done(job.folder / f"seed-{seed}") < last for seed in job.seeds):
             self.before_training(job.candidate_name)
-        done = []
-        for seed in job.seeds:
-            folder = job.folder / f"seed-{seed}"
-            if not (folder / "result.json").exists():
-                self.trained.append(f"{job.candidate_name}/{seed}")
-                folder.mkdir(parents=True, exist_ok=True)
-                with (folder / "trajectory.jsonl").open("w") as stream:
-                    for step in range(STEPS):
-                        if should_stop is not None and should_stop():
-                            raise Cancelled("stopped")
-                        if step == STEPS // 2 and job.candidate_name in self.fail:
-                            raise self.fail[job.candidate_name]
-                        row = self._step(digest, seed, step)
-                        stream.write(json.dumps(row) + "\n")
-                        if on_step is not None:
-                            on_step(seed, row)
-                (folder / "result.json").write_text("{}")
-            done.append(SeedTraining(seed, folder / "policy", folder / "trajectory.jsonl", 1.0, 100))
-        return done
+        return [self._train_seed(job, seed, last, on_step, should_stop) for seed in job.seeds]
 
     @staticmethod
-    def _step(digest: str, seed: int, step: int) -> dict[str, float]:
+    def _steps_done(folder: Path) -> int:
+        path = folder / "trajectory.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def _train_seed(self, job: TrainingJob, seed: int, last: int, on_step: Any, should_stop: Any) -> SeedTraining:
+        """Every step is written when it is done, and is never done again: each stands for a checkpoint."""
+        folder = job.folder / f"seed-{seed}"
+        digest = source_digest(job.candidate_path.read_text())
+        first = self._steps_done(folder)
+        if first == 0:
+            self.trained.append(f"{job.candidate_name}/{seed}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "trajectory.jsonl").open("a") as stream:
+            for step in range(first, last):
+                if should_stop is not None and should_stop():
+                    raise Cancelled("stopped")
+                if step == STEPS // 2 and job.candidate_name in self.fail:
+                    raise self.fail[job.candidate_name]
+                row = self.step(job.candidate_name, digest, seed, step)
+                self.steps.append(f"{job.candidate_name}/{seed}/{step}")
+                stream.write(json.dumps(row) + "\n")
+                stream.flush()
+                if on_step is not None:
+                    on_step(seed, row)
+        return SeedTraining(seed, folder / "policy", folder / "trajectory.jsonl", 1.0, 100)
+
+    @staticmethod
+    def _noise_step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
         draw = noise(digest, seed, step)
         names = ("reward_mean", "format_valid", "truncated", "entropy", "kl", "clip_fraction", "grad_norm", "loss",
                  "all_fail_fraction", "all_pass_fraction", "learning_rate", "completion_length")  # fmt: skip
@@ -116,19 +140,26 @@ class Laboratory:
     def evaluate(self, job: EvaluationJob, *, should_stop: Any = None) -> list[SeedEvaluation]:
         results = []
         for seed, policy in job.policies:
-            self.evaluated.append(f"{job.folder.parent.name}/{seed}")
+            owner = _owner(job.folder)
+            self.evaluated.append(f"{owner}/{seed}")
             self.splits.add(job.split)
-            skill = noise(job.folder.parent.name).uniform(0.3, 0.7)
+            skill = self.skills.get(owner, noise(owner).uniform(0.3, 0.7))
             benchmarks = tuple(self._benchmark(spec, skill, policy, seed) for spec in job.protocol.benchmarks)
             results.append(SeedEvaluation(seed, job.split, overall(benchmarks, job.protocol), benchmarks, 1.0))
         return results
 
     @staticmethod
     def _benchmark(spec: Any, skill: float, policy: Path, seed: int) -> BenchmarkResult:
-        draw = noise(policy.parents[2].name if len(policy.parts) > 3 else policy, seed, spec.name)
+        draw = noise(_owner(policy), seed, spec.name)
         correct = tuple(sum(draw.random() < skill for _ in range(spec.samples)) for _ in range(spec.problems))
         score = benchmark_score(correct, spec.samples, spec.k)
         return BenchmarkResult(spec.name, spec.metric_name, score, correct, spec.samples, 0.9, 6.0)
+
+
+def _owner(path: Path) -> str:
+    """The candidate whose file or folder this is, or the path itself."""
+    parts = path.parts
+    return parts[parts.index("candidates") + 1] if "candidates" in parts else str(path)
 
 
 def open_evolution(folder: Path, preset: Preset | None = None, roles: Roles | None = None, **options: Any) -> Evolution:
@@ -160,8 +191,9 @@ def admit(evolution: Evolution, generation: int) -> list[Subject]:
 
 def measure(evolution: Evolution, child: Subject) -> None:
     try:
-        evolution.train(child)
-        evolution.evaluate(child)
+        for rung in evolution.rungs:
+            evolution.train(child, rung)
+            evolution.evaluate(child, rung)
     except CandidateFailure:
         pass
     evolution.reflect(child)

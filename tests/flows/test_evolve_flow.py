@@ -66,6 +66,50 @@ def test_the_flow_records_what_the_stages_in_order_would(tmp_path: Path, laborat
     assert {"select parents of gen-01", "show leaderboard", "update MLflow"} <= runs.keys()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_flow_climbs_the_ladder_as_the_stages_in_order_would(
+    tmp_path: Path, laboratory: Laboratory, workers: int
+) -> None:
+    ladder = {"enabled": True, "first_stop_below": 0.3}
+    preset = make_preset({"parallel_candidates": workers}, ladder)
+    in_order = open_evolution(tmp_path / "in order", preset)
+    evolve_in_order(in_order)
+    assert run_flow(tmp_path / "flow", preset).is_completed()
+    run = RunDirectory.read(tmp_path / "flow")
+    assert contents(run.archive) == contents(in_order.run.archive)
+    assert {row["decision"] for row in run.archive.rows("rungs")} >= {"promoted", "stopped"}
+
+    child = run.archive.rows("candidates", generation=1)[0]["name"]
+    runs = task_runs("gen-01")
+    stages = [
+        "train {}, proxy",
+        "evaluate {}, proxy",
+        "train {}, first",
+        "evaluate {}, first",
+        "train {}",
+        "evaluate {}",
+    ]
+    for before, after in itertools.pairwise(runs[stage.format(child)] for stage in stages):
+        assert before.id in {source.id for given in after.task_inputs.values() for source in given}
+
+
+@pytest.mark.usefixtures("no_delays")
+def test_a_lasting_fault_on_a_lower_rung_stops_the_run(tmp_path: Path, laboratory: Laboratory) -> None:
+    """Once only the last rung was looked at, where nothing had happened any more."""
+
+    def fail(name: str) -> None:
+        if name != "GRPO":
+            raise InfrastructureError("the disk is full")
+
+    laboratory.before_training = fail
+    preset = make_preset({"infrastructure_retries": 0}, {"enabled": True}, generations=1)
+    state = run_flow(tmp_path / "run", preset)
+    assert state.is_failed(), state
+    assert "the disk is full" in str(state.message) + repr(state.result(raise_on_failure=False))
+    laboratory.before_training = lambda name: None
+    assert run_flow(tmp_path / "run", preset).is_completed()
+
+
 def test_children_train_side_by_side(tmp_path: Path, laboratory: Laboratory) -> None:
     together = threading.Barrier(2, timeout=60)
 

@@ -1,0 +1,218 @@
+"""The ladder that a child climbs: the proxy, one whole training, all seeds; and what is decided between them.
+
+The proxy is the beginning of the first seed's training, held at a checkpoint and gone on with exactly, so nothing is trained twice.
+A decision compares the child with its parent and the baseline at the same seed, against noise learned from earlier generations:
+like every role, the ladder sees measurements of generations before the child's only, so who is faster decides nothing. Every
+decision is a row of the ``rungs`` table; a child that is stopped keeps what was measured of it and is neither failed nor zero.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from poise_core.archive import EVOLUTION_ARM
+from poise_core.evaluation.noise import SeedNoise
+from poise_core.evaluation.racing import Decision, difference_noise, proxy_reward, race
+from poise_core.evolution.events import announced
+from poise_core.evolution.trials import Subject, Trials
+from poise_core.training.health import HealthWatch
+
+Rung = Literal["proxy", "first", "all"]
+
+Values = dict[str, dict[int, float]]
+"""Candidate -> seed -> what the rung measures, percent."""
+
+
+class Ladder:
+    """Trains, measures and judges the children of one run, rung by rung."""
+
+    def __init__(self, trials: Trials, seeds: Sequence[int]) -> None:
+        """``seeds`` are those of the last rung; the first of them is that of the rungs below."""
+        self.trials, self.archive, self.seeds = trials, trials.archive, tuple(seeds)
+        preset = trials.run.preset
+        self.spec, self.health = preset.ladder, preset.health
+        self.protocol, self.baseline = preset.protocol, preset.search.baseline
+        self._seen: dict[tuple[int, str], tuple[Values, SeedNoise]] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def rungs(self) -> tuple[Rung, ...]:
+        """The rungs in order; the last one alone where the ladder is switched off."""
+        if not self.spec.enabled:
+            return ("all",)
+        lower: tuple[Rung, ...] = ("proxy",) if self.spec.proxy_steps else ()
+        return (*lower, *(("first",) if len(self.seeds) > 1 else ()), "all")
+
+    def stopped(self, subject: Subject) -> dict[str, Any] | None:
+        """The row of the rung at which the candidate was stopped."""
+        rows = self.archive.rows(
+            "rungs", protocol=self.protocol.digest, candidate_id=subject.candidate_id, decision="stopped"
+        )
+        return rows[0] if rows else None
+
+    def train(self, subject: Subject, rung: Rung) -> None:
+        """Train as far as the rung asks; nothing where the candidate was stopped below it.
+
+        Raises:
+            CandidateFailure, InfrastructureError, Cancelled: see :meth:`Trials.train`.
+        """
+        if self.stopped(subject) or self._decided(subject, rung):
+            return
+        pause = self.spec.proxy_steps if rung == "proxy" else None
+        loss = self.trials.train(subject, self._rung_seeds(rung), pause_after=pause, watch=self._watch(subject))
+        if loss is not None:
+            self._record(subject, rung, "stopped", loss, cause="certain_loss")
+
+    def judge(self, subject: Subject, rung: Rung) -> None:
+        """Measure what was trained for the rung, and decide whether the candidate goes on.
+
+        Raises:
+            CandidateFailure: the candidate failed in training.
+            InfrastructureError, Cancelled: see :meth:`Trials.evaluate`.
+        """
+        if self.stopped(subject):
+            return
+        if rung != "proxy":
+            self.trials.evaluate(subject, self._rung_seeds(rung))
+        if not self.spec.enabled or not subject.generation or self._decided(subject, rung):
+            return
+        if failure := self.trials.failure(subject):
+            raise failure
+        if rung == self.rungs[-1]:
+            self._record(subject, rung, "finished", f"measured with {len(self.seeds)} seeds")
+            return
+        trials = self.trials
+        with announced(trials.observer, "race", subject.name, subject.generation, trials.should_stop) as say:
+            decision, noise = self._decide(subject, rung)
+            if decision.stop and rung == "proxy":
+                trials.keep_trajectory(subject, self.seeds[0], self.spec.proxy_steps)
+            outcome: Literal["stopped", "promoted"] = "stopped" if decision.stop else "promoted"
+            cause = "race" if decision.stop else None
+            self._record(subject, rung, outcome, decision.message, cause=cause, judged=decision, noise=noise)
+            say(f"{outcome} after {_NAMES[rung]}: {decision.message}")
+
+    # the decision
+
+    def _decide(self, subject: Subject, rung: Rung) -> tuple[Decision, SeedNoise]:
+        earlier, noise = self._earlier(subject.generation, rung)
+        seed = self.seeds[0]
+        mine = self._value(subject, rung)
+        names = {row["candidate_id"]: row["name"] for row in self.archive.rows("candidates")}
+        references = dict.fromkeys(one for one in (subject.parent_id, self._baseline()) if one)
+        differences = {one: mine - earlier.get(one, {}).get(seed, math.nan) for one in references}
+        below = self.spec.proxy_stop_below if rung == "proxy" else self.spec.first_stop_below
+        decision = race(differences, noise, below)
+        if decision.reference:
+            text = decision.message.replace(decision.reference, names[decision.reference])
+            decision = Decision(decision.stop, decision.reference, decision.difference, decision.probability, text)
+        return decision, noise
+
+    def _value(self, subject: Subject, rung: Rung) -> float:
+        """Reward of the proxy or Overall of the first seed, percent; NaN where it is not finite or not there."""
+        seed = self.seeds[0]
+        if rung == "proxy":
+            stored = self.archive.trajectory(subject.candidate_id, self.protocol.digest).get(seed)
+            steps = stored or self.trials.unfinished_trajectory(subject, seed)
+            return proxy_reward(steps, self.spec.proxy_steps, self.spec.proxy_window)
+        evaluations = self.trials.evaluations(subject, (seed,))
+        return evaluations[0].overall if evaluations else math.nan
+
+    def _earlier(self, generation: int, rung: Rung) -> tuple[Values, SeedNoise]:
+        """What candidates of earlier generations measured on this rung, with every seed they have, and its noise."""
+        with self._lock:
+            if (generation, rung) not in self._seen:
+                rows = self.archive.rows("candidates", arm=EVOLUTION_ARM)
+                known = [row["candidate_id"] for row in rows if row["generation"] < generation]
+                values = self._rewards(known) if rung == "proxy" else self._overalls(known)
+                guess = self.spec.reward_noise if rung == "proxy" else self.spec.overall_noise
+                noise = difference_noise(values, guess, self.spec.noise_weight)
+                self._seen[generation, rung] = values, noise
+            return self._seen[generation, rung]
+
+    def _rewards(self, candidates: Sequence[str]) -> Values:
+        values: Values = {}
+        for candidate in candidates:
+            seeds = self.archive.trajectory(candidate, self.protocol.digest)
+            rewards = {
+                seed: proxy_reward(steps, self.spec.proxy_steps, self.spec.proxy_window)
+                for seed, steps in seeds.items()
+            }
+            values[candidate] = {seed: reward for seed, reward in rewards.items() if math.isfinite(reward)}
+        return values
+
+    def _overalls(self, candidates: Sequence[str]) -> Values:
+        found = self.archive.evaluations(protocol=self.protocol.digest)
+        return {name: {one.seed: one.overall for one in found.get(name, [])} for name in candidates}
+
+    # records
+
+    def _watch(self, subject: Subject) -> HealthWatch | None:
+        """None for a root: the baseline has to be measured whatever it does."""
+        if not subject.generation or not self.health.enabled:
+            return None
+        parent = subject.parent_id
+        return HealthWatch(self.health, self.archive.trajectory(parent, self.protocol.digest) if parent else {})
+
+    def _record(
+        self,
+        subject: Subject,
+        rung: Rung,
+        decision: Literal["promoted", "stopped", "finished"],
+        message: str,
+        *,
+        cause: str | None = None,
+        judged: Decision | None = None,
+        noise: SeedNoise | None = None,
+    ) -> None:
+        steps = self._spent(subject, rung)
+        value = self._value(subject, rung) if decision != "finished" else self._mean_overall(subject)
+        row = {
+            **self._keys(subject),
+            "rung": rung,
+            "generation": subject.generation,
+            "seeds": sorted(steps),
+            "steps": max((len(rows) for rows in steps.values()), default=0),
+            "tokens": sum(int(row["tokens"]) for rows in steps.values() for row in rows),
+            "decision": decision,
+            "cause": cause,
+            "value": value if math.isfinite(value) else None,
+            "reference": judged.reference if judged else None,
+            "difference": judged.difference if judged else None,
+            "probability": judged.probability if judged else None,
+            "noise_std": noise.std if noise else None,
+            "noise_freedom": noise.freedom if noise else None,
+            "message": message,
+            "written_by": "poise",
+        }
+        self.archive.append("rungs", [row])
+
+    def _spent(self, subject: Subject, rung: Rung) -> dict[int, list[dict[str, Any]]]:
+        """Seed -> the steps trained for this rung and those below it."""
+        steps = self.archive.trajectory(subject.candidate_id, self.protocol.digest)
+        first = self.seeds[0]
+        if rung == "proxy" and first not in steps:
+            steps[first] = self.trials.unfinished_trajectory(subject, first)[: self.spec.proxy_steps]
+        return {seed: rows for seed, rows in steps.items() if seed in self._rung_seeds(rung)}
+
+    def _mean_overall(self, subject: Subject) -> float:
+        overalls = [one.overall for one in self.trials.evaluations(subject, self.seeds)]
+        return sum(overalls) / len(overalls) if overalls else math.nan
+
+    def _rung_seeds(self, rung: Rung) -> tuple[int, ...]:
+        return self.seeds if rung == "all" else self.seeds[:1]
+
+    def _decided(self, subject: Subject, rung: Rung) -> bool:
+        return self.archive.contains("rungs", **self._keys(subject), rung=rung)
+
+    def _keys(self, subject: Subject) -> dict[str, str]:
+        return {"protocol": self.protocol.digest, "candidate_id": subject.candidate_id}
+
+    def _baseline(self) -> str | None:
+        roots = [row["candidate_id"] for row in self.archive.rows("candidates", arm=EVOLUTION_ARM, generation=0)]
+        return roots[0] if roots else None
+
+
+_NAMES = {"proxy": "the proxy", "first": "one seed", "all": "all seeds"}

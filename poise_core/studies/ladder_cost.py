@@ -1,0 +1,249 @@
+"""What the ladder saves, replayed on recorded full evaluations.
+
+``python -m poise_core.studies.ladder_cost RUN_DIR... [--out PAGE]``. A run whose candidates were all trained and scored with all
+seeds says what every ladder would have seen and decided. Each is replayed many times: a random four fifths of the candidates, and
+the seeds in random order, of which the first ``--search-seeds`` are the search's. What is selected is the best shrunken estimate
+(:func:`poise_core.search.selection.shrunken_scores`), as in the search. Regret is judged by the seeds that the search did not use,
+so that it is not the winner's luck that is measured; without any left, by all seeds, and the page says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from poise_core.archive import EVOLUTION_ARM
+from poise_core.config import LadderSpec
+from poise_core.evaluation.racing import difference_noise, proxy_reward, race
+from poise_core.evaluation.rankings import rank_correlation
+from poise_core.evaluation.statistics import Interval
+from poise_core.run_directory import RunDirectory
+from poise_core.search.selection import NodeRecord, shrunken_scores
+
+THRESHOLDS = ((0.05, 0.10), (0.15, 0.30), (0.25, 0.50), (0.50, 0.75))
+"""Below which a child ends at the proxy and after one seed; the first pair is the default of ``ladder:``."""
+
+SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One candidate with everything measured of it."""
+
+    name: str
+    generation: int
+    parent: str | None
+    overalls: Mapping[int, float]  # seed -> percent
+    rewards: Mapping[int, float]  # seed -> the proxy's, percent
+    proxy_tokens: Mapping[int, int]
+    tokens: Mapping[int, int]  # of the whole training
+
+
+@dataclass
+class Replay:
+    """One way to spend over all replays."""
+
+    name: str
+    tokens: list[float] = field(default_factory=list)  # per replay
+    regrets: list[float] = field(default_factory=list)  # percent points
+    ratios: list[float] = field(default_factory=list)  # tokens of evaluate-everything over these
+    excess: list[float] = field(default_factory=list)  # regret over that of evaluate-everything
+
+
+def read_run(run: RunDirectory, ladder: LadderSpec) -> tuple[str, dict[str, Recorded]]:
+    """The baseline's id and all candidates that have every seed of the run, scored and trained to the end.
+
+    Raises:
+        ValueError: there is no baseline with a score.
+    """
+    archive, protocol = run.archive, run.preset.protocol
+    seeds = run.preset.protocol.seeds[: run.current_preset.search.seeds_per_candidate]
+    evaluations = archive.evaluations(protocol=protocol.digest)
+    failed = {row["candidate_id"] for row in archive.rows("failures", protocol=protocol.digest)}
+    recorded = {}
+    baseline = None
+    for row in archive.rows("candidates", arm=EVOLUTION_ARM):
+        name = row["candidate_id"]
+        overalls = {one.seed: one.overall for one in evaluations.get(name, []) if math.isfinite(one.overall)}
+        steps = archive.trajectory(name, protocol.digest)
+        whole = {seed: rows for seed, rows in steps.items() if len(rows) == protocol.training.steps}
+        if name in failed or not set(seeds) <= overalls.keys() & whole.keys():
+            continue
+        if not row["parent_ids"]:
+            baseline = baseline or name
+        recorded[name] = Recorded(
+            name,
+            row["generation"],
+            row["parent_ids"][0] if row["parent_ids"] else None,
+            {seed: overalls[seed] for seed in seeds},
+            {seed: proxy_reward(whole[seed], ladder.proxy_steps, ladder.proxy_window) for seed in seeds},
+            {seed: _tokens(whole[seed][: ladder.proxy_steps]) for seed in seeds},
+            {seed: _tokens(whole[seed]) for seed in seeds},
+        )
+    if baseline is None:
+        raise ValueError(f"{run.path}: no baseline that was trained and scored with all seeds")
+    return baseline, recorded
+
+
+def _tokens(rows: Sequence[Mapping[str, float]]) -> int:
+    return int(sum(row.get("tokens") or 0 for row in rows))
+
+
+def climb(
+    candidates: Sequence[Recorded], baseline: Recorded, seeds: Sequence[int], ladder: LadderSpec
+) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Seeds that each candidate is scored with, none where it ends at the proxy, and training tokens without the baseline's."""
+    kept: dict[str, tuple[int, ...]] = {baseline.name: tuple(seeds)}
+    every = {one.name: one for one in [baseline, *candidates]}
+    first, spent = seeds[0], 0
+    proxied: dict[str, tuple[int, ...]] = {baseline.name: tuple(seeds)}
+    for generation in sorted({one.generation for one in candidates}):
+        rewards = {name: {s: every[name].rewards[s] for s in own} for name, own in proxied.items()}
+        overalls = {name: {s: every[name].overalls[s] for s in own} for name, own in kept.items()}
+        reward_noise = difference_noise(rewards, ladder.reward_noise, ladder.noise_weight)
+        overall_noise = difference_noise(overalls, ladder.overall_noise, ladder.noise_weight)
+        new: dict[str, tuple[int, ...]] = {}
+        for one in (one for one in candidates if one.generation == generation):
+            against = {name: every[name] for name in (one.parent or baseline.name, baseline.name) if kept.get(name)}
+            gaps = {name: one.rewards[first] - other.rewards[first] for name, other in against.items()}
+            if race(gaps, reward_noise, ladder.proxy_stop_below).stop:
+                new[one.name], spent = (), spent + one.proxy_tokens[first]
+                continue
+            gaps = {name: one.overalls[first] - other.overalls[first] for name, other in against.items()}
+            stop = race(gaps, overall_noise, ladder.first_stop_below).stop
+            new[one.name] = (first,) if stop else tuple(seeds)
+            spent += sum(one.tokens[seed] for seed in new[one.name])
+        kept |= new
+        proxied |= {name: own or (first,) for name, own in new.items()}
+    return kept, spent
+
+
+def select(recorded: Mapping[str, Recorded], kept: Mapping[str, Sequence[int]]) -> str:
+    """The best shrunken estimate among those with a score."""
+    nodes = []
+    for name, seeds in kept.items():
+        own = tuple(recorded[name].overalls[seed] for seed in seeds)
+        if own:
+            mean = statistics.fmean(own)
+            overall = Interval(mean, -math.inf, math.inf, len(own))
+            nodes.append(NodeRecord(name, name, overall=overall, seed_overalls=own))
+    scores = shrunken_scores(nodes)
+    return max(sorted(scores), key=lambda name: scores[name])
+
+
+def replay(
+    recorded: Mapping[str, Recorded], baseline: str, search_seeds: int, ladder: LadderSpec, replays: int, seed: int = 0
+) -> list[Replay]:
+    """Evaluate-everything first, then every ladder of ``THRESHOLDS``."""
+    rng = np.random.default_rng(seed)
+    everything = Replay("everything, all seeds")
+    ladders = [Replay(f"ladder {low:g}, {high:g}") for low, high in THRESHOLDS]
+    others = [one for name, one in recorded.items() if name != baseline]
+    numbers = sorted(recorded[baseline].overalls)
+    for _ in range(replays):
+        order = [int(one) for one in rng.permutation(numbers)]
+        chosen = sorted(rng.choice(len(others), max(2, round(SHARE * len(others))), replace=False).tolist())
+        some = [others[index] for index in chosen]
+        seeds, judges = order[:search_seeds], order[search_seeds:] or order
+        truth = {one.name: statistics.fmean(one.overalls[s] for s in judges) for one in [recorded[baseline], *some]}
+        best = max(truth.values())
+        full = {name: tuple(seeds) for name in truth}
+        cost = float(sum(one.tokens[s] for one in some for s in seeds))
+        regret = best - truth[select(recorded, full)]
+        everything.tokens.append(cost)
+        everything.regrets.append(regret)
+        for (low, high), out in zip(THRESHOLDS, ladders, strict=True):
+            spec = ladder.model_copy(update={"proxy_stop_below": low, "first_stop_below": high})
+            kept, spent = climb(some, recorded[baseline], seeds, spec)
+            found = best - truth[select(recorded, kept)]
+            out.tokens.append(float(spent))
+            out.regrets.append(found)
+            out.ratios.append(cost / spent)
+            out.excess.append(found - regret)
+    return [everything, *ladders]
+
+
+def render(
+    name: str, recorded: Mapping[str, Recorded], baseline: str, rows: Sequence[Replay], search_seeds: int
+) -> list[str]:
+    """The part of the page for one run."""
+    numbers = sorted(recorded[baseline].overalls)
+    first = numbers[0]
+    proxies = {key: one.rewards[first] for key, one in recorded.items()}
+    firsts = {key: one.overalls[first] for key, one in recorded.items()}
+    rest = {
+        key: statistics.fmean(one.overalls[s] for s in numbers[1:]) if numbers[1:] else math.nan
+        for key, one in recorded.items()
+    }
+    judged = (
+        "the other seeds"
+        if len(numbers) > search_seeds
+        else "**all seeds, those of the search included: too kind to both**"
+    )
+    lines = [
+        f"## {name}",
+        "",
+        f"{len(recorded)} candidates with {len(numbers)} seeds; the search uses {search_seeds}, regret is judged by {judged}. "
+        f"{len(rows[0].tokens)} replays.",
+        "",
+        f"Rank correlation, proxy to Overall at the same seed: {rank_correlation(proxies, firsts).sentence()}; proxy to the "
+        f"other seeds: {rank_correlation(proxies, rest).sentence()}; one seed to the other seeds: "
+        f"{rank_correlation(firsts, rest).sentence()}.",
+        "",
+        "| way | training tokens, thousands | times less than everything | top-1 regret, points | more regret than everything |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.name} | {_range(row.tokens, '.0f', 1e-3)} | {_range(row.ratios, '.1f')} | {_range(row.regrets, '.2f')} | "
+        f"{_range(row.excess, '+.2f')} |"
+        for row in rows
+    ]
+    return [*lines, ""]
+
+
+def _range(values: Sequence[float], form: str, scale: float = 1.0) -> str:
+    if not values:
+        return ""
+    low, high = np.quantile(values, [0.025, 0.975]) * scale
+    return f"{statistics.fmean(values) * scale:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Replay the runs and write the page."""
+    parser = argparse.ArgumentParser(prog="python -m poise_core.studies.ladder_cost", description=__doc__)
+    parser.add_argument("run_dirs", type=Path, nargs="+")
+    parser.add_argument("--search-seeds", type=int, default=3)
+    parser.add_argument("--replays", type=int, default=500)
+    parser.add_argument("--out", type=Path, default=Path("docs/results/ladder_cost.md"))
+    given = parser.parse_args(arguments)
+    named = " ".join(path.name for path in given.run_dirs)
+    command = f"python -m poise_core.studies.ladder_cost {named} --search-seeds {given.search_seeds} --replays {given.replays}"
+    lines = ["# What the ladder saves", "", f"Made by `{command}`.", "", " ".join(_METHOD.split()), ""]
+    for path in given.run_dirs:
+        run = RunDirectory.read(path)
+        ladder = run.current_preset.ladder
+        baseline, recorded = read_run(run, ladder)
+        seeds = min(given.search_seeds, len(recorded[baseline].overalls))
+        rows = replay(recorded, baseline, seeds, ladder, given.replays)
+        lines += render(path.name, recorded, baseline, rows, seeds)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+_METHOD = """Recorded full evaluations are replayed: what a ladder would have stopped is left out of the selection and of the bill.
+Each replay takes four fifths of the candidates and puts the seeds in a random order; numbers are means with the 2.5 % and 97.5 %
+quantiles over replays, which share candidates, so they are narrower than those of fresh runs would be. The two numbers of a ladder
+are the probabilities of being better than parent and baseline below which a child ends at the proxy and after one seed. A parent
+that the ladder would have stopped still has its children, as recorded, and is then no reference. Tokens are completion tokens
+sampled in training, the baseline's left out of both sides."""
+
+
+if __name__ == "__main__":
+    main()

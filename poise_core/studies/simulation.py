@@ -1,0 +1,202 @@
+"""Simulated evolutions: children whose true difference to the baseline is known, judged by the code that judges real ones.
+
+What is simulated is the outcome of training and evaluation, calibrated to the testbed (``docs/testbed.md``): the benchmarks of
+preset ``laptop``, GRPO's score on each of them, and its seed standard deviation of Overall, which includes the sampling of answers.
+Problems have difficulties of their own, shared by all policies. Racing, noise, intervals, correction and declaration are real.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
+
+from poise_core.config import LadderSpec, Preset
+from poise_core.evaluation.promotion import Declaration, declare
+from poise_core.evaluation.protocol import Protocol
+from poise_core.evaluation.racing import difference_noise, race
+from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+
+Array = npt.NDArray[np.float64]
+
+GRPO_SCORES = {
+    "products": 75.8, "long-chains": 24.7, "remainders": 86.7, "sums": 96.3, "differences": 94.6, "chains": 83.3,
+}  # fmt: skip
+"""Percent; the row of grpo in ``docs/testbed.md``, five seeds on ``arithmetic-a``."""
+
+GRPO_SEED_STD = 1.87
+"""Percent points of Overall between seeds; the same row."""
+
+PANEL_SEED_STDS = (0.66, 1.78, 1.57, 1.87, 1.95, 1.29, 1.05, 2.17, 0.75, 2.83, 1.47, 2.42, 5.32, 2.66, 3.00)
+"""The column "seed std" of the same table: 15 algorithms."""
+
+DIFFICULTY_STD = 2.0
+"""Of problems in logits: most are nearly always or nearly never solved, as pass@32 and greedy answers show."""
+
+PROXY_STD = 2.5
+"""Seed standard deviation of the proxy's reward, percent points; assumed, and half of it shared with the seed's Overall."""
+
+PROXY_SHARE = 0.43
+"""Of a whole training's tokens, in the first 30 of 60 steps: completions are short at first. GRPO, one seed on the testbed."""
+
+BASELINE = "GRPO"
+
+
+@dataclass(frozen=True)
+class World:
+    """One simulated testbed; children differ from the baseline by a shift in logits, equal on all benchmarks."""
+
+    protocol: Protocol
+    ease: dict[str, Array]  # benchmark -> logit of every problem for the baseline
+    slope: float  # points of expected Overall per logit, at the baseline
+    sampling: float  # standard deviation of Overall from answers alone, percent points
+
+    @classmethod
+    def build(cls, preset: Preset, rng: np.random.Generator) -> World:
+        """Draw the problems' difficulties so that the baseline's expected scores are GRPO's."""
+        ease = {}
+        for spec in preset.protocol.benchmarks:
+            raw = rng.normal(0.0, DIFFICULTY_STD, spec.problems)
+            target = GRPO_SCORES[spec.name] / 100.0
+            centre = brentq(lambda shift, raw=raw, target=target: float(_rate(raw + shift).mean()) - target, -20, 20)
+            ease[spec.name] = raw + centre
+        slope = variance = 0.0
+        for spec in preset.protocol.benchmarks:
+            rate = _rate(ease[spec.name])
+            unit = float((rate * (1 - rate)).mean())
+            slope += 100.0 * spec.weight * unit
+            variance += (100.0 * spec.weight) ** 2 * unit / spec.problems
+        return cls(preset.protocol, ease, slope, math.sqrt(variance))
+
+    def seed_shift(self, std: float = GRPO_SEED_STD) -> float:
+        """Standard deviation, in logits, of a trained policy around its algorithm, for ``std`` points in all."""
+        return math.sqrt(max(std**2 - self.sampling**2, 0.0)) / self.slope
+
+    def shift_for(self, points: float) -> float:
+        """Logits that add ``points`` to the expected Overall."""
+
+        def gain(shift: float) -> float:
+            return sum(
+                100.0 * spec.weight * float((_rate(self.ease[spec.name] + shift) - _rate(self.ease[spec.name])).mean())
+                for spec in self.protocol.benchmarks
+            )
+
+        return float(brentq(lambda shift: gain(shift) - points, -20, 20)) if points else 0.0
+
+    def evaluate(self, shift: float, seed: int, rng: np.random.Generator) -> SeedEvaluation:
+        """Scores of a policy that is ``shift`` logits from the baseline."""
+        results, total = [], 0.0
+        for spec in self.protocol.benchmarks:
+            solved = rng.random(spec.problems) < _rate(self.ease[spec.name] + shift)
+            score = 100.0 * float(solved.mean())
+            # pass@k with k = samples asks for one correct answer: that one is counted
+            counts = tuple(solved.astype(int).tolist())
+            results.append(BenchmarkResult(spec.name, spec.metric_name, score, counts, spec.samples, 1.0, 20.0))
+            total += spec.weight * score
+        return SeedEvaluation(seed, "search", total, tuple(results), 0.0)
+
+
+def _rate(logits: Array) -> Array:
+    return 1.0 / (1.0 + np.exp(-logits))
+
+
+@dataclass
+class Evolution:
+    """What one simulated evolution came to."""
+
+    declared: list[str] = field(default_factory=list)  # champion candidates, best first
+    uncorrected: list[str] = field(default_factory=list)  # whose plain 95 % interval lies above zero
+    best: str = ""  # best mean Overall, any number of seeds, the baseline included
+    trainings: float = 0.0  # whole trainings, a proxy as its share; the baseline's left out
+
+
+def simulate(
+    world: World,
+    rng: np.random.Generator,
+    effects: Sequence[float],
+    seeds: int,
+    ladder: LadderSpec | None = None,
+    stds: Sequence[float] = (GRPO_SEED_STD,),
+    per_generation: int = 3,
+    uncorrected: bool = True,
+) -> Evolution:
+    """One evolution whose children are all children of the baseline.
+
+    Args:
+        world: the testbed.
+        rng: of everything that is drawn.
+        effects: true difference of every child to the baseline, percent points of Overall.
+        seeds: of the last rung.
+        ladder: None: every child trains with all seeds.
+        stds: seed standard deviations of Overall; each child has one of them, drawn at random, the baseline GRPO's.
+        per_generation: children that are decided on the same earlier measurements.
+        uncorrected: whether to look at plain 95 % intervals too.
+    """
+    shift = world.seed_shift()
+    evaluations = {BASELINE: [world.evaluate(rng.normal(0, shift), seed, rng) for seed in range(seeds)]}
+    rewards = {BASELINE: {seed: PROXY_STD * rng.normal() for seed in range(seeds)}}
+    overalls = {BASELINE: {one.seed: one.overall for one in evaluations[BASELINE]}}
+    fresh_rewards, fresh_overalls = dict(rewards), dict(overalls)
+    run = Evolution()
+    shifts = {effect: world.shift_for(effect) for effect in set(effects)}
+    for number, effect in enumerate(effects):
+        if number % per_generation == 0:
+            rewards, overalls = dict(fresh_rewards), dict(fresh_overalls)
+        name, std = f"child-{number:02d}", float(rng.choice(stds))
+        offsets = rng.normal(size=seeds)
+        draws = shifts[effect] + world.seed_shift(std) * offsets
+        common = math.sqrt(0.5) * (offsets + rng.normal(size=seeds))
+        proxies = {seed: effect + PROXY_STD * float(common[seed]) for seed in range(seeds)}
+        stop, spent = _climb(world, rng, ladder, draws, proxies, (rewards, overalls), seeds)
+        run.trainings += spent
+        if stop is not None:
+            evaluations[name] = stop
+        fresh_rewards[name] = dict(list(proxies.items())[: max(len(stop or ()), 1)])
+        fresh_overalls[name] = {one.seed: one.overall for one in stop or ()}
+    tried = [f"child-{number:02d}" for number in range(len(effects))]
+    declared = declare(evaluations, BASELINE, tried, world.protocol)
+    run.declared = _names(declared)
+    if uncorrected:
+        run.uncorrected = _names(declare(evaluations, BASELINE, tried, world.protocol, alpha=0.05 * len(tried)))
+    run.best = max(evaluations, key=lambda name: sum(one.overall for one in evaluations[name]) / len(evaluations[name]))
+    return run
+
+
+def _climb(
+    world: World,
+    rng: np.random.Generator,
+    ladder: LadderSpec | None,
+    draws: Array,
+    proxies: dict[int, float],
+    earlier: tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]],
+    seeds: int,
+) -> tuple[list[SeedEvaluation] | None, float]:
+    """Evaluations of one child as far as it climbs, and the whole trainings that it cost."""
+    if ladder is None:
+        return [world.evaluate(draws[seed], seed, rng) for seed in range(seeds)], float(seeds)
+    rewards, overalls = earlier
+    noise = difference_noise(rewards, ladder.reward_noise, ladder.noise_weight)
+    if race({BASELINE: proxies[0] - rewards[BASELINE][0]}, noise, ladder.proxy_stop_below).stop:
+        return None, PROXY_SHARE
+    first = world.evaluate(draws[0], 0, rng)
+    noise = difference_noise(overalls, ladder.overall_noise, ladder.noise_weight)
+    if race({BASELINE: first.overall - overalls[BASELINE][0]}, noise, ladder.first_stop_below).stop:
+        return [first], 1.0
+    return [first, *(world.evaluate(draws[seed], seed, rng) for seed in range(1, seeds))], float(seeds)
+
+
+def _names(declarations: Sequence[Declaration]) -> list[str]:
+    return [one.candidate_id for one in declarations if one.champion]
+
+
+def share(hits: int, trials: int) -> tuple[float, float, float]:
+    """A proportion with its 95 % Clopper-Pearson limits."""
+    from scipy.stats import beta
+
+    low = float(beta.ppf(0.025, hits, trials - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(0.975, hits + 1, trials - hits)) if hits < trials else 1.0
+    return hits / trials, low, high

@@ -1,0 +1,88 @@
+"""``poise rungs`` and ``poise replicate`` as a user types them: what they print, and their exit status."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from poise_core.cli import app
+from poise_core.run_directory import RunDirectory
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "evolution"))  # laboratory
+
+from laboratory import Laboratory
+from test_replication import evolved
+
+
+@pytest.fixture
+def poise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def laboratory(monkeypatch: pytest.MonkeyPatch) -> Laboratory:
+    return Laboratory().install(monkeypatch)
+
+
+def test_a_champion_candidate_is_replicated_and_shown(
+    tmp_path: Path, poise: Callable[..., Result], laboratory: Laboratory
+) -> None:
+    evolution, (_, best, ordinary, *_) = evolved(tmp_path, laboratory)
+    evolution.run.close()
+    shown = poise("leaderboard", "run")
+    assert "champion candidate" in shown.output
+    assert "excludes zero (5 tried): 1" in " ".join(shown.output.split())
+
+    result = poise("replicate", "run", best, "--json")
+    assert result.exit_code == 0, result.output
+    row = json.loads(result.stdout)
+    assert (row["outcome"], row["seeds"]) == ("replicated", [2, 3, 4])
+    again = poise("replicate", "run", best)
+    assert again.exit_code == 0
+    assert row["message"] in again.output
+    assert "replicated" in poise("leaderboard", "run").output
+    assert "report split" in poise("show", "run", best).output
+    assert RunDirectory.read("run").settings_changes == []
+
+    refused = poise("replicate", "run", ordinary)
+    assert refused.exit_code == 2
+    (line,) = refused.stderr.strip().splitlines()
+    assert "no champion candidate" in line
+
+
+def test_what_is_refuted_has_its_own_exit_status(
+    tmp_path: Path, poise: Callable[..., Result], laboratory: Laboratory
+) -> None:
+    evolution, (_, best, *_) = evolved(tmp_path, laboratory)
+    evolution.run.close()
+    laboratory.skills[best] = 0.3
+    result = poise("replicate", "run", best)
+    assert (result.exit_code, "refuted" in result.output) == (1, True)
+
+
+def test_what_cannot_be_replicated_is_one_line(
+    tmp_path: Path, poise: Callable[..., Result], laboratory: Laboratory
+) -> None:
+    assert poise("replicate", "nowhere", "x").exit_code == 2
+    evolution, (_, best, *_) = evolved(tmp_path, laboratory)
+    busy = poise("replicate", "run", best)
+    assert (busy.exit_code, "in use by" in busy.stderr) == (2, True)
+    evolution.run.close()
+    for arguments, part in ((["nobody"], "no candidate 'nobody'"), ([best, "--seeds", 4], "3 are left")):
+        result = poise("replicate", "run", *arguments)
+        assert result.exit_code == 2
+        (line,) = result.stderr.strip().splitlines()
+        assert part in line
+
+
+def test_rungs_of_a_run_without_a_ladder(tmp_path: Path, poise: Callable[..., Result], laboratory: Laboratory) -> None:
+    evolved(tmp_path, laboratory)[0].run.close()
+    result = poise("rungs", "run")
+    assert result.exit_code == 0, result.output
+    assert "No candidate has climbed a ladder here" in " ".join(result.output.split())
+    document = json.loads(poise("rungs", "run", "--json").stdout)
+    assert set(document["correlations"]) == {"proxy -> first", "proxy -> others", "first -> others"}

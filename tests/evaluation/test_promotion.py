@@ -1,0 +1,80 @@
+"""Declaring a champion: the correction by hand, everybody counted, one lucky seed not enough; and ranks between rungs."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from worlds import candidate, make_world
+
+from poise_core.evaluation.promotion import corrected_level, declare
+from poise_core.evaluation.rankings import rank_correlation
+from poise_core.studies.null_runs import study
+
+
+def test_the_level_allows_for_all_that_were_tried() -> None:
+    assert corrected_level(63) == pytest.approx(1 - 0.05 / 63)
+    assert corrected_level(0) == corrected_level(1) == pytest.approx(0.95)
+
+
+def test_a_clear_gain_is_declared_and_those_without_a_score_count() -> None:
+    rng = np.random.default_rng(0)
+    world = make_world(rng)
+    evaluations = {"base": candidate(world, rng, range(3))}
+    evaluations |= {f"c{i}": candidate(world, rng, range(3)) for i in range(8)}
+    evaluations["good"] = candidate(world, rng, range(3), effect=9.0)
+    few = declare(evaluations, "base", list(evaluations), world.protocol)
+    assert [one.candidate_id for one in few if one.champion] == ["good"]
+    assert few[0].level == pytest.approx(1 - 0.05 / 9)  # the baseline is not tried against itself
+    many = declare(evaluations, "base", [*evaluations, *(f"stopped-{i}" for i in range(500))], world.protocol)
+    assert many[0].level == pytest.approx(1 - 0.05 / 509)
+    assert many[0].delta.low < few[0].delta.low
+
+
+def test_a_loss_is_no_champion_and_one_seed_declares_nothing() -> None:
+    rng = np.random.default_rng(1)
+    world = make_world(rng)
+    evaluations = {"base": candidate(world, rng, range(3))}
+    evaluations |= {f"c{i}": candidate(world, rng, range(3)) for i in range(8)}
+    evaluations["bad"] = candidate(world, rng, range(3), effect=-20.0)
+    evaluations["lucky"] = candidate(world, rng, [0], effect=14.0)
+    evaluations["elsewhere"] = candidate(world, rng, [7], effect=14.0)  # no seed in common
+    found = {one.candidate_id: one for one in declare(evaluations, "base", list(evaluations), world.protocol)}
+    assert found["bad"].delta.high < 0
+    assert not found["bad"].champion
+    assert found["lucky"].delta.low > 0  # its limits exclude zero, and it has one seed
+    assert not found["lucky"].champion
+    assert "elsewhere" not in found
+
+
+def test_nothing_to_compare_is_nothing_declared() -> None:
+    rng = np.random.default_rng(2)
+    world = make_world(rng)
+    assert declare({}, "base", [], world.protocol) == []
+    assert declare({"base": candidate(world, rng, [0, 1])}, "base", ["gone"], world.protocol) == []
+
+
+@pytest.mark.slow
+def test_null_runs_in_miniature_declare_hardly_anything() -> None:
+    rows = study(runs=12, seeds=[3], children=30, seed=7)
+    for row in rows:
+        print(row.noise, row.ladder, sum(bool(run.declared) for run in row.runs))
+        assert sum(bool(run.declared) for run in row.runs) <= 3  # P(more) < 0.0002 at a true rate of 2.5 %
+        assert sum(bool(run.uncorrected) for run in row.runs) > sum(bool(run.declared) for run in row.runs)
+
+
+def test_rank_correlation_and_what_it_predicts() -> None:
+    one = {f"c{i}": float(i) for i in range(8)}
+    other = {f"c{i}": float(i) for i in (*range(6), 7)} | {"c6": 7.5, "alone": 1.0, "c5": math.nan}
+    found = rank_correlation(one, other)
+    assert found.pairs == 7
+    assert found.rho == pytest.approx(stats.spearmanr(range(7), [0, 1, 2, 3, 4, 7.5, 7.0]).statistic)
+    assert found.predicts
+    # rho = 0: half-width atanh^-1 of 1.96 / sqrt(n - 3)
+    flat = rank_correlation({"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}, {"a": 1, "b": 3, "c": 5, "d": 3.5, "e": 1})
+    assert flat.low < 0 < flat.high
+    assert "not shown to predict" in flat.sentence()
+    assert "not measurable with 2 candidates" in rank_correlation({"a": 1, "b": 2}, {"a": 1, "b": 2}).sentence()
+    assert not rank_correlation(dict.fromkeys("abcde", 1.0), one | dict.fromkeys("abcde", 2.0)).predicts

@@ -1,0 +1,146 @@
+"""What the views say of evidence: rungs, noise, seeds, champions; with other protocols, NaN and missing numbers beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laboratory import STEPS, Laboratory, evolve, make_preset, noise, open_evolution
+from rich.console import Console, RenderableType
+from test_ladder import LADDER, PROXY, drops
+
+from poise_core.archive import TABLES, evaluation_rows, trajectory_rows
+from poise_core.evolution import Evolution
+from poise_core.views import leaderboard, lineage, lineage_tree, render_candidate, render_leaderboard, view_candidate
+from poise_core.views.rungs import render_rungs, rung_report
+from poise_core.views.standing import standing_of
+
+
+def text(renderable: RenderableType, width: int = 80) -> str:
+    console = Console(width=width, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    assert max(map(len, capture.get().splitlines())) <= width
+    return capture.get()
+
+
+def plain(renderable: RenderableType) -> str:
+    return " ".join(text(renderable, 100).split())
+
+
+@pytest.fixture
+def climbed(tmp_path: Path, laboratory: Laboratory) -> Evolution:
+    """Three generations of two, some of which end at the proxy or after one seed."""
+    laboratory.step = drops(3)
+    evolution = open_evolution(tmp_path / "run", make_preset(ladder={**LADDER, "first_stop_below": 0.3}, generations=3))
+    evolve(evolution)
+    return evolution
+
+
+def test_every_rung_is_counted_with_its_tokens(climbed: Evolution) -> None:
+    archive, protocol = climbed.run.archive, climbed.preset.protocol
+    report = rung_report(archive, protocol, climbed.preset.ladder)
+    rungs = {row["rung"]: row for row in report.rungs}
+    stopped = {rung: rungs[rung]["stopped"] for rung in rungs}
+    assert rungs["proxy"]["candidates"] == 6
+    assert rungs["first"]["candidates"] == 6 - stopped["proxy"]
+    assert rungs["all"]["finished"] == 6 - stopped["proxy"] - stopped["first"]
+    assert stopped["proxy"] > 0
+    # 100 tokens a step: the baseline and the finished ones two whole trainings, the others one or a proxy
+    expected = 100 * (STEPS * (2 + 2 * rungs["all"]["finished"] + stopped["first"]) + PROXY * stopped["proxy"])
+    assert report.tokens == expected
+    if rungs["all"]["finished"]:
+        assert report.tokens_without == 100 * STEPS * 2 * 7
+    shown = plain(render_rungs(report))
+    assert "Rank correlation proxy -> first" in shown
+    assert f"Training tokens sampled: {expected:,}" in shown
+    json.dumps(report.to_dict(), allow_nan=False)
+    text(render_rungs(report))
+
+
+def test_a_stopped_candidate_is_listed_as_such_in_every_view(climbed: Evolution) -> None:
+    archive, protocol = climbed.run.archive, climbed.preset.protocol
+    rows = leaderboard(archive, protocol)
+    stopped = next(row for row in rows if row.state == "stopped at the proxy")
+    assert (stopped.status, stopped.rank, stopped.overall, stopped.failure) == ("stopped", None, None, None)
+    assert stopped.rung is not None
+    shown = plain(render_leaderboard(rows, protocol, standing=standing_of(archive, protocol)))
+    assert "Stopped on the ladder: neither failed nor zero" in shown
+    assert "Not finished" not in shown
+    text(render_leaderboard(rows, protocol, standing=standing_of(archive, protocol), width=80))
+    view = view_candidate(archive, protocol, stopped.candidate_id)
+    assert "stopped at the proxy" in plain(render_candidate(view, code=False))
+    json.dumps(view.to_dict())
+    tree = plain(lineage_tree(lineage(archive, protocol)))
+    assert "stopped at the proxy" in tree
+    assert "not finished" not in tree
+
+
+def test_every_overall_comes_with_its_seeds_and_limits_or_says_that_it_has_none(climbed: Evolution) -> None:
+    archive, protocol = climbed.run.archive, climbed.preset.protocol
+    for row in leaderboard(archive, protocol):
+        if row.overall is not None:
+            shown = f"{row.overall.estimate:.1f} "
+            line = next(one for one in text(render_leaderboard([row], protocol), 100).splitlines() if shown in one)
+            assert f" {row.overall.seeds} " in line
+            assert ("[" in line) or ("(one seed)" in line)
+    for view in (view_candidate(archive, protocol, row["candidate_id"]) for row in archive.rows("candidates")):
+        if view.overall is not None:
+            assert f"Overall {view.overall.estimate:.1f}" in plain(render_candidate(view, code=False))
+
+
+def test_a_rung_that_does_not_predict_is_reported(tmp_path: Path, laboratory: Laboratory) -> None:
+    class Wide(dict[str, float]):
+        """Skills that differ far more than seeds do."""
+
+        def get(self, owner: str, default: Any = None) -> float:
+            return noise(owner).uniform(0.05, 0.95)
+
+    laboratory.skills = Wide()
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=3))  # no ladder: all have everything
+    laboratory.step = lambda name, digest, seed, step: Laboratory._noise_step(name, digest, seed, step)
+    evolve(evolution)
+    report = rung_report(evolution.run.archive, evolution.preset.protocol, evolution.preset.ladder)
+    one = report.correlations["proxy -> first"]
+    assert one.pairs == 7
+    assert not one.predicts  # rewards are noise here
+    assert "not shown to predict" in plain(render_rungs(report))
+    assert report.correlations["first -> others"].predicts
+    assert "No candidate has climbed a ladder here" in plain(render_rungs(report))
+
+
+def test_another_protocol_in_the_directory_and_nan_change_nothing(climbed: Evolution) -> None:
+    archive, protocol = climbed.run.archive, climbed.preset.protocol
+    before = standing_of(archive, protocol)
+    shown = plain(render_rungs(rung_report(archive, protocol, climbed.preset.ladder)))
+    some = next(name for name in before.evaluations if name.startswith("grpo"))
+    (evaluation, *_) = before.evaluations[some]
+    archive.append("evaluations", evaluation_rows(some, "another", evaluation))
+    steps: list[dict[str, Any]] = [{"step": step, "reward_mean": math.nan, "tokens": 5} for step in range(STEPS)]
+    archive.append("trajectories", trajectory_rows(some, "another", 0, steps))
+    archive.append("trajectories", trajectory_rows(some, protocol.digest, 99, steps))  # a seed of NaN
+    after = standing_of(archive, protocol)
+    assert after.evaluations == before.evaluations
+    assert (after.tried, after.noise, after.declarations) == (before.tried, before.noise, before.declarations)
+    again = plain(render_rungs(rung_report(archive, protocol, climbed.preset.ladder)))
+    assert again.split("Training tokens")[0] == shown.split("Training tokens")[0]
+    # the next generation is decided beside the NaN
+    assert climbed.ladder._earlier(4, "proxy")[1].variance > 0
+    assert set(TABLES) >= {"rungs", "replications"}
+
+
+def test_an_archive_of_an_earlier_version_without_the_new_tables_is_read(climbed: Evolution) -> None:
+    import shutil
+
+    for table in ("rungs", "replications"):
+        shutil.rmtree(Path(climbed.run.archive.root) / table)
+    from poise_core.archive import Archive
+
+    archive, protocol = Archive(climbed.run.archive.root), climbed.preset.protocol
+    assert leaderboard(archive, protocol)
+    assert lineage(archive, protocol)
+    assert rung_report(archive, protocol, climbed.preset.ladder).stopped == []
+    assert view_candidate(archive, protocol, "GRPO").rungs == []

@@ -1,0 +1,237 @@
+"""The ladder in a made-up laboratory: who climbs, what is recorded, what a stop means, and what a death in between changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laboratory import (
+    STEPS,
+    Laboratory,
+    admit,
+    contents,
+    establish_baseline,
+    evolve,
+    make_preset,
+    measure,
+    open_evolution,
+)
+from test_interruption import Killed, dies_after_one_write
+
+from poise_core.evolution import Evolution
+from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.views.standing import standing_of
+
+PROXY = 6
+LADDER = {"enabled": True, "proxy_steps": PROXY, "proxy_window": 3}
+
+
+def rewards(level: dict[str, float]) -> Any:
+    """Trajectories whose reward is ``level`` of the candidate's name, by default the baseline's 0.6."""
+
+    def step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        row = Laboratory._noise_step(name, digest, seed, step)
+        return {**row, "reward_mean": level.get(name, 0.6), "kl": 0.1, "entropy": 0.3, "clip_fraction": 0.0,
+                "truncated": 0.0, "completion_length": 10.0}  # fmt: skip
+
+    return step
+
+
+def drops(every: int) -> Any:
+    """One in ``every`` children has hardly any reward; which ones follows from their source."""
+
+    def step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        low = name != "GRPO" and int(hashlib.sha256(digest.encode()).hexdigest(), 16) % every == 0
+        return rewards({name: 0.1} if low else {})(name, digest, seed, step)
+
+    return step
+
+
+def rows(evolution: Evolution, table: str, **equals: object) -> list[dict]:
+    return evolution.run.archive.rows(table, **equals)
+
+
+def started(tmp_path: Path, laboratory: Laboratory, **ladder: Any) -> tuple[Evolution, list]:
+    evolution = open_evolution(tmp_path / "run", make_preset(ladder={**LADDER, **ladder}, generations=1))
+    laboratory.step = rewards({})
+    establish_baseline(evolution)
+    return evolution, admit(evolution, 1)
+
+
+def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    evolution, (bad, _) = started(tmp_path, laboratory)
+    laboratory.step = rewards({bad.name: 0.05})
+    laboratory.steps.clear()
+    measure(evolution, bad)
+    assert Counter(laboratory.steps) == {f"{bad.name}/0/{step}": 1 for step in range(PROXY)}
+    (row,) = rows(evolution, "rungs", candidate_id=bad.candidate_id)
+    assert (row["rung"], row["decision"], row["cause"]) == ("proxy", "stopped", "race")
+    assert (row["seeds"], row["steps"], row["tokens"]) == ([0], PROXY, 600)
+    assert row["value"] == pytest.approx(5.0)
+    assert row["difference"] == pytest.approx(-55.0)
+    assert row["probability"] < 0.05
+    # the guess, 2 * 5^2 with 4 degrees, and two equal seeds of the baseline, 0 with 1: sqrt(4 * 50 / 5)
+    assert row["noise_std"] == pytest.approx(40**0.5)
+    assert not rows(evolution, "failures")
+    assert not rows(evolution, "evaluations", candidate_id=bad.candidate_id)
+    assert len(rows(evolution, "trajectories", candidate_id=bad.candidate_id)) == PROXY
+    (node,) = [one for one in evolution.memory.nodes(2) if one.candidate_id == bad.candidate_id]
+    assert not node.scored  # absent, not zero
+    assert "stopped at rung proxy" in rows(evolution, "reflections", candidate_id=bad.candidate_id)[0]["summary"]
+
+
+def test_a_stopped_child_can_be_measured_by_hand_and_goes_on_from_its_pause(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    """What ``poise evaluate FILE`` does; once the archive refused the longer trajectory."""
+    evolution, (bad, _) = started(tmp_path, laboratory)
+    laboratory.step = rewards({bad.name: 0.05})
+    measure(evolution, bad)
+    laboratory.steps.clear()
+    evolution.trials.train(bad, (0, 1))
+    assert len(evolution.trials.evaluate(bad, (0, 1))) == 2
+    assert len(laboratory.steps) == len(set(laboratory.steps)) == 2 * STEPS - PROXY
+
+
+def test_a_child_that_climbs_is_trained_once_and_as_without_a_ladder(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution, (child, _) = started(tmp_path, laboratory, first_stop_below=0.0)
+    laboratory.steps.clear()
+    measure(evolution, child)
+    assert Counter(laboratory.steps) == {f"{child.name}/{seed}/{step}": 1 for seed in (0, 1) for step in range(STEPS)}
+    found = {row["rung"]: row for row in rows(evolution, "rungs", candidate_id=child.candidate_id)}
+    assert {rung: (row["decision"], row["tokens"]) for rung, row in found.items()} == {
+        "proxy": ("promoted", 100 * PROXY),
+        "first": ("promoted", 100 * STEPS),
+        "all": ("finished", 2 * 100 * STEPS),
+    }
+    plain = open_evolution(tmp_path / "plain", make_preset(generations=1))
+    establish_baseline(plain)
+    for one in admit(plain, 1):
+        if one.candidate_id == child.candidate_id:
+            measure(plain, one)
+    for table in ("trajectories", "evaluations"):
+        mine, theirs = (
+            [
+                {k: v for k, v in row.items() if k != "created_at"}
+                for row in rows(e, table, candidate_id=child.candidate_id)
+            ]
+            for e in (evolution, plain)
+        )
+        assert mine == theirs
+
+
+def test_a_child_stopped_at_one_seed_counts_with_that_seed(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution, children = started(tmp_path, laboratory, first_stop_below=0.999)
+    child = children[0]
+    measure(evolution, child)
+    row = {one["rung"]: one for one in rows(evolution, "rungs", candidate_id=child.candidate_id)}["first"]
+    assert row["decision"] == "stopped"
+    (node,) = [one for one in evolution.memory.nodes(2) if one.candidate_id == child.candidate_id]
+    assert node.overall is not None
+    assert (node.overall.seeds, node.overall.high) == (1, float("inf"))
+    assert evolution.select_parents(2)  # partial evidence does not disturb the selection
+
+
+def test_decisions_do_not_see_their_own_generation(tmp_path: Path, laboratory: Laboratory) -> None:
+    """Neither the order of siblings nor a new process between them, which reads the archive afresh, changes a row."""
+    preset = make_preset(ladder={**LADDER, "first_stop_below": 0.0}, generations=2)
+    laboratory.step = drops(3)
+    together = open_evolution(tmp_path / "a", preset)
+    evolve(together)
+    first = open_evolution(tmp_path / "b", preset)
+    establish_baseline(first)
+    first.run.close()
+    for generation in (1, 2):
+        with (opened := open_evolution(tmp_path / "b", preset)).run:
+            children = admit(opened, generation)
+        for child in reversed(children):
+            with (opened := open_evolution(tmp_path / "b", preset)).run:
+                measure(opened, child)
+    assert contents(together.run.archive) == contents(opened.run.archive)
+    assert Counter(row["generation"] for row in rows(together, "rungs", decision="finished"))[1] == 2
+
+
+def test_a_failure_on_a_higher_rung_takes_the_score_of_the_lower_one_away(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    evolution, (child, _) = started(tmp_path, laboratory, first_stop_below=0.0, proxy_steps=0)
+    evolution.train(child, "first")
+    evolution.evaluate(child, "first")
+    laboratory.fail[child.name] = CandidateFailure(FailureKind.DIVERGED, "train", "NaN")
+    measure(evolution, child)
+    assert [row["kind"] for row in rows(evolution, "failures")] == ["diverged"]
+    (node,) = [one for one in evolution.memory.nodes(2) if one.candidate_id == child.candidate_id]
+    assert not node.scored
+    assert evolution.finished(1) is False  # the other place has not ended
+    assert rows(evolution, "reflections", candidate_id=child.candidate_id)
+
+
+@pytest.mark.parametrize("rule", ["failure", "loss"])
+def test_a_rule_that_stops_a_training_leaves_the_steps_up_to_it(
+    tmp_path: Path, laboratory: Laboratory, rule: str
+) -> None:
+    health = {"enabled": True, "grace_steps": 0, "patience": 3, "loss_window": 4, "loss_margin": 0.2}
+    preset = make_preset(ladder={**LADDER, "proxy_stop_below": 0.0}, health=health, generations=1)
+    evolution = open_evolution(tmp_path / "run", preset)
+    laboratory.step = rewards({})
+    establish_baseline(evolution)
+    child = admit(evolution, 1)[0]
+    low = rewards({child.name: 0.1 if rule == "loss" else 0.6})
+
+    def step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        row = low(name, digest, seed, step)
+        return {**row, "kl": 50.0} if name == child.name and rule == "failure" and step >= 7 else row
+
+    laboratory.step = step
+    measure(evolution, child)
+    kept = rows(evolution, "trajectories", candidate_id=child.candidate_id)
+    if rule == "failure":
+        (failure,) = rows(evolution, "failures")
+        assert (failure["kind"], failure["stage"]) == ("kl_blowup", "train")
+        assert len(kept) == 10  # steps 7, 8, 9 broke the limit
+        assert not rows(evolution, "rungs", candidate_id=child.candidate_id, decision="stopped")
+    else:
+        (row,) = rows(evolution, "rungs", candidate_id=child.candidate_id)
+        assert (row["rung"], row["decision"], row["cause"]) == ("proxy", "stopped", "certain_loss")
+        assert not rows(evolution, "failures")
+        assert len(kept) == row["steps"] == 4
+        assert standing_of(evolution.run.archive, preset.protocol).state(child.candidate_id) == "stopped in training"
+    assert not rows(evolution, "evaluations", candidate_id=child.candidate_id)
+
+
+@pytest.mark.slow
+def test_killed_after_every_single_write_on_the_ladder(tmp_path: Path, laboratory: Laboratory) -> None:
+    health = {"enabled": True, "grace_steps": 0, "patience": 3, "loss_window": 4, "loss_margin": 0.2}
+    preset = make_preset(ladder={**LADDER, "first_stop_below": 0.4}, health=health, generations=2)
+    laboratory.step = drops(3)
+    undisturbed = open_evolution(tmp_path / "undisturbed", preset)
+    evolve(undisturbed)
+    decisions = {(row["rung"], row["decision"]) for row in rows(undisturbed, "rungs")}
+    assert {decision for _, decision in decisions} >= {"promoted", "stopped"}
+    laboratory.steps.clear()
+    while True:
+        with pytest.MonkeyPatch.context() as patch:
+            dies_after_one_write(patch)
+            try:
+                run = open_evolution(tmp_path / "killed", preset)
+                with run.run:
+                    evolve(run)
+            except Killed:
+                continue
+            break
+    assert contents(run.run.archive) == contents(undisturbed.run.archive)
+    assert max(Counter(laboratory.steps).values()) == 1  # nothing was trained twice
+
+
+def test_switched_off_nothing_is_recorded(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
+    evolve(evolution)
+    assert evolution.rungs == ("all",)
+    assert not rows(evolution, "rungs")
+    assert json.loads(rows(evolution, "reflections")[0]["content"])

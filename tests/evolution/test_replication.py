@@ -1,0 +1,163 @@
+"""Replication: fresh seeds, the sealed split, once; and nobody else reads that split."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+from laboratory import Laboratory, admit, establish_baseline, make_preset, measure, open_evolution
+from test_interruption import Killed, dies_after_one_write
+
+import poise_core
+from poise_core.config import Preset
+from poise_core.evolution import Evolution
+from poise_core.evolution.replication import Replication, ReplicationRefused
+from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.views import leaderboard, view_candidate
+
+CHILDREN = 5
+
+
+def preset_with(seeds: tuple[int, ...]) -> Preset:
+    preset = make_preset(generations=1, parents=CHILDREN)
+    return preset.model_copy(update={"protocol": preset.protocol.model_copy(update={"seeds": seeds})})
+
+
+def evolved(
+    tmp_path: Path, laboratory: Laboratory, seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+) -> tuple[Evolution, list[str]]:
+    """A baseline that solves three problems in ten, one child that solves nine, and others like the baseline."""
+    evolution = open_evolution(tmp_path / "run", preset_with(seeds))
+    baseline = evolution.register_baseline()
+    laboratory.skills[baseline.candidate_id] = 0.3
+    establish_baseline(evolution)
+    children = admit(evolution, 1)
+    for number, child in enumerate(children):
+        laboratory.skills[child.candidate_id] = 0.3 if number else 0.9
+        measure(evolution, child)
+    return evolution, [baseline.candidate_id, *(child.candidate_id for child in children)]
+
+
+def test_a_true_champion_is_declared_and_replicated_with_fresh_seeds(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution, (baseline, best, *_) = evolved(tmp_path, laboratory)
+    archive, protocol = evolution.run.archive, evolution.preset.protocol
+    assert view_candidate(archive, protocol, best).state == "champion candidate"
+    assert laboratory.splits == {"search"}
+    laboratory.trained.clear()
+    row = Replication(evolution.run, best).carry_out()
+    assert (row["outcome"], row["seeds"], row["declared"]) == ("replicated", [2, 3, 4], True)
+    assert row["delta"] == pytest.approx(row["overall"] - row["baseline_overall"])
+    assert row["low"] > 0
+    names = {one["candidate_id"]: one["name"] for one in archive.rows("candidates")}
+    assert laboratory.trained == [f"{names[one]}/{seed}" for one in (baseline, best) for seed in (2, 3, 4)]
+    assert laboratory.splits == {"search", "report"}
+    # the search sees none of it
+    assert {one.seed for one in archive.evaluations(protocol=protocol.digest)[best]} == {0, 1}
+    assert set(archive.trajectory(best, protocol.digest)) == {0, 1}
+    shown = {one.candidate_id: one.state for one in leaderboard(archive, protocol)}
+    assert shown[best] == "replicated"
+    assert archive.check() == []
+
+    laboratory.trained.clear()
+    assert Replication(evolution.run, best).carry_out(2) == row  # once is once, whatever is asked for
+    assert laboratory.trained == []
+
+
+def test_what_was_luck_is_refuted(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution, (_, best, *_) = evolved(tmp_path, laboratory)
+    laboratory.skills[best] = 0.3  # from now on: fresh seeds show no more than the baseline
+    row = Replication(evolution.run, best).carry_out()
+    assert row["outcome"] == "refuted"
+    assert row["low"] < 0
+    assert "does not exclude zero" in row["message"]
+
+
+def test_only_a_declared_champion_is_replicated_unless_one_says_so(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution, (baseline, _, ordinary, *_) = evolved(tmp_path, laboratory)
+    for candidate, message in ((ordinary, "no champion candidate"), (baseline, "is the baseline")):
+        with pytest.raises(ReplicationRefused, match=message):
+            Replication(evolution.run, candidate).carry_out()
+    assert laboratory.splits == {"search"}
+    row = Replication(evolution.run, ordinary).carry_out(2, undeclared=True)
+    assert (row["declared"], row["seeds"]) == (False, [2, 3])
+    assert "had not been declared" in row["message"]
+
+
+@pytest.mark.parametrize(("seeds", "count", "left"), [((0, 1), None, 0), ((0, 1, 2), None, 1), ((0, 1, 2, 3), 3, 2)])
+def test_without_fresh_seeds_it_says_so_in_one_line(
+    tmp_path: Path, laboratory: Laboratory, seeds: tuple[int, ...], count: int | None, left: int
+) -> None:
+    evolution, (_, best, *_) = evolved(tmp_path, laboratory, seeds)
+    with pytest.raises(ReplicationRefused, match=rf"{left} are left.*the search has used \[0, 1\]"):
+        Replication(evolution.run, best).carry_out(count)
+    assert laboratory.splits == {"search"}
+    assert not (evolution.run.candidate_folder(best) / "replicate").exists()
+
+
+def test_a_candidate_that_fails_with_fresh_seeds_is_no_champion(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution, (_, best, *_) = evolved(tmp_path, laboratory)
+    name = evolution.run.archive.rows("candidates", candidate_id=best)[0]["name"]
+    laboratory.fail[name] = CandidateFailure(FailureKind.DIVERGED, "train", "NaN")
+    row = Replication(evolution.run, best).carry_out()
+    assert (row["outcome"], row["delta"]) == ("failed", None)
+    assert view_candidate(evolution.run.archive, evolution.preset.protocol, best).state == "refuted"
+    assert view_candidate(evolution.run.archive, evolution.preset.protocol, best).overall is not None
+
+
+def test_killed_after_every_write_it_goes_on_and_trains_nothing_twice(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution, (_, best, *_) = evolved(tmp_path, laboratory)
+    laboratory.steps.clear()
+    deaths = 0
+    while True:
+        with pytest.MonkeyPatch.context() as patch:
+            dies_after_one_write(patch)
+            try:
+                row = Replication(evolution.run, best).carry_out(2)
+            except Killed:
+                deaths += 1
+                continue
+            break
+    assert deaths > 4
+    assert row["outcome"] == "replicated"
+    assert len(laboratory.steps) == len(set(laboratory.steps))
+
+
+def test_a_replication_that_was_begun_keeps_its_seeds(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution, (_, best, *_) = evolved(tmp_path, laboratory)
+    with pytest.MonkeyPatch.context() as patch:
+        dies_after_one_write(patch)
+        with pytest.raises(Killed):
+            Replication(evolution.run, best).carry_out(2)
+    with pytest.raises(ReplicationRefused, match=r"begun with seeds \[2, 3\]"):
+        Replication(evolution.run, best).carry_out(3)
+
+
+ALLOWED = {
+    "poise_core/archive/store.py",  # the seal itself, and the check of an archive's files
+    "poise_core/evolution/replication.py",
+    "poise_core/evaluation/panel.py",  # calibration of the testbed, in a directory of its own
+}
+
+
+def test_nobody_else_opens_the_sealed_split() -> None:
+    """A call with ``unsealed`` that is not literally False, or an evaluation of the split ``report``, anywhere in the program."""
+    root = Path(poise_core.__file__).parents[1]
+    readers = set()
+    for path in [file for part in ("poise_core", "tasks", "flows") for file in (root / part).rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            unsealed = [key for key in node.keywords if key.arg == "unsealed"]
+            opens = any(not (isinstance(key.value, ast.Constant) and key.value.value is False) for key in unsealed)
+            values = [*node.args, *(key.value for key in node.keywords)]
+            named = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            report = any(isinstance(value, ast.Constant) and value.value == "report" for value in values)
+            split = any(key.arg == "split" and getattr(key.value, "value", "") == "report" for key in node.keywords)
+            if (
+                opens
+                or split
+                or (report and named in ("EvaluationJob", "evaluate", "evaluate_policy", "benchmark_problems"))
+            ):
+                readers.add(str(path.relative_to(root)))
+    assert readers == ALLOWED

@@ -1,0 +1,137 @@
+"""The studies: the simulated testbed is the measured one, replays by hand, and every command writes its page."""
+
+from __future__ import annotations
+
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from laboratory import STEPS, Laboratory, evolve, make_preset, open_evolution
+
+from poise_core.config import LadderSpec, load_preset
+from poise_core.studies import ladder_cost, null_runs, power
+from poise_core.studies.drawing import Series, line_chart
+from poise_core.studies.ladder_cost import Recorded, climb, read_run, replay, select
+from poise_core.studies.simulation import GRPO_SCORES, GRPO_SEED_STD, World, share, simulate
+
+LADDER = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.1, first_stop_below=0.2)
+
+
+def test_the_simulated_baseline_is_the_measured_one() -> None:
+    rng = np.random.default_rng(0)
+    preset = load_preset("laptop")
+    overalls, scores = [], []
+    for _ in range(30):
+        world = World.build(preset, rng)
+        evaluations = [world.evaluate(rng.normal(0, world.seed_shift()), seed, rng) for seed in range(40)]
+        overalls.append([one.overall for one in evaluations])
+        scores.append([[result.score for result in one.benchmarks] for one in evaluations])
+    assert math.sqrt(np.mean(np.var(overalls, axis=1, ddof=1))) == pytest.approx(GRPO_SEED_STD, rel=0.06)
+    assert np.mean(scores, axis=(0, 1)) == pytest.approx(list(GRPO_SCORES.values()), abs=1.0)
+
+
+def test_an_effect_is_as_large_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    gains = []
+    for _ in range(20):
+        world = World.build(load_preset("laptop"), rng)
+        better = [world.evaluate(world.shift_for(3.0), 0, rng).overall for _ in range(40)]
+        gains.append(np.mean(better) - np.mean([world.evaluate(0.0, 0, rng).overall for _ in range(40)]))
+    assert np.mean(gains) == pytest.approx(3.0, abs=0.25)
+
+
+def test_a_ladder_spends_less_and_finds_a_large_effect() -> None:
+    rng = np.random.default_rng(2)
+    world = World.build(load_preset("laptop"), rng)
+    effects = [0.0] * 20 + [12.0] + [-15.0] * 9
+    whole = simulate(world, np.random.default_rng(3), effects, 3)
+    assert whole.trainings == 90
+    assert whole.declared == ["child-20"]
+    raced = simulate(world, np.random.default_rng(3), effects, 3, LADDER)
+    assert raced.declared == ["child-20"]
+    # the nine that lose 15 points end at the proxy, at a third of a training each, or at one seed
+    assert raced.trainings < 90 - 9 * 2
+
+
+def test_shares_have_exact_limits() -> None:
+    assert share(0, 100) == (0.0, 0.0, pytest.approx(1 - 0.025 ** (1 / 100)))
+    assert share(100, 100)[2] == 1.0
+
+
+def recorded(name: str, generation: int, overall: float, reward: float, parent: str | None = "base") -> Recorded:
+    seeds = range(3)
+    # what a seed does to all: 0, 1, 2; what it does to one candidate: a little, so that noise is known and small
+    wobble = {seed: 0.1 * ((sum(name.encode()) * (seed + 1) % 3) - 1) for seed in seeds}
+    return Recorded(
+        name, generation, parent,
+        {seed: overall + seed + wobble[seed] for seed in seeds},
+        {seed: reward + seed + wobble[seed] for seed in seeds},
+        dict.fromkeys(seeds, 20), dict.fromkeys(seeds, 60),
+    )  # fmt: skip
+
+
+def test_a_replay_by_hand() -> None:
+    base = recorded("base", 0, 70.0, 50.0, None)
+    low = recorded("low", 1, 40.0, 10.0)  # ends at the proxy: 20 tokens
+    weak = recorded("weak", 1, 40.0, 50.0)  # ends after one seed: 60
+    good = recorded("good", 1, 75.0, 55.0)  # has all three: 180
+    orphan = recorded("orphan", 2, 71.0, 50.0, "low")  # its parent is no reference any more
+    every = {one.name: one for one in (base, low, weak, good, orphan)}
+    kept, spent = climb([low, weak, good, orphan], base, [0, 1, 2], LADDER)
+    assert kept == {"base": (0, 1, 2), "low": (), "weak": (0,), "good": (0, 1, 2), "orphan": (0, 1, 2)}
+    assert spent == 20 + 60 + 180 + 180
+    assert select(every, kept) == "good"
+    never = LADDER.model_copy(update={"proxy_stop_below": 0.0, "first_stop_below": 0.0})
+    assert climb([low, weak, good, orphan], base, [0, 1, 2], never)[1] == 4 * 180
+
+
+def test_replays_of_a_clear_case_lose_nothing_and_cost_less() -> None:
+    every = {"base": recorded("base", 0, 70.0, 50.0, None)}
+    every |= {f"bad-{i}": recorded(f"bad-{i}", 1 + i // 3, 40.0 + i, 10.0) for i in range(12)}
+    everything, *ladders = replay(every, "base", 2, LADDER, 20)
+    assert set(everything.tokens) == {10 * 2 * 60.0}  # four fifths of twelve, two seeds, 60 tokens
+    for ladder in ladders:
+        assert ladder.excess == [0.0] * 20  # the baseline is best, and both say so
+        assert min(ladder.ratios) > 4
+
+
+def test_it_runs_on_a_run_directory_and_says_what_judged(tmp_path: Path, laboratory: Laboratory) -> None:
+    preset = make_preset(generations=3)
+    evolution = open_evolution(tmp_path / "made-up", preset)
+    evolve(evolution)
+    evolution.run.close()
+    baseline, found = read_run(evolution.run, preset.ladder)
+    assert len(found) == 7
+    assert found[baseline].tokens == {0: 100 * STEPS, 1: 100 * STEPS}
+    assert found[baseline].proxy_tokens[0] == 100 * preset.ladder.proxy_steps
+    page = tmp_path / "page.md"
+    ladder_cost.main([str(tmp_path / "made-up"), "--replays", "10", "--out", str(page), "--search-seeds", "1"])
+    text = page.read_text()
+    assert "7 candidates with 2 seeds; the search uses 1, regret is judged by the other seeds" in text
+    assert "| everything, all seeds |" in text
+    assert str(tmp_path) not in text  # no path of this machine
+    ladder_cost.main([str(tmp_path / "made-up"), "--replays", "5", "--out", str(page)])
+    assert "too kind to both" in page.read_text()
+
+
+@pytest.fixture
+def laboratory(monkeypatch: pytest.MonkeyPatch) -> Laboratory:
+    return Laboratory().install(monkeypatch)
+
+
+def test_the_commands_write_their_pages(tmp_path: Path) -> None:
+    null_runs.main(["--runs", "2", "--children", "8", "--seeds", "2", "--out", str(tmp_path / "null.md")])
+    assert "--runs 2 --children 8 --seeds 2" in (tmp_path / "null.md").read_text()
+    power.main(["--runs", "2", "--children", "8", "--seeds", "2", "3", "--out", str(tmp_path / "power.md")])
+    assert "power.svg" in (tmp_path / "power.md").read_text()
+    ElementTree.parse(tmp_path / "power.svg")  # well-formed
+
+
+def test_a_chart_places_its_points() -> None:
+    tree = ElementTree.fromstring(line_chart([Series("a < b", [0, 10], [0, 5])], "x", "y"))
+    circles = [one for one in tree.iter() if one.tag.endswith("circle")]
+    assert [(float(one.get("cx", 0)), float(one.get("cy", 0))) for one in circles] == [(60.0, 330.0), (540.0, 20.0)]
+    with pytest.raises(ValueError, match="nothing to draw"):
+        line_chart([], "x", "y")
