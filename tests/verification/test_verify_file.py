@@ -191,7 +191,9 @@ SILENT = FOREVER.replace(
 )  # no pipe says that it lives
 
 
-@pytest.mark.parametrize("source", [FOREVER, SILENT], ids=["loops", "loops with its pipes closed"])
+@pytest.mark.parametrize(
+    "source", [pytest.param(FOREVER, marks=pytest.mark.slow), SILENT], ids=["loops", "loops with its pipes closed"]
+)
 def test_a_cancelled_verification_ends_within_five_seconds(source: str, tmp_path: Path) -> None:
     begun: list[float] = []
 
