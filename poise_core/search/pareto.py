@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -37,7 +38,17 @@ def pareto_strength(benchmarks: Array) -> Array:
     size, width = benchmarks.shape
     if size == 0 or width == 0:
         return np.ones(size)
-    position = unit_positions(benchmarks)
+    share = hypervolume_shares(unit_positions(benchmarks))
+    return share / share.max()
+
+
+def hypervolume_shares(position: Array) -> Array:
+    """(n,) what each node gets of the volume that all dominate over the origin; they add up to its estimate.
+
+    Args:
+        position: (n, m) non-negative, over the reference point.
+    """
+    size, width = position.shape
     share = np.zeros(size)
     for direction in _directions(width):
         volume = (position / direction).min(axis=1) ** width
@@ -45,7 +56,10 @@ def pareto_strength(benchmarks: Array) -> Array:
         ranked = volume[order]
         steps = (ranked - np.append(ranked[1:], 0.0)) / np.arange(1, size + 1)
         share[order] += np.cumsum(steps[::-1])[::-1]
-    return share / share.max()
+    ball = math.pi ** (width / 2) / (
+        2**width * math.gamma(width / 2 + 1)
+    )  # of the unit ball, the positive orthant's part
+    return ball * share / RAYS
 
 
 def unit_positions(benchmarks: Array) -> Array:

@@ -1,5 +1,6 @@
 """A run of the search in a made-up laboratory: what it records, what it repeats, what it never mixes."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -17,10 +18,12 @@ from laboratory import (
 )
 
 from poise_core.agents.base import Attempt, Proposal, ProposalContext
+from poise_core.agents.catalogue import CatalogueProposer
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.evolution import Event, Evolution, EvolutionError, Roles, default_roles
 from poise_core.evolution.evolution import IDEAS_TRIED, REVISIONS
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
+from poise_core.mechanisms.composition import Composition
 
 
 def rows(evolution: Evolution, table: str, **equals: object) -> list[dict]:
@@ -276,28 +279,43 @@ def test_every_node_of_every_round_is_archived_with_all_its_terms(evolution: Evo
         assert row["total"] == pytest.approx(sum(w * row["terms"][name] for name, w in weights.items()))
 
 
+class NarrowProposer(CatalogueProposer):
+    """Knows one slot only, whose few answers would soon come again."""
+
+    def _weights(self, context: ProposalContext, base: Composition) -> tuple[dict, dict]:
+        slots, choices = super()._weights(context, base)
+        return {name: weight * (name == "entropy") for name, weight in slots.items()}, choices
+
+
 def test_refused_and_failed_ideas_do_not_come_again_from_the_same_parent(
-    evolution: Evolution, laboratory: Laboratory
+    tmp_path: Path, laboratory: Laboratory
 ) -> None:
-    """Every second idea is refused at the gate and every admitted one fails in training: GRPO stays the only parent."""
+    """Every second file is refused at the gate, every admitted one fails in training: GRPO stays the only parent."""
     seen: list[str] = []
 
     def refuse(name: str, source: str) -> str | None:
         seen.append(source)
         return "made up" if len(seen) % 2 else None
 
+    preset = make_preset(proposals=2)
+    roles = dataclasses.replace(default_roles(preset), proposer=NarrowProposer(double_share=0.0))
+    evolution = open_evolution(tmp_path / "run", preset, roles)
     establish_baseline(evolution)
     laboratory.refuse = refuse
-    for generation in range(1, 6):
+    for generation in range(1, 4):
         for child in admit(evolution, generation):
             laboratory.fail[child.name] = CandidateFailure(FailureKind.DIVERGED, "train", "made up")
             measure(evolution, child)
-    assert {row["parent_id"] for row in rows(evolution, "failures")} == {
-        evolution.memory.candidates()[0]["candidate_id"]
-    }
-    compositions = [row["composition"] for row in rows(evolution, "candidates", arm="evolution")]
-    assert len(compositions) >= 15
-    assert len(set(compositions)) == len(compositions)
+    (root,) = [row for row in evolution.memory.candidates() if row["generation"] == 0]
+    assert {row["parent_id"] for row in rows(evolution, "failures")} == {root["candidate_id"]}
+    proposed = sorted(rows(evolution, "proposals"), key=lambda row: (row["generation"], row["slot"], row["index"]))
+    assert len(proposed) >= 8
+    dead: set[str] = set()
+    for row in proposed:
+        key = Composition.model_validate(json.loads(row["content"])["composition"]).key
+        assert key not in dead
+        if row["taken"]:
+            dead.add(key)
 
 
 def test_scores_of_another_protocol_are_not_seen_by_the_selection(evolution: Evolution) -> None:

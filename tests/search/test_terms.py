@@ -13,7 +13,7 @@ from trees import node
 from poise_core.search.acquisition import judge, performance
 from poise_core.search.diversity import distances, novelty
 from poise_core.search.nodes import NodeRecord, NodeTable
-from poise_core.search.pareto import pareto_strength, unit_positions
+from poise_core.search.pareto import hypervolume_shares, pareto_strength, unit_positions
 from poise_core.search.potential import descendant_gain, descendant_potential, node_features, top_descendants
 from poise_core.search.sketches import behaviour_sketch
 from poise_core.search.spec import AcquisitionSpec
@@ -41,6 +41,15 @@ def test_equal_nodes_share_and_a_specialist_is_above_what_it_dominates() -> None
     assert np.all(pareto_strength(np.full((3, 4), 7.0)) == 1.0)
     assert np.all(pareto_strength(np.zeros((3, 0))) == 1.0)
     assert pareto_strength(np.zeros((0, 3))).shape == (0,)
+
+
+def test_shares_add_up_to_the_dominated_volume() -> None:
+    """Boxes 1 x 0.2 and 0.2 x 1 overlap in 0.2 x 0.2: 0.36 together; a cube of side 0.5 beside them changes 0.36 to 0.45."""
+    specialists = np.array([[1.0, 0.2], [0.2, 1.0]])
+    assert hypervolume_shares(specialists).sum() == pytest.approx(0.36, rel=0.1)
+    balanced = hypervolume_shares(np.array([[1.0, 0.2], [0.2, 1.0], [0.5, 0.5]]))
+    assert balanced.sum() == pytest.approx(0.45, rel=0.1)
+    assert balanced[2] > 0.09  # what it alone dominates, and part of what it shares
 
 
 def test_a_collapse_does_not_level_the_others() -> None:
