@@ -103,6 +103,7 @@ class Evolution:
             if not chosen:
                 raise EvolutionError(f"nothing to select parents from: {self._why_no_scores()}")
             self.run.archive.append("selections", self._selection_rows(generation, chosen))
+            self.run.archive.compact()
         rows = self.run.archive.rows("selections", protocol=protocol, arm=ARM, generation=generation, selected=True)
         places = [
             Place(generation, slot, row["candidate_id"], names[row["candidate_id"]], repeat, row["reason"] or "")

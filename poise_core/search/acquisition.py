@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from poise_core.search.diversity import novelty
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
@@ -53,7 +54,15 @@ def performance(table: NodeTable) -> Array:
 
 
 def judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
-    """The acquisition value of every node and what it is made of."""
+    """The acquisition value of every node and what it is made of.
+
+    On one thread: the matrices are small, and beside trainings that fill the machine a second thread only waits.
+    """
+    with threadpool_limits(1):
+        return _judge(table, spec)
+
+
+def _judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
     scored = table.scored
     pareto = np.full(table.size, np.nan)
     if scored.any():

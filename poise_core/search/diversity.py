@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from poise_core.search.nodes import Array, Indices, NodeTable
 
-SAMPLE = 512
+SAMPLE = 256
 """Nodes that distances are taken to where there are more; drawn once per tree size, always alike."""
 
 CHUNK = 20_000

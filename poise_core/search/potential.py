@@ -71,39 +71,52 @@ def descendant_gain(table: NodeTable, spec: AcquisitionSpec) -> tuple[Array, Ind
     return np.where(count > 0, total / np.maximum(count, 1), np.nan), count
 
 
-def node_features(table: NodeTable, rows: Indices) -> Array:
-    """(len(rows), features) what is known of a node itself; nothing of its descendants, which leaves do not have.
+@dataclass(frozen=True)
+class NodeFeatures:
+    """What is known of a node itself; nothing of its descendants, which leaves do not have.
 
-    Three blocks, each with squared distances of order 1: standing (z-scores of Overall and of the gain over the parent,
+    Blocks, each with squared distances of order 1: standing (z-scores of Overall and of the gain over the parent,
     log(1 + depth)), benchmark profile (z-scores), mechanisms (one-hot, so that half the squared distance is the share of
     slots that differ) and behaviour (the sketch over its typical length). What a node lacks is the tree's mean.
     """
-    score = _z(table.shrunken)
-    above = np.maximum(table.parent, 0)
-    gain = np.where((table.parent >= 0) & table.scored[above], table.shrunken - table.shrunken[above], 0.0)
-    spread = float(np.nanstd(table.shrunken)) or 1.0
-    standing = np.column_stack([score[rows], np.nan_to_num(gain[rows]) / spread, np.log1p(table.depth[rows])])
-    blocks = [standing / np.sqrt(standing.shape[1])]
-    if table.benchmarks.shape[1]:
-        profile = np.column_stack([_z(column) for column in table.benchmarks.T])[rows]
-        blocks.append(profile / np.sqrt(profile.shape[1]))
-    for slot in table.mechanisms.T:
-        kinds = int(slot.max(initial=-1)) + 1
-        one_hot = np.zeros((len(rows), kinds))
-        named = slot[rows] >= 0
-        one_hot[np.flatnonzero(named), slot[rows][named]] = 1.0 / np.sqrt(table.mechanisms.shape[1])
-        blocks.append(one_hot)
-    if table.sketch.shape[1]:
-        known = np.asarray(np.isfinite(table.sketch).all(axis=1))
-        length = float(np.median(np.linalg.norm(table.sketch[known], axis=1))) if known.any() else 1.0
-        middle = table.sketch[known].mean(axis=0) if known.any() else np.zeros(table.sketch.shape[1])
-        sketch = np.where(known[rows, None], table.sketch[rows], middle)
-        blocks.append((sketch - middle) / (length or 1.0))
-    return np.concatenate(blocks, axis=1)
+
+    table: NodeTable
+    numbers: Array  # (n, 3 + m) standing and profile
+    sketch_mean: Array
+    sketch_length: float
+
+    @classmethod
+    def of(cls, table: NodeTable) -> NodeFeatures:
+        """What all rows share is computed once."""
+        above = np.maximum(table.parent, 0)
+        gain = np.where((table.parent >= 0) & table.scored[above], table.shrunken - table.shrunken[above], 0.0)
+        spread = float(np.nanstd(table.shrunken)) or 1.0
+        standing = np.column_stack([_z(table.shrunken), np.nan_to_num(gain) / spread, np.log1p(table.depth)])
+        profile = [_z(column) / np.sqrt(table.benchmarks.shape[1]) for column in table.benchmarks.T]
+        known = table.sketch[np.asarray(np.isfinite(table.sketch).all(axis=1))]
+        length = float(np.median(np.linalg.norm(known, axis=1))) if known.size else 1.0
+        return cls(
+            table=table,
+            numbers=np.column_stack([standing / np.sqrt(standing.shape[1]), *profile]),
+            sketch_mean=known.mean(axis=0) if known.size else np.zeros(table.sketch.shape[1]),
+            sketch_length=length or 1.0,
+        )
+
+    def rows(self, rows: Indices) -> Array:
+        """(len(rows), features)."""
+        codes = self.table.mechanisms
+        kinds = codes.max(axis=0, initial=-1) + 1
+        one_hot = np.zeros((len(rows), int(kinds.sum())))
+        places, slots = np.nonzero(codes[rows] >= 0)
+        one_hot[places, (np.cumsum(kinds) - kinds)[slots] + codes[rows][places, slots]] = 1.0
+        sketch = self.table.sketch[rows]
+        sketch = np.where(np.isfinite(sketch), sketch, self.sketch_mean)
+        behaviour = (sketch - self.sketch_mean) / self.sketch_length
+        return np.concatenate([self.numbers[rows], one_hot / np.sqrt(max(codes.shape[1], 1)), behaviour], axis=1)
 
 
 def descendant_potential(table: NodeTable, spec: AcquisitionSpec) -> Potential:
-    """The upper confidence bound mean + kappa * std of a Gaussian process over :func:`node_features` (GP-UCB, Srinivas
+    """The upper confidence bound mean + kappa * std of a Gaussian process over :class:`NodeFeatures` (GP-UCB, Srinivas
     et al., arXiv 0912.3995), trained on :func:`descendant_gain`.
 
     A target that rests on k descendants has noise variance ``target_noise``^2 / k: one child says less than many, and
@@ -122,12 +135,13 @@ def descendant_potential(table: NodeTable, spec: AcquisitionSpec) -> Potential:
     fitted = False
     if len(trainable) >= spec.min_targets:
         chosen = _subset(table, trainable, spec.max_targets)
-        process = _fit(node_features(table, chosen), target[chosen], support[chosen], spec)
+        features = NodeFeatures.of(table)
+        process = _fit(features.rows(chosen), target[chosen], support[chosen], spec)
         if process is not None:
             fitted = True
             for start in range(0, len(rows), CHUNK):
                 part = rows[start : start + CHUNK]
-                mean[part], std[part] = process.predict(node_features(table, part))
+                mean[part], std[part] = process.predict(features.rows(part))
     if not fitted:
         mean[rows] = np.nansum(target) / (1 + len(trainable))
         std[rows] = spec.prior_std / np.sqrt(1.0 + table.children[rows])

@@ -14,7 +14,7 @@ from poise_core.search.acquisition import judge, performance
 from poise_core.search.diversity import distances, novelty
 from poise_core.search.nodes import NodeRecord, NodeTable
 from poise_core.search.pareto import hypervolume_shares, pareto_strength, unit_positions
-from poise_core.search.potential import descendant_gain, descendant_potential, node_features, top_descendants
+from poise_core.search.potential import NodeFeatures, descendant_gain, descendant_potential, top_descendants
 from poise_core.search.sketches import behaviour_sketch
 from poise_core.search.spec import AcquisitionSpec
 
@@ -221,7 +221,7 @@ def test_equal_features_with_unequal_targets_do_not_break_the_process(kernel: st
         nodes.append(node(f"p{i}", 45.0, ("root",)))
         nodes.append(node(f"c{i}", 45.0 + (-1) ** i, (f"p{i}",)))
     table = NodeTable.of(nodes)
-    features = node_features(table, np.arange(table.size))
+    features = NodeFeatures.of(table).rows(np.arange(table.size))
     assert np.array_equal(features[1], features[3])
     potential = descendant_potential(table, AcquisitionSpec(kernel=kernel))
     assert potential.fitted
