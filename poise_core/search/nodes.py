@@ -61,17 +61,15 @@ class NodeTable:
         """From records, in the order given."""
         rows = {node.candidate_id: row for row, node in enumerate(nodes)}
         parent = np.array([rows.get(node.parent_ids[0], -1) if node.parent_ids else -1 for node in nodes], np.int64)
-        scored = [node.scored for node in nodes]
-        raw = np.array([_estimate(node) for node in nodes], np.float64)
-        seeds = np.array([node.overall.seeds if node.overall else 0 for node in nodes], np.float64)
+        raw, seeds, variance = overalls(nodes)
         return cls(
             ids=[node.candidate_id for node in nodes],
             names=[node.name for node in nodes],
             parent=without_loops(parent),
             raw=raw,
-            seeds=np.maximum(seeds, 1.0),
-            variance=_variance([node for node, ok in zip(nodes, scored, strict=True) if ok]),
-            benchmarks=_benchmark_matrix(nodes, scored),
+            seeds=seeds,
+            variance=variance,
+            benchmarks=_benchmark_matrix(nodes, np.isfinite(raw).tolist()),
             mechanisms=_mechanism_codes(nodes),
             sketch=_sketches(nodes),
         )
@@ -142,11 +140,20 @@ def expansions(nodes: Sequence[NodeRecord]) -> dict[str, int]:
 
 def shrunken_scores(nodes: Sequence[NodeRecord]) -> dict[str, float]:
     """:func:`poise_core.search.shrinkage.shrink` of every scored node's Overall, by candidate id."""
+    raw, seeds, variance = overalls(nodes)
+    values = shrink(raw, seeds, variance).tolist()
+    return {node.candidate_id: value for node, value in zip(nodes, values, strict=True) if value == value}
+
+
+def overalls(nodes: Sequence[NodeRecord]) -> tuple[Array, Array, float | None]:
+    """(n,) Overall, NaN where there is none; (n,) seeds behind it, at least 1; the variance between seeds."""
+    raw = np.array([_estimate(node) for node in nodes], np.float64)
+    seeds = np.array([max(node.overall.seeds, 1) if node.overall else 1 for node in nodes], np.float64)
     scored = [node for node in nodes if node.scored]
-    raw = np.array([_estimate(node) for node in scored])
-    seeds = np.array([max(node.overall.seeds, 1) if node.overall else 1 for node in scored], np.float64)
-    values = shrink(raw, seeds, _variance(scored))
-    return {node.candidate_id: float(value) for node, value in zip(scored, values, strict=True)}
+    own = pooled_variance([node.seed_overalls for node in scored])
+    if own is None:
+        own = seed_variance([node.overall for node in scored if node.overall is not None])
+    return raw, seeds, own
 
 
 def without_loops(parent: Indices) -> Indices:
@@ -170,11 +177,6 @@ def _depths(parent: Indices) -> tuple[Indices, npt.NDArray[np.bool_]]:
 
 def _estimate(node: NodeRecord) -> float:
     return node.overall.estimate if node.overall is not None and node.scored else math.nan
-
-
-def _variance(nodes: Sequence[NodeRecord]) -> float | None:
-    own = pooled_variance([node.seed_overalls for node in nodes])
-    return own if own is not None else seed_variance([node.overall for node in nodes if node.overall is not None])
 
 
 def _benchmark_matrix(nodes: Sequence[NodeRecord], scored: Sequence[bool]) -> Array:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from poise_core.search.nodes import NodeRecord, NodeTable
-from poise_core.search.shrinkage import winsorized
+from poise_core.search.nodes import NodeRecord, overalls
+from poise_core.search.shrinkage import shrink, winsorized
 from poise_core.search.spec import PlateauSpec
 
 
@@ -63,15 +63,15 @@ def assess_plateau(
         parents: children per generation.
         tokens: training tokens that a generation costs, for the sentence.
     """
-    table = NodeTable.of(nodes)
+    raw, seeds, variance = overalls(nodes)
     generation = np.array([node.generation for node in nodes], np.int64)
-    scored, shrunken = table.scored, table.shrunken
+    scored, shrunken = np.isfinite(raw), shrink(raw, seeds, variance)
     made = int(generation.max(initial=0))
     silent = Plateau(made, spec.window, None, None, False, None, tokens, True)
     old = scored & (generation <= made - spec.window)
-    if table.variance is None or not old.any():
+    if variance is None or not old.any():
         return silent
-    floor = math.sqrt(2.0 * table.variance / float(np.median(table.seeds[scored])))
+    floor = math.sqrt(2.0 * variance / float(np.median(seeds[scored])))
     best = float(shrunken[scored].max())
     gain = best - float(shrunken[old].max())
     recent = shrunken[scored & (generation > made - spec.window)]

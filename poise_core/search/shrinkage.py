@@ -51,11 +51,15 @@ def winsorized(values: Array) -> Array:
 
 def pooled_variance(seeds: Sequence[Sequence[float]]) -> float | None:
     """Variance between the numbers of one candidate, pooled over candidates by degrees of freedom; None without a pair."""
-    groups = [np.asarray(one, np.float64) for one in seeds if len(one) > 1]
-    groups = [one for one in groups if np.isfinite(one).all()]
-    if not groups:
+    by_length: dict[int, list[Sequence[float]]] = {}
+    for one in seeds:
+        if len(one) > 1 and all(map(math.isfinite, one)):
+            by_length.setdefault(len(one), []).append(one)
+    freedom = sum((length - 1) * len(groups) for length, groups in by_length.items())
+    if not freedom:
         return None
-    return float(sum((len(g) - 1) * g.var(ddof=1) for g in groups) / sum(len(g) - 1 for g in groups))
+    squares = sum((length - 1) * float(np.array(g).var(axis=1, ddof=1).sum()) for length, g in by_length.items())
+    return squares / freedom
 
 
 def seed_variance(overalls: Sequence[Interval]) -> float | None:
