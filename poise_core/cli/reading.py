@@ -101,10 +101,12 @@ def leaderboard_of(run: RunDirectory, width: int | None = None) -> RenderableTyp
 
     from poise_core.views import leaderboard as rank
     from poise_core.views import other_protocols, render_leaderboard
+    from poise_core.views.outlook import outlook_note
 
     rows = rank(run.archive, run.preset.protocol)
     others = other_protocols(run.archive, run.preset.protocol)
-    return render_leaderboard(rows, run.preset.protocol, others=others, width=width or Console().width)
+    note = outlook_note(run.archive, run.preset)
+    return render_leaderboard(rows, run.preset.protocol, others=others, width=width or Console().width, outlook=note)
 
 
 def lineage_of(run: RunDirectory) -> RenderableType:

@@ -186,6 +186,7 @@ def render_leaderboard(
     others: Sequence[str] = (),
     level: float = 0.95,
     width: int = FULL_WIDTH,
+    outlook: str = "",
 ) -> RenderableType:
     """The leaderboard for a terminal; one narrower than 100 columns is spared lengths and format validity.
 
@@ -195,6 +196,7 @@ def render_leaderboard(
         others: from :func:`other_protocols`.
         level: the confidence level that the rows were made with.
         width: columns of the terminal.
+        outlook: from :func:`poise_core.views.outlook.outlook_note`.
     """
     baseline = next((row for row in rows if row.verdict == "baseline"), None)
     against = baseline.name if baseline else "baseline"
@@ -225,6 +227,8 @@ def render_leaderboard(
     if not any(row.overall for row in rows):
         parts.append(Text("No candidate has been evaluated yet.", style="dim"))
     parts += [Text(), *_notes(rows, baseline, others)]
+    if outlook:
+        parts.append(Text(outlook))
     unfinished = [row for row in rows if row.status == "unfinished"]
     if unfinished:
         listed = ", ".join(f"{row.name} (generation {row.generation})" for row in unfinished)
