@@ -133,7 +133,7 @@ def replay(nodes: Sequence[NodeRecord], order: Order, seed: int, spec: Acquisiti
             penalty = spec.lineage_penalty if rule == "acquisition" else 0.0
             picks = pick_spread(table, np.where(eligible, totals, np.nan), PARENTS, penalty, seed)
             found[rule].append(outcomes.of_round([pick.row for pick in picks]))
-    return {rule: np.array(values) for rule, values in found.items()}
+    return {rule: np.array(values).reshape(-1, len(MEASURES)) for rule, values in found.items()}
 
 
 def rule_totals(
