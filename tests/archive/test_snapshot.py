@@ -13,7 +13,8 @@ from pyarrow import fs
 
 from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows
 from poise_core.archive.parts import PartStore
-from poise_core.archive.snapshot import SNAPSHOT_FILE, WORTH
+from poise_core.archive.schema import TABLES
+from poise_core.archive.snapshot import SNAPSHOT_FILE, WORTH, load_snapshot, write_snapshot
 
 COUNT = 2 * WORTH
 
@@ -161,3 +162,17 @@ def test_it_works_behind_a_pyarrow_file_system(archive: Archive, tmp_path: Path)
     assert remote.compact() == ["candidates"]
     again = Archive("archive", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()))
     assert again.rows("candidates") == before
+
+
+def test_the_sealed_split_stays_out_even_where_it_is_asked_for(tmp_path: Path) -> None:
+    archive, protocol = Archive(tmp_path / "archive").initialise(), samples.make_protocol()
+    for split in ("search", "report"):
+        evaluation = samples.make_evaluation(protocol, 0.4, 0, split)
+        archive.append("evaluations", evaluation_rows("grpo-0", protocol.digest, evaluation))
+    store = PartStore(archive.root)
+    everything = archive.read("evaluations", unsealed=True)
+    assert write_snapshot(store, TABLES["evaluations"], everything, store.sizes("evaluations"))
+    written = load_snapshot(store, TABLES["evaluations"])
+    assert written is not None
+    assert set(written.rows["split"].to_pylist()) == {"search"}
+    assert len(written.sizes) == 1
