@@ -1,4 +1,8 @@
-"""Arms of search against each other: the best so far over the training tokens spent."""
+"""Arms of search against each other: the best so far over the training tokens spent.
+
+*Best* is the shrunken estimate of the candidate that a run would name at that moment. It is no running maximum and may fall:
+what looked good among few may turn out to be noise among more.
+"""
 
 from __future__ import annotations
 
@@ -113,8 +117,9 @@ def render_comparison(curves: Sequence[ArmCurve], level: float = 0.95) -> Table:
     table.add_column("arm")
     table.add_column("search seeds", justify="right", style="dim")
     for place in (POINTS // 2, POINTS - 1):
-        tokens = curves[0].tokens[place] / 1e6 if curves else 0.0
-        table.add_column(f"{tokens:.2f} M tokens [{level:.0%}]", no_wrap=True)
+        tokens = curves[0].tokens[place] if curves else 0.0
+        shown = f"{tokens / 1e6:.2f} M" if tokens >= 1e5 else f"{tokens:,.0f}"
+        table.add_column(f"{shown} tokens [{level:.0%}]", no_wrap=True)
     for curve in sorted(curves, key=lambda one: -one.best[-1].estimate):
         last = curve.best[-1]
         table.add_row(curve.arm, str(last.seeds), format_interval(curve.best[POINTS // 2]), format_interval(last))
