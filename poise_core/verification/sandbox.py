@@ -99,7 +99,7 @@ def confined_command(
     namespaces = level in ("namespaces", "network namespace")
     files, links = allowlist.files(writable, readable, network)
     specification: dict[str, Any] = {
-        "command": list(command),
+        "command": [_normal(command[0]), *command[1:]] if command else [],
         "parent": os.getpid(),
         "namespaces": namespaces,
         "view": level == "namespaces",
@@ -116,7 +116,7 @@ def confined_command(
         "namespace_processes": limits.processes if level == "namespaces" and not machine["process limit"] else None,
     }
     argv = _launcher(json.dumps(specification)) if level != "bubblewrap" else _bubblewrap(specification)
-    scratch = "/tmp" if level in ("namespaces", "bubblewrap") else next(iter(specification["writable"]), "/nonexistent")
+    scratch = "/tmp" if level in _PRIVATE_SCRATCH else next(iter(specification["writable"]), "/nonexistent")
     environment = {
         **allowlist.kept_environment(),
         "HOME": scratch,
@@ -133,11 +133,16 @@ def confined_command(
 # ---- what goes into the specification
 
 
+def _normal(program: str) -> str:
+    """Without ``..``: the folders that such a path goes through are not there in a private view."""
+    return os.path.normpath(program) if os.path.isabs(program) else program
+
+
 def _launcher(*arguments: str) -> list[str]:
     """The launcher without site-packages, which it does not need and which take a fifth of a second to set up."""
     root = str(Path(__file__).parents[2])
     start = f"import sys; sys.path.insert(0, {root!r}); from poise_core.verification.confine import main; main()"
-    return [sys.executable, "-I", "-S", "-c", start, *arguments]
+    return [_normal(sys.executable), "-I", "-S", "-c", start, *arguments]
 
 
 def _bubblewrap(specification: Mapping[str, Any]) -> list[str]:
@@ -176,6 +181,14 @@ def _bubblewrap(specification: Mapping[str, Any]) -> list[str]:
 LEVELS = ("namespaces", "bubblewrap", "network namespace", "landlock", "plain")
 """Ways to confine files and network, best first: own namespaces with a private view of the file system; bubblewrap, which
 may be allowed what we are not; a network namespace with Landlock for files; Landlock alone; neither."""
+
+
+_PRIVATE_SCRATCH = ("namespaces", "bubblewrap")
+
+
+def has_private_scratch() -> bool:
+    """Whether a confined process gets a /tmp of its own; where not, it needs a writable folder, torch among others does."""
+    return best_level() in _PRIVATE_SCRATCH
 
 
 @lru_cache(maxsize=1)

@@ -7,6 +7,7 @@ import os
 import secrets
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,7 +18,7 @@ from poise_core.source import source_digest
 from poise_core.verification.confine import SETUP_FAILED, WALL_TIME_OVER
 from poise_core.verification.pipes import Finished, run_until
 from poise_core.verification.report import CheckResult, VerificationReport
-from poise_core.verification.sandbox import Limits, confined_command
+from poise_core.verification.sandbox import Limits, confined_command, has_private_scratch
 
 MEMORY_BYTES = 2 << 30  # importing torch takes 0.2 GiB of it
 ADDRESS_BYTES = 32 << 30  # a CUDA build of torch maps several GiB that it never touches
@@ -97,8 +98,18 @@ class _Job:
 
 
 def _verify_source(job: _Job, deadline: float, should_stop: Callable[[], bool]) -> VerificationReport:
+    if has_private_scratch():
+        return _verify_with(job, deadline, should_stop, [])
+    with tempfile.TemporaryDirectory(prefix="poise-gate-", ignore_cleanup_errors=True) as scratch:
+        return _verify_with(job, deadline, should_stop, [Path(scratch)])
+
+
+def _verify_with(
+    job: _Job, deadline: float, should_stop: Callable[[], bool], writable: list[Path]
+) -> VerificationReport:
     confined = confined_command(
         [sys.executable, "-I", "-m", "poise_core.verification.worker"],
+        writable=writable,
         env={"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         limits=Limits(
             wall_seconds=job.timeout_seconds,

@@ -23,7 +23,17 @@ from poise_core.verification import sandbox
 from poise_core.verification.sandbox import GRANTED
 
 SECRET = "sk-of-the-person-who-runs-it"
-OWN_WORLD = sandbox.best_level() in ("namespaces", "bubblewrap")
+
+
+def _refused(level: str) -> str:
+    """Why this machine does not have a level of confinement, or ""."""
+    machine = sandbox.probe_machine()
+    return machine["landlock"] or (machine["user and network namespaces"] if level == "network namespace" else "")
+
+
+LEVELS = dict.fromkeys(
+    (sandbox.best_level(), *(level for level in ("network namespace", "landlock") if not _refused(level)))
+)
 
 BATTERY = """
 
@@ -58,7 +68,7 @@ def _attempts():
         "loopback": attempt(looped),
         "machine": attempt(lambda: socket.create_connection(("127.0.0.1", @PORT@), timeout=2).close()),
         "internet": attempt(lambda: socket.create_connection(("192.0.2.1", 80), timeout=2).close()),
-        "run folder": contents("@RUN@"),
+        "run folder": attempt(lambda: contents("@RUN@")),
         "read": {path: attempt(lambda path=path: open(path).read()) for path in @READ@},
         "write": {path: attempt(lambda path=path: write(path)) for path in @WRITE@},
         "write here": attempt(lambda: write(own / "note")),
@@ -82,10 +92,13 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("level", LEVELS)
 def test_what_candidate_code_can_reach_in_training(
-    tiny_policy: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+    level: str, tiny_policy: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run directory as it is in an evolution: another candidate, the archive, a finished seed and one to be trained."""
+    monkeypatch.setattr(sandbox, "best_level", lambda: level)
+    own_world = level in ("namespaces", "bubblewrap")
     for name in ("OPENAI_API_KEY", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, SECRET)
     own, finished = tmp_path / "candidates" / "own", tmp_path / "candidates" / "own" / "train" / "seed-0"
@@ -121,12 +134,15 @@ def test_what_candidate_code_can_reach_in_training(
     assert SECRET not in json.dumps(found)
     assert str(job.folder) not in " ".join(found["sys.path"])
     assert found["loopback"] is None  # torchrun and gloo need it
-    assert found["machine"] in ("ConnectionRefusedError", "PermissionError")
-    assert found["internet"] in ("OSError", "PermissionError")
+    confinement = json.loads((job.folder / "confinement.json").read_text())
+    assert (confinement["network"] == GRANTED) == (level != "landlock")
+    if confinement["network"] == GRANTED:
+        assert found["machine"] in ("ConnectionRefusedError", "PermissionError")
+        assert found["internet"] in ("OSError", "PermissionError")
     for path, result in found["read"].items():
         assert result in ("FileNotFoundError", "PermissionError"), path
     for path, result in found["write"].items():
-        in_private_scratch = OWN_WORLD and path.startswith("/tmp/")
+        in_private_scratch = own_world and path.startswith("/tmp/")
         assert result in ("FileNotFoundError", "PermissionError", "OSError", None if in_private_scratch else ""), path
     assert [path for path in written if path.suffix != ".py" and b"forged" in path.read_bytes()] == []
     assert found["write here"] is None
@@ -135,12 +151,11 @@ def test_what_candidate_code_can_reach_in_training(
     assert found["limits"]["RLIMIT_CPU"] == 280 * 4
     assert found["limits"]["RLIMIT_DATA"] == 8 << 30
     assert found["limits"]["RLIMIT_CORE"] == 0
-    if OWN_WORLD:
+    if own_world:
         train = str(own / "train")
         inside = {str(Path(path).relative_to(train)) for path in found["run folder"] if path.startswith(train + "/")}
         assert inside <= {"job.json", "outcome", "seed-1", "seed-1/note"}
         assert found["processes"] <= 4
-    confinement = json.loads((job.folder / "confinement.json").read_text())
     assert confinement["environment"] == confinement["limits"] == GRANTED
     assert set(confinement) == set(sandbox.confined_command([]).granted)
 

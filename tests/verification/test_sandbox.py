@@ -204,6 +204,14 @@ except OSError as error:
     assert output_of(code, readable=[tmp_path], writable=[tmp_path / "out"]) == "True"
 
 
+def test_a_program_named_by_way_of_its_parents_is_found(tmp_path: Path) -> None:
+    """As ``../.venv/bin/python`` names it; the folders on such a way are not there in a private view."""
+    program = f"{tmp_path}/{'../' * len(tmp_path.parts)}{sys.executable}"
+    confined = confined_command([program, "-I", "-S", "-c", "print('found')"])
+    done = subprocess.run(confined.argv, env=confined.env, capture_output=True, text=True, start_new_session=True)
+    assert (done.stdout, done.stderr) == ("found\n", "")
+
+
 def output_of(code: str, **options: object) -> str:
     """What a confined Python program prints."""
     confined = confined_command([*PYTHON, code], **options)  # type: ignore[arg-type]

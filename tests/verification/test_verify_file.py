@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 import logging
+import tempfile
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 from gate_fixtures import BASE, edited
+from test_sandbox import LEVELS
 
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate import source_digest
 from poise_core.failures import Cancelled, FailureKind, InfrastructureError
-from poise_core.verification import CheckResult, VerificationReport, verify, verify_file
+from poise_core.verification import CheckResult, VerificationReport, sandbox, verify, verify_file
 from poise_core.verification.gate import CHECKS
 from poise_core.verification.pipes import Finished
 from poise_core.verification.sandbox import GRANTED
+
+WEAKER = [level for level in LEVELS if level not in ("namespaces", "bubblewrap")]
 
 
 def written(folder: Path, source: str) -> Path:
@@ -165,6 +169,20 @@ def test_a_worker_that_prints_does_not_confuse_the_report(tmp_path: Path, caplog
     )
     report = verify_file(written(tmp_path, shouting), static=False)
     assert report.admitted, report.message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", WEAKER)
+def test_the_gate_works_at_every_level_of_confinement(
+    level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a private /tmp torch found no folder for temporary files, and did not import."""
+    monkeypatch.setattr(sandbox, "best_level", lambda: level)
+    before = set(Path(tempfile.gettempdir()).glob("poise-gate-*"))
+    report = verify_file(written(tmp_path, BASE))
+    assert report.admitted, report.message
+    assert report.confinement["process namespace"] != GRANTED
+    assert set(Path(tempfile.gettempdir()).glob("poise-gate-*")) <= before
 
 
 FOREVER = edited(("    clipped = ratio", "    while True:\n        pass\n    clipped = ratio"))
