@@ -16,6 +16,7 @@ import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from poise_core.evaluation.protocol import FrozenModel, Protocol
+from poise_core.search.spec import AcquisitionSpec, Arm, PlateauSpec
 
 
 class PresetError(ValueError):
@@ -32,7 +33,9 @@ class SearchSpec(FrozenModel):
         3, description="how many of the protocol's seeds each candidate trains with"
     )
     baseline: str = Field("grpo", description="the algorithm that the tree starts from")
-    exploration: float = Field(0.5, ge=0, description="weight of exploration in parent selection")
+    arm: Arm = Field("evolution", description="how to search: evolution, or a control arm to compare it with")
+    acquisition: AcquisitionSpec = AcquisitionSpec()
+    plateau: PlateauSpec = PlateauSpec()
     seed: int = Field(0, description="seed of selection and of the catalogue proposer")
 
 

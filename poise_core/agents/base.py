@@ -155,6 +155,7 @@ class ProposalContext:
     avoid: tuple[Tried, ...] = ()  # the whole run's ideas, those not taken included
     directive: str = ""
     generation: int = 1
+    wide: bool = False  # the search is on a plateau: change more at once
 
 
 @dataclass(frozen=True)

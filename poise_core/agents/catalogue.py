@@ -1,8 +1,8 @@
 """Proposer, screener and implementer that need no language model: they vary compositions of the mechanism catalogue.
 
-The proposer changes one or two slots of the parent, or takes slots from a reference. What the parent's reflection diagnosed
-makes the slots and choices that answer it likelier; a choice that a failed sibling tried becomes less likely. All three are
-deterministic functions of their arguments.
+The proposer changes one or two slots of the parent (three or four on a plateau), or takes slots from a reference. What the
+parent's reflection diagnosed makes the slots and choices that answer it likelier; a choice that a failed sibling tried
+becomes less likely. All three are deterministic functions of their arguments.
 """
 
 from __future__ import annotations
@@ -72,22 +72,23 @@ class CatalogueProposer:
     crossover_share: float = 0.25  # of proposals, where references exist
     double_share: float = 0.4  # of mutations that change two slots
     emphasis: float = 4.0  # how much likelier an answer to a diagnosis becomes
+    wider_by: int = 2  # further slots that a mutation changes while the search is on a plateau
 
     def propose(self, context: ProposalContext, n: int, seed: int) -> list[Proposal]:
         """Up to ``n`` proposals; fewer only where the catalogue has nothing new to offer from this parent."""
         rng = random.Random(f"{seed}:{context.parent.candidate_id}:{context.generation}")
         base, left_out = composition_of_record(context.parent)
-        tried = _Tried.of(context, base)
+        tried = TriedIdeas.of(context, base)
         slot_weights, choice_weights = self._weights(context, base)
         lenders = [(one.record, composition_of_record(one.record)[0]) for one in context.references]
         proposals: list[Proposal] = []
         for _ in range(100 * n):
             if len(proposals) == n:
                 break
-            variation, lender = self._vary(base, lenders, rng, slot_weights, choice_weights)
+            variation, lender = self._vary(base, lenders, rng, slot_weights, choice_weights, wide=context.wide)
             if variation is None or not tried.add(variation.composition):
                 continue
-            proposal = _write(context, base, left_out, variation, lender, tried)
+            proposal = write_proposal(context, base, left_out, variation, lender, tried)
             if proposal is None:
                 continue
             proposals.append(proposal)
@@ -102,11 +103,14 @@ class CatalogueProposer:
         rng: random.Random,
         slot_weights: Mapping[str, float],
         choice_weights: Mapping[tuple[str, str], float],
+        *,
+        wide: bool,
     ) -> tuple[Variation | None, CandidateRecord | None]:
         if lenders and rng.random() < self.crossover_share:
             lender, theirs = rng.choice(lenders)
             return crossover(base, theirs, rng), lender
         strength = 2 if rng.random() < self.double_share else 1
+        strength += self.wider_by if wide else 0
         return mutate(base, rng, strength, slot_weights=slot_weights, choice_weights=choice_weights), None
 
     def _weights(
@@ -139,7 +143,7 @@ def wanted_answers(context: ProposalContext) -> set[str]:
 
 
 @dataclass
-class _Tried:
+class TriedIdeas:
     """What must not come again, growing with every proposal of the round."""
 
     keys: set[str]
@@ -147,7 +151,8 @@ class _Tried:
     names: set[str]
 
     @classmethod
-    def of(cls, context: ProposalContext, base: Composition) -> _Tried:
+    def of(cls, context: ProposalContext, base: Composition) -> TriedIdeas:
+        """All that the context names: the parent, the references and what the run has tried."""
         records = [context.parent, *(reference.record for reference in context.references)]
         compositions = [base, *(composition_of_record(record)[0] for record in records), *_tried_compositions(context)]
         return cls(
@@ -188,13 +193,13 @@ def _tried_compositions(context: ProposalContext) -> list[Composition]:
     return [composition for composition in known if composition is not None]
 
 
-def _write(
+def write_proposal(
     context: ProposalContext,
     base: Composition,
     left_out: str,
     variation: Variation,
     lender: CandidateRecord | None,
-    tried: _Tried,
+    tried: TriedIdeas,
 ) -> Proposal | None:
     """The proposal in words; None where its source has been tried under the same name."""
     child, parent = variation.composition, context.parent

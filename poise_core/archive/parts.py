@@ -68,6 +68,14 @@ class PartStore:
         Raises:
             ArchiveError: the folder is missing or cannot be read.
         """
+        return sorted(self.sizes(table))
+
+    def sizes(self, table: str) -> dict[str, int]:
+        """The same files with their bytes.
+
+        Raises:
+            ArchiveError: the folder is missing or cannot be read.
+        """
         try:
             found = self.filesystem.get_file_info(fs.FileSelector(self.path(table)))
         except FileNotFoundError:
@@ -76,8 +84,8 @@ class PartStore:
             ) from None
         except OSError as error:
             raise ArchiveError(f"{self.path(table)}: cannot be listed: {one_line(error)}") from error
-        names = (info.base_name for info in found if info.type == fs.FileType.File)
-        return sorted(name for name in names if not name.startswith("."))
+        files = ((info.base_name, info.size) for info in found if info.type == fs.FileType.File)
+        return {name: size for name, size in files if not name.startswith(".")}
 
     def exists(self, table: str, name: str) -> bool:
         """Whether the file is there.
@@ -111,6 +119,25 @@ class PartStore:
         except OSError as error:
             raise ArchiveError(f"{self.path(table, name)}: not written: {one_line(error)}") from error
 
+    def replace(self, table: str, name: str, data: memoryview) -> None:
+        """Put a derived file there whatever was there before; readers see the old one or the new one, whole.
+
+        Raises:
+            ArchiveError: it could not be written; the old one stays.
+        """
+        try:
+            if self.local:
+                temporary = _write_temporary(Path(self.path(table)), data)
+                try:
+                    temporary.replace(self.path(table, name))
+                finally:
+                    temporary.unlink(missing_ok=True)
+                return
+            with self.filesystem.open_output_stream(self.path(table, name)) as stream:
+                stream.write(data)
+        except OSError as error:
+            raise ArchiveError(f"{self.path(table, name)}: not written: {one_line(error)}") from error
+
     def sweep(self, table: str) -> None:
         """Remove what writers that were killed left behind; local disks only."""
         if not self.local:
@@ -128,14 +155,24 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _write_local(folder: Path, name: str, data: memoryview) -> bool:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write_temporary(folder: Path, data: memoryview) -> Path:
+    """A synced file under a hidden name of its own; nothing is left where writing fails."""
     temporary = folder / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
     try:
         with temporary.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return temporary
+
+
+def _write_local(folder: Path, name: str, data: memoryview) -> bool:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = _write_temporary(folder, data)
+    try:
         try:
             os.link(temporary, folder / name)
         except FileExistsError:

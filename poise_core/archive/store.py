@@ -23,6 +23,7 @@ from poise_core.archive.lineage import Lineage
 from poise_core.archive.parts import SCHEMA_FILE, PartStore, one_line, part_name, part_values
 from poise_core.archive.rows import seed_evaluations, trajectory_step
 from poise_core.archive.schema import SCHEMA_VERSION, TABLES, TRAJECTORIES, Table
+from poise_core.archive.snapshot import SNAPSHOT_FILE, WORTH, load_snapshot, snapshot_of, write_snapshot
 from poise_core.evaluation.results import SeedEvaluation
 
 
@@ -201,6 +202,31 @@ class Archive:
         pairs = zip(ordered["candidate_id"].to_pylist(), ordered["parent_ids"].to_pylist(), strict=True)
         return Lineage.build(pairs)
 
+    def compact(self) -> list[str]:
+        """Write the snapshots that have fallen behind, so that the next process opens this archive quickly.
+
+        Nothing but a derived file changes; any process may do it at any time, and none has to.
+
+        Returns:
+            The tables whose snapshot was written.
+
+        Raises:
+            ArchiveError: a part cannot be read.
+        """
+        written = []
+        for table in filter(snapshot_of, TABLES.values()):
+            self._check_version(table)
+            sizes = {name: size for name, size in self._store.sizes(table.name).items() if part_values(name)}
+            names = self._names(table, {}, unsealed=False)
+            current = load_snapshot(self._store, table)
+            known = current.sizes if current else {}
+            behind = sum(known.get(name) != sizes.get(name) for name in names)
+            if behind >= max(WORTH, len(names) // 10):
+                data = self._cached(table, names)
+                present = {name: sizes[name] for name in names if name in sizes}
+                written += [table.name] if write_snapshot(self._store, table, data, present) else []
+        return written
+
     def check(self) -> list[str]:
         """Look over the whole archive: every file opens, digests match, nothing refers to a missing candidate.
 
@@ -215,6 +241,7 @@ class Archive:
                 faults.append(str(error))
                 continue
             faults += [fault for name in names if (fault := self._fault(table, name))]
+        faults = faults or [fault for table in TABLES.values() if (fault := self._snapshot_fault(table))]
         if faults:
             return faults
         known = set(self.read("candidates")["candidate_id"].to_pylist())
@@ -235,6 +262,17 @@ class Archive:
         if data["content_digest"].to_pylist() != content_digests(table, data):
             return f"{self._store.path(table.name, name)}: a row does not match its digest; the file was altered"
         return None
+
+    def _snapshot_fault(self, table: Table) -> str | None:
+        """Whether the snapshot says what the parts say; they have been found to be whole."""
+        snapshot = load_snapshot(self._store, table) if snapshot_of(table) else None
+        if snapshot is None:
+            return None
+        usable, rows = snapshot.of_parts(set(snapshot.sizes), self._store.sizes(table.name))
+        key = [("row_key", "ascending")]
+        if rows.sort_by(key).equals(self._load(table, sorted(usable)).sort_by(key)):
+            return None
+        return f"{self._store.path(table.name, SNAPSHOT_FILE)}: differs from the parts it stands for; delete it"
 
     def _names(self, table: Table, equals: dict[str, Any], unsealed: bool) -> list[str]:
         """Parts that may hold matching rows, told from their names alone."""
@@ -258,10 +296,24 @@ class Archive:
         with self._lock:
             known, data = self._cache.get(table.name, (frozenset(), table.schema.empty_table()))
             fresh = [name for name in names if name not in known]
+            if len(fresh) > WORTH and snapshot_of(table):
+                known, data = self._from_snapshot(table, known, data, set(fresh))
+                fresh = [name for name in fresh if name not in known]
+                self._cache[table.name] = (known, data)
             if fresh:
                 data = pa.concat_tables([data, self._load(table, fresh)]).combine_chunks()
                 self._cache[table.name] = (known | set(fresh), data)
             return data
+
+    def _from_snapshot(
+        self, table: Table, known: frozenset[str], data: pa.Table, wanted: set[str]
+    ) -> tuple[frozenset[str], pa.Table]:
+        """What is known, and what the snapshot knows of the parts that are wanted."""
+        snapshot = load_snapshot(self._store, table)
+        if snapshot is None:
+            return known, data
+        usable, rows = snapshot.of_parts(wanted, self._store.sizes(table.name))
+        return known | usable, pa.concat_tables([data, rows]).combine_chunks() if usable else data
 
     def _load(self, table: Table, names: Sequence[str]) -> pa.Table:
         if not names:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from poise_core import cli_testbed
+from poise_core.cli.compare import compare_search
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
 from poise_core.cli.reading import leaderboard, lineage, rungs, show
@@ -36,5 +37,6 @@ app = typer.Typer(
 
 for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate):
     app.command()(command)
+app.command()(compare_search)
 app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)
 app.command(rich_help_panel="Testbed")(cli_testbed.build_policy)

@@ -118,13 +118,17 @@ def leaderboard_of(run: RunDirectory, width: int | None = None) -> RenderableTyp
 
     from poise_core.views import leaderboard as rank
     from poise_core.views import other_protocols, render_leaderboard
+    from poise_core.views.outlook import outlook_note
     from poise_core.views.standing import standing_of
 
-    rows = rank(run.archive, run.preset.protocol)
-    others = other_protocols(run.archive, run.preset.protocol)
-    standing = standing_of(run.archive, run.preset.protocol)
+    protocol = run.preset.protocol
     return render_leaderboard(
-        rows, run.preset.protocol, others=others, standing=standing, width=width or Console().width
+        rank(run.archive, protocol),
+        protocol,
+        others=other_protocols(run.archive, protocol),
+        standing=standing_of(run.archive, protocol),
+        width=width or Console().width,
+        outlook=outlook_note(run.archive, run.preset),
     )
 
 

@@ -27,7 +27,10 @@ from poise_core.evolution.trials import Subject, Trials
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
-from poise_core.search.selection import Selection, reference_set
+from poise_core.search.nodes import NodeRecord
+from poise_core.search.plateau import Plateau, assess_plateau
+from poise_core.search.references import reference_set
+from poise_core.search.selection import Selection
 
 IDEAS_TRIED = 3
 """Proposals of one place that are implemented at most, one after the other, until one is admitted."""
@@ -102,6 +105,7 @@ class Evolution:
             if not chosen:
                 raise EvolutionError(f"nothing to select parents from: {self._why_no_scores()}")
             self.run.archive.append("selections", self._selection_rows(generation, chosen))
+            self.run.archive.compact()
         rows = self.run.archive.rows("selections", protocol=protocol, arm=ARM, generation=generation, selected=True)
         places = [
             Place(generation, slot, row["candidate_id"], names[row["candidate_id"]], repeat, row["reason"] or "")
@@ -260,7 +264,16 @@ class Evolution:
             references=self.memory.references(reference_set(nodes, place.parent_id, seed=seed)),
             avoid=self.memory.tried(place.generation),
             generation=place.generation,
+            wide=self._answers_plateau() and self.plateau(nodes).stalled,
         )
+
+    def plateau(self, nodes: Sequence[NodeRecord]) -> Plateau:
+        """Whether the search that has made these nodes still gets anywhere."""
+        search = self.preset.search
+        return assess_plateau(nodes, search.plateau, parents=search.parents)
+
+    def _answers_plateau(self) -> bool:
+        return self.preset.search.arm == "evolution" and self.preset.search.plateau.answer
 
     # records
 

@@ -27,7 +27,9 @@ from poise_core.evaluation.statistics import Interval, overall_interval, paired_
 from poise_core.evolution.places import failure_to_dict
 from poise_core.evolution.trials import Subject
 from poise_core.failures import CandidateFailure
-from poise_core.search.selection import NodeRecord, ReferenceChoice
+from poise_core.search.nodes import NodeRecord
+from poise_core.search.references import ReferenceChoice
+from poise_core.search.sketches import behaviour_sketch
 
 SETTLED_AT_ADMISSION = ("propose", "screen", "implement", "verify")
 """Stages whose failures are known before the next place of the same generation begins."""
@@ -50,6 +52,8 @@ class Memory:
     def nodes(self, generation: int) -> list[NodeRecord]:
         """The tree as the selection of ``generation`` sees it."""
         evaluations = self._evaluations()
+        admitted = self.archive.read("verifications", ["candidate_id", "fingerprint"], admitted=True)
+        fingerprints = dict(zip(*(admitted[name].to_pylist() for name in admitted.column_names), strict=True))
         return [
             NodeRecord(
                 candidate_id=row["candidate_id"],
@@ -60,6 +64,8 @@ class Memory:
                 benchmarks=benchmark_means(evaluations.get(row["candidate_id"], [])),
                 mechanisms=_choices(row),
                 seed_overalls=tuple(one.overall for one in evaluations.get(row["candidate_id"], [])),
+                seed_benchmarks=benchmark_seeds(evaluations.get(row["candidate_id"], [])),
+                sketch=behaviour_sketch(fingerprints.get(row["candidate_id"])),
             )
             for row in self.candidates()
             if row["generation"] < generation
@@ -180,11 +186,16 @@ class Memory:
 
 def benchmark_means(evaluations: Sequence[SeedEvaluation]) -> dict[str, float]:
     """Score of each benchmark, percent, mean over seeds."""
+    return {name: sum(values) / len(values) for name, values in benchmark_seeds(evaluations).items()}
+
+
+def benchmark_seeds(evaluations: Sequence[SeedEvaluation]) -> dict[str, tuple[float, ...]]:
+    """Score of each benchmark, percent, one number per seed that has it."""
     scores: dict[str, list[float]] = {}
     for evaluation in evaluations:
         for result in evaluation.benchmarks:
             scores.setdefault(result.name, []).append(result.score)
-    return {name: sum(values) / len(values) for name, values in scores.items()}
+    return {name: tuple(values) for name, values in scores.items()}
 
 
 def _tried(candidate: Row, failures: Mapping[str, Row]) -> Tried:

@@ -39,15 +39,15 @@ def mutate(
     Args:
         composition: the parent.
         rng: source of all randomness.
-        strength: number of slots, 1 or 2.
+        strength: number of slots, 1 to 4.
         slot_weights: relative chance of each slot, 1 where not given.
         choice_weights: relative chance of a (slot, choice), 1 where not given.
 
     Raises:
-        ValueError: ``strength`` is not 1 or 2, or the weights leave no possible change.
+        ValueError: ``strength`` is not 1 to 4, or the weights leave no possible change.
     """
-    if strength not in (1, 2):
-        raise ValueError(f"strength is {strength}; use 1 or 2")
+    if not 1 <= strength <= 4:
+        raise ValueError(f"strength is {strength}; use 1 to 4")
     for _ in range(_TRIES):
         slots = _weighted_sample(list(SLOTS), strength, slot_weights or {}, rng)
         changed = composition

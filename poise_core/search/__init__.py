@@ -1,1 +1,1 @@
-"""Parent selection and reference sets."""
+"""Which candidates become parents: the acquisition, its terms, control arms, reference sets, and when to stop."""

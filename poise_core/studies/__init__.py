@@ -1,1 +1,1 @@
-"""Studies that say whether the evidence can be trusted: each a command that writes a page under ``docs/results``."""
+"""Studies: one module each, run with ``python -m``, that leaves a page and a figure under ``docs/results/``."""

@@ -24,7 +24,7 @@ from poise_core.evaluation.racing import difference_noise, proxy_reward, race
 from poise_core.evaluation.rankings import rank_correlation
 from poise_core.evaluation.statistics import Interval
 from poise_core.run_directory import RunDirectory
-from poise_core.search.selection import NodeRecord, shrunken_scores
+from poise_core.search.nodes import NodeRecord, shrunken_scores
 
 THRESHOLDS = ((0.05, 0.10), (0.15, 0.30), (0.25, 0.50), (0.50, 0.75))
 """Below which a child ends at the proxy and after one seed; the first pair is the default of ``ladder:``."""

@@ -181,6 +181,7 @@ def render_leaderboard(
     standing: Standing | None = None,
     level: float = 0.95,
     width: int = FULL_WIDTH,
+    outlook: str = "",
 ) -> RenderableType:
     """The leaderboard for a terminal; one narrower than 100 columns is spared lengths and format validity.
 
@@ -191,6 +192,7 @@ def render_leaderboard(
         standing: the evidence behind the rows, for the notes below the table.
         level: the confidence level that the rows were made with.
         width: columns of the terminal.
+        outlook: from :func:`poise_core.views.outlook.outlook_note`.
     """
     baseline = next((row for row in rows if row.verdict == "baseline"), None)
     against = baseline.name if baseline else "baseline"
@@ -222,6 +224,8 @@ def render_leaderboard(
     if not any(row.overall for row in rows):
         parts.append(Text("No candidate has been evaluated yet.", style="dim"))
     parts += [Text(), *_notes(rows, baseline, others, standing)]
+    if outlook:
+        parts.append(Text(outlook))
     stopped = [row for row in rows if row.state in STOPPED_AT.values()]
     if stopped:
         parts += [Text(), _stopped(stopped)]

@@ -31,8 +31,8 @@ class LineageNode:
     failure: str | None  # kind of the last failure of a candidate without Overall
     state: str  # champion candidate, replicated, refuted, stopped at ...
     selected: int  # how many children it was selected for
-    terms: dict[str, float]  # the last judgement as a parent
-    total: float | None
+    terms: dict[str, float]  # the last judgement as a parent, every term of the acquisition
+    total: float | None  # the acquisition value s of that judgement
     children: tuple[LineageNode, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,7 +117,14 @@ def _label(node: LineageNode) -> Text:
     if node.change:
         lent = f" (with {', '.join(node.other_parents)})" if node.other_parents else ""
         label.append(f"\n{node.change}{lent}", style="italic")
-    if node.selected:
-        terms = ", ".join(f"{name} {value:.2f}" for name, value in node.terms.items())
-        label.append(f"\nselected for {node.selected} child{'ren' if node.selected > 1 else ''}: {terms}", style="dim")
+    if node.total is not None or node.selected:
+        label.append(f"\n{_judgement(node)}", style="dim")
     return label
+
+
+def _judgement(node: LineageNode) -> str:
+    """The last value as a parent with every term that the archive has of it."""
+    terms = ", ".join(f"{name} {value:.2f}" for name, value in node.terms.items())
+    total = "" if node.total is None else f"s = {node.total:.2f}: "
+    times = f"; selected for {node.selected} child{'ren' if node.selected > 1 else ''}" if node.selected else ""
+    return f"{total}{terms}{times}"

@@ -275,3 +275,26 @@ def test_failed_siblings_make_their_choice_less_likely() -> None:
                 if chosen.choices["clip"] == "none" and chosen.choices["ratio"] in ("token", "sequence"):
                     counts["after" if avoid else "before"] += 1
     assert counts["after"] < 0.7 * counts["before"]
+
+
+def test_on_a_plateau_mutations_change_three_or_four_slots() -> None:
+    narrow = CatalogueProposer(crossover_share=0.0)
+    wide_context = dataclasses.replace(GRPO_CONTEXT, wide=True)
+    for seed in range(10):
+        for proposal in narrow.propose(wide_context, 4, seed):
+            assert len(changed_slots(GRPO, Composition.model_validate(proposal.composition))) >= 3
+
+
+def test_the_random_proposer_ignores_what_was_learned_and_repeats_nothing() -> None:
+    from poise_core.agents.random_catalogue import FirstComeScreener, RandomProposer
+
+    context = GRPO_CONTEXT
+    first = RandomProposer().propose(context, 4, seed=1)
+    assert first == RandomProposer().propose(context, 4, seed=1)
+    assert first != RandomProposer().propose(context, 4, seed=2)
+    tried = tuple(Tried(p.name, "evaluated", p.composition) for p in first)
+    again = RandomProposer().propose(dataclasses.replace(context, avoid=tried), 4, seed=1)
+    keys = [Composition.model_validate(p.composition).key for p in (*first, *again)]
+    assert len(set(keys)) == 8
+    ranked = FirstComeScreener().rank(first, context)
+    assert [one.proposal for one in ranked if one.feasible] == list(first)

@@ -17,7 +17,8 @@ from poise_core.config import load_preset
 from poise_core.run_directory import RunDirectory
 
 COMMANDS = (
-    "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "calibrate", "build-policy",
+    "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "compare-search",
+    "calibrate", "build-policy",
 )  # fmt: skip
 
 
@@ -197,3 +198,15 @@ def test_looking_costs_no_heavy_import(run_dir: Path, arguments: list[str]) -> N
         [sys.executable, "-c", script], cwd=run_dir.parent, capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_a_comparison_that_cannot_be_made(poise: Callable[..., Result], tmp_path: Path) -> None:
+    smoke = ("compare-search", "--preset", "smoke")
+    assert_one_line(poise(*smoke, "--arm", "clever"), 2, "no arm 'clever'", "evolution, random, greedy, best-of-n")
+    assert_one_line(
+        poise(*smoke, "--set", "search.acquisition.kernel=cubic"), 2, "search.acquisition.kernel", "'cubic'"
+    )
+    assert_one_line(poise(*smoke, "--set", "search.plateau.windows=2"), 2, "unknown key", "window")
+    assert not list(tmp_path.iterdir())
+    RunDirectory.open(tmp_path / "run", load_preset("smoke")).close()
+    assert_one_line(poise(*smoke, "--run-dir", "run"), 2, "a comparison needs a folder of its own")

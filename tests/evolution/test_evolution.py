@@ -1,5 +1,6 @@
 """A run of the search in a made-up laboratory: what it records, what it repeats, what it never mixes."""
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -17,10 +18,12 @@ from laboratory import (
 )
 
 from poise_core.agents.base import Attempt, Proposal, ProposalContext
+from poise_core.agents.catalogue import CatalogueProposer
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.evolution import Event, Evolution, EvolutionError, Roles, default_roles
 from poise_core.evolution.evolution import IDEAS_TRIED, REVISIONS
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
+from poise_core.mechanisms.composition import Composition
 
 
 def rows(evolution: Evolution, table: str, **equals: object) -> list[dict]:
@@ -263,3 +266,118 @@ def test_a_baseline_that_fails_stops_the_search_with_its_reason(evolution: Evolu
         establish_baseline(evolution)
     with pytest.raises(EvolutionError, match=r"GRPO diverged in train: the loss is NaN at step 6"):
         evolution.select_parents(1)
+
+
+def test_every_node_of_every_round_is_archived_with_all_its_terms(evolution: Evolution) -> None:
+    evolve(evolution)
+    judged = rows(evolution, "selections", generation=2)
+    assert len(judged) == 3  # GRPO and the two children of generation 1
+    for row in judged:
+        assert {"pareto", "performance", "diversity", "potential", "gain_mean", "gain_std"} <= row["terms"].keys()
+        acquisition = evolution.preset.search.acquisition
+        weights = {name: getattr(acquisition, name) for name in ("pareto", "performance", "diversity", "potential")}
+        assert row["total"] == pytest.approx(sum(w * row["terms"][name] for name, w in weights.items()))
+
+
+class NarrowProposer(CatalogueProposer):
+    """Knows one slot only, whose few answers would soon come again."""
+
+    def _weights(self, context: ProposalContext, base: Composition) -> tuple[dict, dict]:
+        slots, choices = super()._weights(context, base)
+        return {name: weight * (name == "entropy") for name, weight in slots.items()}, choices
+
+
+def test_refused_and_failed_ideas_do_not_come_again_from_the_same_parent(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    """Every second file is refused at the gate, every admitted one fails in training: GRPO stays the only parent."""
+    seen: list[str] = []
+
+    def refuse(name: str, source: str) -> str | None:
+        seen.append(source)
+        return "made up" if len(seen) % 2 else None
+
+    preset = make_preset(proposals=2)
+    roles = dataclasses.replace(default_roles(preset), proposer=NarrowProposer(double_share=0.0))
+    evolution = open_evolution(tmp_path / "run", preset, roles)
+    establish_baseline(evolution)
+    laboratory.refuse = refuse
+    for generation in range(1, 4):
+        for child in admit(evolution, generation):
+            laboratory.fail[child.name] = CandidateFailure(FailureKind.DIVERGED, "train", "made up")
+            measure(evolution, child)
+    (root,) = [row for row in evolution.memory.candidates() if row["generation"] == 0]
+    assert {row["parent_id"] for row in rows(evolution, "failures")} == {root["candidate_id"]}
+    proposed = sorted(rows(evolution, "proposals"), key=lambda row: (row["generation"], row["slot"], row["index"]))
+    assert len(proposed) >= 8
+    dead: set[str] = set()
+    for row in proposed:
+        key = Composition.model_validate(json.loads(row["content"])["composition"]).key
+        assert key not in dead
+        if row["taken"]:
+            dead.add(key)
+
+
+def test_scores_of_another_protocol_are_not_seen_by_the_selection(evolution: Evolution) -> None:
+    establish_baseline(evolution)
+    (child, _) = admit(evolution, 1)
+    measure(evolution, child)
+    table = rows(evolution, "evaluations", candidate_id=child.candidate_id)
+    stranger, _ = admit(evolution, 2)
+    foreign = [{**row, "protocol": "another", "candidate_id": stranger.candidate_id} for row in table]
+    for row in foreign:
+        for computed in ("row_key", "content_digest"):
+            del row[computed]
+    evolution.run.archive.append("evaluations", foreign)
+    scored = {node.candidate_id: node.scored for node in evolution.memory.nodes(3)}
+    assert scored[child.candidate_id]
+    assert not scored[stranger.candidate_id]
+
+
+def test_a_seed_that_is_missing_makes_a_score_weaker_and_no_zero(evolution: Evolution, laboratory: Laboratory) -> None:
+    establish_baseline(evolution)
+    first, second = admit(evolution, 1)
+    measure(evolution, first)
+    evolution.trials.train(second, evolution.seeds[:1])
+    evolution.trials.evaluate(second, evolution.seeds[:1])
+    nodes = {node.candidate_id: node for node in evolution.memory.nodes(2)}
+    partial = nodes[second.candidate_id]
+    assert partial.overall is not None
+    assert (partial.overall.seeds, len(partial.seed_overalls)) == (1, 1)
+    places = evolution.select_parents(2)
+    assert {place.parent_id for place in places} <= nodes.keys()
+    (row,) = rows(evolution, "selections", generation=2, candidate_id=second.candidate_id)
+    assert row["total"] is not None
+
+
+def test_a_plateau_widens_mutation_and_control_arms_do_not_answer_it(
+    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from poise_core.search.plateau import Plateau
+
+    stuck = Plateau(4, 3, 0.0, 1.0, True, 0.01, None, False)
+    monkeypatch.setattr("poise_core.evolution.evolution.assess_plateau", lambda *_, **__: stuck)
+    for arm, wide in (("evolution", True), ("greedy", False), ("best-of-n", False), ("random", False)):
+        opened = open_evolution(tmp_path / arm, make_preset(arm=arm))
+        establish_baseline(opened)
+        (place, _) = opened.select_parents(1)
+        assert opened.context(place).wide is wide
+        opened.run.close()
+
+
+@pytest.mark.parametrize("arm", ["random", "greedy", "best-of-n"])
+def test_control_arms_run_with_the_same_interface_and_budget(tmp_path: Path, laboratory: Laboratory, arm: str) -> None:
+    opened = open_evolution(tmp_path / arm, make_preset(arm=arm))
+    evolve(opened)
+    candidates = opened.memory.candidates()
+    assert Counter(row["generation"] for row in candidates) == {0: 1, 1: 2, 2: 2}
+    parents = {row["parent_ids"][0] for row in candidates if row["generation"] == 2}
+    root = candidates[0]["candidate_id"]
+    assert (parents == {root}) == (arm != "greedy" or _best(opened) == root)
+    assert opened.run.archive.check() == []
+    opened.run.close()
+
+
+def _best(evolution: Evolution) -> str:
+    nodes = [node for node in evolution.memory.nodes(2) if node.overall]
+    return max(nodes, key=lambda node: node.overall.estimate if node.overall else 0.0).candidate_id

@@ -133,7 +133,7 @@ def test_mutation_changes_what_it_says_and_nothing_else() -> None:
     rng = random.Random(0)
     parent, sizes = GRPO, set()
     for step in range(300):
-        strength = 1 + step % 2
+        strength = 1 + step % 4
         child, change = mutate(parent, rng, strength)
         assert not conflicts(child)
         slots = changed_slots(parent, child)
@@ -161,8 +161,8 @@ def test_mutation_is_deterministic_and_follows_weights() -> None:
     to_bonus = {("entropy", c.name): float(c.name == "bonus") for c in SLOTS["entropy"].choices}
     child = mutate(GRPO, random.Random(0), 1, slot_weights=only, choice_weights=to_bonus).composition
     assert child.choices["entropy"] == "bonus"
-    with pytest.raises(ValueError, match="strength is 3"):
-        mutate(GRPO, random.Random(0), 3)
+    with pytest.raises(ValueError, match="strength is 5"):
+        mutate(GRPO, random.Random(0), 5)
     with pytest.raises(ValueError, match="weight"):
         mutate(GRPO, random.Random(0), 1, slot_weights=dict.fromkeys(SLOTS, 0.0))
 

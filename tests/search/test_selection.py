@@ -1,138 +1,160 @@
-"""Parent selection by score and exploration, and reference tiers."""
+"""Choosing parents: spread, ties, repeats, faults; control arms; reference tiers."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trees import lucky, node
 
 from poise_core.evaluation.statistics import Interval
-from poise_core.search.selection import (
-    NodeRecord,
-    ScoreExplorationSelector,
-    dominates,
-    expansions,
-    mechanism_distance,
-    pareto_front,
-    reference_set,
-    shrunken_scores,
-)
+from poise_core.search.acquisition import AcquisitionSelector
+from poise_core.search.arms import GreedySelector, RootSelector
+from poise_core.search.nodes import NodeRecord, NodeTable
+from poise_core.search.references import mechanism_distance, non_dominated, reference_set
+from poise_core.search.selection import pick_spread
+from poise_core.search.spec import AcquisitionSpec
 
 
-def node(
-    name: str,
-    overall: float | None = None,
-    parents: tuple[str, ...] = (),
-    half: float = 0.0,
-    seeds: int = 3,
-    **extra: dict[str, float] | dict[str, str] | tuple[float, ...],
-) -> NodeRecord:
-    interval = None if overall is None else Interval(overall, overall - half, overall + half, seeds)
-    return NodeRecord(name, name.upper(), parents, 1 if parents else 0, interval, **extra)  # type: ignore[arg-type]
-
-
-def test_shrinkage_by_hand() -> None:
-    """Two seeds: t = 12.706, so a half-width of 12.706 is a standard error of 1 and a seed variance of 2.
-
-    var(x) of 40, 44, 48 is 16; noise v/n = 1; tau^2 = 15; weight 15/16.
-    """
-    nodes = [node(n, x, half=12.7062, seeds=2) for n, x in (("a", 40.0), ("b", 44.0), ("c", 48.0))]
-    assert shrunken_scores(nodes) == pytest.approx({"a": 44 - 4 * 15 / 16, "b": 44.0, "c": 44 + 4 * 15 / 16}, rel=1e-4)
-
-
-def test_seed_scores_outrank_intervals_which_hold_the_problems_noise_too() -> None:
-    """Variances 2 and 8 pool to 5 with one degree of freedom each; v/n = 2.5, var(x) = 12.5, tau^2 = 10, weight 0.8."""
-    nodes = [
-        node("a", 40.0, half=50.0, seeds=2, seed_overalls=(39.0, 41.0)),
-        node("b", 45.0, half=50.0, seeds=2, seed_overalls=(43.0, 47.0)),
-    ]
-    assert shrunken_scores(nodes) == pytest.approx({"a": 42.5 - 2.5 * 0.8, "b": 42.5 + 2.5 * 0.8})
-
-
-def test_pure_noise_is_shrunk_to_the_mean_and_exploration_decides() -> None:
-    noisy = [node("a", 50.0, half=30.0), node("b", 51.0, half=30.0), node("c", 49.0, ("b",), half=30.0)]
-    assert set(shrunken_scores(noisy).values()) == {50.0}
-    chosen = ScoreExplorationSelector().select(noisy, 1, seed=0)[0]
-    assert chosen.candidate_id != "b"  # the best raw number, but the only one that was expanded
-
-
-def test_a_single_seed_borrows_the_variance_of_the_others() -> None:
-    nodes = [node("a", 40.0, half=4.3027, seeds=3), node("b", 44.0, half=4.3027, seeds=3)]
-    lucky = NodeRecord("lucky", "LUCKY", (), 0, Interval(60.0, -math.inf, math.inf, 1))
-    shrunk = shrunken_scores([*nodes, lucky])
-    # se 1 with three seeds is a variance of 3; one seed has noise 3, the others 1
-    assert (60.0 - shrunk["lucky"]) / (60.0 - 48.0) > (shrunk["a"] - 40.0) / (48.0 - 40.0)
-    alone = shrunken_scores([lucky])
-    assert alone == {"lucky": 60.0}
-
-
-def test_terms_by_hand() -> None:
-    """Root with two children (one failed): N = 2; root n = 2, child n = 0."""
-    nodes = [node("root", 40.0), node("good", 50.0, ("root",)), node("failed", None, ("root", "good"))]
-    by_id = {score.candidate_id: score for score in ScoreExplorationSelector(exploration=0.5).score(nodes)}
-    assert by_id["root"].terms["exploration"] == pytest.approx(0.5 * math.sqrt(math.log(3) / 3))
-    assert by_id["good"].total == pytest.approx(1.0 + 0.5 * math.sqrt(math.log(3)))
-    assert by_id["failed"].total is None
-    assert "score" not in by_id["failed"].terms  # missing is not zero
-    assert expansions(nodes) == {"root": 2, "good": 0, "failed": 0}  # lending a mechanism is no expansion
+def weighing(**weights: float) -> AcquisitionSelector:
+    plain = {"pareto": 0.0, "performance": 0.0, "diversity": 0.0, "potential": 0.0, "lineage_penalty": 0.0}
+    return AcquisitionSelector(AcquisitionSpec(**{**plain, **weights}))
 
 
 def test_parents_are_distinct_while_there_are_enough_and_repeat_from_the_best() -> None:
     nodes = [node("a", 40.0), node("b", 50.0), node("c", None), node("d", 45.0)]
-    selector = ScoreExplorationSelector(exploration=0.0)
+    selector = weighing(performance=1.0)
     assert [s.candidate_id for s in selector.select(nodes, 3, seed=1)] == ["b", "d", "a"]
     five = selector.select(nodes, 5, seed=1)
     assert [(s.candidate_id, s.slot, s.repeat) for s in five] == [
         ("b", 0, 0), ("d", 1, 0), ("a", 2, 0), ("b", 3, 1), ("d", 4, 1),
     ]  # fmt: skip
     assert "repeat 1" in five[3].reason
-    assert "B ranks 1 of 3: score 1.00 (shrunken Overall 50.00)" in five[0].reason
-    assert {score.candidate_id for score in five[0].scores} == {"a", "b", "c", "d"}
+    assert "B ranks 1 of 3: 1.00 = 0 x pareto 1.00 + 1 x performance 1.00 (shrunken Overall 50.00)" in five[0].reason
+    assert [score.candidate_id for score in five[0].scores] == ["a", "b", "c", "d"]
     assert all(s.scores is five[0].scores for s in five)
 
 
+def test_terms_of_every_node_go_to_the_archive_and_missing_is_not_zero() -> None:
+    nodes = [node("root", 40.0), node("good", 50.0, ("root",)), node("failed", None, ("root",))]
+    scores = {s.candidate_id: s for s in AcquisitionSelector().select(nodes, 1, seed=0)[0].scores}
+    assert scores["failed"].total is None
+    assert scores["failed"].terms == {"children": 0.0}
+    assert set(scores["good"].terms) == {
+        "pareto", "performance", "diversity", "potential", "shrunken_overall", "gain_mean", "gain_std", "children",
+    }  # fmt: skip
+    assert "gain_observed" in scores["root"].terms
+    spec = AcquisitionSpec()
+    weights = {name: getattr(spec, name) for name in ("pareto", "performance", "diversity", "potential")}
+    for score in (scores["root"], scores["good"]):
+        assert score.total == pytest.approx(sum(w * score.terms[name] for name, w in weights.items()))
+
+
+def test_the_second_parent_comes_from_another_lineage_unless_it_is_much_worse() -> None:
+    """a1 shares root and a with the first pick a2: 2/4 of their ancestry; b1 shares the root only: 1/5."""
+    nodes = [
+        node("root", 40.0), node("a", 44.0, ("root",)), node("a1", 49.5, ("a",)), node("a2", 50.0, ("a",)),
+        node("b", 44.0, ("root",)), node("b1", 49.0, ("b",)),
+    ]  # fmt: skip
+    table = NodeTable.of(nodes)
+    totals = np.array([0.0, 0.4, 0.95, 1.0, 0.4, 0.9])
+    assert [table.ids[p.row] for p in pick_spread(table, totals, 3, 0.0, seed=0)] == ["a2", "a1", "b1"]
+    spread = pick_spread(table, totals, 3, 0.3, seed=0)
+    assert [table.ids[p.row] for p in spread] == ["a2", "b1", "a1"]  # 0.9 - 0.06 before 0.95 - 0.15
+    assert [p.penalty for p in spread] == pytest.approx([0.0, 0.3 / 5, 0.3 * 2 / 4])
+    assert [p.rank for p in spread] == [1, 3, 2]
+    totals[5] = 0.7
+    assert [table.ids[p.row] for p in pick_spread(table, totals, 2, 0.3, seed=0)] == ["a2", "a1"]
+
+
 def test_one_node_gets_every_slot_and_no_node_gets_none() -> None:
-    selector = ScoreExplorationSelector()
-    only = selector.select([node("root", 47.8)], 3, seed=0)
-    assert [(s.candidate_id, s.repeat) for s in only] == [("root", 0), ("root", 1), ("root", 2)]
-    assert selector.select([], 3, seed=0) == []
-    assert selector.select([node("failed")], 3, seed=0) == []
-    broken = NodeRecord("nan", "NAN", (), 0, Interval(float("nan"), 0.0, 1.0, 3))
-    assert selector.select([broken], 2, seed=0) == []
-    assert [s.candidate_id for s in selector.select([broken, node("ok", 1.0)], 1, seed=0)] == ["ok"]
+    for selector in (AcquisitionSelector(), GreedySelector(), RootSelector()):
+        only = selector.select([node("root", 47.8)], 3, seed=0)
+        assert [(s.candidate_id, s.repeat) for s in only] == [("root", 0), ("root", 1), ("root", 2)]
+        assert selector.select([], 3, seed=0) == []
+        assert selector.select([node("failed")], 3, seed=0) == []
+        broken = NodeRecord("nan", "NAN", (), 0, Interval(float("nan"), 0.0, 1.0, 3))
+        assert selector.select([broken], 2, seed=0) == []
+        assert [s.candidate_id for s in selector.select([broken, node("ok", 1.0)], 1, seed=0)] == ["ok"]
 
 
 def test_ties_are_deterministic_and_depend_on_the_seed_not_on_the_order() -> None:
     nodes = [node(name, 50.0) for name in "abcdefgh"]
-    selector = ScoreExplorationSelector()
+    selector = AcquisitionSelector()
     first = [s.candidate_id for s in selector.select(nodes, 3, seed=4)]
     assert [s.candidate_id for s in selector.select(nodes[::-1], 3, seed=4)] == first
     orders = {tuple(s.candidate_id for s in selector.select(nodes, 3, seed=seed)) for seed in range(10)}
     assert len(orders) > 5
 
 
-def test_exploration_moves_on_from_a_node_that_was_expanded_often() -> None:
-    children = [node(f"x{i}", None, ("best",)) for i in range(12)]
-    nodes = [node("best", 50.0), node("near", 49.0), node("poor", 30.0), *children]
-    assert ScoreExplorationSelector(exploration=0.5).select(nodes, 1, seed=0)[0].candidate_id == "near"
-    assert ScoreExplorationSelector(exploration=0.0).select(nodes, 1, seed=0)[0].candidate_id == "best"
+def test_all_nodes_dominated_by_one_are_still_ranked() -> None:
+    ideal = node("best", 90.0, benchmarks={"x": 90.0, "y": 90.0})
+    rest = [node(n, v, ("best",), benchmarks={"x": v, "y": v}) for n, v in (("a", 10.0), ("b", 20.0), ("c", 30.0))]
+    assert [s.candidate_id for s in weighing(pareto=1.0).select([ideal, *rest], 4, seed=0)] == ["best", "c", "b", "a"]
 
 
-def test_dominance_needs_the_same_finite_benchmarks() -> None:
-    assert dominates({"x": 2.0, "y": 1.0}, {"x": 1.0, "y": 1.0})
-    assert not dominates({"x": 1.0}, {"x": 1.0})
-    assert not dominates({"x": 2.0, "y": 1.0}, {"x": 1.0})
-    assert not dominates({"x": float("nan")}, {"x": 1.0})
-    front = pareto_front(
-        [
-            node("a", 1.0, benchmarks={"x": 3.0, "y": 1.0}),
-            node("b", 1.0, benchmarks={"x": 1.0, "y": 3.0}),
-            node("c", 1.0, benchmarks={"x": 1.0, "y": 1.0}),
-            node("d", None, benchmarks={"x": 9.0, "y": 9.0}),
-            node("e", 1.0),
-        ]
-    )
-    assert [n.candidate_id for n in front] == ["a", "b"]
+def test_one_lucky_seed_does_not_lead() -> None:
+    """60 of one seed against 52 of three, in a tree whose seeds differ by 10."""
+    seeds = (-10.0, 0.0, 10.0)
+    nodes = [
+        node(n, x, ("root",) if n != "root" else (), seed_overalls=tuple(x + s for s in seeds))
+        for n, x in (("root", 40.0), ("a", 52.0), ("b", 46.0), ("c", 34.0), ("d", 28.0))
+    ]
+    nodes.append(lucky("lucky", 56.0, ("root",), seed_overalls=(56.0,)))
+    assert weighing(performance=1.0).select(nodes, 1, seed=0)[0].candidate_id == "a"
+    assert GreedySelector().select(nodes, 1, seed=0)[0].candidate_id == "lucky"
+
+
+def test_missing_benchmarks_and_nan_metrics_are_no_zero() -> None:
+    whole = {"x": 50.0, "y": 50.0}
+    nodes = [
+        node("root", 50.0, benchmarks=whole), node("half", 50.0, ("root",), benchmarks={"x": 50.0}),
+        node("nan", 50.0, ("root",), benchmarks={"x": 50.0, "y": math.nan}), node("none", 50.0, ("root",)),
+        node("poor", 30.0, ("root",), benchmarks={"x": 30.0, "y": 30.0}),
+    ]  # fmt: skip
+    scores = {s.candidate_id: s.terms["pareto"] for s in AcquisitionSelector().select(nodes, 1, seed=0)[0].scores}
+    assert min(scores["half"], scores["nan"], scores["none"]) > scores["poor"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_any_tree_gives_as_many_parents_as_asked_all_scored(data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, 25))
+    score = st.one_of(st.none(), st.floats(0, 100), st.just(math.nan))
+    values = [data.draw(score) for _ in range(size)]
+    nodes = [
+        node(str(i), v, (str(data.draw(st.integers(0, 30))),) if i else (), seeds=data.draw(st.integers(1, 3)),
+             benchmarks={"x": data.draw(st.floats(0, 100))} if data.draw(st.booleans()) else {})
+        for i, v in enumerate(values)
+    ]  # fmt: skip
+    usable = {n.candidate_id for n in nodes if n.scored}
+    chosen = AcquisitionSelector().select(nodes, 3, seed=0)
+    assert len(chosen) == (3 if usable else 0)
+    assert {s.candidate_id for s in chosen} <= usable
+    assert len({s.candidate_id for s in chosen}) == min(3, len(usable))
+
+
+# ---- control arms
+
+
+def test_control_arms_take_every_child_from_one_node() -> None:
+    nodes = [node("root", 40.0), node("a", 50.0, ("root",)), node("b", 49.0, ("a",)), node("c", None, ("a",))]
+    greedy, root = (arm.select(nodes, 3, seed=0) for arm in (GreedySelector(), RootSelector()))
+    assert [(s.candidate_id, s.repeat) for s in greedy] == [("a", 0), ("a", 1), ("a", 2)]
+    assert [s.candidate_id for s in root] == ["root"] * 3
+    assert [s.total for s in root[0].scores] == [1.0, None, None, None]
+    assert "best Overall so far" in greedy[0].reason
+
+
+# ---- references
+
+
+def test_domination() -> None:
+    vectors = np.array([[3.0, 1.0], [1.0, 3.0], [1.0, 1.0], [3.0, 1.0]])
+    assert [non_dominated(vectors, row) for row in range(4)] == [True, True, False, True]
 
 
 def test_reference_tiers() -> None:

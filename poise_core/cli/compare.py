@@ -1,0 +1,92 @@
+"""``poise compare-search``."""
+
+from __future__ import annotations
+
+import json as json_module
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from poise_core.cli.common import FAULT, STOPPED, UNUSABLE, JsonOption, PresetOption, SetOption, fail, plain_errors
+
+if TYPE_CHECKING:
+    from poise_core.evolution.comparison import ArmRun
+
+_EVOLVE = "from poise_core.cli import app; app()"
+
+
+def compare_search(
+    preset: PresetOption = "laptop",
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the arms' runs; what is there goes on. Default: runs/PRESET-arms.")
+    ] = None,
+    arms: Annotated[
+        list[str] | None, typer.Option("--arm", help="evolution, random, greedy or best-of-n; repeat. Default: all.")
+    ] = None,
+    search_seeds: Annotated[int, typer.Option(min=1, help="Search seeds per arm; two or more give intervals.")] = 1,
+    overrides: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Run the search and its control arms at equal budgets, and compare their best so far over training tokens.
+
+    Each arm and seed is a whole run below the folder, readable with the other commands. The baseline is trained once.
+    The numbers are those of the search split, so the best of many is still flattered; arms are flattered alike.
+
+    Example: poise compare-search --preset laptop --search-seeds 3
+    """
+    from poise_core.cli.common import resolve_preset
+    from poise_core.evolution.comparison import ARMS, arm_runs, share_baseline
+
+    with plain_errors():
+        unknown = sorted(set(arms or ()) - set(ARMS))
+        if unknown:
+            raise fail(f"no arm {unknown[0]!r}; arms: {', '.join(ARMS)}", UNUSABLE)
+        resolved = resolve_preset(preset, overrides)
+        folder = (run_dir or Path("runs") / f"{resolved.name}-arms").absolute()
+        chosen = tuple(arm for arm in ARMS if not arms or arm in arms)
+        runs = arm_runs(resolved, folder, chosen, tuple(range(search_seeds)))
+        for run in runs:
+            share_baseline(run, runs)
+            _evolve(run, preset, overrides or [])
+        _report(runs, folder, json)
+
+
+def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
+    """A process of its own for every run; a signal reaches both, and the child ends its own children first."""
+    settings = [f"search.arm={run.arm}", f"search.seed={run.seed}"]
+    sets = [part for override in (*overrides, *settings) for part in ("--set", override)]
+    arguments = ["evolve", "--preset", preset, "--run-dir", str(run.folder), *sets]
+    typer.echo(f"{run.arm}, search seed {run.seed}: {run.folder}", err=True)
+    process = subprocess.Popen([sys.executable, "-c", _EVOLVE, *arguments], stdout=subprocess.DEVNULL)
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        raise
+    if status:
+        again = "; the same command goes on" if status in (FAULT, STOPPED) else ""
+        raise fail(f"the {run.arm} arm ended with status {status}{again}", status if status > 0 else STOPPED)
+
+
+def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
+    from rich.console import Console
+
+    from poise_core.run_directory import RunDirectory
+    from poise_core.views.comparison import best_so_far, compare_arms, draw_comparison, render_comparison
+
+    steps: dict[str, list[Any]] = {}
+    for run in runs:
+        archive = RunDirectory.read(run.folder).archive
+        steps.setdefault(run.arm, []).append(best_so_far(archive, run.preset.protocol))
+    curves = compare_arms(steps)
+    document = json_module.dumps([curve.to_dict() for curve in curves], indent=1)
+    (folder / "comparison.json").write_text(document + "\n")
+    draw_comparison(curves, folder / "comparison.svg")
+    if json:
+        typer.echo(document)
+    else:
+        Console().print(render_comparison(curves))
+        typer.echo(f"Curves: {folder / 'comparison.svg'}, numbers: {folder / 'comparison.json'}")

@@ -1,0 +1,169 @@
+"""The acquisition: s(d) = w_pareto U_pareto + w_perf U_perf + w_div U_div + w_bayes alpha_GP(d), term by term.
+
+The form is the paper's (arXiv 2603.23951); what it leaves open is answered in the modules of the terms and in
+``docs/search.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from poise_core.search.diversity import novelty
+from poise_core.search.nodes import Array, NodeRecord, NodeTable
+from poise_core.search.pareto import pareto_strength
+from poise_core.search.plateau import Plateau, assess_plateau
+from poise_core.search.potential import Potential, descendant_potential
+from poise_core.search.selection import NodeScore, Pick, Selection, best_row, pick_spread
+from poise_core.search.shrinkage import winsorized
+from poise_core.search.spec import AcquisitionSpec, PlateauSpec
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Every term of every node, (n,) each; NaN for nodes without a score, which cannot be parents."""
+
+    pareto: Array
+    performance: Array
+    diversity: Array
+    potential: Potential
+    total: Array
+
+    @property
+    def bayes(self) -> Array:
+        """The upper confidence bound on a scale on which no gain is 0.5 and the largest possible one is 1."""
+        return (self.potential.upper + 1.0) / 2.0
+
+
+def performance(table: NodeTable) -> Array:
+    """U_perf = (shrunken - low) / (high - low), clipped to [0, 1]; 0.5 where all scores are equal.
+
+    The range is that of the scores before shrinking, so that differences which are mostly noise stay small beside the other
+    terms; its lower end is the lowest score that is no collapse (:func:`poise_core.search.shrinkage.winsorized`).
+    """
+    raw = table.raw[table.scored]
+    if not len(raw):
+        return np.full(table.size, np.nan)
+    low, high = float(winsorized(raw).min()), float(raw.max())
+    if high - low <= 1e-9:
+        return np.where(table.scored, 0.5, np.nan)
+    return np.clip((table.shrunken - low) / (high - low), 0.0, 1.0)
+
+
+def judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
+    """The acquisition value of every node and what it is made of.
+
+    On one thread: the matrices are small, and beside trainings that fill the machine a second thread only waits.
+    """
+    with threadpool_limits(1):
+        return _judge(table, spec)
+
+
+def _judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
+    scored = table.scored
+    pareto = np.full(table.size, np.nan)
+    if scored.any():
+        pareto[scored] = pareto_strength(table.benchmarks[scored])
+    judgement = Judgement(
+        pareto=pareto,
+        performance=performance(table),
+        diversity=novelty(table, spec.neighbours),
+        potential=descendant_potential(table, spec),
+        total=np.full(table.size, np.nan),
+    )
+    judgement.total[:] = (
+        spec.pareto * judgement.pareto
+        + spec.performance * judgement.performance
+        + spec.diversity * judgement.diversity
+        + spec.potential * judgement.bayes
+    )
+    return judgement
+
+
+@dataclass(frozen=True)
+class AcquisitionSelector:
+    """The best nodes by :func:`judge`, spread over lineages; see :class:`poise_core.search.selection.ParentSelector`.
+
+    On a plateau the last of several places goes to the most novel node among those with the fewest children instead.
+    """
+
+    spec: AcquisitionSpec = field(default_factory=AcquisitionSpec)
+    plateau: PlateauSpec = field(default_factory=PlateauSpec)
+
+    def select(self, nodes: Sequence[NodeRecord], count: int, seed: int) -> list[Selection]:
+        """See :class:`poise_core.search.selection.ParentSelector`."""
+        table = NodeTable.of(nodes)
+        judgement = judge(table, self.spec)
+        picks = pick_spread(table, judgement.total, count, self.spec.lineage_penalty, seed)
+        if not picks:
+            return []
+        scores = node_scores(table, judgement)
+        stuck = assess_plateau(nodes, self.plateau)
+        branch = self._unexplored(table, judgement, picks, seed) if stuck.stalled and self.plateau.answer else None
+        chosen = []
+        for slot, pick in enumerate(picks):
+            reason = self._reason(table, judgement, pick, len(picks))
+            if branch is not None and slot == count - 1:
+                pick, reason = Pick(branch, 0, 0, 0.0), self._branch_reason(table, branch, stuck)
+            chosen.append(Selection(table.ids[pick.row], slot, pick.repeat, reason, scores))
+        return chosen
+
+    @staticmethod
+    def _unexplored(table: NodeTable, judgement: Judgement, picks: Sequence[Pick], seed: int) -> int | None:
+        """The most novel of the least expanded nodes that no earlier place holds; None where there is only one place."""
+        free = table.scored.copy()
+        free[[pick.row for pick in picks[:-1]]] = False
+        if len(picks) < 2 or not free.any():
+            return None
+        fewest = table.children[free].min()
+        values = np.where(free & (table.children == fewest), judgement.diversity, -np.inf)
+        return best_row(table.ids, values, seed)
+
+    def _reason(self, table: NodeTable, judgement: Judgement, pick: Pick, places: int) -> str:
+        row, spec, scored = pick.row, self.spec, int(table.scored.sum())
+        off = f" - {pick.penalty:.2f} for the lineage it shares with parents chosen before" if pick.penalty else ""
+        again = f" Taken again (repeat {pick.repeat}) because only {scored} scored nodes exist." if pick.repeat else ""
+        prior = "" if judgement.potential.fitted else " (too few descendants to learn from: prior)"
+        return (
+            f"{table.names[row]} ranks {pick.rank} of {scored}: {judgement.total[row]:.2f} = "
+            f"{spec.pareto:g} x pareto {judgement.pareto[row]:.2f} + "
+            f"{spec.performance:g} x performance {judgement.performance[row]:.2f} "
+            f"(shrunken Overall {table.shrunken[row]:.2f}) + {spec.diversity:g} x diversity "
+            f"{judgement.diversity[row]:.2f} + {spec.potential:g} x potential {judgement.bayes[row]:.2f}{prior}{off}; "
+            f"{table.children[row]} children so far.{again}"
+        )
+
+    @staticmethod
+    def _branch_reason(table: NodeTable, row: int, stuck: Plateau) -> str:
+        return (
+            f"{table.names[row]} is an unexplored branch ({table.children[row]} children), taken because the search is on "
+            f"a plateau: {stuck.describe()}"
+        )
+
+
+def node_scores(table: NodeTable, judgement: Judgement) -> tuple[NodeScore, ...]:
+    """Every node's terms, in the order of the table, for the archive; what a node does not have is left out."""
+    columns = {
+        "pareto": judgement.pareto,
+        "performance": judgement.performance,
+        "diversity": judgement.diversity,
+        "potential": judgement.bayes,
+        "shrunken_overall": table.shrunken,
+        "gain_mean": judgement.potential.mean,
+        "gain_std": judgement.potential.std,
+        "gain_observed": judgement.potential.target,
+        "children": table.children.astype(np.float64),
+    }
+    names, values = list(columns), np.column_stack(list(columns.values())).tolist()
+    totals = judgement.total.tolist()
+    return tuple(
+        NodeScore(
+            identity,
+            total if total == total else None,
+            {name: value for name, value in zip(names, row, strict=True) if value == value},
+        )
+        for identity, total, row in zip(table.ids, totals, values, strict=True)
+    )

@@ -1,0 +1,216 @@
+"""The tree as the search sees it: one record per candidate, and the same as arrays.
+
+Selection is arithmetic over arrays of all nodes (:class:`NodeTable`), so that a million of them are no matter of
+patience. A node without a score is never a parent and never counts as zero; it still counts as an expansion of its parent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from poise_core.evaluation.statistics import Interval
+from poise_core.search.shrinkage import pooled_variance, seed_variance, shrink
+
+Array = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class NodeRecord:
+    """One candidate of the tree."""
+
+    candidate_id: str
+    name: str
+    parent_ids: tuple[str, ...] = ()
+    generation: int = 0
+    overall: Interval | None = None  # None: failed, rejected or not yet measured
+    benchmarks: Mapping[str, float] = field(default_factory=dict)  # percent, mean over seeds; may lack entries
+    mechanisms: Mapping[str, str] = field(default_factory=dict)  # slot -> choice
+    seed_overalls: tuple[float, ...] = ()  # Overall of every seed, for the noise that is not shared between candidates
+    seed_benchmarks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # percent, one number per seed
+    sketch: tuple[float, ...] = ()  # of the behaviour, from the gate's fingerprint; empty where there is none
+
+    @property
+    def scored(self) -> bool:
+        """Whether there is a finite Overall to compare."""
+        return self.overall is not None and math.isfinite(self.overall.estimate)
+
+
+@dataclass(frozen=True)
+class NodeTable:
+    """All nodes as arrays; n nodes, m benchmarks, g slots of mechanisms, f numbers of a behaviour's sketch."""
+
+    ids: Sequence[str]
+    names: Sequence[str]
+    parent: Indices  # (n,) row of the parent proper; -1 for a root, an unknown parent and a loop of parents
+    raw: Array  # (n,) Overall in percent; NaN where there is none
+    seeds: Array  # (n,) seeds behind it
+    variance: float | None  # of Overall between seeds; None where no node has two seeds
+    benchmarks: Array  # (n, m) percent, shrunken; what was not measured is the mean of those that were
+    mechanisms: Indices  # (n, g) code of the choice; -1 where the node does not name the slot
+    sketch: Array  # (n, f) NaN rows where there is none
+
+    @classmethod
+    def of(cls, nodes: Sequence[NodeRecord]) -> NodeTable:
+        """From records, in the order given."""
+        rows = {node.candidate_id: row for row, node in enumerate(nodes)}
+        parent = np.array([rows.get(node.parent_ids[0], -1) if node.parent_ids else -1 for node in nodes], np.int64)
+        raw, seeds, variance = overalls(nodes)
+        return cls(
+            ids=[node.candidate_id for node in nodes],
+            names=[node.name for node in nodes],
+            parent=without_loops(parent),
+            raw=raw,
+            seeds=seeds,
+            variance=variance,
+            benchmarks=_benchmark_matrix(nodes, np.isfinite(raw).tolist()),
+            mechanisms=_mechanism_codes(nodes),
+            sketch=_sketches(nodes),
+        )
+
+    @property
+    def size(self) -> int:
+        """How many nodes."""
+        return len(self.parent)
+
+    @cached_property
+    def scored(self) -> npt.NDArray[np.bool_]:
+        """(n,) which nodes have a score, and so may be parents."""
+        return np.isfinite(self.raw)
+
+    @cached_property
+    def shrunken(self) -> Array:
+        """(n,) empirical-Bayes estimate of Overall; NaN without a score. See :func:`poise_core.search.shrinkage.shrink`."""
+        return shrink(self.raw, self.seeds, self.variance)
+
+    @cached_property
+    def depth(self) -> Indices:
+        """(n,) steps to the root."""
+        return _depths(self.parent)[0]
+
+    @cached_property
+    def levels(self) -> list[Indices]:
+        """Rows by depth, the roots first."""
+        order = np.argsort(self.depth, kind="stable")
+        bounds = np.cumsum(np.bincount(self.depth)) if self.size else np.array([], np.int64)
+        return list(np.split(order, bounds[:-1])) if self.size else []
+
+    @cached_property
+    def children(self) -> Indices:
+        """(n,) how many children each node has had, failed ones included."""
+        return np.bincount(self.parent[self.parent >= 0], minlength=self.size)
+
+    def ancestry(self, row: int) -> npt.NDArray[np.bool_]:
+        """(n,) whether each node is ``row`` or an ancestor of it."""
+        path = np.zeros(self.size, np.bool_)
+        while row >= 0:
+            path[row] = True
+            row = int(self.parent[row])
+        return path
+
+    def kinship(self, row: int) -> Array:
+        """(n,) how much ancestry each node shares with ``row``: |common| / |either|, each node its own ancestor.
+
+        1 for the node itself, 0 for a node of another tree; (d + 1) / (d + 2) between a node at depth d and its child.
+        """
+        path = self.ancestry(row)
+        common = np.zeros(self.size, np.int64)
+        for level in self.levels:
+            above = self.parent[level]
+            common[level] = path[level] + np.where(above >= 0, common[np.maximum(above, 0)], 0)
+        either = (self.depth + 1) + (self.depth[row] + 1) - common
+        return common / either
+
+
+def expansions(nodes: Sequence[NodeRecord]) -> dict[str, int]:
+    """How many children each node has had, failed ones included."""
+    counts = {node.candidate_id: 0 for node in nodes}
+    for node in nodes:
+        for parent in node.parent_ids[:1]:  # a reference that lent a mechanism was not expanded
+            if parent in counts:
+                counts[parent] += 1
+    return counts
+
+
+def shrunken_scores(nodes: Sequence[NodeRecord]) -> dict[str, float]:
+    """:func:`poise_core.search.shrinkage.shrink` of every scored node's Overall, by candidate id."""
+    raw, seeds, variance = overalls(nodes)
+    values = shrink(raw, seeds, variance).tolist()
+    return {node.candidate_id: value for node, value in zip(nodes, values, strict=True) if value == value}
+
+
+def overalls(nodes: Sequence[NodeRecord]) -> tuple[Array, Array, float | None]:
+    """(n,) Overall, NaN where there is none; (n,) seeds behind it, at least 1; the variance between seeds."""
+    raw = np.array([_estimate(node) for node in nodes], np.float64)
+    seeds = np.array([max(node.overall.seeds, 1) if node.overall else 1 for node in nodes], np.float64)
+    scored = [node for node in nodes if node.scored]
+    own = pooled_variance([node.seed_overalls for node in scored])
+    if own is None:
+        own = seed_variance([node.overall for node in scored if node.overall is not None])
+    return raw, seeds, own
+
+
+def without_loops(parent: Indices) -> Indices:
+    """The same parents, but every node that reaches no root becomes one itself."""
+    lost = _depths(parent)[1]
+    return np.where(lost, -1, parent)
+
+
+def _depths(parent: Indices) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    """Steps to the root by pointer doubling, O(n log depth); and which nodes never arrive at one."""
+    size = len(parent)
+    above = np.where(parent >= 0, parent, np.arange(size))
+    depth = (parent >= 0).astype(np.int64)
+    for _ in range(max(size, 1).bit_length() + 1):
+        if not depth[above].any():
+            break
+        depth += depth[above]
+        above = above[above]
+    return depth, parent[above] >= 0 if size else np.zeros(0, np.bool_)
+
+
+def _estimate(node: NodeRecord) -> float:
+    return node.overall.estimate if node.overall is not None and node.scored else math.nan
+
+
+def _benchmark_matrix(nodes: Sequence[NodeRecord], scored: Sequence[bool]) -> Array:
+    """Each benchmark shrunken by its own noise; NaN and absence are no zero but the mean of what was measured."""
+    names = sorted({name for node in nodes for name in node.benchmarks})
+    matrix = np.full((len(nodes), len(names)), np.nan)
+    for column, name in enumerate(names):
+        values = np.array(
+            [node.benchmarks.get(name, math.nan) if ok else math.nan for node, ok in zip(nodes, scored, strict=True)]
+        )
+        values[~np.isfinite(values)] = np.nan
+        per_seed = [node.seed_benchmarks.get(name, ()) for node in nodes]
+        seeds = np.array([max(len(one), 1) for one in per_seed], np.float64)
+        shrunken = shrink(values, seeds, pooled_variance(per_seed))
+        known = np.isfinite(shrunken)
+        matrix[:, column] = np.where(known, shrunken, shrunken[known].mean() if known.any() else np.nan)
+    return matrix[:, np.isfinite(matrix).all(axis=0)] if len(nodes) else matrix
+
+
+def _mechanism_codes(nodes: Sequence[NodeRecord]) -> Indices:
+    slots = sorted({slot for node in nodes for slot in node.mechanisms})
+    codes = np.full((len(nodes), len(slots)), -1, np.int64)
+    for column, slot in enumerate(slots):
+        known: dict[str, int] = {}
+        for row, node in enumerate(nodes):
+            if slot in node.mechanisms:
+                codes[row, column] = known.setdefault(node.mechanisms[slot], len(known))
+    return codes
+
+
+def _sketches(nodes: Sequence[NodeRecord]) -> Array:
+    width = max((len(node.sketch) for node in nodes), default=0)
+    matrix = np.full((len(nodes), width), np.nan)
+    for row, node in enumerate(nodes):
+        if len(node.sketch) == width and width and all(map(math.isfinite, node.sketch)):
+            matrix[row] = node.sketch
+    return matrix

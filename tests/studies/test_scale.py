@@ -1,0 +1,29 @@
+"""The scale study runs small; sizes and times of a real run stand in docs/results/scale.md."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from poise_core.search.acquisition import judge
+from poise_core.search.nodes import NodeTable
+from poise_core.search.spec import AcquisitionSpec
+from poise_core.studies import scale
+
+
+def test_records_and_arrays_describe_the_same_tree() -> None:
+    made, table = NodeTable.of(scale.make_records(150)), scale.make_table(150)
+    assert made.parent.tolist() == table.parent.tolist()
+    assert np.array_equal(made.scored, table.scored)
+    assert made.variance == pytest.approx(1.4**2)
+    assert made.mechanisms.shape == table.mechanisms.shape
+    total = judge(table, AcquisitionSpec()).total
+    assert np.array_equal(np.isfinite(total), table.scored)
+
+
+def test_the_page_is_written(tmp_path: Path) -> None:
+    scale.main(["--largest", "300", "--archive", "100", "--out", str(tmp_path)], lambda text: None)
+    text = (tmp_path / "scale.md").read_text()
+    for name in ("Selection of three parents", "append of one candidate", "with a snapshot"):
+        assert name in text
+    assert (tmp_path / "scale.svg").stat().st_size > 1000
