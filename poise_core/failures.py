@@ -18,6 +18,7 @@ class FailureKind(StrEnum):
     DIVERGED = "diverged"  # loss, gradient or parameters left the finite numbers
     TIMED_OUT = "timed_out"  # a limit on time was reached
     OUT_OF_MEMORY = "out_of_memory"  # a limit on memory was reached
+    NO_ANSWER = "no_answer"  # the language model gave nothing usable, and the preset lets nobody else answer
 
 
 class CandidateFailure(Exception):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from poise_core import cli_testbed
+from poise_core.cli.agents import context, cost
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
 from poise_core.cli.reading import leaderboard, lineage, show
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for command in (evolve, evaluate, verify, leaderboard, lineage, show):
+for command in (evolve, evaluate, verify, leaderboard, lineage, show, cost, context):
     app.command()(command)
 app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)
 app.command(rich_help_panel="Testbed")(cli_testbed.build_policy)

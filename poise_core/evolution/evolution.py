@@ -12,16 +12,18 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from poise_core.agents.base import Attempt, Proposal, ProposalContext, Reflection
+from poise_core.agents.steering import steering_text
 from poise_core.archive import EVOLUTION_ARM as ARM
-from poise_core.archive import failure_row, proposal_id, proposal_row, reflection_row, selection_row
+from poise_core.archive import Archive, failure_row, proposal_id, proposal_row, reflection_row, selection_row
 from poise_core.evolution.events import Observer, announced, ignore
 from poise_core.evolution.memory import Memory
 from poise_core.evolution.places import Draft, Place, failure_to_dict, load_record
-from poise_core.evolution.roles import Roles, default_roles
+from poise_core.evolution.roles import Roles, roles_for
 from poise_core.evolution.trials import Subject, Trials
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.files import write_atomically
@@ -42,12 +44,27 @@ class EvolutionError(Exception):
 class Evolution:
     """The stages of one run, bound to its directory; see the module's docstring."""
 
-    def __init__(self, run: RunDirectory, *, roles: Roles | None = None, observer: Observer = ignore) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        roles: Roles | None = None,
+        observer: Observer = ignore,
+        replay: Archive | None = None,
+    ) -> None:
+        """Bind to a run directory.
+
+        Args:
+            run: opened.
+            roles: instead of those of the preset.
+            observer: told what happens.
+            replay: the archive of a recorded run, whose language models' answers are taken instead of new ones.
+        """
         self.run = run
         self.preset = run.preset
-        self.roles = roles or default_roles(run.preset)
         self.observer = observer
         self._stop = threading.Event()
+        self.roles = roles or roles_for(run.preset, run.archive, replay=replay, should_stop=self._stop.is_set)
         self.trials = Trials(run, observer=observer, should_stop=self._stop.is_set)
         self.memory = Memory(run.archive, run.preset.protocol)
 
@@ -116,7 +133,11 @@ class Evolution:
             with self._stage("propose", place.label, place.generation) as say:
                 context = self.context(place)
                 seed = self._seed("propose", place.generation, place.slot)
-                proposals = self.roles.proposer.propose(context, self.preset.search.proposals, seed)
+                try:
+                    proposals = self.roles.proposer.propose(context, self.preset.search.proposals, seed)
+                except CandidateFailure as failure:
+                    self._record_failure(place, failure, *self._child_to_be(place))
+                    proposals = []
                 stored = [proposal.model_dump(mode="json") for proposal in proposals]
                 self._write(path, stored)
                 say(", ".join(proposal.name for proposal in proposals) or "nothing new")
@@ -137,6 +158,7 @@ class Evolution:
                         "feasible": one.feasible,
                         "terms": dict(one.terms),
                         "reasons": list(one.reasons),
+                        "screener": one.screener,
                     }
                     for one in ranked
                 ]
@@ -162,8 +184,7 @@ class Evolution:
             self._settle(place)
             failure = CandidateFailure(FailureKind.REJECTED, "implement", self._why_no_child(place))
             if not self._drafts(place):  # otherwise every draft has a row of its own
-                identity = f"{ARM}-g{place.generation}-s{place.slot}"
-                self._record_failure(place, failure, identity, f"child of {place.parent_name}")
+                self._record_failure(place, failure, *self._child_to_be(place))
             raise failure
         return draft
 
@@ -209,7 +230,11 @@ class Evolution:
         if failure is None and len(self.trials.evaluations(subject, self.seeds)) < len(self.seeds):
             raise Cancelled(f"no reflection on {subject.name}: it has neither a score nor a failure yet")
         with self._stage("reflect", subject.name, subject.generation) as say:
-            reflection = self.roles.reflector.reflect(self.memory.evidence(subject, failure))
+            directive = steering_text(self.preset.agents.steering)
+            evidence = replace(
+                self.memory.evidence(subject, failure), directive=directive, generation=subject.generation
+            )
+            reflection = self.roles.reflector.reflect(evidence)
             row = reflection_row(
                 candidate_id=subject.candidate_id,
                 protocol=self.preset.protocol.digest,
@@ -250,7 +275,10 @@ class Evolution:
             parent=self.memory.record(place.parent_id),
             references=self.memory.references(reference_set(nodes, place.parent_id, seed=seed)),
             avoid=self.memory.tried(place.generation),
+            directive=steering_text(self.preset.agents.steering),
             generation=place.generation,
+            slot=place.slot,
+            ancestors=self.memory.ancestors(place.parent_id),
         )
 
     # records
@@ -332,6 +360,7 @@ class Evolution:
                     terms=screened["terms"],
                     feasible=screened["feasible"],
                     reasons=screened["reasons"],
+                    screened_by=screened.get("screener"),
                 )
             )
         self.run.archive.append("proposals", rows)
@@ -341,6 +370,11 @@ class Evolution:
         while (stored := load_record(self._folder(place) / f"draft-{len(drafts)}.json")) is not None:
             drafts.append(Draft(**stored))
         return drafts
+
+    @staticmethod
+    def _child_to_be(place: Place) -> tuple[str, str]:
+        """Identity and name of a child that there is no idea for yet."""
+        return f"{ARM}-g{place.generation}-s{place.slot}", f"child of {place.parent_name}"
 
     def _why_no_child(self, place: Place) -> str:
         drafts = self._drafts(place)

@@ -21,7 +21,7 @@ from poise_core.agents.base import (
     Tried,
 )
 from poise_core.archive import EVOLUTION_ARM, Archive
-from poise_core.evaluation.protocol import Protocol
+from poise_core.evaluation.protocol import BenchmarkSpec, Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evaluation.statistics import Interval, overall_interval, paired_delta
 from poise_core.evolution.places import failure_to_dict
@@ -79,8 +79,19 @@ class Memory:
             proposal=self.proposal(row),
             overall=self._overall(evaluations),
             benchmarks=benchmark_means(evaluations),
+            benchmark_intervals=self._benchmark_intervals(evaluations),
             reflection=self.reflection(candidate_id),
         )
+
+    def ancestors(self, candidate_id: str) -> tuple[CandidateRecord, ...]:
+        """The records of the parent proper, its parent proper and so on, up to the root."""
+        rows = {row["candidate_id"]: row for row in self.candidates()}
+        found: list[CandidateRecord] = []
+        parents = rows[candidate_id]["parent_ids"] if candidate_id in rows else []
+        while parents and parents[0] in rows:
+            found.append(self.record(parents[0]))
+            parents = rows[parents[0]]["parent_ids"]
+        return tuple(found)
 
     def references(self, choices: Sequence[ReferenceChoice]) -> tuple[Reference, ...]:
         """The chosen candidates with their records."""
@@ -146,13 +157,20 @@ class Memory:
             proposal=self.proposal(row),
         )
 
+    def _benchmark_intervals(self, evaluations: Sequence[SeedEvaluation]) -> dict[str, Interval]:
+        return {
+            benchmark.name: overall_interval(evaluations, self._alone(benchmark))
+            for benchmark in self.protocol.benchmarks
+            if evaluations
+        }
+
+    def _alone(self, benchmark: BenchmarkSpec) -> Protocol:
+        """The protocol as if this were its only benchmark: Overall is then the benchmark's score."""
+        return self.protocol.model_copy(update={"benchmarks": (benchmark.model_copy(update={"weight": 1.0}),)})
+
     def _benchmark_deltas(self, mine: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation]) -> dict[str, Interval]:
-        """Paired difference on each benchmark alone: as Overall, under a protocol with that benchmark at weight 1."""
-        deltas = {}
-        for benchmark in self.protocol.benchmarks:
-            alone = benchmark.model_copy(update={"weight": 1.0})
-            deltas[benchmark.name] = paired_delta(mine, base, self.protocol.model_copy(update={"benchmarks": (alone,)}))
-        return deltas
+        """Paired difference on each benchmark alone."""
+        return {one.name: paired_delta(mine, base, self._alone(one)) for one in self.protocol.benchmarks}
 
     def _evaluations(self, candidate_id: str | None = None) -> dict[str, list[SeedEvaluation]]:
         return self.archive.evaluations(protocol=self.protocol.digest, candidate_id=candidate_id)
