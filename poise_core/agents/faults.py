@@ -16,7 +16,7 @@ class Outcome(StrEnum):
     INVALID = "invalid_answer"  # no JSON, or JSON that is not what was asked for
     REFUSED = "refused"  # the model declined
     TRUNCATED = "truncated"  # the answer hit the output limit
-    EMPTY = "empty_answer"  # no choice, or nothing in it
+    EMPTY = "empty_answer"  # no choice, nothing in it, or a page that is no completion
     RATE_LIMITED = "rate_limited"  # 429
     QUOTA = "quota"  # 429 that no waiting mends
     UNAVAILABLE = "unavailable"  # 5xx, or no connection
@@ -121,7 +121,7 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 def _status(error: BaseException) -> int | None:
     for holder in (error, getattr(error, "response", None)):
         code = getattr(holder, "status_code", None) or getattr(holder, "code", None)
-        if isinstance(code, int):
+        if isinstance(code, int) and code >= 400:  # a client that stumbles over a good response hands that on
             return code
     return None
 

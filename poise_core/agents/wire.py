@@ -86,7 +86,8 @@ class ChatModels:
             poise_core.failures.Cancelled: ``should_stop`` said so.
         """
         try:
-            return run_bounded(lambda: _invoke(request, settings, seconds), seconds, self._should_stop)
+            model = chat_model(request, settings, seconds)  # imports on first use, which is not the server's time
+            return run_bounded(lambda: _invoke(model, request), seconds, self._should_stop)
         except (Cancelled, AgentsUnusable, CallFailed):
             raise
         except concurrent.futures.TimeoutError:
@@ -137,8 +138,7 @@ def _start_loop(process: int) -> asyncio.AbstractEventLoop:
     return loop
 
 
-async def _invoke(request: Request, settings: ModelSettings, seconds: float) -> Reply:
-    model = chat_model(request, settings, seconds)
+async def _invoke(model: Any, request: Request) -> Reply:
     strict = {"strict": True} if _provider(request.model) == "openai" else {}
     structured = model.with_structured_output(request.schema, method=request.method, include_raw=True, **strict)
     try:

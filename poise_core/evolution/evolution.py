@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from poise_core.agents.steering import steering_text
 from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import Archive, failure_row, proposal_id, proposal_row, reflection_row, selection_row
 from poise_core.evolution.events import Observer, announced, ignore
-from poise_core.evolution.memory import Memory
+from poise_core.evolution.memory import Memory, with_bonus
 from poise_core.evolution.places import Draft, Place, failure_to_dict, load_record
 from poise_core.evolution.roles import Roles, roles_for
 from poise_core.evolution.trials import Subject, Trials
@@ -113,10 +113,12 @@ class Evolution:
         names = {row["candidate_id"]: row["name"] for row in self.memory.candidates()}
         if not self.run.archive.contains("selections", protocol=protocol, arm=ARM, generation=generation):
             nodes = self.memory.nodes(generation)
-            chosen = self.roles.selector.select(nodes, self.preset.search.parents, self._seed("select", generation))
+            bonuses = self.memory.steering_bonuses(nodes, self.preset.agents.steering)
+            steered = [with_bonus(node, bonuses.get(node.candidate_id, 0.0)) for node in nodes]
+            chosen = self.roles.selector.select(steered, self.preset.search.parents, self._seed("select", generation))
             if not chosen:
                 raise EvolutionError(f"nothing to select parents from: {self._why_no_scores()}")
-            self.run.archive.append("selections", self._selection_rows(generation, chosen))
+            self.run.archive.append("selections", self._selection_rows(generation, chosen, bonuses))
         rows = self.run.archive.rows("selections", protocol=protocol, arm=ARM, generation=generation, selected=True)
         places = [
             Place(generation, slot, row["candidate_id"], names[row["candidate_id"]], repeat, row["reason"] or "")
@@ -389,7 +391,9 @@ class Evolution:
                 return f"{row['name']} {failure.kind} in {failure.stage}: {failure.message}"
         return "no candidate has been evaluated"
 
-    def _selection_rows(self, generation: int, chosen: Sequence[Selection]) -> list[dict[str, Any]]:
+    def _selection_rows(
+        self, generation: int, chosen: Sequence[Selection], bonuses: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
         slots: dict[str, list[int]] = {}
         reasons: dict[str, str] = {}
         for one in chosen:
@@ -400,7 +404,10 @@ class Evolution:
                 protocol=self.preset.protocol.digest,
                 generation=generation,
                 candidate_id=score.candidate_id,
-                terms=score.terms,
+                terms={
+                    **score.terms,
+                    **({"steering": bonuses[score.candidate_id]} if score.candidate_id in bonuses else {}),
+                },
                 total=score.total,
                 slots=slots.get(score.candidate_id, ()),
                 reason=reasons.get(score.candidate_id),

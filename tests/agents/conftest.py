@@ -10,18 +10,23 @@ from laboratory import Laboratory
 from llm_server import LoopbackServer, Script
 
 
+@pytest.fixture(scope="session")
+def shared_server() -> Iterator[LoopbackServer]:
+    """One address for all tests: the client of a new address takes longer to make than an answer."""
+    with LoopbackServer(lambda body: {}) as server:
+        yield server
+
+
 @pytest.fixture
-def serve() -> Iterator[Callable[[Script], LoopbackServer]]:
-    """Start loopback servers that end with the test."""
-    servers: list[LoopbackServer] = []
+def serve(shared_server: LoopbackServer) -> Iterator[Callable[[Script], LoopbackServer]]:
+    """Give the server its script; whoever is still being kept waiting by it is let go with the test."""
 
     def start(script: Script) -> LoopbackServer:
-        servers.append(LoopbackServer(script))
-        return servers[-1]
+        shared_server.reset(script)
+        return shared_server
 
     yield start
-    for server in servers:
-        server.close()
+    shared_server.reset(lambda body: {})
 
 
 @pytest.fixture(autouse=True)

@@ -111,6 +111,11 @@ class LoopbackServer:
         self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
+    def reset(self, script: Script) -> None:
+        """Another script, with nothing asked yet; responses that still drip or hang end."""
+        self.closed.set()
+        self.script, self.requests, self.keys, self.closed = script, [], [], threading.Event()
+
     def close(self) -> None:
         self.closed.set()
         self._server.shutdown()
