@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_server import Drip, Fail, Hang, LoopbackServer, Loop, NoChoices, Say
+from llm_server import Drip, Fail, Hang, Loop, LoopbackServer, NoChoices, Say
 from pydantic import BaseModel, Field
 
 from poise_core.agents.call import Answer, Caller, Question
@@ -254,7 +254,9 @@ def test_a_cap_stands_before_the_call(
     cap: dict[str, float], named: str, period: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
 ) -> None:
     server = serve(script_of(GOOD))
-    prices = {"openai:test": {"input": 1.0, "output": 4.0}}  # at most 8192 * 4 / 1e6 = 0.033 dollars per call, for sure 0.0008
+    prices = {
+        "openai:test": {"input": 1.0, "output": 4.0}
+    }  # at most 8192 * 4 / 1e6 = 0.033 dollars per call, for sure 0.0008
     caller = caller_for(server, caps={period: cap}, prices=prices)
     caller.ask(question())
     caller.ledger._count({"generation": 1, "outcome": "ok", "input_tokens": 3000, "output_tokens": 0, "dollars": 0.01})
@@ -270,7 +272,11 @@ def test_a_cap_stands_before_the_call(
 def test_calls_side_by_side_cannot_pass_a_cap_together(archive: Archive) -> None:
     settings = AgentSettings(model="openai:test", caps={"run": {"calls": 1}})
     ledger = Caller(archive, settings).ledger
-    with ledger.reserved("openai:test", 1, 10, 10), pytest.raises(CallFailed), ledger.reserved("openai:test", 1, 10, 10):
+    with (
+        ledger.reserved("openai:test", 1, 10, 10),
+        pytest.raises(CallFailed),
+        ledger.reserved("openai:test", 1, 10, 10),
+    ):
         pass
     with ledger.reserved("openai:test", 1, 10, 10):
         pass
