@@ -259,7 +259,9 @@ class Evolution:
 
     def _ended(self, place: Place) -> bool:
         if not self.run.archive.contains("proposals", arm=ARM, generation=place.generation, slot=place.slot):
-            return False
+            identity, _ = self._child_to_be(place)  # a place without a single idea has ended where that is on record
+            keys = {"protocol": self.preset.protocol.digest, "stage": "implement", "attempt": 0}
+            return self.run.archive.contains("failures", candidate_id=identity, **keys)
         drafts = [draft.candidate_id for draft in self._drafts(place) if draft.candidate_id]
         admitted = self.run.archive.rows("verifications", candidate_id=drafts, admitted=True)
         reflected = self.run.archive.rows(
