@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
 from llm_server import Fail, Hang, LoopbackServer, Say, asked_form, prompt_of
 from script import good_answers, implementation
 
+import poise_core.evolution.evolution
 from poise_core.agents.faults import AgentsUnusable
 from poise_core.archive import Archive
 from poise_core.config import Preset
@@ -173,20 +173,46 @@ def test_a_wrong_key_stops_the_run_and_the_right_one_goes_on(
     assert [asked_form(body) for body in server.requests].count("ProposalsForm") == asked
 
 
-def test_nothing_is_paid_twice_when_records_were_lost_to_a_kill(
-    tmp_path: Path, laboratory: Laboratory, serve: Serve
+class Killed(BaseException):
+    """The process ended here."""
+
+
+@pytest.mark.slow
+def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
+    tmp_path: Path, laboratory: Laboratory, serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed between every answer and its record: proposals.json, screening.json, the drafts and the reflections."""
     server = serve(good_answers())
-    evolution = open_evolution(tmp_path / "run", preset_for(server))
-    evolve(evolution)
-    evolution.run.close()
-    before, asked = contents(evolution.run.archive), len(server.requests)
-    shutil.rmtree(tmp_path / "run" / "generations")  # proposals.json, screening.json, drafts
-    shutil.rmtree(tmp_path / "run" / "archive" / "reflections")
-    again = open_evolution(tmp_path / "run", preset_for(server))
-    evolve(again)
-    assert contents(again.run.archive) == before
-    assert len(server.requests) == asked
+    undisturbed = open_evolution(tmp_path / "undisturbed", preset_for(server))
+    evolve(undisturbed)
+    asked, kills = len(server.requests), set()
+    write, make_row = Evolution._write, poise_core.evolution.evolution.reflection_row
+
+    def die_once(key: str) -> None:
+        if key not in kills:
+            kills.add(key)
+            raise Killed
+
+    def dying_write(path: Path, document: Any) -> None:
+        die_once(path.name)
+        write(path, document)
+
+    def dying_row(**columns: Any) -> dict[str, Any]:
+        die_once(columns["candidate_id"])
+        return make_row(**columns)
+
+    monkeypatch.setattr(Evolution, "_write", staticmethod(dying_write))
+    monkeypatch.setattr("poise_core.evolution.evolution.reflection_row", dying_row)
+    for _ in range(20):
+        evolution = open_evolution(tmp_path / "run", preset_for(server))
+        try:
+            evolve(evolution)
+            break
+        except Killed:
+            evolution.run.close()
+    assert len(kills) == 5
+    assert contents(evolution.run.archive) == contents(undisturbed.run.archive)
+    assert len(server.requests) == 2 * asked
 
 
 def test_a_cap_hands_over_to_the_catalogue(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
