@@ -1,15 +1,11 @@
 """The command with a language model behind a loopback server: really evolved, then read back."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path[:0] = [str(Path(__file__).parents[1] / "agents")]
-
 from llm_server import LoopbackServer
 from script import good_answers
 

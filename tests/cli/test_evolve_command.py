@@ -125,7 +125,7 @@ class Running:
     """A ``poise evolve`` in the background, with what it prints."""
 
     def __init__(self, folder: Path, log: Path) -> None:
-            self.log = log
+        self.log = log
         with log.open("w") as stream:
             self.process = subprocess.Popen(
                 [POISE, "evolve", *SMOKE, "--run-dir", folder],

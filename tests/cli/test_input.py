@@ -14,7 +14,18 @@ from poise_core.cli import app
 from poise_core.config import load_preset
 from poise_core.run_directory import RunDirectory
 
-COMMANDS = ("evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "calibrate", "build-policy")
+COMMANDS = (
+    "evolve",
+    "evaluate",
+    "verify",
+    "leaderboard",
+    "lineage",
+    "show",
+    "cost",
+    "context",
+    "calibrate",
+    "build-policy",
+)
 
 
 @pytest.fixture
