@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 
-_NAMES = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL|AUTH", re.IGNORECASE)
-_SHAPES = re.compile(r"\b(sk|pk|rk|xoxb|ghp|gho|hf|AIza)[-_][A-Za-z0-9_\-*]{8,}|(?<=Bearer )[A-Za-z0-9._\-]{8,}")
+_NAMES = re.compile(r"(?:^|_)(?:API)?(?:KEYS?|TOKENS?|SECRETS?|PASSWORD|PASSWD|PASS|CREDENTIALS?|AUTH)(?:$|_)", re.I)
+_SHAPES = re.compile(
+    r"\b(sk|pk|rk|xoxb|ghp|gho|hf|AIza)[-_][A-Za-z0-9_\-*]{8,}|(?<=Bearer )[A-Za-z0-9._\-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
 _SHORTEST = 8  # shorter values occur in ordinary text
 
 
@@ -17,7 +19,8 @@ def redact(text: str, *more: str) -> str:
         text: anything on its way out of the process.
         *more: further values to hide, for example a key that was read from elsewhere.
     """
-    held = [value for name, value in os.environ.items() if _NAMES.search(name)]
+    # a path (to a file of credentials, to an agent's socket) is no secret
+    held = [value for name, value in os.environ.items() if _NAMES.search(name) and not value.startswith("/")]
     for value in sorted({*held, *more}, key=len, reverse=True):
         if len(value) >= _SHORTEST:
             text = text.replace(value, "[secret]")

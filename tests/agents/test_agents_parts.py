@@ -236,8 +236,12 @@ def test_the_users_price_replaces_the_shipped_one() -> None:
     assert prices["openai:gpt-4o"].output > 0
 
 
-@pytest.mark.parametrize("text", ["sk-proj-abcdefgh12345678", "Bearer abcdefgh12345", "value-of-a-key"])
+@pytest.mark.parametrize(
+    "text", ["sk-proj-abcdefgh12345678", "Bearer abcdefgh12345", "value-of-a-key", "http://user:abcdefgh@host/db"]
+)
 def test_keys_are_recognised_by_value_and_by_shape(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_API_KEY", "value-of-a-key")
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "ordinary")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "sentence")
     assert text.split()[-1] not in redact(f"before {text} after")
     assert redact("an ordinary sentence about tokens and keys") == "an ordinary sentence about tokens and keys"

@@ -1,5 +1,7 @@
 """Every way in which a call can end, against real sockets: one stated outcome each, in bounded time, all on the ledger."""
 
+import asyncio
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ from pydantic import BaseModel, Field
 from poise_core.agents.call import Answer, Caller, Question
 from poise_core.agents.faults import RULES, AgentsUnusable, CallFailed, Outcome
 from poise_core.agents.settings import AgentSettings
+from poise_core.agents.wire import run_bounded
 from poise_core.archive import Archive
 from poise_core.failures import Cancelled
 
@@ -316,6 +319,19 @@ def test_a_stop_ends_the_wait_at_once(archive: Archive, caller_for: Callable[...
         caller.ask(question())
     assert time.monotonic() - begun < 2
     assert not archive.rows("calls")
+
+
+def test_a_client_that_will_not_be_cancelled_is_left_behind() -> None:
+    async def stubborn() -> None:
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.1)
+
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        run_bounded(stubborn, 0.2, lambda: False)
+    assert time.monotonic() - began < 2.5
 
 
 def test_nobody_at_the_port(archive: Archive, caller_for: Callable[..., Caller]) -> None:
