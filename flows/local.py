@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from flows.server import prefect_server, wait_until_healthy
+from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.evolution import Evolution, Observer
 from poise_core.failures import Cancelled
@@ -18,7 +19,14 @@ from poise_core.run_directory import RunDirectory
 from tasks.session import evolution_session
 
 
-def evolve_here(preset: Preset, run_dir: Path, *, observer: Observer, say: Callable[[str], None]) -> RunDirectory:
+def evolve_here(
+    preset: Preset,
+    run_dir: Path,
+    *,
+    observer: Observer,
+    say: Callable[[str], None],
+    replay: Archive | None = None,
+) -> RunDirectory:
     """Evolve until the run holds the preset's generations.
 
     Args:
@@ -26,6 +34,7 @@ def evolve_here(preset: Preset, run_dir: Path, *, observer: Observer, say: Calla
         run_dir: made where it is missing.
         observer: told what the stages do.
         say: told in a few words what happens around them.
+        replay: the archive of a recorded run to take all language models' answers from.
 
     Returns:
         The run, closed.
@@ -38,7 +47,10 @@ def evolve_here(preset: Preset, run_dir: Path, *, observer: Observer, say: Calla
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells what happens
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    with evolution_session(run_dir, preset, observer=observer) as evolution, _stopped_by_signals(evolution, say):
+    with (
+        evolution_session(run_dir, preset, observer=observer, replay=replay) as evolution,
+        _stopped_by_signals(evolution, say),
+    ):
         say("starting the Prefect server")
         with prefect_server(evolution.run.path / "prefect") as url:
             from flows.evolve import evolve  # takes two seconds, in which the server starts

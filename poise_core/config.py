@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
+from poise_core.agents.settings import AgentSettings
 from poise_core.evaluation.protocol import FrozenModel, Protocol
 from poise_core.search.spec import AcquisitionSpec, Arm, PlateauSpec
 
@@ -127,6 +128,7 @@ class Preset(FrozenModel):
     ladder: LadderSpec = LadderSpec()
     health: HealthSpec = HealthSpec()
     resources: ResourceSpec = ResourceSpec()
+    agents: AgentSettings = AgentSettings()
 
     @model_validator(mode="after")
     def _combinations(self) -> Preset:

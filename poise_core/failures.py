@@ -23,6 +23,7 @@ class FailureKind(StrEnum):
     ENTROPY_COLLAPSE = "entropy_collapse"  # nothing is explored any more
     LENGTH_DRIFT = "length_drift"  # completions run into the limit, or far from the parent's length
     CLIP_SATURATION = "clip_saturation"  # most tokens are clipped: updates are thrown away
+    NO_ANSWER = "no_answer"  # the language model gave nothing usable, and the preset lets nobody else answer
 
 
 class CandidateFailure(Exception):

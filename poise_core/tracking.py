@@ -6,7 +6,8 @@ sync that is repeated, resumed or run from several threads makes nothing twice.
 
 One experiment per protocol, ``poise/<preset>/<protocol digest>``. In it a run per generation, below it one per candidate
 (mean curves over seeds, Overall with its limits, source, reflection and verification as artifacts), below that one per
-seed (step curves, scores). Numbers of the sealed report split are not pushed. MLflow takes two seconds to import and is
+seed (step curves, scores). Calls of language models are traces of the experiment.
+Numbers of the sealed report split are not pushed. MLflow takes two seconds to import and is
 imported by the first sync, not before.
 """
 
@@ -18,13 +19,15 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from poise_core.archive import Archive, ArchiveError
 from poise_core.evaluation.protocol import Protocol
+from poise_core.tracking_calls import push_calls
 from poise_core.tracking_plan import RunPlan, plan_runs
 from poise_core.views.show import mean_curves
 
@@ -146,6 +149,10 @@ class Tracker:
                 else:
                     updated += 1
                 _fill(client, run_id, plan, archive, protocol, had_curves=CURVES_TAG in tags)
+            calls = archive.rows("calls")
+            if calls:
+                with _traces_to(self.uri):
+                    push_calls(client, experiment_id, calls)
             self._not_before = 0.0
         except Exception as failure:  # MLflow, its database driver and its HTTP client raise all sorts
             if isinstance(failure, ArchiveError):
@@ -198,6 +205,26 @@ class Tracker:
             tags[_PARENT_TAG] = known[plan.parent_key][0]
         run = client.create_run(experiment_id, start_time=plan.start, tags=tags, run_name=plan.name)
         return str(run.info.run_id)
+
+
+@contextmanager
+def _traces_to(uri: str) -> Iterator[None]:
+    """Let traces go to this store: MLflow exports them to the process's tracking URI, whichever client began them."""
+    import mlflow
+
+    # exported at once, so that a failure leaves a trace missing, which the next sync makes up for
+    os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
+        if given is None:  # setting the URI sets the variable, by which run directories would then go
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = given
 
 
 def _fill(

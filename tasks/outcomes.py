@@ -12,6 +12,7 @@ from prefect.exceptions import CancelledRun
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled as CancelledState
 
+from poise_core.agents.faults import AgentsUnusable
 from poise_core.archive import ArchiveConflictError, ArchiveRowError
 from poise_core.failures import Cancelled, CandidateFailure, InfrastructureError
 from tasks.session import retry_limit
@@ -28,7 +29,7 @@ MOST_RETRIES = 100
 
 def worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
     """Whether the stage failed of the machine and may be tried again under this run's preset."""
-    lasting = (ArchiveConflictError, ArchiveRowError)  # the same content would be refused again
+    lasting = (ArchiveConflictError, ArchiveRowError, AgentsUnusable)  # the same would be refused again
     fault = isinstance(state.data, InfrastructureError) and not isinstance(state.data, lasting)
     return fault and task_run.run_count <= retry_limit()
 

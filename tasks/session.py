@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from poise_core.archive import Archive
 from poise_core.config import Preset, load_preset
 from poise_core.evolution import Event, Evolution, Observer
 from poise_core.evolution.events import ignore
@@ -20,7 +21,11 @@ _open: dict[Path, Evolution] = {}
 
 @contextmanager
 def evolution_session(
-    run_dir: str | Path, preset: Preset | str | None = None, *, observer: Observer = ignore
+    run_dir: str | Path,
+    preset: Preset | str | None = None,
+    *,
+    observer: Observer = ignore,
+    replay: Archive | None = None,
 ) -> Iterator[Evolution]:
     """The run's evolution for the length of the block; within another such block of this process, the same one.
 
@@ -30,6 +35,7 @@ def evolution_session(
         run_dir: made where it is missing.
         preset: as loaded, or its name; not needed where the session is open already.
         observer: told what happens.
+        replay: the archive of a recorded run to take all language models' answers from.
 
     Raises:
         RunDirectoryError: the directory cannot be used for this preset, or is in use.
@@ -48,7 +54,7 @@ def evolution_session(
             observer(event)
             log_event(event)
 
-        _open[path] = Evolution(run, observer=tell)
+        _open[path] = Evolution(run, observer=tell, replay=replay)
         try:
             with _stopping(_open[path]) as evolution:
                 yield evolution

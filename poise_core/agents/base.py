@@ -48,6 +48,10 @@ class Proposal(FrozenModel):
         default=None, description="Composition.to_json() where the catalogue can express it"
     )
     source: str | None = Field(default=None, description="the candidate file where the proposer wrote it itself")
+    mechanisms: tuple[str, ...] = Field(default=(), description="entries that MECHANISMS of the file must have")
+    touches: tuple[str, ...] = Field(default=(), description="parts of the file that change, as the proposer says")
+    prompt: str = Field(default="", description="prompt file, version and hash, where a language model wrote it")
+    call_id: str = Field(default="", description="the row of `calls` that it came from")
 
 
 class Diagnosis(FrozenModel):
@@ -93,6 +97,8 @@ class Reflection(FrozenModel):
     try_next: tuple[str, ...] = ()
     avoid: tuple[str, ...] = ()
     digest: TrajectoryDigest | None = None
+    prompt: str = Field(default="", description="prompt file, version and hash, where a language model wrote it")
+    call_id: str = Field(default="", description="the row of `calls` that it came from")
 
     def as_text(self) -> str:
         """The reflection as Markdown, for tracking artifacts and for ``poise show``."""
@@ -122,6 +128,7 @@ class CandidateRecord:
     proposal: Proposal | None = None
     overall: Interval | None = None  # None: not measured, which is not zero
     benchmarks: Mapping[str, float] = field(default_factory=dict)  # percent, mean over seeds
+    benchmark_intervals: Mapping[str, Interval] = field(default_factory=dict)  # of the same
     reflection: Reflection | None = None
 
 
@@ -156,6 +163,13 @@ class ProposalContext:
     directive: str = ""
     generation: int = 1
     wide: bool = False  # the search is on a plateau: change more at once
+    slot: int = 0  # the place in the generation
+    ancestors: tuple[CandidateRecord, ...] = ()  # the parent's parent proper, then its, up to the root
+
+    @property
+    def scope(self) -> str:
+        """Name of the place, for the ledger."""
+        return f"gen-{self.generation:02d}/slot-{self.slot}"
 
 
 @dataclass(frozen=True)
@@ -167,6 +181,7 @@ class Screened:
     feasible: bool
     terms: Mapping[str, float]
     reasons: tuple[str, ...]
+    screener: str = "catalogue"  # or "llm"
 
 
 @dataclass(frozen=True)
@@ -200,6 +215,7 @@ class ReflectionEvidence:
     benchmark_deltas: Mapping[str, Interval] = field(default_factory=dict)
     failure: Mapping[str, str] | None = None  # kind, stage, message of a candidate that was not evaluated
     directive: str = ""
+    generation: int = 0
 
 
 class Proposer(Protocol):

@@ -74,6 +74,7 @@ def proposal_row(
     terms: Mapping[str, float] | None = None,
     feasible: bool | None = None,
     reasons: Sequence[str] = (),
+    screened_by: str | None = None,
 ) -> MutableRow:
     """The row of one idea.
 
@@ -90,6 +91,7 @@ def proposal_row(
         terms: what the score is made of.
         feasible: whether the screener lets it through.
         reasons: the screener's sentences.
+        screened_by: ``catalogue`` or ``llm``.
     """
     return {
         "proposal_id": proposal_id(arm, generation, slot, index),
@@ -108,6 +110,7 @@ def proposal_row(
         "feasible": feasible,
         "taken": taken,
         "reasons": list(reasons),
+        "screened_by": screened_by,
         "written_by": written_by,
     }
 

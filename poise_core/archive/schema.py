@@ -117,6 +117,7 @@ PROPOSALS = Table(
         Field("feasible", _BOOL, "whether the screener lets it through", nullable=True),
         Field("taken", _BOOL, "whether it was implemented"),
         Field("reasons", _TEXTS, "the screener's sentences"),
+        Field("screened_by", _TEXT, "who ranked: `catalogue` or `llm`", nullable=True),
     ),
 )
 VERIFICATIONS = Table(
@@ -237,6 +238,33 @@ FAILURES = Table(
         Field("parent_id", _TEXT, "the parent proper", nullable=True),
     ),
 )
+CALLS = Table(
+    "calls",
+    "One row per attempt at a language model, paid or failed: the ledger, and the recording that a replay reads.",
+    ("call_id",),
+    (),
+    (
+        Field("call_id", _TEXT, "`<scope>/<role>-<digest of the request>-<attempt>`"),
+        Field("scope", _TEXT, "what was asked about: the place in a generation, or the candidate"),
+        Field("role", _TEXT, "proposer, screener, implementer or reflector"),
+        Field("generation", _INT, "for the caps per generation"),
+        Field("model", _TEXT, "`<provider>:<name>`"),
+        Field("method", _TEXT, "json_schema or function_calling"),
+        Field("attempt", _INT, "how often the same had been asked before"),
+        Field("outcome", _TEXT, "a value of `poise_core.agents.faults.Outcome`"),
+        Field("message", _TEXT, "what was wrong, one line", nullable=True, counts=False),
+        Field("input_tokens", _INT, "tokens of the prompt"),
+        Field("output_tokens", _INT, "tokens of the answer"),
+        Field("estimated", _BOOL, "whether the tokens are estimates, because the server reported none"),
+        Field("dollars", _FLOAT, "by the price table of the run; null where the model has no price", nullable=True),
+        _SECONDS,
+        Field("prompt", _TEXT, "prompt file, version and hash"),
+        Field("request_digest", _TEXT, "12 hex digits of SHA-256 of the request"),
+        Field("request", _TEXT, "JSON of what was sent"),
+        Field("answer", _TEXT, "JSON of what came back; null where nothing did", nullable=True),
+        Field("replayed", _BOOL, "whether it was read from another run's recording", counts=False),
+    ),
+)
 
 RUNGS = Table(
     "rungs",
@@ -296,6 +324,7 @@ TABLES: Final[dict[str, Table]] = {
         FAILURES,
         RUNGS,
         REPLICATIONS,
+        CALLS,
     )
 }
 

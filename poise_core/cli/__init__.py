@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from poise_core import cli_testbed
+from poise_core.cli.agents import context, cost
 from poise_core.cli.compare import compare_search
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
@@ -35,7 +36,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate):
+for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, cost, context):
     app.command()(command)
 app.command()(compare_search)
 app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)

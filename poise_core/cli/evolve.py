@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from poise_core.cli.agents import agent_overrides, check_and_forecast, recording
 from poise_core.cli.common import (
     FAULT,
     STOPPED,
@@ -34,6 +35,14 @@ def evolve(
     generations: Annotated[int | None, typer.Option(min=1, help="How many generations the run shall hold.")] = None,
     parents: Annotated[int | None, typer.Option(min=1, help="Parents per generation; each gets one child.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of selection and proposals.")] = None,
+    llm: Annotated[
+        str | None, typer.Option(metavar="PROVIDER:NAME", help="Let a language model propose, write and reflect.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of an openai: model.")] = None,
+    directive: Annotated[str | None, typer.Option(help="In words, where the search shall go.")] = None,
+    replay: Annotated[
+        Path | None, typer.Option(help="A recorded run: take its models' answers instead of asking.")
+    ] = None,
     overrides: SetOption = None,
 ) -> None:
     """Evolve algorithms: the baseline first, then generations of children, each really trained and really scored.
@@ -47,11 +56,16 @@ def evolve(
     poise evolve --run-dir runs/laptop --generations 5
 
     poise evolve --preset my.yaml --seed 1 --set search.seeds_per_candidate=3
+
+    poise evolve --llm openai:NAME --base-url http://127.0.0.1:8000/v1 --directive "shorter answers, same accuracy"
     """
     from rich.console import Console
 
     with plain_errors():
-        resolved = resolve_preset(preset, overrides, generations=generations, parents=parents, seed=seed)
+        settings = [*(overrides or []), *agent_overrides(llm, base_url, directive)]
+        resolved = resolve_preset(preset, settings, generations=generations, parents=parents, seed=seed)
+        if forecast := check_and_forecast(resolved):
+            typer.echo(f"poise: forecast of {resolved.search.generations} generations: {forecast}", err=True)
         from flows.local import evolve_here
         from poise_core.cli.progress import ProgressDisplay
         from poise_core.evolution import EvolutionError
@@ -61,7 +75,7 @@ def evolve(
         resume = f"go on with: {shlex.join(['poise', *sys.argv[1:]])}"
         try:
             with ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display:
-                run = evolve_here(resolved, folder, observer=display, say=display.say)
+                run = evolve_here(resolved, folder, observer=display, say=display.say, replay=recording(replay))
         except Cancelled as error:
             raise fail(f"stopped; {resume}", STOPPED) from error
         except InfrastructureError as error:

@@ -92,7 +92,7 @@ def show(
         run = RunDirectory.read(run_dir)
         rows = rank(run.archive, run.preset.protocol)
         best = next((row.candidate_id for row in rows if row.rank == 1), "")
-        found = _find(run, candidate or best)
+        found = find_candidate_id(run, candidate or best)
         view = view_candidate(run.archive, run.preset.protocol, found)
         if json:
             _print_json(view.to_dict())
@@ -100,7 +100,7 @@ def show(
             _print(render_candidate(view, code=code))
 
 
-def _find(run: RunDirectory, wanted: str) -> str:
+def find_candidate_id(run: RunDirectory, wanted: str) -> str:
     """The candidate that is meant; one line and status 2 where there is none, or where there are several."""
     from poise_core.archive import ArchiveError
     from poise_core.views import find_candidate

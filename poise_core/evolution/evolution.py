@@ -10,19 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from poise_core.agents.base import Attempt, Proposal, ProposalContext, Reflection
+from poise_core.agents.steering import steering_text
 from poise_core.archive import EVOLUTION_ARM as ARM
-from poise_core.archive import failure_row, proposal_id, proposal_row, reflection_row, selection_row
+from poise_core.archive import Archive, failure_row, proposal_id, proposal_row, reflection_row, selection_row
 from poise_core.evolution.events import Observer, announced, ignore
 from poise_core.evolution.ladder import Ladder, Rung
-from poise_core.evolution.memory import Memory
+from poise_core.evolution.memory import Memory, with_bonus
 from poise_core.evolution.places import Draft, Place, failure_to_dict, load_record
-from poise_core.evolution.roles import Roles, default_roles
+from poise_core.evolution.roles import Roles, roles_for
 from poise_core.evolution.trials import Subject, Trials
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.files import write_atomically
@@ -46,12 +48,27 @@ class EvolutionError(Exception):
 class Evolution:
     """The stages of one run, bound to its directory; see the module's docstring."""
 
-    def __init__(self, run: RunDirectory, *, roles: Roles | None = None, observer: Observer = ignore) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        *,
+        roles: Roles | None = None,
+        observer: Observer = ignore,
+        replay: Archive | None = None,
+    ) -> None:
+        """Bind to a run directory.
+
+        Args:
+            run: opened.
+            roles: instead of those of the preset.
+            observer: told what happens.
+            replay: the archive of a recorded run, whose language models' answers are taken instead of new ones.
+        """
         self.run = run
         self.preset = run.preset
-        self.roles = roles or default_roles(run.preset)
         self.observer = observer
         self._stop = threading.Event()
+        self.roles = roles or roles_for(run.preset, run.archive, replay=replay, should_stop=self._stop.is_set)
         self.trials = Trials(run, observer=observer, should_stop=self._stop.is_set)
         self.memory = Memory(run.archive, run.preset.protocol)
         self.ladder = Ladder(self.trials, self.seeds)
@@ -101,10 +118,12 @@ class Evolution:
         names = {row["candidate_id"]: row["name"] for row in self.memory.candidates()}
         if not self.run.archive.contains("selections", protocol=protocol, arm=ARM, generation=generation):
             nodes = self.memory.nodes(generation)
-            chosen = self.roles.selector.select(nodes, self.preset.search.parents, self._seed("select", generation))
+            bonuses = self.memory.steering_bonuses(nodes, self.preset.agents.steering)
+            steered = [with_bonus(node, bonuses.get(node.candidate_id, 0.0)) for node in nodes]
+            chosen = self.roles.selector.select(steered, self.preset.search.parents, self._seed("select", generation))
             if not chosen:
                 raise EvolutionError(f"nothing to select parents from: {self._why_no_scores()}")
-            self.run.archive.append("selections", self._selection_rows(generation, chosen))
+            self.run.archive.append("selections", self._selection_rows(generation, chosen, bonuses))
             self.run.archive.compact()
         rows = self.run.archive.rows("selections", protocol=protocol, arm=ARM, generation=generation, selected=True)
         places = [
@@ -122,7 +141,11 @@ class Evolution:
             with self._stage("propose", place.label, place.generation) as say:
                 context = self.context(place)
                 seed = self._seed("propose", place.generation, place.slot)
-                proposals = self.roles.proposer.propose(context, self.preset.search.proposals, seed)
+                try:
+                    proposals = self.roles.proposer.propose(context, self.preset.search.proposals, seed)
+                except CandidateFailure as failure:
+                    self._record_failure(place, failure, *self._child_to_be(place))
+                    proposals = []
                 stored = [proposal.model_dump(mode="json") for proposal in proposals]
                 self._write(path, stored)
                 say(", ".join(proposal.name for proposal in proposals) or "nothing new")
@@ -143,6 +166,7 @@ class Evolution:
                         "feasible": one.feasible,
                         "terms": dict(one.terms),
                         "reasons": list(one.reasons),
+                        "screener": one.screener,
                     }
                     for one in ranked
                 ]
@@ -168,8 +192,7 @@ class Evolution:
             self._settle(place)
             failure = CandidateFailure(FailureKind.REJECTED, "implement", self._why_no_child(place))
             if not self._drafts(place):  # otherwise every draft has a row of its own
-                identity = f"{ARM}-g{place.generation}-s{place.slot}"
-                self._record_failure(place, failure, identity, f"child of {place.parent_name}")
+                self._record_failure(place, failure, *self._child_to_be(place))
             raise failure
         return draft
 
@@ -222,7 +245,11 @@ class Evolution:
         if failure is None and stopped is None and not measured:
             raise Cancelled(f"no reflection on {subject.name}: it has neither a score nor a failure yet")
         with self._stage("reflect", subject.name, subject.generation) as say:
-            reflection = self.roles.reflector.reflect(self.memory.evidence(subject, failure, stopped))
+            directive = steering_text(self.preset.agents.steering)
+            evidence = replace(
+                self.memory.evidence(subject, failure, stopped), directive=directive, generation=subject.generation
+            )
+            reflection = self.roles.reflector.reflect(evidence)
             row = reflection_row(
                 candidate_id=subject.candidate_id,
                 protocol=self.preset.protocol.digest,
@@ -245,7 +272,9 @@ class Evolution:
 
     def _ended(self, place: Place) -> bool:
         if not self.run.archive.contains("proposals", arm=ARM, generation=place.generation, slot=place.slot):
-            return False
+            identity, _ = self._child_to_be(place)  # a place without a single idea has ended where that is on record
+            keys = {"protocol": self.preset.protocol.digest, "stage": "implement", "attempt": 0}
+            return self.run.archive.contains("failures", candidate_id=identity, **keys)
         drafts = [draft.candidate_id for draft in self._drafts(place) if draft.candidate_id]
         admitted = self.run.archive.rows("verifications", candidate_id=drafts, admitted=True)
         reflected = self.run.archive.rows(
@@ -263,8 +292,11 @@ class Evolution:
             parent=self.memory.record(place.parent_id),
             references=self.memory.references(reference_set(nodes, place.parent_id, seed=seed)),
             avoid=self.memory.tried(place.generation),
+            directive=steering_text(self.preset.agents.steering),
             generation=place.generation,
             wide=self._answers_plateau() and self.plateau(nodes).stalled,
+            slot=place.slot,
+            ancestors=self.memory.ancestors(place.parent_id),
         )
 
     def plateau(self, nodes: Sequence[NodeRecord]) -> Plateau:
@@ -354,6 +386,7 @@ class Evolution:
                     terms=screened["terms"],
                     feasible=screened["feasible"],
                     reasons=screened["reasons"],
+                    screened_by=screened.get("screener"),
                 )
             )
         self.run.archive.append("proposals", rows)
@@ -363,6 +396,11 @@ class Evolution:
         while (stored := load_record(self._folder(place) / f"draft-{len(drafts)}.json")) is not None:
             drafts.append(Draft(**stored))
         return drafts
+
+    @staticmethod
+    def _child_to_be(place: Place) -> tuple[str, str]:
+        """Identity and name of a child that there is no idea for yet."""
+        return f"{ARM}-g{place.generation}-s{place.slot}", f"child of {place.parent_name}"
 
     def _why_no_child(self, place: Place) -> str:
         drafts = self._drafts(place)
@@ -377,7 +415,9 @@ class Evolution:
                 return f"{row['name']} {failure.kind} in {failure.stage}: {failure.message}"
         return "no candidate has been evaluated"
 
-    def _selection_rows(self, generation: int, chosen: Sequence[Selection]) -> list[dict[str, Any]]:
+    def _selection_rows(
+        self, generation: int, chosen: Sequence[Selection], bonuses: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
         slots: dict[str, list[int]] = {}
         reasons: dict[str, str] = {}
         for one in chosen:
@@ -388,7 +428,10 @@ class Evolution:
                 protocol=self.preset.protocol.digest,
                 generation=generation,
                 candidate_id=score.candidate_id,
-                terms=score.terms,
+                terms={
+                    **score.terms,
+                    **({"steering": bonuses[score.candidate_id]} if score.candidate_id in bonuses else {}),
+                },
                 total=score.total,
                 slots=slots.get(score.candidate_id, ()),
                 reason=reasons.get(score.candidate_id),

@@ -8,7 +8,9 @@ sibling that is still training will turn out to be never depends on who was fast
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from poise_core.agents.base import (
@@ -20,8 +22,11 @@ from poise_core.agents.base import (
     ReflectionEvidence,
     Tried,
 )
+from poise_core.agents.digest import run_metric
+from poise_core.agents.settings import Steering
+from poise_core.agents.steering import steering_bonus
 from poise_core.archive import EVOLUTION_ARM, Archive
-from poise_core.evaluation.protocol import Protocol
+from poise_core.evaluation.protocol import BenchmarkSpec, Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evaluation.statistics import Interval, overall_interval, paired_delta
 from poise_core.evolution.places import failure_to_dict
@@ -71,6 +76,35 @@ class Memory:
             if row["generation"] < generation
         ]
 
+    def steering_bonuses(self, nodes: Sequence[NodeRecord], steering: Steering) -> dict[str, float]:
+        """Points of utility that the user's secondary aims add to each scored node's Overall; empty where there are none."""
+        scored = [node for node in nodes if node.overall is not None]
+        root = next((node for node in scored if not node.parent_ids), None)
+        if not steering.secondary or root is None or root.overall is None:
+            return {}
+        names = [aim.metric for aim in steering.secondary]
+        base = self._run_metrics(root.candidate_id, names)
+        return {
+            node.candidate_id: steering_bonus(
+                steering,
+                node.overall.estimate,
+                self._run_metrics(node.candidate_id, names),
+                root.overall.estimate,
+                base,
+            )
+            for node in scored
+            if node.overall is not None
+        }
+
+    def _run_metrics(self, candidate_id: str, names: Sequence[str]) -> dict[str, float | None]:
+        """Means over seeds of metrics of :data:`poise_core.agents.digest.RUN_METRICS`."""
+        trajectories = self.archive.trajectory(candidate_id, self.protocol.digest).values()
+        values = {name: [run_metric(rows, name) for rows in trajectories] for name in names}
+        return {
+            name: statistics.fmean(known) if (known := [one for one in given if one is not None]) else None
+            for name, given in values.items()
+        }
+
     def record(self, candidate_id: str) -> CandidateRecord:
         """A candidate of an earlier generation as a proposer sees it."""
         (row,) = self.archive.rows("candidates", candidate_id=candidate_id)
@@ -85,8 +119,19 @@ class Memory:
             proposal=self.proposal(row),
             overall=self._overall(evaluations),
             benchmarks=benchmark_means(evaluations),
+            benchmark_intervals=self._benchmark_intervals(evaluations),
             reflection=self.reflection(candidate_id),
         )
+
+    def ancestors(self, candidate_id: str) -> tuple[CandidateRecord, ...]:
+        """The records of the parent proper, its parent proper and so on, up to the root."""
+        rows = {row["candidate_id"]: row for row in self.candidates()}
+        found: list[CandidateRecord] = []
+        parents = rows[candidate_id]["parent_ids"] if candidate_id in rows else []
+        while parents and parents[0] in rows:
+            found.append(self.record(parents[0]))
+            parents = rows[parents[0]]["parent_ids"]
+        return tuple(found)
 
     def references(self, choices: Sequence[ReferenceChoice]) -> tuple[Reference, ...]:
         """The chosen candidates with their records."""
@@ -157,13 +202,20 @@ class Memory:
             proposal=self.proposal(row),
         )
 
+    def _benchmark_intervals(self, evaluations: Sequence[SeedEvaluation]) -> dict[str, Interval]:
+        return {
+            benchmark.name: overall_interval(evaluations, self._alone(benchmark))
+            for benchmark in self.protocol.benchmarks
+            if evaluations
+        }
+
+    def _alone(self, benchmark: BenchmarkSpec) -> Protocol:
+        """The protocol as if this were its only benchmark: Overall is then the benchmark's score."""
+        return self.protocol.model_copy(update={"benchmarks": (benchmark.model_copy(update={"weight": 1.0}),)})
+
     def _benchmark_deltas(self, mine: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation]) -> dict[str, Interval]:
-        """Paired difference on each benchmark alone: as Overall, under a protocol with that benchmark at weight 1."""
-        deltas = {}
-        for benchmark in self.protocol.benchmarks:
-            alone = benchmark.model_copy(update={"weight": 1.0})
-            deltas[benchmark.name] = paired_delta(mine, base, self.protocol.model_copy(update={"benchmarks": (alone,)}))
-        return deltas
+        """Paired difference on each benchmark alone."""
+        return {one.name: paired_delta(mine, base, self._alone(one)) for one in self.protocol.benchmarks}
 
     def _evaluations(self, candidate_id: str | None = None) -> dict[str, list[SeedEvaluation]]:
         """Of candidates that have not failed: one that failed at its second seed has no score, whatever its first one said."""
@@ -182,6 +234,15 @@ class Memory:
             for row in rows
             if row["stage"] in SETTLED_AT_ADMISSION or (row["generation"] or 0) < generation
         }
+
+
+def with_bonus(node: NodeRecord, points: float) -> NodeRecord:
+    """The node as the selection shall see it: Overall, limits and seeds moved by the points."""
+    if node.overall is None or points == 0.0:
+        return node
+    low, high = node.overall.low + points, node.overall.high + points
+    moved = Interval(node.overall.estimate + points, low, high, node.overall.seeds)
+    return replace(node, overall=moved, seed_overalls=tuple(one + points for one in node.seed_overalls))
 
 
 def benchmark_means(evaluations: Sequence[SeedEvaluation]) -> dict[str, float]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from poise_core.agents.base import Implementer, Proposer, Reflector, Screener
+from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.search.selection import ParentSelector
 
@@ -41,4 +43,30 @@ def default_roles(preset: Preset) -> Roles:
         screener=FirstComeScreener() if blind else CatalogueScreener(),
         implementer=CatalogueImplementer(),
         reflector=RuleReflector(),
+    )
+
+
+def roles_for(
+    preset: Preset,
+    archive: Archive,
+    *,
+    replay: Archive | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Roles:
+    """The roles of a run: those of :func:`default_roles`, with a language model where the preset names one.
+
+    Args:
+        preset: of the run.
+        archive: where calls are recorded.
+        replay: the archive of a recorded run to take all answers from.
+        should_stop: ends every wait for a model.
+    """
+    roles = default_roles(preset)
+    if not preset.agents.enabled:
+        return roles
+    from poise_core.agents.team import with_language_model
+
+    team = (roles.proposer, roles.screener, roles.implementer, roles.reflector)
+    return Roles(
+        roles.selector, *with_language_model(team, preset.agents, archive, replay=replay, should_stop=should_stop)
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))  # the loopback server and its script
+
 POISE = Path(sys.executable).parent / "poise"
 
 

@@ -17,7 +17,7 @@ from poise_core.config import load_preset
 from poise_core.run_directory import RunDirectory
 
 COMMANDS = (
-    "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "compare-search",
+    "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "compare-search", "cost", "context",
     "calibrate", "build-policy",
 )  # fmt: skip
 

@@ -1,0 +1,102 @@
+"""What the language model is asked to fill in: one form per role. Descriptions are part of the question."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PartOfFile = Literal["Hyperparameters", "LOSS_AGGREGATION", "compute_advantages", "compute_loss", "update_controller"]
+
+
+class Form(BaseModel):
+    """A form; keys that were not asked for are ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class ExpectationForm(Form):
+    """A prediction that the measurements will score."""
+
+    metric: str = Field(description="one of the metrics listed in the question")
+    direction: Literal["increase", "decrease"] = Field(description="of the child against its parent")
+    why: str = Field(max_length=1000)
+
+
+class ProposalForm(Form):
+    """One proposal for a child of the parent."""
+
+    direction: str = Field(max_length=60, description="the direction from the list that this proposal takes")
+    name: str = Field(min_length=1, max_length=40, description="short and new, such as VM-AV: letters, digits, dashes")
+    addresses: str = Field(max_length=1500, description="the parent's deficiency that it answers, with its numbers")
+    hypothesis: str = Field(min_length=1, max_length=1500, description="what should get better, by which mechanism")
+    mechanism_change: str = Field(min_length=1, max_length=2000, description="what differs from the parent")
+    equations: list[str] = Field(max_length=12, description="of the changed mechanisms, plain text, one per entry")
+    mechanisms: list[str] = Field(
+        max_length=8, description="snake_case names of the mechanisms; they become the keys of MECHANISMS"
+    )
+    touches: list[PartOfFile] = Field(description="the parts of the parent's file that change")
+    expectations: list[ExpectationForm] = Field(min_length=1, max_length=8)
+
+
+class ProposalsForm(Form):
+    """Proposals for children of the parent, one for each direction asked for."""
+
+    proposals: list[ProposalForm] = Field(min_length=1, max_length=16)
+
+
+class JudgementForm(Form):
+    """What the screener thinks of one proposal; numbers are from 0 (worst) to 10."""
+
+    index: int = Field(description="the proposal's number in the question")
+    logic: float = Field(ge=0, le=10, description="does the mechanism do what the hypothesis says")
+    feasibility: float = Field(ge=0, le=10, description="can it be written within the contract")
+    novelty: float = Field(ge=0, le=10, description="against the ideas so far and the literature")
+    expected_gain: float = Field(ge=0, le=10, description="over the parent, by the evidence")
+    admissible: bool = Field(description="false if the contract cannot express it or it repeats an idea that failed")
+    reason: str = Field(max_length=1500)
+
+
+class ScreeningForm(Form):
+    """A judgement on every proposal."""
+
+    judgements: list[JudgementForm] = Field(min_length=1, max_length=32)
+
+
+class EquationUse(Form):
+    """Where the file does what an equation says."""
+
+    number: int = Field(description="of the equation in the proposal, from 1")
+    code: str = Field(max_length=1000, description="one line of the file, copied exactly")
+
+
+class ImplementationForm(Form):
+    """A candidate file: first the plan, then the whole file, then where each equation stands in it."""
+
+    plan: list[str] = Field(min_length=1, max_length=20, description="steps from the parent's file to the child's")
+    source: str = Field(min_length=1, max_length=60_000, description="the whole Python file, without fences")
+    equations: list[EquationUse] = Field(max_length=20, description="at least one line for every equation")
+
+
+class DiagnosisForm(Form):
+    """One thing that went wrong, or notably right, at the level of mechanisms."""
+
+    code: str = Field(max_length=60, description="a code from the list in the question")
+    text: str = Field(max_length=1000, description="one sentence: the mechanism, and the numbers that show it")
+
+
+class ClaimForm(Form):
+    """One statement and the evidence rows that it rests on."""
+
+    text: str = Field(max_length=1000)
+    cites: list[str] = Field(max_length=10, description="ids of evidence rows such as E3; empty if there are none")
+
+
+class ReflectionForm(Form):
+    """What the candidate taught."""
+
+    summary: str = Field(min_length=1, max_length=2000, description="a paragraph: what changed, what happened, why")
+    diagnoses: list[DiagnosisForm] = Field(max_length=8)
+    claims: list[ClaimForm] = Field(max_length=12)
+    try_next: list[str] = Field(max_length=6)
+    avoid: list[str] = Field(max_length=6)

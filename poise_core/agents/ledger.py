@@ -1,0 +1,154 @@
+"""What every call cost, and the caps that are checked before the next one. The archive's table ``calls`` is the ledger.
+
+A row is written with the call, holds request and reply, and is keyed by what was asked: whoever asks the same in the same
+place again is answered from the row. That makes a killed run pay nothing twice, and a recorded run replayable.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from poise_core.agents.faults import CallFailed, Outcome
+from poise_core.agents.settings import AgentSettings, Cap, Price
+from poise_core.archive import Archive
+
+
+def price_table(settings: AgentSettings) -> dict[str, Price]:
+    """Model -> price: the shipped table with the user's entries over it."""
+    text = (resources.files("poise_core") / "agents" / "prices.yaml").read_text(encoding="utf-8")
+    shipped = {model: Price.model_validate(price) for model, price in yaml.safe_load(text).items()}
+    return {**shipped, **settings.prices}
+
+
+def cost(price: Price | None, input_tokens: int, output_tokens: int) -> float | None:
+    """US dollars; None where the model has no price."""
+    if price is None:
+        return None
+    return (input_tokens * price.input + output_tokens * price.output) / 1e6
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Sums over calls."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    dollars: float = 0.0
+    unpriced: int = 0  # calls of models without a price
+
+    @property
+    def tokens(self) -> int:
+        """Input and output."""
+        return self.input_tokens + self.output_tokens
+
+    def plus(self, other: Spent) -> Spent:
+        """The sum."""
+        return Spent(
+            self.calls + other.calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.dollars + other.dollars,
+            self.unpriced + other.unpriced,
+        )
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Spent:
+        """One row of ``calls``; what was not sent counts nothing."""
+        if row["outcome"] == Outcome.BUDGET:
+            return cls()
+        dollars = row["dollars"]
+        return cls(1, row["input_tokens"], row["output_tokens"], dollars or 0.0, int(dollars is None))
+
+
+class Ledger:
+    """The calls of one run; safe for several threads."""
+
+    def __init__(self, archive: Archive, settings: AgentSettings) -> None:
+        self.archive = archive
+        self.prices = price_table(settings)
+        self._caps = settings.caps
+        self._lock = threading.Lock()
+        self._spent: dict[int, Spent] = {}  # by generation
+        self._reserved: dict[int, Spent] = {}
+        for row in archive.rows("calls"):
+            self._count(row)
+
+    def spent(self, generation: int | None = None) -> Spent:
+        """What was spent in a generation, or in the run."""
+        with self._lock:
+            return self._sum(self._spent, generation)
+
+    @contextmanager
+    def reserved(self, model: str, generation: int, input_tokens: int, output_tokens: int) -> Iterator[None]:
+        """Hold what a call may cost at most while it is made, so that calls side by side cannot pass a cap together.
+
+        Raises:
+            CallFailed: BUDGET, naming the cap that the call could pass.
+        """
+        dollars = cost(self.prices.get(model), input_tokens, output_tokens)
+        most = Spent(1, input_tokens, output_tokens, dollars or 0.0)
+        with self._lock:
+            for name, cap, spent in (
+                ("generation", self._caps.generation, self._total(generation)),
+                ("run", self._caps.run, self._total(None)),
+            ):
+                self._check(f"agents.caps.{name}", cap, spent.plus(most), model, dollars is None)
+            self._reserved[generation] = self._reserved.get(generation, Spent()).plus(most)
+        try:
+            yield
+        finally:
+            with self._lock:
+                held = self._reserved[generation]
+                self._reserved[generation] = held.plus(
+                    Spent(-most.calls, -most.input_tokens, -most.output_tokens, -most.dollars)
+                )
+
+    def find(self, call_id: str) -> dict[str, Any] | None:
+        """The row of a call."""
+        if not self.archive.contains("calls", call_id=call_id):
+            return None
+        (row,) = self.archive.rows("calls", call_id=call_id)
+        return row
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Archive a call. Written before anybody acts on its answer."""
+        if self.archive.append("calls", [row], keep_existing=True):
+            with self._lock:
+                self._count(row)
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        generation = row["generation"]
+        self._spent[generation] = self._spent.get(generation, Spent()).plus(Spent.of_row(row))
+
+    def _total(self, generation: int | None) -> Spent:
+        return self._sum(self._spent, generation).plus(self._sum(self._reserved, generation))
+
+    @staticmethod
+    def _sum(parts: Mapping[int, Spent], generation: int | None) -> Spent:
+        total = Spent()
+        for number, spent in parts.items():
+            if generation in (None, number):
+                total = total.plus(spent)
+        return total
+
+    @staticmethod
+    def _check(name: str, cap: Cap, after: Spent, model: str, unpriced: bool) -> None:
+        if cap.dollars is not None and unpriced:
+            raise CallFailed(
+                Outcome.BUDGET, f"{name}.dollars is set and {model} has no price; give one in agents.prices"
+            )
+        for unit, limit, value in (
+            ("dollars", cap.dollars, after.dollars),
+            ("calls", cap.calls, after.calls),
+            ("tokens", cap.tokens, after.tokens),
+        ):
+            if limit is not None and value > limit:
+                raise CallFailed(Outcome.BUDGET, f"{name}.{unit} is {limit:g} and the call could bring it to {value:g}")

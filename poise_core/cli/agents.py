@@ -1,0 +1,157 @@
+"""``poise cost`` and ``poise context``: what the language models cost, and what they are told."""
+
+from __future__ import annotations
+
+import json as json_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from poise_core.cli.common import UNUSABLE, JsonOption, fail, plain_errors
+from poise_core.cli.reading import RunDir, find_candidate_id
+
+if TYPE_CHECKING:
+    from poise_core.config import Preset
+    from poise_core.run_directory import RunDirectory
+
+
+def cost(run_dir: RunDir, json: JsonOption = False) -> None:
+    """What a run's language models cost so far: calls, tokens and dollars by generation, role and model.
+
+    Example: poise cost runs/laptop
+    """
+    from poise_core.agents.ledger import Spent
+    from poise_core.run_directory import RunDirectory
+
+    with plain_errors():
+        run = RunDirectory.read(run_dir)
+        groups: dict[tuple[int, str, str], dict[str, Any]] = {}
+        for row in run.archive.rows("calls"):
+            key = (row["generation"], row["role"], row["model"])
+            entry = groups.setdefault(key, {"spent": Spent(), "failed": 0, "seconds": 0.0})
+            entry["spent"] = entry["spent"].plus(Spent.of_row(row))
+            entry["failed"] += row["outcome"] != "ok"
+            entry["seconds"] += row["seconds"] or 0.0
+        lines = [_line(*key, **groups[key]) for key in sorted(groups)]
+        if json:
+            typer.echo(json_module.dumps({"calls": lines, "total": _total(lines)}, indent=1))
+        else:
+            _print_table(lines, run)
+
+
+def _line(generation: int, role: str, model: str, spent: Any, failed: int, seconds: float) -> dict[str, Any]:
+    return {
+        "generation": generation,
+        "role": role,
+        "model": model,
+        "calls": spent.calls,
+        "failed": failed,
+        "input_tokens": spent.input_tokens,
+        "output_tokens": spent.output_tokens,
+        "dollars": None if spent.unpriced else spent.dollars,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _total(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    total: dict[str, Any] = {
+        key: sum(line[key] for line in lines) for key in ("calls", "failed", "input_tokens", "output_tokens", "seconds")
+    }
+    priced = [line["dollars"] for line in lines if line["dollars"] is not None]
+    return {**total, "dollars": sum(priced), "unpriced_calls": sum(x["calls"] for x in lines if x["dollars"] is None)}
+
+
+def _print_table(lines: list[dict[str, Any]], run: RunDirectory) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    if not lines:
+        console.print("no calls: the catalogue and the rules did the work")
+        return
+    table = Table(title=f"Language models of {run.path}", title_justify="left")
+    for name in ("gen", "role", "model", "calls", "failed", "tokens in", "tokens out", "dollars", "seconds"):
+        table.add_column(name, justify="left" if name in ("role", "model") else "right")
+    for line in [*lines, {"generation": "", "role": "total", "model": "", **_total(lines)}]:
+        dollars = "no price" if line["dollars"] is None else f"{line['dollars']:.4f}"
+        numbers = [str(line[key]) for key in ("calls", "failed", "input_tokens", "output_tokens")]
+        table.add_row(str(line["generation"]), line["role"], line["model"], *numbers, dollars, f"{line['seconds']:.0f}")
+    console.print(table)
+    caps = run.preset.agents.caps.model_dump(exclude_none=True)
+    for scope, cap in caps.items():
+        for unit, limit in cap.items():
+            console.print(f"cap per {scope}: {limit:g} {unit}")
+
+
+def context(
+    run_dir: RunDir,
+    candidate: Annotated[str, typer.Argument(help="Name, id, or the beginning of an id: the parent to be.")],
+    tokens: Annotated[int | None, typer.Option(min=500, help="Budget in tokens. Default: the run's.")] = None,
+) -> None:
+    """What the proposer would be told about a candidate as the parent of the next generation; sizes go to standard error.
+
+    Example: poise context runs/laptop GRPO
+    """
+    from poise_core.agents.context import ContextTooSmallError, fit, place_sections
+    from poise_core.agents.literature import LiteratureError, load_notes
+    from poise_core.agents.prompts import estimate_tokens
+    from poise_core.evolution import Evolution, Place, default_roles
+    from poise_core.run_directory import RunDirectory
+
+    with plain_errors():
+        run = RunDirectory.read(run_dir)
+        found = find_candidate_id(run, candidate)
+        rows = {row["candidate_id"]: row for row in run.archive.rows("candidates")}
+        generation = 1 + max(row["generation"] for row in rows.values())
+        evolution = Evolution(run, roles=default_roles(run.preset))
+        place = Place(generation, 0, found, rows[found]["name"])
+        settings = run.preset.agents
+        try:
+            notes = load_notes(settings.literature_folder)
+            sections = place_sections(evolution.context(place), notes, settings.literature_notes)
+            budget = tokens or settings.for_role("proposer").context_tokens or 0
+            fitted = fit(sections, budget)
+        except (ContextTooSmallError, LiteratureError) as error:
+            raise fail(error, UNUSABLE) from error
+    typer.echo(fitted.text)
+    for section in sections:
+        mark = "cut" if section.name in fitted.cut else "left out" if section.name in fitted.left_out else ""
+        typer.echo(f"{section.name:20} {estimate_tokens(section.text):6} tokens {mark}".rstrip(), err=True)
+    typer.echo(f"about {fitted.tokens} of {budget} tokens", err=True)
+
+
+def agent_overrides(model: str | None, base_url: str | None, directive: str | None) -> list[str]:
+    """The options of ``poise evolve`` as settings of the preset."""
+    given = {"agents.model": model, "agents.base_url": base_url, "agents.steering.directive": directive}
+    return [f"{key}={json_module.dumps(value)}" for key, value in given.items() if value is not None]
+
+
+def check_and_forecast(preset: Preset) -> str:
+    """One line on what the models may cost; empty where there are none. Bad settings: one line and status 2."""
+    from poise_core.agents.preflight import AgentSettingsError, check_agents, forecast
+    from poise_core.evolution.evolution import IDEAS_TRIED, REVISIONS
+
+    try:
+        check_agents(preset.agents)
+    except AgentSettingsError as error:
+        raise fail(error, UNUSABLE) from error
+    if not preset.agents.enabled:
+        return ""
+    search = preset.search
+    return str(
+        forecast(
+            preset.agents,
+            generations=search.generations,
+            parents=search.parents,
+            ideas=IDEAS_TRIED,
+            revisions=REVISIONS,
+        )
+    )
+
+
+def recording(run_dir: Path | None) -> Any:
+    """The archive of a recorded run, for ``--replay``."""
+    from poise_core.run_directory import RunDirectory
+
+    return None if run_dir is None else RunDirectory.read(run_dir).archive

@@ -1,0 +1,66 @@
+"""Calls of language models as MLflow traces, drawn from the archive's table ``calls``. Knows no MLflow: it is handed a client."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+CALL_TAG = "poise.call_id"
+_TEXT_LENGTH = 250  # of tags
+
+
+def push_calls(client: Any, experiment_id: str, rows: Iterable[Mapping[str, Any]]) -> int:
+    """Make a trace of every call that has none yet; how many were made.
+
+    Args:
+        client: an ``MlflowClient`` whose store is the process's tracking URI, because traces are exported there.
+        experiment_id: where they go.
+        rows: of ``calls``.
+    """
+    known = _known(client, experiment_id)
+    made = 0
+    for row in sorted(rows, key=lambda one: (one["created_at"], one["call_id"])):
+        if row["call_id"] in known:
+            continue
+        end = int(row["created_at"].timestamp() * 1e9)
+        span = client.start_trace(
+            name=f"{row['role']} {row['scope']}",
+            span_type="CHAT_MODEL",
+            inputs={"messages": json.loads(row["request"])["messages"]},
+            attributes={
+                name: str(row[name])
+                for name in (
+                    "model",
+                    "method",
+                    "outcome",
+                    "prompt",
+                    "input_tokens",
+                    "output_tokens",
+                    "dollars",
+                    "replayed",
+                )
+            },
+            tags={CALL_TAG: row["call_id"][:_TEXT_LENGTH], "role": row["role"], "outcome": row["outcome"]},
+            experiment_id=experiment_id,
+            start_time_ns=end - int((row["seconds"] or 0.0) * 1e9),
+        )
+        client.end_trace(
+            span.trace_id,
+            outputs=json.loads(row["answer"]) if row["answer"] else {"fault": row["message"]},
+            status="OK" if row["outcome"] == "ok" else "ERROR",
+            end_time_ns=end,
+        )
+        made += 1
+    return made
+
+
+def _known(client: Any, experiment_id: str) -> set[str]:
+    found: set[str] = set()
+    token = None
+    while True:
+        page = client.search_traces(locations=[experiment_id], include_spans=False, max_results=500, page_token=token)
+        found |= {trace.info.tags.get(CALL_TAG, "") for trace in page}
+        token = page.token
+        if not token:
+            return found

@@ -1,0 +1,247 @@
+"""The parts of the roles that need no server: consistency, evidence, directions, steering, forecast, settings."""
+
+import math
+from typing import Any
+
+import pytest
+from script import CLIPPED, LINE
+from test_context import place, reflection
+
+from poise_core.agents.base import Expectation, Measured, Proposal, Reflection, ReflectionEvidence
+from poise_core.agents.call import Answer
+from poise_core.agents.consistency import contradictions
+from poise_core.agents.forms import (
+    ClaimForm,
+    DiagnosisForm,
+    EquationUse,
+    ExpectationForm,
+    ProposalForm,
+    ProposalsForm,
+    ReflectionForm,
+)
+from poise_core.agents.ledger import price_table
+from poise_core.agents.llm_reflector import evidence_rows, merge
+from poise_core.agents.preflight import AgentSettingsError, check_agents, forecast
+from poise_core.agents.proposer import DIRECTIONS, merged, wanted_directions
+from poise_core.agents.reflector import RuleReflector
+from poise_core.agents.secrets import redact
+from poise_core.agents.settings import AgentSettings, Steering
+from poise_core.agents.steering import steering_bonus
+from poise_core.evaluation.statistics import Interval
+from poise_core.evolution.memory import with_bonus
+from poise_core.search.selection import NodeRecord
+
+PARENT = CLIPPED.format(bound=1.0)
+
+
+def a_proposal(**changes: Any) -> Proposal:
+    given: dict[str, Any] = {
+        "name": "X", "hypothesis": "h", "mechanism_change": "m", "parent_ids": ("p",), "direction": "bound",
+        "proposer": "llm", "mechanisms": ("bounded_advantage",), "equations": ("A = clip(...)",),
+        "touches": ("compute_advantages",),
+    }  # fmt: skip
+    return Proposal(**{**given, **changes})
+
+
+USES = [EquationUse(number=1, code=LINE)]
+CHANGED = PARENT.replace("+ 1e-4", "+ 1e-3")
+
+
+def test_a_file_that_does_what_its_proposal_says_has_no_contradiction() -> None:
+    assert contradictions(CHANGED, a_proposal(), PARENT, USES) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "changes", "uses", "sentence"),
+    [
+        (CHANGED, {"mechanisms": ("other",)}, USES, "MECHANISMS lacks 'other'"),
+        (CHANGED, {}, [], "equation 1 (A = clip(...)): no line of the file is named"),
+        (CHANGED, {}, [EquationUse(number=1, code="advantage = magic(batch)")], "does not stand in the file"),
+        (PARENT, {}, USES, "the same as the parent's"),
+        (CHANGED, {"touches": ("compute_loss",)}, USES, "compute_advantages differs from the parent's"),
+        (CHANGED, {"touches": ("compute_advantages", "compute_loss")}, USES, "compute_loss is as in the parent"),
+        ("def broken(:", {}, USES, "does not parse"),
+    ],
+)
+def test_each_contradiction_is_told(source: str, changes: Any, uses: list[EquationUse], sentence: str) -> None:
+    found = contradictions(source, a_proposal(**changes), PARENT, uses)
+    assert any(sentence in one for one in found), found
+
+
+def test_docstrings_comments_and_layout_are_no_change() -> None:
+    same = PARENT.replace('"""GRPO', '"""Another text, GRPO').replace("# (B,)", "# other")
+    assert contradictions(same, a_proposal(), PARENT, USES) == ["the file does the same as the parent's"]
+
+
+def form(direction: str, name: str, change: str, **changes: Any) -> ProposalForm:
+    expectations = [
+        ExpectationForm(metric="Overall", direction="increase", why="w"),
+        ExpectationForm(metric="happiness", direction="increase", why="w"),
+    ]
+    return ProposalForm(
+        direction=direction, name=name, addresses="a", hypothesis="h", mechanism_change=change, equations=["A = B"],
+        mechanisms=["Bounded Advantage!"], touches=["compute_loss"], expectations=expectations, **changes,
+    )  # fmt: skip
+
+
+def test_duplicates_are_merged_names_are_freed_and_unmeasurable_expectations_dropped() -> None:
+    forms = [
+        form("bound", "PARENT", "advantages are clamped between minus b and plus b"),
+        form("scale", "OTHER", "advantages are clamped between minus b and plus b"),
+        form("KL: to the reference", "new idea", "a penalty on the divergence from the reference that fades"),
+    ]
+    first, second = merged(Answer(ProposalsForm(proposals=forms), "call", "proposer.md v1 @0", "m"), place())
+    assert (first.name, second.name) == ("PARENT-2", "new-idea")
+    assert (first.direction, second.direction) == ("bound", "kl")
+    assert first.mechanisms == ("bounded_advantage",)
+    assert first.expectations == (Expectation(metric="Overall", direction="increase", why="w"),)
+    assert (first.call_id, first.prompt, first.proposer) == ("call", "proposer.md v1 @0", "llm")
+
+
+def test_directions_are_different_and_begin_with_the_diagnosis() -> None:
+    wanted = wanted_directions(place(reflection("entropy_collapse")), 4, 0)
+    assert wanted[:2] == ["entropy", "clip"]
+    assert len(set(wanted)) == 4
+    assert wanted == wanted_directions(place(reflection("entropy_collapse")), 4, 0)
+    assert wanted_directions(place(), 4, 0) != wanted_directions(place(), 4, 1)
+    assert sorted(wanted_directions(place(), 99, 0)) == sorted(DIRECTIONS)
+
+
+def evidence() -> ReflectionEvidence:
+    def rows(level: float) -> list[dict[str, float]]:
+        return [{"step": step, "reward_mean": level + 0.01 * step, "entropy": 1.0 - 0.08 * step} for step in range(12)]
+
+    expectations = (
+        Expectation(metric="Overall", direction="increase", why="w"),
+        Expectation(metric="reward_end", direction="decrease", why="w"),
+        Expectation(metric="kl_end", direction="decrease", why="w"),
+    )
+    return ReflectionEvidence(
+        candidate=Measured("c", "CHILD", {0: rows(0.5), 1: rows(0.51)}, proposal=a_proposal(expectations=expectations)),
+        parent=Measured("p", "PARENT", {0: rows(0.3), 1: rows(0.31)}),
+        overall_delta=Interval(2.0, 1.0, 3.0, 2),
+        benchmark_deltas={"sums": Interval(0.5, -math.inf, math.inf, 1)},
+    )
+
+
+def test_expectations_are_scored_by_measurements_and_claims_rest_on_rows() -> None:
+    ground = RuleReflector().reflect(evidence())
+    rows = evidence_rows(evidence(), ground)
+    assert rows[0].id == "E1"
+    assert "Overall against PARENT" in rows[0].text
+    assert all(math.isfinite(value) for row in rows for value in row.numbers.values())
+    answer = ReflectionForm(
+        summary="told",
+        diagnoses=[
+            DiagnosisForm(code="entropy_collapse", text="Because the bonus is gone."),
+            DiagnosisForm(code="kl_spike", text="A spike that nobody measured."),
+        ],
+        claims=[
+            ClaimForm(text="It is better.", cites=["E1", "E999"]),
+            ClaimForm(text="It is beautiful.", cites=["E999"]),
+        ],
+        try_next=["a"],
+        avoid=["b"],
+    )
+    merged_one: Reflection = merge(ground, Answer(answer, "call", "reflector.md v1 @0", "m"), rows)
+    assert [one.outcome for one in merged_one.expectations] == ["met", "not met", "undecidable"]
+    assert merged_one.reflector == "llm"
+    claims = {claim.text: claim for claim in merged_one.claims}
+    assert claims["It is better."].evidence == {"E1 delta": 2.0, "E1 low": 1.0, "E1 high": 3.0}
+    assert not claims["It is beautiful."].supported
+    assert not claims["kl_spike: A spike that nobody measured."].supported
+    (collapse,) = [one for one in merged_one.diagnoses if one.code == "entropy_collapse"]
+    assert "collapsed from" in collapse.text  # the measured sentence stays
+    assert collapse.text.endswith("Because the bonus is gone.")
+    assert "kl_spike" not in {one.code for one in merged_one.diagnoses}
+    assert "It is beautiful. (no number behind this)" in merged_one.as_text()
+
+
+def steering(**changes: Any) -> Steering:
+    return Steering(secondary=({"metric": "length_end", "direction": "decrease", "weight": 4.0},), **changes)
+
+
+def test_secondary_aims_move_the_utility_within_their_constraint() -> None:
+    # a quarter shorter: 4 * 0.25 = 1 point
+    bonus = steering_bonus(steering(), 50.0, {"length_end": 15.0}, 50.0, {"length_end": 20.0})
+    assert bonus == pytest.approx(1.0)
+    strict = steering(overall_tolerance=0.5)
+    assert steering_bonus(strict, 49.6, {"length_end": 15.0}, 50.0, {"length_end": 20.0}) == pytest.approx(1.0)
+    assert steering_bonus(strict, 49.4, {"length_end": 15.0}, 50.0, {"length_end": 20.0}) == 0.0
+    assert steering_bonus(strict, 49.4, {"length_end": 25.0}, 50.0, {"length_end": 20.0}) == pytest.approx(-1.0)
+    assert steering_bonus(steering(), 50.0, {"length_end": None}, 50.0, {"length_end": 20.0}) == 0.0
+    node = NodeRecord("a", "A", overall=Interval(50.0, 49.0, 51.0, 2), seed_overalls=(49.5, 50.5))
+    moved = with_bonus(node, 1.0)
+    assert (moved.overall, moved.seed_overalls) == (Interval(51.0, 50.0, 52.0, 2), (50.5, 51.5))
+
+
+def test_a_forecast_says_least_and_most() -> None:
+    prices = {"openai:x": {"input": 1.0, "output": 10.0}}
+    settings = AgentSettings(model="openai:x", prices=prices, context_tokens=10_000, max_output_tokens=1000)
+    found = forecast(settings, generations=2, parents=3, ideas=3, revisions=2)
+    # 6 places: 6 proposers, 6 screeners, 6 to 6 * 3 * 3 * 2 implementers, 7 reflectors
+    assert found.calls == (25, 127)
+    assert found.tokens == (25 * 8000, 127 * 11_000)
+    assert found.dollars == (pytest.approx(25 * 0.017), pytest.approx(127 * 0.02))
+    assert "no price known for openai:local" in str(
+        forecast(AgentSettings(model="openai:local"), generations=1, parents=1, ideas=1, revisions=0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"model": "anthropic:some"}, "pip install langchain-anthropic"),
+        ({"model": "openai:local", "caps": {"run": {"dollars": 1}}}, "has no price; give one in agents.prices"),
+        ({"model": "openai:gpt-4.1", "api_key_env": "NO_SUCH_KEY"}, "NO_SUCH_KEY is not set"),
+        ({"model": "openai:x", "prompts_folder": "/nowhere"}, "/nowhere is not a folder"),
+        ({"model": "openai:x", "literature_folder": "/nowhere"}, "/nowhere is not a folder"),
+        ({"base_url": "http://127.0.0.1:1/v1"}, "no model is"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_first_call(settings: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(AgentSettingsError, match=sentence):
+        check_agents(AgentSettings.model_validate(settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"model": "no-provider"},
+        {"base_url": "http://user:secret@host/v1"},
+        {"base_url": "ftp://host"},
+        {"fallbacks": ["bare"]},
+        {"steering": {"secondary": [{"metric": "beauty", "direction": "increase"}]}},
+        {"api_key": "sk-123"},
+    ],
+)
+def test_settings_that_make_no_sense_or_hold_a_key_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="validation error"):
+        AgentSettings.model_validate(settings)
+
+
+def test_roles_fall_back_to_the_common_settings_and_these_to_the_defaults() -> None:
+    settings = AgentSettings(model="openai:big", roles={"screener": {"model": "openai:small", "temperature": 0.0}})
+    assert settings.for_role("screener").model == "openai:small"
+    assert settings.for_role("screener").temperature == 0.0
+    assert settings.for_role("proposer").model == "openai:big"
+    assert settings.for_role("proposer").retries == 3
+    assert not AgentSettings().enabled
+    assert AgentSettings(roles={"reflector": {"model": "openai:x"}}).enabled
+
+
+def test_the_users_price_replaces_the_shipped_one() -> None:
+    prices = price_table(AgentSettings(prices={"openai:gpt-4.1": {"input": 9.0, "output": 9.0}}))
+    assert prices["openai:gpt-4.1"].input == 9.0
+    assert prices["openai:gpt-4o"].output > 0
+
+
+@pytest.mark.parametrize(
+    "text", ["sk-proj-abcdefgh12345678", "Bearer abcdefgh12345", "value-of-a-key", "http://user:abcdefgh@host/db"]
+)
+def test_keys_are_recognised_by_value_and_by_shape(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_API_KEY", "value-of-a-key")
+    monkeypatch.setenv("GIT_AUTHOR_NAME", "ordinary")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "sentence")
+    assert text.split()[-1] not in redact(f"before {text} after")
+    assert redact("an ordinary sentence about tokens and keys") == "an ordinary sentence about tokens and keys"

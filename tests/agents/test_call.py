@@ -1,0 +1,378 @@
+"""Every way in which a call can end, against real sockets: one stated outcome each, in bounded time, all on the ledger."""
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llm_server import Drip, Fail, Hang, Loop, LoopbackServer, NoChoices, Say
+from pydantic import BaseModel, Field
+
+from poise_core.agents.call import Answer, Caller, Question
+from poise_core.agents.faults import RULES, AgentsUnusable, CallFailed, Outcome
+from poise_core.agents.settings import AgentSettings
+from poise_core.agents.wire import run_bounded
+from poise_core.archive import Archive
+from poise_core.failures import Cancelled
+
+Serve = Callable[..., LoopbackServer]
+
+
+class Colour(BaseModel):
+    """A colour."""
+
+    name: str = Field(min_length=1)
+    red: int
+
+
+GOOD = {"name": "green", "red": 0}
+
+
+def question(**changes: Any) -> Question[Colour]:
+    given: dict[str, Any] = {
+        "role": "proposer", "scope": "gen-01/slot-0", "generation": 1, "kind": Colour,
+        "build": lambda budget: ("Answer.", f"Which colour? {'x' * min(budget, 4000)}"), "prompt": "proposer.md v1 @0",
+    }  # fmt: skip
+    return Question(**{**given, **changes})
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(tmp_path / "archive").initialise()
+
+
+@pytest.fixture
+def caller_for(archive: Archive) -> Callable[..., Caller]:
+    def make(server: LoopbackServer, **settings: Any) -> Caller:
+        options = {name: settings.pop(name) for name in ("replay", "should_stop") if name in settings}
+        given = {"model": "openai:test", "base_url": server.base_url, "timeout_seconds": 5, "retries": 1, **settings}
+        return Caller(archive, AgentSettings.model_validate(given), backoff_seconds=0.01, **options)
+
+    return make
+
+
+def script_of(*answers: Any) -> Callable[[dict[str, Any]], Any]:
+    """These answers one after the other, the last one for ever."""
+    left: Iterator[Any] = iter(answers)
+    last = [answers[-1]]
+
+    def script(body: dict[str, Any]) -> Any:
+        last[0] = next(left, last[0])
+        return last[0]
+
+    return script
+
+
+def outcomes(archive: Archive) -> list[str]:
+    rows = sorted(archive.rows("calls"), key=lambda row: row["created_at"])
+    return [row["outcome"] for row in rows]
+
+
+CASES: dict[str, tuple[Any, dict[str, Any], list[str], str | None]] = {
+    # answers, settings, what the ledger holds, how it ends (None: with the good answer)
+    "good": ([GOOD], {}, ["ok"], None),
+    "good and streamed": ([GOOD], {"streaming": True}, ["ok"], None),
+    "good, streamed tool call": ([GOOD], {"streaming": True, "structured_output": "function_calling"}, ["ok"], None),
+    "good, by tool call": ([GOOD], {"structured_output": "function_calling"}, ["ok"], None),
+    "in a fence after reasoning": (
+        [Say("<think>{blue?}</think>It is:\n```json\n" + json.dumps(GOOD) + "\n```")], {}, ["ok"], None,
+    ),
+    "without usage": ([Say(json.dumps(GOOD), usage=False)], {}, ["ok"], None),
+    "malformed, then good": ([Say('{"name": "gre'), GOOD], {}, ["invalid_answer", "ok"], None),
+    "always malformed": ([Say("a colour, surely")], {}, ["invalid_answer"] * 3, "invalid_answer"),
+    "wrong schema": ([{"name": "", "blue": 1}], {}, ["invalid_answer"] * 3, "invalid_answer"),
+    "json_schema unknown": (
+        [Fail(400, "response_format json_schema is not supported"), GOOD], {}, ["unsupported_output", "ok"], None,
+    ),
+    "no structured output at all": (
+        [Fail(400, "response_format is not supported"), Fail(400, "tools are not supported")],
+        {}, ["unsupported_output"] * 2, "unsupported_output",
+    ),
+    "refusal": ([Say(None, refusal="I would rather not")], {}, ["refused"], "refused"),
+    "content filter": ([Say("", finish="content_filter")], {}, ["refused"], "refused"),
+    "truncated once": ([Say('{"name": "gr', finish="length"), GOOD], {}, ["truncated", "ok"], None),
+    "always truncated": ([Say('{"name": "gr', finish="length")], {}, ["truncated"] * 2, "truncated"),
+    "429 with Retry-After": (
+        [Fail(429, headers={"Retry-After": "0.2"}), GOOD], {}, ["rate_limited", "ok"], None,
+    ),
+    "429 without": ([Fail(429), GOOD], {}, ["rate_limited", "ok"], None),
+    "429 for ever": ([Fail(429)], {}, ["rate_limited"] * 2, "rate_limited"),
+    "429 with a Retry-After beyond the limit": (
+        [Fail(429, headers={"Retry-After": "3600"})], {"total_seconds": 5}, ["rate_limited"], "rate_limited",
+    ),
+    "quota": ([Fail(429, "You exceeded your current quota", "insufficient_quota")], {}, ["quota"], "quota"),
+    "500, then good": ([Fail(500), GOOD], {}, ["unavailable", "ok"], None),
+    "500 for ever": ([Fail(500)], {}, ["unavailable"] * 2, "unavailable"),
+    "no choices": ([NoChoices()], {}, ["empty_answer"] * 2, "empty_answer"),
+    "choices null": ([NoChoices(null=True)], {}, ["empty_answer"] * 2, "empty_answer"),
+    "empty text": ([Say("")], {}, ["empty_answer"] * 2, "empty_answer"),
+    "context overflow, then good": (
+        [Fail(400, "This model's maximum context length is 4096 tokens", "context_length_exceeded"), GOOD],
+        {"context_tokens": 1000}, ["context_overflow", "ok"], None,
+    ),
+    "context overflow for ever": (
+        [Fail(400, "maximum context length is 4096 tokens", "context_length_exceeded")],
+        {"context_tokens": 1000}, ["context_overflow"] * 2, "context_overflow",
+    ),
+    "bad request": ([Fail(400, "temperature is not what it should be")], {}, ["bad_request"], "bad_request"),
+    "hung": ([Hang()], {"timeout_seconds": 0.4}, ["timed_out"] * 2, "timed_out"),
+    "slow drip": ([Drip()], {"timeout_seconds": 0.4}, ["timed_out"] * 2, "timed_out"),
+    "endless stream": ([Loop()], {"timeout_seconds": 0.4, "streaming": True}, ["timed_out"] * 2, "timed_out"),
+    "hung longer than the whole answer may take": (
+        [Hang()], {"timeout_seconds": 5, "total_seconds": 0.5}, ["timed_out"], "timed_out",
+    ),
+    "an HTML page": ([b"<html>please log in</html>"], {}, ["empty_answer"] * 2, "empty_answer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_way_to_end_has_one_outcome_in_bounded_time(
+    case: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    answers, settings, ledger, end = CASES[case]
+    server = serve(script_of(*answers))
+    caller = caller_for(server, **settings)
+    started = time.monotonic()
+    if end is None:
+        answer = caller.ask(question())
+        assert answer.value == Colour(**GOOD)
+    else:
+        with pytest.raises(CallFailed) as failed:
+            caller.ask(question())
+        assert failed.value.outcome == end
+    assert time.monotonic() - started < 8
+    assert outcomes(archive) == ledger
+    assert len(server.requests) == len(ledger)  # one retry layer: the client behind it never asks again by itself
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(401, "unauthorised"), (403, "unauthorised"), (404, "unknown_model")])
+def test_a_mistake_in_the_settings_stops_the_run(
+    status: int, outcome: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    caller = caller_for(serve(script_of(Fail(status, "no such thing"))))
+    with pytest.raises(AgentsUnusable, match="check the model's name, its server and its key"):
+        caller.ask(question())
+    assert outcomes(archive) == [outcome]
+
+
+def test_every_outcome_has_a_rule() -> None:
+    assert set(RULES) == set(Outcome)
+
+
+def test_the_next_model_is_asked_where_the_first_one_fails(
+    archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(lambda body: GOOD if body["model"] == "second" else Say(None, refusal="no"))
+    answer = caller_for(server, fallbacks=["openai:second"]).ask(question())
+    assert answer.model == "openai:second"
+    assert outcomes(archive) == ["refused", "ok"]
+
+
+def test_a_role_has_its_own_model_temperature_and_limits(caller_for: Callable[..., Caller], serve: Serve) -> None:
+    server = serve(script_of(GOOD))
+    roles = {"reflector": {"model": "openai:small", "temperature": 0.5, "max_output_tokens": 77}}
+    caller = caller_for(server, roles=roles)
+    caller.ask(question())
+    caller.ask(question(role="reflector"))
+    first, second = server.requests
+    assert (first["model"], first.get("temperature"), first["max_completion_tokens"]) == ("test", None, 8192)
+    assert (second["model"], second["temperature"], second["max_completion_tokens"]) == ("small", 0.5, 77)
+
+
+def test_the_schema_is_strict_and_the_fault_is_told(caller_for: Callable[..., Caller], serve: Serve) -> None:
+    server = serve(script_of({"name": ""}, GOOD))
+    caller_for(server).ask(question())
+    asked = server.requests[0]["response_format"]["json_schema"]
+    assert asked["strict"] is True
+    assert asked["schema"]["required"] == ["name", "red"]
+    assert asked["schema"]["additionalProperties"] is False
+    again = server.requests[1]["messages"][-1]["content"]
+    assert "red: Field required" in again
+
+
+def test_the_second_complaint_comes_with_a_tool(caller_for: Callable[..., Caller], serve: Serve) -> None:
+    server = serve(script_of(Say("no"), Say("no"), GOOD))
+    caller_for(server).ask(question())
+    assert ["tools" in body for body in server.requests] == [False, False, True]
+
+
+def test_overflow_halves_the_context_and_truncation_doubles_the_output(
+    caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(script_of(Fail(400, "maximum context length"), Say('{"n', finish="length"), GOOD))
+    caller_for(server, context_tokens=1000, max_output_tokens=50).ask(question())
+    sizes = [body["messages"][-1]["content"].count("x") for body in server.requests]
+    assert sizes == [1000, 500, 500]
+    assert [body["max_completion_tokens"] for body in server.requests] == [50, 50, 100]
+
+
+def test_what_was_answered_is_never_asked_again(
+    archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    """A process killed between the answer and its use asks again: the ledger answers, also for the faulty first reply."""
+    server = serve(script_of(Fail(500), Say("no"), GOOD))
+    first = caller_for(server).ask(question())
+    second = caller_for(server).ask(question())
+    assert (first.value, first.call_id) == (second.value, second.call_id)
+    assert len(server.requests) == 3
+    caller_for(server).ask(question(scope="gen-01/slot-1"))  # another place is another question
+    assert len(server.requests) == 4
+
+
+def test_a_replay_answers_from_the_recording_alone(
+    tmp_path: Path, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(script_of(Fail(500), Say("no"), GOOD))
+    caller_for(server).ask(question())
+    for kind in ("refused", "slow"):
+        server.script = script_of(Say(None, refusal="no") if kind == "refused" else Fail(503))
+        with pytest.raises(CallFailed):
+            caller_for(server).ask(question(scope=kind))
+    asked = len(server.requests)
+    copy = Archive(tmp_path / "copy").initialise()
+    settings = AgentSettings(model="openai:test", base_url=server.base_url, retries=1)
+    replaying = Caller(copy, settings, replay=archive)
+    assert replaying.ask(question()).value == Colour(**GOOD)
+    for kind, outcome in (("refused", "refused"), ("slow", "unavailable")):
+        with pytest.raises(CallFailed) as failed:
+            replaying.ask(question(scope=kind))
+        assert failed.value.outcome == outcome
+    keys = ["row_key", "content_digest"]
+    assert copy.read("calls", keys).to_pylist() == archive.read("calls", keys).to_pylist()
+    with pytest.raises(AgentsUnusable, match="the recording holds no answer"):
+        replaying.ask(question(scope="elsewhere"))
+    assert len(server.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("cap", "named"),
+    [({"calls": 1}, "calls"), ({"tokens": 12_000}, "tokens"), ({"dollars": 0.04}, "dollars")],
+)
+@pytest.mark.parametrize("period", ["run", "generation"])
+def test_a_cap_stands_before_the_call(
+    cap: dict[str, float], named: str, period: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(script_of(GOOD))
+    prices = {
+        "openai:test": {"input": 1.0, "output": 4.0}
+    }  # at most 8192 * 4 / 1e6 = 0.033 dollars per call, for sure 0.0008
+    caller = caller_for(server, caps={period: cap}, prices=prices)
+    caller.ask(question())
+    caller.ledger._count({"generation": 1, "outcome": "ok", "input_tokens": 3000, "output_tokens": 0, "dollars": 0.01})
+    with pytest.raises(CallFailed, match=f"agents.caps.{period}.{named}") as failed:
+        caller.ask(question(scope="gen-01/slot-1"))
+    assert failed.value.outcome == "budget"
+    assert len(server.requests) == 1
+    assert outcomes(archive) == ["ok", "budget"]
+    if period == "generation":
+        caller.ask(question(scope="gen-02/slot-0", generation=2))
+
+
+def test_calls_side_by_side_cannot_pass_a_cap_together(archive: Archive) -> None:
+    settings = AgentSettings(model="openai:test", caps={"run": {"calls": 1}})
+    ledger = Caller(archive, settings).ledger
+    with (
+        ledger.reserved("openai:test", 1, 10, 10),
+        pytest.raises(CallFailed),
+        ledger.reserved("openai:test", 1, 10, 10),
+    ):
+        pass
+    with ledger.reserved("openai:test", 1, 10, 10):
+        pass
+
+
+def test_the_ledger_counts_tokens_cost_and_estimates(
+    archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    prices = {"openai:test": {"input": 2.0, "output": 8.0}}
+    server = serve(script_of(GOOD, Say(json.dumps(GOOD), usage=False)))
+    caller = caller_for(server, prices=prices)
+    caller.ask(question())
+    caller.ask(question(scope="other"))
+    first, second = sorted(archive.rows("calls"), key=lambda row: row["created_at"])
+    # the server counts a token per four characters of the prompt, and 100 for the answer
+    sent = len("Answer." + "\n" + "Which colour? " + "x" * 4000) // 4
+    assert (first["input_tokens"], first["output_tokens"], first["estimated"]) == (sent, 100, False)
+    assert first["dollars"] == pytest.approx((sent * 2.0 + 100 * 8.0) / 1e6)
+    assert (first["prompt"], first["model"], first["role"]) == ("proposer.md v1 @0", "openai:test", "proposer")
+    assert second["estimated"]
+    assert second["input_tokens"] >= sent
+    assert caller.ledger.spent().calls == 2
+
+
+def test_the_pace_is_kept(caller_for: Callable[..., Caller], serve: Serve) -> None:
+    caller = caller_for(serve(script_of(GOOD)), requests_per_minute=200)
+    started = time.monotonic()
+    for number in range(4):
+        caller.ask(question(scope=f"q{number}"))
+    assert time.monotonic() - started > 3 * 0.3 - 0.05
+
+
+def test_a_stop_ends_the_wait_at_once(archive: Archive, caller_for: Callable[..., Caller], serve: Serve) -> None:
+    begun = time.monotonic()
+    caller = caller_for(serve(script_of(Hang())), should_stop=lambda: time.monotonic() - begun > 0.5)
+    with pytest.raises(Cancelled):
+        caller.ask(question())
+    assert time.monotonic() - begun < 2
+    assert not archive.rows("calls")
+
+
+def test_a_client_that_will_not_be_cancelled_is_left_behind() -> None:
+    async def stubborn() -> None:
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.1)
+
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        run_bounded(stubborn, 0.2, lambda: False)
+    assert time.monotonic() - began < 2.5
+
+
+def test_nobody_at_the_port(archive: Archive, caller_for: Callable[..., Caller]) -> None:
+    server = LoopbackServer(script_of(GOOD))
+    server.close()
+    with pytest.raises(CallFailed) as failed:
+        caller_for(server).ask(question())
+    assert failed.value.outcome == "unavailable"
+
+
+def test_a_missing_key_is_named(archive: Archive) -> None:
+    settings = AgentSettings(model="openai:test")
+    with pytest.raises(AgentsUnusable, match="OPENAI_API_KEY"):
+        Caller(archive, settings).ask(question())
+
+
+def test_a_missing_package_is_named(archive: Archive) -> None:
+    with pytest.raises(AgentsUnusable, match="pip install langchain-anthropic"):
+        Caller(archive, AgentSettings(model="anthropic:some")).ask(question())
+
+
+def test_secrets_leave_no_trace(
+    archive: Archive,
+    caller_for: Callable[..., Caller],
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    planted = "planted-9f8e7d6c5b4a"
+    monkeypatch.setenv("OPENAI_API_KEY", planted)
+    monkeypatch.setenv("MY_GATEWAY_KEY", f"{planted}-too")
+    server = serve(script_of(Fail(500, f"key {planted}-too is broken"), {"name": planted, "red": 1}))
+    answer: Answer[Colour] = caller_for(server, api_key_env="MY_GATEWAY_KEY").ask(question())
+    assert server.keys == [f"{planted}-too"] * 2  # it was really used
+    assert answer.value.name == "[secret]"
+    server.script = script_of(Fail(401, f"Incorrect API key provided: {planted}"))
+    with pytest.raises(AgentsUnusable) as failed:
+        caller_for(server).ask(question(scope="other"))
+    chain: list[BaseException | None] = [failed.value]
+    while chain[-1] is not None:
+        chain.append(chain[-1].__cause__ or (None if chain[-1].__suppress_context__ else chain[-1].__context__))
+    told = " ".join(map(str, chain)) + caplog.text + json.dumps(archive.rows("calls"), default=str)
+    assert planted not in told
+    assert "[secret]" in told
