@@ -235,7 +235,7 @@ def test_a_secondary_aim_changes_who_becomes_a_parent(tmp_path: Path, laboratory
 
     def choice(direction: str) -> tuple[set[str], dict[str, float]]:
         secondary = [{"metric": "length_end", "direction": direction, "weight": 1e6}]
-        document = make_preset(generations=2, parents=1, exploration=0.0).model_dump(mode="json")
+        document = make_preset(generations=2, parents=1).model_dump(mode="json")
         preset = Preset.model_validate({**document, "agents": {"steering": {"secondary": secondary}}})
         evolution = open_evolution(tmp_path / direction, preset)
         evolve(evolution)
