@@ -59,10 +59,13 @@ def test_nothing_to_compare_is_nothing_declared() -> None:
 @pytest.mark.slow
 def test_null_runs_in_miniature_declare_hardly_anything() -> None:
     rows = study(runs=12, seeds=[3], children=30, seed=7)
-    for row in rows:
-        print(row.noise, row.ladder, sum(bool(run.declared) for run in row.runs))
-        assert sum(bool(run.declared) for run in row.runs) <= 3  # P(more) < 0.0002 at a true rate of 2.5 %
-        assert sum(bool(run.uncorrected) for run in row.runs) > sum(bool(run.declared) for run in row.runs)
+    declared, uncorrected = (
+        [sum(bool(getattr(run, kind)) for run in row.runs) for row in rows] for kind in ("declared", "uncorrected")
+    )
+    assert max(declared) <= 3  # of 12; P(more) < 0.0002 at a true rate of 2.5 %
+    # without the correction about 0.35 of all runs declare one; P(under 8 of 48) < 0.005
+    assert sum(uncorrected) >= 8
+    assert sum(uncorrected) > sum(declared)
 
 
 def test_rank_correlation_and_what_it_predicts() -> None:
