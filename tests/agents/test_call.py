@@ -146,7 +146,9 @@ def test_each_way_to_end_has_one_outcome_in_bounded_time(
         assert failed.value.outcome == end
     assert time.monotonic() - started < 8
     assert outcomes(archive) == ledger
-    assert len(server.requests) == len(ledger)  # one retry layer: the client behind it never asks again by itself
+    # one retry layer: the client behind it never asks again by itself; on a busy machine time may be up before it has asked
+    sent = len(server.requests)
+    assert sent == len(ledger) or (end == "timed_out" and 0 < sent < len(ledger))
 
 
 @pytest.mark.parametrize(("status", "outcome"), [(401, "unauthorised"), (403, "unauthorised"), (404, "unknown_model")])

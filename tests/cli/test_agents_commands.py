@@ -48,6 +48,7 @@ def test_an_evolution_with_a_model_its_cost_and_its_context(poise: Poise, tmp_pa
         (("--llm", "openai:x", "--replay", "nowhere"), "not a run directory"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_work_is_one_line_and_nothing_is_written(
     poise: Poise, tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:

@@ -168,6 +168,7 @@ def test_verify_admits_and_refuses(poise: Callable[..., Result], tmp_path: Path)
     assert [path.name for path in tmp_path.iterdir()] == ["spy.py"]
 
 
+@pytest.mark.slow
 def test_verify_compares_with_the_admitted_candidates_of_a_run(poise: Callable[..., Result], tmp_path: Path) -> None:
     """What ``evolve`` would refuse as a duplicate is refused here, and what is close is named with its distance."""
     path = algorithm_path("rloo")

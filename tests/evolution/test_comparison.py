@@ -20,6 +20,7 @@ from poise_core.views.comparison import (
 )
 
 
+@pytest.mark.slow
 def test_arms_run_apart_and_train_the_baseline_once(tmp_path: Path, laboratory: Laboratory) -> None:
     runs = arm_runs(make_preset(), tmp_path, seeds=(0, 1))
     assert len({run.folder for run in runs}) == 2 * len(ARMS)
