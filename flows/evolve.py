@@ -89,13 +89,14 @@ def generation(run_dir: str, number: int) -> None:
     """One generation: a child of every selected parent."""
     with evolution_session(run_dir) as evolution:
         lowest, *higher = evolution.rungs
-        children, trained = [], []
+        designed, children, trained = [], [], []
         child = None
         for place in select_parents(run_dir, number):  # admitted one after the other: each sees the ideas before it
             ideas = propose.submit(run_dir, place, allow_failure(child))
             ranked = screen.submit(run_dir, place, ideas)
             draft = implement.submit(run_dir, place, ranked)
             child = verify.submit(run_dir, place, draft)
+            designed += [ideas, ranked, draft]
             children.append(child)
             trained.append(on_rung(train, lowest).submit(run_dir, child, lowest))
         below = []
@@ -105,6 +106,6 @@ def generation(run_dir: str, number: int) -> None:
             trained = [on_rung(train, following).submit(run_dir, one, following) for one in judged]
         scored = [evaluate.submit(run_dir, one) for one in trained]
         reflected = [reflect.submit(run_dir, *pair) for pair in zip(children, map(allow_failure, scored), strict=True)]
-        raise_for_the_run([*children, *below, *trained, *scored, *reflected])
+        raise_for_the_run([*designed, *children, *below, *trained, *scored, *reflected])
         show_leaderboard.submit(run_dir, reflected).wait()
         update_tracking.submit(run_dir, reflected).wait()

@@ -63,7 +63,7 @@ def evolve_here(
                 state: Any = evolve(str(evolution.run.path), return_state=True)
             finally:
                 _send_what_is_left()
-            if state.is_cancelled():
+            if state.is_cancelled() or evolution.stopped:
                 raise Cancelled("stopped")
             state.result()
             return evolution.run

@@ -57,6 +57,9 @@ def with_typed_end(stage: Callable[P, R]) -> Callable[P, R]:
 def raise_for_the_run(futures: Iterable[PrefectFuture[Any]]) -> None:
     """Wait for all of them, then raise what concerns the whole run; failures of candidates do not.
 
+    Args:
+        futures: of every stage: one that was never started because a stage before it failed does not say why.
+
     Raises:
         InfrastructureError: a stage failed of the machine more often than the preset allows.
         Cancelled: a stage was stopped.

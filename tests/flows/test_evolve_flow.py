@@ -205,6 +205,20 @@ def test_a_lasting_fault_stops_the_run_after_the_siblings_have_finished(tmp_path
     assert contents(archive) == contents(in_order.run.archive)
 
 
+def test_a_stop_before_a_child_is_drafted_cancels_the_run(tmp_path: Path, laboratory: Laboratory) -> None:
+    """The stages after it are never started, and their states do not say that it was a stop."""
+    from tasks.session import current_evolution
+
+    def stop(event: Event) -> None:
+        if (event.kind, event.stage, event.generation) == ("started", "screen", 1):
+            current_evolution(tmp_path / "run").stop()
+
+    preset = make_preset({"parallel_candidates": 2}, generations=1)
+    state = run_flow(tmp_path / "run", preset, observer=stop)
+    assert state.is_cancelled(), state
+    assert run_flow(tmp_path / "run", preset).is_completed()
+
+
 def test_a_stop_cancels_the_run_and_the_next_one_goes_on(tmp_path: Path, laboratory: Laboratory) -> None:
     from tasks.session import current_evolution
 
