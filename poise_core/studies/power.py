@@ -1,8 +1,9 @@
-"""How often one child that is truly better is found, against what it costs.
+"""How often one change that is truly better is found, against what it costs, for every arm of the search.
 
-``python -m poise_core.studies.power`` writes ``docs/results/power.md`` and a drawing. One child of every simulated evolution is
-truly 3 points better than GRPO, the others equal it; found means declared champion candidate by the code of
-``poise leaderboard``. Children train with all seeds, or climb a ladder whose last rung may then afford more of them.
+``python -m poise_core.studies.power`` writes ``docs/results/power.md`` and a drawing. In every simulated evolution one proposal,
+at a random place, is truly worth 3 points; whatever descends from it keeps them, and no other change does anything. Found means
+that it or a descendant is declared champion candidate by the code of ``poise leaderboard``. Parents are chosen by the selectors of
+the arms. Children train with all seeds, or climb a ladder whose last rung may then afford more of them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from poise_core.config import LadderSpec, load_preset
+from poise_core.search.acquisition import AcquisitionSelector
+from poise_core.search.arms import GreedySelector, RootSelector
+from poise_core.search.selection import ParentSelector
 from poise_core.studies.drawing import Series, line_chart
 from poise_core.studies.simulation import GRPO_SEED_STD, World, share, simulate
 
@@ -29,41 +33,58 @@ LADDERS: dict[str, tuple[float, float] | None] = {
 """Name -> the thresholds at the proxy and after one seed."""
 
 
+SELECTORS: dict[str, ParentSelector] = {
+    "evolution": AcquisitionSelector(),
+    "greedy": GreedySelector(),
+    "random, best-of-n": RootSelector(),
+}
+"""Arms by how they choose parents; the last two differ in who proposes, which is not simulated: all propose the same changes."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """One way to spend, and what it found."""
+    """One arm, one way to spend, and what it found."""
 
+    arm: str
     name: str
     seeds: int
     runs: int
-    found: int  # runs in which the better child was declared
-    false: int  # runs in which another child was
+    found: int  # runs in which a child that has the better change was declared
+    false: int  # runs in which a child that has not was declared
     trainings: float  # whole trainings per run, the baseline's left out
 
 
 def study(
     runs: int, seeds: Sequence[int], children: int = CHILDREN, effect: float = EFFECT, seed: int = 0
 ) -> list[Row]:
-    """All settings; the better child stands at a random place of the evolution."""
-    preset = load_preset("laptop")
-    rows = []
-    for name, thresholds in LADDERS.items():
-        ladder = None
-        if thresholds is not None:
-            ladder = LadderSpec(enabled=True, proxy_stop_below=thresholds[0], first_stop_below=thresholds[1])
-        for count in seeds:
-            found = false = 0
-            spent = 0.0
-            for number in range(runs):
-                rng = np.random.default_rng([seed, number, count])
-                better = int(rng.integers(children))
-                effects = [effect if child == better else 0.0 for child in range(children)]
-                run = simulate(World.build(preset, rng), rng, effects, count, ladder, uncorrected=False)
-                found += f"child-{better:02d}" in run.declared
-                false += bool(set(run.declared) - {f"child-{better:02d}"})
-                spent += run.trainings / runs
-            rows.append(Row(name, count, runs, found, false, spent))
-    return rows
+    """All settings; the better change stands at a random place of the evolution."""
+    return [
+        measure(arm, name, count, runs, children, effect, seed)
+        for name in LADDERS
+        for count in seeds
+        for arm in SELECTORS
+    ]
+
+
+def measure(arm: str, name: str, count: int, runs: int, children: int, effect: float, seed: int) -> Row:
+    """One setting: an arm, a way to spend, a number of seeds."""
+    preset, thresholds = load_preset("laptop"), LADDERS[name]
+    ladder = None
+    if thresholds is not None:
+        ladder = LadderSpec(enabled=True, proxy_stop_below=thresholds[0], first_stop_below=thresholds[1])
+    found = false = 0
+    spent = 0.0
+    for number in range(runs):
+        rng = np.random.default_rng([seed, number, count])
+        better = int(rng.integers(children))
+        effects = [effect if child == better else 0.0 for child in range(children)]
+        run = simulate(
+            World.build(preset, rng), rng, effects, count, ladder, uncorrected=False, selector=SELECTORS[arm]
+        )
+        found += any(run.effects[child] > 0 for child in run.declared)
+        false += any(run.effects[child] <= 0 for child in run.declared)
+        spent += run.trainings / runs
+    return Row(arm, name, count, runs, found, false, spent)
 
 
 def render(rows: Sequence[Row], children: int, effect: float, command: str, drawing: str) -> str:
@@ -73,21 +94,22 @@ def render(rows: Sequence[Row], children: int, effect: float, command: str, draw
         "",
         f"Made by `{command}`.",
         "",
-        f"{children} children of GRPO, one of them truly {effect:+g} points of Overall, the others equal to it; seed noise as "
-        f"measured on the testbed ({GRPO_SEED_STD} points). Found: the better child is declared champion candidate. A ladder's "
-        "two numbers are the probabilities of being better than the baseline below which a child ends at the proxy and after "
-        "one seed. Budget counts whole trainings, a proxy as 0.43 of one (its tokens). It is assumed that the search proposes "
-        "the child at all, so this is the power of the evaluation, the same for every way to search.",
+        f"{children} children, three per generation. One change, proposed at a random place, is truly worth {effect:+g} points of "
+        "Overall; whatever descends from it keeps them, and no other change does anything. Seed noise as measured on the testbed "
+        f"({GRPO_SEED_STD} points). Found: a child that has the change is declared champion candidate. Arms differ in how parents "
+        "are chosen and propose the same changes: what a better proposer would add is not in here. A ladder's two numbers are the "
+        "probabilities of being better than the parent and the baseline below which a child ends at the proxy and after one seed. "
+        "Budget counts whole trainings, a proxy as 0.43 of one (its tokens).",
         "",
-        f"![share of runs that find the better child, against whole trainings]({drawing})",
+        f"![share of runs that find the better change, against whole trainings]({drawing})",
         "",
-        "| children train with | seeds | whole trainings per run | better child found | another declared |",
-        "|---|---|---|---|---|",
+        "| children train with | seeds | arm | whole trainings per run | better change found | another declared |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         hit, low, high = share(row.found, row.runs)
         lines.append(
-            f"| {row.name} | {row.seeds} | {row.trainings:.0f} | {hit:.0%} [{low:.0%}, {high:.0%}] | "
+            f"| {row.name} | {row.seeds} | {row.arm} | {row.trainings:.0f} | {hit:.0%} [{low:.0%}, {high:.0%}] | "
             f"{row.false / row.runs:.0%} |"
         )
     lines += ["", f"{rows[0].runs} runs per row; Clopper-Pearson limits at 95 %.", ""]
@@ -95,12 +117,14 @@ def render(rows: Sequence[Row], children: int, effect: float, command: str, draw
 
 
 def draw(rows: Sequence[Row]) -> str:
-    """Share found against whole trainings, one line per way to spend; SVG."""
+    """Share found against whole trainings, one line per arm and way to spend; SVG."""
     series = []
-    for name in LADDERS:
-        own = [row for row in rows if row.name == name]
-        series.append(Series(name, [row.trainings for row in own], [100.0 * row.found / row.runs for row in own]))
-    return line_chart(series, "whole trainings per evolution", "better child found, % of runs")
+    for name in (next(iter(LADDERS)), "ladder 0.25, 0.50"):
+        for arm in SELECTORS:
+            own = [row for row in rows if (row.name, row.arm) == (name, arm)]
+            shares = [100.0 * row.found / row.runs for row in own]
+            series.append(Series(f"{arm}: {name}", [row.trainings for row in own], shares))
+    return line_chart(series, "whole trainings per evolution", "better change found, % of runs")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,7 @@ Problems have difficulties of their own, shared by all policies. Racing, noise, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,10 @@ from poise_core.evaluation.promotion import Declaration, declare
 from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.racing import difference_noise, race
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.evaluation.statistics import Interval
+from poise_core.search.arms import RootSelector
+from poise_core.search.nodes import NodeRecord
+from poise_core.search.selection import ParentSelector
 
 Array = npt.NDArray[np.float64]
 
@@ -44,6 +48,9 @@ PROXY_SHARE = 0.43
 """Of a whole training's tokens, in the first 30 of 60 steps: completions are short at first. GRPO, one seed on the testbed."""
 
 BASELINE = "GRPO"
+
+MECHANISMS = (8, 4)
+"""Slots, and choices per slot, of the catalogue that children change one choice of; none of them does anything."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,44 @@ class Evolution:
     uncorrected: list[str] = field(default_factory=list)  # whose plain 95 % interval lies above zero
     best: str = ""  # best mean Overall, any number of seeds, the baseline included
     trainings: float = 0.0  # whole trainings, a proxy as its share; the baseline's left out
+    effects: dict[str, float] = field(default_factory=dict)  # child -> true difference to the baseline, percent points
+
+
+@dataclass
+class _Child:
+    """One algorithm, and what was measured of it."""
+
+    name: str
+    parents: tuple[str, ...]
+    generation: int
+    effect: float  # true, percent points
+    choices: tuple[int, ...]  # of MECHANISMS, per slot
+    rewards: dict[int, float] = field(default_factory=dict)  # seed -> the proxy's
+    evaluations: list[SeedEvaluation] = field(default_factory=list)
+
+    @property
+    def overalls(self) -> dict[int, float]:
+        return {one.seed: one.overall for one in self.evaluations}
+
+    def node(self) -> NodeRecord:
+        """As the search sees it."""
+        overalls = [one.overall for one in self.evaluations]
+        scores: dict[str, list[float]] = {}
+        for evaluation in self.evaluations:
+            for result in evaluation.benchmarks:
+                scores.setdefault(result.name, []).append(result.score)
+        mean = float(np.mean(overalls)) if overalls else math.nan
+        return NodeRecord(
+            self.name,
+            self.name,
+            self.parents,
+            self.generation,
+            Interval(mean, mean, mean, len(overalls)) if overalls else None,
+            {name: float(np.mean(values)) for name, values in scores.items()},
+            {f"slot-{slot}": f"choice-{choice}" for slot, choice in enumerate(self.choices)},
+            tuple(overalls),
+            {name: tuple(values) for name, values in scores.items()},
+        )
 
 
 def simulate(
@@ -123,70 +168,104 @@ def simulate(
     stds: Sequence[float] = (GRPO_SEED_STD,),
     per_generation: int = 3,
     uncorrected: bool = True,
+    selector: ParentSelector | None = None,
 ) -> Evolution:
-    """One evolution whose children are all children of the baseline.
+    """One evolution; a child's true difference to the baseline is its parent's and its own effect.
 
     Args:
         world: the testbed.
         rng: of everything that is drawn.
-        effects: true difference of every child to the baseline, percent points of Overall.
+        effects: what every child's change is worth, percent points of Overall.
         seeds: of the last rung.
         ladder: None: every child trains with all seeds.
         stds: seed standard deviations of Overall; each child has one of them, drawn at random, the baseline GRPO's.
         per_generation: children that are decided on the same earlier measurements.
         uncorrected: whether to look at plain 95 % intervals too.
+        selector: of parents; None: all are children of the baseline.
     """
-    shift = world.seed_shift()
-    evaluations = {BASELINE: [world.evaluate(rng.normal(0, shift), seed, rng) for seed in range(seeds)]}
-    rewards = {BASELINE: {seed: PROXY_STD * rng.normal() for seed in range(seeds)}}
-    overalls = {BASELINE: {one.seed: one.overall for one in evaluations[BASELINE]}}
-    fresh_rewards, fresh_overalls = dict(rewards), dict(overalls)
+    selector = selector or RootSelector()
+    baseline = _Child(BASELINE, (), 0, 0.0, (0,) * MECHANISMS[0])
+    baseline.evaluations = [world.evaluate(rng.normal(0, world.seed_shift()), seed, rng) for seed in range(seeds)]
+    baseline.rewards = {seed: PROXY_STD * rng.normal() for seed in range(seeds)}
+    everyone = {BASELINE: baseline}
     run = Evolution()
-    shifts = {effect: world.shift_for(effect) for effect in set(effects)}
-    for number, effect in enumerate(effects):
-        if number % per_generation == 0:
-            rewards, overalls = dict(fresh_rewards), dict(fresh_overalls)
-        name, std = f"child-{number:02d}", float(rng.choice(stds))
-        offsets = rng.normal(size=seeds)
-        draws = shifts[effect] + world.seed_shift(std) * offsets
-        common = math.sqrt(0.5) * (offsets + rng.normal(size=seeds))
-        proxies = {seed: effect + PROXY_STD * float(common[seed]) for seed in range(seeds)}
-        stop, spent = _climb(world, rng, ladder, draws, proxies, (rewards, overalls), seeds)
-        run.trainings += spent
-        if stop is not None:
-            evaluations[name] = stop
-        fresh_rewards[name] = dict(list(proxies.items())[: max(len(stop or ()), 1)])
-        fresh_overalls[name] = {one.seed: one.overall for one in stop or ()}
-    tried = [f"child-{number:02d}" for number in range(len(effects))]
-    declared = declare(evaluations, BASELINE, tried, world.protocol)
+    for first in range(0, len(effects), per_generation):
+        known = dict(everyone)
+        generation = 1 + first // per_generation
+        own = effects[first : first + per_generation]
+        nodes = [one.node() for one in known.values()]
+        chosen = selector.select(nodes, len(own), int(rng.integers(2**31)))
+        for slot, (effect, pick) in enumerate(zip(own, sorted(chosen, key=lambda one: one.slot), strict=True)):
+            parent = known[pick.candidate_id]
+            total = parent.effect + effect
+            child = _Child(
+                f"child-{first + slot:02d}", (parent.name,), generation, total, _mutated(parent.choices, rng)
+            )
+            shift, std = world.shift_for(total), float(rng.choice(stds))
+            offsets = rng.normal(size=seeds)
+            draws = shift + world.seed_shift(std) * offsets
+            common = math.sqrt(0.5) * (offsets + rng.normal(size=seeds))
+            child.rewards = {seed: total + PROXY_STD * float(common[seed]) for seed in range(seeds)}
+            run.trainings += _climb(world, rng, ladder, child, draws, known)
+            run.effects[child.name] = total
+            everyone[child.name] = child
+    measured = {name: one.evaluations for name, one in everyone.items() if one.evaluations}
+    declared = declare(measured, BASELINE, list(run.effects), world.protocol)
     run.declared = _names(declared)
     if uncorrected:
-        run.uncorrected = _names(declare(evaluations, BASELINE, tried, world.protocol, alpha=0.05 * len(tried)))
-    run.best = max(evaluations, key=lambda name: sum(one.overall for one in evaluations[name]) / len(evaluations[name]))
+        plain = declare(measured, BASELINE, list(run.effects), world.protocol, alpha=0.05 * len(run.effects))
+        run.uncorrected = _names(plain)
+    run.best = max(measured, key=lambda name: sum(one.overall for one in measured[name]) / len(measured[name]))
     return run
+
+
+def _mutated(choices: tuple[int, ...], rng: np.random.Generator) -> tuple[int, ...]:
+    slots, count = MECHANISMS
+    slot, step = int(rng.integers(slots)), int(rng.integers(1, count))
+    return tuple((choice + step) % count if at == slot else choice for at, choice in enumerate(choices))
 
 
 def _climb(
     world: World,
     rng: np.random.Generator,
     ladder: LadderSpec | None,
+    child: _Child,
     draws: Array,
-    proxies: dict[int, float],
-    earlier: tuple[dict[str, dict[int, float]], dict[str, dict[int, float]]],
-    seeds: int,
-) -> tuple[list[SeedEvaluation] | None, float]:
-    """Evaluations of one child as far as it climbs, and the whole trainings that it cost."""
+    known: Mapping[str, _Child],
+) -> float:
+    """Measure one child as far as it climbs; the whole trainings that it cost. Rewards not seen are forgotten.
+
+    Args:
+        world: the testbed.
+        rng: of answers.
+        ladder: None: all seeds at once.
+        child: its evaluations are added.
+        draws: (seeds,) its trained policies in logits from the baseline.
+        known: all that was measured in earlier generations, its parent and the baseline among it.
+    """
+    seeds = len(draws)
     if ladder is None:
-        return [world.evaluate(draws[seed], seed, rng) for seed in range(seeds)], float(seeds)
-    rewards, overalls = earlier
-    noise = difference_noise(rewards, ladder.reward_noise, ladder.noise_weight)
-    if race({BASELINE: proxies[0] - rewards[BASELINE][0]}, noise, ladder.proxy_stop_below).stop:
-        return None, PROXY_SHARE
-    first = world.evaluate(draws[0], 0, rng)
-    noise = difference_noise(overalls, ladder.overall_noise, ladder.noise_weight)
-    if race({BASELINE: first.overall - overalls[BASELINE][0]}, noise, ladder.first_stop_below).stop:
-        return [first], 1.0
-    return [first, *(world.evaluate(draws[seed], seed, rng) for seed in range(1, seeds))], float(seeds)
+        child.evaluations = [world.evaluate(draws[seed], seed, rng) for seed in range(seeds)]
+        return float(seeds)
+    references = [known[name] for name in dict.fromkeys((*child.parents, BASELINE))]
+    rewards = child.rewards
+    child.rewards = {0: rewards[0]}
+    noise = difference_noise(
+        {name: one.rewards for name, one in known.items()}, ladder.reward_noise, ladder.noise_weight
+    )
+    gaps = {one.name: rewards[0] - one.rewards[0] for one in references}
+    if race(gaps, noise, ladder.proxy_stop_below).stop:
+        return PROXY_SHARE
+    child.evaluations = [world.evaluate(draws[0], 0, rng)]
+    noise = difference_noise(
+        {name: one.overalls for name, one in known.items()}, ladder.overall_noise, ladder.noise_weight
+    )
+    gaps = {one.name: child.overalls[0] - one.overalls[0] for one in references}
+    if race(gaps, noise, ladder.first_stop_below).stop:
+        return 1.0
+    child.rewards = rewards
+    child.evaluations += [world.evaluate(draws[seed], seed, rng) for seed in range(1, seeds)]
+    return float(seeds)
 
 
 def _names(declarations: Sequence[Declaration]) -> list[str]:

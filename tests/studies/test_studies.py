@@ -11,10 +11,12 @@ import pytest
 from laboratory import STEPS, Laboratory, evolve, make_preset, open_evolution
 
 from poise_core.config import LadderSpec, load_preset
+from poise_core.search.acquisition import AcquisitionSelector
+from poise_core.search.arms import GreedySelector, RootSelector
 from poise_core.studies import ladder_cost, null_runs, power
 from poise_core.studies.drawing import Series, line_chart
 from poise_core.studies.ladder_cost import Recorded, climb, read_run, replay, select
-from poise_core.studies.simulation import GRPO_SCORES, GRPO_SEED_STD, World, share, simulate
+from poise_core.studies.simulation import GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, share, simulate
 
 LADDER = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.1, first_stop_below=0.2)
 
@@ -53,6 +55,28 @@ def test_a_ladder_spends_less_and_finds_a_large_effect() -> None:
     assert raced.declared == ["child-20"]
     # the nine that lose 15 points end at the proxy, at a third of a training each, or at one seed
     assert raced.trainings < 90 - 9 * 2
+
+
+def test_descendants_keep_what_a_change_is_worth() -> None:
+    """Greedy search builds on the child that is 12 points better; best-of-n goes on with children of the baseline."""
+    world = World.build(load_preset("laptop"), np.random.default_rng(2))
+    effects = [12.0] + [0.0] * 8
+    greedy = simulate(world, np.random.default_rng(3), effects, 3, selector=GreedySelector())
+    assert [greedy.effects[f"child-{number:02d}"] for number in range(9)] == [12.0, 0.0, 0.0] + [12.0] * 6
+    root = simulate(world, np.random.default_rng(3), effects, 3, selector=RootSelector())
+    assert list(root.effects.values()) == effects
+    evolved = simulate(world, np.random.default_rng(3), effects, 3, LADDER, selector=AcquisitionSelector())
+    assert sum(effect > 0 for effect in evolved.effects.values()) > 1
+    assert set(evolved.declared) <= {name for name, effect in evolved.effects.items() if effect > 0}
+
+
+def test_a_child_races_its_parent_too() -> None:
+    """Three children are 12 points better; the thirty after them lose those again, equal the baseline, and end at the proxy."""
+    world = World.build(load_preset("laptop"), np.random.default_rng(2))
+    effects = [12.0, 12.0, 12.0] + [-12.0] * 30
+    sure = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.4, first_stop_below=0.6)
+    greedy = simulate(world, np.random.default_rng(3), effects, 3, sure, selector=GreedySelector())
+    assert greedy.trainings == pytest.approx(3 * 3 + 30 * PROXY_SHARE)
 
 
 def test_shares_have_exact_limits() -> None:
