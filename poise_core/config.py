@@ -63,6 +63,12 @@ class LadderSpec(FrozenModel):
     noise_weight: PositiveFloat = Field(
         4.0, description="degrees of freedom that those two count for beside what the run measures"
     )
+    shared_noise: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of that variance that seeds do to all candidates alike, before it was measured",
+    )
 
 
 class HealthSpec(FrozenModel):

@@ -285,7 +285,7 @@ RUNGS = Table(
         Field("reference", _TEXT, "candidate id that it compared worst with", nullable=True),
         Field("difference", _FLOAT, "to the reference at the same seeds, percent points", nullable=True),
         Field("probability", _FLOAT, "that it is truly better than the reference", nullable=True),
-        Field("noise_std", _FLOAT, "of such a difference at one seed, percent points", nullable=True),
+        Field("noise_std", _FLOAT, "standard error of that difference, percent points", nullable=True),
         Field("noise_freedom", _FLOAT, "degrees of freedom behind it", nullable=True),
         Field("message", _TEXT, "the decision in one sentence"),
     ),

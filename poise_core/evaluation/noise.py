@@ -89,7 +89,8 @@ def noise_of(values: Mapping[str, Mapping[int, float]]) -> NoiseFloor | None:
     table = repeated(values)
     if len(table) < FEWEST_CANDIDATES:
         return None
-    residuals, pooled = two_way_residuals(table)
+    fitted = two_way(table)
+    residuals, pooled = fitted.residuals, fitted.pooled
     if pooled.freedom <= 0 or pooled.variance <= 0:
         return None
     within = [value - np.mean(list(row.values())) for row in table.values() for value in row.values()]
@@ -109,10 +110,23 @@ def repeated(values: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, f
     return {name: row for name, row in finite.items() if len(row) > 1}
 
 
-def two_way_residuals(table: Mapping[str, Mapping[int, float]]) -> tuple[dict[str, Array], SeedNoise]:
-    """Residuals of candidate + seed, cells may be missing, and their pooled variance.
+@dataclass(frozen=True)
+class TwoWay:
+    """Least squares of candidate + seed over a table with missing cells; S seeds."""
 
-    Candidates are centred first; the seeds' effects then solve S normal equations (S seeds), whatever the number of candidates.
+    seeds: tuple[int, ...]
+    normal: Array  # (S, S) normal equations of the seeds' effects, candidates eliminated
+    right: Array  # (S,) their right-hand side
+    effects: Array  # (S,) of the seeds, with the smallest norm
+    residuals: Mapping[str, Array]  # candidate -> one number per seed that it has
+    pooled: SeedNoise  # mean square of the residuals; variance 0 with no degrees of freedom
+
+
+def two_way(table: Mapping[str, Mapping[int, float]]) -> TwoWay:
+    """Candidates are centred first; the seeds' effects then solve S equations, whatever the number of candidates.
+
+    Args:
+        table: candidate -> seed -> value, two seeds or more each; see :func:`repeated`.
     """
     seeds = sorted({seed for row in table.values() for seed in row})
     place = {seed: i for i, seed in enumerate(seeds)}
@@ -127,9 +141,11 @@ def two_way_residuals(table: Mapping[str, Mapping[int, float]]) -> tuple[dict[st
         right[at] += centred[name][1]
     effects = np.linalg.pinv(normal, hermitian=True) @ right
     residuals = {name: rest - (effects[at] - effects[at].mean()) for name, (at, rest) in centred.items()}
-    freedom = sum(len(row) - 1 for row in table.values()) - int(np.linalg.matrix_rank(normal, hermitian=True))
+    rank = int(np.linalg.matrix_rank(normal, hermitian=True)) if seeds else 0
+    freedom = sum(len(row) - 1 for row in table.values()) - rank
     squares = float(sum((rest**2).sum() for rest in residuals.values()))
-    return residuals, SeedNoise(squares / freedom if freedom > 0 else 0.0, float(max(freedom, 0)))
+    pooled = SeedNoise(squares / freedom if freedom > 0 else 0.0, float(max(freedom, 0)))
+    return TwoWay(tuple(seeds), normal, right, effects, residuals, pooled)
 
 
 def _prior(own: Sequence[SeedNoise], pooled: SeedNoise) -> SeedNoise:

@@ -1,15 +1,21 @@
-"""Which candidates go up the ladder: the decision after one rung, from paired differences and known noise.
+"""Which candidates go up the ladder: the decision after one rung, from differences and known noise.
 
-A candidate is compared at the seed it has, on the same prompts and problems, with its parent and with the baseline. With d the
-difference, v the variance of a difference between seeds with f degrees of freedom and a flat prior, the true difference is
-d + sqrt(v / n) * t_f, so
+What one training measures is taken as candidate + seed + noise, and what a seed does to all candidates as random (crossed random
+effects; Searle, Casella and McCulloch 1992, Variance components):
 
-    P(better) = T_f(d / sqrt(v / n))
+    x_cs = c + s + e_cs,  var(s) = tau^2,  var(e_cs) = v
 
-and the candidate stops where this falls below ``stop_below`` for either of them (divided by two where they are two candidates:
-two chances to be wrong). A child that equals its parent is thus lost with at most ``stop_below`` per rung, a better one less often,
-whatever the number of children. v is the two-way residual variance of all candidates measured in earlier generations, with a stated
-guess as prior of weight f_0.
+The difference of a child with one seed to a candidate with several is estimated by generalised least squares with a flat prior on
+candidates. Where seeds do much to all alike (large tau) that is the difference at the shared seed, where they do nothing it is the
+difference to the other's mean over all its seeds. So the luck that the baseline had with the one seed on which all children are
+judged is not held against each of them. With d the estimate, V its variance and f its degrees of freedom,
+
+    P(better) = T_f(d / sqrt(V))
+
+and the candidate stops where this falls below ``stop_below`` for its parent or the baseline (divided by two where they are two
+candidates: two chances to be wrong). A child that equals its parent is thus lost with at most ``stop_below`` per rung, a better one
+less often, whatever the number of children. v and tau^2 are learned from all candidates of earlier generations, with a stated guess
+as prior of weight f_0.
 
 Not successive halving: a rank among siblings exists only once all of them are measured, so the slowest one holds up the rest, and
 a fixed share is dropped even where nothing separates them. Here the share dropped follows from the differences.
@@ -22,9 +28,18 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from scipy.special import stdtr
 
-from poise_core.evaluation.noise import SeedNoise, moderated, repeated, two_way_residuals
+from poise_core.evaluation.noise import Array, SeedNoise, moderated, repeated, two_way
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An estimate of how much better one candidate is than another, percent points."""
+
+    estimate: float
+    noise: SeedNoise  # variance of the estimate
 
 
 @dataclass(frozen=True)
@@ -33,48 +48,90 @@ class Decision:
 
     stop: bool
     reference: str | None  # the one that the candidate compares worst with; None where there was none to compare with
-    difference: float | None  # to it, percent points
+    difference: Difference | None  # to it
     probability: float | None  # that the candidate is truly better than it
     message: str
 
 
-def race(differences: Mapping[str, float], noise: SeedNoise, stop_below: float, seeds: int = 1) -> Decision:
+def race(differences: Mapping[str, Difference], stop_below: float) -> Decision:
     """Decide whether a candidate goes on.
 
     Args:
-        differences: reference -> the candidate's mean minus the reference's over their shared seeds; NaN is left out.
-        noise: of such a difference at one seed.
+        differences: reference -> the candidate minus the reference; one that is not finite is left out.
         stop_below: probability; 0 never stops.
-        seeds: how many are shared.
     """
-    known = {name: value for name, value in differences.items() if math.isfinite(value)}
-    if not known:
+    chances = {
+        name: float(stdtr(one.noise.freedom, one.estimate / one.noise.std))
+        for name, one in differences.items()
+        if math.isfinite(one.estimate)
+    }
+    if not chances:
         return Decision(False, None, None, None, "nothing to compare with")
-    error = math.sqrt(noise.variance / seeds)
-    worst = min(sorted(known), key=lambda name: known[name])
-    probability = float(stdtr(noise.freedom, known[worst] / error))
-    stop = probability < stop_below / len(known)
-    text = f"{known[worst]:+.1f} points to {worst}, noise {error:.1f}: better with probability {probability:.2f}"
-    return Decision(stop, worst, known[worst], probability, text)
+    worst = min(sorted(chances), key=lambda name: chances[name])
+    gap, chance = differences[worst], chances[worst]
+    text = f"{gap.estimate:+.1f} points to {worst}, noise {gap.noise.std:.1f}: better with probability {chance:.2f}"
+    return Decision(chance < stop_below / len(chances), worst, gap, chance, text)
 
 
-def difference_noise(values: Mapping[str, Mapping[int, float]], guess: float, weight: float) -> SeedNoise:
-    """Variance of a difference between two candidates at one seed.
+@dataclass(frozen=True)
+class SeedModel:
+    """What earlier generations say of one number measured per candidate and seed: see the module's docstring."""
 
-    Args:
-        values: candidate -> seed -> what was measured; those with one seed say nothing here.
-        guess: standard deviation of one candidate between seeds, percent points.
-        weight: degrees of freedom that the guess counts for.
-    """
-    prior = SeedNoise(2.0 * guess**2, weight)
-    table = repeated(values)
-    if not table:
-        return prior
-    if len(table) == 1:  # what a seed does to all cannot be told apart: it stays in, on the safe side
-        (only,) = table.values()
-        return moderated(prior, SeedNoise(2.0 * statistics.variance(only.values()), len(only) - 1.0))
-    _, pooled = two_way_residuals(table)
-    return moderated(prior, SeedNoise(2.0 * pooled.variance, pooled.freedom)) if pooled.freedom > 0 else prior
+    values: Mapping[str, Mapping[int, float]]  # candidate -> seed -> measured, finite
+    noise: SeedNoise  # v
+    shared: float  # tau^2, percent points squared
+    seeds: tuple[int, ...]
+    effects: Array  # (S,) predicted, of each seed on all
+    inverse: Array  # (S, S) times v: covariance of their prediction errors
+
+    @classmethod
+    def learn(
+        cls, values: Mapping[str, Mapping[int, float]], guess: float, weight: float, share: float = 0.5
+    ) -> SeedModel:
+        """From everything measured.
+
+        Args:
+            values: candidate -> seed -> measured; what is not finite is left out. One seed alone says nothing of noise.
+            guess: standard deviation of one candidate between seeds, percent points.
+            weight: degrees of freedom that the guess counts for.
+            share: of the guessed variance, what seeds do to all candidates alike.
+        """
+        finite = {name: {s: x for s, x in row.items() if math.isfinite(x)} for name, row in values.items()}
+        table = repeated(finite)
+        fitted = two_way(table)
+        total, count = SeedNoise(guess**2, weight), len(fitted.seeds)
+        if len(table) == 1:  # what a seed does to all cannot be told apart
+            (only,) = table.values()
+            total = moderated(total, SeedNoise(statistics.variance(only.values()), len(only) - 1.0))
+        noise = SeedNoise((1 - share) * total.variance, total.freedom)
+        shared = share * total.variance
+        if fitted.pooled.freedom > 0:
+            noise = moderated(noise, fitted.pooled)
+            spurious = fitted.pooled.variance * float(np.trace(np.linalg.pinv(fitted.normal, hermitian=True)))
+            found = max(0.0, float(fitted.effects @ fitted.effects) - spurious) / (count - 1)
+            shared = (weight * shared + (count - 1) * found) / (weight + count - 1)
+        inverse: Array = np.zeros((count, count))
+        if shared > 0:
+            inverse = np.asarray(np.linalg.inv(fitted.normal + noise.variance / shared * np.eye(count)), np.float64)
+        return cls(finite, noise, shared, fitted.seeds, inverse @ fitted.right, inverse)
+
+    def difference(self, value: float, seed: int, reference: str) -> Difference | None:
+        """A new candidate, measured once, minus an earlier one; None where that one was not measured."""
+        row = self.values.get(reference)
+        if not row:
+            return None
+        design = np.zeros(len(self.seeds))
+        unknown = 0.0  # variance by seeds that no candidate with several seeds has had
+        shares = {one: -1.0 / len(row) for one in row}
+        shares[seed] = shares.get(seed, 0.0) + 1.0
+        for one, part in shares.items():
+            if one in self.seeds:
+                design[self.seeds.index(one)] = part
+            else:
+                unknown += part**2 * self.shared
+        estimate = value - statistics.fmean(row.values()) - float(design @ self.effects)
+        own = self.noise.variance * (1.0 + 1.0 / len(row) + float(design @ self.inverse @ design))
+        return Difference(estimate, SeedNoise(own + unknown, self.noise.freedom))
 
 
 def proxy_reward(trajectory: Sequence[Mapping[str, float]], steps: int, window: int) -> float:

@@ -1,9 +1,9 @@
 """The ladder that a child climbs: the proxy, one whole training, all seeds; and what is decided between them.
 
 The proxy is the beginning of the first seed's training, held at a checkpoint and gone on with exactly, so nothing is trained twice.
-A decision compares the child with its parent and the baseline at the same seed, against noise learned from earlier generations:
-like every role, the ladder sees measurements of generations before the child's only, so who is faster decides nothing. Every
-decision is a row of the ``rungs`` table; a child that is stopped keeps what was measured of it and is neither failed nor zero.
+A decision compares the child with its parent and the baseline, against noise learned from earlier generations: like every role, the
+ladder sees measurements of generations before the child's only, so who is faster decides nothing. Every decision is a row of the
+``rungs`` table; a child that is stopped keeps what was measured of it and is neither failed nor zero.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from poise_core.archive import EVOLUTION_ARM
-from poise_core.evaluation.noise import SeedNoise
-from poise_core.evaluation.racing import Decision, difference_noise, proxy_reward, race
+from poise_core.evaluation.racing import Decision, SeedModel, proxy_reward, race
 from poise_core.evolution.events import announced
 from poise_core.evolution.trials import Subject, Trials
 from poise_core.training.health import HealthWatch
@@ -35,7 +35,7 @@ class Ladder:
         preset = trials.run.preset
         self.spec, self.health = preset.ladder, preset.health
         self.protocol, self.baseline = preset.protocol, preset.search.baseline
-        self._seen: dict[tuple[int, str], tuple[Values, SeedNoise]] = {}
+        self._seen: dict[tuple[int, str], SeedModel] = {}
         self._lock = threading.Lock()
 
     @property
@@ -86,29 +86,28 @@ class Ladder:
             return
         trials = self.trials
         with announced(trials.observer, "race", subject.name, subject.generation, trials.should_stop) as say:
-            decision, noise = self._decide(subject, rung)
+            decision = self._decide(subject, rung)
             if decision.stop and rung == "proxy":
                 trials.keep_trajectory(subject, self.seeds[0], self.spec.proxy_steps)
             outcome: Literal["stopped", "promoted"] = "stopped" if decision.stop else "promoted"
             cause = "race" if decision.stop else None
-            self._record(subject, rung, outcome, decision.message, cause=cause, judged=decision, noise=noise)
+            self._record(subject, rung, outcome, decision.message, cause=cause, judged=decision)
             say(f"{outcome} after {_NAMES[rung]}: {decision.message}")
 
     # the decision
 
-    def _decide(self, subject: Subject, rung: Rung) -> tuple[Decision, SeedNoise]:
-        earlier, noise = self._earlier(subject.generation, rung)
-        seed = self.seeds[0]
+    def _decide(self, subject: Subject, rung: Rung) -> Decision:
+        earlier = self._earlier(subject.generation, rung)
         mine = self._value(subject, rung)
         names = {row["candidate_id"]: row["name"] for row in self.archive.rows("candidates")}
         references = dict.fromkeys(one for one in (subject.parent_id, self._baseline()) if one)
-        differences = {one: mine - earlier.get(one, {}).get(seed, math.nan) for one in references}
+        found = {one: earlier.difference(mine, self.seeds[0], one) for one in references}
         below = self.spec.proxy_stop_below if rung == "proxy" else self.spec.first_stop_below
-        decision = race(differences, noise, below)
+        decision = race({one: gap for one, gap in found.items() if gap}, below)
         if decision.reference:
             text = decision.message.replace(decision.reference, names[decision.reference])
-            decision = Decision(decision.stop, decision.reference, decision.difference, decision.probability, text)
-        return decision, noise
+            decision = replace(decision, message=text)
+        return decision
 
     def _value(self, subject: Subject, rung: Rung) -> float:
         """Reward of the proxy or Overall of the first seed, percent; NaN where it is not finite or not there."""
@@ -120,7 +119,7 @@ class Ladder:
         evaluations = self.trials.evaluations(subject, (seed,))
         return evaluations[0].overall if evaluations else math.nan
 
-    def _earlier(self, generation: int, rung: Rung) -> tuple[Values, SeedNoise]:
+    def _earlier(self, generation: int, rung: Rung) -> SeedModel:
         """What candidates of earlier generations measured on this rung, with every seed they have, and its noise."""
         with self._lock:
             if (generation, rung) not in self._seen:
@@ -128,8 +127,9 @@ class Ladder:
                 known = [row["candidate_id"] for row in rows if row["generation"] < generation]
                 values = self._rewards(known) if rung == "proxy" else self._overalls(known)
                 guess = self.spec.reward_noise if rung == "proxy" else self.spec.overall_noise
-                noise = difference_noise(values, guess, self.spec.noise_weight)
-                self._seen[generation, rung] = values, noise
+                self._seen[generation, rung] = SeedModel.learn(
+                    values, guess, self.spec.noise_weight, self.spec.shared_noise
+                )
             return self._seen[generation, rung]
 
     def _rewards(self, candidates: Sequence[str]) -> Values:
@@ -165,10 +165,10 @@ class Ladder:
         *,
         cause: str | None = None,
         judged: Decision | None = None,
-        noise: SeedNoise | None = None,
     ) -> None:
         steps = self._spent(subject, rung)
         value = self._value(subject, rung) if decision != "finished" else self._mean_overall(subject)
+        gap = judged.difference if judged else None
         row = {
             **self._keys(subject),
             "rung": rung,
@@ -180,10 +180,10 @@ class Ladder:
             "cause": cause,
             "value": value if math.isfinite(value) else None,
             "reference": judged.reference if judged else None,
-            "difference": judged.difference if judged else None,
+            "difference": gap.estimate if gap else None,
             "probability": judged.probability if judged else None,
-            "noise_std": noise.std if noise else None,
-            "noise_freedom": noise.freedom if noise else None,
+            "noise_std": gap.noise.std if gap else None,
+            "noise_freedom": gap.noise.freedom if gap else None,
             "message": message,
             "written_by": "poise",
         }

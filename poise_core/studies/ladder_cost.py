@@ -20,7 +20,7 @@ import numpy as np
 
 from poise_core.archive import EVOLUTION_ARM
 from poise_core.config import LadderSpec
-from poise_core.evaluation.racing import difference_noise, proxy_reward, race
+from poise_core.evaluation.racing import SeedModel, proxy_reward, race
 from poise_core.evaluation.rankings import rank_correlation
 from poise_core.evaluation.statistics import Interval
 from poise_core.run_directory import RunDirectory
@@ -106,17 +106,18 @@ def climb(
     for generation in sorted({one.generation for one in candidates}):
         rewards = {name: {s: every[name].rewards[s] for s in own} for name, own in proxied.items()}
         overalls = {name: {s: every[name].overalls[s] for s in own} for name, own in kept.items()}
-        reward_noise = difference_noise(rewards, ladder.reward_noise, ladder.noise_weight)
-        overall_noise = difference_noise(overalls, ladder.overall_noise, ladder.noise_weight)
+        settings = ladder.noise_weight, ladder.shared_noise
+        proxy = SeedModel.learn(rewards, ladder.reward_noise, *settings)
+        whole = SeedModel.learn(overalls, ladder.overall_noise, *settings)
         new: dict[str, tuple[int, ...]] = {}
         for one in (one for one in candidates if one.generation == generation):
-            against = {name: every[name] for name in (one.parent or baseline.name, baseline.name) if kept.get(name)}
-            gaps = {name: one.rewards[first] - other.rewards[first] for name, other in against.items()}
-            if race(gaps, reward_noise, ladder.proxy_stop_below).stop:
+            against = [name for name in dict.fromkeys((one.parent or baseline.name, baseline.name)) if kept.get(name)]
+            gaps = {name: proxy.difference(one.rewards[first], first, name) for name in against}
+            if race({name: gap for name, gap in gaps.items() if gap}, ladder.proxy_stop_below).stop:
                 new[one.name], spent = (), spent + one.proxy_tokens[first]
                 continue
-            gaps = {name: one.overalls[first] - other.overalls[first] for name, other in against.items()}
-            stop = race(gaps, overall_noise, ladder.first_stop_below).stop
+            gaps = {name: whole.difference(one.overalls[first], first, name) for name in against}
+            stop = race({name: gap for name, gap in gaps.items() if gap}, ladder.first_stop_below).stop
             new[one.name] = (first,) if stop else tuple(seeds)
             spent += sum(one.tokens[seed] for seed in new[one.name])
         kept |= new

@@ -76,8 +76,9 @@ def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
     assert row["value"] == pytest.approx(5.0)
     assert row["difference"] == pytest.approx(-55.0)
     assert row["probability"] < 0.05
-    # the guess, 2 * 5^2 with 4 degrees, and two equal seeds of the baseline, 0 with 1: sqrt(4 * 50 / 5)
-    assert row["noise_std"] == pytest.approx(40**0.5)
+    # the guess, 5^2 with 4 degrees, and two equal seeds of the baseline, 0 with 1: 20, half of it shared by candidates.
+    # Of the error of a seed's effect (v = tau^2 = 10, variances 7.5, covariance 2.5) half a seed counts: 2.5
+    assert row["noise_std"] == pytest.approx((10 * (1 + 1 / 2) + 2.5) ** 0.5)
     assert not rows(evolution, "failures")
     assert not rows(evolution, "evaluations", candidate_id=bad.candidate_id)
     assert len(rows(evolution, "trajectories", candidate_id=bad.candidate_id)) == PROXY
@@ -129,6 +130,7 @@ def test_a_child_that_climbs_is_trained_once_and_as_without_a_ladder(tmp_path: P
 def test_a_child_stopped_at_one_seed_counts_with_that_seed(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution, children = started(tmp_path, laboratory, first_stop_below=0.999)
     child = children[0]
+    laboratory.skills[child.candidate_id] = 0.1
     measure(evolution, child)
     row = {one["rung"]: one for one in rows(evolution, "rungs", candidate_id=child.candidate_id)}["first"]
     assert row["decision"] == "stopped"
