@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from laboratory import STEPS, Laboratory, evolve, make_preset, open_evolution
 
+from poise_core.archive import Archive
 from poise_core.config import LadderSpec, load_preset
+from poise_core.run_directory import RunDirectory
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
-from poise_core.studies import ladder_cost, null_runs, power
+from poise_core.studies import headline, ladder_cost, null_runs, power
 from poise_core.studies.drawing import Series, line_chart
 from poise_core.studies.ladder_cost import Recorded, climb, read_run, replay, select
 from poise_core.studies.simulation import GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, share, simulate
@@ -159,3 +161,30 @@ def test_a_chart_places_its_points() -> None:
     assert [(float(one.get("cx", 0)), float(one.get("cy", 0))) for one in circles] == [(60.0, 330.0), (540.0, 20.0)]
     with pytest.raises(ValueError, match="nothing to draw"):
         line_chart([], "x", "y")
+
+
+def test_the_headline_page_says_what_the_archives_say(tmp_path: Path, laboratory: Laboratory) -> None:
+    folder = tmp_path / "arms"
+    for arm in ("evolution", "random"):
+        search = {"generations": 2, "arm": arm}
+        evolution = open_evolution(folder / f"{arm}-seed-0", make_preset(ladder={"enabled": True}, **search))
+        evolve(evolution)
+        evolution.run.close()
+    page = tmp_path / "results" / "arms.md"
+    headline.main([str(folder), "--out", str(page)])
+    text = page.read_text()
+    run = RunDirectory.read(folder / "evolution-seed-0")
+    children = [row["name"] for row in run.archive.rows("candidates") if row["generation"]]
+    assert f"GRPO and {len(children)} variants in 2 generations" in text
+    assert all(name in text for name in children)
+    tokens = sum(run.archive.read("trajectories", ["tokens"])["tokens"].to_pylist())
+    assert f"{tokens / 1e6:.1f} million training tokens" in text
+    assert "| random | 1 | " in text
+    assert "no interval" in text
+    assert str(tmp_path) not in text  # no path of this machine
+    ElementTree.parse(tmp_path / "results" / "arms.svg")
+    copied = Archive(tmp_path / "results" / "arms" / "archive")
+    assert copied.check() == []
+    assert len(copied.rows("candidates")) == len(run.archive.rows("candidates"))
+    with pytest.raises(ValueError, match="compare-search"):
+        headline.main([str(tmp_path / "results")])

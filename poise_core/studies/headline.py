@@ -1,0 +1,234 @@
+"""The page of a headline run: what was tried, what was found, whether it held, and what the random arm found for the same.
+
+``python -m poise_core.studies.headline FOLDER`` reads the runs of ``poise compare-search`` below a folder
+(``evolution-seed-0``, ``random-seed-0``, ...), writes ``docs/results/FOLDER.md`` with a drawing, and copies the archive of
+the first evolution beside it. Every number on the page comes from the archives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from poise_core.archive import EVOLUTION_ARM
+from poise_core.evolution.comparison import ARMS
+from poise_core.run_directory import RunDirectory
+from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
+from poise_core.views.comparison import best_so_far, compare_arms, draw_comparison, training_tokens
+from poise_core.views.outlook import outlook_note
+from poise_core.views.rungs import render_rungs, rung_report
+from poise_core.views.standing import standing_of
+from poise_core.views.text import format_interval
+
+SHOWN = 15
+"""Rows of the leaderboard on the page; all of them lie in the archive."""
+
+
+def find_runs(folder: Path) -> dict[str, list[RunDirectory]]:
+    """Arm -> its runs by search seed.
+
+    Raises:
+        ValueError: there is no run of the evolution.
+    """
+    found: dict[str, list[RunDirectory]] = {}
+    for arm in ARMS:
+        paths = sorted(path for path in folder.glob(f"{arm}-seed-*") if (path / "preset.yaml").exists())
+        if paths:
+            found[arm] = [RunDirectory.read(path) for path in paths]
+    if "evolution" not in found:
+        raise ValueError(f"{folder}: no evolution-seed-N below it; make it with poise compare-search")
+    return found
+
+
+def render(runs: Mapping[str, Sequence[RunDirectory]], command: str, drawing: str) -> str:
+    """The page.
+
+    Args:
+        runs: from :func:`find_runs`.
+        command: that makes the page.
+        drawing: file name of the curves.
+    """
+    run = runs["evolution"][0]
+    rows = leaderboard(run.archive, run.preset.protocol)
+    lines = [
+        f"# The run of preset {run.preset.name}",
+        "",
+        f"Made by `{command}`; its archive lies beside this page.",
+        "",
+        *_what_was_tried(run, rows),
+        "",
+        "## What was found",
+        "",
+        *_what_was_found(run, rows),
+        "",
+        *_leaderboard(rows),
+        "",
+        "## The arms at equal budget",
+        "",
+        *_arms(runs, drawing),
+        "",
+        "## The ladder",
+        "",
+        *_drawn(render_rungs(rung_report(run.archive, run.preset.protocol, run.current_preset.ladder)), 100),
+        "",
+        "## Lineage",
+        "",
+        *_drawn(lineage_tree(lineage(run.archive, run.preset.protocol)), 120),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _what_was_tried(run: RunDirectory, rows: Sequence[LeaderboardRow]) -> list[str]:
+    search, ladder = run.current_preset.search, run.current_preset.ladder
+    children = [row for row in rows if row.generation and row.arm == EVOLUTION_ARM]
+    ends = Counter(row.state if row.status == "stopped" else row.status for row in children)
+    one_seed = sum(row.status == "evaluated" and row.overall is not None and row.overall.seeds == 1 for row in children)
+    ends["measured with all seeds"] = ends.pop("evaluated", 0) - one_seed
+    ends["stopped after one seed"] = one_seed
+    counted = ", ".join(f"{count} {what}" for what, count in sorted(ends.items(), key=lambda item: -item[1]) if count)
+    spent = training_tokens(run.archive, run.preset.protocol)
+    return [
+        f"GRPO and {len(children)} variants in {search.generations} generations of {search.parents} parents, written by the "
+        f"catalogue proposer: {counted}. A child is measured with {search.seeds_per_candidate} seeds unless the ladder stops it "
+        f"(thresholds {ladder.proxy_stop_below:g} at the proxy, {ladder.first_stop_below:g} after one seed). "
+        f"{sum(spent.values()) / 1e6:.1f} million training tokens; from the first row of the archive to the last reflection "
+        f"{_span(run)}.",
+    ]
+
+
+def _span(run: RunDirectory) -> str:
+    first = min(row["created_at"] for row in run.archive.rows("candidates"))
+    last = max(row["created_at"] for row in run.archive.rows("reflections"))
+    took: timedelta = last - first
+    hours, minutes = divmod(round(took.total_seconds() / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def _what_was_found(run: RunDirectory, rows: Sequence[LeaderboardRow]) -> list[str]:
+    standing = standing_of(run.archive, run.preset.protocol)
+    named = {row.candidate_id: row for row in rows}
+    lines = []
+    champions = [one for one in standing.declarations.values() if one.champion]
+    level = next((one.level for one in standing.declarations.values()), 1 - 0.05 / max(len(standing.tried), 1))
+    corrected = f"interval against GRPO at {level:.2%} ({len(standing.tried)} candidates tried) lies above zero"
+    if champions:
+        listed = "; ".join(
+            f"**{named[one.candidate_id].name}** {format_interval(one.delta, signed=True)}" for one in champions
+        )
+        lines.append(f"Champion candidates, whose {corrected}: {listed}.")
+    else:
+        lines.append(f"No champion candidate: there is no child whose {corrected}.")
+    for row in run.archive.rows("replications", protocol=run.preset.protocol.digest):
+        lines += ["", f"**{named[row['candidate_id']].name}** on the sealed split: {row['message']}."]
+    if note := outlook_note(run.archive, run.current_preset):
+        lines += ["", note]
+    if standing.noise:
+        lines += [
+            "",
+            f"Noise floor: {standing.noise.typical.std:.2f} points per seed ({standing.noise.candidates} candidates).",
+        ]
+    return lines
+
+
+def _leaderboard(rows: Sequence[LeaderboardRow]) -> list[str]:
+    scored = [row for row in rows if row.overall is not None]
+    kept = [row for row in scored if row.rank is None or row.rank <= SHOWN or row.verdict == "baseline"]
+    names = sorted({name for row in kept for name in row.benchmarks})
+    lines = [
+        f"| # | candidate | generation | Overall [95 %] | seeds | delta to GRPO [95 %] | verdict | {' | '.join(names)} | tokens |",
+        "|---" * (8 + len(names)) + "|",
+    ]
+    for row in kept:
+        scores = " | ".join(f"{row.benchmarks[name]:.1f}" if name in row.benchmarks else "" for name in names)
+        delta = format_interval(row.delta, signed=True) if row.delta else ""
+        length = "" if row.completion_length is None else f"{row.completion_length:.1f}"
+        lines.append(
+            f"| {row.rank or ''} | {row.name} | {row.generation or 0} | {format_interval(row.overall)} | "
+            f"{row.overall.seeds if row.overall else ''} | {delta} | {row.state or row.verdict} | {scores} | {length} |"
+        )
+    rest = len(scored) - len(kept)
+    return [
+        *lines,
+        "",
+        f"{rest} more scored candidates are in the archive. Verdicts are not corrected for the number compared.",
+    ]
+
+
+def _arms(runs: Mapping[str, Sequence[RunDirectory]], drawing: str) -> list[str]:
+    lines = [
+        f"![best so far over training tokens]({drawing})",
+        "",
+        "| arm | search seeds | children | measured with all seeds | training tokens | best shrunken Overall, common budget | "
+        "champion candidates |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    curves = {curve.arm: curve for curve in compare_arms(_steps(runs))}
+    for arm, group in runs.items():
+        tokens = statistics.fmean(sum(training_tokens(run.archive, run.preset.protocol).values()) for run in group)
+        best = curves[arm].best[-1]
+        lines.append(
+            f"| {arm} | {len(group)} | {_each(group, _children)} | {_each(group, _whole)} | {tokens / 1e6:.1f} million | "
+            f"{format_interval(best) if best.seeds > 1 else f'{best.estimate:.1f}'} | {_each(group, _champions)} |"
+        )
+    if any(len(group) == 1 for group in runs.values()):
+        lines += ["", "One search seed of an arm has no interval: it says what happened, not which arm is better."]
+    return lines
+
+
+def _steps(runs: Mapping[str, Sequence[RunDirectory]]) -> dict[str, list[Any]]:
+    return {arm: [best_so_far(run.archive, run.preset.protocol) for run in group] for arm, group in runs.items()}
+
+
+def _each(runs: Sequence[RunDirectory], number: Any) -> str:
+    return ", ".join(str(number(run)) for run in runs)
+
+
+def _children(run: RunDirectory) -> int:
+    return sum(row["generation"] > 0 for row in run.archive.rows("candidates", arm=EVOLUTION_ARM))
+
+
+def _whole(run: RunDirectory) -> int:
+    return len(run.archive.rows("rungs", protocol=run.preset.protocol.digest, decision="finished"))
+
+
+def _champions(run: RunDirectory) -> int:
+    return sum(one.champion for one in standing_of(run.archive, run.preset.protocol).declarations.values())
+
+
+def _drawn(view: RenderableType, width: int) -> list[str]:
+    page = Console(file=StringIO(), width=width, record=True)
+    page.print(view)
+    return ["```", *(line.rstrip() for line in page.export_text().rstrip().splitlines()), "```"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page, the drawing and the copy of the archive."""
+    parser = argparse.ArgumentParser(prog="python -m poise_core.studies.headline", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, help="default: docs/results/FOLDER.md")
+    given = parser.parse_args(arguments)
+    out: Path = given.out or Path("docs/results") / f"{given.folder.name}.md"
+    runs = find_runs(given.folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    page = render(runs, f"python -m poise_core.studies.headline {given.folder.name}", out.with_suffix(".svg").name)
+    out.write_text(page)
+    draw_comparison(compare_arms(_steps(runs)), out.with_suffix(".svg"))
+    copy = out.with_suffix("")
+    shutil.rmtree(copy, ignore_errors=True)
+    first = runs["evolution"][0]
+    shutil.copytree(first.path / "archive", copy / "archive")
+    shutil.copy(first.path / "preset.yaml", copy / "preset.yaml")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()
