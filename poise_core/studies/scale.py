@@ -173,7 +173,8 @@ def page(curves: Curves, load: float) -> str:
         "",
         "`python -m poise_core.studies.scale` makes this page. Measured on "
         f"{os.cpu_count()} cores ({platform.machine()}, Python {platform.python_version()}) that other work shared (load average "
-        f"{load:.1f}; this one at niceness {os.getpriority(os.PRIO_PROCESS, 0)}): processor seconds are the program's own, wall-clock seconds include waiting for the others.",
+        f"{load:.1f}; this one at niceness {os.getpriority(os.PRIO_PROCESS, 0)}): processor seconds are the program's own, "
+        "wall-clock seconds include waiting for the others.",
         "",
     ]
     for name, timings in curves.items():

@@ -15,7 +15,7 @@ from poise_core.config import LadderSpec, load_preset
 from poise_core.run_directory import RunDirectory
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
-from poise_core.studies import headline, ladder_cost, null_runs, power
+from poise_core.studies import headline, ladder_cost, null_runs, power, record
 from poise_core.studies.drawing import Series, line_chart
 from poise_core.studies.ladder_cost import Recorded, climb, read_run, replay, select
 from poise_core.studies.simulation import GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, share, simulate
@@ -188,3 +188,24 @@ def test_the_headline_page_says_what_the_archives_say(tmp_path: Path, laboratory
     assert len(copied.rows("candidates")) == len(run.archive.rows("candidates"))
     with pytest.raises(ValueError, match="compare-search"):
         headline.main([str(tmp_path / "results")])
+
+
+def test_a_recording_completes_what_the_ladder_stopped_and_leaves_the_run_alone(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    run_dir, copy = tmp_path / "run", tmp_path / "recording"
+    evolution = open_evolution(run_dir, make_preset(ladder={"enabled": True, "first_stop_below": 0.999}))
+    evolve(evolution)
+    evolution.run.close()
+    stopped = evolution.run.archive.rows("rungs", decision="stopped")
+    assert stopped
+    before = {path: path.read_bytes() for path in (run_dir / "archive").rglob("*.parquet")}
+    laboratory.steps.clear()
+    record.main([str(run_dir), str(copy), "--children", "4"])
+    assert len(laboratory.steps) == len(set(laboratory.steps)) > 0  # each step once
+    _, found = read_run(RunDirectory.read(copy), evolution.preset.ladder)
+    assert len(found) == 5  # the baseline and all four children
+    assert {path: path.read_bytes() for path in (run_dir / "archive").rglob("*.parquet")} == before
+    laboratory.steps.clear()
+    assert record.record(run_dir, copy, 4) == 4
+    assert not laboratory.steps  # nothing twice
