@@ -11,7 +11,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows.evolve import WORKERS, climb, here
-from flows.forms import Candidate, PresetName, RunDir, Seeds
+from flows.forms import Seeds, Text
 from poise_core.archive import ArchiveError
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.views.morning import candidate_headline
@@ -33,12 +33,19 @@ def _label() -> str:
 @flow(name="evaluate-candidate", flow_run_name=_label, task_runner=WORKERS)
 @with_typed_end
 def evaluate_candidate(
-    run_dir: RunDir = "runs/laptop",
-    candidate: Candidate = "poise_core/algorithms/dapo.py",
-    preset: PresetName = "laptop",
+    run_dir: Text = "runs/laptop",
+    candidate: Text = "poise_core/algorithms/dapo.py",
+    preset: Text = "laptop",
     seeds: Seeds = None,
 ) -> State[Any]:
-    """Train and score one algorithm exactly as a child of the evolution is; finished seeds are read back."""
+    """Train and score one algorithm exactly as a child of the evolution is; finished seeds are read back.
+
+    Args:
+        run_dir: where its results go, and whose baseline it is compared with; absolute or relative to the clone.
+        candidate: name or id of a candidate of the run, or the path of a candidate file.
+        preset: laptop, smoke, or the path of a YAML file. Only for a new run directory: a run that is there keeps its own.
+        seeds: how many of the protocol's training seeds; empty for as many as the run's own candidates get.
+    """
     make_run(run_dir, preset)
     with candidate_session(run_dir, seeds) as evolution:
         file = Path(candidate)

@@ -21,7 +21,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from flows.forms import Generations, Overrides, PresetName, RunDir
+from flows.forms import Changes, Generations, Text
 from poise_core.evolution import Evolution
 from poise_core.views.morning import generation_headline, run_headline
 from tasks.dispatch import evaluate_elsewhere
@@ -58,12 +58,20 @@ Futures = list[PrefectFuture[Any]]
 @flow(name="evolve", flow_run_name="evolve {run_dir}", task_runner=WORKERS)
 @with_typed_end
 def evolve(
-    run_dir: RunDir = "runs/laptop",
-    preset: PresetName = "laptop",
+    run_dir: Text = "runs/laptop",
+    preset: Text = "laptop",
     generations: Generations = None,
-    changes: Overrides = [],  # noqa: B006  (never changed, and shown as it is in the form)
+    changes: Changes = [],  # noqa: B006  (never changed, and shown as it is in the form)
 ) -> State[Any]:
-    """Evolve algorithms: the baseline first, then generations of children, each really trained and really scored."""
+    """Evolve algorithms: the baseline first, then generations of children, each really trained and really scored.
+
+    Args:
+        run_dir: where everything goes, absolute or relative to the clone. Made where it is missing; a run that is there goes on
+            where it stopped.
+        preset: laptop, smoke, or the path of a YAML file. Only for a new run directory: a run that is there keeps its own.
+        generations: how many the run shall hold in the end; empty for as many as the preset says.
+        changes: to the preset, KEY=VALUE: search.parents=3, resources.dispatch=pool, agents.model=openai:NAME.
+    """
     wanted = [*changes, *([f"search.generations={generations}"] if generations else [])]
     with evolution_session(run_dir, lambda: chosen_preset(run_dir, preset, wanted)) as evolution:
         tracked = establish_baseline(run_dir)

@@ -15,7 +15,7 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Completed
 
 from flows.evolve import WORKERS, establish_baseline, generation
-from flows.forms import Dollars, Hours, Overrides, PresetName, Replicate, RunDir
+from flows.forms import Changes, Dollars, Hours, Text
 from poise_core.evolution import EvolutionError
 from poise_core.evolution.replication import ReplicationRefused
 from poise_core.failures import Cancelled, InfrastructureError
@@ -30,14 +30,24 @@ from tasks.session import chosen_preset, evolution_session, next_generation
 @flow(name="nightly-generation", flow_run_name="night of {run_dir}", task_runner=WORKERS)
 @with_typed_end
 def nightly_generation(
-    run_dir: RunDir = "runs/nightly",
-    preset: PresetName = "laptop",
+    run_dir: Text = "runs/nightly",
+    preset: Text = "laptop",
     hours: Hours = 8.0,
     dollars: Dollars = None,
-    replicate_champion: Replicate = True,
-    changes: Overrides = [],  # noqa: B006  (never changed, and shown as it is in the form)
+    replicate_champion: bool = True,
+    changes: Changes = [],  # noqa: B006  (never changed, and shown as it is in the form)
 ) -> State[Any]:
-    """One generation on the archive of the night before, within a budget of time and money; a summary for the morning."""
+    """One generation on the archive of the night before, within a budget of time and money; a summary for the morning.
+
+    Args:
+        run_dir: the archive that every night adds to; absolute or relative to the clone. Made where it is missing.
+        preset: laptop, smoke, or the path of a YAML file. Only for a new run directory: a run that is there keeps its own.
+        hours: the time budget. At its end trainings stop at their checkpoints; the next night goes on from there.
+        dollars: the cost budget of language models. The call that could pass it is not made; what needs no further call is
+            finished, and the rest waits for the next night. Empty for no limit.
+        replicate_champion: put a new champion candidate to the proof with fresh seeds.
+        changes: to the preset, KEY=VALUE: search.parents=3, resources.dispatch=pool, agents.model=openai:NAME.
+    """
     number = next_generation(run_dir)
     budget = Budget(hours, dollars, since=_began())
     wanted = [*changes, f"search.generations={number}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -61,6 +62,8 @@ def with_typed_end(stage: Callable[P, R]) -> Callable[P, R]:
             state = CancelledState(message=str(stop))
         return cast(R, state)
 
+    # evaluated here, where the names in them are known: Prefect makes forms of them, and checks what comes back
+    vars(ended)["__signature__"] = inspect.signature(stage, eval_str=True)
     return ended
 
 
