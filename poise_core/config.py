@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
@@ -123,6 +123,18 @@ class ResourceSpec(FrozenModel):
     )
     checkpoint_steps: int = Field(25, ge=0, description="training steps between checkpoints; 0 for none")
     infrastructure_retries: int = Field(2, ge=0)
+    dispatch: Literal["inline", "pool"] = Field(
+        "inline", description="where candidates train: in the evolution's own process, or each as a flow run of its own"
+    )
+    dispatch_deployment: str = Field(
+        "evaluate-candidate/evaluate-candidate",
+        description="flow/deployment that is given the candidates under 'pool'; its work pool is where they train",
+    )
+    slots_limit: str | None = Field(
+        None,
+        description="a global concurrency limit of Prefect, such as gpu: a training or evaluation holds one of its slots "
+        "per process; none where nothing is given",
+    )
 
 
 class Preset(FrozenModel):
@@ -177,7 +189,19 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pres
     Raises:
         PresetError: unknown preset, unknown key, wrong type or impossible combination.
     """
-    document = _read_document(name_or_path)
+    return _validated(_read_document(name_or_path), overrides)
+
+
+def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
+    """The preset with some keys changed, as :func:`load_preset` would have made it.
+
+    Raises:
+        PresetError: see :func:`load_preset`.
+    """
+    return _validated(preset.model_dump(mode="json"), overrides) if overrides else preset
+
+
+def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
     for override in overrides:
         _apply_override(document, override)
     try:

@@ -18,6 +18,8 @@ import json
 import os
 import re
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -98,6 +100,45 @@ class RunDirectory:
         if not (folder / _PRESET).is_file():
             raise RunDirectoryError(f"{folder}: not a run directory, it has no {_PRESET}")
         return cls(folder, _frozen(folder))
+
+    @classmethod
+    def join(cls, path: str | Path) -> Self:
+        """A run that another process may be evolving, to work on single candidates of it.
+
+        The archive is safe for that, and candidates have locks of their own; settings are read, never written.
+
+        Raises:
+            RunDirectoryError: it is no run directory, or its preset cannot be read.
+        """
+        run = cls.read(path)
+        return cls(run.path, run.current_preset)
+
+    @contextmanager
+    def candidate_lock(self, candidate: str, wait: Callable[[], None]) -> Iterator[None]:
+        """Hold a candidate: nobody else trains or evaluates it in the block.
+
+        Args:
+            candidate: its id.
+            wait: called while another process holds it, again and again; what it raises is raised here.
+
+        Raises:
+            RunDirectoryError: the lock cannot be made.
+        """
+        folder = self.candidate_folder(candidate)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunDirectoryError(f"{folder}: cannot be used: {error.strerror or error}") from error
+        while True:
+            try:
+                lock = _Lock(folder / _LOCK)
+                break
+            except RunDirectoryError:
+                wait()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def close(self) -> None:
         """Give the lock back."""

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar, cast
 
 from prefect import Task
 from prefect.client.schemas.objects import State, StateType, TaskRun
-from prefect.exceptions import CancelledRun
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import CancelledRun, Pause
 from prefect.futures import PrefectFuture
 from prefect.states import Cancelled as CancelledState
+from prefect.states import Completed
 
 from poise_core.agents.faults import AgentsUnusable
 from poise_core.archive import ArchiveConflictError, ArchiveRowError
 from poise_core.failures import Cancelled, CandidateFailure, InfrastructureError
+from tasks.run_log import forget_outcome, last_outcome
 from tasks.session import retry_limit
+from tasks.suspension import suspended_state
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,21 +42,41 @@ def worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -
 def with_typed_end(stage: Callable[P, R]) -> Callable[P, R]:
     """Turn a candidate's failure into a failed state that carries its kind as its name, and a stop into a cancelled one.
 
-    For the functions of tasks and flows. Both states are final; whatever else is raised goes to Prefect as it is.
+    For the functions of tasks and flows. All these states are final and say in their message what happened; whatever else
+    is raised goes to Prefect as it is. A flow run that was suspended leaves its state to who resumes it.
     """
 
     @functools.wraps(stage)
     def ended(*args: P.args, **kwargs: P.kwargs) -> R:
+        forget_outcome()
         try:
-            return stage(*args, **kwargs)
+            result = stage(*args, **kwargs)
+            if isinstance(result, State) or not last_outcome():
+                return result
+            state: State[Any] = Completed(message=last_outcome(), data=result)
         except CandidateFailure as failure:
             name = str(failure.kind).replace("_", " ").title().replace(" ", "")
-            state: State[Any] = State(type=StateType.FAILED, name=name, message=failure.message, data=failure)
+            state = State(type=StateType.FAILED, name=name, message=failure.message, data=failure)
         except (Cancelled, CancelledRun) as stop:
+            leave_if_suspended()
             state = CancelledState(message=str(stop))
         return cast(R, state)
 
+    # evaluated here, where the names in them are known: Prefect makes forms of them, and checks what comes back
+    vars(ended)["__signature__"] = inspect.signature(stage, eval_str=True)
     return ended
+
+
+def leave_if_suspended() -> None:
+    """End this flow run's process where the run is suspended: the state that it is in stays, and resuming starts a new one.
+
+    Raises:
+        prefect.exceptions.Pause: it is.
+    """
+    context = FlowRunContext.get()
+    run = context.flow_run if context and TaskRunContext.get() is None else None
+    if run is not None and run.deployment_id is not None and (state := suspended_state(run.id)):
+        raise Pause(state=state)
 
 
 def raise_for_the_run(futures: Iterable[PrefectFuture[Any]]) -> None:
@@ -76,3 +101,18 @@ def raise_for_the_run(futures: Iterable[PrefectFuture[Any]]) -> None:
             if isinstance(error, CandidateFailure):
                 continue
             raise error if isinstance(error, BaseException) else InfrastructureError(str(state.message))
+
+
+def raise_for_the_candidate(futures: Iterable[PrefectFuture[Any]]) -> None:
+    """Wait for all stages of one candidate, then raise what became of them; see :func:`raise_for_the_run`.
+
+    Raises:
+        CandidateFailure: it failed in one of them.
+        InfrastructureError, Cancelled: as for a whole run.
+    """
+    stages = list(futures)
+    raise_for_the_run(stages)
+    for one in stages:
+        error = one.state.result(raise_on_failure=False)
+        if isinstance(error, CandidateFailure):
+            raise error

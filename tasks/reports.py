@@ -1,17 +1,25 @@
-"""What a generation leaves for people: the leaderboard and the lineage as artifacts, and everything in MLflow."""
+"""What a run leaves for people: leaderboard, lineage and summaries as artifacts, and everything in MLflow."""
 
 from __future__ import annotations
 
 import io
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from rich.console import Console
 
+from poise_core.files import write_atomically
 from poise_core.tracking import Tracker
 from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
+from poise_core.views.morning import Night, morning_summary
 from tasks.session import current_evolution
+
+MLFLOW_SECONDS = 5.0
 
 
 @task(task_run_name="show leaderboard", tags={"report"})
@@ -30,10 +38,41 @@ def show_leaderboard(run_dir: str, after: Any = None) -> str:
 def update_tracking(run_dir: str, after: Any = None) -> str:
     """Push what MLflow does not have yet; that MLflow is down is a warning, and the next update catches up."""
     run = current_evolution(run_dir).run
-    report = Tracker.for_run(run).sync_archive(run.archive, run.preset.protocol)
+    tracker = Tracker.for_run(run)
+    report = tracker.sync_archive(run.archive, run.preset.protocol)
     if report.error:
         get_run_logger().warning("MLflow is behind the archive: %s", report.error)
+    elif link := experiment_link(tracker.uri, tracker.experiment):
+        create_link_artifact(link, link_text=tracker.experiment, key="mlflow", description="Curves of all candidates")
     return report.error
+
+
+@task(task_run_name="morning summary", tags={"report"})
+def leave_morning_summary(run_dir: str, night: Night) -> str:
+    """What the night has brought, as an artifact and as a file of the run directory; the path of the file."""
+    run = current_evolution(run_dir).run
+    text = morning_summary(run.archive, run.preset, night)
+    path = run.path / "nights" / f"{night.began:%Y-%m-%dT%H%M}-gen-{night.generation:02d}.md"
+    path.parent.mkdir(exist_ok=True)
+    write_atomically(path, text)
+    create_markdown_artifact(text, key="morning-summary", description=f"Generation {night.generation} of {run.path}")
+    return str(path)
+
+
+def experiment_link(uri: str, experiment: str) -> str | None:
+    """Where MLflow's UI shows an experiment; None where the store has no server, or it does not answer."""
+    if not uri.startswith(("http://", "https://")):
+        return None
+    base = uri.rstrip("/")
+    query = urllib.parse.urlencode({"experiment_name": experiment})
+    try:
+        with urllib.request.urlopen(
+            f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=MLFLOW_SECONDS
+        ) as reply:
+            identity = json.load(reply)["experiment"]["experiment_id"]
+    except (urllib.error.URLError, OSError, ValueError, KeyError):
+        return None
+    return f"{base}/#/experiments/{identity}"
 
 
 def _cells(row: LeaderboardRow) -> dict[str, object]:

@@ -1,10 +1,14 @@
-"""What happens in a stage, in the log of its task run."""
+"""What happens in a stage: lines in the log of its task run, and the sentence that its final state shows."""
 
 from __future__ import annotations
+
+from contextvars import ContextVar
 
 from poise_core.evolution import Event
 
 STEPS_BETWEEN_LINES = 10
+
+_outcome: ContextVar[str] = ContextVar("outcome", default="")
 
 
 def log_event(event: Event) -> None:
@@ -19,5 +23,16 @@ def log_event(event: Event) -> None:
             shown = {key: round(event.row[key], 4) for key in ("reward_mean", "entropy", "kl") if key in event.row}
             get_run_logger().info("seed %s step %d %s", event.seed, event.row["step"], shown)
     elif event.message:
+        _outcome.set(event.message)
         log = get_run_logger().warning if event.kind == "failed" else get_run_logger().info
         log("%s of %s: %s", event.stage, event.subject, event.message)
+
+
+def forget_outcome() -> None:
+    """Begin a stage of which nothing is known yet."""
+    _outcome.set("")
+
+
+def last_outcome() -> str:
+    """What the stage that runs in this context has said last; empty where it was finished before."""
+    return _outcome.get()

@@ -5,16 +5,22 @@ Tasks are handed paths and names only, never the object: their parameters are st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
+from poise_core.agents.ledger import Allowance
 from poise_core.archive import Archive
-from poise_core.config import Preset, load_preset
-from poise_core.evolution import Event, Evolution, Observer
+from poise_core.config import Preset, load_preset, with_overrides
+from poise_core.evolution import Event, Evolution, Observer, Subject, default_roles
 from poise_core.evolution.events import ignore
 from poise_core.run_directory import RunDirectory, RunDirectoryError
+from poise_core.views import find_candidate
+from tasks.progress import ProgressArtifacts
 from tasks.run_log import log_event
+from tasks.slots import hold_slots
+from tasks.suspension import stopped_when_suspended
 
 _open: dict[Path, Evolution] = {}
 
@@ -22,20 +28,23 @@ _open: dict[Path, Evolution] = {}
 @contextmanager
 def evolution_session(
     run_dir: str | Path,
-    preset: Preset | str | None = None,
+    preset: Preset | Callable[[], Preset] | None = None,
     *,
     observer: Observer = ignore,
     replay: Archive | None = None,
+    allowance: Allowance | None = None,
 ) -> Iterator[Evolution]:
     """The run's evolution for the length of the block; within another such block of this process, the same one.
 
-    Whatever exception leaves the block first asks all running stages to end, so that nothing waits for them in vain.
+    Whatever exception leaves the block first asks all running stages to end, so that nothing waits for them in vain. A flow
+    run that is suspended does the same.
 
     Args:
         run_dir: made where it is missing.
-        preset: as loaded, or its name; not needed where the session is open already.
+        preset: as loaded, or what loads it; not needed where the session is open already, or the run is there.
         observer: told what happens.
         replay: the archive of a recorded run to take all language models' answers from.
+        allowance: what language models may cost.
 
     Raises:
         RunDirectoryError: the directory cannot be used for this preset, or is in use.
@@ -47,19 +56,109 @@ def evolution_session(
             yield evolution
         return
     if preset is None:
-        preset = RunDirectory.read(path).preset
-    with RunDirectory.open(path, load_preset(preset) if isinstance(preset, str) else preset) as run:
+        preset = RunDirectory.read(path).current_preset
+    with (
+        RunDirectory.open(path, preset() if callable(preset) else preset) as run,
+        _bound(run, observer, replay, allowance) as evolution,
+    ):
+        yield evolution
+
+
+@contextmanager
+def candidate_session(run_dir: str | Path, seeds: int | None = None) -> Iterator[Evolution]:
+    """The evolution of a run that another process may have open, to work on single candidates of it.
+
+    Args:
+        run_dir: of an existing run.
+        seeds: how many of the protocol's seeds to train with; by default as many as the run.
+
+    Raises:
+        RunDirectoryError: it is no run directory.
+        PresetError: the protocol does not list so many seeds.
+    """
+    path = Path(run_dir).absolute()
+    if path in _open:
+        with _stopping(_open[path]) as evolution:
+            yield evolution
+        return
+    run = RunDirectory.join(path)
+    if seeds is not None:
+        run.preset = with_overrides(run.preset, [f"search.seeds_per_candidate={seeds}"])
+    with _bound(run, ignore, None, None) as evolution:
+        yield evolution
+
+
+def chosen_preset(run_dir: str | Path, preset: str, overrides: Sequence[str] = ()) -> Preset:
+    """The preset of a run that is there, else the named one; with ``key=value`` changes.
+
+    Raises:
+        RunDirectoryError: the files of the run cannot be read.
+        PresetError: the preset or a change cannot be used.
+    """
+    path = Path(run_dir).absolute()
+    if (path / "preset.yaml").exists():
+        return with_overrides(RunDirectory.read(path).current_preset, overrides)
+    return load_preset(preset, overrides)
+
+
+def next_generation(run_dir: str | Path) -> int:
+    """The generation that a run goes on with: the one that was left unfinished, or the one after the last.
+
+    Raises:
+        RunDirectoryError: the files of the run cannot be read.
+    """
+    path = Path(run_dir).absolute()
+    if not (path / "preset.yaml").exists():
+        return 1
+    run = RunDirectory.join(path)
+    return Evolution(run, roles=default_roles(run.preset)).first_unfinished()
+
+
+def make_run(run_dir: str | Path, preset: str) -> None:
+    """Make the run directory where it is missing.
+
+    Raises:
+        RunDirectoryError: it cannot be made.
+        PresetError: the preset cannot be used.
+    """
+    path = Path(run_dir).absolute()
+    if not (path / "preset.yaml").exists():
+        RunDirectory.open(path, load_preset(preset)).close()
+
+
+def find_subject(archive: Archive, wanted: str) -> Subject:
+    """The candidate with this id, name, or beginning of an id.
+
+    Raises:
+        ArchiveError: none or several match.
+    """
+    (row,) = archive.rows("candidates", candidate_id=find_candidate(archive, wanted))
+    return Subject.of_row(row)
+
+
+@contextmanager
+def _bound(
+    run: RunDirectory, observer: Observer, replay: Archive | None, allowance: Allowance | None
+) -> Iterator[Evolution]:
+    """Register the evolution of a run for the length of the block."""
+    resources = run.preset.resources
+    with ProgressArtifacts(run.preset.protocol.training.steps) as progress:
 
         def tell(event: Event) -> None:
             observer(event)
             log_event(event)
+            progress(event)
 
-        _open[path] = Evolution(run, observer=tell, replay=replay)
+        slot = partial(
+            hold_slots, resources.slots_limit, resources.processes_per_training, lambda: _open[run.path].stopped
+        )
+        evolution = Evolution(run, observer=tell, replay=replay, compute_slot=slot, allowance=allowance)
+        _open[run.path] = evolution
         try:
-            with _stopping(_open[path]) as evolution:
+            with stopped_when_suspended(evolution.stop), _stopping(evolution):
                 yield evolution
         finally:
-            del _open[path]
+            del _open[run.path]
 
 
 def current_evolution(run_dir: str | Path) -> Evolution:
@@ -78,8 +177,8 @@ def current_evolution(run_dir: str | Path) -> Evolution:
 def _stopping(evolution: Evolution) -> Iterator[Evolution]:
     try:
         yield evolution
-    except BaseException:
-        evolution.stop()
+    except BaseException as error:
+        evolution.stop(str(error))
         raise
 
 

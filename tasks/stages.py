@@ -36,62 +36,69 @@ def stage(run_name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
     return decorate
 
 
-@stage("evaluate base policy")
+@stage("gen-00/base policy/evaluate")
 def measure_base_policy(run_dir: str) -> Subject:
     """Score the policy before any training."""
     return current_evolution(run_dir).measure_base_policy()
 
 
-@stage("verify baseline")
+@stage("gen-00/baseline/verify")
 def verify_baseline(run_dir: str) -> Subject:
     """Put the baseline algorithm into the run and through the gate."""
     evolution = current_evolution(run_dir)
     return evolution.verify_baseline(evolution.register_baseline())
 
 
-@stage("select parents of gen-{generation:02d}")
+@stage("{subject.label}/verify")
+def admit(run_dir: str, subject: Subject) -> Subject:
+    """Put a candidate through the gate that is in the run already, by hand or by an evolution that has admitted it."""
+    current_evolution(run_dir).trials.verify(subject, must_be_new=False)
+    return subject
+
+
+@stage("gen-{generation:02d}/select parents")
 def select_parents(run_dir: str, generation: int) -> list[Place]:
     """Choose the parents of a generation; each gets one child."""
     return current_evolution(run_dir).select_parents(generation)
 
 
-@stage("propose for {place.parent_name}, slot {place.slot}")
+@stage("{place.label}/propose for {place.parent_name}")
 def propose(run_dir: str, place: Place, after: Any = None) -> list[str]:
     """Names of the proposals for a child; ``after`` is the admission of the place before, whose ideas count as used."""
     return [proposal.name for proposal in current_evolution(run_dir).propose(place)]
 
 
-@stage("screen for {place.parent_name}, slot {place.slot}")
+@stage("{place.label}/screen for {place.parent_name}")
 def screen(run_dir: str, place: Place, proposals: list[str]) -> list[str]:
     """Names of the feasible proposals, best first."""
     return [proposals[index] for index in current_evolution(run_dir).screen(place)]
 
 
-@stage("implement {ranked[0]}")
+@stage("gen-{place.generation:02d}/{ranked[0]}/implement")
 def implement(run_dir: str, place: Place, ranked: list[str]) -> Draft:
     """The candidate file of the best proposal."""
     return current_evolution(run_dir).implement(place)
 
 
-@stage("verify {draft.name}")
+@stage("gen-{place.generation:02d}/{draft.name}/verify")
 def verify(run_dir: str, place: Place, draft: Draft) -> Subject:
     """The first candidate that the gate admits: this draft, or one that comes after it."""
     return current_evolution(run_dir).verify(place, draft)
 
 
-@stage("train {subject.name}")
+@stage("{subject.label}/train")
 def train(run_dir: str, subject: Subject, rung: Rung = "all") -> Subject:
     """Train the candidate as far as a rung asks, by default with the run's seeds; nothing where it was stopped before."""
     return current_evolution(run_dir).train(subject, rung)
 
 
-@stage("evaluate {subject.name}")
+@stage("{subject.label}/evaluate")
 def evaluate(run_dir: str, subject: Subject, rung: Rung = "all") -> Subject:
     """Score the trained policies on the search split, and decide whether the candidate goes on to the next rung."""
     return current_evolution(run_dir).evaluate(subject, rung)
 
 
-@stage("reflect on {subject.name}")
+@stage("{subject.label}/reflect")
 def reflect(run_dir: str, subject: Subject, evaluated: Any) -> str:
     """What the candidate taught, scored (``evaluated`` is its subject) or failed; also as an artifact."""
     reflection = current_evolution(run_dir).reflect(subject)

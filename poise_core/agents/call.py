@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from poise_core.agents.answers import answer_schema, read_answer
 from poise_core.agents.faults import RULES, AgentsUnusable, CallFailed, Outcome
-from poise_core.agents.ledger import Ledger, cost
+from poise_core.agents.ledger import Allowance, Ledger, cost
 from poise_core.agents.prompts import CHARACTERS_PER_TOKEN, data_block
 from poise_core.agents.secrets import redact
 from poise_core.agents.settings import AgentSettings, ModelSettings
@@ -83,6 +83,7 @@ class Caller:
         replay: Archive | None = None,
         should_stop: Callable[[], bool] = lambda: False,
         backoff_seconds: float = 1.0,
+        allowance: Allowance | None = None,
     ) -> None:
         """Reads the ledger; contacts nobody.
 
@@ -92,9 +93,10 @@ class Caller:
             replay: the archive of a recorded run: answers come from there alone, and nothing is sent.
             should_stop: ends every wait.
             backoff_seconds: the first pause before a retry; doubles each time, up to half a minute.
+            allowance: what the calls may cost, beside the caps of the settings.
         """
         self.settings = settings
-        self.ledger = Ledger(archive, settings)
+        self.ledger = Ledger(archive, settings, allowance)
         self._replay = replay
         self._should_stop = should_stop
         self._backoff = backoff_seconds

@@ -6,6 +6,7 @@ place again is answered from the row. That makes a killed run pay nothing twice,
 
 from __future__ import annotations
 
+import datetime as dt
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +16,10 @@ from typing import Any
 
 import yaml
 
-from poise_core.agents.faults import CallFailed, Outcome
+from poise_core.agents.faults import AgentsUnusable, CallFailed, Outcome
 from poise_core.agents.settings import AgentSettings, Cap, Price
 from poise_core.archive import Archive
+from poise_core.failures import Cancelled
 
 
 def price_table(settings: AgentSettings) -> dict[str, Price]:
@@ -68,11 +70,22 @@ class Spent:
         return cls(1, row["input_tokens"], row["output_tokens"], dollars or 0.0, int(dollars is None))
 
 
+@dataclass
+class Allowance:
+    """What the calls of one sitting may cost. A cap is answered without the model; an allowance stops the run, to go on later."""
+
+    dollars: float
+    since: dt.datetime  # with a time zone; calls made before that are not counted
+    refused: bool = False  # whether a call was not made because of it
+
+
 class Ledger:
     """The calls of one run; safe for several threads."""
 
-    def __init__(self, archive: Archive, settings: AgentSettings) -> None:
+    def __init__(self, archive: Archive, settings: AgentSettings, allowance: Allowance | None = None) -> None:
         self.archive = archive
+        self._allowance = allowance
+        self._sitting = Spent()  # what counts against the allowance
         self.prices = price_table(settings)
         self._caps = settings.caps
         self._lock = threading.Lock()
@@ -92,10 +105,13 @@ class Ledger:
 
         Raises:
             CallFailed: BUDGET, naming the cap that the call could pass.
+            Cancelled: the call could cost more than is left of the allowance.
+            AgentsUnusable: there is an allowance, and the model has no price.
         """
         dollars = cost(self.prices.get(model), input_tokens, output_tokens)
         most = Spent(1, input_tokens, output_tokens, dollars or 0.0)
         with self._lock:
+            self._check_allowance(model, dollars)
             for name, cap, spent in (
                 ("generation", self._caps.generation, self._total(generation)),
                 ("run", self._caps.run, self._total(None)),
@@ -124,7 +140,22 @@ class Ledger:
             with self._lock:
                 self._count(row)
 
+    def _check_allowance(self, model: str, dollars: float | None) -> None:
+        if self._allowance is None:
+            return
+        if dollars is None:
+            raise AgentsUnusable(f"a budget in dollars is set and {model} has no price; give one in agents.prices")
+        spent = self._sitting.dollars + self._sum(self._reserved, None).dollars
+        if spent + dollars > self._allowance.dollars:
+            self._allowance.refused = True
+            raise Cancelled(
+                f"the cost budget of {self._allowance.dollars:g} dollars: {spent:.4f} are spent, and the next call may cost "
+                f"{dollars:.4f}"
+            )
+
     def _count(self, row: Mapping[str, Any]) -> None:
+        if self._allowance is not None and row.get("created_at", self._allowance.since) >= self._allowance.since:
+            self._sitting = self._sitting.plus(Spent.of_row(row))
         generation = row["generation"]
         self._spent[generation] = self._spent.get(generation, Spent()).plus(Spent.of_row(row))
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from poise_core.agents.base import Implementer, Proposer, Reflector, Screener
 from poise_core.agents.call import Caller
 from poise_core.agents.implementer import ModelImplementer
+from poise_core.agents.ledger import Allowance
 from poise_core.agents.literature import load_notes
 from poise_core.agents.llm_reflector import ModelReflector
 from poise_core.agents.prompts import Prompt, load_prompt
@@ -25,6 +26,7 @@ def with_language_model(
     *,
     replay: Archive | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    allowance: Allowance | None = None,
 ) -> Team:
     """Put a language model behind every role that has one.
 
@@ -34,12 +36,13 @@ def with_language_model(
         archive: where calls are recorded.
         replay: the archive of a recorded run to take all answers from.
         should_stop: ends every wait.
+        allowance: what the models may cost.
 
     Raises:
         PromptError, LiteratureError: a file of the user cannot be used.
     """
     proposer, screener, implementer, reflector = team
-    caller = Caller(archive, settings, replay=replay, should_stop=should_stop)
+    caller = Caller(archive, settings, replay=replay, should_stop=should_stop, allowance=allowance)
     notes = load_notes(settings.literature_folder)
     falls_back = settings.on_failure == "catalogue"
 

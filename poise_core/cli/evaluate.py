@@ -84,7 +84,7 @@ def _measure(trials: Trials, file: Path, seeds: tuple[int, ...]) -> Subject:
     """Through the gate, the training and the evaluation; faults of the machine are retried as the preset says."""
     from poise_core.failures import InfrastructureError
 
-    subject = _subject(trials, file)
+    subject = trials.adopt(file)
     for left in reversed(range(trials.resources.infrastructure_retries + 1)):
         try:
             trials.verify(subject, must_be_new=False)
@@ -95,17 +95,6 @@ def _measure(trials: Trials, file: Path, seeds: tuple[int, ...]) -> Subject:
             if not left:
                 raise
     raise AssertionError("unreachable")
-
-
-def _subject(trials: Trials, file: Path) -> Subject:
-    """The candidate of the run with this very text, or a new one by a human hand."""
-    from poise_core.candidate import source_digest
-    from poise_core.evolution import Subject
-
-    source = file.read_text(errors="replace")
-    for row in trials.archive.rows("candidates", source_digest=source_digest(source)):
-        return Subject(row["candidate_id"], row["name"], row["generation"], next(iter(row["parent_ids"]), None))
-    return trials.register(file.stem, source, written_by="human", arm="manual")
 
 
 def _failure(failure: Any) -> dict[str, str]:

@@ -11,12 +11,13 @@ import hashlib
 import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from poise_core.agents.base import Attempt, Proposal, ProposalContext, Reflection
+from poise_core.agents.ledger import Allowance
 from poise_core.agents.steering import steering_text
 from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import Archive, failure_row, proposal_id, proposal_row, reflection_row, selection_row
@@ -25,7 +26,7 @@ from poise_core.evolution.ladder import Ladder, Rung
 from poise_core.evolution.memory import Memory, with_bonus
 from poise_core.evolution.places import Draft, Place, failure_to_dict, load_record
 from poise_core.evolution.roles import Roles, roles_for
-from poise_core.evolution.trials import Subject, Trials
+from poise_core.evolution.trials import ComputeSlot, Subject, Trials
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
@@ -55,6 +56,8 @@ class Evolution:
         roles: Roles | None = None,
         observer: Observer = ignore,
         replay: Archive | None = None,
+        compute_slot: ComputeSlot = nullcontext,
+        allowance: Allowance | None = None,
     ) -> None:
         """Bind to a run directory.
 
@@ -63,18 +66,28 @@ class Evolution:
             roles: instead of those of the preset.
             observer: told what happens.
             replay: the archive of a recorded run, whose language models' answers are taken instead of new ones.
+            compute_slot: held while a training or an evaluation runs.
+            allowance: what language models may cost; the call that could cost more is not made, and the run stops.
         """
         self.run = run
         self.preset = run.preset
         self.observer = observer
         self._stop = threading.Event()
-        self.roles = roles or roles_for(run.preset, run.archive, replay=replay, should_stop=self._stop.is_set)
-        self.trials = Trials(run, observer=observer, should_stop=self._stop.is_set)
+        self.stop_reason = ""
+        self.roles = roles or roles_for(
+            run.preset, run.archive, replay=replay, should_stop=self._stop.is_set, allowance=allowance
+        )
+        self.trials = Trials(run, observer=observer, should_stop=self._stop.is_set, compute_slot=compute_slot)
         self.memory = Memory(run.archive, run.preset.protocol)
         self.ladder = Ladder(self.trials, self.seeds)
 
-    def stop(self) -> None:
-        """Ask every running stage to end its child processes and to raise ``Cancelled``; callable from any thread."""
+    def stop(self, reason: str = "") -> None:
+        """Ask every running stage to end its child processes and to raise ``Cancelled``; callable from any thread.
+
+        Args:
+            reason: for people; the first one given is kept as ``stop_reason``.
+        """
+        self.stop_reason = self.stop_reason or reason
         self._stop.set()
 
     @property
@@ -269,6 +282,13 @@ class Evolution:
         if not self.run.archive.contains("selections", protocol=protocol, arm=ARM, generation=generation):
             return False
         return all(self._ended(place) for place in self.select_parents(generation))
+
+    def first_unfinished(self) -> int:
+        """The number of the first generation that has not come to its end, begun or not."""
+        number = 1
+        while self.finished(number):
+            number += 1
+        return number
 
     def _ended(self, place: Place) -> bool:
         if not self.run.archive.contains("proposals", arm=ARM, generation=place.generation, slot=place.slot):

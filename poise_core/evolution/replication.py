@@ -15,6 +15,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,7 @@ from poise_core.evaluation.noise import SeedNoise, moderated
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evaluation.statistics import paired_delta
 from poise_core.evolution.events import Event, Observer, announced, ignore
-from poise_core.evolution.trials import Subject
+from poise_core.evolution.trials import ComputeSlot, Subject
 from poise_core.failures import CandidateFailure, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
@@ -47,6 +48,7 @@ class Replication:
     candidate_id: str
     observer: Observer = ignore
     should_stop: Callable[[], bool] = lambda: False
+    compute_slot: ComputeSlot = nullcontext
 
     def __post_init__(self) -> None:
         self.archive, self.protocol = self.run.archive, self.run.preset.protocol
@@ -176,14 +178,17 @@ class Replication:
                 tuple(seeds),
             )
             try:
-                trained = train_candidate(job, on_step=on_step, should_stop=self.should_stop)
+                with self.compute_slot():
+                    trained = train_candidate(job, on_step=on_step, should_stop=self.should_stop)
             except CandidateFailure as failure:
                 if subject.candidate_id == self.candidate_id:
                     raise
                 raise InfrastructureError(f"the baseline {subject.name} failed: {failure.message}") from failure
             policies = tuple((one.seed, one.policy_folder) for one in trained)
             scored = EvaluationJob(home / "replicate" / "evaluate", self.protocol, resources, "report", policies)
-            for result in evaluate_policies(scored, should_stop=self.should_stop):
+            with self.compute_slot():
+                results = evaluate_policies(scored, should_stop=self.should_stop)
+            for result in results:
                 self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
             say(f"{len(seeds)} fresh seeds")
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from poise_core.agents.base import Implementer, Proposer, Reflector, Screener
+from poise_core.agents.ledger import Allowance
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.search.selection import ParentSelector
@@ -52,6 +54,7 @@ def roles_for(
     *,
     replay: Archive | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    allowance: Allowance | None = None,
 ) -> Roles:
     """The roles of a run: those of :func:`default_roles`, with a language model where the preset names one.
 
@@ -60,6 +63,7 @@ def roles_for(
         archive: where calls are recorded.
         replay: the archive of a recorded run to take all answers from.
         should_stop: ends every wait for a model.
+        allowance: what the models may cost.
     """
     roles = default_roles(preset)
     if not preset.agents.enabled:
@@ -67,6 +71,5 @@ def roles_for(
     from poise_core.agents.team import with_language_model
 
     team = (roles.proposer, roles.screener, roles.implementer, roles.reflector)
-    return Roles(
-        roles.selector, *with_language_model(team, preset.agents, archive, replay=replay, should_stop=should_stop)
-    )
+    options: dict[str, Any] = {"replay": replay, "should_stop": should_stop, "allowance": allowance}
+    return Roles(roles.selector, *with_language_model(team, preset.agents, archive, **options))

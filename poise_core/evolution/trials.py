@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from poise_core.archive import (
@@ -24,7 +25,7 @@ from poise_core.archive import (
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.events import Event, Observer, announced, ignore
 from poise_core.evolution.places import failure_from_dict
-from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory, candidate_id
 from poise_core.training.health import CertainLoss, HealthWatch
@@ -32,6 +33,11 @@ from poise_core.verification import VerificationReport, verify_file
 
 UNTRAINED = "base policy"
 """Name of the row that holds the scores of the policy before any training."""
+
+LOCK_POLL_SECONDS = 0.5
+
+ComputeSlot = Callable[[], AbstractContextManager[None]]
+"""Makes a context manager that holds a share of the machine for as long as it is open."""
 
 _STAGES = ("verify", "train", "evaluate")
 """In order: a candidate that has failed in one does not enter those after it."""
@@ -46,6 +52,16 @@ class Subject:
     generation: int = 0
     parent_id: str | None = None
 
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Subject:
+        """The candidate of a row of ``candidates``."""
+        return cls(row["candidate_id"], row["name"], row["generation"], next(iter(row["parent_ids"]), None))
+
+    @property
+    def label(self) -> str:
+        """For people: ``gen-03/VM-AV``."""
+        return f"gen-{self.generation:02d}/{self.name}"
+
 
 class Trials:
     """Verifies, trains and evaluates candidates of one run under its protocol."""
@@ -56,13 +72,23 @@ class Trials:
         *,
         observer: Observer = ignore,
         should_stop: Callable[[], bool] = lambda: False,
+        compute_slot: ComputeSlot = nullcontext,
     ) -> None:
+        """Bind to a run.
+
+        Args:
+            run: opened.
+            observer: told what happens.
+            should_stop: polled; ends what runs.
+            compute_slot: held while a training or an evaluation runs; may wait for its turn.
+        """
         self.run = run
         self.archive = run.archive
         self.protocol = run.preset.protocol
         self.resources = run.preset.resources
         self.observer = observer
         self.should_stop = should_stop
+        self.compute_slot = compute_slot
 
     def register(self, name: str, source: str, *, written_by: str, **columns: Any) -> Subject:
         """Give a source its place in the run: its file, and its row in ``candidates``.
@@ -100,6 +126,19 @@ class Trials:
             self.archive.append("candidates", [row])
         parents = columns.get("parent_ids") or [None]
         return Subject(identity, name, columns.get("generation", 0), parents[0])
+
+    def adopt(self, file: Path) -> Subject:
+        """The candidate of this run with the text of a file, or a new one by a human hand.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        from poise_core.candidate import source_digest
+
+        source = file.read_text(errors="replace")
+        for row in self.archive.rows("candidates", source_digest=source_digest(source)):
+            return Subject.of_row(row)
+        return self.register(file.stem, source, written_by="human", arm="manual")
 
     def verify(self, subject: Subject, *, must_be_new: bool = True) -> None:
         """Admit the candidate or refuse it.
@@ -190,7 +229,8 @@ class Trials:
                 watch.observe(seed, row)
 
         job = self._job(subject, seeds, pause_after)
-        trained = train_candidate(job, on_step=on_step, should_stop=self.should_stop)
+        with self._alone(subject):
+            trained = train_candidate(job, on_step=on_step, should_stop=self.should_stop)
         for one in trained:
             steps = one.trajectory()
             if watch is not None:
@@ -260,7 +300,8 @@ class Trials:
             policies = tuple((one.seed, one.policy_folder) for one in trained)
             folder = self.run.evaluate_folder(subject.candidate_id)
             job = EvaluationJob(folder, self.protocol, self.resources, "search", policies)
-            results = evaluate_policies(job, should_stop=self.should_stop)
+            with self._alone(subject):
+                results = evaluate_policies(job, should_stop=self.should_stop)
             for result in results:
                 self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
             overall = overall_interval(results, self.protocol)
@@ -278,8 +319,6 @@ class Trials:
             InfrastructureError: the evaluation could not be done.
             Cancelled: ``should_stop`` said so.
         """
-        from pathlib import Path
-
         from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
 
         source = f"# no algorithm: the policy {self.protocol.policy_digest}, before any training\n"
@@ -290,7 +329,8 @@ class Trials:
             policies = ((seeds[0], Path(self.protocol.policy)),)
             folder = self.run.evaluate_folder(subject.candidate_id)
             job = EvaluationJob(folder, self.protocol, self.resources, "search", policies)
-            (result,) = evaluate_policies(job, should_stop=self.should_stop)
+            with self._alone(subject):
+                (result,) = evaluate_policies(job, should_stop=self.should_stop)
             for seed in seeds:
                 copy = dataclasses.replace(result, seed=seed)
                 self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, copy))
@@ -307,6 +347,18 @@ class Trials:
         """What this candidate has failed of, if anything."""
         rows = self.archive.rows("failures", protocol=self.protocol.digest, candidate_id=subject.candidate_id)
         return failure_from_dict(rows[-1]) if rows else None
+
+    @contextmanager
+    def _alone(self, subject: Subject) -> Iterator[None]:
+        """Hold the candidate, so that no other process works on it, and a share of the machine."""
+
+        def wait() -> None:
+            if self.should_stop():
+                raise Cancelled(f"stopped while another process works on {subject.name}")
+            time.sleep(LOCK_POLL_SECONDS)
+
+        with self.run.candidate_lock(subject.candidate_id, wait), self.compute_slot():
+            yield
 
     @contextmanager
     def stage(self, subject: Subject, stage: str) -> Iterator[Callable[[str], None]]:

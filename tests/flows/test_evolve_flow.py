@@ -59,11 +59,12 @@ def test_the_flow_records_what_the_stages_in_order_would(tmp_path: Path, laborat
     children = [row["name"] for row in run.archive.rows("candidates", generation=1)]
     runs = task_runs("gen-01")
     for child in children:
-        stages = [runs[f"{stage} {child}"] for stage in ("implement", "verify", "train", "evaluate", "reflect on")]
+        stages = [runs[f"gen-01/{child}/{stage}"] for stage in ("implement", "verify", "train", "evaluate", "reflect")]
         for before, after in itertools.pairwise(stages):  # the graph shows the stages
             inputs = {source.id for given in after.task_inputs.values() for source in given}
             assert before.id in inputs, f"{after.name} does not take the result of {before.name}"
-    assert {"select parents of gen-01", "show leaderboard", "update MLflow"} <= runs.keys()
+        assert runs[f"gen-01/{child}/evaluate"].state.message.startswith("Overall ")
+    assert {"gen-01/select parents", "show leaderboard", "update MLflow"} <= runs.keys()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -82,12 +83,12 @@ def test_the_flow_climbs_the_ladder_as_the_stages_in_order_would(
     child = run.archive.rows("candidates", generation=1)[0]["name"]
     runs = task_runs("gen-01")
     stages = [
-        "train {}, proxy",
-        "evaluate {}, proxy",
-        "train {}, first",
-        "evaluate {}, first",
-        "train {}",
-        "evaluate {}",
+        "gen-01/{}/train, proxy",
+        "gen-01/{}/evaluate, proxy",
+        "gen-01/{}/train, first",
+        "gen-01/{}/evaluate, first",
+        "gen-01/{}/train",
+        "gen-01/{}/evaluate",
     ]
     for before, after in itertools.pairwise(runs[stage.format(child)] for stage in stages):
         assert before.id in {source.id for given in after.task_inputs.values() for source in given}
@@ -142,12 +143,10 @@ def test_a_failing_candidate_is_a_named_state_and_the_generation_goes_on(
     state = run_flow(tmp_path / "run", make_preset({"parallel_candidates": 1}, generations=1))
     assert state.is_completed(), state
     runs = task_runs("gen-01")
-    assert (runs[f"train {failed[0]}"].state.name, runs[f"train {failed[0]}"].state.message) == (
-        "OutOfMemory",
-        "more than 4 GB",
-    )
-    assert runs[f"train {failed[0]}"].run_count == 1
-    assert runs[f"reflect on {failed[0]}"].state.is_completed()
+    trained = runs[f"gen-01/{failed[0]}/train"]
+    assert (trained.state.name, trained.state.message) == ("OutOfMemory", "more than 4 GB")
+    assert trained.run_count == 1
+    assert runs[f"gen-01/{failed[0]}/reflect"].state.is_completed()
     archive = RunDirectory.read(tmp_path / "run").archive
     assert [row["kind"] for row in archive.rows("failures")] == ["out_of_memory"]
     protocol = make_preset().protocol.digest

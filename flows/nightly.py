@@ -1,0 +1,114 @@
+"""The nightly run: one generation more on the archive of the nights before, within a budget, with a summary for the morning.
+
+A night that comes to the end of its budget stops at checkpoints; the next one goes on with the same generation.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext
+from prefect.exceptions import CancelledRun
+from prefect.states import Completed
+
+from flows.evolve import WORKERS, establish_baseline, generation
+from flows.forms import Changes, Dollars, Hours, Text
+from poise_core.evolution import EvolutionError
+from poise_core.evolution.replication import ReplicationRefused
+from poise_core.failures import Cancelled, InfrastructureError
+from poise_core.views.morning import Night, generation_headline
+from tasks.budget import Budget
+from tasks.outcomes import raise_for_the_run, with_typed_end
+from tasks.replication import champion_candidate, replicate
+from tasks.reports import leave_morning_summary, update_tracking
+from tasks.session import chosen_preset, evolution_session, next_generation
+
+
+@flow(name="nightly-generation", flow_run_name="night of {run_dir}", task_runner=WORKERS)
+@with_typed_end
+def nightly_generation(
+    run_dir: Text = "runs/nightly",
+    preset: Text = "laptop",
+    hours: Hours = 8.0,
+    dollars: Dollars = None,
+    replicate_champion: bool = True,
+    changes: Changes = [],  # noqa: B006  (never changed, and shown as it is in the form)
+) -> State[Any]:
+    """One generation on the archive of the night before, within a budget of time and money; a summary for the morning.
+
+    Args:
+        run_dir: the archive that every night adds to; absolute or relative to the clone. Made where it is missing.
+        preset: laptop, smoke, or the path of a YAML file. Only for a new run directory: a run that is there keeps its own.
+        hours: the time budget. At its end trainings stop at their checkpoints; the next night goes on from there.
+        dollars: the cost budget of language models. The call that could pass it is not made; what needs no further call is
+            finished, and the rest waits for the next night. Empty for no limit.
+        replicate_champion: put a new champion candidate to the proof with fresh seeds.
+        changes: to the preset, KEY=VALUE: search.parents=3, resources.dispatch=pool, agents.model=openai:NAME.
+    """
+    number = next_generation(run_dir)
+    budget = Budget(hours, dollars, since=_began())
+    wanted = [*changes, f"search.generations={number}"]
+    with (
+        evolution_session(
+            run_dir, lambda: chosen_preset(run_dir, preset, wanted), allowance=budget.allowance
+        ) as evolution,
+        budget.kept(evolution),
+    ):
+        trouble: Exception | None = None
+        replicated = ""
+        try:
+            establish_baseline(run_dir).wait()
+            generation(run_dir, number)
+            if replicate_champion:
+                replicated = prove_champion(run_dir)
+        except (Cancelled, CancelledRun):
+            if not budget.used_up:
+                raise
+        except (InfrastructureError, EvolutionError) as error:
+            trouble = error
+        night = Night(
+            generation=number,
+            began=budget.since,
+            ended=dt.datetime.now(dt.UTC),
+            finished=evolution.finished(number),
+            stopped=str(trouble) if trouble else evolution.stop_reason,
+            hours=hours,
+            dollars=dollars,
+            replication=replicated,
+        )
+        leave_morning_summary.submit(run_dir, night).wait()
+        update_tracking.submit(run_dir).wait()
+        if trouble is not None:
+            raise trouble
+        said = generation_headline(evolution.run.archive, evolution.preset.protocol, number)
+        if night.stopped:
+            return Completed(name="BudgetUsedUp", message=f"{night.stopped}; gen-{number:02d} so far: {said}")
+        return Completed(message=f"gen-{number:02d}: {said}")
+
+
+def prove_champion(run_dir: str) -> str:
+    """Replicate the champion candidate, if there is one that was not.
+
+    Returns:
+        What came out, one sentence; empty where there was none.
+    """
+    found = champion_candidate(run_dir)
+    if found is None:
+        return ""
+    candidate, name = found
+    done = replicate.submit(run_dir, candidate, name)
+    try:
+        raise_for_the_run([done])
+    except ReplicationRefused as refusal:
+        return f"{name} is a champion candidate and was not replicated: {refusal}"
+    return f"{name}: {done.result()['message']}"
+
+
+def _began() -> dt.datetime:
+    """When the flow run began for the first time: what it has spent before a retry counts too."""
+    context = FlowRunContext.get()
+    began = context.flow_run.start_time if context and context.flow_run else None
+    return began or dt.datetime.now(dt.UTC)

@@ -1,0 +1,48 @@
+"""What one nightly run may take: hours of time, and dollars of language models."""
+
+from __future__ import annotations
+
+import datetime as dt
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from poise_core.agents.ledger import Allowance
+from poise_core.evolution import Evolution
+
+
+class Budget:
+    """A time limit that stops the evolution, and an allowance that its language models are held to."""
+
+    def __init__(self, hours: float, dollars: float | None, since: dt.datetime) -> None:
+        """Begin to count.
+
+        Args:
+            hours: from when :meth:`kept` is entered.
+            dollars: None for no limit.
+            since: with a time zone; calls made earlier are not counted.
+        """
+        self.hours, self.dollars, self.since = hours, dollars, since
+        self.allowance = Allowance(dollars, since) if dollars is not None else None
+        self._late = threading.Event()
+
+    @property
+    def used_up(self) -> bool:
+        """Whether it is a limit of this budget that has stopped the evolution."""
+        return self._late.is_set() or (self.allowance is not None and self.allowance.refused)
+
+    @contextmanager
+    def kept(self, evolution: Evolution) -> Iterator[None]:
+        """Stop the evolution when its time is up."""
+
+        def stop() -> None:
+            self._late.set()
+            evolution.stop(f"the time budget of {self.hours:g} h is used up")
+
+        timer = threading.Timer(self.hours * 3600.0, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()

@@ -1,0 +1,73 @@
+"""The morning summary: what it says of a night that ended well, and of one that came to the end of its budget."""
+
+import datetime as dt
+from pathlib import Path
+
+import pytest
+from laboratory import Laboratory, admit, establish_baseline, evolve, make_preset, measure, open_evolution
+
+from poise_core.evolution import Evolution
+from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.views.morning import Night, candidate_headline, generation_headline, morning_summary, run_headline
+
+BEGAN = dt.datetime(2026, 11, 24, 22, 30, tzinfo=dt.UTC)
+
+
+def summary(evolution: Evolution, **night: object) -> str:
+    given = {
+        "generation": 1,
+        "began": BEGAN,
+        "ended": BEGAN + dt.timedelta(hours=2, minutes=5),
+        "finished": True,
+        **night,
+    }
+    return morning_summary(evolution.run.archive, evolution.preset, Night(**given))
+
+
+def test_a_whole_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Laboratory().install(monkeypatch)
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
+    evolve(evolution)
+    text = summary(evolution, hours=7.5, dollars=5.0)
+    archive = evolution.run.archive
+    children = archive.rows("candidates", generation=1)
+    assert len(children) == 2
+    for child in children:
+        assert f"| {child['name']} | GRPO |" in text
+    for row in archive.rows("reflections", candidate_id=[child["candidate_id"] for child in children]):
+        assert " ".join(row["summary"].split()) in text
+    assert "Children: 2 evaluated. The generation is complete." in text
+    assert "- Time: 2 h 05 min of 7 h 30 min." in text
+    # 2 children, 2 seeds each, 12 steps of 100 tokens
+    assert f"- Training: {2 * 2 * 12 * 100:,} completion tokens" in text
+    assert "none asked, 0 of 5 dollars" in text
+
+
+def test_a_night_at_the_end_of_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laboratory = Laboratory().install(monkeypatch)
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
+    establish_baseline(evolution)
+    failing, other = admit(evolution, 1)
+    laboratory.fail[failing.name] = CandidateFailure(FailureKind.DIVERGED, "train", "loss is not finite")
+    measure(evolution, failing)
+    text = summary(evolution, finished=False, stopped="the time budget of 2 h is used up")
+    assert "the next night goes on with it (the time budget of 2 h is used up)" in text
+    assert "Children: 1 unfinished, 1 failed." in text
+    assert f"| {failing.name} | GRPO |" in text
+    assert "failed in train (diverged) |" in text
+    assert f"**{failing.name}**" in text
+    assert f"**{other.name}**" not in text
+
+
+def test_single_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Laboratory().install(monkeypatch)
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
+    archive, protocol = evolution.run.archive, evolution.preset.protocol
+    assert run_headline(archive, protocol) == "0 generations; nothing is scored yet"
+    assert generation_headline(archive, protocol, 1) == "no child"
+    evolve(evolution)
+    assert run_headline(archive, protocol).startswith("1 generation; best is ")
+    for child in archive.rows("candidates", generation=1):
+        line = candidate_headline(archive, protocol, child["candidate_id"])
+        assert line.startswith(f"{child['name']}: Overall ")
+        assert line in generation_headline(archive, protocol, 1)
