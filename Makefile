@@ -12,7 +12,7 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := poise_core flows tasks tests
+PACKAGES := poise_core flows tasks tests infra
 
 # without a GPU the CPU build of torch, a tenth of the size, where its index can be reached
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
@@ -44,7 +44,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch $(TORCH_INDEX)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,llm]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,llm,server]'
 	touch $@
 
 lint: setup

@@ -187,7 +187,12 @@ class RunDirectory:
     @property
     def tracking_uri(self) -> str:
         """MLflow's store: ``MLFLOW_TRACKING_URI``, or the SQLite file of this run."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.path / 'mlflow.db'}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or self.own_tracking_uri
+
+    @property
+    def own_tracking_uri(self) -> str:
+        """The SQLite file of this run, which MLflow makes where nothing else is set."""
+        return f"sqlite:///{self.path / 'mlflow.db'}"
 
     @property
     def artifact_folder(self) -> Path:

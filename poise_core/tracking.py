@@ -5,10 +5,11 @@ the sync says so in a warning and the next one catches up. Every run carries a k
 sync that is repeated, resumed or run from several threads makes nothing twice.
 
 One experiment per protocol, ``poise/<preset>/<protocol digest>``. In it a run per generation, below it one per candidate
-(mean curves over seeds, Overall with its limits, source, reflection and verification as artifacts), below that one per
-seed (step curves, scores). Calls of language models are traces of the experiment.
-Numbers of the sealed report split are not pushed. MLflow takes two seconds to import and is
-imported by the first sync, not before.
+(mean curves over seeds, Overall with its limits, source, reflection, verification and a page as artifacts), below that one
+per seed (step curves, scores). Calls of language models are traces of the experiment; champion candidates are versions of a
+registered model (:mod:`poise_core.tracking_registry`).
+Numbers of the sealed report split are not pushed; what a replication concluded from them is.
+MLflow takes two seconds to import and is imported by the first sync, not before.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from typing import TYPE_CHECKING, Any
 from poise_core.archive import Archive, ArchiveError
 from poise_core.evaluation.protocol import Protocol
 from poise_core.tracking_calls import push_calls
+from poise_core.tracking_pages import candidate_page, generation_page
 from poise_core.tracking_plan import RunPlan, plan_runs
+from poise_core.tracking_registry import VersionPlan, plan_versions, push_versions
 from poise_core.views.show import mean_curves
 
 if TYPE_CHECKING:
@@ -89,13 +92,18 @@ class Tracker:
         self._client: MlflowClient | None = None
 
     @classmethod
-    def for_run(cls, run: RunDirectory) -> Tracker:
-        """The process's tracker of a run directory: its SQLite file, or ``MLFLOW_TRACKING_URI`` where that is set."""
+    def for_run(cls, run: RunDirectory, uri: str | None = None) -> Tracker:
+        """The process's tracker of a run directory.
+
+        Args:
+            run: whose preset names the experiment.
+            uri: where to track; by default ``MLFLOW_TRACKING_URI``, or the run's SQLite file where that is not set.
+        """
         name = f"poise/{run.preset.name}/{run.preset.protocol.digest}"
-        own_store = not os.environ.get("MLFLOW_TRACKING_URI")
+        key = (uri or run.tracking_uri, name)
+        own_store = key[0] == run.own_tracking_uri
         # one object per experiment: two of them in two threads could each make the same run
         with _sharing:
-            key = (run.tracking_uri, name)
             if key not in _shared:
                 _shared[key] = cls(*key, artifact_folder=run.artifact_folder if own_store else None)
             return _shared[key]
@@ -120,8 +128,8 @@ class Tracker:
             self._busy = True
         try:
             while True:
-                plans = plan_runs(archive, protocol)
-                report = self._push(plans, archive, protocol)
+                plans, versions = plan_runs(archive, protocol), plan_versions(archive, protocol)
+                report = self._push(plans, versions, archive, protocol)
                 with self._guard:
                     if report.error or not self._again:
                         return report
@@ -130,7 +138,9 @@ class Tracker:
             with self._guard:
                 self._busy = self._again = False
 
-    def _push(self, plans: Sequence[RunPlan], archive: Archive, protocol: Protocol) -> SyncReport:
+    def _push(
+        self, plans: Sequence[RunPlan], versions: Sequence[VersionPlan], archive: Archive, protocol: Protocol
+    ) -> SyncReport:
         created = updated = unchanged = 0
         error = ""
         try:
@@ -149,6 +159,10 @@ class Tracker:
                 else:
                     updated += 1
                 _fill(client, run_id, plan, archive, protocol, had_curves=CURVES_TAG in tags)
+            run_ids = {
+                plan.tags["candidate"]: known[plan.key][0] for plan in plans if plan.tags["level"] == "candidate"
+            }
+            push_versions(client, self.experiment, protocol, versions, run_ids)
             calls = archive.rows("calls")
             if calls:
                 with _traces_to(self.uri):
@@ -173,7 +187,7 @@ class Tracker:
                 logging.getLogger(noisy).setLevel(logging.WARNING)
             from mlflow import MlflowClient
 
-            self._client = MlflowClient(tracking_uri=self.uri)
+            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
         return self._client
 
     def _experiment_id(self, client: MlflowClient, protocol: Protocol) -> str:
@@ -233,19 +247,18 @@ def _fill(
     """Bring one run to its plan; the state tag comes last, so an interrupted run is filled again."""
     from mlflow.entities import Metric, Param, RunTag
 
-    points = list(plan.metrics)
+    # a fixed time makes a point that is pushed again the same point, a later one makes it the newest at its step
+    points = [(name, value, plan.as_of, step) for name, value, step in plan.metrics]
     tags = dict(plan.tags)
     if plan.curves and not had_curves:
         curves = _curves(archive, protocol, *plan.curves)
-        points += curves
+        points += [(name, value, plan.start, step) for name, value, step in curves]
         tags[CURVES_TAG] = "1"
         dropped = sum(not math.isfinite(value) for _, value, _ in curves)
         if dropped:
             tags["non_finite_points"] = str(dropped)
-    # a fixed time makes a point that is pushed again the same point; MLflow would store infinities as 1.8e308
-    metrics = [
-        Metric(_metric_name(name), value, plan.start, step) for name, value, step in points if math.isfinite(value)
-    ]
+    # MLflow would store infinities as 1.8e308
+    metrics = [Metric(_metric_name(name), value, at, step) for name, value, at, step in points if math.isfinite(value)]
     for start in range(0, len(metrics), _METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
     client.log_batch(
@@ -255,6 +268,12 @@ def _fill(
     )
     for name, text in plan.texts.items():
         client.log_text(run_id, text, name)
+    if plan.report:
+        one = plan.tags["level"] == "candidate"
+        page = (
+            candidate_page(archive, protocol, *plan.report) if one else generation_page(archive, protocol, plan.report)
+        )
+        client.log_text(run_id, page, "report.html")
     if plan.status != "RUNNING":
         client.set_terminated(run_id, plan.status, plan.end)
     client.set_tag(run_id, STATE_TAG, plan.state)

@@ -13,9 +13,19 @@ from typing import Any
 
 from poise_core.archive import Archive
 from poise_core.evaluation.protocol import Protocol
+from poise_core.tracking_registry import ALGORITHM_FOLDER, plan_versions
 from poise_core.views.leaderboard import LeaderboardRow, last_failures, leaderboard
 
 NOTE_TAG = "mlflow.note.content"
+_REGISTERED = ("candidate.py", "reflection.md", "verification.json")
+
+_STATUSES = {
+    "evaluated": "FINISHED",
+    "reference": "FINISHED",
+    "stopped": "KILLED",  # by the ladder: MLflow's word for neither finished nor failed
+    "failed": "FAILED",
+    "unfinished": "RUNNING",
+}
 
 
 @dataclass
@@ -28,12 +38,15 @@ class RunPlan:
     tags: dict[str, str]
     start: int  # milliseconds since 1970, as MLflow counts
     end: int
+    as_of: int = 0  # the same, of the newest measurement that can have changed a score or its limits
     status: str = "FINISHED"
     params: dict[str, str] = field(default_factory=dict)
     metrics: list[tuple[str, float, int]] = field(default_factory=list)  # name, value, step
     texts: dict[str, str] = field(default_factory=dict)  # artifact file -> content
     curves: tuple[str, int | None] | None = None  # candidate whose curves belong here; its seed, None for their mean
-    state: str = ""  # digest of all of this and of which curves there are
+    report: tuple[str, ...] = ()  # candidates whose page belongs here; several make the page of a generation
+    depends: str = ""  # digest of what else its page shows
+    state: str = ""  # digest of all of this but ``as_of``, and of which curves there are
 
 
 def plan_runs(archive: Archive, protocol: Protocol) -> list[RunPlan]:
@@ -52,6 +65,12 @@ def plan_runs(archive: Archive, protocol: Protocol) -> list[RunPlan]:
     for score in archive.rows("evaluations", protocol=protocol.digest):
         scores.setdefault((score["candidate_id"], score["seed"]), []).append(score)
     names = {record["candidate_id"]: record["name"] for record in records}
+    children: dict[str, list[str]] = {}
+    for record in records:
+        for parent in record["parent_ids"]:
+            children.setdefault(parent, []).append(record["candidate_id"])
+    registered = {version.candidate_id for version in plan_versions(archive, protocol)}
+    as_of = newest_measurement(archive, protocol)
 
     plans: list[RunPlan] = []
     for generation in sorted({record["generation"] for record in records}):
@@ -62,9 +81,14 @@ def plan_runs(archive: Archive, protocol: Protocol) -> list[RunPlan]:
             seeds = sorted(trained.get(candidate, set()) | {seed for key, seed in scores if key == candidate})
             measured = {seed for key, seed in scores if key == candidate}
             own = _candidate_plan(record, rows[candidate], protocol, names)
+            own.tags["children"] = ",".join(children.get(candidate, ()))
             _add_texts(own, record, reflections.get(candidate), verifications.get(candidate), failures.get(candidate))
-            # the mean over seeds is drawn once, when every seed that was trained has been measured (or the candidate failed)
-            settled = measured == trained.get(candidate) or own.status == "FAILED"
+            if candidate in registered:
+                own.texts |= {
+                    f"{ALGORITHM_FOLDER}/{name}": own.texts[name] for name in _REGISTERED if name in own.texts
+                }
+            # the mean over seeds is drawn once, when every seed that was trained has been measured (or no more will be)
+            settled = measured == trained.get(candidate) or own.status in ("FAILED", "KILLED")
             if trained.get(candidate) and settled:
                 own.curves = (candidate, None)
             plans.append(own)
@@ -73,8 +97,23 @@ def plan_runs(archive: Archive, protocol: Protocol) -> list[RunPlan]:
                 for seed in seeds
             ]
     for plan in plans:
-        plan.state = _digest(plan)
+        plan.state = _digest({name: value for name, value in vars(plan).items() if name not in ("state", "as_of")})
+        plan.as_of = max(as_of, plan.start)
     return plans
+
+
+def newest_measurement(archive: Archive, protocol: Protocol) -> int:
+    """When the newest row was made from which scores and their limits follow, in milliseconds since 1970; 0 without any.
+
+    A new measurement anywhere moves the noise floor, and with it the limits of every candidate.
+    """
+    tables = [table for table in ("evaluations", "failures", "rungs", "replications") if archive.has(table)]
+    moments = [
+        moment
+        for table in tables
+        for moment in archive.read(table, ["created_at"], protocol=protocol.digest)["created_at"].to_pylist()
+    ]
+    return _milliseconds(max(moments)) if moments else 0
 
 
 def _generation_plan(
@@ -89,11 +128,14 @@ def _generation_plan(
         tags={"level": "generation", "generation": str(generation), "protocol": protocol.digest},
         start=min(_milliseconds(record["created_at"]) for record in members),
         end=max(_milliseconds(record["created_at"]) for record in members),
+        report=tuple(record["candidate_id"] for record in members),
+        depends=_digest([row.to_dict() for row in board]),
     )
     # the step is how many candidates are settled, so the newest value is the last one
-    step = len(scored) + sum(row.status == "failed" for row in board)
+    failed, stopped = (sum(row.status == status for row in board) for status in ("failed", "stopped"))
+    step = len(scored) + failed + stopped
     plan.metrics = [("candidates", len(board), step), ("evaluated", len(scored), step)]
-    plan.metrics.append(("failed", sum(row.status == "failed" for row in board), step))
+    plan.metrics += [("failed", failed, step), ("stopped", stopped, step)]
     if step < len(board):
         plan.status = "RUNNING"
     if scored:
@@ -121,16 +163,18 @@ def _candidate_plan(
             "arm": record["arm"],
             "written_by": record["written_by"],
             "status": row.status,
+            "standing": row.state,
         },
         start=made,
         end=made,
-        status={"evaluated": "FINISHED", "reference": "FINISHED", "failed": "FAILED", "unfinished": "RUNNING"}[
-            row.status
-        ],
+        status=_STATUSES[row.status],
+        report=(record["candidate_id"],),
     )
     plan.params = {f"mechanism.{slot}": str(choice) for slot, choice in json.loads(record["mechanisms"]).items()}
     if row.verdict:
         plan.tags["verdict"] = row.verdict
+    if row.rung:
+        plan.tags["rung"] = f"{row.rung['rung']}, {row.rung['decision']}: {row.rung['message']}"
     if row.overall:
         step = row.overall.seeds  # more seeds later make a later value, not a second one
         named = {"Overall": row.overall.estimate, "Overall_low": row.overall.low, "Overall_high": row.overall.high}
@@ -194,8 +238,7 @@ def _seed_plan(
     return plan
 
 
-def _digest(plan: RunPlan) -> str:
-    content = {name: value for name, value in vars(plan).items() if name != "state"}
+def _digest(content: object) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 

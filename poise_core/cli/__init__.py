@@ -11,6 +11,7 @@ from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
 from poise_core.cli.reading import leaderboard, lineage, rungs, show
 from poise_core.cli.replicate import replicate
+from poise_core.cli.track import track
 from poise_core.cli.verify import verify
 
 _HELP = (
@@ -36,7 +37,7 @@ app = typer.Typer(
     add_completion=False,
 )
 
-for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, cost, context):
+for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, track, cost, context):
     app.command()(command)
 app.command()(compare_search)
 app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)

@@ -96,12 +96,14 @@ def where_to_look(run: RunDirectory) -> str:
     programs = _short(Path(sys.executable).parent)
     server = os.environ.get("PREFECT_API_URL")
     home = _short(Path(os.environ.get("PREFECT_HOME", run.path / "prefect")))
+    tracking = run.tracking_uri
+    mlflow = f"{programs}/mlflow ui --backend-store-uri {tracking}" if tracking == run.own_tracking_uri else tracking
     prefect = f"PREFECT_HOME={home} {programs}/prefect server start" if server is None else server
     return "\n".join(
         [
             f"Archive   {folder}/archive",
             f"          {programs}/python -c \"import pandas; print(pandas.read_parquet('{folder}/archive/evaluations'))\"",
-            f"MLflow    {programs}/mlflow ui --backend-store-uri {run.tracking_uri}",
+            f"MLflow    {mlflow}",
             f"Prefect   {prefect}",
             f"Look      poise show {folder} NAME    poise leaderboard {folder}    poise lineage {folder}",
         ]

@@ -32,6 +32,7 @@ def replicate(
     from poise_core.cli.progress import ProgressDisplay
     from poise_core.evolution.replication import Replication, ReplicationRefused
     from poise_core.run_directory import RunDirectory
+    from poise_core.tracking import Tracker
     from poise_core.views import find_candidate
 
     with plain_errors():
@@ -46,6 +47,9 @@ def replicate(
                     row = Replication(run, found, observer=display).carry_out(seeds, undeclared=undeclared)
             except ReplicationRefused as error:
                 raise fail(error, UNUSABLE) from error
+            Tracker.for_run(run).sync_archive(
+                run.archive, run.preset.protocol, force=True
+            )  # moves the champion's alias
     if json:
         plain = {name: value for name, value in row.items() if name not in ("row_key", "created_at", "content_digest")}
         typer.echo(json_module.dumps(plain, indent=1))

@@ -158,6 +158,42 @@ def add_candidate(
     )
 
 
+def rung(protocol: Protocol, candidate_id: str, name: str, decision: str, cause: str | None = None) -> dict:
+    """A row of ``rungs``."""
+    return {
+        "protocol": protocol.digest,
+        "candidate_id": candidate_id,
+        "rung": name,
+        "generation": 1,
+        "seeds": [0],
+        "steps": 10,
+        "tokens": 10_000,
+        "decision": decision,
+        "cause": cause,
+        "message": "made up",
+        "written_by": "poise",
+    }
+
+
+def replication(protocol: Protocol, candidate_id: str, outcome: str, *, declared: bool = True) -> dict:
+    """A row of ``replications``."""
+    return {
+        "protocol": protocol.digest,
+        "candidate_id": candidate_id,
+        "baseline_id": GRPO,
+        "declared": declared,
+        "seeds": [3, 4],
+        "outcome": outcome,
+        "overall": 50.0,
+        "baseline_overall": 45.0,
+        "delta": 5.0,
+        "low": 1.0 if outcome == "replicated" else -1.0,
+        "high": 9.0,
+        "message": f"{outcome}: +5.0 points to the baseline over 2 fresh seeds",
+        "written_by": "poise",
+    }
+
+
 def fill(archive: Archive, protocol: Protocol) -> Archive:
     """GRPO with four children in two generations: two better, one collapsed, one rejected; and one not finished."""
     add_candidate(archive, protocol, GRPO, "GRPO", 0, (), 0.45, writer="human")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from poise_core.evaluation.protocol import Protocol
 from poise_core.run_directory import RunDirectory
 from poise_core.tracking import KEY_TAG, Tracker
 from poise_core.tracking_plan import plan_runs
+from poise_core.views import leaderboard
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -89,7 +91,7 @@ def test_the_runs_mirror_generations_candidates_and_seeds(tracker: Tracker, fill
         assert run.data.tags["mechanisms"] == '{"level": "token", "scale": "analytic"}'
         assert run.data.params == {"mechanism.level": "token", "mechanism.scale": "analytic"}
     assert seed.data.tags["seed"] == "1"
-    assert generation.data.metrics == {"candidates": 3, "evaluated": 1, "failed": 1,
+    assert generation.data.metrics == {"candidates": 3, "evaluated": 1, "failed": 1, "stopped": 0,
                                        "best_overall": candidate.data.metrics["Overall"]}  # fmt: skip
     statuses = {key: run.info.status for key, run in found.items()}
     assert statuses[f"candidate/{samples.BROKEN}"] == "FAILED"
@@ -327,3 +329,84 @@ def test_plans_name_parents_before_children_and_follow_content(filled: tuple) ->
 def test_importing_the_tracker_does_not_import_mlflow() -> None:
     code = "import sys, poise_core.tracking; print('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_limits_in_mlflow_are_those_of_the_leaderboard_after_every_new_measurement(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    """Every measurement moves the noise floor and with it everybody's limits. Of two values at one step and one time MLflow
+    shows the larger, not the newer: a candidate that had become worse than the baseline was shown as not distinguishable."""
+    protocol = samples.make_protocol()
+    archive = Archive(tmp_path / "archive").initialise()
+    skills = {samples.GRPO: 0.45, samples.AV: 0.5, samples.SA: 0.4, samples.VM_AV: 0.55, samples.BROKEN: 0.48}
+    lows = []
+    for candidate, skill in skills.items():
+        samples.add_candidate(archive, protocol, candidate, candidate, 0, (), skill)
+        assert not tracker.sync_archive(archive, protocol).error
+        found = runs(tracker)
+        for row in leaderboard(archive, protocol):
+            assert row.overall
+            metrics = found[f"candidate/{row.candidate_id}"].data.metrics
+            expected = {"Overall_low": row.overall.low, "Overall_high": row.overall.high}
+            if row.delta:
+                expected |= {"delta_low": row.delta.low, "delta_high": row.delta.high}
+            assert {key: metrics[key] for key in expected} == pytest.approx(expected), row.name
+            if row.delta and row.candidate_id == samples.AV:
+                lows.append(row.delta.low)
+    assert any(after < before for before, after in itertools.pairwise(lows)), "no limit fell, so nothing was tested"
+
+
+def test_a_candidate_that_the_ladder_stopped_is_neither_failed_nor_running(tracker: Tracker, tmp_path: Path) -> None:
+    protocol = samples.make_protocol()
+    archive = Archive(tmp_path / "archive").initialise()
+    samples.add_candidate(archive, protocol, samples.GRPO, "GRPO", 0, (), 0.45)
+    samples.add_candidate(archive, protocol, samples.AV, "AV", 1, (samples.GRPO,))
+    archive.append("trajectories", trajectory_rows(samples.AV, protocol.digest, 0, samples.make_steps(10, 0)))
+    archive.append("rungs", [samples.rung(protocol, samples.AV, "proxy", "stopped", cause="race")])
+    assert not tracker.sync_archive(archive, protocol).error
+    found = runs(tracker)
+    candidate = found[f"candidate/{samples.AV}"]
+    assert candidate.info.status == "KILLED"
+    assert candidate.data.tags["status"] == "stopped"
+    assert candidate.data.tags["standing"] == "stopped at the proxy"
+    assert candidate.data.tags["rung"] == "proxy, stopped: made up"
+    assert len(points(tracker, candidate.info.run_id, "reward_mean")) == 10, "what there is of its curve is drawn"
+    generation = found["generation/1"]
+    assert generation.info.status == "FINISHED"
+    assert generation.data.metrics == {"candidates": 1, "evaluated": 0, "failed": 0, "stopped": 1}
+
+
+def test_pages_are_artifacts(tracker: Tracker, filled: tuple) -> None:
+    archive, protocol = filled
+    tracker.sync_archive(archive, protocol)
+    found = runs(tracker)
+    page = artifact(tracker, found[f"candidate/{samples.VM_AV}"].info.run_id, "report.html")
+    assert page.startswith("<!DOCTYPE html>")
+    for part in ("VM-AV keeps the scale of advantages steady.", "KL ended at 0.38 nats", "chain", "admitted"):
+        assert part in page
+    page = artifact(tracker, found["generation/1"].info.run_id, "report.html")
+    assert all(name in page for name in ("GRPO", "AV", "SA", "Leaderboard, protocol"))
+    assert "VM-AV" not in page, "it is of another generation"
+
+
+@pytest.mark.parametrize(
+    ("query", "names"),
+    [
+        ("tags.candidate = '{VM_AV}' and tags.level = 'candidate'", {"VM-AV"}),
+        ("tags.parent like '%{GRPO}%' and tags.level = 'candidate'", {"AV", "SA", "LATE"}),
+        ("tags.generation = '1' and tags.level = 'candidate'", {"AV", "SA"}),
+        ("tags.mechanisms like '%analytic%' and tags.level = 'candidate'", {"AV", "SA", "VM-AV", "HOT", "LATE"}),
+        ("tags.arm = 'evolution' and tags.level = 'candidate' and metrics.delta > 0", {"AV", "VM-AV"}),
+        ("tags.protocol = '{protocol}' and tags.level = 'generation'", {"gen-00", "gen-01", "gen-02"}),
+        ("tags.seed = '0' and tags.candidate = '{SA}'", {"SA/seed-0"}),
+        ("params.`mechanism.scale` = 'std' and tags.level = 'candidate'", {"GRPO"}),
+    ],
+)
+def test_the_searches_of_the_guide(tracker: Tracker, filled: tuple, query: str, names: set) -> None:
+    archive, protocol = filled
+    tracker.sync_archive(archive, protocol)
+    client = mlflow.MlflowClient(tracker.uri)
+    ids = {name: getattr(samples, name) for name in ("GRPO", "VM_AV", "SA")}
+    experiment = client.get_experiment_by_name(tracker.experiment)
+    found = client.search_runs([experiment.experiment_id], query.format(protocol=protocol.digest, **ids))
+    assert {run.info.run_name for run in found} == names

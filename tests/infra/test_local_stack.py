@@ -1,0 +1,266 @@
+"""The services from packages: PostgreSQL behind a real Prefect and a real MLflow server, and a generation through them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import archive_samples as samples
+import psutil
+import pytest
+
+from poise_core.archive import Archive
+from poise_core.run_directory import RunDirectory
+from poise_core.tracking import Tracker
+
+SCRIPT = Path(__file__).parents[2] / "infra" / "local-stack.sh"
+BIN = Path(sys.executable).parent
+SERVICES = {"postgresql", "prefect", "mlflow", "worker"}
+
+found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+needs_postgresql = pytest.mark.skipif(not found, reason="PostgreSQL is not installed: apt-get install postgresql")
+
+
+class Stack:
+    """One stack in a folder of its own, on free ports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.postgres, self.prefect, self.mlflow = (free_port() for _ in range(3))
+        self.environment = {
+            **os.environ,
+            "POISE_STACK_DIR": str(folder),
+            "POISE_BIN": str(BIN),
+            "POISE_POSTGRES_PORT": str(self.postgres),
+            "POISE_PREFECT_PORT": str(self.prefect),
+            "POISE_MLFLOW_PORT": str(self.mlflow),
+            "POISE_START_SECONDS": "400",
+        }
+
+    def __call__(self, command: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        environment = {**self.environment, **settings}
+        with (
+            tempfile.TemporaryFile("w+") as out,
+            tempfile.TemporaryFile("w+") as err,
+        ):  # servers must not hold a pipe open
+            done = subprocess.run([SCRIPT, command], env=environment, stdout=out, stderr=err, timeout=1200, check=False)
+            out.seek(0)
+            err.seek(0)
+            return subprocess.CompletedProcess(command, done.returncode, out.read(), err.read())
+
+    def up(self) -> None:
+        done = self("up")
+        assert done.returncode == 0, done.stderr
+
+    def pids(self) -> dict[str, str]:
+        found = {path.stem: path.read_text() for path in self.folder.glob("*.pid")}
+        found["postgresql"] = (self.folder / "postgres" / "postmaster.pid").read_text().split("\n")[0]
+        return found
+
+    def query(self, database: str, statement: str) -> str:
+        command = [*map(str, (found[-1].with_name("psql"), "-h", "127.0.0.1", "-p", self.postgres, "-U", "poise"))]
+        environment = {**os.environ, "PGPASSWORD": (self.folder / "password").read_text().strip()}
+        done = subprocess.run(
+            [*command, "-d", database, "-Atqc", statement], env=environment, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        return {
+            "PREFECT_API_URL": f"http://127.0.0.1:{self.prefect}/api",
+            "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.mlflow}",
+        }
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def processes_of(stack: Stack) -> list[psutil.Process]:
+    """Those that were started from the stack's folder, by what their command or their environment says."""
+    mark, mine = str(stack.folder), []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and mark in " ".join([*process.cmdline(), *process.environ().values()]):
+                mine.append(process)
+        except psutil.Error:
+            continue
+    return mine
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """PostgreSQL runs as another user than root, so every folder above must let that user in; pytest's own do not."""
+    made = Path(tempfile.mkdtemp(prefix="poise-stack-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def stack(folder: Path) -> Iterator[Stack]:
+    stack = Stack(folder / "stack")
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack("down")
+        for process in processes_of(stack):
+            process.kill()
+
+
+def test_without_postgresql_one_line_says_how_to_install_it(tmp_path: Path) -> None:
+    done = Stack(tmp_path)("up", POISE_POSTGRES_BIN=str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == "local-stack: PostgreSQL is not installed; install it with: apt-get install postgresql\n"
+
+
+def test_an_unknown_command_explains_itself_and_does_nothing(tmp_path: Path) -> None:
+    done = Stack(tmp_path / "stack")("restart")
+    assert done.returncode == 2
+    assert "infra/local-stack.sh up" in done.stderr
+    assert not (tmp_path / "stack").exists()
+
+
+@needs_postgresql
+def test_a_port_that_is_taken_is_named_with_its_setting(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", stack.postgres))
+        other.listen()
+        done = stack("up")
+    assert done.returncode == 1
+    assert f"port {stack.postgres} for PostgreSQL is taken" in done.stderr
+    assert "POISE_POSTGRES_PORT" in done.stderr
+
+
+@needs_postgresql
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.xdist_group("local-stack")
+class TestStack:
+    """In this order, on one stack: the last test ends it."""
+
+    def test_up_again_starts_nothing_anew(self, stack: Stack) -> None:
+        before = stack.pids()
+        assert before.keys() == SERVICES
+        stack.up()
+        assert stack.pids() == before
+        status = stack("status")
+        assert status.returncode == 0
+        assert {line.split()[0] for line in status.stdout.splitlines() if " running " in line} == SERVICES
+        exported = dict(line.removeprefix("export ").split("=", 1) for line in stack("env").stdout.splitlines())
+        assert exported == stack.addresses
+
+    def test_only_the_loopback_interface_and_only_with_the_password(self, stack: Stack) -> None:
+        listening = {
+            connection.laddr
+            for process in processes_of(stack)
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert {address.ip for address in listening} == {"127.0.0.1"}
+        assert {address.port for address in listening} == {stack.postgres, stack.prefect, stack.mlflow}
+        secret = (stack.folder / "password").read_text().strip()
+        assert (stack.folder / "password").stat().st_mode & 0o077 == 0
+        assert not any(secret in " ".join(process.cmdline()) for process in processes_of(stack)), "anybody can read it"
+        command = [found[-1].with_name("psql"), "-h", "127.0.0.1", "-p", str(stack.postgres), "-U", "poise", "-l", "-w"]
+        assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+    def test_a_generation_with_postgresql_behind_both_servers(self, stack: Stack, tmp_path: Path) -> None:
+        environment = {**os.environ, **stack.addresses, "COLUMNS": "140"}
+        command = [BIN / "poise", "evolve", "--preset", "smoke", "--run-dir", tmp_path / "run"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "behind" not in done.stderr
+        run = RunDirectory.read(tmp_path / "run")
+        assert run.archive.check() == []
+        assert not (run.path / "mlflow.db").exists()
+        assert not (run.path / "prefect").exists()
+        for address in stack.addresses.values():
+            assert address in done.stdout, "the summary says where to look"
+
+        flows = stack.query("prefect", "select name || ':' || state_type from flow_run order by name")
+        assert flows.split() == [*f"evolve {run.path}:COMPLETED".split(), "gen-01:COMPLETED"]
+        assert stack.query("prefect", "select distinct state_type from task_run") == "COMPLETED"
+
+        candidates = run.archive.rows("candidates")
+        names = {row["name"] for row in candidates}
+        levels = "select value from tags where key = 'level' and run_uuid = runs.run_uuid"
+        shown = stack.query("mlflow", f"select name from runs where ({levels}) = 'candidate'").splitlines()
+        assert sorted(shown) == sorted(names)
+        assert len(names) == 1 + 1 + 2  # base policy, baseline, a child for each of two parents
+        points = stack.query("mlflow", "select count(distinct step) from metrics where key = 'reward_mean'")
+        assert int(points) == run.preset.protocol.training.steps
+
+    def test_artifacts_are_read_through_the_server(self, stack: Stack) -> None:
+        one = stack.query("mlflow", "select run_uuid from runs where name = 'GRPO'")
+        for name, part in (("candidate.py", "LOSS_AGGREGATION"), ("reflection.md", "GRPO"), ("report.html", "<html")):
+            url = f"{stack.addresses['MLFLOW_TRACKING_URI']}/get-artifact?run_id={one}&path={name}"
+            with urllib.request.urlopen(url, timeout=60) as answer:
+                assert part in answer.read().decode()
+        assert list((stack.folder / "mlartifacts").rglob("candidate.py")), "they lie where the settings say"
+
+    def test_a_champion_is_registered_on_the_server_once(self, stack: Stack, tmp_path: Path) -> None:
+        protocol = samples.make_protocol()
+        archive = Archive(tmp_path / "archive").initialise()
+        samples.add_candidate(archive, protocol, samples.GRPO, "GRPO", 0, (), 0.3)
+        samples.add_candidate(archive, protocol, samples.AV, "AV", 1, (samples.GRPO,), 0.6)
+        tracker = Tracker(stack.addresses["MLFLOW_TRACKING_URI"], "poise/made-up/server")
+        for _ in range(2):
+            assert not tracker.sync_archive(archive, protocol, force=True).error
+        aliases = "select count(*) from registered_model_aliases where name = 'poise-made-up-server'"
+        assert stack.query("mlflow", aliases) == "0"
+        archive.append("replications", [samples.replication(protocol, samples.AV, "replicated")])
+        assert not tracker.sync_archive(archive, protocol, force=True).error
+        assert Tracker(tracker.uri, tracker.experiment).sync_archive(archive, protocol).unchanged == 2 + 2 + 6
+        url = f"{tracker.uri}/api/2.0/mlflow/registered-models/alias?name=poise-made-up-server&alias=champion"
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            version: dict[str, Any] = json.load(answer)["model_version"]
+        assert version["version"] == "1"
+        assert {tag["key"]: tag["value"] for tag in version["tags"]}["candidate"] == samples.AV
+        code = f"import mlflow; print(mlflow.artifacts.download_artifacts('models:/{version['name']}@champion'))"
+        environment = {**os.environ, **stack.addresses}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert (Path(done.stdout.strip()) / "candidate.py").read_text() == samples.SOURCE.format(name="AV")
+
+    def test_what_was_killed_is_started_again_alone(self, stack: Stack) -> None:
+        before = stack.pids()
+        victim = psutil.Process(int(before["mlflow"].split()[0]))
+        family = [victim, *victim.children(recursive=True)]
+        for process in family:
+            process.send_signal(signal.SIGKILL)
+        psutil.wait_procs(family, timeout=30)
+        status = stack("status")
+        assert status.returncode == 1
+        assert [line.split()[0] for line in status.stdout.splitlines() if "not running" in line] == ["mlflow"]
+        stack.up()
+        after = stack.pids()
+        assert {name for name in SERVICES if after[name] != before[name]} == {"mlflow"}
+
+    def test_down_leaves_no_process_and_up_finds_the_data_again(self, stack: Stack) -> None:
+        runs = stack.query("mlflow", "select count(*) from runs")
+        for _ in range(2):  # the second one has nothing to do
+            done = stack("down")
+            assert done.returncode == 0, done.stderr
+            assert processes_of(stack) == []
+        assert stack("status").returncode == 1
+        stack.up()
+        assert stack.query("mlflow", "select count(*) from runs") == runs
+        assert stack.query("prefect", "select count(*) from flow_run") == "2"
+        assert stack("down").returncode == 0
+        assert processes_of(stack) == []
