@@ -89,7 +89,8 @@ def generation(run_dir: str, number: int) -> None:
     """One generation: a child of every selected parent."""
     with evolution_session(run_dir) as evolution:
         lowest, *higher = evolution.rungs
-        designed, children, trained = [], [], []
+        designed: list[PrefectFuture[Any]] = []
+        children, trained = [], []
         child = None
         for place in select_parents(run_dir, number):  # admitted one after the other: each sees the ideas before it
             ideas = propose.submit(run_dir, place, allow_failure(child))

@@ -14,7 +14,7 @@ from flows.server import prefect_server, wait_until_healthy
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.evolution import Evolution, Observer
-from poise_core.failures import Cancelled
+from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.run_directory import RunDirectory
 from tasks.session import evolution_session
 
@@ -59,14 +59,28 @@ def evolve_here(
             say(
                 f"{evolution.preset.search.generations} generations in {evolution.run.path}; Ctrl-C stops, and it resumes"
             )
-            try:
-                state: Any = evolve(str(evolution.run.path), return_state=True)
-            finally:
-                _send_what_is_left()
-            if state.is_cancelled() or evolution.stopped:
-                raise Cancelled("stopped")
-            state.result()
+            with _server_needed(url):
+                try:
+                    state: Any = evolve(str(evolution.run.path), return_state=True)
+                finally:
+                    _send_what_is_left()
+                if state.is_cancelled() or evolution.stopped:
+                    raise Cancelled("stopped")
+                state.result()
             return evolution.run
+
+
+@contextmanager
+def _server_needed(url: str) -> Iterator[None]:
+    """A server that stays away is a fault of the machine: what the stages have recorded does not depend on it."""
+    import httpx
+    from prefect.exceptions import CrashedRun
+
+    try:
+        yield
+    except (httpx.HTTPError, CrashedRun) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InfrastructureError(f"the Prefect server at {url} does not answer: {reason}") from error
 
 
 @contextmanager

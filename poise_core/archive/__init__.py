@@ -1,6 +1,6 @@
 """What a run has learned, as append-only Parquet tables: schema, append, read, lineage."""
 
-from poise_core.archive.errors import ArchiveConflictError, ArchiveError, ArchiveRowError
+from poise_core.archive.errors import ArchiveConflictError, ArchiveError, ArchiveLocationError, ArchiveRowError
 from poise_core.archive.lineage import Lineage, TreeNode
 from poise_core.archive.rows import (
     candidate_row,
@@ -24,6 +24,7 @@ __all__ = [
     "Archive",
     "ArchiveConflictError",
     "ArchiveError",
+    "ArchiveLocationError",
     "ArchiveRowError",
     "Lineage",
     "TreeNode",

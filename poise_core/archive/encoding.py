@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from poise_core.archive.errors import ArchiveRowError
-from poise_core.archive.parts import encode_key, one_line
+from poise_core.archive.parts import encode_key
 from poise_core.archive.schema import Table
+from poise_core.archive.storage import one_line
 
 Row = Mapping[str, Any]
 

@@ -15,3 +15,7 @@ class ArchiveConflictError(ArchiveError):
 
 class ArchiveRowError(ArchiveError, ValueError):
     """A row does not fit its table; nothing was written."""
+
+
+class ArchiveLocationError(ArchiveError, ValueError):
+    """What was given as the archive's place cannot be one; nothing was touched."""
