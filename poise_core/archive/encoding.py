@@ -28,7 +28,7 @@ def build_table(table: Table, rows: Sequence[Row]) -> pa.Table:
     Raises:
         ArchiveRowError: a column is unknown, missing, of another type or not among the allowed values; a key repeats.
     """
-    now = dt.datetime.now(dt.UTC)
+    now = _now()
     completed = [_complete(table, row, now) for row in rows]
     completed.sort(key=lambda row: tuple(row[key] for key in table.row_keys))
     keys = [row["row_key"] for row in completed]
@@ -58,6 +58,10 @@ def to_parquet(data: pa.Table) -> memoryview:
     # in a part of a few rows, statistics (a source's least and greatest is the source) and dictionaries only weigh
     pq.write_table(data, sink, compression="zstd", write_statistics=False, use_dictionary=False)
     return memoryview(sink.getvalue())
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 def _complete(table: Table, row: Row, now: dt.datetime) -> dict[str, Any]:

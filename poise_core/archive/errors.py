@@ -19,3 +19,7 @@ class ArchiveRowError(ArchiveError, ValueError):
 
 class ArchiveLocationError(ArchiveError, ValueError):
     """What was given as the archive's place cannot be one; nothing was touched."""
+
+
+class ArchiveOwnedError(ArchiveError):
+    """The archive is another run's; nothing was written into it."""

@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from poise_core.archive.errors import ArchiveError, ArchiveLocationError
+from poise_core.archive.errors import ArchiveError, ArchiveLocationError, ArchiveOwnedError
 
 SCHEMES = ("s3", "gs", "abfs", "abfss")
 """Object stores that pyarrow opens by URI."""
@@ -70,6 +70,12 @@ def check_location(location: str) -> None:
         )
     if not parts.netloc or not parts.path.strip("/"):
         raise ArchiveLocationError(f"{_plain(location)}: name a bucket and a prefix, as in s3://bucket/runs/laptop")
+
+
+def location_below(location: str, name: str) -> str:
+    """The URI of a prefix below this one, with the same options."""
+    parts = urlsplit(location)
+    return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/{name}", parts.query, ""))
 
 
 class Storage:
@@ -135,7 +141,7 @@ class Storage:
         """Write down whose archive this is, or find that it is the owner's; harmless when repeated.
 
         Raises:
-            ArchiveError: it is another's; the message says whose and how to take it over.
+            ArchiveOwnedError: it is another's; the message says whose and how to take it over.
         """
         self.write_once("", OWNER_FILE, memoryview(owner.encode()))
         try:
@@ -144,7 +150,7 @@ class Storage:
         except OSError as error:
             raise ArchiveError(f"{self.shown('', OWNER_FILE)}: not readable: {one_line(error)}") from error
         if found != owner:
-            raise ArchiveError(
+            raise ArchiveOwnedError(
                 f"{self.shown()}: belongs to {found.strip()}; take another prefix, or delete {OWNER_FILE} there to take it "
                 "over once that run has ended for good"
             )

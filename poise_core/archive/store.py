@@ -70,7 +70,7 @@ class Archive:
         """Say whose archive this is, once and for all; harmless when repeated by the same owner.
 
         Raises:
-            ArchiveError: it is another's; the message says whose, and how to take it over.
+            ArchiveOwnedError: it is another's; the message says whose, and how to take it over.
         """
         self._storage.claim(owner)
 

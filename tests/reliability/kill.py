@@ -63,8 +63,15 @@ SHARES = (
 )
 """How often each kind is drawn, in random order, before it is drawn again."""
 
-REACH = {"flow": 0.5, "server": 0.3}
+REACH = {"flow": 0.35, "server": 0.2}
 """Longest delay before a kill, in lengths of an evolution; 0.05 for processes that work for one stage."""
+
+PATIENT = [
+    argument
+    for key in ("train_timeout_seconds", "evaluate_timeout_seconds", "verify_timeout_seconds")
+    for argument in ("--set", f"resources.{key}=3600")
+]
+"""A machine that is busy with other things must not look like a candidate that takes too long."""
 
 HANG_SECONDS = 1800.0
 FINISHED = re.compile(
@@ -241,7 +248,7 @@ class Storm:
             if not self._wait(command, lambda kind=kind: bool(command.of_kind(kind))):
                 self._bag.append(kind)  # its turn comes in the next evolution
                 return
-            self._wait(command, lambda: False, moment)
+            self._wait(command, None, moment)
             victims = command.of_kind(kind) if not command.ended else []
             if not victims:
                 self._bag.insert(0, kind)  # too late; later again
@@ -255,19 +262,23 @@ class Storm:
             if kind == "flow":
                 return
         deadline = time.monotonic() + HANG_SECONDS
-        while not self._wait(command, lambda: False, 10.0) and not command.ended:
+        while not self._wait(command, None, 10.0) and not command.ended:
             if time.monotonic() > deadline:
                 self.report.faults.append(f"evolution {number}, start {start}: no end within {HANG_SECONDS:.0f} s")
                 command.process.kill()
 
-    def _wait(self, command: Command, ready: Callable[[], bool], seconds: float = HANG_SECONDS) -> bool:
+    def _wait(self, command: Command, ready: Callable[[], bool] | None, seconds: float = HANG_SECONDS) -> bool:
         """Until it is ready (True), the command has ended, or the time is up (False)."""
-        deadline = time.monotonic() + seconds
-        while not command.ended and time.monotonic() < deadline:
-            command.family()
-            if ready():
+        now = time.monotonic()
+        deadline, look = now + seconds, now
+        while not command.ended and now < deadline:
+            if ready is not None and ready():
                 return True
-            time.sleep(0.02)
+            if now >= look:  # who was there is known when the command has ended; looking costs time that it needs
+                command.family()
+                look = now + 2.0
+            time.sleep(min(0.2, deadline - now))
+            now = time.monotonic()
         return False
 
     def _next_kind(self) -> str:
@@ -354,7 +365,7 @@ def main() -> int:
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     folder.mkdir(parents=True, exist_ok=True)
-    arguments: list[object] = ["--preset", "smoke", "--generations", options.generations]
+    arguments: list[object] = ["--preset", "smoke", "--generations", options.generations, *PATIENT]
 
     def say(text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
