@@ -45,8 +45,10 @@ def main() -> None:
     with contextlib.suppress(OSError):  # already a leader: the caller asked for a new session
         os.setsid()
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1 and specification["parent"] != 1:
-        sys.exit(SETUP_FAILED)  # whoever started this died before the line above
+    if os.getppid() != specification["parent"]:
+        sys.exit(
+            SETUP_FAILED
+        )  # whoever started this died before the line above, and a foster parent's death says nothing
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     if specification["namespaces"]:
         _or_exit(lambda: _enter_namespaces(specification))
