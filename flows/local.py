@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,7 +50,7 @@ def evolve_here(
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     with (
         evolution_session(run_dir, preset, observer=observer, replay=replay) as evolution,
-        _stopped_by_signals(evolution, say),
+        _stopped_by_signals(evolution, say) as asked,
     ):
         say("starting the Prefect server")
         with prefect_server(evolution.run.path / "prefect") as url:
@@ -64,7 +65,7 @@ def evolve_here(
                     state: Any = evolve(str(evolution.run.path), return_state=True)
                 finally:
                     _send_what_is_left()
-                if state.is_cancelled() or evolution.stopped:
+                if state.is_cancelled() or asked.is_set():  # a fault stops the stages too, and is no wish
                     raise Cancelled("stopped")
                 state.result()
             return evolution.run
@@ -84,18 +85,24 @@ def _server_needed(url: str) -> Iterator[None]:
 
 
 @contextmanager
-def _stopped_by_signals(evolution: Evolution, say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the stages in order, the second one ends everything at once."""
+def _stopped_by_signals(evolution: Evolution, say: Callable[[str], None]) -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM ends the stages in order, the second one ends everything at once.
+
+    Yields:
+        What is set by the first one.
+    """
+    asked = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if evolution.stopped:
+        if asked.is_set():
             raise KeyboardInterrupt
+        asked.set()
         evolution.stop()
         say("stopping: ending child processes, what is finished is kept")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

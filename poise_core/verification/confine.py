@@ -46,7 +46,9 @@ def main() -> None:
         os.setsid()
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)
     if _is_gone(specification["parent"]):
-        sys.exit(SETUP_FAILED)  # it died before the line above, and the death of whoever adopted this process says nothing
+        sys.exit(
+            SETUP_FAILED
+        )  # it died before the line above, and the death of whoever adopted this process says nothing
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     if specification["namespaces"]:
         _or_exit(lambda: _enter_namespaces(specification))

@@ -426,7 +426,9 @@ def test_an_unknown_level_is_an_error() -> None:
 def test_a_launcher_whose_caller_has_died_starts_nothing(tmp_path: Path) -> None:
     """Between the start of the launcher and its first instruction; where a foster parent takes orphans, it is not process 1."""
     made = tmp_path / "made"
-    confined = confined_command([sys.executable, "-c", f"open({str(made)!r}, 'w')"], writable=[tmp_path], level=LEVELS[0])
+    confined = confined_command(
+        [sys.executable, "-c", f"open({str(made)!r}, 'w')"], writable=[tmp_path], level=LEVELS[0]
+    )
     (place,) = [index for index, part in enumerate(confined.argv) if '"parent"' in part]
     specification = json.loads(confined.argv[place])
     with subprocess.Popen([sys.executable, "-c", ""]) as gone:
