@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from flows.server import prefect_server, wait_until_healthy
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.evolution import Evolution, Observer
-from poise_core.failures import Cancelled
+from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.run_directory import RunDirectory
 from tasks.session import evolution_session
 
@@ -49,7 +50,7 @@ def evolve_here(
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     with (
         evolution_session(run_dir, preset, observer=observer, replay=replay) as evolution,
-        _stopped_by_signals(evolution, say),
+        _stopped_by_signals(evolution, say) as asked,
     ):
         say("starting the Prefect server")
         with prefect_server(evolution.run.path / "prefect") as url:
@@ -59,29 +60,49 @@ def evolve_here(
             say(
                 f"{evolution.preset.search.generations} generations in {evolution.run.path}; Ctrl-C stops, and it resumes"
             )
-            try:
-                state: Any = evolve(str(evolution.run.path), return_state=True)
-            finally:
-                _send_what_is_left()
-            if state.is_cancelled() or evolution.stopped:
-                raise Cancelled("stopped")
-            state.result()
+            with _server_needed(url):
+                try:
+                    state: Any = evolve(str(evolution.run.path), return_state=True)
+                finally:
+                    _send_what_is_left()
+                if state.is_cancelled() or asked.is_set():  # a fault stops the stages too, and is no wish
+                    raise Cancelled("stopped")
+                state.result()
             return evolution.run
 
 
 @contextmanager
-def _stopped_by_signals(evolution: Evolution, say: Callable[[str], None]) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM ends the stages in order, the second one ends everything at once."""
+def _server_needed(url: str) -> Iterator[None]:
+    """A server that stays away is a fault of the machine: what the stages have recorded does not depend on it."""
+    import httpx
+    from prefect.exceptions import CrashedRun
+
+    try:
+        yield
+    except (httpx.HTTPError, CrashedRun) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InfrastructureError(f"the Prefect server at {url} does not answer: {reason}") from error
+
+
+@contextmanager
+def _stopped_by_signals(evolution: Evolution, say: Callable[[str], None]) -> Iterator[threading.Event]:
+    """The first Ctrl-C or SIGTERM ends the stages in order, the second one ends everything at once.
+
+    Yields:
+        What is set by the first one.
+    """
+    asked = threading.Event()
 
     def stop(number: int, frame: FrameType | None) -> None:
-        if evolution.stopped:
+        if asked.is_set():
             raise KeyboardInterrupt
+        asked.set()
         evolution.stop()
         say("stopping: ending child processes, what is finished is kept")
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,7 +1,8 @@
 """The Prefect server of a run: the one that is configured, or a private one that lives no longer than this process.
 
 Prefect can start a private server by itself. That one is in the terminal's process group, so a Ctrl-C ends it before the
-flow can say that it was stopped, and a killed flow leaves it running. This one outlives Ctrl-C and follows a kill.
+flow can say that it was stopped, and a killed flow leaves it running. This one outlives Ctrl-C, follows a kill, and is started
+again at the same address when it dies before its flow: Prefect's client repeats for a minute what finds nobody there.
 Import this module, and enter :func:`prefect_server`, before ``prefect`` is imported: it reads its settings then.
 """
 
@@ -11,6 +12,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +22,10 @@ from pathlib import Path
 
 from poise_core.failures import InfrastructureError
 
-START_SECONDS = 120.0
+START_SECONDS = 600.0
+
+MOST_STARTS = 20
+"""Of one private server; one that dies again and again has a lasting fault, which its log tells."""
 
 
 @contextmanager
@@ -41,33 +46,59 @@ def prefect_server(home: Path) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     port = _free_port()
     url = os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    log = folder / "server.log"
-    with log.open("ab") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "flows.server_process", str(port)],
-            stdin=subprocess.PIPE,  # its end tells the server that this process is gone
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    server = _PrivateServer(folder / "server.log", port)
     try:
         yield url
     finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        server.close()
         del os.environ["PREFECT_API_URL"]
+
+
+class _PrivateServer:
+    """The server's process, and a thread that starts it again when it dies."""
+
+    def __init__(self, log: Path, port: int) -> None:
+        self._log, self._port = log, port
+        self._closing = threading.Event()
+        self._process = self._start()
+        self._keeper = threading.Thread(target=self._keep, daemon=True)
+        self._keeper.start()
+
+    def close(self) -> None:
+        """End it, in order where it lets itself be ended within ten seconds."""
+        self._closing.set()
+        self._keeper.join()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as stream:
+            return subprocess.Popen(
+                [sys.executable, "-m", "flows.server_process", str(self._port)],
+                stdin=subprocess.PIPE,  # its end tells the server that this process is gone
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def _keep(self) -> None:
+        starts = 1
+        while not self._closing.wait(0.2):
+            if self._process.poll() is not None and starts < MOST_STARTS:
+                starts += 1
+                self._process = self._start()
 
 
 def wait_until_healthy(url: str) -> None:
     """Return when the API answers.
 
     Raises:
-        InfrastructureError: it does not within two minutes.
+        InfrastructureError: it does not within ten minutes; on a machine that is busy it has taken two.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:

@@ -142,6 +142,10 @@ class Preset(FrozenModel):
 
     name: str
     protocol: Protocol
+    archive: str | None = Field(
+        None,
+        description="URI of the archive, such as s3://bucket/runs/laptop; without it the run directory's folder `archive`",
+    )
     search: SearchSpec = SearchSpec()
     ladder: LadderSpec = LadderSpec()
     health: HealthSpec = HealthSpec()

@@ -15,13 +15,21 @@ class UntrustedFileError(Exception):
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write beside the target, flush to disk, rename: a file that exists is whole, whatever was killed when."""
+    """Write beside the target, flush to disk, rename: a file that exists is whole, whatever was killed when.
+
+    The folder is flushed too: what was written before another file is there if that one is, also after a power cut.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
 
 
 def open_untrusted(path: Path) -> TextIO:

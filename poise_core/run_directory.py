@@ -4,7 +4,8 @@
 
     RUN_DIR/ preset.yaml       the preset of the first start and the protocol's digest; never changed
              settings.json     what later starts changed beside the protocol
-             archive/          the Parquet tables
+             archive/          the Parquet tables, unless the preset names another place for them
+             .archive-owner    this run's name in such a place
              mlflow.db         tracking, with mlartifacts/
              candidates/<id>/  files of each candidate: candidate.py, verification.json, train/, evaluate/
              .lock             held while an evolution runs
@@ -18,6 +19,7 @@ import json
 import os
 import re
 import socket
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +29,10 @@ from typing import Any, Self
 import yaml
 from pydantic import ValidationError
 
-from poise_core.archive import Archive
+from poise_core.archive import Archive, ArchiveLocationError, ArchiveOwnedError, check_location
 from poise_core.config import Preset
 
-_PRESET, _SETTINGS, _LOCK = "preset.yaml", "settings.json", ".lock"
+_PRESET, _SETTINGS, _LOCK, _OWNER = "preset.yaml", "settings.json", ".lock", ".archive-owner"
 _HEADER = "# The preset of this run as resolved at its first start. The protocol is frozen: results depend on it.\n"
 
 
@@ -54,7 +56,7 @@ class RunDirectory:
         self.path = path
         self.preset = preset
         self._lock = lock
-        self.archive = Archive(path / "archive")
+        self.archive = Archive(preset.archive or path / "archive")
 
     @classmethod
     def open(cls, path: str | Path, preset: Preset) -> Self:
@@ -71,6 +73,7 @@ class RunDirectory:
         """
         folder = Path(path).absolute()
         _refuse_foreign(folder)
+        preset = _with_settled_archive(folder, preset)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             lock = _Lock(folder / _LOCK)
@@ -79,11 +82,13 @@ class RunDirectory:
         try:
             if (folder / _PRESET).exists():
                 _accept(folder, preset)
-            else:
+            _claim_archive(folder, preset)
+            if not (folder / _PRESET).exists():
                 document = {"protocol_digest": preset.protocol.digest, "preset": preset.model_dump(mode="json")}
                 _write(folder / _PRESET, _HEADER + yaml.safe_dump(document, sort_keys=False))
             run = cls(folder, preset, lock)
             run.archive.initialise()
+            _claim_archive(folder, preset)  # once more: another first start may have been under way in the same moment
             return run
         except BaseException:
             lock.release()
@@ -180,11 +185,6 @@ class RunDirectory:
             raise RunDirectoryError(f"{self.path / _SETTINGS}: {str(error).splitlines()[0]}") from error
 
     @property
-    def archive_folder(self) -> Path:
-        """Where the Parquet tables are."""
-        return self.path / "archive"
-
-    @property
     def tracking_uri(self) -> str:
         """MLflow's store: ``MLFLOW_TRACKING_URI``, or the SQLite file of this run."""
         return os.environ.get("MLFLOW_TRACKING_URI") or self.own_tracking_uri
@@ -250,6 +250,36 @@ def _refuse_foreign(folder: Path) -> None:
         )
     if found:
         raise RunDirectoryError(f"{folder}: not empty and not a run directory (it holds {found[0]}); take another one")
+
+
+def _with_settled_archive(folder: Path, preset: Preset) -> Preset:
+    """The preset with the place of the archive that the first start has settled; a later start need not name it again."""
+    if preset.archive is not None:
+        try:
+            check_location(preset.archive)
+        except ArchiveLocationError as error:
+            raise RunDirectoryError(f"archive: {error}") from None
+    if not (folder / _PRESET).exists():
+        return preset
+    settled = _frozen(folder).archive
+    if preset.archive not in (None, settled):
+        raise RunDirectoryError(
+            f"{folder}: its archive is at {settled or folder / 'archive'}, not at {preset.archive}; take another directory"
+        )
+    return preset.model_copy(update={"archive": settled})
+
+
+def _claim_archive(folder: Path, preset: Preset) -> None:
+    """Keep other runs out of an archive that does not lie in the run's own folder, whose lock says nothing there."""
+    if preset.archive is None:
+        return
+    name = folder / _OWNER
+    if not name.exists():
+        _write(name, f"run {uuid.uuid4().hex[:12]}, begun in {folder} on {socket.gethostname()}\n")
+    try:
+        Archive(preset.archive).claim(name.read_text(encoding="utf-8"))
+    except ArchiveOwnedError as error:
+        raise RunDirectoryError(str(error)) from None
 
 
 def _accept(folder: Path, preset: Preset) -> None:

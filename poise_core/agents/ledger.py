@@ -91,6 +91,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._spent: dict[int, Spent] = {}  # by generation
         self._reserved: dict[int, Spent] = {}
+        self._unwritten: dict[str, dict[str, Any]] = {}  # calls that were paid while the archive could not be written
         for row in archive.rows("calls"):
             self._count(row)
 
@@ -128,15 +129,28 @@ class Ledger:
                 )
 
     def find(self, call_id: str) -> dict[str, Any] | None:
-        """The row of a call."""
+        """The row of a call.
+
+        Raises:
+            ArchiveError: it was paid and still cannot be archived; asking again would pay it twice.
+        """
+        if unwritten := self._unwritten.get(call_id):
+            self.write(unwritten)
         if not self.archive.contains("calls", call_id=call_id):
             return None
         (row,) = self.archive.rows("calls", call_id=call_id)
         return row
 
     def write(self, row: dict[str, Any]) -> None:
-        """Archive a call. Written before anybody acts on its answer."""
-        if self.archive.append("calls", [row], keep_existing=True):
+        """Archive a call. Written before anybody acts on its answer.
+
+        Raises:
+            ArchiveError: it cannot be written now; it is kept, and written when somebody asks for it.
+        """
+        self._unwritten[row["call_id"]] = row
+        written = self.archive.append("calls", [row], keep_existing=True)
+        del self._unwritten[row["call_id"]]
+        if written:
             with self._lock:
                 self._count(row)
 

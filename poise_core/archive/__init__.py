@@ -1,6 +1,12 @@
 """What a run has learned, as append-only Parquet tables: schema, append, read, lineage."""
 
-from poise_core.archive.errors import ArchiveConflictError, ArchiveError, ArchiveRowError
+from poise_core.archive.errors import (
+    ArchiveConflictError,
+    ArchiveError,
+    ArchiveLocationError,
+    ArchiveOwnedError,
+    ArchiveRowError,
+)
 from poise_core.archive.lineage import Lineage, TreeNode
 from poise_core.archive.rows import (
     candidate_row,
@@ -14,6 +20,7 @@ from poise_core.archive.rows import (
     verification_row,
 )
 from poise_core.archive.schema import EVOLUTION_ARM, SCHEMA_VERSION, TABLES, UNTRAINED_ARM
+from poise_core.archive.storage import check_location, location_below
 from poise_core.archive.store import Archive
 
 __all__ = [
@@ -24,12 +31,16 @@ __all__ = [
     "Archive",
     "ArchiveConflictError",
     "ArchiveError",
+    "ArchiveLocationError",
+    "ArchiveOwnedError",
     "ArchiveRowError",
     "Lineage",
     "TreeNode",
     "candidate_row",
+    "check_location",
     "evaluation_rows",
     "failure_row",
+    "location_below",
     "proposal_id",
     "proposal_row",
     "reflection_row",

@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from poise_core.archive.errors import ArchiveRowError
-from poise_core.archive.parts import encode_key, one_line
+from poise_core.archive.parts import encode_key
 from poise_core.archive.schema import Table
+from poise_core.archive.storage import one_line
 
 Row = Mapping[str, Any]
 
@@ -27,7 +28,7 @@ def build_table(table: Table, rows: Sequence[Row]) -> pa.Table:
     Raises:
         ArchiveRowError: a column is unknown, missing, of another type or not among the allowed values; a key repeats.
     """
-    now = dt.datetime.now(dt.UTC)
+    now = _now()
     completed = [_complete(table, row, now) for row in rows]
     completed.sort(key=lambda row: tuple(row[key] for key in table.row_keys))
     keys = [row["row_key"] for row in completed]
@@ -57,6 +58,10 @@ def to_parquet(data: pa.Table) -> memoryview:
     # in a part of a few rows, statistics (a source's least and greatest is the source) and dictionaries only weigh
     pq.write_table(data, sink, compression="zstd", write_statistics=False, use_dictionary=False)
     return memoryview(sink.getvalue())
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
 
 
 def _complete(table: Table, row: Row, now: dt.datetime) -> dict[str, Any]:

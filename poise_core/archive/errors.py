@@ -15,3 +15,11 @@ class ArchiveConflictError(ArchiveError):
 
 class ArchiveRowError(ArchiveError, ValueError):
     """A row does not fit its table; nothing was written."""
+
+
+class ArchiveLocationError(ArchiveError, ValueError):
+    """What was given as the archive's place cannot be one; nothing was touched."""
+
+
+class ArchiveOwnedError(ArchiveError):
+    """The archive is another run's; nothing was written into it."""

@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from poise_core.archive.errors import ArchiveError
-from poise_core.archive.parts import PartStore, part_name
+from poise_core.archive.parts import part_name
 from poise_core.archive.schema import EVALUATIONS, SCHEMA_VERSION, TRAJECTORIES, Table
+from poise_core.archive.storage import Storage
 
 SNAPSHOT_FILE = ".snapshot.parquet"
 WORTH = 32
@@ -48,11 +49,11 @@ def snapshot_of(table: Table) -> bool:
     return table is not TRAJECTORIES
 
 
-def load_snapshot(store: PartStore, table: Table) -> Snapshot | None:
+def load_snapshot(storage: Storage, table: Table) -> Snapshot | None:
     """The table's snapshot; None where there is none, or none that this version can use."""
-    path = store.path(table.name, SNAPSHOT_FILE)
+    path = storage.path(table.name, SNAPSHOT_FILE)
     try:
-        rows = pq.read_table(path, filesystem=store.filesystem)
+        rows = pq.read_table(path, filesystem=storage.filesystem)
         metadata = rows.schema.metadata or {}
         if int(metadata.get(b"poise.schema_version", b"0")) != SCHEMA_VERSION or _PART not in rows.column_names:
             return None
@@ -63,11 +64,11 @@ def load_snapshot(store: PartStore, table: Table) -> Snapshot | None:
         return None
 
 
-def write_snapshot(store: PartStore, table: Table, data: pa.Table, sizes: Mapping[str, int]) -> bool:
+def write_snapshot(storage: Storage, table: Table, data: pa.Table, sizes: Mapping[str, int]) -> bool:
     """Replace the table's snapshot; False where it could not be written, which harms nothing.
 
     Args:
-        store: of the archive.
+        storage: of the archive.
         table: which.
         data: at least the rows of the parts; rows of others are left out.
         sizes: the parts that it shall stand for, with their bytes. The sealed split never enters.
@@ -83,7 +84,7 @@ def write_snapshot(store: PartStore, table: Table, data: pa.Table, sizes: Mappin
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
     try:
-        store.replace(table.name, SNAPSHOT_FILE, memoryview(sink.getvalue()))
+        storage.replace(table.name, SNAPSHOT_FILE, memoryview(sink.getvalue()))
     except ArchiveError:
         return False
     return True

@@ -93,6 +93,7 @@ def evolve(
 def where_to_look(run: RunDirectory) -> str:
     """Paths of what a run has left, with the commands that open them."""
     folder = _short(run.path)
+    archive = run.preset.archive or f"{folder}/archive"
     programs = _short(Path(sys.executable).parent)
     server = os.environ.get("PREFECT_API_URL")
     home = _short(Path(os.environ.get("PREFECT_HOME", run.path / "prefect")))
@@ -101,8 +102,8 @@ def where_to_look(run: RunDirectory) -> str:
     prefect = f"PREFECT_HOME={home} {programs}/prefect server start" if server is None else server
     return "\n".join(
         [
-            f"Archive   {folder}/archive",
-            f"          {programs}/python -c \"import pandas; print(pandas.read_parquet('{folder}/archive/evaluations'))\"",
+            f"Archive   {archive}",
+            f"          {programs}/python -c \"import pandas; print(pandas.read_parquet('{archive}/evaluations'))\"",
             f"MLflow    {mlflow}",
             f"Prefect   {prefect}",
             f"Look      poise show {folder} NAME    poise leaderboard {folder}    poise lineage {folder}",

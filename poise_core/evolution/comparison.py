@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive
+from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, location_below
 from poise_core.config import Preset
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.search.spec import Arm
@@ -38,8 +38,10 @@ def arm_runs(preset: Preset, folder: Path, arms: Sequence[Arm] = ARMS, seeds: Se
     for seed in seeds:
         for arm in arms:
             search = preset.search.model_copy(update={"arm": arm, "seed": seed})
-            own = preset.model_copy(update={"search": search})
-            runs.append(ArmRun(arm, seed, folder / f"{arm}-seed-{seed}", own))
+            name = f"{arm}-seed-{seed}"
+            archive = None if preset.archive is None else location_below(preset.archive, name)
+            own = preset.model_copy(update={"search": search, "archive": archive})
+            runs.append(ArmRun(arm, seed, folder / name, own))
     return runs
 
 

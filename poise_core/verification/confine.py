@@ -45,8 +45,10 @@ def main() -> None:
     with contextlib.suppress(OSError):  # already a leader: the caller asked for a new session
         os.setsid()
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() == 1 and specification["parent"] != 1:
-        sys.exit(SETUP_FAILED)  # whoever started this died before the line above
+    if _is_gone(specification["parent"]):
+        sys.exit(
+            SETUP_FAILED
+        )  # it died before the line above, and the death of whoever adopted this process says nothing
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     if specification["namespaces"]:
         _or_exit(lambda: _enter_namespaces(specification))
@@ -59,6 +61,17 @@ def main() -> None:
         _become(specification)
     wall_seconds = specification["limits"]["wall_seconds"]
     sys.exit(_supervise(child, None if wall_seconds is None else wall_seconds + _BACKSTOP_SECONDS))
+
+
+def _is_gone(caller: int) -> bool:
+    """Whether the process that asked for this one has ended; orphans are not always handed to process 1."""
+    if os.getppid() == caller:
+        return False
+    try:
+        state = Path(f"/proc/{caller}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in ("Z", "X")
 
 
 def _or_exit(step: Callable[[], None]) -> None:

@@ -30,6 +30,9 @@ MACHINE_SHARE = (
 )
 READ_BYTES = 1 << 20  # read of the file; check 1 refuses far smaller ones
 
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""Ends that somebody else may have brought about: a second try tells. What is the candidate's fault happens again."""
+
 
 def verify_file(
     path: Path,
@@ -125,6 +128,9 @@ def _verify_with(
     given = json.dumps(asdict(job)).encode()
     try:
         finished = run_until(confined.argv, confined.env, given, deadline, OUTPUT_BYTES, should_stop)
+        if finished.status in KILLED:
+            again = time.monotonic() + job.timeout_seconds
+            finished = run_until(confined.argv, confined.env, given, again, OUTPUT_BYTES, should_stop)
     except OSError as error:
         raise InfrastructureError(f"the verification process does not start: {error}") from error
     report = _read_report(finished, job.nonce, job.name, job.source, job.timeout_seconds, job.static)

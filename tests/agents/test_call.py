@@ -16,7 +16,7 @@ from poise_core.agents.call import Answer, Caller, Question
 from poise_core.agents.faults import RULES, AgentsUnusable, CallFailed, Outcome
 from poise_core.agents.settings import AgentSettings
 from poise_core.agents.wire import run_bounded
-from poise_core.archive import Archive
+from poise_core.archive import Archive, ArchiveError
 from poise_core.failures import Cancelled
 
 Serve = Callable[..., LoopbackServer]
@@ -378,3 +378,23 @@ def test_secrets_leave_no_trace(
     told = " ".join(map(str, chain)) + caplog.text + json.dumps(archive.rows("calls"), default=str)
     assert planted not in told
     assert "[secret]" in told
+
+
+def test_an_answer_that_came_while_the_disk_was_full_is_not_paid_again(
+    archive: Archive, serve: Serve, caller_for: Callable[..., Caller], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(script_of(GOOD, {"name": "red", "red": 255}))
+    caller = caller_for(server)
+
+    def full(*_: Any, **__: Any) -> int:
+        raise ArchiveError("No space left on device")
+
+    for _ in range(3):  # as often as a stage is retried
+        with monkeypatch.context() as patch:
+            patch.setattr(Archive, "append", full)
+            with pytest.raises(ArchiveError, match="No space left"):
+                caller.ask(question())
+    assert caller.ask(question()).value == Colour(**GOOD)
+    assert len(server.requests) == 1
+    assert outcomes(archive) == ["ok"]
+    assert caller.ledger.spent().calls == 1

@@ -31,8 +31,8 @@ from poise_core.archive import (
     trajectory_rows,
 )
 from poise_core.archive.encoding import content_digests
-from poise_core.archive.parts import PartStore
 from poise_core.archive.schema import SCHEMA_VERSION, TABLES, listing
+from poise_core.archive.storage import open_storage
 from poise_core.failures import CandidateFailure, FailureKind
 
 
@@ -454,7 +454,7 @@ def test_the_archive_works_behind_a_pyarrow_file_system(tmp_path: Path) -> None:
     with pytest.raises(ArchiveConflictError):
         archive.append("candidates", [one(samples.AV)])
     assert archive.check() == []
-    assert not PartStore("bucket/archive", remote).local
+    assert not open_storage("bucket/archive", remote).local
 
 
 def test_importing_the_archive_brings_in_nothing_heavy() -> None:

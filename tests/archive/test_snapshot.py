@@ -12,9 +12,10 @@ import pytest
 from pyarrow import fs
 
 from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows
-from poise_core.archive.parts import PartStore
+from poise_core.archive.reader import PartReader
 from poise_core.archive.schema import TABLES
 from poise_core.archive.snapshot import SNAPSHOT_FILE, WORTH, load_snapshot, write_snapshot
+from poise_core.archive.storage import DiskStorage, open_storage
 
 COUNT = 2 * WORTH
 
@@ -38,13 +39,13 @@ def archive(tmp_path: Path) -> Archive:
 def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the parts whose files are opened."""
     names: list[str] = []
-    load = Archive._load
+    load = PartReader.load
 
-    def spy(self: Archive, table: object, wanted: list[str]) -> object:
+    def spy(self: PartReader, table: object, wanted: list[str]) -> object:
         names.extend(wanted)
         return load(self, table, wanted)
 
-    monkeypatch.setattr(Archive, "_load", spy)
+    monkeypatch.setattr(PartReader, "load", spy)
     return names
 
 
@@ -145,11 +146,11 @@ def test_nobody_but_the_archive_sees_it_and_a_full_disk_only_means_no_snapshot(
     archive.compact()
     snapshot(archive).unlink()
 
-    def full(self: PartStore, *_: object) -> None:
+    def full(self: DiskStorage, *_: object) -> None:
         raise ArchiveError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(PartStore, "replace", full)
+        patch.setattr(DiskStorage, "replace", full)
         assert archive.compact() == []
     archive.compact()
     assert len(pandas.read_parquet(snapshot(archive).parent)) == COUNT
@@ -169,7 +170,7 @@ def test_the_sealed_split_stays_out_even_where_it_is_asked_for(tmp_path: Path) -
     for split in ("search", "report"):
         evaluation = samples.make_evaluation(protocol, 0.4, 0, split)
         archive.append("evaluations", evaluation_rows("grpo-0", protocol.digest, evaluation))
-    store = PartStore(archive.root)
+    store = open_storage(archive.root)
     everything = archive.read("evaluations", unsealed=True)
     assert write_snapshot(store, TABLES["evaluations"], everything, store.sizes("evaluations"))
     written = load_snapshot(store, TABLES["evaluations"])

@@ -421,3 +421,21 @@ def test_what_is_not_granted_is_said_once_and_recorded(
 def test_an_unknown_level_is_an_error() -> None:
     with pytest.raises(ValueError, match="level is 'none'; use one of namespaces"):
         confined_command(["true"], level="none")
+
+
+def test_a_launcher_whose_caller_has_died_starts_nothing(tmp_path: Path) -> None:
+    """Between the start of the launcher and its first instruction; where a foster parent takes orphans, it is not process 1."""
+    made = tmp_path / "made"
+    confined = confined_command(
+        [sys.executable, "-c", f"open({str(made)!r}, 'w')"], writable=[tmp_path], level=LEVELS[0]
+    )
+    (place,) = [index for index, part in enumerate(confined.argv) if '"parent"' in part]
+    specification = json.loads(confined.argv[place])
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        pass
+    argv = [*confined.argv]
+    argv[place] = json.dumps({**specification, "parent": gone.pid})
+    assert subprocess.run(argv, env=confined.env, check=False).returncode == SETUP_FAILED
+    assert not made.exists()
+    assert subprocess.run(confined.argv, env=confined.env, check=False).returncode == 0
+    assert made.exists()

@@ -122,6 +122,26 @@ def test_how_the_worker_ended_decides_the_kind_of_failure(status: int | None, ki
     assert message in report.message
 
 
+def test_a_worker_that_somebody_killed_is_asked_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever ends processes, the kernel or a person, a sound candidate must not be the one to pay for it."""
+    run, kills = verify.run_until, [137, -9]
+
+    def killed_once(*arguments: object) -> Finished:
+        given = json.loads(arguments[2])  # type: ignore[call-overload]
+        return (
+            Finished(f'{given["nonce"]} ["started", "purity"]\n'.encode(), b"", kills.pop())
+            if kills
+            else run(*arguments)
+        )  # type: ignore[arg-type]
+
+    monkeypatch.setattr(verify, "run_until", killed_once)
+    kills.pop()
+    assert verify_file(written(tmp_path, BASE)).admitted
+    kills[:] = [137, -9]
+    report = verify_file(written(tmp_path, BASE))  # killed again: it needs too much memory
+    assert (report.admitted, report.checks[-1].name) == (False, "purity")
+
+
 def test_checks_that_finished_before_the_end_are_kept() -> None:
     passed = '{"name": "interface", "proves": "p", "passed": true, "message": "", "seconds": 0.5}'
     output = f'{NONCE} ["started", "interface"]\n{NONCE} ["finished", {passed}]\n{NONCE} ["started", "finite"]\n'

@@ -1,0 +1,79 @@
+"""Looking over a whole archive: every file opens, digests match, nothing refers to a missing candidate."""
+
+from __future__ import annotations
+
+from poise_core.archive.encoding import content_digests
+from poise_core.archive.errors import ArchiveError
+from poise_core.archive.lineage import Lineage
+from poise_core.archive.reader import PartReader
+from poise_core.archive.schema import CANDIDATES, TABLES, Table
+from poise_core.archive.snapshot import SNAPSHOT_FILE, load_snapshot, snapshot_of
+from poise_core.archive.storage import Storage
+
+_OF_CANDIDATES = ("verifications", "evaluations", "trajectories", "reflections", "selections")
+
+
+def find_faults(storage: Storage, reader: PartReader) -> list[str]:
+    """One line per fault; empty where all is well.
+
+    What refers to what is only looked at where every file is whole: otherwise one fault would be told many times.
+    """
+    faults = []
+    for table in TABLES.values():
+        try:
+            names = storage.list(table.name)
+        except ArchiveError as error:
+            faults.append(str(error))
+            continue
+        faults += [fault for name in names if (fault := _part_fault(storage, reader, table, name))]
+    faults = faults or [fault for table in TABLES.values() if (fault := _snapshot_fault(storage, reader, table))]
+    return faults or _reference_faults(reader)
+
+
+def lineage_of(reader: PartReader) -> Lineage:
+    """Parent links of all candidates, in the order in which generations made them.
+
+    Raises:
+        ArchiveError: a candidate's parent is missing, or a file cannot be read.
+    """
+    data = reader.select(CANDIDATES, {}, unsealed=False)
+    columns = ("generation", "proposal_id", "created_at", "candidate_id", "parent_ids")
+    rows = zip(*(data[name].to_pylist() for name in columns), strict=True)
+    # the place in its generation says more than the clock, which may have been set back or be another machine's
+    ordered = sorted(rows, key=lambda row: (row[0], row[1] or "", *row[2:4]))
+    return Lineage.build((candidate, parents) for *_, candidate, parents in ordered)
+
+
+def _part_fault(storage: Storage, reader: PartReader, table: Table, name: str) -> str | None:
+    try:
+        data = reader.open(table, name)
+    except ArchiveError as error:
+        return str(error)
+    if data["content_digest"].to_pylist() != content_digests(table, data):
+        return f"{storage.shown(table.name, name)}: a row does not match its digest; the file was altered"
+    return None
+
+
+def _snapshot_fault(storage: Storage, reader: PartReader, table: Table) -> str | None:
+    """Whether the snapshot says what the parts say; they have been found to be whole."""
+    snapshot = load_snapshot(storage, table) if snapshot_of(table) else None
+    if snapshot is None:
+        return None
+    usable, rows = snapshot.of_parts(set(snapshot.sizes), storage.sizes(table.name))
+    key = [("row_key", "ascending")]
+    if rows.sort_by(key).equals(reader.load(table, sorted(usable)).sort_by(key)):
+        return None
+    return f"{storage.shown(table.name, SNAPSHOT_FILE)}: differs from the parts it stands for; delete it"
+
+
+def _reference_faults(reader: PartReader) -> list[str]:
+    known = set(reader.select(CANDIDATES, {}, unsealed=False)["candidate_id"].to_pylist())
+    faults = []
+    for name in _OF_CANDIDATES:
+        named = set(reader.select(TABLES[name], {}, unsealed=True)["candidate_id"].to_pylist())
+        faults += [f"{name} holds {missing}, which candidates lacks" for missing in sorted(named - known)]
+    try:
+        lineage_of(reader)
+    except ArchiveError as error:
+        faults.append(str(error))
+    return faults

@@ -1,0 +1,177 @@
+"""Servers that go away while an evolution runs: Prefect's, killed and restarted; MLflow's, down for a while."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import archive_samples as samples
+import psutil
+import pytest
+from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
+
+from poise_core.archive import Archive
+from poise_core.run_directory import RunDirectory
+from poise_core.tracking import Tracker
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("evolve")]
+
+SCRIPT = Path(__file__).with_name("made_up.py")
+
+
+class MadeUp:
+    """The script in the background, with what it prints."""
+
+    def __init__(self, folder: Path, log: Path, seconds: float, **environment: str) -> None:
+        self.log = log
+        with log.open("w") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, str(SCRIPT), str(folder), str(seconds)],
+                stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **environment}, start_new_session=True,
+            )  # fmt: skip
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 600
+        while text not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.1)
+
+    def servers(self) -> list[psutil.Process]:
+        children = psutil.Process(self.process.pid).children()
+        return [child for child in children if "flows.server_process" in " ".join(child.cmdline())]
+
+    def end(self) -> int:
+        return self.process.wait(600)
+
+
+@pytest.fixture
+def expected(tmp_path: Path, laboratory: Laboratory) -> dict[str, dict[str, str]]:
+    """What an evolution without any server records."""
+    in_order = open_evolution(tmp_path / "in order", make_preset(generations=1))
+    evolve(in_order)
+    return contents(in_order.run.archive)
+
+
+def test_a_private_prefect_server_that_dies_is_started_again(
+    tmp_path: Path, expected: dict[str, dict[str, str]]
+) -> None:
+    running = MadeUp(tmp_path / "run", tmp_path / "log", 4.0)
+    running.wait_for("training GRPO")
+    (first,) = running.servers()
+    first.send_signal(signal.SIGKILL)
+    assert running.end() == 0, running.log.read_text()
+    assert "Traceback" not in running.log.read_text()
+    assert contents(RunDirectory.read(tmp_path / "run").archive) == expected
+    assert not first.is_running()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_until_it_answers(url: str) -> None:
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.2)
+
+
+def test_a_prefect_server_of_ones_own_that_stays_away_is_one_line_and_the_run_goes_on_later(
+    tmp_path: Path, expected: dict[str, dict[str, str]]
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    settings = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "1"}
+
+    def start() -> subprocess.Popen[bytes]:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "flows.server_process", str(port)],
+            stdin=subprocess.PIPE, env={**os.environ, **settings}, start_new_session=True,
+        )  # fmt: skip
+        wait_until_it_answers(f"{url}/health")
+        return server
+
+    server = start()
+    try:
+        running = MadeUp(tmp_path / "run", tmp_path / "first.log", 3.0, **settings)
+        running.wait_for("training GRPO")
+        server.kill()
+        server.wait()
+        assert running.end() == 3, running.log.read_text()
+        assert f"fault: the Prefect server at {url} does not answer" in running.log.read_text()
+        server = start()
+        again = MadeUp(tmp_path / "run", tmp_path / "second.log", 0.0, **settings)
+        assert again.end() == 0, again.log.read_text()
+    finally:
+        server.kill()
+        server.wait()
+    assert contents(RunDirectory.read(tmp_path / "run").archive) == expected
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """Its address, and a list that holds its process while it is up; ``restart`` with the same database."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield f"http://127.0.0.1:{free_port()}", processes
+    for process in processes:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def start_mlflow(uri: str, folder: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+    port = uri.rpartition(":")[2]
+    command = [
+        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port, "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder / "artifacts"),
+    ]  # fmt: skip
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    processes.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    wait_until_it_answers(f"{uri}/health")
+
+
+def stop_mlflow(processes: list[subprocess.Popen[bytes]]) -> None:
+    process = processes.pop()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_mlflow_that_was_down_for_a_while_catches_up(
+    tmp_path: Path, mlflow_server: tuple[str, list[subprocess.Popen[bytes]]]
+) -> None:
+    uri, processes = mlflow_server
+    protocol = samples.make_protocol()
+    archive = Archive(tmp_path / "archive").initialise()
+    tracker = Tracker(uri, "poise/down")
+    samples.add_candidate(archive, protocol, samples.GRPO, "GRPO", 0, (), 0.45, writer="human")
+    start_mlflow(uri, tmp_path, processes)
+    first = tracker.sync_archive(archive, protocol)
+    assert first.complete, first.error
+
+    stop_mlflow(processes)
+    samples.add_candidate(archive, protocol, samples.AV, "AV", 1, (samples.GRPO,), 0.55)
+    began = time.monotonic()
+    down = tracker.sync_archive(archive, protocol)
+    assert down.error
+    assert "\n" not in down.error
+    assert time.monotonic() - began < 120, "a run does not wait long for a server that is away"
+
+    start_mlflow(uri, tmp_path, processes)
+    later = tracker.sync_archive(archive, protocol)
+    assert later.complete, later.error
+    assert later.created > 0
+    again = tracker.sync_archive(archive, protocol)
+    assert (again.created, again.updated, again.error) == (0, 0, ""), "nothing was pushed twice"
