@@ -64,7 +64,7 @@ def run_confined(
                 except subprocess.TimeoutExpired:
                     pass
                 if should_stop is not None and should_stop():
-                    raise Cancelled(f"stopped while running {' '.join(command[:4])}")
+                    raise Cancelled("stopped; its processes have ended, and what is finished is kept")
                 if time.monotonic() > deadline:
                     raise TimeLimitReached(f"the limit of {limits.wall_seconds:g} s was reached")
                 if on_poll is not None:

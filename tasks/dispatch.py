@@ -14,6 +14,7 @@ from uuid import UUID
 
 from poise_core.evolution import Evolution, Subject
 from poise_core.failures import Cancelled, InfrastructureError
+from tasks.server_faults import infrastructure_faults
 from tasks.session import current_evolution
 from tasks.stages import stage
 
@@ -28,11 +29,13 @@ def evaluate_elsewhere(run_dir: str, subject: Subject) -> Subject:
 
     Raises:
         CandidateFailure: of the candidate; recorded.
-        InfrastructureError: the flow run failed otherwise, or there is no such deployment.
+        InfrastructureError: the flow run failed otherwise, there is no such deployment, or the server does not answer;
+            tried again, this waits for the same flow run.
         Cancelled: it was cancelled, or this run was.
     """
     evolution = current_evolution(run_dir)
-    state = _carried_out(evolution, subject)
+    with infrastructure_faults():
+        state = _carried_out(evolution, subject)
     if failure := evolution.trials.failure(subject):
         raise failure
     if state.is_cancelled():

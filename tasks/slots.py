@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 from poise_core.failures import Cancelled, InfrastructureError
+from tasks.server_faults import infrastructure_faults
 
 POLL_SECONDS = 3.0
 """How long one request for slots may wait before it is asked whether anybody still wants them."""
@@ -50,7 +51,8 @@ def _acquired(held: ExitStack, limit: str, count: int) -> bool:
         raise_on_lease_renewal_failure=False,  # a server that is away for a while must not end a training
     )
     try:
-        held.enter_context(slots)
+        with infrastructure_faults():
+            held.enter_context(slots)
     except TimeoutError:
         return False
     except ConcurrencySlotAcquisitionError as error:

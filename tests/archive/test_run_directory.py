@@ -147,6 +147,26 @@ def test_damaged_settings_are_named(tmp_path: Path) -> None:
         RunDirectory.open(tmp_path / "run", samples.make_preset())
 
 
+def test_a_run_can_be_joined_while_it_is_held_and_candidates_have_locks_of_their_own(tmp_path: Path) -> None:
+    class StillHeld(Exception):
+        pass
+
+    def wait() -> None:
+        raise StillHeld
+
+    with RunDirectory.open(tmp_path / "run", samples.make_preset()) as run:
+        joined = RunDirectory.join(tmp_path / "run")
+        assert joined.preset == run.preset
+        with run.candidate_lock("a", wait):
+            with pytest.raises(StillHeld), joined.candidate_lock("a", wait):
+                pass
+            with joined.candidate_lock("b", wait):
+                pass
+        with joined.candidate_lock("a", wait):
+            pass
+    assert sorted(path.name for path in (tmp_path / "run" / "candidates").iterdir()) == ["a", "b"]
+
+
 def test_candidate_ids_are_a_slug_and_the_digest_of_the_source() -> None:
     digest = source_digest("x = 1\n")[:10]
     assert candidate_id("Dr. GRPO", "x = 1\n") == f"dr-grpo-{digest}"

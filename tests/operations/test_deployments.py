@@ -74,6 +74,16 @@ def test_deployments_are_complete(operations: Operations) -> None:
         assert step["prefect.deployments.steps.set_working_directory"]["directory"] == str(operations.clone)
 
 
+def test_the_schedule_makes_runs(operations: Operations) -> None:
+    """It did not with SQLAlchemy 2.1: the server logs an error every minute, and no night ever comes."""
+    wanted = {
+        "deployments": {"name": {"any_": ["nightly-generation"]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
+    runs = operations.wait(lambda: operations.call("POST", "/flow_runs/filter", wanted), 300)
+    assert all(one["auto_scheduled"] for one in runs)
+
+
 def test_two_nights_and_their_dispatched_twin(operations: Operations, tmp_path: Path) -> None:
     """A night makes a generation, the next one goes on; and candidates that train elsewhere give the same archive."""
     operations.prefect("gcl", "create", "gpu", "--limit", "1")
