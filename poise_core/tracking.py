@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 KEY_TAG, STATE_TAG, CURVES_TAG = "poise.key", "poise.state", "poise.curves"
 _PARENT_TAG = "mlflow.parentRunId"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens on the runs, although there are traces too
 _METRICS_PER_CALL, _TAG_LENGTH, _PARAM_LENGTH = 1000, 5000, 500
 _NO_METRICS = ("step", "seed")
 
@@ -197,7 +198,7 @@ class Tracker:
         if found is None:
             location = Path(self._artifact_folder).absolute().as_uri() if self._artifact_folder else None
             try:
-                tags = {"protocol": protocol.model_dump_json()[:_TAG_LENGTH]}
+                tags = {"protocol": protocol.model_dump_json()[:_TAG_LENGTH], **_KIND}
                 return str(client.create_experiment(self.experiment, artifact_location=location, tags=tags))
             except MlflowException:
                 found = client.get_experiment_by_name(self.experiment)  # another process was faster
@@ -205,6 +206,9 @@ class Tracker:
                     raise
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
+        for name, value in _KIND.items():
+            if name not in found.tags:
+                client.set_experiment_tag(found.experiment_id, name, value)
         return str(found.experiment_id)
 
     def _create(
