@@ -77,6 +77,10 @@ class Evolution:
         """Ask every running stage to end its child processes and to raise ``Cancelled``; callable from any thread."""
         self._stop.set()
 
+    def go_on(self) -> None:
+        """Undo :meth:`stop`. Only while no stage is running: one that has not seen the stop yet would not end."""
+        self._stop.clear()
+
     @property
     def stopped(self) -> bool:
         """Whether :meth:`stop` was called."""
