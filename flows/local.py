@@ -19,6 +19,9 @@ from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.run_directory import RunDirectory
 from tasks.session import evolution_session
 
+MOST_LOSSES = 20
+"""How often one command goes on after its Prefect server was lost."""
+
 
 def evolve_here(
     preset: Preset,
@@ -54,34 +57,56 @@ def evolve_here(
     ):
         say("starting the Prefect server")
         with prefect_server(evolution.run.path / "prefect") as url:
-            from flows.evolve import evolve  # takes two seconds, in which the server starts
+            import flows.evolve  # noqa: F401  (takes two seconds, in which the server starts)
 
             wait_until_healthy(url)
             say(
                 f"{evolution.preset.search.generations} generations in {evolution.run.path}; Ctrl-C stops, and it resumes"
             )
-            with _server_needed(url):
-                try:
-                    state: Any = evolve(str(evolution.run.path), return_state=True)
-                finally:
-                    _send_what_is_left()
-                if state.is_cancelled() or asked.is_set():  # a fault stops the stages too, and is no wish
-                    raise Cancelled("stopped")
-                state.result()
+            losses = 0
+            while not _evolve_once(evolution, asked):
+                losses += 1
+                if losses > MOST_LOSSES:
+                    raise InfrastructureError(f"the Prefect server at {url} was lost {losses} times")
+                say("the Prefect server does not answer; what is finished is kept, and it goes on when the server does")
+                wait_until_healthy(url, asked.is_set)
+                evolution.go_on()
             return evolution.run
 
 
-@contextmanager
-def _server_needed(url: str) -> Iterator[None]:
-    """A server that stays away is a fault of the machine: what the stages have recorded does not depend on it."""
+def _evolve_once(evolution: Evolution, asked: threading.Event) -> bool:
+    """One run of the flow; whether it came to its end, or lost its server. No stage is running any more then."""
+    from flows.evolve import evolve
+
+    try:
+        try:
+            state: Any = evolve(str(evolution.run.path), return_state=True)
+        finally:
+            _send_what_is_left()
+        if state.is_cancelled() or asked.is_set():  # a fault stops the stages too, and is no wish
+            raise Cancelled("stopped")
+        state.result()
+    except Exception as error:
+        if asked.is_set() or not _is_lost_server(error):
+            raise
+        return False
+    return True
+
+
+def _is_lost_server(error: BaseException | None) -> bool:
+    """Whether a request to the server that found nobody is behind the error; Prefect reports it in many forms."""
     import httpx
     from prefect.exceptions import CrashedRun
 
-    try:
-        yield
-    except (httpx.HTTPError, CrashedRun) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise InfrastructureError(f"the Prefect server at {url} does not answer: {reason}") from error
+    if isinstance(error, InfrastructureError | Cancelled):
+        return False  # of a stage: what it could not reach was something else
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, httpx.TransportError | CrashedRun):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 @contextmanager

@@ -16,11 +16,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from poise_core.failures import InfrastructureError
+from poise_core.failures import Cancelled, InfrastructureError
 
 START_SECONDS = 600.0
 
@@ -94,14 +94,17 @@ class _PrivateServer:
                 self._process = self._start()
 
 
-def wait_until_healthy(url: str) -> None:
+def wait_until_healthy(url: str, should_stop: Callable[[], bool] = lambda: False) -> None:
     """Return when the API answers.
 
     Raises:
+        Cancelled: ``should_stop`` said so.
         InfrastructureError: it does not within ten minutes; on a machine that is busy it has taken two.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
+        if should_stop():
+            raise Cancelled("stopped while waiting for the Prefect server")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 return

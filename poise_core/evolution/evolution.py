@@ -90,6 +90,10 @@ class Evolution:
         self.stop_reason = self.stop_reason or reason
         self._stop.set()
 
+    def go_on(self) -> None:
+        """Undo :meth:`stop`. Only while no stage is running: one that has not seen the stop yet would not end."""
+        self._stop.clear()
+
     @property
     def stopped(self) -> bool:
         """Whether :meth:`stop` was called."""

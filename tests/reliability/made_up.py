@@ -1,9 +1,9 @@
 """An evolution as ``poise evolve`` runs it, with a real flow and a real server, whose trainings are made up.
 
-    python made_up.py FOLDER SECONDS
+    python made_up.py FOLDER SECONDS [PATIENCE]
 
-``SECONDS`` is how long a training takes. Prints what the command would: its status lines and, in the end, ``done``, or one
-line and the exit status of a fault.
+``SECONDS`` is how long a training takes, ``PATIENCE`` how long a server is waited for. Prints what the command would: its
+status lines and, in the end, ``done``, or one line of a fault, with its exit status.
 """
 
 import sys
@@ -16,7 +16,8 @@ import pytest
 from laboratory import Laboratory, make_preset
 
 
-def main(folder: str, seconds: float) -> int:
+def main(folder: str, seconds: float, patience: float = 600.0) -> int:
+    import flows.server
     from flows.local import evolve_here
     from poise_core.failures import InfrastructureError
     from poise_core.tracking import SyncReport, Tracker
@@ -30,6 +31,7 @@ def main(folder: str, seconds: float) -> int:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Tracker, "sync_archive", lambda *_, **__: SyncReport())
+        patch.setattr(flows.server, "START_SECONDS", patience)
         Laboratory(before_training=before_training).install(patch)
         try:
             evolve_here(make_preset(generations=1), Path(folder), observer=lambda event: None, say=say)
@@ -41,4 +43,4 @@ def main(folder: str, seconds: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], float(sys.argv[2])))
+    sys.exit(main(sys.argv[1], *map(float, sys.argv[2:])))

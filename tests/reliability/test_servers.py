@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import archive_samples as samples
@@ -29,11 +29,11 @@ SCRIPT = Path(__file__).with_name("made_up.py")
 class MadeUp:
     """The script in the background, with what it prints."""
 
-    def __init__(self, folder: Path, log: Path, seconds: float, **environment: str) -> None:
+    def __init__(self, folder: Path, log: Path, seconds: float, patience: float = 600.0, **environment: str) -> None:
         self.log = log
         with log.open("w") as stream:
             self.process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), str(folder), str(seconds)],
+                [sys.executable, str(SCRIPT), str(folder), str(seconds), str(patience)],
                 stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, **environment}, start_new_session=True,
             )  # fmt: skip
 
@@ -90,35 +90,58 @@ def wait_until_it_answers(url: str) -> None:
             time.sleep(0.2)
 
 
-def test_a_prefect_server_of_ones_own_that_stays_away_is_one_line_and_the_run_goes_on_later(
-    tmp_path: Path, expected: dict[str, dict[str, str]]
-) -> None:
-    port = free_port()
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], None], Callable[[], None]]]:
+    """Settings that name a Prefect server which is not the command's, and functions that start and kill it."""
+    port, servers = free_port(), []
     url = f"http://127.0.0.1:{port}/api"
     settings = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "1"}
 
-    def start() -> subprocess.Popen[bytes]:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "flows.server_process", str(port)],
-            stdin=subprocess.PIPE, env={**os.environ, **settings}, start_new_session=True,
-        )  # fmt: skip
+    def start() -> None:
+        command = [sys.executable, "-m", "flows.server_process", str(port)]
+        environment = {**os.environ, **settings}
+        servers.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True))
         wait_until_it_answers(f"{url}/health")
-        return server
 
-    server = start()
-    try:
-        running = MadeUp(tmp_path / "run", tmp_path / "first.log", 3.0, **settings)
-        running.wait_for("training GRPO")
+    def kill() -> None:
+        server = servers.pop()
         server.kill()
         server.wait()
-        assert running.end() == 3, running.log.read_text()
-        assert f"fault: the Prefect server at {url} does not answer" in running.log.read_text()
-        server = start()
-        again = MadeUp(tmp_path / "run", tmp_path / "second.log", 0.0, **settings)
-        assert again.end() == 0, again.log.read_text()
-    finally:
-        server.kill()
-        server.wait()
+
+    start()
+    yield settings, start, kill
+    while servers:
+        kill()
+
+
+OwnServer = tuple[dict[str, str], Callable[[], None], Callable[[], None]]
+
+
+def test_a_prefect_server_that_is_restarted_is_waited_for(
+    tmp_path: Path, own_server: OwnServer, expected: dict[str, dict[str, str]]
+) -> None:
+    settings, start, kill = own_server
+    running = MadeUp(tmp_path / "run", tmp_path / "log", 3.0, **settings)
+    running.wait_for("training GRPO")
+    kill()
+    running.wait_for("the Prefect server does not answer")
+    start()
+    assert running.end() == 0, running.log.read_text()
+    assert contents(RunDirectory.read(tmp_path / "run").archive) == expected
+
+
+def test_a_prefect_server_that_stays_away_is_one_line_and_the_run_goes_on_later(
+    tmp_path: Path, own_server: OwnServer, expected: dict[str, dict[str, str]]
+) -> None:
+    settings, start, kill = own_server
+    running = MadeUp(tmp_path / "run", tmp_path / "first.log", 3.0, patience=60.0, **settings)
+    running.wait_for("training GRPO")
+    kill()
+    assert running.end() == 3, running.log.read_text()
+    assert f"fault: the Prefect server at {settings['PREFECT_API_URL']} does not answer" in running.log.read_text()
+    start()
+    again = MadeUp(tmp_path / "run", tmp_path / "second.log", 0.0, **settings)
+    assert again.end() == 0, again.log.read_text()
     assert contents(RunDirectory.read(tmp_path / "run").archive) == expected
 
 
