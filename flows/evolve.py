@@ -2,6 +2,8 @@
 
 archive -> select parents -> for each parent: propose, screen, implement, verify, train, evaluate, reflect -> archive
 
+Where the file's author can answer, a child whose first training steps show a clear fault is repaired and trained again first.
+
 Training and evaluation go rung by rung where the preset has a ladder; above the rung at which a child was stopped, nothing is done.
 
 Tasks wait for those whose results they take, and are started in the order in which they are submitted here. That order
@@ -25,6 +27,7 @@ from tasks.stages import (
     measure_base_policy,
     propose,
     reflect,
+    repair,
     screen,
     select_parents,
     train,
@@ -89,7 +92,8 @@ def generation(run_dir: str, number: int) -> None:
     """One generation: a child of every selected parent."""
     with evolution_session(run_dir) as evolution:
         lowest, *higher = evolution.rungs
-        designed, children, trained = [], [], []
+        designed: list[PrefectFuture[Any]] = []
+        children, trained = [], []
         child = None
         for place in select_parents(run_dir, number):  # admitted one after the other: each sees the ideas before it
             ideas = propose.submit(run_dir, place, allow_failure(child))
@@ -99,7 +103,14 @@ def generation(run_dir: str, number: int) -> None:
             designed += [ideas, ranked, draft]
             children.append(child)
             trained.append(on_rung(train, lowest).submit(run_dir, child, lowest))
-        below = []
+        below, versions = [], children
+        for _ in range(evolution.repair_rounds(number)):
+            below += trained
+            versions = [
+                repair.submit(run_dir, *pair) for pair in zip(versions, map(allow_failure, trained), strict=True)
+            ]
+            trained = [on_rung(train, lowest).submit(run_dir, one, lowest) for one in versions]
+            below += versions
         for rung, following in zip(evolution.rungs, higher, strict=False):  # all children on one rung, then on the next
             judged = [on_rung(evaluate, rung).submit(run_dir, one, rung) for one in trained]
             below += [*trained, *judged]

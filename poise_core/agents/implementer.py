@@ -23,6 +23,7 @@ class ModelImplementer:
     caller: Caller
     prompt: Prompt
     catalogue: Implementer  # renders what the catalogue proposed
+    revises: bool = True
 
     def implement(self, proposal: Proposal, context: ProposalContext, attempts: Sequence[Attempt] = ()) -> str:
         """The candidate file, consistent with its proposal.

@@ -11,6 +11,7 @@ from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
 from llm_server import Fail, Hang, LoopbackServer, Say, asked_form, prompt_of
 from script import good_answers, implementation
 
+import poise_core.evolution.admission
 import poise_core.evolution.evolution
 from poise_core.agents.faults import AgentsUnusable
 from poise_core.archive import Archive
@@ -186,7 +187,7 @@ def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
     undisturbed = open_evolution(tmp_path / "undisturbed", preset_for(server))
     evolve(undisturbed)
     asked, kills = len(server.requests), set()
-    write, make_row = Evolution._write, poise_core.evolution.evolution.reflection_row
+    write, make_row = poise_core.evolution.admission.write_record, poise_core.evolution.evolution.reflection_row
 
     def die_once(key: str) -> None:
         if key not in kills:
@@ -201,7 +202,7 @@ def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
         die_once(columns["candidate_id"])
         return make_row(**columns)
 
-    monkeypatch.setattr(Evolution, "_write", staticmethod(dying_write))
+    monkeypatch.setattr("poise_core.evolution.admission.write_record", dying_write)
     monkeypatch.setattr("poise_core.evolution.evolution.reflection_row", dying_row)
     for _ in range(20):
         evolution = open_evolution(tmp_path / "run", preset_for(server))
