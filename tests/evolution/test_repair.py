@@ -64,11 +64,13 @@ class Faults:
         return Laboratory._noise_step(name, digest, seed, step)
 
 
-def authored(folder: Path, author: Author, preset: Preset) -> Evolution:
+def with_author(preset: Preset, author: Author | None = None) -> Roles:
     roles = default_roles(preset)
-    return open_evolution(
-        folder, preset, Roles(roles.selector, roles.proposer, roles.screener, author, roles.reflector)
-    )
+    return Roles(roles.selector, roles.proposer, roles.screener, author or Author(), roles.reflector)
+
+
+def authored(folder: Path, author: Author, preset: Preset) -> Evolution:
+    return open_evolution(folder, preset, with_author(preset, author))
 
 
 @pytest.fixture
