@@ -2,6 +2,8 @@
 
 archive -> select parents -> for each parent: propose, screen, implement, verify, train, evaluate, reflect -> archive
 
+Where the file's author can answer, a child whose first training steps show a clear fault is repaired and trained again first.
+
 Training and evaluation go rung by rung where the preset has a ladder; above the rung at which a child was stopped, nothing is done.
 Where the preset dispatches candidates to a work pool, each child's training and evaluation is a flow run of its own there.
 
@@ -34,6 +36,7 @@ from tasks.stages import (
     measure_base_policy,
     propose,
     reflect,
+    repair,
     screen,
     select_parents,
     train,
@@ -117,6 +120,12 @@ def generation(run_dir: str, number: int) -> State[Any]:
             designed += [ideas, ranked, draft]
             children.append(child)
             begun.append(first.submit(run_dir, child))
+        versions = children
+        for _ in range(evolution.repair_rounds(number)):
+            designed += begun
+            versions = [repair.submit(run_dir, *pair) for pair in zip(versions, map(allow_failure, begun), strict=True)]
+            designed += versions
+            begun = [first.submit(run_dir, one) for one in versions]
         measured, scored = climb(run_dir, begun, further)
         reflected = [reflect.submit(run_dir, *pair) for pair in zip(children, map(allow_failure, scored), strict=True)]
         raise_for_the_run([*designed, *children, *measured, *reflected])

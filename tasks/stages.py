@@ -92,6 +92,12 @@ def train(run_dir: str, subject: Subject, rung: Rung = "all") -> Subject:
     return current_evolution(run_dir).train(subject, rung)
 
 
+@stage("{subject.label}/repair")
+def repair(run_dir: str, subject: Subject, trained: Any) -> Subject:
+    """The child to go on with after the first steps of training (``trained``): itself, or its author's answer to their fault."""
+    return current_evolution(run_dir).repair(subject)
+
+
 @stage("{subject.label}/evaluate")
 def evaluate(run_dir: str, subject: Subject, rung: Rung = "all") -> Subject:
     """Score the trained policies on the search split, and decide whether the candidate goes on to the next rung."""
@@ -103,6 +109,6 @@ def reflect(run_dir: str, subject: Subject, evaluated: Any) -> str:
     """What the candidate taught, scored (``evaluated`` is its subject) or failed; also as an artifact."""
     reflection = current_evolution(run_dir).reflect(subject)
     create_markdown_artifact(
-        reflection.as_text(), key=f"reflection-{subject.candidate_id}", description=f"What {subject.name} taught"
+        reflection.as_text(), key=f"reflection-{reflection.candidate_id}", description=f"What {subject.name} taught"
     )
     return reflection.summary

@@ -186,11 +186,11 @@ class Screened:
 
 @dataclass(frozen=True)
 class Attempt:
-    """An implementation that did not pass, with the report its author must answer, verbatim."""
+    """An implementation that did not pass, or whose training showed a clear fault, with the report its author must answer."""
 
     source: str
-    stage: str  # "verify" or "train"
-    report: str
+    stage: str  # "verify", "train" or, within one answer, "consistency"
+    report: str  # of poise_core.agents.reports
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,11 @@ class Screener(Protocol):
 
 class Implementer(Protocol):
     """Turns a proposal into a candidate file."""
+
+    @property
+    def revises(self) -> bool:
+        """Whether it can answer reports with another file; an early fault in training goes back only to one that can."""
+        ...
 
     def implement(self, proposal: Proposal, context: ProposalContext, attempts: Sequence[Attempt] = ()) -> str:
         """The source of the candidate file; ``attempts`` are the earlier tries at the same proposal.

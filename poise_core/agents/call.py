@@ -19,9 +19,10 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from poise_core.agents.answers import answer_schema, read_answer
+from poise_core.agents.base import ProposalContext
 from poise_core.agents.faults import RULES, AgentsUnusable, CallFailed, Outcome
 from poise_core.agents.ledger import Allowance, Ledger, cost
-from poise_core.agents.prompts import CHARACTERS_PER_TOKEN, data_block
+from poise_core.agents.prompts import CHARACTERS_PER_TOKEN, Prompt, data_block
 from poise_core.agents.secrets import redact
 from poise_core.agents.settings import AgentSettings, ModelSettings
 from poise_core.agents.wire import ChatModels, Reply, Request
@@ -47,6 +48,18 @@ class Question(Generic[A]):
     kind: type[A]  # of the answer
     build: Callable[[int], tuple[str, str]]  # context budget in tokens -> system and user text
     prompt: str  # label of the prompt file
+
+    @classmethod
+    def about_place(
+        cls,
+        role: str,
+        context: ProposalContext,
+        kind: type[A],
+        prompt: Prompt,
+        build: Callable[[int], tuple[str, str]],
+    ) -> Question[A]:
+        """What a role asks about one place of a generation."""
+        return Question(role, context.scope, context.generation, kind, build, prompt.label)
 
 
 @dataclass(frozen=True)

@@ -337,6 +337,8 @@ def _obstacles(proposal: Proposal, composition: Composition | None, context: Pro
 class CatalogueImplementer:
     """Renders the proposal's composition; see :class:`poise_core.agents.base.Implementer`."""
 
+    revises = False  # a composition has one file
+
     def implement(self, proposal: Proposal, context: ProposalContext, attempts: Sequence[Attempt] = ()) -> str:
         """The candidate file.
 

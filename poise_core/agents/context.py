@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 from poise_core.agents.base import CandidateRecord, ProposalContext
+from poise_core.agents.digest import digest_lines
 from poise_core.agents.literature import Note, retrieve
 from poise_core.agents.prompts import CHARACTERS_PER_TOKEN, data_block, estimate_tokens
 from poise_core.agents.reflector import format_interval
@@ -133,15 +134,7 @@ def scores_text(record: CandidateRecord) -> str:
 def digest_text(record: CandidateRecord) -> str:
     """The numbers of the training, one per line."""
     digest = record.reflection.digest if record.reflection else None
-    if digest is None:
-        return ""
-    lines = []
-    for name, value in digest.model_dump().items():
-        if isinstance(value, dict):
-            lines += [f"{name}.{key} = {_number(one)}" for key, one in value.items()]
-        elif value is not None:
-            lines.append(f"{name} = {_number(value)}")
-    return "\n".join(lines)
+    return "\n".join(digest_lines(digest)) if digest else ""
 
 
 def boundaries_text(context: ProposalContext) -> str:
@@ -207,7 +200,3 @@ def _ancestors_text(context: ProposalContext) -> str:
         change = record.proposal.mechanism_change if record.proposal else "the root"
         lines.append(f"- {record.name}: {change[:_EXCERPT]}; {scores_text(record).splitlines()[0]}")
     return "\n".join(lines)
-
-
-def _number(value: float | int | bool) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

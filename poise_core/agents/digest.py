@@ -150,6 +150,21 @@ def make_digest(trajectories: Mapping[int, TrajectoryRows]) -> TrajectoryDigest 
     )
 
 
+def digest_lines(digest: TrajectoryDigest) -> list[str]:
+    """The numbers of a digest as ``name = value``, for prompts; what was not measured is left out."""
+    lines = []
+    for name, value in digest.model_dump().items():
+        if isinstance(value, dict):
+            lines += [f"{name}.{key} = {_plain(one)}" for key, one in value.items()]
+        elif value is not None:
+            lines.append(f"{name} = {_plain(value)}")
+    return lines
+
+
+def _plain(value: float | int | bool) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 _COLUMNS = (
     "reward_mean", "entropy", "kl", "completion_length", "clip_fraction", "all_fail_fraction", "all_pass_fraction",
     "format_valid", "truncated", "grad_norm",

@@ -23,6 +23,7 @@ class ModelImplementer:
     caller: Caller
     prompt: Prompt
     catalogue: Implementer  # renders what the catalogue proposed
+    revises: bool = True
 
     def implement(self, proposal: Proposal, context: ProposalContext, attempts: Sequence[Attempt] = ()) -> str:
         """The candidate file, consistent with its proposal.
@@ -49,13 +50,12 @@ class ModelImplementer:
         )
 
     def _ask(self, proposal: Proposal, context: ProposalContext, tries: Sequence[Attempt]) -> ImplementationForm:
-        question = Question(
-            role="implementer",
-            scope=context.scope,
-            generation=context.generation,
-            kind=ImplementationForm,
-            build=lambda budget: self._fill(proposal, context, tries, budget),
-            prompt=self.prompt.label,
+        question = Question.about_place(
+            "implementer",
+            context,
+            ImplementationForm,
+            self.prompt,
+            lambda budget: self._fill(proposal, context, tries, budget),
         )
         with failing_as("implement", proposal.name):
             return self.caller.ask(question).value

@@ -18,6 +18,7 @@ from poise_core.agents.faults import CallFailed
 from poise_core.agents.forms import ReflectionForm
 from poise_core.agents.prompts import Prompt, estimate_tokens
 from poise_core.agents.reflector import DIAGNOSES, LABELS, format_interval
+from poise_core.agents.reports import without_folders
 from poise_core.agents.screener import proposal_text
 from poise_core.evaluation.statistics import Interval
 
@@ -79,7 +80,9 @@ class ModelReflector:
             Section("evidence", "\n".join(f"{row.id}: {row.text}" for row in rows), 95, required=True),
             Section("rules", "\n".join(f"{one.code}: {one.text}" for one in ground.diagnoses), 80),
             Section("expectations", outcomes, 70),
-            Section("failure", failure["detail"][-3000:] if failure and failure.get("detail") else "", 60),
+            Section(
+                "failure", without_folders(failure["detail"])[-3000:] if failure and failure.get("detail") else "", 60
+            ),
         ]
         fixed = estimate_tokens(self.prompt.system.template + self.prompt.user.template) + 200
         return self.prompt.fill(

@@ -79,7 +79,9 @@ class Forecast:
         return f"{text}, no price known for {', '.join(self.unpriced)}"
 
 
-def forecast(settings: AgentSettings, *, generations: int, parents: int, ideas: int, revisions: int) -> Forecast:
+def forecast(
+    settings: AgentSettings, *, generations: int, parents: int, ideas: int, revisions: int, repairs: int = 0
+) -> Forecast:
     """What a run may cost, without retries after faults of the wire and without caps.
 
     Args:
@@ -87,10 +89,11 @@ def forecast(settings: AgentSettings, *, generations: int, parents: int, ideas: 
         generations: of the run.
         parents: per generation.
         ideas: that are implemented at most for one parent.
-        revisions: answers to the gate's report at most for one idea.
+        revisions: answers to the gate's reports at most for one file.
+        repairs: how often a child goes back to its author at most after an early fault in training.
     """
     places = generations * parents
-    drafts = ideas * (1 + revisions) * (1 + settings.consistency_revisions)
+    drafts = (ideas + repairs) * (1 + revisions) * (1 + settings.consistency_revisions)
     per_role = {
         "proposer": (places, places),
         "screener": (places, places),

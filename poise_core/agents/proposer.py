@@ -50,13 +50,8 @@ class ModelProposer:
             poise_core.failures.CandidateFailure: no answer, and no fallback.
         """
         directions = wanted_directions(context, n, seed)
-        question = Question(
-            role="proposer",
-            scope=context.scope,
-            generation=context.generation,
-            kind=ProposalsForm,
-            build=lambda budget: self._fill(context, directions, budget),
-            prompt=self.prompt.label,
+        question = Question.about_place(
+            "proposer", context, ProposalsForm, self.prompt, lambda budget: self._fill(context, directions, budget)
         )
         if self.fallback is None:
             with failing_as("propose", f"child of {context.parent.name}"):

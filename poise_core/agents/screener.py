@@ -35,13 +35,8 @@ class ModelScreener:
         known = self.catalogue.rank(proposals, context)
         if not any(proposal.proposer == "llm" for proposal in proposals):
             return known
-        question = Question(
-            role="screener",
-            scope=context.scope,
-            generation=context.generation,
-            kind=ScreeningForm,
-            build=lambda budget: self._fill(proposals, context, budget),
-            prompt=self.prompt.label,
+        question = Question.about_place(
+            "screener", context, ScreeningForm, self.prompt, lambda budget: self._fill(proposals, context, budget)
         )
         try:
             answer = self.caller.ask(question)

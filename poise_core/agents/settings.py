@@ -23,7 +23,7 @@ class ModelSettings(FrozenModel):
     """One role's model and its bounds; a value of None (or nothing given) is taken from ``agents``."""
 
     model: str | None = Field(None, description="provider:name, for example openai:gpt-4.1 or ollama:qwen3")
-    base_url: str | None = Field(None, description="of an OpenAI-compatible server; applies to every openai: model")
+    base_url: str | None = Field(None, description="of the server of openai: (OpenAI-compatible) and ollama: models")
     api_key_env: str | None = Field(None, description="environment variable that holds the key, if not the usual one")
     temperature: NonNegativeFloat | None = Field(None, description="none: the provider's default is used")
     fallbacks: tuple[str, ...] | None = Field(None, description="models to ask, in order, where the first fails")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ def candidate_row(
     hypothesis: str | None = None,
     change: str | None = None,
     proposal_id: str | None = None,
+    revises: str | None = None,
 ) -> MutableRow:
     """The row of an implemented candidate; ``mechanisms`` is slot -> choice."""
     return {
@@ -51,6 +53,7 @@ def candidate_row(
         "hypothesis": hypothesis,
         "change": change,
         "proposal_id": proposal_id,
+        "revises": revises,
         "written_by": written_by,
     }
 
@@ -58,6 +61,12 @@ def candidate_row(
 def proposal_id(arm: str, generation: int, slot: int, index: int) -> str:
     """Name of the proposal at this place."""
     return f"{arm}-g{generation}-s{slot}-p{index}"
+
+
+def proposal_slot(identity: str | None) -> int | None:
+    """The slot in a name that :func:`proposal_id` gave; None for any other text."""
+    found = re.fullmatch(r".*-g\d+-s(\d+)-p\d+", identity or "")
+    return int(found.group(1)) if found else None
 
 
 def proposal_row(

@@ -93,6 +93,12 @@ CANDIDATES = Table(
         Field("hypothesis", _TEXT, "what should get better, and why", nullable=True),
         Field("change", _TEXT, "what differs from the parent", nullable=True),
         Field("proposal_id", _TEXT, "the row of `proposals` that it implements", nullable=True),
+        Field(
+            "revises",
+            _TEXT,
+            "candidate id of the file of the same proposal before it, whose failure at the gate or in training it answers",
+            nullable=True,
+        ),
     ),
 )
 PROPOSALS = Table(

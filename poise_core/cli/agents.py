@@ -130,7 +130,6 @@ def agent_overrides(model: str | None, base_url: str | None, directive: str | No
 def check_and_forecast(preset: Preset) -> str:
     """One line on what the models may cost; empty where there are none. Bad settings: one line and status 2."""
     from poise_core.agents.preflight import AgentSettingsError, check_agents, forecast
-    from poise_core.evolution.evolution import IDEAS_TRIED, REVISIONS
 
     try:
         check_agents(preset.agents)
@@ -144,8 +143,9 @@ def check_and_forecast(preset: Preset) -> str:
             preset.agents,
             generations=search.generations,
             parents=search.parents,
-            ideas=IDEAS_TRIED,
-            revisions=REVISIONS,
+            ideas=search.ideas_tried,
+            revisions=search.revisions,
+            repairs=search.repairs,
         )
     )
 

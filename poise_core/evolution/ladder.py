@@ -53,6 +53,17 @@ class Ladder:
         )
         return rows[0] if rows else None
 
+    def trained(self, subject: Subject, rung: Rung) -> bool:
+        """Whether a candidate that has not failed was trained as far as the rung asks, or was stopped before."""
+        if self.stopped(subject):
+            return True
+        steps = self.archive.trajectory(subject.candidate_id, self.protocol.digest)
+        if rung != "proxy":
+            return all(seed in steps for seed in self._rung_seeds(rung))
+        first = self.seeds[0]
+        done = steps.get(first) or self.trials.unfinished_trajectory(subject, first)[0]
+        return len(done) >= self.spec.proxy_steps
+
     def train(self, subject: Subject, rung: Rung) -> None:
         """Train as far as the rung asks; nothing where the candidate was stopped below it.
 
@@ -114,7 +125,7 @@ class Ladder:
         seed = self.seeds[0]
         if rung == "proxy":
             stored = self.archive.trajectory(subject.candidate_id, self.protocol.digest).get(seed)
-            steps = stored or self.trials.unfinished_trajectory(subject, seed)
+            steps = stored or self.trials.unfinished_trajectory(subject, seed)[0]
             return proxy_reward(steps, self.spec.proxy_steps, self.spec.proxy_window)
         evaluations = self.trials.evaluations(subject, (seed,))
         return evaluations[0].overall if evaluations else math.nan
@@ -194,7 +205,7 @@ class Ladder:
         steps = self.archive.trajectory(subject.candidate_id, self.protocol.digest)
         first = self.seeds[0]
         if rung == "proxy" and first not in steps:
-            steps[first] = self.trials.unfinished_trajectory(subject, first)[: self.spec.proxy_steps]
+            steps[first] = self.trials.unfinished_trajectory(subject, first)[0][: self.spec.proxy_steps]
         return {seed: rows for seed, rows in steps.items() if seed in self._rung_seeds(rung)}
 
     def _mean_overall(self, subject: Subject) -> float:

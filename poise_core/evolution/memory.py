@@ -25,7 +25,7 @@ from poise_core.agents.base import (
 from poise_core.agents.digest import run_metric
 from poise_core.agents.settings import Steering
 from poise_core.agents.steering import steering_bonus
-from poise_core.archive import EVOLUTION_ARM, Archive
+from poise_core.archive import EVOLUTION_ARM, Archive, proposal_slot
 from poise_core.evaluation.protocol import BenchmarkSpec, Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evaluation.statistics import Interval, overall_interval, paired_delta
@@ -137,13 +137,18 @@ class Memory:
         """The chosen candidates with their records."""
         return tuple(Reference(self.record(choice.candidate_id), choice.tier, choice.reason) for choice in choices)
 
-    def tried(self, generation: int) -> tuple[Tried, ...]:
-        """Every idea and every candidate of the run so far, for the proposer of ``generation`` to avoid."""
+    def tried(self, generation: int, slot: int) -> tuple[Tried, ...]:
+        """Every idea and every candidate before this place, for its proposer to avoid; of an idea, its last file."""
         failures = self._failures(generation)
-        implemented = {row["proposal_id"]: row for row in self.candidates()}
+        unseen = self.unseen(generation, slot)
+        seen = [row for row in self.candidates() if row["candidate_id"] not in unseen]
+        superseded = {row["revises"] for row in seen}
+        implemented = {row["proposal_id"]: row for row in seen if row["candidate_id"] not in superseded}
         roots = [_tried(row, failures) for row in implemented.values() if row["proposal_id"] is None]
         ideas = []
         for row in self.archive.rows("proposals", arm=EVOLUTION_ARM):
+            if row["generation"] == generation and row["slot"] >= slot:
+                continue
             content = json.loads(row["content"])
             if candidate := implemented.get(row["proposal_id"]):
                 ideas.append(_tried(candidate, failures))
@@ -159,6 +164,23 @@ class Memory:
                 )
             )
         return (*roots, *ideas)
+
+    def unseen(self, generation: int, slot: int) -> frozenset[str]:
+        """Candidates of this generation that came to exist beside this place: children of later places, and repairs of
+        other places' children. What a place sees may not depend on how far those are."""
+        own = [row for row in self.candidates() if row["generation"] == generation and row["proposal_id"]]
+        admitted = set(self.archive.read("verifications", ["candidate_id"], admitted=True)["candidate_id"].to_pylist())
+        before = {row["candidate_id"]: row["revises"] for row in own}
+        found = set()
+        for row in own:
+            theirs = proposal_slot(row["proposal_id"])
+            earlier = row["revises"]
+            while earlier is not None and earlier not in admitted:
+                earlier = before.get(earlier)
+            repair = earlier is not None
+            if theirs is not None and (theirs > slot or (theirs < slot and repair)):
+                found.add(row["candidate_id"])
+        return frozenset(found)
 
     def proposal(self, candidate: Row) -> Proposal | None:
         """The proposal that a candidate implements."""
@@ -220,7 +242,9 @@ class Memory:
     def _evaluations(self, candidate_id: str | None = None) -> dict[str, list[SeedEvaluation]]:
         """Of candidates that have not failed: one that failed at its second seed has no score, whatever its first one said."""
         found = self.archive.evaluations(protocol=self.protocol.digest, candidate_id=candidate_id)
-        failed = {row["candidate_id"] for row in self.archive.rows("failures", protocol=self.protocol.digest)}
+        only: dict[str, Any] = {} if candidate_id is None else {"candidate_id": candidate_id}
+        rows = self.archive.rows("failures", protocol=self.protocol.digest, **only)
+        failed = {row["candidate_id"] for row in rows}
         return {name: evaluations for name, evaluations in found.items() if name not in failed}
 
     def _overall(self, evaluations: Sequence[SeedEvaluation] | None) -> Interval | None:

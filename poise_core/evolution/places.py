@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,7 @@ class Draft:
     candidate_id: str | None
     name: str
     failure: dict[str, str] | None = None  # kind, stage, message, detail; exactly where there is no file
-
-    def to_json(self) -> str:
-        """For the run directory."""
-        return json.dumps(asdict(self), indent=1)
+    repairs: str | None = None  # the admitted candidate whose training it answers
 
 
 def load_record(path: Path) -> Any:

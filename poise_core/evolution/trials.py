@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,12 +140,13 @@ class Trials:
             return Subject.of_row(row)
         return self.register(file.stem, source, written_by="human", arm="manual")
 
-    def verify(self, subject: Subject, *, must_be_new: bool = True) -> None:
+    def verify(self, subject: Subject, *, must_be_new: bool = True, unseen: Collection[str] = frozenset()) -> None:
         """Admit the candidate or refuse it.
 
         Args:
             subject: registered.
             must_be_new: refuse what behaves exactly like an admitted candidate of this run.
+            unseen: admitted candidates that it is not compared with.
 
         Raises:
             CandidateFailure: refused; recorded, with the gate's sentence.
@@ -160,7 +161,7 @@ class Trials:
                     folder / "candidate.py",
                     name=subject.name,
                     timeout_seconds=self.resources.verify_timeout_seconds,
-                    known_fingerprints=self._fingerprints(subject) if must_be_new else {},
+                    known_fingerprints=self._fingerprints(subject, unseen) if must_be_new else {},
                     folder=folder,
                     should_stop=self.should_stop,
                 )
@@ -241,11 +242,8 @@ class Trials:
         length = f"{pause_after} steps" if pause_after else f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
         return f"{length} in {time.monotonic() - started:.0f} s"
 
-    def unfinished_trajectory(self, subject: Subject, seed: int) -> list[dict[str, float]]:
-        """The steps that a training which is not archived has written so far."""
-        return self._unfinished(subject, seed)[0]
-
-    def _unfinished(self, subject: Subject, seed: int) -> tuple[list[dict[str, float]], dict[str, str]]:
+    def unfinished_trajectory(self, subject: Subject, seed: int) -> tuple[list[dict[str, float]], dict[str, str]]:
+        """The steps that a training which is not archived has written so far, and how its process was confined."""
         from poise_core.training.launcher import unfinished_trajectory
 
         return unfinished_trajectory(self._job(subject, [seed]), seed)
@@ -253,7 +251,7 @@ class Trials:
     def keep_trajectory(self, subject: Subject, seed: int, steps: int) -> None:
         """Archive the first ``steps`` steps of a training that goes no further."""
         if not self._contains("trajectories", subject, seed=seed):
-            found, confinement = self._unfinished(subject, seed)
+            found, confinement = self.unfinished_trajectory(subject, seed)
             self._append_trajectory(subject, seed, found[:steps], confinement)
 
     def _judge_again(self, subject: Subject, seeds: Sequence[int], watch: HealthWatch | None) -> None:
@@ -269,7 +267,7 @@ class Trials:
         Where a rule stopped it, those up to that step: how much further the worker got is chance.
         """
         for seed in seeds:
-            steps, confinement = self._unfinished(subject, seed)
+            steps, confinement = self.unfinished_trajectory(subject, seed)
             judged = watch.judged(seed, steps) if watch is not None else len(steps)
             if steps and not self._contains("trajectories", subject, seed=seed):
                 self._append_trajectory(subject, seed, steps[:judged], confinement)
@@ -401,12 +399,12 @@ class Trials:
         rows = self.archive.rows("verifications", candidate_id=subject.candidate_id)
         return VerificationReport.from_json(rows[0]["report"]) if rows else None
 
-    def _fingerprints(self, subject: Subject) -> dict[str, str]:
+    def _fingerprints(self, subject: Subject, unseen: Collection[str]) -> dict[str, str]:
         rows = self.archive.rows("verifications", admitted=True)
         return {
             row["fingerprint"]: row["candidate_id"]
             for row in rows
-            if row["fingerprint"] and row["candidate_id"] != subject.candidate_id
+            if row["fingerprint"] and row["candidate_id"] != subject.candidate_id and row["candidate_id"] not in unseen
         }
 
     def _contains(self, table: str, subject: Subject, **keys: Any) -> bool:

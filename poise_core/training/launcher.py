@@ -155,7 +155,7 @@ def _read(job: TrainingJob, seed: int) -> SeedTraining:
     with _suspected():
         document = json.loads(read_untrusted(record))
         seconds, tokens = float(document["seconds"]), int(document["tokens"])
-        if (folder / "result.json").exists():
+        if record.name == "result.json":
             require_plain_folder(folder / "policy")
             # left where the worker was killed at its very end
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -69,10 +69,13 @@ def find_candidate(archive: Archive, wanted: str) -> str:
     Raises:
         ArchiveError: none or several match; the message lists them.
     """
-    names = {row["candidate_id"]: row["name"] for row in archive.rows("candidates")}
+    rows = archive.rows("candidates")
+    names = {row["candidate_id"]: row["name"] for row in rows}
     if wanted in names:
         return wanted
+    revised = {row["revises"] for row in rows}
     found = [key for key, name in names.items() if name.lower() == wanted.lower()]
+    found = [key for key in found if key not in revised] or found  # of several files of one proposal, the last
     found = found or [key for key in names if key.startswith(wanted)]
     if len(found) == 1:
         return found[0]
@@ -175,6 +178,8 @@ def _head(view: CandidateView) -> RenderableType:
     table.add_row("candidate", Text(f"{record['name']}  ({record['candidate_id']})", style="bold"))
     table.add_row("made", f"generation {record['generation']}, by {record['written_by']}, arm {record['arm']}")
     table.add_row("parents", ", ".join(view.parents.values()) or "none, a root")
+    if record["revises"]:
+        table.add_row("revises", f"{record['revises']}, after its failure")
     table.add_row("children", ", ".join(view.children.values()) or "none yet")
     table.add_row("admission", _admission(view))
     if view.state:

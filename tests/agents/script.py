@@ -58,7 +58,7 @@ def proposal(direction: str, number: int, generation: str) -> dict[str, Any]:
     }
 
 
-def implementation(body: dict[str, Any], bound: float) -> dict[str, Any]:
+def implementation(bound: float) -> dict[str, Any]:
     return {
         "plan": ["keep the parent", "clamp the advantages"],
         "source": CLIPPED.format(bound=bound),
@@ -69,33 +69,34 @@ def implementation(body: dict[str, Any], bound: float) -> dict[str, Any]:
 def good_answers() -> Callable[[dict[str, Any]], Any]:
     """Answers to every form; the same prompt gets the same answer."""
 
-    def answer(body: dict[str, Any]) -> Any:
-        form, prompt = asked_form(body), prompt_of(body)
-        if form == "ProposalsForm":
-            directions = re.findall(r"^- (\w+): ", prompt.split("in this order:")[1].split("Metrics")[0], re.MULTILINE)
-            generation = re.search(r"generation: (\d+)", prompt)
-            mark = f"G{int(generation.group(1)) + 1}" if generation else "G"
-            return {"proposals": [proposal(one, number, mark) for number, one in enumerate(directions)]}
-        if form == "ScreeningForm":
-            count = len(re.findall(r'<data name="proposal_\d+">', prompt))
-            return {"judgements": [judgement(index, 9.0 - index) for index in range(count)]}
-        if form == "ImplementationForm":
-            name = re.search(r"Write the candidate (\S+)\.", prompt)
-            assert name is not None
-            return implementation(body, 1.0 + sum(map(ord, name.group(1))) % 97 / 50)
-        assert form == "ReflectionForm", form
-        return {
-            "summary": "The bound took the edge off large advantages.",
-            "diagnoses": [],
-            "claims": [
-                {"text": "Overall is what it is.", "cites": ["E1"]},
-                {"text": "The moon is full.", "cites": []},
-            ],
-            "try_next": ["a softer bound"],
-            "avoid": ["a bound below one"],
-        }
+    return lambda body: answer_to(asked_form(body), prompt_of(body))
 
-    return answer
+
+def answer_to(form: str, prompt: str) -> Any:
+    """The answer to one form."""
+    if form == "ProposalsForm":
+        directions = re.findall(r"^- (\w+): ", prompt.split("in this order:")[1].split("Metrics")[0], re.MULTILINE)
+        generation = re.search(r"generation: (\d+)", prompt)
+        mark = f"G{int(generation.group(1)) + 1}" if generation else "G"
+        return {"proposals": [proposal(one, number, mark) for number, one in enumerate(directions)]}
+    if form == "ScreeningForm":
+        count = len(re.findall(r'<data name="proposal_\d+">', prompt))
+        return {"judgements": [judgement(index, 9.0 - index) for index in range(count)]}
+    if form == "ImplementationForm":
+        name = re.search(r"Write the candidate (\S+)\.", prompt)
+        assert name is not None
+        return implementation(1.0 + sum(map(ord, name.group(1))) % 97 / 50)
+    assert form == "ReflectionForm", form
+    return {
+        "summary": "The bound took the edge off large advantages.",
+        "diagnoses": [],
+        "claims": [
+            {"text": "Overall is what it is.", "cites": ["E1"]},
+            {"text": "The moon is full.", "cites": []},
+        ],
+        "try_next": ["a softer bound"],
+        "avoid": ["a bound below one"],
+    }
 
 
 def judgement(index: int, mark: float) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The parts of the roles that need no server: consistency, evidence, directions, steering, forecast, settings."""
 
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -183,6 +184,8 @@ def test_a_forecast_says_least_and_most() -> None:
     assert found.calls == (25, 127)
     assert found.tokens == (25 * 8000, 127 * 11_000)
     assert found.dollars == (pytest.approx(25 * 0.017), pytest.approx(127 * 0.02))
+    repaired = forecast(settings, generations=2, parents=3, ideas=3, revisions=2, repairs=1)
+    assert repaired.calls == (25, 127 + 6 * 3 * 2)
     assert "no price known for openai:local" in str(
         forecast(AgentSettings(model="openai:local"), generations=1, parents=1, ideas=1, revisions=0)
     )
@@ -199,7 +202,10 @@ def test_a_forecast_says_least_and_most() -> None:
         ({"base_url": "http://127.0.0.1:1/v1"}, "no model is"),
     ],
 )
-def test_what_cannot_work_is_said_before_the_first_call(settings: dict[str, Any], sentence: str) -> None:
+def test_what_cannot_work_is_said_before_the_first_call(
+    settings: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "langchain_anthropic", None)  # as if it were not installed
     with pytest.raises(AgentSettingsError, match=sentence):
         check_agents(AgentSettings.model_validate(settings))
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -350,7 +351,8 @@ def test_a_missing_key_is_named(archive: Archive) -> None:
         Caller(archive, settings).ask(question())
 
 
-def test_a_missing_package_is_named(archive: Archive) -> None:
+def test_a_missing_package_is_named(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "langchain_anthropic", None)  # as if it were not installed
     with pytest.raises(AgentsUnusable, match="pip install langchain-anthropic"):
         Caller(archive, AgentSettings(model="anthropic:some")).ask(question())
 

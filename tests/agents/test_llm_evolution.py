@@ -9,20 +9,24 @@ from typing import Any
 import pytest
 from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
 from llm_server import Fail, Hang, LoopbackServer, Say, asked_form, prompt_of
-from script import good_answers, implementation
+from script import CLIPPED, good_answers, implementation
 
+import poise_core.evolution.admission
 import poise_core.evolution.evolution
 from poise_core.agents.faults import AgentsUnusable
 from poise_core.archive import Archive
+from poise_core.candidate import source_digest
 from poise_core.config import Preset
 from poise_core.evolution import Evolution
+from poise_core.failures import CandidateFailure, FailureKind
 
 Serve = Callable[..., LoopbackServer]
 
 
 def preset_for(server: LoopbackServer, search: dict[str, Any] | None = None, **agents: Any) -> Preset:
     given = {"model": "openai:test-model", "base_url": server.base_url, "timeout_seconds": 20, "retries": 0, **agents}
-    document = make_preset(**(search or {"generations": 1, "parents": 1, "proposals": 2})).model_dump(mode="json")
+    chosen = search or {"generations": 1, "parents": 1, "proposals": 2}
+    document = make_preset(**chosen).model_dump(mode="json")
     return Preset.model_validate({**document, "agents": given})
 
 
@@ -89,7 +93,7 @@ def test_a_candidate_is_repaired_after_two_refusals_by_the_gate(
         if asked_form(body) != "ImplementationForm":
             return good(body)
         tries.append(prompt_of(body))
-        return implementation(body, float(len(tries)))
+        return implementation(float(len(tries)))
 
     laboratory.refuse = lambda name, source: (
         None
@@ -111,6 +115,76 @@ def test_a_candidate_is_repaired_after_two_refusals_by_the_gate(
         assert f'<data name="try_{number}_verify_report">' in prompt
         assert "finite: advantages are nan" in prompt
         assert f"bound: float = {number}.0" in prompt.split(f'name="try_{number}_file"')[1]
+
+
+def diverging_at_first(laboratory: Laboratory) -> None:
+    """The first file of every idea leaves the finite numbers at step 3, with a traceback that names the run's folder."""
+
+    def step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        if step == 3 and name != "GRPO" and digest not in mended:
+            detail = f'Traceback:\n  File "{Path.cwd()}/candidates/{name}/candidate.py", line 30, in compute_loss'
+            raise CandidateFailure(FailureKind.DIVERGED, "train", "the loss is not finite at step 3", detail)
+        return {**Laboratory._noise_step(name, digest, seed, step), "kl": 0.01 * 10.0**step}
+
+    mended = {source_digest(CLIPPED.format(bound=SOFT))}
+    laboratory.step = step
+
+
+SOFT = 0.75
+"""Bound of the file that answers a failed training."""
+
+
+def softened_when_told() -> Callable[[dict[str, Any]], Any]:
+    """Good answers; a report on a training is answered with a softer bound."""
+    good = good_answers()
+
+    def script(body: dict[str, Any]) -> Any:
+        told = asked_form(body) == "ImplementationForm" and "_train_report" in prompt_of(body)
+        return implementation(SOFT) if told else good(body)
+
+    return script
+
+
+@pytest.mark.parametrize("ladder", [{}, {"enabled": True, "proxy_stop_below": 0.0}])
+def test_a_candidate_is_repaired_after_an_early_fault_in_training(
+    tmp_path: Path, laboratory: Laboratory, serve: Serve, ladder: dict[str, Any]
+) -> None:
+    """The report is data in the next question; the run replays elsewhere, folders and durations notwithstanding."""
+    server = serve(softened_when_told())
+    diverging_at_first(laboratory)
+    preset = preset_for(server, {"generations": 1, "parents": 1, "proposals": 2, "ladder": ladder})
+    evolution = open_evolution(tmp_path / "run", preset)
+    evolve(evolution)
+    rows = evolution.run.archive.rows
+    failed, mended = sorted(rows("candidates", generation=1), key=lambda row: row["revises"] or "")
+    assert mended["revises"] == failed["candidate_id"]
+    assert f"bound: float = {SOFT}" in mended["source"]
+    assert rows("evaluations", candidate_id=mended["candidate_id"])
+    assert [(row["candidate_id"], row["kind"]) for row in rows("failures")] == [(failed["candidate_id"], "diverged")]
+    (told,) = [prompt_of(body) for body in server.requests if "_train_report" in prompt_of(body)]
+    report = told.split('<data name="try_1_train_report">')[1].split("</data>")[0]
+    for part in ("diverged in train: the loss is not finite at step 3", 'File "candidate.py", line 30, in compute_loss',
+                 "Steps of seed 0 before it ended (3 done)", "kl_peak = 1"):  # fmt: skip
+        assert part in report
+    assert str(Path.cwd()) not in report
+    assert failed["source"].strip() in told
+    asked = len(server.requests)
+    server.script = lambda body: Fail(500, "nothing may be asked in a replay")
+    replayed = open_evolution(tmp_path / "again", preset, replay=evolution.run.archive)
+    evolve(replayed)
+    assert contents(replayed.run.archive) == contents(evolution.run.archive)
+    assert len(server.requests) == asked
+
+
+def test_the_shown_exchanges_are_what_is_sent(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
+    """Prompts, forms and headings of docs/agents/exchanges.md; made-up numbers may differ in their last digits."""
+    from write_exchanges import PAGE, recorded_page
+
+    def fixed(text: str) -> list[str]:
+        return [re.sub(r"[-+]?\d[\d.e+-]*|@?[0-9a-f]{10,12}\b", "#", line) for line in text.splitlines()]
+
+    made = recorded_page(tmp_path / "run", serve(good_answers()), laboratory)
+    assert fixed(made) == fixed(PAGE.read_text()), "run python tests/agents/write_exchanges.py"
 
 
 @pytest.mark.parametrize("form", ["ProposalsForm", "ScreeningForm", "ImplementationForm", "ReflectionForm"])
@@ -186,7 +260,7 @@ def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
     undisturbed = open_evolution(tmp_path / "undisturbed", preset_for(server))
     evolve(undisturbed)
     asked, kills = len(server.requests), set()
-    write, make_row = Evolution._write, poise_core.evolution.evolution.reflection_row
+    write, make_row = poise_core.evolution.admission.write_record, poise_core.evolution.evolution.reflection_row
 
     def die_once(key: str) -> None:
         if key not in kills:
@@ -201,7 +275,7 @@ def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
         die_once(columns["candidate_id"])
         return make_row(**columns)
 
-    monkeypatch.setattr(Evolution, "_write", staticmethod(dying_write))
+    monkeypatch.setattr("poise_core.evolution.admission.write_record", dying_write)
     monkeypatch.setattr("poise_core.evolution.evolution.reflection_row", dying_row)
     for _ in range(20):
         evolution = open_evolution(tmp_path / "run", preset_for(server))

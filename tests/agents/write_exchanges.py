@@ -1,10 +1,10 @@
-"""Writes the exchanges at the end of docs/agents.md: one per role, of a run against the loopback server.
+"""Writes docs/agents/exchanges.md: whole exchanges, one per role and one answer to a failed training, of a run against the
+loopback server.
 
 ``python tests/agents/write_exchanges.py``
 """
 
 import json
-import re
 import sys
 import tempfile
 from pathlib import Path
@@ -18,53 +18,61 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "evolution")]
 from laboratory import Laboratory, evolve, open_evolution  # noqa: E402
 from llm_server import LoopbackServer  # noqa: E402
 from script import good_answers  # noqa: E402
-from test_llm_evolution import preset_for  # noqa: E402
+from test_llm_evolution import diverging_at_first, preset_for, softened_when_told  # noqa: E402
 
-MARK = "<!-- exchanges: python tests/agents/write_exchanges.py -->\n"
-SHOWN = 12  # lines of a data block that are printed
-ROLES = ("proposer", "screener", "implementer", "reflector")
+PAGE = HERE.parents[1] / "docs" / "agents" / "exchanges.md"
+
+HEAD = """# Exchanges
+
+One whole exchange per role, nothing cut, then the implementer's answer to a training that failed in its first steps. They are from
+a run of the tests' laboratory against their scripted server: the questions are what any model is asked, the answers are the
+script's. `python tests/agents/write_exchanges.py` writes this page; a test compares what is fixed in it.
+"""
 
 
-def shortened(text: str) -> str:
-    """Data blocks cut to their first lines, for the page; what was sent was whole."""
-
-    def cut(block: re.Match[str]) -> str:
-        lines = block.group(2).splitlines()
-        more = [f"[... {len(lines) - SHOWN} more lines]"] if len(lines) > SHOWN + 2 else []
-        return "\n".join([block.group(1), *(lines[:SHOWN] if more else lines), *more, "</data>"])
-
-    return re.sub(r'(<data name="[^"]*">)\n(.*?)\n</data>', cut, text, flags=re.DOTALL)
+def exchange(title: str, row: dict[str, Any]) -> str:
+    """One call: everything that was said, and the filled form."""
+    request, answer = json.loads(row["request"]), json.loads(row["answer"])
+    form = json.loads(answer["arguments"] or answer["text"])
+    said = "\n".join(f"--- {who}\n{text}" for who, text in request["messages"])
+    source = form.pop("source", "")
+    code = f"\n\nIts `source`:\n\n```python\n{source}```" if source else ""
+    head = (
+        f"## {title}\n\nCall `{row['call_id']}`, prompt `{row['prompt']}`, {row['method']}, {row['input_tokens']} tokens in, "
+        f"{row['output_tokens']} out."
+    )
+    return f"{head}\n\n`````text\n{said}\n`````\n\n```json\n{json.dumps(form, indent=1)}\n```{code}"
 
 
 def page(rows: list[dict[str, Any]]) -> str:
-    parts = []
-    for role in ROLES:
-        row = next(row for row in rows if row["role"] == role and (row["generation"] == 1))
-        request, answer = json.loads(row["request"]), json.loads(row["answer"])
-        form = json.loads(answer["arguments"] or answer["text"])
-        title = (
-            f"### {role}\n\nCall `{row['call_id']}`, prompt `{row['prompt']}`, {row['input_tokens']} tokens in, "
-            f"{row['output_tokens']} out."
-        )
-        told = "\n".join(f"--- {who}\n{shortened(text)}" for who, text in request["messages"])
-        source = form.pop("source", "")
-        shown = json.dumps(form, indent=1)
-        code = f"\n\nIts `source`:\n\n```python\n{source}```" if source else ""
-        parts.append(f"{title}\n\n````text\n{told}\n````\n\n```json\n{shown}\n```{code}")
-    return "\n\n".join(parts) + "\n"
+    """The whole page, from the calls of a run."""
+    calls = sorted((row for row in rows if row["generation"] == 1), key=lambda row: row["created_at"])
+    asked = {
+        role: [row for row in calls if row["role"] == role]
+        for role in ("proposer", "screener", "implementer", "reflector")
+    }
+    parts = [exchange(role, found[0]) for role, found in asked.items()]
+    told = next(row for row in asked["implementer"] if "try_1_train_report" in row["request"])
+    return "\n\n".join([HEAD.strip(), *parts, exchange("implementer, after a failed training", told)]) + "\n"
+
+
+def recorded_page(folder: Path, server: LoopbackServer, laboratory: Laboratory) -> str:
+    """The page of a run in which the first file diverges at its fourth step."""
+    server.reset(softened_when_told())
+    diverging_at_first(laboratory)
+    evolution = open_evolution(folder, preset_for(server))
+    evolve(evolution)
+    return page(evolution.run.archive.rows("calls"))
 
 
 def main() -> None:
-    """Run, and rewrite the page's end."""
+    """Run, and write the page."""
     patch = pytest.MonkeyPatch()
-    Laboratory().install(patch)
+    laboratory = Laboratory().install(patch)
     with tempfile.TemporaryDirectory() as folder, LoopbackServer(good_answers()) as server:
-        evolution = open_evolution(Path(folder) / "run", preset_for(server))
-        evolve(evolution)
-        text = page(evolution.run.archive.rows("calls"))
+        PAGE.parent.mkdir(exist_ok=True)
+        PAGE.write_text(recorded_page(Path(folder) / "run", server, laboratory))
     patch.undo()
-    path = HERE.parents[1] / "docs" / "agents.md"
-    path.write_text(path.read_text().split(MARK)[0] + MARK + "\n" + text)
 
 
 if __name__ == "__main__":

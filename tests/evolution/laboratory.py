@@ -6,6 +6,7 @@ processes.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import random
@@ -190,10 +191,15 @@ def admit(evolution: Evolution, generation: int) -> list[Subject]:
 
 
 def measure(evolution: Evolution, child: Subject) -> None:
+    version = child
     try:
+        for _ in range(evolution.repair_rounds(child.generation)):
+            with contextlib.suppress(CandidateFailure):
+                evolution.train(version, evolution.rungs[0])
+            version = evolution.repair(version)
         for rung in evolution.rungs:
-            evolution.train(child, rung)
-            evolution.evaluate(child, rung)
+            evolution.train(version, rung)
+            evolution.evaluate(version, rung)
     except CandidateFailure:
         pass
     evolution.reflect(child)

@@ -21,7 +21,6 @@ from poise_core.agents.base import Attempt, Proposal, ProposalContext
 from poise_core.agents.catalogue import CatalogueProposer
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.evolution import Event, Evolution, EvolutionError, Roles, default_roles
-from poise_core.evolution.evolution import IDEAS_TRIED, REVISIONS
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import Composition
 
@@ -188,7 +187,11 @@ def test_when_every_idea_is_refused_the_place_ends_without_a_child(tmp_path: Pat
     for _ in range(2):  # the second time from the record
         with pytest.raises(CandidateFailure, match="no admissible child of GRPO"):
             evolution.verify(place, evolution.implement(place))
-    assert len(rows(evolution, "failures")) == len(rows(evolution, "verifications", admitted=False)) == IDEAS_TRIED
+    assert (
+        len(rows(evolution, "failures"))
+        == len(rows(evolution, "verifications", admitted=False))
+        == evolution.preset.search.ideas_tried
+    )
     assert len(rows(evolution, "proposals")) == 5
     assert evolution.finished(1)
     assert evolution.select_parents(2)[0].parent_name == "GRPO"
@@ -196,6 +199,8 @@ def test_when_every_idea_is_refused_the_place_ends_without_a_child(tmp_path: Pat
 
 class Reviser:
     """An implementer that answers the gate: the nth draft says in its text that it is the nth."""
+
+    revises = True
 
     def __init__(self) -> None:
         self.asked: list[int] = []
@@ -216,7 +221,7 @@ def test_an_implementer_may_answer_the_gate_a_bounded_number_of_times(tmp_path: 
     establish_baseline(evolution)
     (place,) = evolution.select_parents(1)
     child = evolution.verify(place, evolution.implement(place))
-    assert reviser.asked == [0, 1, 2] == list(range(REVISIONS + 1))
+    assert reviser.asked == [0, 1, 2] == list(range(preset.search.revisions + 1))
     assert {row["candidate_id"] for row in rows(evolution, "verifications", admitted=True)} >= {child.candidate_id}
     assert len({row["proposal_id"] for row in rows(evolution, "candidates", generation=1)}) == 1
     evolution.verify(place, evolution.implement(place))

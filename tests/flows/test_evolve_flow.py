@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from laboratory import Laboratory, contents, make_preset, open_evolution
 from laboratory import evolve as evolve_in_order
+from test_repair import Faults, with_author
 
 from poise_core.config import Preset
 from poise_core.evolution import Event
@@ -109,6 +110,30 @@ def test_a_lasting_fault_on_a_lower_rung_stops_the_run(tmp_path: Path, laborator
     assert "the disk is full" in str(state.message) + repr(state.result(raise_on_failure=False))
     laboratory.before_training = lambda name: None
     assert run_flow(tmp_path / "run", preset).is_completed()
+
+
+@pytest.mark.parametrize("ladder", [{}, {"enabled": True, "proxy_stop_below": 0.0, "first_stop_below": 0.0}])
+def test_an_early_fault_goes_through_the_stages_again_as_it_would_in_order(
+    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch, ladder: dict[str, Any]
+) -> None:
+    preset = make_preset({"parallel_candidates": 2}, ladder, generations=1, parents=2)
+    monkeypatch.setattr("poise_core.evolution.evolution.roles_for", lambda preset, *_, **__: with_author(preset))
+    Faults(laboratory).at[0, 0, 2] = FailureKind.DIVERGED
+    in_order = open_evolution(tmp_path / "in order", preset)
+    evolve_in_order(in_order)
+    assert run_flow(tmp_path / "flow", preset).is_completed()
+    run = RunDirectory.read(tmp_path / "flow")
+    assert contents(run.archive) == contents(in_order.run.archive)
+    assert len(run.archive.rows("failures", kind="diverged")) == 2
+    repaired = [row for row in run.archive.rows("candidates", generation=1) if row["revises"]]
+    assert {row["candidate_id"] for row in repaired} < {row["candidate_id"] for row in run.archive.rows("evaluations")}
+
+    child, runs = repaired[0]["name"], task_runs("gen-01")
+    last = f"evaluate {child}, proxy" if ladder else f"evaluate {child}"
+    inputs = {source.id for given in runs[f"repair {child}"].task_inputs.values() for source in given}
+    assert runs[f"verify {child}"].id in inputs
+    assert runs[last].state.is_completed()
+    assert runs[f"reflect on {child}"].state.is_completed()
 
 
 def test_children_train_side_by_side(tmp_path: Path, laboratory: Laboratory) -> None:

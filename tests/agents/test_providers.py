@@ -1,0 +1,167 @@
+"""Each provider's real client against a server of its own protocol: structured output, tokens, and what every error means."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from laboratory import Laboratory, evolve, make_preset, open_evolution
+from llm_server import Fail, Hang, Say
+from provider_servers import DIALECTS, INPUT_TOKENS, OUTPUT_TOKENS, ProviderServer
+from script import answer_to
+from test_call import GOOD, Colour, outcomes, question, script_of
+
+from poise_core.agents.call import Caller
+from poise_core.agents.faults import AgentsUnusable, CallFailed
+from poise_core.agents.settings import AgentSettings
+from poise_core.archive import Archive
+from poise_core.config import Preset
+
+Serve = Callable[[Any], ProviderServer]
+
+
+@pytest.fixture(params=DIALECTS)
+def serve(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    """A server of one provider, to which the environment leads that provider's client."""
+    dialect = DIALECTS[request.param]
+    pytest.importorskip(dialect.package)
+    started: list[ProviderServer] = []
+
+    def start(script: Any) -> ProviderServer:
+        server = ProviderServer(dialect, script)
+        started.append(server)
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        return server
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(tmp_path / "archive").initialise()
+
+
+@pytest.fixture
+def caller_for(archive: Archive) -> Callable[..., Caller]:
+    def make(server: ProviderServer, **settings: Any) -> Caller:
+        given = {"model": f"{server.dialect.provider}:test-model", "timeout_seconds": 20, "retries": 1, **settings}
+        return Caller(archive, AgentSettings.model_validate(given), backoff_seconds=0.01)
+
+    return make
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_structured_output_tokens_and_key(
+    method: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(script_of(GOOD))
+    answer = caller_for(server, structured_output=method, temperature=0.5, max_output_tokens=321).ask(question())
+    assert answer.value == Colour(**GOOD)
+    (row,) = archive.rows("calls")
+    assert (row["outcome"], row["method"], row["model"]) == ("ok", method, f"{server.dialect.provider}:test-model")
+    assert (row["input_tokens"], row["output_tokens"], row["estimated"]) == (INPUT_TOKENS, OUTPUT_TOKENS, False)
+    (body,) = server.requests
+    assert set(server.dialect.schema(body)["properties"]) == {"name", "red"}
+    prompt = server.dialect.prompt(body)
+    assert "Answer." in prompt
+    assert "Which colour?" in prompt
+    assert "321" in json.dumps(body)  # the limit of the output, whatever it is called there
+    assert "0.5" in json.dumps(body)
+    if server.dialect.key_header:
+        assert server.keys == [server.environment[next(name for name in server.environment if "KEY" in name)]]
+
+
+CASES: dict[str, tuple[list[Any], list[str], str | None]] = {
+    # answers, what the ledger holds, how it ends (None: with the good answer)
+    "429 with Retry-After": (
+        [Fail(429, "too many", "rate_limit_error", {"Retry-After": "0.2"}), GOOD], ["rate_limited", "ok"], None,
+    ),
+    "429 for ever": ([Fail(429, "too many", "rate_limit_error")], ["rate_limited"] * 2, "rate_limited"),
+    "500, then good": ([Fail(500, "internal", "api_error"), GOOD], ["unavailable", "ok"], None),
+    "500 for ever": ([Fail(500, "internal", "api_error")], ["unavailable"] * 2, "unavailable"),
+    "malformed, then good": ([Say('{"name": "gre'), GOOD], ["invalid_answer", "ok"], None),
+    "truncated once": ([Say('{"name": "gr', finish="length"), GOOD], ["truncated", "ok"], None),
+    "context overflow, then good": (
+        [Fail(400, "prompt is too long: 5000 tokens > 4096 maximum context length", "invalid_request_error"), GOOD],
+        ["context_overflow", "ok"], None,
+    ),
+    "bad request": ([Fail(400, "it is not what it should be", "invalid_request_error")], ["bad_request"], "bad_request"),
+    "empty": ([Say("")], ["empty_answer"] * 2, "empty_answer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_way_to_end_has_the_same_outcome_with_every_provider(
+    case: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    answers, ledger, end = CASES[case]
+    server = serve(script_of(*answers))
+    caller = caller_for(server, context_tokens=1000)
+    if end is None:
+        assert caller.ask(question()).value == Colour(**GOOD)
+    else:
+        with pytest.raises(CallFailed) as failed:
+            caller.ask(question())
+        assert failed.value.outcome == end
+    assert outcomes(archive) == ledger
+    assert len(server.requests) == len(ledger)  # one retry layer: the client never asks again by itself
+
+
+def test_a_refusal_is_a_refusal(archive: Archive, caller_for: Callable[..., Caller], serve: Serve) -> None:
+    server = serve(script_of(Say("", finish="content_filter")))
+    with pytest.raises(CallFailed) as failed:
+        caller_for(server).ask(question())
+    expected = "empty_answer" if server.dialect.provider == "ollama" else "refused"  # Ollama has no word for it
+    assert failed.value.outcome == expected
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(401, "unauthorised"), (404, "unknown_model")])
+def test_a_wrong_key_or_model_stops_the_run(
+    status: int, outcome: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(script_of(Fail(status, "no such thing", "authentication_error")))
+    with pytest.raises(AgentsUnusable, match="check the model's name, its server and its key"):
+        caller_for(server).ask(question())
+    assert outcomes(archive) == [outcome]
+
+
+def test_a_hung_server_is_left_in_time(archive: Archive, caller_for: Callable[..., Caller], serve: Serve) -> None:
+    server = serve(script_of(GOOD))
+    caller_for(server).ask(question())  # the first call of a client imports for a while
+    server.script = script_of(Hang())
+    started = time.monotonic()
+    with pytest.raises(CallFailed) as failed:
+        caller_for(server, timeout_seconds=0.5, retries=0).ask(question(scope="elsewhere"))
+    assert failed.value.outcome == "timed_out"
+    assert time.monotonic() - started < 8
+
+
+def test_every_role_is_carried_by_the_provider(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
+    def script(body: dict[str, Any]) -> Any:
+        dialect = server.dialect
+        return answer_to(form_of(dialect.schema(body)), dialect.prompt(body))
+
+    server = serve(script)
+    document = make_preset(generations=1, parents=1, proposals=2).model_dump(mode="json")
+    agents = {"model": f"{server.dialect.provider}:test-model", "timeout_seconds": 60, "retries": 0}
+    evolution = open_evolution(tmp_path / "run", Preset.model_validate({**document, "agents": agents}))
+    evolve(evolution)
+    rows = evolution.run.archive.rows
+    assert {row["role"] for row in rows("calls")} == {"proposer", "screener", "implementer", "reflector"}
+    assert {row["outcome"] for row in rows("calls")} == {"ok"}
+    assert {row["written_by"] for row in rows("candidates", generation=1)} == {"llm"}
+    assert rows("evaluations", candidate_id=rows("candidates", generation=1)[0]["candidate_id"])
+
+
+def form_of(schema: dict[str, Any]) -> str:
+    """The form whose schema this is; not every protocol sends its name."""
+    marks = {"proposals": "ProposalsForm", "judgements": "ScreeningForm", "source": "ImplementationForm",
+             "summary": "ReflectionForm"}  # fmt: skip
+    return next(form for mark, form in marks.items() if mark in schema["properties"])
