@@ -129,11 +129,11 @@ def test_an_early_fault_goes_through_the_stages_again_as_it_would_in_order(
     assert {row["candidate_id"] for row in repaired} < {row["candidate_id"] for row in run.archive.rows("evaluations")}
 
     child, runs = repaired[0]["name"], task_runs("gen-01")
-    last = f"evaluate {child}, proxy" if ladder else f"evaluate {child}"
-    inputs = {source.id for given in runs[f"repair {child}"].task_inputs.values() for source in given}
-    assert runs[f"verify {child}"].id in inputs
+    last = f"gen-01/{child}/evaluate, proxy" if ladder else f"gen-01/{child}/evaluate"
+    inputs = {source.id for given in runs[f"gen-01/{child}/repair"].task_inputs.values() for source in given}
+    assert runs[f"gen-01/{child}/verify"].id in inputs
     assert runs[last].state.is_completed()
-    assert runs[f"reflect on {child}"].state.is_completed()
+    assert runs[f"gen-01/{child}/reflect"].state.is_completed()
 
 
 def test_children_train_side_by_side(tmp_path: Path, laboratory: Laboratory) -> None:
