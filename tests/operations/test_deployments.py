@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Operations
+from operations_stack import Operations
 
 from poise_core.archive import TABLES, Archive
 from poise_core.run_directory import RunDirectory
