@@ -13,6 +13,7 @@ from prefect.states import Completed
 from flows.evolve import WORKERS, climb, here
 from flows.forms import Seeds, Text
 from poise_core.archive import ArchiveError
+from poise_core.evolution.trials import MANUAL_ARM
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.views.morning import candidate_headline
 from tasks.outcomes import raise_for_the_candidate, with_typed_end
@@ -54,8 +55,8 @@ def evaluate_candidate(
         first, *further = here(evolution.rungs if subject.generation else ("all",))
         measured, _ = climb(run_dir, [first.submit(run_dir, admitted)], further)
         raise_for_the_candidate([admitted, *measured])
-        if not subject.generation:  # of a child, the evolution that it belongs to reports
-            update_tracking.submit(run_dir).wait()
+        if evolution.run.archive.rows("candidates", candidate_id=subject.candidate_id, arm=MANUAL_ARM):
+            update_tracking.submit(run_dir).wait()  # of its own candidates the evolution reports
         return Completed(
             message=candidate_headline(evolution.run.archive, evolution.preset.protocol, subject.candidate_id)
         )

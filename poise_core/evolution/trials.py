@@ -39,6 +39,9 @@ LOCK_POLL_SECONDS = 0.5
 ComputeSlot = Callable[[], AbstractContextManager[None]]
 """Makes a context manager that holds a share of the machine for as long as it is open."""
 
+MANUAL_ARM = "manual"
+"""Of candidates that a person has brought."""
+
 _STAGES = ("verify", "train", "evaluate")
 """In order: a candidate that has failed in one does not enter those after it."""
 
@@ -138,7 +141,7 @@ class Trials:
         source = file.read_text(errors="replace")
         for row in self.archive.rows("candidates", source_digest=source_digest(source)):
             return Subject.of_row(row)
-        return self.register(file.stem, source, written_by="human", arm="manual")
+        return self.register(file.stem, source, written_by="human", arm=MANUAL_ARM)
 
     def verify(self, subject: Subject, *, must_be_new: bool = True, unseen: Collection[str] = frozenset()) -> None:
         """Admit the candidate or refuse it.

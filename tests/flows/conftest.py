@@ -14,7 +14,7 @@ def prefect_server() -> Iterator[None]:
     """A real server with an empty database."""
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=240):
+    with prefect_test_harness(server_startup_timeout=600):
         yield
 
 
