@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 KEY_TAG, STATE_TAG, CURVES_TAG = "poise.key", "poise.state", "poise.curves"
-_PARENT_TAG = "mlflow.parentRunId"
+_PARENT_TAG, _COLOR_TAG = "mlflow.parentRunId", "mlflow.runColor"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens on the runs, although there are traces too
 _METRICS_PER_CALL, _TAG_LENGTH, _PARAM_LENGTH = 1000, 5000, 500
 _NO_METRICS = ("step", "seed")
@@ -218,7 +218,7 @@ class Tracker:
         plan: RunPlan,
         known: Mapping[str, tuple[str, Mapping[str, str]]],
     ) -> str:
-        tags = {KEY_TAG: plan.key}
+        tags = {KEY_TAG: plan.key} | ({_COLOR_TAG: plan.color} if plan.color else {})
         if plan.parent_key is not None:
             tags[_PARENT_TAG] = known[plan.parent_key][0]
         run = client.create_run(experiment_id, start_time=plan.start, tags=tags, run_name=plan.name)

@@ -12,8 +12,17 @@ from poise_core.evaluation.protocol import Protocol
 from poise_core.views import leaderboard, render_candidate, render_leaderboard, view_candidate
 from poise_core.views.standing import standing_of
 
-WIDTH = 110
-"""Columns of a page."""
+WIDTH = 100
+"""Columns of a page: what MLflow's pane for artifacts shows without scrolling, in the size below."""
+
+_FORMAT = """\
+<!DOCTYPE html>
+<html><head><meta charset="UTF-8"></head>
+<body style="color: {foreground}; background-color: {background}">
+<pre style="font: 12px/1.35 Menlo, 'DejaVu Sans Mono', Consolas, 'Courier New', monospace"><code
+style="font-family: inherit">{code}</code></pre>
+</body></html>
+"""
 
 
 def candidate_page(archive: Archive, protocol: Protocol, candidate_id: str) -> str:
@@ -40,4 +49,4 @@ def generation_page(archive: Archive, protocol: Protocol, members: Collection[st
 def _page(content: RenderableType) -> str:
     console = Console(file=io.StringIO(), width=WIDTH, record=True)
     console.print(content)
-    return console.export_html(inline_styles=True)
+    return console.export_html(inline_styles=True, code_format=_FORMAT)

@@ -11,13 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from poise_core.archive import Archive
+from poise_core.archive import UNTRAINED_ARM, Archive
 from poise_core.evaluation.protocol import Protocol
 from poise_core.tracking_registry import ALGORITHM_FOLDER, plan_versions
 from poise_core.views.leaderboard import LeaderboardRow, last_failures, leaderboard
 
 NOTE_TAG = "mlflow.note.content"
+_NO_CONTENT = ("state", "as_of", "color")
 _REGISTERED = ("candidate.py", "reflection.md", "verification.json")
+
+# the baseline first; distinguishable with any kind of colour vision, and on white (Okabe and Ito 2008 without their yellow,
+# then two of Tol's muted scheme); the grey is for the base policy
+_COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#882255", "#999933")
+_GREY = "#999999"
 
 _STATUSES = {
     "evaluated": "FINISHED",
@@ -44,9 +50,10 @@ class RunPlan:
     metrics: list[tuple[str, float, int]] = field(default_factory=list)  # name, value, step
     texts: dict[str, str] = field(default_factory=dict)  # artifact file -> content
     curves: tuple[str, int | None] | None = None  # candidate whose curves belong here; its seed, None for their mean
+    color: str = ""  # of its curves; given when the run is made, and the user's from then on
     report: tuple[str, ...] = ()  # candidates whose page belongs here; several make the page of a generation
     depends: str = ""  # digest of what else its page shows
-    state: str = ""  # digest of all of this but ``as_of``, and of which curves there are
+    state: str = ""  # digest of the content, and of which curves there are
 
 
 def plan_runs(archive: Archive, protocol: Protocol) -> list[RunPlan]:
@@ -96,8 +103,12 @@ def plan_runs(archive: Archive, protocol: Protocol) -> list[RunPlan]:
                 _seed_plan(own, record, seed, scores.get((candidate, seed), []), seed in trained.get(candidate, set()))
                 for seed in seeds
             ]
+    trained_ones = [record["candidate_id"] for record in records if record["arm"] != UNTRAINED_ARM]
+    colors = {record["candidate_id"]: _GREY for record in records}
+    colors |= {candidate: _COLORS[index % len(_COLORS)] for index, candidate in enumerate(trained_ones)}
     for plan in plans:
-        plan.state = _digest({name: value for name, value in vars(plan).items() if name not in ("state", "as_of")})
+        plan.color = colors.get(plan.tags.get("candidate", ""), "")
+        plan.state = _digest({name: value for name, value in vars(plan).items() if name not in _NO_CONTENT})
         plan.as_of = max(as_of, plan.start)
     return plans
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import mlflow
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -47,6 +48,10 @@ def test_a_champion_candidate_is_replicated_and_shown(
     assert "replicated" in poise("leaderboard", "run").output
     assert "report split" in poise("show", "run", best).output
     assert RunDirectory.read("run").settings_changes == []
+    client = mlflow.MlflowClient(RunDirectory.read("run").tracking_uri)
+    (model,) = client.search_registered_models()
+    version = client.get_model_version(model.name, model.aliases["champion"])
+    assert version.tags["candidate"] == row["candidate_id"], "the alias moves with the replication, not a night later"
 
     refused = poise("replicate", "run", ordinary)
     assert refused.exit_code == 2

@@ -410,3 +410,18 @@ def test_the_searches_of_the_guide(tracker: Tracker, filled: tuple, query: str, 
     experiment = client.get_experiment_by_name(tracker.experiment)
     found = client.search_runs([experiment.experiment_id], query.format(protocol=protocol.digest, **ids))
     assert {run.info.run_name for run in found} == names
+
+
+def test_runs_have_colours_that_differ_and_the_users_own_stays(tracker: Tracker, filled: tuple) -> None:
+    archive, protocol = filled
+    tracker.sync_archive(archive, protocol)
+    found = runs(tracker)
+    colours = {key: run.data.tags.get("mlflow.runColor") for key, run in found.items()}
+    candidates = [key for key in colours if key.startswith("candidate/")]
+    assert len({colours[key] for key in candidates}) == len(candidates)
+    assert colours[f"seed/{samples.VM_AV}/1"] == colours[f"candidate/{samples.VM_AV}"]
+    own = found[f"candidate/{samples.GRPO}"].info.run_id
+    mlflow.MlflowClient(tracker.uri).set_tag(own, "mlflow.runColor", "#123456")
+    samples.add_candidate(archive, protocol, "x-6666666666", "X", 1, (samples.GRPO,), 0.5)
+    assert tracker.sync_archive(archive, protocol).updated
+    assert runs(tracker)[f"candidate/{samples.GRPO}"].data.tags["mlflow.runColor"] == "#123456"
