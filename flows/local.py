@@ -94,7 +94,10 @@ def _evolve_once(evolution: Evolution, asked: threading.Event) -> bool:
 
 
 def _is_lost_server(error: BaseException | None) -> bool:
-    """Whether a request to the server that found nobody is behind the error; Prefect reports it in many forms."""
+    """Whether a request that the server did not take, or could not, is behind the error; Prefect reports it in many forms.
+
+    A busy one with SQLite answers 503 when its database is locked for too long.
+    """
     import httpx
     from prefect.exceptions import CrashedRun
 
@@ -102,7 +105,8 @@ def _is_lost_server(error: BaseException | None) -> bool:
         return False  # of a stage: what it could not reach was something else
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        if isinstance(error, httpx.TransportError | CrashedRun):
+        refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code >= 500
+        if refused or isinstance(error, httpx.TransportError | CrashedRun):
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__
