@@ -19,7 +19,9 @@ Poise = Callable[..., Any]
 LOSS = "return LossOutputs(token_loss="
 FILES = (
     CLIPPED.format(bound=1.0).replace(LOSS, f"for _ in (lambda: [1])():\n        pass\n    {LOSS}"),  # no lambda
-    CLIPPED.format(bound=1.25).replace("torch.clamp(scaled", "torch.clamp(scaled.mul_(1.0)"),  # nothing in place
+    CLIPPED.format(bound=1.25).replace(
+        "centred = batch.correctness", "centred = batch.correctness.mul_(1.0)"
+    ),  # nothing in place
     CLIPPED.format(bound=1.5).replace(
         "clipped * inputs.advantages))",
         'clipped * inputs.advantages), metrics={"clip_fraction": torch.ones_like(ratio)})',
