@@ -55,8 +55,10 @@ class Memory:
         return sorted(rows, key=lambda row: (row["generation"], row["proposal_id"] or "", row["candidate_id"]))
 
     def nodes(self, generation: int) -> list[NodeRecord]:
-        """The tree as the selection of ``generation`` sees it."""
+        """The tree as the selection of ``generation`` sees it; of several files of one proposal, the last."""
         evaluations = self._evaluations()
+        rows = [row for row in self.candidates() if row["generation"] < generation]
+        superseded = {row["revises"] for row in rows}
         admitted = self.archive.read("verifications", ["candidate_id", "fingerprint"], admitted=True)
         fingerprints = dict(zip(*(admitted[name].to_pylist() for name in admitted.column_names), strict=True))
         return [
@@ -72,8 +74,8 @@ class Memory:
                 seed_benchmarks=benchmark_seeds(evaluations.get(row["candidate_id"], [])),
                 sketch=behaviour_sketch(fingerprints.get(row["candidate_id"])),
             )
-            for row in self.candidates()
-            if row["generation"] < generation
+            for row in rows
+            if row["candidate_id"] not in superseded
         ]
 
     def steering_bonuses(self, nodes: Sequence[NodeRecord], steering: Steering) -> dict[str, float]:

@@ -252,11 +252,14 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("early_fault", [False, True])
 def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
-    tmp_path: Path, laboratory: Laboratory, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, laboratory: Laboratory, serve: Serve, monkeypatch: pytest.MonkeyPatch, early_fault: bool
 ) -> None:
     """Killed between every answer and its record: proposals.json, screening.json, the drafts and the reflections."""
-    server = serve(good_answers())
+    server = serve(softened_when_told())
+    if early_fault:
+        diverging_at_first(laboratory)
     undisturbed = open_evolution(tmp_path / "undisturbed", preset_for(server))
     evolve(undisturbed)
     asked, kills = len(server.requests), set()
@@ -284,7 +287,7 @@ def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
             break
         except Killed:
             evolution.run.close()
-    assert len(kills) == 5
+    assert len(kills) == 5 + early_fault
     assert contents(evolution.run.archive) == contents(undisturbed.run.archive)
     assert len(server.requests) == 2 * asked
 
@@ -302,6 +305,17 @@ def test_a_cap_hands_over_to_the_catalogue(tmp_path: Path, laboratory: Laborator
     assert {row["outcome"] for row in rows("calls")} == {"ok", "budget"}
     assert len(rows("candidates", generation=2)) <= 1
     assert evolution.finished(2)
+
+
+def test_the_directive_reaches_proposer_screener_and_reflector(
+    tmp_path: Path, laboratory: Laboratory, serve: Serve
+) -> None:
+    server = serve(good_answers())
+    evolve(open_evolution(tmp_path / "run", preset_for(server, steering={"directive": "shorten responses"})))
+    told = {
+        asked_form(body): '<data name="directive">\nshorten responses' in prompt_of(body) for body in server.requests
+    }
+    assert told == {"ProposalsForm": True, "ScreeningForm": True, "ImplementationForm": False, "ReflectionForm": True}
 
 
 def test_a_secondary_aim_changes_who_becomes_a_parent(tmp_path: Path, laboratory: Laboratory) -> None:

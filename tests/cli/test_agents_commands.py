@@ -1,30 +1,76 @@
 """The command with a language model behind a loopback server: really evolved, then read back."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from llm_server import LoopbackServer
-from script import good_answers
+from laboratory import contents
+from llm_server import LoopbackServer, asked_form, prompt_of
+from script import CLIPPED, good_answers
+
+from poise_core.archive import Archive
 
 Poise = Callable[..., Any]
 
 
+LOSS = "return LossOutputs(token_loss="
+FILES = (
+    CLIPPED.format(bound=1.0).replace(LOSS, f"for _ in (lambda: [1])():\n        pass\n    {LOSS}"),  # no lambda
+    CLIPPED.format(bound=1.25).replace(
+        "centred = batch.correctness", "centred = batch.correctness.mul_(1.0)"
+    ),  # nothing in place
+    CLIPPED.format(bound=1.5).replace(
+        "clipped * inputs.advantages))",
+        'clipped * inputs.advantages), metrics={"clip_fraction": torch.ones_like(ratio)})',
+    ),  # the gate takes it; in training every token counts as clipped
+    CLIPPED.format(bound=1.75),
+)
+"""What the model writes, one after the other: refused twice, then admitted and stopped at its first step, then sound."""
+
+
+def stumbling(body: dict[str, Any]) -> Any:
+    """Good answers, and the next of the files for every report in the question."""
+    answer = good_answers()(body)
+    if asked_form(body) == "ImplementationForm":
+        tries = len(re.findall(r'<data name="try_\d+_(?:verify|train)_report">', prompt_of(body)))
+        return {**answer, "source": FILES[tries]}
+    return answer
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 @pytest.mark.xdist_group("evolve")
-def test_an_evolution_with_a_model_its_cost_and_its_context(poise: Poise, tmp_path: Path) -> None:
-    """Real gate, training, evaluation, Prefect and MLflow; the model's candidates are admitted and scored."""
-    with LoopbackServer(good_answers()) as server:
+def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(poise: Poise, tmp_path: Path) -> None:
+    """Real gate, training, evaluation, Prefect and MLflow; a file refused twice by the gate and once by its training."""
+    watch = ("--set", "health.grace_steps=0", "--set", "health.patience=1")
+    steps = ("--parents", 1, "--set", "search.seeds_per_candidate=1", *watch)
+    with LoopbackServer(stumbling) as server:
         model = ("--llm", "openai:test", "--base-url", server.base_url)
-        steps = ("--parents", 1, "--set", "search.seeds_per_candidate=1")
-        done = poise("evolve", "--preset", "smoke", *steps, *model, "--directive", "shorter", timeout=800)
+        command = ("evolve", "--preset", "smoke", *steps, *model, "--directive", "shorter")
+        done = poise(*command, timeout=800)
         assert done.returncode == 0, done.stderr
         assert "forecast of 1 generations: 5 to " in done.stderr
         assert "no price known for openai:test" in done.stderr
     run = tmp_path / "runs" / "smoke"
+    archive = Archive(run / "archive")
+    files = {row["source"]: row for row in archive.rows("candidates", generation=1)}
+    written = [files[source] for source in FILES]
+    assert [row["revises"] for row in written] == [None, *(row["candidate_id"] for row in written[:-1])]
+    failures = {row["candidate_id"]: (row["stage"], row["kind"]) for row in archive.rows("failures")}
+    assert [failures.get(row["candidate_id"]) for row in written] == [
+        ("verify", "rejected"), ("verify", "rejected"), ("train", "clip_saturation"), None,
+    ]  # fmt: skip
+    assert archive.rows("evaluations", candidate_id=written[-1]["candidate_id"])
+    assert archive.check() == []
+
+    # again elsewhere, without a server: the same archive, whatever the gate and the training took this time
+    again = poise(*command, "--replay", run, "--run-dir", tmp_path / "again", timeout=800)
+    assert again.returncode == 0, again.stderr
+    assert contents(Archive(tmp_path / "again" / "archive")) == contents(archive)
+
     cost = json.loads(poise("cost", run, "--json").stdout)
     assert {line["role"] for line in cost["calls"]} == {"proposer", "screener", "implementer", "reflector"}
     assert cost["total"]["calls"] == len(server.requests)
@@ -42,7 +88,6 @@ def test_an_evolution_with_a_model_its_cost_and_its_context(poise: Poise, tmp_pa
     [
         (("--base-url", "http://127.0.0.1:1/v1"), "no model is"),
         (("--llm", "gpt"), "must be provider:name"),
-        (("--llm", "anthropic:some"), "pip install langchain-anthropic"),
         (("--llm", "openai:x", "--base-url", "http://u:p@host/v1"), "put the key into an environment variable"),
         (("--llm", "openai:x", "--set", "agents.caps.run.dollars=1"), "has no price; give one in agents.prices"),
         (("--llm", "openai:x", "--replay", "nowhere"), "not a run directory"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from laboratory import (
     Laboratory,
     admit,
@@ -20,6 +21,7 @@ from laboratory import (
     measure,
     open_evolution,
 )
+from pyarrow import parquet
 from test_interruption import Killed, dies_after_one_write
 
 from poise_core.agents.base import Attempt, Proposal, ProposalContext
@@ -123,7 +125,7 @@ def test_an_early_fault_goes_back_and_the_revised_file_is_a_candidate_of_its_own
     assert (idea.outcome, idea.source_digest) == ("evaluated", mended["source_digest"])
     nodes = {node.candidate_id: node for node in evolution.memory.nodes(2)}
     assert nodes[mended["candidate_id"]].scored
-    assert not nodes[child.candidate_id].scored
+    assert child.candidate_id not in nodes  # an idea that took two files is one expansion of its parent
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])
@@ -275,6 +277,32 @@ def test_what_has_ended_is_not_taken_up_again_with_a_higher_bound(tmp_path: Path
     again = authored(tmp_path / "run", author, make_preset(generations=1, parents=1, repairs=2))
     measure(again, child)
     assert not author.asked
+
+
+def test_a_run_made_before_there_were_repairs_opens_and_goes_on(tmp_path: Path, laboratory: Laboratory) -> None:
+    """Its preset lacks the keys, its candidates the column, its drafts the field."""
+    preset = make_preset(generations=1)
+    before = open_evolution(tmp_path / "run", preset)
+    evolve(before)
+    before.run.close()
+    path = tmp_path / "run" / "preset.yaml"
+    document = yaml.safe_load(path.read_text())
+    for key in ("ideas_tried", "revisions", "repairs", "repair_steps"):
+        del document["preset"]["search"][key]
+    path.write_text(yaml.safe_dump(document, sort_keys=False))
+    for draft in (tmp_path / "run" / "generations").rglob("draft-*.json"):
+        record = json.loads(draft.read_text())
+        del record["repairs"]
+        draft.write_text(json.dumps(record))
+    for part in (tmp_path / "run" / "archive" / "candidates").glob("part-*.parquet"):
+        table = parquet.read_table(part)
+        parquet.write_table(table.drop_columns(["revises"]), part)
+    again = open_evolution(tmp_path / "run", make_preset(generations=2))
+    assert "search.repairs" not in json.dumps(again.run.settings_changes)
+    evolve(again)
+    assert again.run.archive.check() == []
+    assert {row["revises"] for row in rows(again, "candidates")} == {None}
+    assert len(rows(again, "candidates", generation=2)) == 2
 
 
 @pytest.mark.parametrize("ladder", [{}, LADDER])
