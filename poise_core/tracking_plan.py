@@ -18,6 +18,16 @@ from poise_core.views.leaderboard import LeaderboardRow, last_failures, leaderbo
 NOTE_TAG = "mlflow.note.content"
 
 
+_STATUS = {
+    "evaluated": "FINISHED",
+    "reference": "FINISHED",
+    "stopped": "KILLED",  # by the ladder: MLflow's word for neither finished nor failed
+    "failed": "FAILED",
+    "unfinished": "RUNNING",
+}
+"""Of a leaderboard's row -> of an MLflow run."""
+
+
 @dataclass
 class RunPlan:
     """One run as it should be."""
@@ -124,9 +134,7 @@ def _candidate_plan(
         },
         start=made,
         end=made,
-        status={"evaluated": "FINISHED", "reference": "FINISHED", "failed": "FAILED", "unfinished": "RUNNING"}[
-            row.status
-        ],
+        status=_STATUS[row.status],
     )
     plan.params = {f"mechanism.{slot}": str(choice) for slot, choice in json.loads(record["mechanisms"]).items()}
     if row.verdict:
