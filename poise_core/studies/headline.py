@@ -8,6 +8,7 @@ the first evolution beside it. Every number on the page comes from the archives.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import statistics
 from collections import Counter
@@ -125,6 +126,7 @@ def _what_was_found(run: RunDirectory, rows: Sequence[LeaderboardRow]) -> list[s
             f"**{named[one.candidate_id].name}** {format_interval(one.delta, signed=True)}" for one in champions
         )
         lines.append(f"Champion candidates, whose {corrected}: {listed}.")
+        lines += ["", f"What all of them changed in GRPO: {_shared_by(run, {one.candidate_id for one in champions})}."]
     else:
         lines.append(f"No champion candidate: there is no child whose {corrected}.")
     for row in run.archive.rows("replications", protocol=run.preset.protocol.digest):
@@ -137,6 +139,24 @@ def _what_was_found(run: RunDirectory, rows: Sequence[LeaderboardRow]) -> list[s
             f"Noise floor: {standing.noise.typical.std:.2f} points per seed ({standing.noise.candidates} candidates).",
         ]
     return lines
+
+
+def _shared_by(run: RunDirectory, champions: set[str]) -> str:
+    """Slots in which every champion candidate differs from the baseline, with their choices and who else has them."""
+    rows = list(run.archive.rows("candidates", arm=EVOLUTION_ARM))
+    made = {row["candidate_id"]: json.loads(row["mechanisms"]) for row in rows}
+    root = made[next(row["candidate_id"] for row in rows if not row["generation"])]
+    children = [made[row["candidate_id"]] for row in rows if row["generation"]]
+    shared = []
+    for slot, usual in root.items():
+        choices = Counter(made[name].get(slot, usual) for name in champions)
+        if usual not in choices:
+            listed = ", ".join(
+                f"`{choice}` ({count} of {len(champions)}, {sum(one.get(slot) == choice for one in children)} of all children)"
+                for choice, count in choices.most_common()
+            )
+            shared.append(f"{slot} {listed}")
+    return "; ".join(shared) or "nothing"
 
 
 def _leaderboard(rows: Sequence[LeaderboardRow]) -> list[str]:
@@ -225,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     copy = out.with_suffix("")
     shutil.rmtree(copy, ignore_errors=True)
     first = runs["evolution"][0]
-    shutil.copytree(first.path / "archive", copy / "archive")
+    shutil.copytree(first.path / "archive", copy / "archive", ignore=shutil.ignore_patterns(".snapshot*"))
     shutil.copy(first.path / "preset.yaml", copy / "preset.yaml")
     print(page)
 
