@@ -149,7 +149,7 @@ def _shared_by(run: RunDirectory, champions: set[str]) -> str:
     children = [made[row["candidate_id"]] for row in rows if row["generation"]]
     shared = []
     for slot, usual in root.items():
-        choices = Counter(made[name].get(slot, usual) for name in champions)
+        choices = Counter(made[name].get(slot, usual) for name in sorted(champions))
         if usual not in choices:
             listed = ", ".join(
                 f"`{choice}` ({count} of {len(champions)}, {sum(one.get(slot) == choice for one in children)} of all children)"

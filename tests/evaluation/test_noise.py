@@ -17,7 +17,7 @@ from poise_core.evaluation.noise import (
     moderated,
     noise_floor,
     noise_of,
-    two_way_residuals,
+    two_way,
 )
 from poise_core.evaluation.statistics import overall_interval, paired_delta
 
@@ -25,7 +25,9 @@ from poise_core.evaluation.statistics import overall_interval, paired_delta
 def test_residuals_by_hand() -> None:
     # candidate effects 10, 20; seed effects -1, 0, 1; errors +e, 0, -e on the first and the opposite on the second, e = 0.5
     table = {"a": {0: 9.5, 1: 10.0, 2: 10.5}, "b": {0: 18.5, 1: 20.0, 2: 21.5}}
-    residuals, pooled = two_way_residuals(table)
+    fitted = two_way(table)
+    residuals, pooled = fitted.residuals, fitted.pooled
+    assert fitted.effects == pytest.approx([-1.0, 0.0, 1.0])
     assert residuals["a"] == pytest.approx([0.5, 0.0, -0.5])
     assert residuals["b"] == pytest.approx([-0.5, 0.0, 0.5])
     # squares 4 * 0.25 = 1 over (2-1)(3-1) = 2 degrees

@@ -23,7 +23,10 @@ def archived() -> Mapping[str, str]:
 @pytest.mark.parametrize(("check", "name"), CASES, ids=[f"{check}-{name}" for check, name in CASES])
 def test_only_this_check_catches_it(check: str, name: str, archived: Mapping[str, str]) -> None:
     source, phrase = BROKEN[check][name]
-    report = run_checks(source, name, known_fingerprints=archived, keep_going=True)
+    for _ in range(3):  # a thread that an earlier test left behind may draw a random number meanwhile
+        report = run_checks(source, name, known_fingerprints=archived, keep_going=True)
+        if not any("Python's random state" in result.message for result in report.failed):
+            break
     assert [result.name for result in report.failed] == [check], [f"{r.name}: {r.message}" for r in report.failed]
     assert phrase in report.failed[0].message
     assert not report.admitted
