@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,10 +110,14 @@ class SeedModel:
             spurious = fitted.pooled.variance * float(np.trace(np.linalg.pinv(fitted.normal, hermitian=True)))
             found = max(0.0, float(fitted.effects @ fitted.effects) - spurious) / (count - 1)
             shared = (weight * shared + (count - 1) * found) / (weight + count - 1)
-        inverse: Array = np.zeros((count, count))
-        if shared > 0:
-            inverse = np.asarray(np.linalg.inv(fitted.normal + noise.variance / shared * np.eye(count)), np.float64)
+        ridge = noise.variance / shared * np.eye(count)
+        inverse = np.asarray(np.linalg.inv(fitted.normal + ridge), np.float64)
         return cls(finite, noise, shared, fitted.seeds, inverse @ fitted.right, inverse)
+
+    def differences(self, value: float, seed: int, references: Iterable[str]) -> dict[str, Difference]:
+        """As :meth:`difference` to each of several, those that were not measured left out."""
+        found = {name: self.difference(value, seed, name) for name in references}
+        return {name: gap for name, gap in found.items() if gap is not None}
 
     def difference(self, value: float, seed: int, reference: str) -> Difference | None:
         """A new candidate, measured once, minus an earlier one; None where that one was not measured."""

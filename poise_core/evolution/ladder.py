@@ -112,9 +112,8 @@ class Ladder:
         mine = self._value(subject, rung)
         names = {row["candidate_id"]: row["name"] for row in self.archive.rows("candidates")}
         references = dict.fromkeys(one for one in (subject.parent_id, self._baseline()) if one)
-        found = {one: earlier.difference(mine, self.seeds[0], one) for one in references}
         below = self.spec.proxy_stop_below if rung == "proxy" else self.spec.first_stop_below
-        decision = race({one: gap for one, gap in found.items() if gap}, below)
+        decision = race(earlier.differences(mine, self.seeds[0], references), below)
         if decision.reference:
             text = decision.message.replace(decision.reference, names[decision.reference])
             decision = replace(decision, message=text)

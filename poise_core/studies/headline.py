@@ -24,7 +24,7 @@ from poise_core.archive import EVOLUTION_ARM
 from poise_core.evolution.comparison import ARMS
 from poise_core.run_directory import RunDirectory
 from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
-from poise_core.views.comparison import best_so_far, compare_arms, draw_comparison, training_tokens
+from poise_core.views.comparison import ArmCurve, best_so_far, compare_arms, draw_comparison, training_tokens
 from poise_core.views.outlook import outlook_note
 from poise_core.views.rungs import render_rungs, rung_report
 from poise_core.views.standing import standing_of
@@ -50,11 +50,18 @@ def find_runs(folder: Path) -> dict[str, list[RunDirectory]]:
     return found
 
 
-def render(runs: Mapping[str, Sequence[RunDirectory]], command: str, drawing: str) -> str:
+def arm_curves(runs: Mapping[str, Sequence[RunDirectory]]) -> list[ArmCurve]:
+    """The best so far of every arm over its training tokens."""
+    steps = {arm: [best_so_far(run.archive, run.preset.protocol) for run in group] for arm, group in runs.items()}
+    return compare_arms(steps)
+
+
+def render(runs: Mapping[str, Sequence[RunDirectory]], curves: Sequence[ArmCurve], command: str, drawing: str) -> str:
     """The page.
 
     Args:
         runs: from :func:`find_runs`.
+        curves: of its arms, from :func:`arm_curves`.
         command: that makes the page.
         drawing: file name of the curves.
     """
@@ -75,7 +82,7 @@ def render(runs: Mapping[str, Sequence[RunDirectory]], command: str, drawing: st
         "",
         "## The arms at equal budget",
         "",
-        *_arms(runs, drawing),
+        *_arms(runs, curves, drawing),
         "",
         "## The ladder",
         "",
@@ -183,7 +190,7 @@ def _leaderboard(rows: Sequence[LeaderboardRow]) -> list[str]:
     ]
 
 
-def _arms(runs: Mapping[str, Sequence[RunDirectory]], drawing: str) -> list[str]:
+def _arms(runs: Mapping[str, Sequence[RunDirectory]], curves: Sequence[ArmCurve], drawing: str) -> list[str]:
     lines = [
         f"![best so far over training tokens]({drawing})",
         "",
@@ -191,10 +198,10 @@ def _arms(runs: Mapping[str, Sequence[RunDirectory]], drawing: str) -> list[str]
         "champion candidates |",
         "|---|---|---|---|---|---|---|",
     ]
-    curves = {curve.arm: curve for curve in compare_arms(_steps(runs))}
+    last = {curve.arm: curve.best[-1] for curve in curves}
     for arm, group in runs.items():
         tokens = statistics.fmean(sum(training_tokens(run.archive, run.preset.protocol).values()) for run in group)
-        best = curves[arm].best[-1]
+        best = last[arm]
         lines.append(
             f"| {arm} | {len(group)} | {_each(group, _children)} | {_each(group, _whole)} | {tokens / 1e6:.1f} million | "
             f"{format_interval(best) if best.seeds > 1 else f'{best.estimate:.1f}'} | {_each(group, _champions)} |"
@@ -202,10 +209,6 @@ def _arms(runs: Mapping[str, Sequence[RunDirectory]], drawing: str) -> list[str]
     if any(len(group) == 1 for group in runs.values()):
         lines += ["", "One search seed of an arm has no interval: it says what happened, not which arm is better."]
     return lines
-
-
-def _steps(runs: Mapping[str, Sequence[RunDirectory]]) -> dict[str, list[Any]]:
-    return {arm: [best_so_far(run.archive, run.preset.protocol) for run in group] for arm, group in runs.items()}
 
 
 def _each(runs: Sequence[RunDirectory], number: Any) -> str:
@@ -239,9 +242,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out: Path = given.out or Path("docs/results") / f"{given.folder.name}.md"
     runs = find_runs(given.folder)
     out.parent.mkdir(parents=True, exist_ok=True)
-    page = render(runs, f"python -m poise_core.studies.headline {given.folder.name}", out.with_suffix(".svg").name)
+    curves = arm_curves(runs)
+    page = render(
+        runs, curves, f"python -m poise_core.studies.headline {given.folder.name}", out.with_suffix(".svg").name
+    )
     out.write_text(page)
-    draw_comparison(compare_arms(_steps(runs)), out.with_suffix(".svg"))
+    draw_comparison(curves, out.with_suffix(".svg"))
     copy = out.with_suffix("")
     shutil.rmtree(copy, ignore_errors=True)
     first = runs["evolution"][0]

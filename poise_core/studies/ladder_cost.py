@@ -112,12 +112,10 @@ def climb(
         new: dict[str, tuple[int, ...]] = {}
         for one in (one for one in candidates if one.generation == generation):
             against = [name for name in dict.fromkeys((one.parent or baseline.name, baseline.name)) if kept.get(name)]
-            gaps = {name: proxy.difference(one.rewards[first], first, name) for name in against}
-            if race({name: gap for name, gap in gaps.items() if gap}, ladder.proxy_stop_below).stop:
+            if race(proxy.differences(one.rewards[first], first, against), ladder.proxy_stop_below).stop:
                 new[one.name], spent = (), spent + one.proxy_tokens[first]
                 continue
-            gaps = {name: whole.difference(one.overalls[first], first, name) for name in against}
-            stop = race({name: gap for name, gap in gaps.items() if gap}, ladder.first_stop_below).stop
+            stop = race(whole.differences(one.overalls[first], first, against), ladder.first_stop_below).stop
             new[one.name] = (first,) if stop else tuple(seeds)
             spent += sum(one.tokens[seed] for seed in new[one.name])
         kept |= new

@@ -271,8 +271,7 @@ def _stops(
     below: float,
 ) -> bool:
     model = SeedModel.learn(earlier, guess, ladder.noise_weight, ladder.shared_noise)
-    found = {name: model.difference(value, 0, name) for name in references}
-    return race({name: gap for name, gap in found.items() if gap}, below).stop
+    return race(model.differences(value, 0, references), below).stop
 
 
 def _names(declarations: Sequence[Declaration]) -> list[str]:
