@@ -109,12 +109,15 @@ class Tracker:
                 _shared[key] = cls(*key, artifact_folder=run.artifact_folder if own_store else None)
             return _shared[key]
 
-    def sync_archive(self, archive: Archive, protocol: Protocol, *, force: bool = False) -> SyncReport:
+    def sync_archive(
+        self, archive: Archive, protocol: Protocol, *, run_dir: Path | None = None, force: bool = False
+    ) -> SyncReport:
         """Push what is missing. Never raises for MLflow's sake: a failure is a warning in the log and in the report.
 
         Args:
             archive: what to push.
             protocol: whose numbers; others in the archive are left out.
+            run_dir: whose morning summaries go to the runs of their generations.
             force: also right after a failure.
 
         Raises:
@@ -129,7 +132,7 @@ class Tracker:
             self._busy = True
         try:
             while True:
-                plans, versions = plan_runs(archive, protocol), plan_versions(archive, protocol)
+                plans, versions = plan_runs(archive, protocol, run_dir), plan_versions(archive, protocol)
                 report = self._push(plans, versions, archive, protocol)
                 with self._guard:
                     if report.error or not self._again:

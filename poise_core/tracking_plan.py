@@ -9,12 +9,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from poise_core.archive import UNTRAINED_ARM, Archive
 from poise_core.evaluation.protocol import Protocol
 from poise_core.tracking_registry import ALGORITHM_FOLDER, plan_versions
 from poise_core.views.leaderboard import LeaderboardRow, last_failures, leaderboard
+from poise_core.views.morning import summaries
 
 NOTE_TAG = "mlflow.note.content"
 _NO_CONTENT = ("state", "as_of", "color")
@@ -56,8 +58,14 @@ class RunPlan:
     state: str = ""  # digest of the content, and of which curves there are
 
 
-def plan_runs(archive: Archive, protocol: Protocol) -> list[RunPlan]:
-    """Every run that MLflow should hold, parents before children."""
+def plan_runs(archive: Archive, protocol: Protocol, run_dir: Path | None = None) -> list[RunPlan]:
+    """Every run that MLflow should hold, parents before children.
+
+    Args:
+        archive: what is to be shown.
+        protocol: whose numbers.
+        run_dir: whose morning summaries are to be shown too.
+    """
     rows = {row.candidate_id: row for row in leaderboard(archive, protocol)}
     records = archive.rows("candidates")
     records.sort(key=lambda record: (record["generation"], record["created_at"], record["candidate_id"]))
@@ -83,6 +91,8 @@ def plan_runs(archive: Archive, protocol: Protocol) -> list[RunPlan]:
     for generation in sorted({record["generation"] for record in records}):
         members = [record for record in records if record["generation"] == generation]
         plans.append(_generation_plan(generation, members, rows, protocol))
+        if run_dir is not None:
+            plans[-1].texts |= summaries(run_dir, generation)
         for record in members:
             candidate = record["candidate_id"]
             seeds = sorted(trained.get(candidate, set()) | {seed for key, seed in scores if key == candidate})

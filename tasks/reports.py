@@ -16,7 +16,7 @@ from rich.console import Console
 from poise_core.files import write_atomically
 from poise_core.tracking import Tracker
 from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
-from poise_core.views.morning import Night, morning_summary
+from poise_core.views.morning import Night, morning_summary, summary_file
 from tasks.session import current_evolution
 
 MLFLOW_SECONDS = 5.0
@@ -39,7 +39,7 @@ def update_tracking(run_dir: str, after: Any = None) -> str:
     """Push what MLflow does not have yet; that MLflow is down is a warning, and the next update catches up."""
     run = current_evolution(run_dir).run
     tracker = Tracker.for_run(run)
-    report = tracker.sync_archive(run.archive, run.preset.protocol)
+    report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path)
     if report.error:
         get_run_logger().warning("MLflow is behind the archive: %s", report.error)
     elif link := experiment_link(tracker.uri, tracker.experiment):
@@ -52,7 +52,7 @@ def leave_morning_summary(run_dir: str, night: Night) -> str:
     """What the night has brought, as an artifact and as a file of the run directory; the path of the file."""
     run = current_evolution(run_dir).run
     text = morning_summary(run.archive, run.preset, night)
-    path = run.path / "nights" / f"{night.began:%Y-%m-%dT%H%M}-gen-{night.generation:02d}.md"
+    path = summary_file(run.path, night)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, text)
     create_markdown_artifact(text, key="morning-summary", description=f"Generation {night.generation} of {run.path}")

@@ -31,7 +31,7 @@ def track(
     with plain_errors():
         run = RunDirectory.read(run_dir)
         tracker = Tracker.for_run(run, uri)
-        report = tracker.sync_archive(run.archive, run.preset.protocol, force=True)
+        report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True)
     if report.error:
         raise fail(f"MLflow at {tracker.uri}: {report.error}", FAULT)
     typer.echo(

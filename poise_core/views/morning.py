@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from poise_core.agents.ledger import Spent
@@ -21,6 +22,8 @@ from poise_core.views.text import format_interval
 
 SHOWN = 5
 """Candidates of the leaderboard in a summary."""
+
+_FOLDER = "nights"
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,21 @@ def morning_summary(archive: Archive, preset: Preset, night: Night) -> str:
         f"## Where the search stands\n\n{_standing(rows)}",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def summary_file(run_dir: Path, night: Night) -> Path:
+    """Where the summary of a night is kept."""
+    return run_dir / _FOLDER / f"{night.began:%Y-%m-%dT%H%M}{_suffix(night.generation)}"
+
+
+def summaries(run_dir: Path, generation: int) -> dict[str, str]:
+    """What the nights that worked on a generation have left: file, relative to the run directory, and text."""
+    paths = sorted((run_dir / _FOLDER).glob(f"*{_suffix(generation)}"))
+    return {path.relative_to(run_dir).as_posix(): path.read_text(encoding="utf-8") for path in paths}
+
+
+def _suffix(generation: int) -> str:
+    return f"-gen-{generation:02d}.md"
 
 
 def _child_of(row: LeaderboardRow, generation: int) -> bool:

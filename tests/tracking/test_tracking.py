@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import logging
 import math
@@ -21,6 +22,7 @@ from poise_core.run_directory import RunDirectory
 from poise_core.tracking import KEY_TAG, Tracker
 from poise_core.tracking_plan import plan_runs
 from poise_core.views import leaderboard
+from poise_core.views.morning import Night, summary_file
 
 mlflow = pytest.importorskip("mlflow")
 
@@ -144,6 +146,29 @@ def test_a_second_sync_pushes_nothing_and_a_new_tracker_resumes(tracker: Tracker
     again = Tracker(tracker.uri, tracker.experiment).sync_archive(Archive(archive.root), protocol)
     assert (again.created, again.updated, again.unchanged) == (0, 0, 21)
     assert {key: run.info.run_id for key, run in runs(tracker).items()} == before
+
+
+def test_morning_summaries_are_artifacts_of_their_generation(
+    tracker: Tracker, filled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that MLflow has missed; and none of them twice."""
+    archive, protocol = filled
+    tracker.sync_archive(archive, protocol, run_dir=tmp_path)
+    texts = {}
+    for day in (23, 24):  # two nights on one generation
+        began = dt.datetime(2026, 11, day, 22, 30, tzinfo=dt.UTC)
+        path = summary_file(tmp_path, Night(2, began, began, finished=day == 24))
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"# Night {day}: Überraschung\n", encoding="utf-8")
+        texts[path.name] = path.read_text(encoding="utf-8")
+    report = tracker.sync_archive(archive, protocol, run_dir=tmp_path)
+    assert (report.created, report.updated, report.error) == (0, 1, "")
+    run = runs(tracker)["generation/2"].info.run_id
+    listed = mlflow.MlflowClient(tracker.uri).list_artifacts(run, "nights")
+    assert [one.path for one in listed] == [f"nights/{name}" for name in sorted(texts)]
+    assert {name: artifact(tracker, run, f"nights/{name}") for name in texts} == texts
+    monkeypatch.setattr(mlflow.MlflowClient, "log_text", lambda *_: pytest.fail("pushed again"))
+    assert tracker.sync_archive(archive, protocol, run_dir=tmp_path).unchanged == 21
 
 
 @pytest.mark.parametrize("moment", ["before the tags", "before the state"])
