@@ -139,6 +139,10 @@ class Operations:
     def artifacts(self, **filters: Any) -> list[dict[str, Any]]:
         return list(self.call("POST", "/artifacts/filter", {"artifacts": filters} if filters else {}))
 
+    def idle(self) -> bool:
+        """Whether the worker has no flow run's process."""
+        return not psutil.Process(self.worker.pid).children()
+
     def trainings(self) -> list[psutil.Process]:
         """Processes of trainings and evaluations in the folders of this session."""
         found = []

@@ -1,6 +1,7 @@
 """The deployments as an operator uses them: triggered, cancelled, suspended and retried through the API of a real server."""
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000), pytest.mark.xdist_gro
 CANCEL_SECONDS = 10.0
 
 
-def tiny(folder: Path, steps: int = 2, **resources: Any) -> str:
-    """The path of a preset: one parent, one seed, trainings of a few steps."""
+def tiny(folder: Path) -> str:
+    """The path of a preset: one parent, one seed, trainings that are just long enough to be stopped."""
     document = {
         "name": "tiny",
         "protocol": {
             "policy": "arithmetic-a",
             "environment": {"name": "arithmetic", "mixture": {"add2": 0.5, "mul1": 0.5}, "train_problems": 64},
             "training": {
-                "steps": steps,
+                "steps": 40,
                 "prompts_per_step": 2,
                 "group_size": 4,
                 "minibatches": 2,
@@ -40,10 +41,9 @@ def tiny(folder: Path, steps: int = 2, **resources: Any) -> str:
             "evaluate_timeout_seconds": 600,
             "verify_timeout_seconds": 600,
             "checkpoint_steps": 5,
-            **resources,
         },
     }
-    path = folder / f"tiny-{steps}.yaml"
+    path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(document))
     return str(path)
 
@@ -84,76 +84,110 @@ def test_the_schedule_makes_runs(operations: Operations) -> None:
     assert all(one["auto_scheduled"] for one in runs)
 
 
-def test_two_nights_and_their_dispatched_twin(operations: Operations, tmp_path: Path) -> None:
-    """A night makes a generation, the next one goes on; and candidates that train elsewhere give the same archive."""
-    operations.prefect("gcl", "create", "gpu", "--limit", "1")
-    preset, inline, pool = tiny(tmp_path), tmp_path / "inline", tmp_path / "pool"
-    for generation in (1, 2):
-        night = operations.finished(
-            operations.trigger("nightly-generation", run_dir=str(inline), preset=preset, hours=1, dollars=1)
-        )
-        assert night["state"]["type"] == "COMPLETED", night["state"]
-        assert night["state"]["message"].startswith(f"gen-{generation:02d}: ")
-    run = RunDirectory.read(inline)
-    assert {row["generation"] for row in run.archive.rows("candidates", arm="evolution")} == {0, 1, 2}
-    summaries = sorted((inline / "nights").glob("*.md"))
-    assert len(summaries) == 2
-    assert "## What was tried" in summaries[0].read_text()
+@dataclass(frozen=True)
+class FirstNight:
+    """A run directory after its first night, and what its archive held then."""
+
+    folder: Path
+    preset: str
+    flow_run: dict[str, Any]
+    contents: dict[str, dict[str, str]]
+
+
+@pytest.fixture(scope="session")
+def first_night(operations: Operations, tmp_path_factory: pytest.TempPathFactory) -> FirstNight:
+    place = tmp_path_factory.mktemp("nights")
+    folder, preset = place / "run", tiny(place)
+    flow_run = operations.finished(night(operations, folder, preset))
+    return FirstNight(folder, preset, flow_run, contents(folder))
+
+
+def night(operations: Operations, folder: Path, preset: str) -> str:
+    return operations.trigger("nightly-generation", run_dir=str(folder), preset=preset, hours=1, dollars=1)
+
+
+def test_a_night_makes_a_generation_and_tells_of_it(operations: Operations, first_night: FirstNight) -> None:
+    state = first_night.flow_run["state"]
+    assert state["type"] == "COMPLETED", state
+    assert state["message"].startswith("gen-01: ")
+    archive = RunDirectory.read(first_night.folder).archive
+    assert {row["generation"] for row in archive.rows("candidates", arm="evolution")} == {0, 1}
+    (summary,) = (first_night.folder / "nights").glob("*.md")
+    assert "## What was tried" in summary.read_text()
+    (pushed,) = (first_night.folder / "mlartifacts").glob(f"*/artifacts/nights/{summary.name}")
+    assert pushed.read_text() == summary.read_text()
     kinds = {(one["key"], one["type"]) for one in operations.artifacts()}
     assert {("morning-summary", "markdown"), ("leaderboard", "table"), ("lineage", "markdown")} <= kinds
     assert any(kind == "progress" for _, kind in kinds)
 
+
+def test_candidates_that_train_elsewhere_give_the_same_archive(
+    operations: Operations, first_night: FirstNight, tmp_path: Path
+) -> None:
+    operations.prefect("gcl", "create", "gpu", "--limit", "1")
+    folder = tmp_path / "run"
     dispatched = operations.finished(
         operations.trigger(
             "evolve",
-            run_dir=str(pool),
-            preset=preset,
-            generations=2,
+            run_dir=str(folder),
+            preset=first_night.preset,
             changes=["resources.dispatch=pool", "resources.slots_limit=gpu"],
         )
     )
     assert dispatched["state"]["type"] == "COMPLETED", dispatched["state"]
-    assert contents(pool) == contents(inline)
-    children = operations.call(
-        "POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["evaluate-candidate"]}}, "sort": "START_TIME_ASC"}
-    )
-    names = [row["name"] for row in run.archive.rows("candidates", arm="evolution")]
+    assert contents(folder) == first_night.contents
+    children = operations.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["evaluate-candidate"]}}})
+    names = [row["name"] for row in Archive(folder / "archive").rows("candidates", arm="evolution")]
     assert sorted(one["name"].split("/")[1] for one in children) == sorted(names)
     assert all(one["work_queue_name"] == "candidates" for one in children)
 
 
-def test_cancel_suspend_and_retry(operations: Operations, tmp_path: Path) -> None:
-    """Each ends the training at once; the run goes on from its checkpoint and comes to the end."""
-    folder = tmp_path / "run"
-    identity = operations.trigger("evolve", run_dir=str(folder), preset=tiny(tmp_path, steps=60))
-    operations.wait(lambda: checkpoints(folder), 1200)
+def test_cancel_retry_suspend_and_resume_in_the_second_night(operations: Operations, first_night: FirstNight) -> None:
+    """Each stop ends the training at once; what was finished is not done again, and the night comes to its end."""
+    folder = first_night.folder
+    identity = night(operations, folder, first_night.preset)
+    operations.wait(lambda: checkpoint(folder), 1200)
     operations.set_state(identity, type="CANCELLING")
     ends_within(operations, CANCEL_SECONDS)
     assert operations.finished(identity, 120)["state"]["type"] == "CANCELLED"
+    reached, finished = checkpoint(folder), stages(folder)
+    (child,) = Archive(folder / "archive").rows("candidates", generation=2)
+    steps = trajectory(folder, child["candidate_id"])[:reached]
 
-    before = checkpoints(folder)
     operations.set_state(identity, type="SCHEDULED", name="AwaitingRetry")
-    operations.wait(lambda: checkpoints(folder) > before, 1200)
+    operations.wait(lambda: checkpoint(folder) > reached, 1200)
     details = {"pause_reschedule": True, "pause_timeout": "2099-01-01T00:00:00Z"}
     operations.set_state(identity, type="PAUSED", name="Suspended", state_details=details)
     ends_within(operations, 2 * CANCEL_SECONDS)  # noticed by polling
-    time.sleep(5)
+    operations.wait(operations.idle, 120)
     assert operations.flow_run(identity)["state"]["type"] == "PAUSED"
 
     operations.call("POST", f"/flow_runs/{identity}/resume", {})
     done = operations.finished(identity)
     assert done["state"]["type"] == "COMPLETED", done["state"]
+    assert done["state"]["message"].startswith("gen-02: ")
     assert done["run_count"] == 2  # the retry; what is resumed is the same run
+    assert stages(folder).items() >= finished.items(), "a stage that was finished has run again"
+    assert trajectory(folder, child["candidate_id"])[:reached] == steps, "steps before the checkpoint were done again"
 
 
-def checkpoints(folder: Path) -> int:
-    """Steps of the newest checkpoint or result of any training; 0 before there is one."""
-    steps = 0
-    for path in folder.glob("candidates/*/train/seed-*/checkpoints/*"):
-        digits = "".join(character for character in path.name if character.isdigit())
-        steps = max(steps, int(digits or 0))
-    finished = len(list(folder.glob("candidates/*/train/seed-*/result.json")))
-    return steps + 1000 * finished
+def checkpoint(folder: Path) -> int:
+    """Steps of the newest checkpoint of the training in progress; 0 where there is none."""
+    found = folder.glob("candidates/*/train/seed-*/checkpoints/step-*")
+    return max((int(path.name.removeprefix("step-")) for path in found), default=0)
+
+
+def stages(folder: Path) -> dict[str, Any]:
+    """What stages have left when they finished, with the time: rows of the archive, reports of the gate and of evaluations."""
+    archive = Archive(folder / "archive")
+    rows = {f"{table}/{row['row_key']}": row["created_at"] for table in TABLES for row in archive.rows(table)}
+    files = [*folder.glob("candidates/*/verification.json"), *folder.glob("candidates/*/evaluate/seed-*.json")]
+    return rows | {str(path): path.stat().st_mtime_ns for path in files}
+
+
+def trajectory(folder: Path, candidate: str) -> list[str]:
+    """Steps of the candidate's only seed, with how many seconds each took."""
+    return (folder / "candidates" / candidate / "train" / "seed-0" / "trajectory.jsonl").read_text().splitlines()
 
 
 def ends_within(operations: Operations, seconds: float) -> None:
