@@ -22,7 +22,7 @@ from tasks.session import current_evolution
 MLFLOW_SECONDS = 5.0
 
 
-@task(task_run_name="show leaderboard", tags={"report"})
+@task(task_run_name="show leaderboard")
 def show_leaderboard(run_dir: str, after: Any = None) -> str:
     """The leaderboard as a table artifact and the lineage as a Markdown one; the name of the first."""
     run = current_evolution(run_dir).run
@@ -34,7 +34,7 @@ def show_leaderboard(run_dir: str, after: Any = None) -> str:
     return rows[0].name if rows and rows[0].overall else ""
 
 
-@task(task_run_name="update MLflow", tags={"report"})
+@task(task_run_name="update MLflow")
 def update_tracking(run_dir: str, after: Any = None) -> str:
     """Push what MLflow does not have yet; that MLflow is down is a warning, and the next update catches up."""
     run = current_evolution(run_dir).run
@@ -47,7 +47,7 @@ def update_tracking(run_dir: str, after: Any = None) -> str:
     return report.error
 
 
-@task(task_run_name="morning summary", tags={"report"})
+@task(task_run_name="morning summary")
 def leave_morning_summary(run_dir: str, night: Night) -> str:
     """What the night has brought, as an artifact and as a file of the run directory; the path of the file."""
     run = current_evolution(run_dir).run

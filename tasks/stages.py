@@ -21,12 +21,14 @@ R = TypeVar("R")
 
 
 def stage(run_name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
-    """A task with the retries and typed ends that all stages share; ``run_name`` is filled in from its parameters."""
+    """A task with the retries and typed ends that all stages share; ``run_name`` is filled in from its parameters.
+
+    It has no tags: Prefect asks the server for slots of every tag before the task begins, which takes up to two seconds.
+    """
 
     def decorate(function: Callable[..., R]) -> Task[..., R]:
         make = task(
             task_run_name=run_name,
-            tags={function.__name__.replace("_", "-")},
             retries=MOST_RETRIES,
             retry_delay_seconds=RETRY_DELAYS,
             retry_condition_fn=worth_retrying,
