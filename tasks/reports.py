@@ -27,10 +27,10 @@ def show_leaderboard(run_dir: str, after: Any = None) -> str:
     """The leaderboard as a table artifact and the lineage as a Markdown one; the name of the first."""
     run = current_evolution(run_dir).run
     rows = leaderboard(run.archive, run.preset.protocol)
-    create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=f"Leaderboard of {run.path}")
+    create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=f"Leaderboard of {run_dir}")
     page = Console(file=io.StringIO(), width=100, record=True)
     page.print(lineage_tree(lineage(run.archive, run.preset.protocol)))
-    create_markdown_artifact(f"```\n{page.export_text()}```\n", key="lineage", description=f"Lineage of {run.path}")
+    create_markdown_artifact(f"```\n{page.export_text()}```\n", key="lineage", description=f"Lineage of {run_dir}")
     return rows[0].name if rows and rows[0].overall else ""
 
 
@@ -55,7 +55,7 @@ def leave_morning_summary(run_dir: str, night: Night) -> str:
     path = summary_file(run.path, night)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, text)
-    create_markdown_artifact(text, key="morning-summary", description=f"Generation {night.generation} of {run.path}")
+    create_markdown_artifact(text, key="morning-summary", description=f"Generation {night.generation} of {run_dir}")
     return str(path)
 
 
