@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 
 REPOSITORY = Path(__file__).parents[2]
@@ -33,6 +34,7 @@ class Operations:
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
         }
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.client = httpx.Client(base_url=self.url, timeout=120)
 
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         """A process of the set-up; its output goes to a file named after it."""
@@ -71,20 +73,18 @@ class Operations:
         self.worker = self.start("worker", "start", "--pool", "poise")
 
     def healthy(self) -> bool:
-        import urllib.request
-
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=5):
-                return True
-        except OSError:
+            return self.client.get("/health", timeout=5).is_success
+        except httpx.TransportError:
             return False
 
     def down(self) -> None:
+        self.client.close()
         for process in reversed(self.processes):
             process.terminate()
         for process in reversed(self.processes):
             try:
-                process.wait(30)
+                process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -104,10 +104,8 @@ class Operations:
     # through the API, as the UI does it
 
     def call(self, method: str, path: str, document: Any = None) -> Any:
-        import httpx
-
         for _ in range(10):  # SQLite behind the server answers "locked" now and then, as 503
-            reply = httpx.request(method, f"{self.url}{path}", json=document, timeout=120)
+            reply = self.client.request(method, path, json=document)
             if reply.status_code != 503:
                 break
             time.sleep(1)
