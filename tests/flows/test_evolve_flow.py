@@ -20,6 +20,9 @@ from poise_core.run_directory import RunDirectory
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prefect")]
 
 
+LAST_TASK = "update MLflow"
+
+
 def run_flow(folder: Path, preset: Preset, observer: Any = lambda event: None) -> Any:
     """The final state of the evolution's flow run."""
     from flows.evolve import evolve
@@ -30,7 +33,7 @@ def run_flow(folder: Path, preset: Preset, observer: Any = lambda event: None) -
 
 
 def task_runs(flow_run_name: str) -> dict[str, Any]:
-    """Task runs of the latest flow run of this name, by name."""
+    """Task runs of the latest flow run of this name, which has come to its end, by name."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterName
     from prefect.client.schemas.sorting import FlowRunSort
@@ -39,13 +42,17 @@ def task_runs(flow_run_name: str) -> dict[str, Any]:
     with get_client(sync_client=True) as client:
         (run, *_) = client.read_flow_runs(flow_run_filter=named, sort=FlowRunSort.START_TIME_DESC)
         only = FlowRunFilter(id={"any_": [run.id]})
-        deadline = time.monotonic() + 20  # the server records task runs a moment after they end
+        deadline = time.monotonic() + 120  # the server records task runs in their order, a moment after they end
         while True:
             found = {one.name: one for one in client.read_task_runs(flow_run_filter=only)}
-            settled = all(one.state.is_final() or one.state.name == "NotReady" for one in found.values())
-            if (found and settled) or time.monotonic() > deadline:
+            if LAST_TASK in found and all(_settled(one) for one in found.values()):
                 return found
+            assert time.monotonic() < deadline, found.keys()
             time.sleep(0.2)
+
+
+def _settled(task_run: Any) -> bool:
+    return task_run.state is not None and (task_run.state.is_final() or task_run.state.name == "NotReady")
 
 
 def test_the_flow_records_what_the_stages_in_order_would(tmp_path: Path, laboratory: Laboratory) -> None:
