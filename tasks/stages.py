@@ -23,7 +23,7 @@ R = TypeVar("R")
 def stage(run_name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
     """A task with the retries and typed ends that all stages share; ``run_name`` is filled in from its parameters.
 
-    It has no tags: Prefect asks the server for slots of every tag before the task begins, which takes up to two seconds.
+    It has no tags: Prefect asks the server for slots of every tag before the task begins.
     """
 
     def decorate(function: Callable[..., R]) -> Task[..., R]:
