@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
 
 POLL_SECONDS = 3.0
 
@@ -17,10 +21,7 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def stopped_when_suspended(stop: Callable[[str], None]) -> Iterator[None]:
     """Call ``stop`` when the flow run of this process is suspended; only runs of deployments can be."""
-    from prefect.context import FlowRunContext
-
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
+    run = _current_flow_run()
     if run is None or run.deployment_id is None:
         yield
         return
@@ -31,6 +32,16 @@ def stopped_when_suspended(stop: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+def _current_flow_run() -> FlowRun | None:
+    """Of this process; it imports ``prefect``, which then reads its settings, only where a flow has done so already."""
+    if "prefect" not in sys.modules:
+        return None
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    return context.flow_run if context else None
 
 
 def _watch(flow_run: UUID, stop: Callable[[str], None], over: threading.Event) -> None:

@@ -188,9 +188,10 @@ def test_of_two_puts_at_one_time_one_learns_that_it_lost(store: str, monkeypatch
 
 
 def write_shared(uri: str, writer: int, begin: Any) -> None:
-    """One of eight writers: five parts that all write alike, five of its own."""
+    """One of eight writers: five parts that all write alike, six of its own."""
     archive = Archive(uri).initialise()
     begin.wait()
+    archive.append("candidates", [one(f"own-{writer}")])
     for number in range(5):
         archive.append("candidates", [one(f"shared-{number}")])
         archive.append("trajectories", trajectory_rows(f"own-{writer}", "p", number, samples.make_steps(20, number)))
@@ -208,9 +209,10 @@ def test_eight_concurrent_writers_lose_and_double_nothing(store: str) -> None:
         writer.join(240)
     assert [writer.exitcode for writer in writers] == [0] * 8
     archive = Archive(store)
-    assert [row["row_key"] for row in archive.rows("candidates")] == [f"shared-{number}" for number in range(5)]
+    names = [*(f"own-{writer}" for writer in range(8)), *(f"shared-{number}" for number in range(5))]
+    assert [row["row_key"] for row in archive.rows("candidates")] == names
     assert archive.read("trajectories").num_rows == 8 * 5 * 20
-    assert len([path for path in objects(store) if "/part-" in path]) == 5 + 8 * 5
+    assert len([path for path in objects(store) if "/part-" in path]) == 5 + 8 * (1 + 5)
     assert archive.check() == []
 
 
