@@ -199,3 +199,29 @@ def test_the_run_directory_decides_where_to_track(tmp_path: Path, monkeypatch: p
 def test_importing_the_tracker_does_not_import_mlflow() -> None:
     code = "import sys, poise_core.tracking; print('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_the_copy_of_a_run_leaves_the_artifacts_of_the_original_alone(
+    tracker: Tracker, tmp_path: Path, filled: tuple
+) -> None:
+    """MLflow's database has the path of the original in it: a sync of the copy once wrote its artifacts there."""
+    archive, protocol = filled
+    tracker.sync_archive(archive, protocol)
+    original = sorted((tmp_path / "mlartifacts").rglob("*"))
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path, copy, ignore=shutil.ignore_patterns("copy"))
+    samples.add_candidate(archive, protocol, "x-6666666666", "X", 1, (samples.GRPO,), 0.5)
+    of_copy = Tracker(f"sqlite:///{copy / 'mlflow.db'}", tracker.experiment, artifact_folder=copy / "mlartifacts")
+    report = of_copy.sync_archive(archive, protocol)
+    assert f"artifacts would go to {tmp_path / 'mlartifacts'}" in report.error
+    assert "remove mlflow.db and mlartifacts" in report.error
+    assert sorted((tmp_path / "mlartifacts").rglob("*")) == original
+    shutil.rmtree(copy / "mlartifacts")
+    (copy / "mlflow.db").unlink()
+    anew = Tracker(of_copy.uri, tracker.experiment, artifact_folder=copy / "mlartifacts")
+    assert anew.sync_archive(archive, protocol).complete
+    assert list((copy / "mlartifacts").rglob("candidate.py"))
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path)
+    same = Tracker(f"sqlite:///{link / 'mlflow.db'}", tracker.experiment, artifact_folder=link / "mlartifacts")
+    assert same.sync_archive(archive, protocol).complete, "another name for the same place"
