@@ -25,6 +25,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from poise_core.archive import Archive, ArchiveError
 from poise_core.evaluation.protocol import Protocol
@@ -62,6 +64,10 @@ class SyncReport:
     def complete(self) -> bool:
         """Whether MLflow now holds everything that the archive held."""
         return not self.error and not self.deferred
+
+
+class MovedRunError(RuntimeError):
+    """A run's own MLflow database keeps artifacts where the run was before; what they are of may still be there."""
 
 
 _shared: dict[tuple[str, str], Tracker] = {}
@@ -197,9 +203,10 @@ class Tracker:
     def _experiment_id(self, client: MlflowClient, protocol: Protocol) -> str:
         from mlflow.exceptions import MlflowException
 
+        folder = Path(self._artifact_folder).absolute() if self._artifact_folder else None
         found = client.get_experiment_by_name(self.experiment)
         if found is None:
-            location = Path(self._artifact_folder).absolute().as_uri() if self._artifact_folder else None
+            location = folder.as_uri() if folder else None
             try:
                 tags = {"protocol": protocol.model_dump_json()[:_TAG_LENGTH], **_KIND}
                 return str(client.create_experiment(self.experiment, artifact_location=location, tags=tags))
@@ -207,6 +214,13 @@ class Tracker:
                 found = client.get_experiment_by_name(self.experiment)  # another process was faster
                 if found is None:
                     raise
+        if folder and found.artifact_location != folder.as_uri():
+            before = Path(url2pathname(urlsplit(found.artifact_location).path))
+            if before.resolve() != folder.resolve():
+                raise MovedRunError(
+                    f"artifacts would go to {before}, where the run was before it was copied or moved; "
+                    f"remove mlflow.db and {folder.name} from it to have both made anew from the archive"
+                )
         if found.lifecycle_stage == "deleted":
             client.restore_experiment(found.experiment_id)
         for name, value in _KIND.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import re
@@ -79,7 +80,8 @@ def test_nothing_in_the_compose_file_is_reached_from_outside_and_no_password_is_
     example = dict(
         line.split("=", 1) for line in (INFRA / "compose.env.example").read_text().splitlines() if "=" in line
     )
-    assert set(re.findall(r"(?<!\$)\$\{(\w+)", text)) == set(example)
+    assert {*re.findall(r"(?<!\$)\$\{(\w+)", text), "COMPOSE_PROFILES"} == set(example)
+    assert [name for name, one in compose["services"].items() if example["COMPOSE_PROFILES"] in one.get("profiles", ())]
     for name, service in compose["services"].items():
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
         for key, value in service.get("environment", {}).items():
@@ -129,8 +131,8 @@ def test_dockerfiles_install_what_the_constraints_pin(path: Path) -> None:
     if "worker" in path.read_text():
         assert "torch==2.13.0" in text
         assert "'.[llm,server]'" in text
-        for package in ("poise_core", "flows", "tasks", "constraints.txt", "pyproject.toml"):
-            assert re.search(rf"^COPY .*\b{re.escape(package)}", text, re.M), package
+        for needed in ("poise_core", "flows", "tasks", "constraints.txt", "pyproject.toml", "prefect.yaml"):
+            assert re.search(rf"^COPY .*\b{re.escape(needed)} ", text, re.M), needed
     (base,) = re.findall(r"^FROM python:(\d+\.\d+)", text, re.M)
     assert base == "3.11", "the constraints are resolved for this one"
 
@@ -155,8 +157,45 @@ def test_dockerfiles_pass_hadolint(path: Path) -> None:
 def test_what_the_servers_need_is_pinned_and_installed_by_make() -> None:
     extras = PROJECT["optional-dependencies"]
     for requirement in [*extras["server"], *extras["dev"]]:
-        assert normal(re.split(r"[<>=\[]", requirement)[0]) in PINNED, requirement
+        name = normal(re.split(r"[<>=\[]", requirement)[0])
+        assert name in PINNED or name == PROJECT["name"], requirement
     assert "'.[dev,llm,server]'" in (ROOT / "Makefile").read_text()
+
+
+# --- workers ---
+
+
+def worker_commands(compose: dict[str, Any]) -> dict[str, list[str]]:
+    """Every way in which this repository starts a worker, as words."""
+    pods = [one for one in manifests() if one["kind"] == "Deployment"]
+    found = {one["metadata"]["name"]: one["spec"]["template"]["spec"]["containers"][0]["args"] for one in pods}
+    for path in DOCKERFILES:
+        for words in re.findall(r"^CMD (.*)$", path.read_text(), re.M):
+            found[path.name] = json.loads(words)
+    found.update(
+        {name: one["command"] for name, one in compose["services"].items() if "worker" in one.get("command", ())}
+    )
+    slurm = (INFRA / "slurm" / "worker.sbatch").read_text().replace("\\\n", " ")
+    words = re.findall(r"^\S*prefect (worker start [^&]*)", slurm, re.M)[0].split()
+    return {**found, "slurm": [re.sub(r'^"\$\{\w+:-([^}]*)\}"$', r"\1", word) for word in words]}
+
+
+def test_workers_serve_the_pool_and_the_queues_that_the_deployments_name(compose: dict[str, Any]) -> None:
+    pools = [one["work_pool"] for one in yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"]]
+    named = {(pool["name"], pool["work_queue_name"]) for pool in pools}
+    (pool,) = {name for name, _ in named}
+    queues = {queue for _, queue in named}
+    commands = worker_commands(compose)
+    assert commands.keys() == {"Dockerfile.cpu", "Dockerfile.cuda", "poise-worker", "poise-worker-gpu", "slurm"}
+    served: dict[str, set[str]] = {}
+    for where, words in commands.items():
+        options = list(itertools.pairwise(words))
+        assert [value for option, value in options if option == "--pool"] == [pool], where
+        served[where] = {value for option, value in options if option == "--work-queue"} or queues
+        assert served[where] <= queues, where
+    assert served["Dockerfile.cpu"] == served["Dockerfile.cuda"] == queues, "compose has one worker, for all"
+    assert served["poise-worker"] | served["poise-worker-gpu"] == queues
+    assert f"[WORK_POOL]={pool} " in (INFRA / "local-stack.sh").read_text()
 
 
 # --- clusters ---
@@ -243,7 +282,7 @@ def test_the_slurm_script_passes_a_stop_on_and_returns_the_status_of_the_worker(
     assert (tmp_path / "stopped").exists(), "the worker was not told"
     home, words = (tmp_path / "started").read_text().split(" ", 1)
     assert home == f"{tmp_path}/prefect-17"
-    assert words.strip() == "worker start --type process --pool poise-gpu --limit 1 --name slurm-17"
+    assert words.strip() == "worker start --type process --pool poise --work-queue candidates --limit 1 --name slurm-17"
 
 
 # --- DeepSpeed ---

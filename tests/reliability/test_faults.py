@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import archive_samples as samples
 import pytest
-from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
+from laboratory import Laboratory, contents, evolve, open_evolution
 
 from poise_core.archive import Archive, ArchiveError, encoding, trajectory_rows
 from poise_core.failures import InfrastructureError
@@ -22,11 +23,9 @@ POISE = Path(sys.executable).parent / "poise"
 
 
 @pytest.fixture
-def expected(tmp_path: Path, laboratory: Laboratory) -> dict[str, dict[str, str]]:
+def expected(two_generations: Path, laboratory: Laboratory) -> dict[str, dict[str, str]]:
     """What an undisturbed evolution records."""
-    undisturbed = open_evolution(tmp_path / "undisturbed")
-    evolve(undisturbed)
-    return contents(undisturbed.run.archive)
+    return contents(RunDirectory.read(two_generations).archive)
 
 
 # ---- a full disk
@@ -108,12 +107,9 @@ def test_an_evolution_stops_on_a_full_disk_and_goes_on_with_more_room(
 
 @pytest.mark.parametrize("table", ["candidates", "verifications", "evaluations", "trajectories", "selections"])
 def test_a_truncated_part_stops_the_run_by_name_and_its_remedy_works(
-    table: str, tmp_path: Path, expected: dict[str, dict[str, str]]
+    table: str, tmp_path: Path, one_generation: Path, expected: dict[str, dict[str, str]]
 ) -> None:
-    preset = make_preset(generations=1)
-    evolution = open_evolution(tmp_path / "run", preset)
-    with evolution.run:
-        evolve(evolution)
+    shutil.copytree(one_generation, tmp_path / "run")
     part = sorted((tmp_path / "run" / "archive" / table).glob("part-*"))[0]
     part.write_bytes(part.read_bytes()[:-40])
     cut = part.read_bytes()
@@ -140,7 +136,11 @@ def test_a_truncated_part_stops_the_run_by_name_and_its_remedy_works(
 
 
 def test_a_clock_that_jumps_changes_no_row_and_no_order(
-    tmp_path: Path, laboratory: Laboratory, expected: dict[str, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    laboratory: Laboratory,
+    two_generations: Path,
+    expected: dict[str, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Every time it is read it has been set back by an hour, after a year in the future."""
     readings = (dt.datetime(2031, 1, 1, tzinfo=dt.UTC) - dt.timedelta(hours=count) for count in itertools.count())
@@ -152,7 +152,7 @@ def test_a_clock_that_jumps_changes_no_row_and_no_order(
     times = [row["created_at"] for row in archive.rows("candidates")]
     assert min(times) > dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
     assert contents(archive) == expected
-    steady = RunDirectory.read(tmp_path / "undisturbed").archive
+    steady = RunDirectory.read(two_generations).archive
     assert children(archive) == children(steady), "siblings stand in the order of their places"
     trained = len(laboratory.trained)
     evolve(evolution)

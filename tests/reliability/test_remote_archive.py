@@ -44,11 +44,8 @@ class Killed(BaseException):
 
 @pytest.mark.slow
 def test_killed_after_every_few_puts_it_ends_as_on_a_disk(
-    tmp_path: Path, bucket: str, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, bucket: str, one_generation: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preset = make_preset(generations=1)
-    on_disk = open_evolution(tmp_path / "on disk", preset)
-    evolve(on_disk)
     put, lives, puts = ObjectStorage._write, 0, [0]
 
     def put_and_die(self: ObjectStorage, table: str, name: str, data: memoryview) -> None:
@@ -58,7 +55,7 @@ def test_killed_after_every_few_puts_it_ends_as_on_a_disk(
             raise Killed(name)
 
     monkeypatch.setattr(ObjectStorage, "_write", put_and_die)
-    remote = preset.model_copy(update={"archive": f"{bucket}/laptop"})
+    remote = make_preset(generations=1).model_copy(update={"archive": f"{bucket}/laptop"})
     while True:
         lives += 1
         try:
@@ -71,7 +68,7 @@ def test_killed_after_every_few_puts_it_ends_as_on_a_disk(
     assert lives > 4
     assert not (tmp_path / "remote" / "archive").exists()
     archive = RunDirectory.read(tmp_path / "remote").archive
-    assert contents(archive) == contents(on_disk.run.archive)
+    assert contents(archive) == contents(RunDirectory.read(one_generation).archive)
     assert archive.check() == []
 
 

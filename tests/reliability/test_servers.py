@@ -15,7 +15,7 @@ from pathlib import Path
 import archive_samples as samples
 import psutil
 import pytest
-from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
+from laboratory import contents
 
 from poise_core.archive import Archive
 from poise_core.run_directory import RunDirectory
@@ -53,11 +53,9 @@ class MadeUp:
 
 
 @pytest.fixture
-def expected(tmp_path: Path, laboratory: Laboratory) -> dict[str, dict[str, str]]:
+def expected(one_generation: Path) -> dict[str, dict[str, str]]:
     """What an evolution without any server records."""
-    in_order = open_evolution(tmp_path / "in order", make_preset(generations=1))
-    evolve(in_order)
-    return contents(in_order.run.archive)
+    return contents(RunDirectory.read(one_generation).archive)
 
 
 def test_a_private_prefect_server_that_dies_is_started_again(
@@ -134,7 +132,7 @@ def test_a_prefect_server_that_stays_away_is_one_line_and_the_run_goes_on_later(
     tmp_path: Path, own_server: OwnServer, expected: dict[str, dict[str, str]]
 ) -> None:
     settings, start, kill = own_server
-    running = MadeUp(tmp_path / "run", tmp_path / "first.log", 3.0, patience=60.0, **settings)
+    running = MadeUp(tmp_path / "run", tmp_path / "first.log", 3.0, patience=25.0, **settings)
     running.wait_for("training GRPO")
     kill()
     assert running.end() == 3, running.log.read_text()

@@ -1,4 +1,39 @@
+"""A real MLflow on SQLite for every test."""
+
+from __future__ import annotations
+
+import shutil
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "archive"))  # archive_samples
+
+import archive_samples as samples
+
+from poise_core.archive import Archive
+from poise_core.evaluation.protocol import Protocol
+from poise_core.tracking import Tracker
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: making them takes seconds, copying them none."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    import mlflow
+
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> tuple[Archive, Protocol]:
+    return samples.filled_archive(tmp_path)
+
+
+@pytest.fixture
+def tracker(tmp_path: Path, empty_store: Path) -> Tracker:
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    return Tracker(uri, "poise/made-up/x", artifact_folder=tmp_path / "mlartifacts", retry_seconds=60.0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import archive_samples as samples
+import mlflow
 import pytest
 
 from poise_core.archive import Archive, failure_row
@@ -17,22 +17,7 @@ from poise_core.tracking import Tracker
 from poise_core.tracking_registry import NO_LONGER, champion_of, plan_versions
 from poise_core.views.standing import standing_of
 
-mlflow = pytest.importorskip("mlflow")
-
-EXPERIMENT, MODEL = "poise/made-up/x", "poise-made-up-x"
-
-
-@pytest.fixture(scope="module")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
-@pytest.fixture
-def tracker(tmp_path: Path, empty_store: Path) -> Tracker:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    return Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", EXPERIMENT, artifact_folder=tmp_path / "mlartifacts")
+MODEL = "poise-made-up-x"
 
 
 @pytest.fixture
@@ -140,7 +125,7 @@ def test_syncs_that_are_repeated_or_cut_short_leave_one_version_each(
     first, _ = registered(tracker)
     assert len(first) == 1
     sync(tracker, archive, protocol)
-    sync(Tracker(tracker.uri, EXPERIMENT), archive, protocol)
+    sync(Tracker(tracker.uri, tracker.experiment), archive, protocol)
     versions, champion = registered(tracker)
     assert {name: version.version for name, version in versions.items()}.items() >= {
         (name, version.version) for name, version in first.items()
