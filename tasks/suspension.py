@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +18,7 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def stopped_when_suspended(stop: Callable[[str], None]) -> Iterator[None]:
     """Call ``stop`` when the flow run of this process is suspended; only runs of deployments can be."""
-    from prefect.context import FlowRunContext
-
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
+    run = _flow_run()
     if run is None or run.deployment_id is None:
         yield
         return
@@ -31,6 +29,18 @@ def stopped_when_suspended(stop: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         over.set()
+
+
+def _flow_run() -> Any:
+    """The flow run of this process; None outside of one."""
+    if (
+        "prefect" not in sys.modules
+    ):  # then no flow runs yet, and its settings, which it reads once, are still to be made
+        return None
+    from prefect.context import FlowRunContext
+
+    context = FlowRunContext.get()
+    return context.flow_run if context else None
 
 
 def _watch(flow_run: UUID, stop: Callable[[str], None], over: threading.Event) -> None:
