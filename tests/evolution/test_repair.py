@@ -346,6 +346,35 @@ def test_a_place_sees_neither_later_children_nor_repairs_of_other_places(tmp_pat
     assert evolution.memory.unseen(2, 0) == frozenset()
 
 
+def test_of_two_siblings_repaired_alike_the_first_is_the_one_that_counts(tmp_path: Path, faults: Faults) -> None:
+    """The gate compares neither with the other; the next generation does, in whatever order they were repaired."""
+    cure = '"""The same cure for everybody."""\n'
+
+    class Healer(Author):
+        def implement(self, proposal: Proposal, context: ProposalContext, attempts: Sequence[Attempt] = ()) -> str:
+            return cure if attempts else super().implement(proposal, context, attempts)
+
+    faults.at[0, 0, 2] = FailureKind.CRASHED
+    runs = []
+    for order in (1, -1):
+        evolution = authored(tmp_path / str(order), Healer(), make_preset(generations=1))
+        establish_baseline(evolution)
+        children = admit(evolution, 1)
+        for child in children[::order]:
+            measure(evolution, child)
+        first, second = [row for row in evolution.memory.candidates() if row["source"] == cure]
+        assert first["proposal_id"] < second["proposal_id"]
+        nodes = {node.candidate_id: node for node in evolution.memory.nodes(2)}
+        assert nodes[first["candidate_id"]].scored
+        assert not nodes[second["candidate_id"]].scored  # never a parent, but still an expansion of its own
+        told = {one.name: one for one in evolution.memory.tried(2, 0) if one.source_digest}
+        assert told[first["name"]].outcome == "evaluated"
+        assert told[second["name"]].outcome == "duplicate"
+        assert told[second["name"]].reason == f"trains exactly as {first['candidate_id']}"
+        runs.append(contents(evolution.run.archive))
+    assert runs[0] == runs[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ladder", [{}, LADDER])
 def test_killed_after_every_single_write_of_a_repair(
