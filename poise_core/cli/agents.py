@@ -73,7 +73,8 @@ def _print_table(lines: list[dict[str, Any]], run: RunDirectory) -> None:
     for name in ("gen", "role", "model", "calls", "failed", "tokens in", "tokens out", "dollars", "seconds"):
         table.add_column(name, justify="left" if name in ("role", "model") else "right")
     for line in [*lines, {"generation": "", "role": "total", "model": "", **_total(lines)}]:
-        dollars = "no price" if line["dollars"] is None else f"{line['dollars']:.4f}"
+        priced = line["dollars"] is not None and line.get("unpriced_calls", 0) < max(line["calls"], 1)
+        dollars = f"{line['dollars']:.4f}" if priced else "no price"
         numbers = [str(line[key]) for key in ("calls", "failed", "input_tokens", "output_tokens")]
         table.add_row(str(line["generation"]), line["role"], line["model"], *numbers, dollars, f"{line['seconds']:.0f}")
     console.print(table)

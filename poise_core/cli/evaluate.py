@@ -102,8 +102,8 @@ def _failure(failure: Any) -> dict[str, str]:
 
 
 def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[int, ...]) -> dict[str, Any]:
+    from poise_core.evaluation.results import benchmark_means
     from poise_core.evaluation.statistics import delta_between, distinguishable, overall_interval
-    from poise_core.views.leaderboard import benchmark_means
     from poise_core.views.standing import standing_of
 
     protocol, identity = run.preset.protocol, subject.candidate_id

@@ -28,7 +28,7 @@ from poise_core.agents.steering import steering_bonus
 from poise_core.archive import EVOLUTION_ARM, Archive, proposal_slot
 from poise_core.evaluation.noise import NoiseFloor, noise_floor
 from poise_core.evaluation.protocol import BenchmarkSpec, Protocol
-from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evaluation.results import SeedEvaluation, benchmark_means, benchmark_seeds
 from poise_core.evaluation.statistics import Interval, delta_between, overall_interval, paired_delta
 from poise_core.evolution.places import failure_to_dict
 from poise_core.evolution.trials import Subject
@@ -306,20 +306,6 @@ def with_bonus(node: NodeRecord, points: float) -> NodeRecord:
     low, high = node.overall.low + points, node.overall.high + points
     moved = Interval(node.overall.estimate + points, low, high, node.overall.seeds)
     return replace(node, overall=moved, seed_overalls=tuple(one + points for one in node.seed_overalls))
-
-
-def benchmark_means(evaluations: Sequence[SeedEvaluation]) -> dict[str, float]:
-    """Score of each benchmark, percent, mean over seeds."""
-    return {name: sum(values) / len(values) for name, values in benchmark_seeds(evaluations).items()}
-
-
-def benchmark_seeds(evaluations: Sequence[SeedEvaluation]) -> dict[str, tuple[float, ...]]:
-    """Score of each benchmark, percent, one number per seed that has it."""
-    scores: dict[str, list[float]] = {}
-    for evaluation in evaluations:
-        for result in evaluation.benchmarks:
-            scores.setdefault(result.name, []).append(result.score)
-    return {name: tuple(values) for name, values in scores.items()}
 
 
 def _tried(candidate: Row, failures: Mapping[str, Row]) -> Tried:

@@ -20,7 +20,7 @@ Poise = Callable[..., Any]
 
 def look(*arguments: object) -> Result:
     """A command that only reads, in this process."""
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return CliRunner(env={"COLUMNS": "140"}).invoke(app, [str(argument) for argument in arguments])
 
 
 LOSS = "return LossOutputs(token_loss="

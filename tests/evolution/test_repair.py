@@ -30,6 +30,8 @@ from poise_core.config import Preset
 from poise_core.evolution import Evolution, Roles, default_roles
 from poise_core.evolution.early_faults import MENDABLE, clear_fault
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
+from poise_core.views import leaderboard, lineage, lineage_tree
+from poise_core.views.text import fenced
 
 LADDER = {"enabled": True, "proxy_steps": 6, "proxy_window": 3, "proxy_stop_below": 0.0, "first_stop_below": 0.0}
 
@@ -126,6 +128,14 @@ def test_an_early_fault_goes_back_and_the_revised_file_is_a_candidate_of_its_own
     nodes = {node.candidate_id: node for node in evolution.memory.nodes(2)}
     assert nodes[mended["candidate_id"]].scored
     assert child.candidate_id not in nodes  # an idea that took two files is one expansion of its parent
+    # people see which file was answered, and the idea once
+    archive, protocol = evolution.run.archive, evolution.preset.protocol
+    tree = fenced(lineage_tree(lineage(archive, protocol)), 200)
+    assert tree.count("kl_blowup, revised") == 1
+    assert tree.count(child.name) == 2
+    assert tree.count(mended["change"]) == 1
+    states = {row.candidate_id: row.state for row in leaderboard(archive, protocol)}
+    assert (states[child.candidate_id], states[mended["candidate_id"]]) == ("revised", "")
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])
