@@ -60,10 +60,8 @@ class Memory:
         (:meth:`twins`) has no score in it, as if the gate had refused it."""
         rows = [row for row in self.candidates() if row["generation"] < generation]
         superseded, twins = {row["revises"] for row in rows}, self.twins(rows)
-        evaluations, fingerprints = (
-            {name: found for name, found in known.items() if name not in twins}
-            for known in (self._evaluations(), self._fingerprints())
-        )
+        evaluations = {name: found for name, found in self._evaluations().items() if name not in twins}
+        fingerprints = {name: found for name, found in self._fingerprints().items() if name not in twins}
         return [
             NodeRecord(
                 candidate_id=row["candidate_id"],

@@ -62,7 +62,7 @@ def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(
         command = ("evolve", "--preset", "smoke", *steps, *model, "--directive", "shorter")
         done = poise(*command, timeout=800)
         assert done.returncode == 0, done.stderr
-        assert "forecast of 1 generations: 5 to " in done.stderr
+        assert "forecast of 1 generation: 5 to " in done.stderr
         assert "no price known for openai:test" in done.stderr
     run = tmp_path / "runs" / "smoke"
     archive = Archive(run / "archive")
