@@ -57,6 +57,7 @@ def _total(lines: list[dict[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {
         key: sum(line[key] for line in lines) for key in ("calls", "failed", "input_tokens", "output_tokens", "seconds")
     }
+    total["seconds"] = round(total["seconds"], 1)
     priced = [line["dollars"] for line in lines if line["dollars"] is not None]
     return {**total, "dollars": sum(priced), "unpriced_calls": sum(x["calls"] for x in lines if x["dollars"] is None)}
 
