@@ -60,9 +60,8 @@ def evolve_here(
             import flows.evolve  # noqa: F401  (takes two seconds, in which the server starts)
 
             wait_until_healthy(url)
-            say(
-                f"{evolution.preset.search.generations} generations in {evolution.run.path}; Ctrl-C stops, and it resumes"
-            )
+            count = evolution.preset.search.generations
+            say(f"{count} generation{'s' if count > 1 else ''} in {evolution.run.path}; Ctrl-C stops, and it resumes")
             losses = 0
             while not _evolve_once(evolution, asked):
                 losses += 1

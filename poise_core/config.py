@@ -1,13 +1,15 @@
 """Presets: the YAML files that say what a run does, validated before anything is written.
 
 A preset is a :class:`Preset`: the protocol, which decides comparability, and the settings of search, resources and
-tracking, which do not. ``load_preset`` takes the name of a shipped preset or a path, applies ``key=value`` overrides and
-raises :class:`PresetError` with one line that names the key and what is allowed.
+tracking, which do not. A file may say ``extends: NAME`` and give only what differs. ``load_preset`` takes the name of a shipped
+preset or a path, applies ``key=value`` overrides and raises :class:`PresetError` with one line that names the key and what is
+allowed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -236,23 +238,53 @@ def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
     return preset.model_copy(update={"protocol": preset.protocol.model_copy(update={"policy_digest": digest})})
 
 
-def _read_document(name_or_path: str | Path) -> dict[str, Any]:
-    if str(name_or_path) in shipped_presets():
-        text = (resources.files("poise_core") / "presets" / f"{name_or_path}.yaml").read_text()
+def _read_document(name_or_path: str | Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a preset file, over those of the file that it extends.
+
+    Args:
+        name_or_path: see :func:`load_preset`; what a file extends is a shipped name, or a path from its own folder.
+        heirs: the files that led here through ``extends``, the first one asked for first.
+    """
+    name = str(name_or_path)
+    if name in heirs:
+        raise PresetError(f"extends goes in a circle: {' extends '.join((*heirs, name))}")
+    document = _read_yaml(name, f"{heirs[-1]}: extends: " if heirs else "")
+    base = document.pop("extends", None)
+    if base is None:
+        return document
+    if not isinstance(base, str):
+        raise PresetError(f"{name}: extends takes the name of a shipped preset or the path of a file (given: {base!r})")
+    if base not in shipped_presets():
+        base = os.path.normpath(Path(name).parent / base)
+    return _merged(_read_document(base, (*heirs, name)), document)
+
+
+def _read_yaml(name: str, where: str) -> dict[str, Any]:
+    if name in shipped_presets():
+        text = (resources.files("poise_core") / "presets" / f"{name}.yaml").read_text()
     else:
-        path = Path(name_or_path)
+        path = Path(name)
         if not path.is_file():
             raise PresetError(
-                f"no preset {str(name_or_path)!r}; shipped presets: {', '.join(shipped_presets())}, or give a YAML file"
+                f"{where}no preset {name!r}; shipped presets: {', '.join(shipped_presets())}, or give a YAML file"
             )
         text = path.read_text()
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise PresetError(f"{name_or_path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise PresetError(f"{where}{name}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
-        raise PresetError(f"{name_or_path}: expected keys such as 'protocol' and 'search' at the top level")
+        raise PresetError(f"{where}{name}: expected keys such as 'protocol' and 'search' at the top level")
     return document
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, key by key through all levels; where both have a value, it is the own one."""
+    merged = {**base, **own}
+    for key in base.keys() & own.keys():
+        if isinstance(base[key], dict) and isinstance(own[key], dict):
+            merged[key] = _merged(base[key], own[key])
+    return merged
 
 
 def _apply_override(document: dict[str, Any], override: str) -> None:

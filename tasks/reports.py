@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import urllib.error
 import urllib.parse
@@ -11,12 +10,12 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from rich.console import Console
 
 from poise_core.files import write_atomically
 from poise_core.tracking import Tracker
 from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
 from poise_core.views.morning import Night, morning_summary, summary_file
+from poise_core.views.text import fenced
 from tasks.session import current_evolution
 
 MLFLOW_SECONDS = 5.0
@@ -28,9 +27,8 @@ def show_leaderboard(run_dir: str, after: Any = None) -> str:
     run = current_evolution(run_dir).run
     rows = leaderboard(run.archive, run.preset.protocol)
     create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=f"Leaderboard of {run_dir}")
-    page = Console(file=io.StringIO(), width=100, record=True)
-    page.print(lineage_tree(lineage(run.archive, run.preset.protocol)))
-    create_markdown_artifact(f"```\n{page.export_text()}```\n", key="lineage", description=f"Lineage of {run_dir}")
+    tree = lineage_tree(lineage(run.archive, run.preset.protocol))
+    create_markdown_artifact(f"{fenced(tree, 100)}\n", key="lineage", description=f"Lineage of {run_dir}")
     return rows[0].name if rows and rows[0].overall else ""
 
 

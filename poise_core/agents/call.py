@@ -240,6 +240,7 @@ class Caller:
         reply, failure = None, None
         try:
             with self.ledger.reserved(request.model, question.generation, guess, request.max_output_tokens):
+                seconds = min(seconds, self.ledger.seconds_left(question.generation))
                 reply = _without_secrets(self._models.send(request, settings, seconds))
                 answer = _answer(reply, question, request, call_id)
                 return answer

@@ -7,6 +7,7 @@ place again is answered from the row. That makes a killed run pay nothing twice,
 from __future__ import annotations
 
 import datetime as dt
+import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -45,6 +46,7 @@ class Spent:
     output_tokens: int = 0
     dollars: float = 0.0
     unpriced: int = 0  # calls of models without a price
+    seconds: float = 0.0  # of waiting for answers
 
     @property
     def tokens(self) -> int:
@@ -59,6 +61,7 @@ class Spent:
             self.output_tokens + other.output_tokens,
             self.dollars + other.dollars,
             self.unpriced + other.unpriced,
+            self.seconds + other.seconds,
         )
 
     @classmethod
@@ -67,7 +70,7 @@ class Spent:
         if row["outcome"] == Outcome.BUDGET:
             return cls()
         dollars = row["dollars"]
-        return cls(1, row["input_tokens"], row["output_tokens"], dollars or 0.0, int(dollars is None))
+        return cls(1, row["input_tokens"], row["output_tokens"], dollars or 0.0, int(dollars is None), row["seconds"])
 
 
 @dataclass
@@ -127,6 +130,14 @@ class Ledger:
                 self._reserved[generation] = held.plus(
                     Spent(-most.calls, -most.input_tokens, -most.output_tokens, -most.dollars)
                 )
+
+    def seconds_left(self, generation: int) -> float:
+        """How long a call of this generation may take by the caps; infinite where they do not say."""
+        with self._lock:
+            return min(
+                math.inf if cap.seconds is None else max(0.0, cap.seconds - self._sum(self._spent, period).seconds)
+                for cap, period in ((self._caps.generation, generation), (self._caps.run, None))
+            )
 
     def find(self, call_id: str) -> dict[str, Any] | None:
         """The row of a call.
@@ -194,6 +205,7 @@ class Ledger:
             ("dollars", cap.dollars, after.dollars),
             ("calls", cap.calls, after.calls),
             ("tokens", cap.tokens, after.tokens),
+            ("seconds", cap.seconds, after.seconds),
         ):
             if limit is not None and value > limit:
                 raise CallFailed(Outcome.BUDGET, f"{name}.{unit} is {limit:g} and the call could bring it to {value:g}")

@@ -23,7 +23,7 @@ from poise_core.agents.base import (
     ReflectionEvidence,
 )
 from poise_core.agents.digest import RUN_METRICS, TrajectoryDigest, make_digest, paired_run_delta
-from poise_core.evaluation.statistics import Interval
+from poise_core.evaluation.statistics import Interval, distinguishable
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 
@@ -292,16 +292,10 @@ def _summary(evidence: ReflectionEvidence, diagnoses: Sequence[Diagnosis]) -> st
         parts.append(f"{name} reaches Overall {format_interval(evidence.candidate.overall, '.2f')}.")
     delta = evidence.overall_delta
     if delta is not None:
-        parts.append(f"Against {_parent(evidence)}: {format_interval(delta)}, {_verdict(delta)}.")
+        parts.append(f"Against {_parent(evidence)}: {format_interval(delta)}, {distinguishable(delta)}.")
     grave = " ".join(diagnosis.text for diagnosis in diagnoses[:2])
     parts.append(grave or "No rule found a fault in its training.")
     return " ".join(parts)
-
-
-def _verdict(delta: Interval) -> str:
-    if not delta.excludes_zero:
-        return "not distinguishable"
-    return "better" if delta.low > 0 else "worse"
 
 
 def _claims(evidence: ReflectionEvidence, digest: TrajectoryDigest | None, runs: Mapping[str, Interval]) -> list[Claim]:

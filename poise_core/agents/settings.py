@@ -95,6 +95,9 @@ class Cap(FrozenModel):
     dollars: NonNegativeFloat | None = None
     calls: NonNegativeInt | None = None
     tokens: NonNegativeInt | None = Field(None, description="input and output together")
+    seconds: PositiveFloat | None = Field(
+        None, description="of waiting for answers, all calls together; a call has no longer than what is left"
+    )
 
 
 class Caps(FrozenModel):

@@ -29,10 +29,9 @@ def cost(run_dir: RunDir, json: JsonOption = False) -> None:
         groups: dict[tuple[int, str, str], dict[str, Any]] = {}
         for row in run.archive.rows("calls"):
             key = (row["generation"], row["role"], row["model"])
-            entry = groups.setdefault(key, {"spent": Spent(), "failed": 0, "seconds": 0.0})
+            entry = groups.setdefault(key, {"spent": Spent(), "failed": 0})
             entry["spent"] = entry["spent"].plus(Spent.of_row(row))
             entry["failed"] += row["outcome"] != "ok"
-            entry["seconds"] += row["seconds"] or 0.0
         lines = [_line(*key, **groups[key]) for key in sorted(groups)]
         if json:
             typer.echo(json_module.dumps({"calls": lines, "total": _total(lines)}, indent=1))
@@ -40,7 +39,7 @@ def cost(run_dir: RunDir, json: JsonOption = False) -> None:
             _print_table(lines, run)
 
 
-def _line(generation: int, role: str, model: str, spent: Any, failed: int, seconds: float) -> dict[str, Any]:
+def _line(generation: int, role: str, model: str, spent: Any, failed: int) -> dict[str, Any]:
     return {
         "generation": generation,
         "role": role,
@@ -50,7 +49,7 @@ def _line(generation: int, role: str, model: str, spent: Any, failed: int, secon
         "input_tokens": spent.input_tokens,
         "output_tokens": spent.output_tokens,
         "dollars": None if spent.unpriced else spent.dollars,
-        "seconds": round(seconds, 1),
+        "seconds": round(spent.seconds, 1),
     }
 
 
@@ -58,6 +57,7 @@ def _total(lines: list[dict[str, Any]]) -> dict[str, Any]:
     total: dict[str, Any] = {
         key: sum(line[key] for line in lines) for key in ("calls", "failed", "input_tokens", "output_tokens", "seconds")
     }
+    total["seconds"] = round(total["seconds"], 1)
     priced = [line["dollars"] for line in lines if line["dollars"] is not None]
     return {**total, "dollars": sum(priced), "unpriced_calls": sum(x["calls"] for x in lines if x["dollars"] is None)}
 
@@ -74,11 +74,12 @@ def _print_table(lines: list[dict[str, Any]], run: RunDirectory) -> None:
     for name in ("gen", "role", "model", "calls", "failed", "tokens in", "tokens out", "dollars", "seconds"):
         table.add_column(name, justify="left" if name in ("role", "model") else "right")
     for line in [*lines, {"generation": "", "role": "total", "model": "", **_total(lines)}]:
-        dollars = "no price" if line["dollars"] is None else f"{line['dollars']:.4f}"
+        priced = line["dollars"] is not None and line.get("unpriced_calls", 0) < max(line["calls"], 1)
+        dollars = f"{line['dollars']:.4f}" if priced else "no price"
         numbers = [str(line[key]) for key in ("calls", "failed", "input_tokens", "output_tokens")]
         table.add_row(str(line["generation"]), line["role"], line["model"], *numbers, dollars, f"{line['seconds']:.0f}")
     console.print(table)
-    caps = run.preset.agents.caps.model_dump(exclude_none=True)
+    caps = run.current_preset.agents.caps.model_dump(exclude_none=True)
     for scope, cap in caps.items():
         for unit, limit in cap.items():
             console.print(f"cap per {scope}: {limit:g} {unit}")
@@ -100,7 +101,7 @@ def context(
     from poise_core.run_directory import RunDirectory
 
     with plain_errors():
-        run = RunDirectory.read(run_dir)
+        run = RunDirectory.join(run_dir)
         found = find_candidate_id(run, candidate)
         rows = {row["candidate_id"]: row for row in run.archive.rows("candidates")}
         generation = 1 + max(row["generation"] for row in rows.values())

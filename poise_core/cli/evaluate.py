@@ -102,26 +102,28 @@ def _failure(failure: Any) -> dict[str, str]:
 
 
 def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[int, ...]) -> dict[str, Any]:
-    from poise_core.evaluation.statistics import distinguishable, overall_interval, paired_delta
-    from poise_core.evolution import Subject
-    from poise_core.views.leaderboard import baseline_of, benchmark_means
+    from poise_core.evaluation.results import benchmark_means
+    from poise_core.evaluation.statistics import delta_between, distinguishable, overall_interval
+    from poise_core.views.standing import standing_of
 
+    protocol, identity = run.preset.protocol, subject.candidate_id
     mine = trials.evaluations(subject, seeds)
     result: dict[str, Any] = {
-        "candidate_id": subject.candidate_id,
+        "candidate_id": identity,
         "name": subject.name,
-        "protocol": run.preset.protocol.digest,
-        "overall": overall_interval(mine, run.preset.protocol).to_dict(),
+        "protocol": protocol.digest,
+        "overall": overall_interval(mine, protocol).to_dict(),
         "seeds": {one.seed: one.overall for one in mine},
         "benchmarks": benchmark_means(mine),
         "baseline": None,
     }
-    base_id = baseline_of(run.archive)
-    if base_id is not None and base_id != subject.candidate_id:
-        base = trials.evaluations(Subject(base_id, ""))
-        if {one.seed for one in base} & set(seeds):
-            delta = paired_delta(mine, base, run.preset.protocol)
-            (row,) = run.archive.rows("candidates", candidate_id=base_id)
+    standing = standing_of(run.archive, protocol)
+    base = standing.baseline
+    if base is not None and base != identity:
+        evaluations = {**standing.evaluations, identity: mine}
+        delta = delta_between(identity, base, evaluations, protocol, standing.noise)
+        if delta is not None:
+            (row,) = run.archive.rows("candidates", candidate_id=base)
             result["baseline"] = {
                 "name": row["name"],
                 "delta": delta.to_dict(),

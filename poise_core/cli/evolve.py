@@ -65,7 +65,8 @@ def evolve(
         settings = [*(overrides or []), *agent_overrides(llm, base_url, directive)]
         resolved = resolve_preset(preset, settings, generations=generations, parents=parents, seed=seed)
         if forecast := check_and_forecast(resolved):
-            typer.echo(f"poise: forecast of {resolved.search.generations} generations: {forecast}", err=True)
+            count = resolved.search.generations
+            typer.echo(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
         from flows.local import evolve_here
         from poise_core.cli.progress import ProgressDisplay
         from poise_core.evolution import EvolutionError

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from poise_core.evaluation.noise import NoiseFloor, noise_floor
 from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
-from poise_core.evaluation.statistics import Interval, paired_delta
+from poise_core.evaluation.statistics import Interval, delta_between
 
 ALPHA = 0.05
 """Error over all candidates of a run together."""
@@ -60,15 +60,12 @@ def declare(
         alpha: error over all candidates together.
         noise: by default that of ``evaluations``.
     """
-    base = evaluations.get(baseline, ())
     noise = noise or noise_floor(evaluations)
     compared = sorted(name for name in evaluations if name != baseline and name in tried)
     level = corrected_level(len(set(tried) - {baseline}), alpha)
     found = []
     for name in compared:
-        if not {one.seed for one in evaluations[name]} & {one.seed for one in base}:
-            continue
-        own = noise.of_difference(name, baseline) if noise else None
-        delta = paired_delta(evaluations[name], base, protocol, level, own)
-        found.append(Declaration(name, delta, level, delta.seeds >= FEWEST_SEEDS and delta.low > 0.0))
+        delta = delta_between(name, baseline, evaluations, protocol, noise, level)
+        if delta is not None:
+            found.append(Declaration(name, delta, level, delta.seeds >= FEWEST_SEEDS and delta.low > 0.0))
     return sorted(found, key=lambda one: (-one.delta.estimate, one.candidate_id))

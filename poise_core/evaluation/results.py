@@ -6,6 +6,7 @@ Counts, not only scores, are kept, so that intervals can resample problems and a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -78,3 +79,17 @@ class SeedEvaluation:
             TypeError: a field is missing or unknown.
         """
         return cls.from_dict(json.loads(text))
+
+
+def benchmark_means(evaluations: Sequence[SeedEvaluation]) -> dict[str, float]:
+    """Score of each benchmark, percent, mean over seeds."""
+    return {name: sum(values) / len(values) for name, values in benchmark_seeds(evaluations).items()}
+
+
+def benchmark_seeds(evaluations: Sequence[SeedEvaluation]) -> dict[str, tuple[float, ...]]:
+    """Score of each benchmark, percent, one number per seed that has it."""
+    scores: dict[str, list[float]] = {}
+    for evaluation in evaluations:
+        for result in evaluation.benchmarks:
+            scores.setdefault(result.name, []).append(result.score)
+    return {name: tuple(values) for name, values in scores.items()}

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from poise_core.evaluation.noise import SeedNoise
+from poise_core.evaluation.noise import NoiseFloor, SeedNoise
 from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 
@@ -152,6 +152,24 @@ def paired_delta(
         ValueError: no seed in common, different splits or different benchmarks.
     """
     return _interval(paired_problem_scores(child, base, protocol), level, noise)
+
+
+def delta_between(
+    child: str,
+    base: str,
+    evaluations: Mapping[str, Sequence[SeedEvaluation]],
+    protocol: Protocol,
+    noise: NoiseFloor | None,
+    level: float = 0.95,
+) -> Interval | None:
+    """:func:`paired_delta` of two candidates with the noise floor, where there is one; None without a seed in common.
+
+    Whatever says how a candidate stands to another one says it through this function: reflections, pages, declarations.
+    """
+    mine, theirs = evaluations.get(child, ()), evaluations.get(base, ())
+    if not {one.seed for one in mine} & {one.seed for one in theirs}:
+        return None
+    return paired_delta(mine, theirs, protocol, level, noise.of_difference(child, base) if noise else None)
 
 
 def paired_problem_scores(

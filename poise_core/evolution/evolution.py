@@ -278,7 +278,7 @@ class Evolution:
 
     def _why_no_scores(self) -> str:
         for row in self.memory.candidates():
-            failure = self.trials.failure(Subject(row["candidate_id"], row["name"]))
+            failure = self.trials.failure(Subject.of_row(row))
             if failure is not None:
                 return f"{row['name']} {failure.kind} in {failure.stage}: {failure.message}"
         return "no candidate has been evaluated"

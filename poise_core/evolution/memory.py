@@ -26,12 +26,13 @@ from poise_core.agents.digest import run_metric
 from poise_core.agents.settings import Steering
 from poise_core.agents.steering import steering_bonus
 from poise_core.archive import EVOLUTION_ARM, Archive, proposal_slot
+from poise_core.evaluation.noise import NoiseFloor, noise_floor
 from poise_core.evaluation.protocol import BenchmarkSpec, Protocol
-from poise_core.evaluation.results import SeedEvaluation
-from poise_core.evaluation.statistics import Interval, overall_interval, paired_delta
+from poise_core.evaluation.results import SeedEvaluation, benchmark_means, benchmark_seeds
+from poise_core.evaluation.statistics import Interval, delta_between, overall_interval, paired_delta
 from poise_core.evolution.places import failure_to_dict
 from poise_core.evolution.trials import Subject
-from poise_core.failures import CandidateFailure
+from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.search.nodes import NodeRecord
 from poise_core.search.references import ReferenceChoice
 from poise_core.search.sketches import behaviour_sketch
@@ -55,12 +56,12 @@ class Memory:
         return sorted(rows, key=lambda row: (row["generation"], row["proposal_id"] or "", row["candidate_id"]))
 
     def nodes(self, generation: int) -> list[NodeRecord]:
-        """The tree as the selection of ``generation`` sees it; of several files of one proposal, the last."""
-        evaluations = self._evaluations()
+        """The tree as the selection of ``generation`` sees it; of several files of one proposal, the last. A twin
+        (:meth:`twins`) has no score in it, as if the gate had refused it."""
         rows = [row for row in self.candidates() if row["generation"] < generation]
-        superseded = {row["revises"] for row in rows}
-        admitted = self.archive.read("verifications", ["candidate_id", "fingerprint"], admitted=True)
-        fingerprints = dict(zip(*(admitted[name].to_pylist() for name in admitted.column_names), strict=True))
+        superseded, twins = {row["revises"] for row in rows}, self.twins(rows)
+        evaluations = {name: found for name, found in self._evaluations().items() if name not in twins}
+        fingerprints = {name: found for name, found in self._fingerprints().items() if name not in twins}
         return [
             NodeRecord(
                 candidate_id=row["candidate_id"],
@@ -77,6 +78,29 @@ class Memory:
             for row in rows
             if row["candidate_id"] not in superseded
         ]
+
+    def twins(self, rows: Sequence[Row]) -> dict[str, str]:
+        """Candidates that train exactly as one before them, and which. The gate refuses what it can compare; files that were
+        repaired beside their siblings come to light here, in the next generation, whoever was faster.
+
+        Args:
+            rows: of candidates, in the order of :meth:`candidates`.
+        """
+        fingerprints = self._fingerprints()
+        first: dict[str, str] = {}
+        found: dict[str, str] = {}
+        superseded = {row["revises"] for row in rows}
+        for name in [row["candidate_id"] for row in rows if row["candidate_id"] not in superseded]:
+            known = first.setdefault(fingerprints.get(name) or name, name)
+            if known != name:
+                found[name] = known
+        return found
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Of the admitted candidates that have one."""
+        admitted = self.archive.read("verifications", ["candidate_id", "fingerprint"], admitted=True)
+        pairs = zip(*(admitted[name].to_pylist() for name in ("candidate_id", "fingerprint")), strict=True)
+        return {name: fingerprint for name, fingerprint in pairs if fingerprint}
 
     def steering_bonuses(self, nodes: Sequence[NodeRecord], steering: Steering) -> dict[str, float]:
         """Points of utility that the user's secondary aims add to each scored node's Overall; empty where there are none."""
@@ -141,9 +165,13 @@ class Memory:
 
     def tried(self, generation: int, slot: int) -> tuple[Tried, ...]:
         """Every idea and every candidate before this place, for its proposer to avoid; of an idea, its last file."""
-        failures = self._failures(generation)
         unseen = self.unseen(generation, slot)
         seen = [row for row in self.candidates() if row["candidate_id"] not in unseen]
+        twins = {
+            name: {"kind": FailureKind.DUPLICATE, "message": f"trains exactly as {first}"}
+            for name, first in self.twins(seen).items()
+        }
+        failures = {**twins, **self._failures(generation)}
         superseded = {row["revises"] for row in seen}
         implemented = {row["proposal_id"]: row for row in seen if row["candidate_id"] not in superseded}
         roots = [_tried(row, failures) for row in implemented.values() if row["proposal_id"] is None]
@@ -203,17 +231,24 @@ class Memory:
         evaluations = self._evaluations()
         mine = evaluations.get(subject.candidate_id, [])
         base = evaluations.get(subject.parent_id or "", [])
-        paired = bool({one.seed for one in mine} & {one.seed for one in base})
+        noise = self._noise_before(subject, evaluations)
+        delta = delta_between(subject.candidate_id, subject.parent_id or "", evaluations, self.protocol, noise)
         ended = failure_to_dict(failure) if failure else None
         if stopped and not mine:
             ended = {"kind": "stopped", "stage": f"rung {stopped['rung']}", "message": stopped["message"]}
         return ReflectionEvidence(
             candidate=self._measured(subject.candidate_id, mine),
             parent=self._measured(subject.parent_id, base) if subject.parent_id else None,
-            overall_delta=paired_delta(mine, base, self.protocol) if paired else None,
-            benchmark_deltas=self._benchmark_deltas(mine, base) if paired else {},
+            overall_delta=delta,
+            benchmark_deltas=self._benchmark_deltas(mine, base) if delta else {},
             failure=ended,
         )
+
+    def _noise_before(self, subject: Subject, evaluations: Mapping[str, Sequence[SeedEvaluation]]) -> NoiseFloor | None:
+        """The noise floor of the candidate with all of earlier generations: siblings may still be training."""
+        earlier = {row["candidate_id"] for row in self.candidates() if row["generation"] < subject.generation}
+        known = earlier | {subject.candidate_id}
+        return noise_floor({name: evals for name, evals in evaluations.items() if name in known})
 
     def _measured(self, candidate_id: str, evaluations: Sequence[SeedEvaluation]) -> Measured:
         (row,) = self.archive.rows("candidates", candidate_id=candidate_id)
@@ -269,20 +304,6 @@ def with_bonus(node: NodeRecord, points: float) -> NodeRecord:
     low, high = node.overall.low + points, node.overall.high + points
     moved = Interval(node.overall.estimate + points, low, high, node.overall.seeds)
     return replace(node, overall=moved, seed_overalls=tuple(one + points for one in node.seed_overalls))
-
-
-def benchmark_means(evaluations: Sequence[SeedEvaluation]) -> dict[str, float]:
-    """Score of each benchmark, percent, mean over seeds."""
-    return {name: sum(values) / len(values) for name, values in benchmark_seeds(evaluations).items()}
-
-
-def benchmark_seeds(evaluations: Sequence[SeedEvaluation]) -> dict[str, tuple[float, ...]]:
-    """Score of each benchmark, percent, one number per seed that has it."""
-    scores: dict[str, list[float]] = {}
-    for evaluation in evaluations:
-        for result in evaluation.benchmarks:
-            scores.setdefault(result.name, []).append(result.score)
-    return {name: tuple(values) for name, values in scores.items()}
 
 
 def _tried(candidate: Row, failures: Mapping[str, Row]) -> Tried:

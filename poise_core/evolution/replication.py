@@ -152,7 +152,7 @@ class Replication:
 
     def _subject(self, candidate: str) -> Subject:
         (row,) = self.archive.rows("candidates", candidate_id=candidate)
-        return Subject(candidate, row["name"], row["generation"])
+        return Subject.of_row(row)
 
     def _measure(self, subject: Subject, seeds: Sequence[int]) -> None:
         """Train with the fresh seeds and score on the sealed split; what is there already is read back."""

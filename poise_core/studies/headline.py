@@ -14,11 +14,8 @@ import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from io import StringIO
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console, RenderableType
 
 from poise_core.archive import EVOLUTION_ARM
 from poise_core.evolution.comparison import ARMS
@@ -28,7 +25,7 @@ from poise_core.views.comparison import ArmCurve, best_so_far, compare_arms, dra
 from poise_core.views.outlook import outlook_note
 from poise_core.views.rungs import render_rungs, rung_report
 from poise_core.views.standing import standing_of
-from poise_core.views.text import format_interval
+from poise_core.views.text import fenced, format_interval
 
 SHOWN = 15
 """Rows of the leaderboard on the page; all of them lie in the archive."""
@@ -86,11 +83,11 @@ def render(runs: Mapping[str, Sequence[RunDirectory]], curves: Sequence[ArmCurve
         "",
         "## The ladder",
         "",
-        *_drawn(render_rungs(rung_report(run.archive, run.preset.protocol, run.current_preset.ladder)), 100),
+        fenced(render_rungs(rung_report(run.archive, run.preset.protocol, run.current_preset.ladder)), 100),
         "",
         "## Lineage",
         "",
-        *_drawn(lineage_tree(lineage(run.archive, run.preset.protocol)), 120),
+        fenced(lineage_tree(lineage(run.archive, run.preset.protocol)), 120),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -225,12 +222,6 @@ def _whole(run: RunDirectory) -> int:
 
 def _champions(run: RunDirectory) -> int:
     return sum(one.champion for one in standing_of(run.archive, run.preset.protocol).declarations.values())
-
-
-def _drawn(view: RenderableType, width: int) -> list[str]:
-    page = Console(file=StringIO(), width=width, record=True)
-    page.print(view)
-    return ["```", *(line.rstrip() for line in page.export_text().rstrip().splitlines()), "```"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

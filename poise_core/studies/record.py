@@ -44,7 +44,7 @@ def record(source: Path, copy: Path, children: int) -> int:
         evolution = Evolution(run, observer=_print)
         rows = sorted(run.archive.rows("candidates", arm=EVOLUTION_ARM), key=lambda row: row["created_at"])
         made = [row for row in rows if row["generation"]][:children]
-        first = [Subject(row["candidate_id"], row["name"], row["generation"], row["parent_ids"][0]) for row in made]
+        first = [Subject.of_row(row) for row in made]
 
         def measure(subject: Subject) -> bool:
             try:

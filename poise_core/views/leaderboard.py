@@ -14,7 +14,7 @@ from rich.text import Text
 
 from poise_core.archive import UNTRAINED_ARM, Archive
 from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evaluation.results import benchmark_means
 from poise_core.evaluation.statistics import Interval, distinguishable
 from poise_core.views.standing import STOPPED_AT, Standing, baseline_of, standing_of
 from poise_core.views.text import STYLES, format_interval
@@ -46,7 +46,9 @@ class LeaderboardRow:
     completion_length: float | None = None  # tokens
     format_valid: float | None = None  # share, 0 to 1
     failure: dict[str, Any] | None = None  # stage, kind, message, attempt
-    state: str = ""  # champion candidate, replicated, refuted, stopped at ...; empty where there is nothing to say
+    state: str = (
+        ""  # champion candidate, replicated, refuted, stopped at ..., revised (a failed file that was answered)
+    )
     rung: dict[str, Any] | None = None  # of the ladder, the highest one reached: rung, decision, message, tokens
 
     def to_dict(self) -> dict[str, Any]:
@@ -75,8 +77,10 @@ def leaderboard(
     """
     standing = standing_of(archive, protocol, baseline_id)
     failures = last_failures(archive, protocol)
+    records = archive.rows("candidates")
+    revised = {record["revises"] for record in records}
     rows = []
-    for record in archive.rows("candidates"):
+    for record in records:
         candidate = record["candidate_id"]
         common = {name: record[name] for name in ("candidate_id", "name", "generation", "written_by", "arm")}
         common["state"] = standing.state(candidate)
@@ -85,6 +89,7 @@ def leaderboard(
         if candidate in standing.evaluations:
             rows.append(_evaluated(common, standing, protocol, level))
         elif candidate in failures:
+            common["state"] = "revised" if candidate in revised else common["state"]
             rows.append(LeaderboardRow(rank=None, status="failed", failure=failures.pop(candidate), **common))
         else:
             stopped = common["state"] in STOPPED_AT.values()
@@ -127,15 +132,6 @@ def _evaluated(common: dict[str, Any], standing: Standing, protocol: Protocol, l
         format_valid=statistics.fmean(evaluation.format_valid for evaluation in evals),
         **common,
     )
-
-
-def benchmark_means(evals: Sequence[SeedEvaluation]) -> dict[str, float]:
-    """Score of each benchmark, percent, mean over seeds."""
-    scores: dict[str, list[float]] = {}
-    for evaluation in evals:
-        for result in evaluation.benchmarks:
-            scores.setdefault(result.name, []).append(result.score)
-    return {name: statistics.fmean(values) for name, values in scores.items()}
 
 
 def _without_code(candidate: str, failure: dict[str, Any]) -> LeaderboardRow:
@@ -310,5 +306,6 @@ def _failures(rows: Sequence[LeaderboardRow]) -> Table:
     for row in rows:
         failure = row.failure or {}
         generation = "" if row.generation is None else str(row.generation)
-        table.add_row(row.name, generation, failure["stage"], failure["kind"], Text(failure["message"]))
+        kind = failure["kind"] + (", revised" if row.state == "revised" else "")
+        table.add_row(row.name, generation, failure["stage"], kind, Text(failure["message"]))
     return table

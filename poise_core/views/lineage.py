@@ -29,6 +29,7 @@ class LineageNode:
     overall: Interval | None  # percent; None where it was not measured
     delta: Interval | None  # Overall minus the parent's, paired, percent points
     failure: str | None  # kind of the last failure of a candidate without Overall
+    revised: bool  # whether a later file of the same proposal answers that failure
     state: str  # champion candidate, replicated, refuted, stopped at ...
     selected: int  # how many children it was selected for
     terms: dict[str, float]  # the last judgement as a parent, every term of the acquisition
@@ -53,6 +54,7 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
     records = {row["candidate_id"]: row for row in archive.rows("candidates")}
     standing = standing_of(archive, protocol)
     failures = last_failures(archive, protocol)
+    revised = {record["revises"] for record in records.values()}
     judged: dict[str, list[dict[str, Any]]] = {}
     for row in archive.rows("selections", protocol=protocol.digest):
         judged.setdefault(row["candidate_id"], []).append(row)
@@ -72,6 +74,7 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
             overall=standing.overall(candidate, protocol, level),
             delta=standing.delta(candidate, parent, protocol, level) if parent else None,
             failure=failures[candidate]["kind"] if candidate in failures and not evals else None,
+            revised=candidate in revised,
             state=standing.state(candidate),
             selected=sum(len(row["slots"]) for row in judgements),
             terms=judgements[-1]["terms"] if judgements else {},
@@ -106,7 +109,7 @@ def _label(node: LineageNode) -> Text:
         label.append(f"  {format_interval(node.overall)}")
         label.append(f" {node.overall.seeds} seed{'s' if node.overall.seeds > 1 else ''}", style="dim")
     elif node.failure:
-        label.append(f"  {node.failure}", style="red")
+        label.append(f"  {node.failure}{', revised' if node.revised else ''}", style="red")
     elif not node.state:
         label.append("  not finished", style="yellow")
     if node.delta:
@@ -114,7 +117,7 @@ def _label(node: LineageNode) -> Text:
         label.append(f" {verdict}", style=STYLES[verdict])
     if node.state:
         label.append(f"  {node.state}", style=STYLES.get(node.state, "dim"))
-    if node.change:
+    if node.change and not node.revised:  # of several files of one proposal, the last one tells it
         lent = f" (with {', '.join(node.other_parents)})" if node.other_parents else ""
         label.append(f"\n{node.change}{lent}", style="italic")
     if node.total is not None or node.selected:

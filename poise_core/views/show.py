@@ -17,8 +17,8 @@ from rich.text import Text
 
 from poise_core.archive import Archive, ArchiveError
 from poise_core.evaluation.protocol import Protocol
+from poise_core.evaluation.results import benchmark_means
 from poise_core.evaluation.statistics import Interval, distinguishable
-from poise_core.views.leaderboard import benchmark_means
 from poise_core.views.standing import standing_of
 from poise_core.views.text import STYLES, format_interval, sparkline
 

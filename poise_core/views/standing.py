@@ -11,7 +11,7 @@ from poise_core.evaluation.noise import NoiseFloor, noise_floor
 from poise_core.evaluation.promotion import Declaration, declare
 from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
-from poise_core.evaluation.statistics import Interval, overall_interval, paired_delta
+from poise_core.evaluation.statistics import Interval, delta_between, overall_interval
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,7 @@ class Standing:
 
     def delta(self, child: str, base: str, protocol: Protocol, level: float = 0.95) -> Interval | None:
         """Paired difference over shared seeds; None where there is none."""
-        mine, theirs = self.evaluations.get(child, ()), self.evaluations.get(base, ())
-        if not {one.seed for one in mine} & {one.seed for one in theirs}:
-            return None
-        noise = self.noise.of_difference(child, base) if self.noise else None
-        return paired_delta(mine, theirs, protocol, level, noise)
+        return delta_between(child, base, self.evaluations, protocol, self.noise, level)
 
     def state(self, candidate: str) -> str:
         """``champion candidate``, ``replicated``, ``refuted``, ``stopped at ...``, or nothing."""

@@ -1,10 +1,13 @@
-"""Numbers as the views print them."""
+"""Numbers as the views print them, and views as text."""
 
 from __future__ import annotations
 
+import io
 import itertools
 import math
 from collections.abc import Sequence
+
+from rich.console import Console, RenderableType
 
 from poise_core.evaluation.statistics import Interval
 
@@ -28,6 +31,14 @@ def format_interval(interval: Interval | None, *, signed: bool = False) -> str:
     if not math.isfinite(interval.low):
         return f"{interval.estimate:{form}} (one seed)"
     return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def fenced(view: RenderableType, width: int) -> str:
+    """A view as a Markdown code block: what a terminal of ``width`` columns shows, without colours."""
+    page = Console(file=io.StringIO(), width=width, record=True)
+    page.print(view)
+    lines = page.export_text().rstrip().splitlines()
+    return "\n".join(["```", *(line.rstrip() for line in lines), "```"])
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:

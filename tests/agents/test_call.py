@@ -253,7 +253,12 @@ def test_a_replay_answers_from_the_recording_alone(
 
 @pytest.mark.parametrize(
     ("cap", "named"),
-    [({"calls": 1}, "calls"), ({"tokens": 12_000}, "tokens"), ({"dollars": 0.04}, "dollars")],
+    [
+        ({"calls": 1}, "calls"),
+        ({"tokens": 12_000}, "tokens"),
+        ({"dollars": 0.04}, "dollars"),
+        ({"seconds": 9}, "seconds"),
+    ],
 )
 @pytest.mark.parametrize("period", ["run", "generation"])
 def test_a_cap_stands_before_the_call(
@@ -265,7 +270,9 @@ def test_a_cap_stands_before_the_call(
     }  # at most 8192 * 4 / 1e6 = 0.033 dollars per call, for sure 0.0008
     caller = caller_for(server, caps={period: cap}, prices=prices)
     caller.ask(question())
-    caller.ledger._count({"generation": 1, "outcome": "ok", "input_tokens": 3000, "output_tokens": 0, "dollars": 0.01})
+    caller.ledger._count(
+        {"generation": 1, "outcome": "ok", "input_tokens": 3000, "output_tokens": 0, "dollars": 0.01, "seconds": 9.0}
+    )
     with pytest.raises(CallFailed, match=f"agents.caps.{period}.{named}") as failed:
         caller.ask(question(scope="gen-01/slot-1"))
     assert failed.value.outcome == "budget"

@@ -231,6 +231,24 @@ def test_a_dead_endpoint_holds_a_generation_no_longer_than_its_limits(
     assert all(row["seconds"] < 3 for row in evolution.run.archive.rows("calls"))
 
 
+def test_a_generation_waits_for_its_model_no_longer_than_its_cap(
+    tmp_path: Path, laboratory: Laboratory, serve: Serve
+) -> None:
+    """However many questions it has: the first one takes all the time, the others are not asked."""
+    server = serve(failing("ScreeningForm", Hang()))
+    caps = {"generation": {"seconds": 6}}
+    search = {"generations": 2, "parents": 2, "proposals": 2}
+    evolution = open_evolution(tmp_path / "run", preset_for(server, search, timeout_seconds=60, caps=caps))
+    evolve(evolution)
+    for generation in (1, 2):
+        calls = sorted(evolution.run.archive.rows("calls", generation=generation), key=lambda row: row["created_at"])
+        outcomes = [row["outcome"] for row in calls]
+        assert outcomes[:2] == ["ok", "timed_out"]
+        assert set(outcomes[2:]) == {"budget"}
+        assert 6 <= sum(row["seconds"] for row in calls if row["outcome"] != "budget") < 12
+    assert evolution.finished(2)
+
+
 def test_a_wrong_key_stops_the_run_and_the_right_one_goes_on(
     tmp_path: Path, laboratory: Laboratory, serve: Serve
 ) -> None:

@@ -10,10 +10,17 @@ import pytest
 from laboratory import contents
 from llm_server import LoopbackServer, asked_form, prompt_of
 from script import CLIPPED, good_answers
+from typer.testing import CliRunner, Result
 
 from poise_core.archive import Archive
+from poise_core.cli import app
 
 Poise = Callable[..., Any]
+
+
+def look(*arguments: object) -> Result:
+    """A command that only reads, in this process."""
+    return CliRunner(env={"COLUMNS": "140"}).invoke(app, [str(argument) for argument in arguments])
 
 
 LOSS = "return LossOutputs(token_loss="
@@ -43,8 +50,11 @@ def stumbling(body: dict[str, Any]) -> Any:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.xdist_group("evolve")
-def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(poise: Poise, tmp_path: Path) -> None:
+def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(
+    poise: Poise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Real gate, training, evaluation, Prefect and MLflow; a file refused twice by the gate and once by its training."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))  # its database is made once for both runs
     watch = ("--set", "health.grace_steps=0", "--set", "health.patience=1")
     steps = ("--parents", 1, "--set", "search.seeds_per_candidate=1", *watch)
     with LoopbackServer(stumbling) as server:
@@ -52,7 +62,7 @@ def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(poise: Po
         command = ("evolve", "--preset", "smoke", *steps, *model, "--directive", "shorter")
         done = poise(*command, timeout=800)
         assert done.returncode == 0, done.stderr
-        assert "forecast of 1 generations: 5 to " in done.stderr
+        assert "forecast of 1 generation: 5 to " in done.stderr
         assert "no price known for openai:test" in done.stderr
     run = tmp_path / "runs" / "smoke"
     archive = Archive(run / "archive")
@@ -71,16 +81,16 @@ def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(poise: Po
     assert again.returncode == 0, again.stderr
     assert contents(Archive(tmp_path / "again" / "archive")) == contents(archive)
 
-    cost = json.loads(poise("cost", run, "--json").stdout)
+    cost = json.loads(look("cost", run, "--json").stdout)
     assert {line["role"] for line in cost["calls"]} == {"proposer", "screener", "implementer", "reflector"}
     assert cost["total"]["calls"] == len(server.requests)
-    assert "no price" in poise("cost", run).stdout
-    shown = json.loads(poise("leaderboard", run, "--json").stdout)
+    assert "no price" in look("cost", run).stdout
+    shown = json.loads(look("leaderboard", run, "--json").stdout)
     assert any(row["generation"] == 1 and row["overall"] for row in shown)
-    told = poise("context", run, "GRPO", "--tokens", 6000)
+    told = look("context", run, "GRPO", "--tokens", 6000)
     assert '<data name="directive">\nshorter' in told.stdout
     assert "of 6000 tokens" in told.stderr
-    assert poise("context", run, "nobody").returncode == 2
+    assert look("context", run, "nobody").exit_code == 2
 
 
 @pytest.mark.parametrize(
@@ -93,12 +103,12 @@ def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(poise: Po
         (("--llm", "openai:x", "--replay", "nowhere"), "not a run directory"),
     ],
 )
-@pytest.mark.slow
 def test_what_cannot_work_is_one_line_and_nothing_is_written(
-    poise: Poise, tmp_path: Path, arguments: tuple[str, ...], sentence: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    done = poise("evolve", "--preset", "smoke", *arguments)
-    assert done.returncode == 2, done.stderr
+    monkeypatch.chdir(tmp_path)
+    done = look("evolve", "--preset", "smoke", *arguments)
+    assert done.exit_code == 2, done.output
     assert sentence in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.output
     assert not list(tmp_path.iterdir())

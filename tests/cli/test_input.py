@@ -201,6 +201,69 @@ def test_looking_costs_no_heavy_import(run_dir: Path, arguments: list[str]) -> N
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
+def test_opening_a_run_leaves_prefect_unread(run_dir: Path) -> None:
+    """Its settings are read at its first import, and the address of the run's own server is not known before."""
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom flows.local import evolution_session\n"
+        "with evolution_session(sys.argv[1]):\n    print('prefect' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(run_dir)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "False\n"
+
+
+EXTENDING = {
+    "root.yaml": "extends: smoke\nname: root\nsearch: {parents: 3}\nresources: {checkpoint_steps: 3}",
+    "deep/leaf.yaml": "extends: ../root.yaml\nname: leaf\nprotocol: {seeds: [5, 6]}\nsearch: {proposals: 1}",
+    "orphan.yaml": "extends: nobody.yaml",
+    "odd.yaml": "extends: [smoke]",
+    "broken.yaml": "extends: list.yaml",
+    "list.yaml": "- 1",
+    "a.yaml": "extends: deep/b.yaml",
+    "deep/b.yaml": "extends: ../a.yaml",
+}
+
+
+@pytest.fixture
+def extending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    for name, text in EXTENDING.items():
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_preset_takes_over_from_those_that_it_extends(extending: None) -> None:
+    smoke, leaf = load_preset("smoke"), load_preset("deep/leaf.yaml", ["search.generations=9"])
+    assert (leaf.name, leaf.protocol.seeds, leaf.search.proposals, leaf.search.generations) == ("leaf", (5, 6), 1, 9)
+    assert (leaf.search.parents, leaf.resources.checkpoint_steps) == (3, 3)  # of root.yaml
+    assert leaf.search.seeds_per_candidate == smoke.search.seeds_per_candidate
+    assert leaf.protocol.model_copy(update={"seeds": smoke.protocol.seeds}) == smoke.protocol
+    assert leaf.protocol.digest != smoke.protocol.digest
+
+
+def test_laptop_64_is_laptop_with_more_seeds() -> None:
+    """Its protocol's digest is that of the published run: what is measured today can be compared with it."""
+    laptop, more = load_preset("laptop"), load_preset("laptop-64")
+    assert more.protocol.digest == "5a8c7db9615d5941"
+    assert more.protocol.model_copy(update={"seeds": laptop.protocol.seeds}) == laptop.protocol
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("orphan.yaml", ["orphan.yaml: extends: no preset 'nobody.yaml'", "smoke"]),
+        ("odd.yaml", ["odd.yaml: extends takes the name of a shipped preset", "['smoke']"]),
+        ("broken.yaml", ["broken.yaml: extends: list.yaml: expected keys"]),
+        ("a.yaml", ["extends goes in a circle: a.yaml extends deep/b.yaml extends a.yaml"]),
+    ],
+)
+def test_a_preset_that_cannot_extend_names_the_files(
+    extending: None, poise: Callable[..., Result], name: str, parts: list[str]
+) -> None:
+    assert_one_line(poise("evolve", "--preset", name), 2, *parts)
+
+
 def test_a_comparison_that_cannot_be_made(poise: Callable[..., Result], tmp_path: Path) -> None:
     smoke = ("compare-search", "--preset", "smoke")
     assert_one_line(poise(*smoke, "--arm", "clever"), 2, "no arm 'clever'", "evolution, random, greedy, best-of-n")

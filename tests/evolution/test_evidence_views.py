@@ -13,7 +13,8 @@ from rich.console import Console, RenderableType
 from test_ladder import LADDER, PROXY, drops
 
 from poise_core.archive import TABLES, evaluation_rows, trajectory_rows
-from poise_core.evolution import Evolution
+from poise_core.evaluation.statistics import paired_delta
+from poise_core.evolution import Evolution, Subject
 from poise_core.views import leaderboard, lineage, lineage_tree, render_candidate, render_leaderboard, view_candidate
 from poise_core.views.rungs import render_rungs, rung_report
 from poise_core.views.standing import standing_of
@@ -90,6 +91,21 @@ def test_every_overall_comes_with_its_seeds_and_limits_or_says_that_it_has_none(
     for view in (view_candidate(archive, protocol, row["candidate_id"]) for row in archive.rows("candidates")):
         if view.overall is not None:
             assert f"Overall {view.overall.estimate:.1f}" in plain(render_candidate(view, code=False))
+
+
+def test_the_reflection_and_the_page_give_the_same_difference(tmp_path: Path, laboratory: Laboratory) -> None:
+    """Both rest on the noise floor; of the last child of all, on that of the same candidates."""
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=6, parents=1))
+    evolve(evolution)
+    archive, protocol = evolution.run.archive, evolution.preset.protocol
+    (row,) = archive.rows("candidates", generation=6)
+    evidence = evolution.memory.evidence(Subject.of_row(row), None)
+    assert evidence.parent is not None
+    view = view_candidate(archive, protocol, row["candidate_id"])
+    assert evidence.overall_delta == view.deltas[evidence.parent.name]
+    standing = standing_of(archive, protocol)
+    own, theirs = (standing.evaluations[one] for one in (row["candidate_id"], row["parent_ids"][0]))
+    assert evidence.overall_delta != paired_delta(own, theirs, protocol)
 
 
 def test_a_rung_that_does_not_predict_is_reported(tmp_path: Path, laboratory: Laboratory) -> None:

@@ -30,6 +30,8 @@ from poise_core.config import Preset
 from poise_core.evolution import Evolution, Roles, default_roles
 from poise_core.evolution.early_faults import MENDABLE, clear_fault
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
+from poise_core.views import leaderboard, lineage, lineage_tree
+from poise_core.views.text import fenced
 
 LADDER = {"enabled": True, "proxy_steps": 6, "proxy_window": 3, "proxy_stop_below": 0.0, "first_stop_below": 0.0}
 
@@ -126,6 +128,14 @@ def test_an_early_fault_goes_back_and_the_revised_file_is_a_candidate_of_its_own
     nodes = {node.candidate_id: node for node in evolution.memory.nodes(2)}
     assert nodes[mended["candidate_id"]].scored
     assert child.candidate_id not in nodes  # an idea that took two files is one expansion of its parent
+    # people see which file was answered, and the idea once
+    archive, protocol = evolution.run.archive, evolution.preset.protocol
+    tree = fenced(lineage_tree(lineage(archive, protocol)), 200)
+    assert tree.count("kl_blowup, revised") == 1
+    assert tree.count(child.name) == 2
+    assert tree.count(mended["change"]) == 1
+    states = {row.candidate_id: row.state for row in leaderboard(archive, protocol)}
+    assert (states[child.candidate_id], states[mended["candidate_id"]]) == ("revised", "")
 
 
 @pytest.mark.parametrize("bound", [0, 1, 3])
@@ -344,6 +354,35 @@ def test_a_place_sees_neither_later_children_nor_repairs_of_other_places(tmp_pat
     assert evolution.memory.unseen(1, 0) == {second.candidate_id, of_second}
     assert evolution.memory.unseen(1, 1) == {of_first}
     assert evolution.memory.unseen(2, 0) == frozenset()
+
+
+def test_of_two_siblings_repaired_alike_the_first_is_the_one_that_counts(tmp_path: Path, faults: Faults) -> None:
+    """The gate compares neither with the other; the next generation does, in whatever order they were repaired."""
+    cure = '"""The same cure for everybody."""\n'
+
+    class Healer(Author):
+        def implement(self, proposal: Proposal, context: ProposalContext, attempts: Sequence[Attempt] = ()) -> str:
+            return cure if attempts else super().implement(proposal, context, attempts)
+
+    faults.at[0, 0, 2] = FailureKind.CRASHED
+    runs = []
+    for order in (1, -1):
+        evolution = authored(tmp_path / str(order), Healer(), make_preset(generations=1))
+        establish_baseline(evolution)
+        children = admit(evolution, 1)
+        for child in children[::order]:
+            measure(evolution, child)
+        first, second = [row for row in evolution.memory.candidates() if row["source"] == cure]
+        assert first["proposal_id"] < second["proposal_id"]
+        nodes = {node.candidate_id: node for node in evolution.memory.nodes(2)}
+        assert nodes[first["candidate_id"]].scored
+        assert not nodes[second["candidate_id"]].scored  # never a parent, but still an expansion of its own
+        told = {one.name: one for one in evolution.memory.tried(2, 0) if one.source_digest}
+        assert told[first["name"]].outcome == "evaluated"
+        assert told[second["name"]].outcome == "duplicate"
+        assert told[second["name"]].reason == f"trains exactly as {first['candidate_id']}"
+        runs.append(contents(evolution.run.archive))
+    assert runs[0] == runs[1]
 
 
 @pytest.mark.slow

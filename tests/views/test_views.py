@@ -9,6 +9,8 @@ from pathlib import Path
 import archive_samples as samples
 import pytest
 from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows, failure_row
 from poise_core.evaluation.protocol import Protocol
@@ -24,7 +26,7 @@ from poise_core.views import (
     render_leaderboard,
     view_candidate,
 )
-from poise_core.views.text import format_interval, sparkline
+from poise_core.views.text import fenced, format_interval, sparkline
 
 
 @pytest.fixture
@@ -50,6 +52,12 @@ def test_intervals_as_text() -> None:
     assert format_interval(Interval(1.5, -0.25, 3.25, 3), signed=True) == "+1.5 [-0.2, +3.2]"
     assert format_interval(Interval(52.44, -math.inf, math.inf, 1)) == "52.4 (one seed)"
     assert format_interval(None) == "-"
+
+
+def test_a_view_as_a_code_block() -> None:
+    table = Table("a", "b", box=None)
+    table.add_row("1", Text("x", style="bold red"))
+    assert fenced(table, 20) == "```\n a  b\n 1  x\n```"
 
 
 def test_sparklines() -> None:
