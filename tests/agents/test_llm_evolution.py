@@ -228,7 +228,8 @@ def test_a_dead_endpoint_holds_a_generation_no_longer_than_its_limits(
     evolution = open_evolution(tmp_path / "run", preset_for(server, timeout_seconds=0.3, total_seconds=0.5))
     evolve(evolution)
     assert writers(evolution) == {"proposals": {"catalogue"}, "candidates": {"catalogue"}, "reflections": {"rules"}}
-    assert all(row["seconds"] < 3 for row in evolution.run.archive.rows("calls"))
+    # a fraction of the 30 s that the server hangs; the first call of a process starts its client as well
+    assert all(row["seconds"] < 20 for row in evolution.run.archive.rows("calls"))
 
 
 def test_a_generation_waits_for_its_model_no_longer_than_its_cap(
@@ -236,7 +237,7 @@ def test_a_generation_waits_for_its_model_no_longer_than_its_cap(
 ) -> None:
     """However many questions it has: the first one takes all the time, the others are not asked."""
     server = serve(failing("ScreeningForm", Hang()))
-    caps = {"generation": {"seconds": 6}}
+    caps = {"generation": {"seconds": 3}}
     search = {"generations": 2, "parents": 2, "proposals": 2}
     evolution = open_evolution(tmp_path / "run", preset_for(server, search, timeout_seconds=60, caps=caps))
     evolve(evolution)
@@ -245,7 +246,7 @@ def test_a_generation_waits_for_its_model_no_longer_than_its_cap(
         outcomes = [row["outcome"] for row in calls]
         assert outcomes[:2] == ["ok", "timed_out"]
         assert set(outcomes[2:]) == {"budget"}
-        assert 6 <= sum(row["seconds"] for row in calls if row["outcome"] != "budget") < 12
+        assert 3 <= sum(row["seconds"] for row in calls if row["outcome"] != "budget") < 9
     assert evolution.finished(2)
 
 
