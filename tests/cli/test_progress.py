@@ -17,5 +17,5 @@ def test_a_fault_of_the_machine_is_one_line_without_the_log_that_it_names() -> N
         display(
             Event("failed", "train", "SQ", 1, "ended with status 137; see /r/train.log\nTraceback (most recent call")
         )
-    (line,) = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    (line,) = console.file.getvalue().splitlines()
     assert "train     SQ  ended with status 137; see /r/train.log  0.0 s" in line
