@@ -88,8 +88,9 @@ class ProgressDisplay:
         seconds = time.monotonic() - running.began if running else 0.0
         style = "red" if event.kind == "failed" else "green"
         head = f"{_clock(time.monotonic() - self._began)}  {event.stage:<9} "
+        message = event.message.partition("\n")[0]  # below it there may be the end of a log, which it names
         return Text.assemble(
-            (head, "dim"), (event.subject, "bold"), "  ", (event.message, style), (f"  {seconds:.1f} s", "dim")
+            (head, "dim"), (event.subject, "bold"), "  ", (message, style), (f"  {seconds:.1f} s", "dim")
         )
 
     def _render(self) -> RenderableType:

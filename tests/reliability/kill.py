@@ -290,7 +290,7 @@ class Storm:
         text = command.log.read_text()
         if status not in (0, 3, -signal.SIGKILL):
             self.report.faults.append(f"{where}: ended with status {status}: {text[-500:]}")
-        if re.search(r"^Traceback", text, re.MULTILINE):  # indented ones are quoted from the log of a killed process
+        if re.search(r"^Traceback", text, re.MULTILINE):
             self.report.faults.append(f"{where}: a traceback, see {command.log}")
         if status == 3:
             self.say(f"{where}: status 3: {text.strip().splitlines()[-1]}")
