@@ -21,7 +21,7 @@ from poise_core.archive import EVOLUTION_ARM
 from poise_core.evolution.comparison import ARMS
 from poise_core.run_directory import RunDirectory
 from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
-from poise_core.views.comparison import ArmCurve, best_so_far, compare_arms, draw_comparison, training_tokens
+from poise_core.views.comparison import ArmCurve, Step, best_so_far, compare_arms, draw_comparison, training_tokens
 from poise_core.views.outlook import outlook_note
 from poise_core.views.rungs import render_rungs, rung_report
 from poise_core.views.standing import standing_of
@@ -47,18 +47,24 @@ def find_runs(folder: Path) -> dict[str, list[RunDirectory]]:
     return found
 
 
-def arm_curves(runs: Mapping[str, Sequence[RunDirectory]]) -> list[ArmCurve]:
-    """The best so far of every arm over its training tokens."""
-    steps = {arm: [best_so_far(run.archive, run.preset.protocol) for run in group] for arm, group in runs.items()}
-    return compare_arms(steps)
+def steps_of(runs: Mapping[str, Sequence[RunDirectory]]) -> dict[str, list[list[Step]]]:
+    """The best so far of every run of every arm."""
+    return {arm: [best_so_far(run.archive, run.preset.protocol) for run in group] for arm, group in runs.items()}
 
 
-def render(runs: Mapping[str, Sequence[RunDirectory]], curves: Sequence[ArmCurve], command: str, drawing: str) -> str:
+def render(
+    runs: Mapping[str, Sequence[RunDirectory]],
+    steps: Mapping[str, Sequence[Sequence[Step]]],
+    curves: Sequence[ArmCurve],
+    command: str,
+    drawing: str,
+) -> str:
     """The page.
 
     Args:
         runs: from :func:`find_runs`.
-        curves: of its arms, from :func:`arm_curves`.
+        steps: from :func:`steps_of`.
+        curves: the same on a common grid of budgets.
         command: that makes the page.
         drawing: file name of the curves.
     """
@@ -79,7 +85,7 @@ def render(runs: Mapping[str, Sequence[RunDirectory]], curves: Sequence[ArmCurve
         "",
         "## The arms at equal budget",
         "",
-        *_arms(runs, curves, drawing),
+        *_arms(runs, steps, curves, drawing),
         "",
         "## The ladder",
         "",
@@ -187,22 +193,34 @@ def _leaderboard(rows: Sequence[LeaderboardRow]) -> list[str]:
     ]
 
 
-def _arms(runs: Mapping[str, Sequence[RunDirectory]], curves: Sequence[ArmCurve], drawing: str) -> list[str]:
+def _arms(
+    runs: Mapping[str, Sequence[RunDirectory]],
+    steps: Mapping[str, Sequence[Sequence[Step]]],
+    curves: Sequence[ArmCurve],
+    drawing: str,
+) -> list[str]:
+    common = curves[0].tokens[-1]
     lines = [
         f"![best so far over training tokens]({drawing})",
         "",
-        "| arm | search seeds | children | measured with all seeds | training tokens | best shrunken Overall, common budget | "
-        "champion candidates |",
-        "|---|---|---|---|---|---|---|",
+        f"| arm | search seeds | children | measured with all seeds | training tokens | best shrunken Overall, all children | "
+        f"the same at {common / 1e6:.1f} million tokens | champion candidates |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     last = {curve.arm: curve.best[-1] for curve in curves}
     for arm, group in runs.items():
         tokens = statistics.fmean(sum(training_tokens(run.archive, run.preset.protocol).values()) for run in group)
         best = last[arm]
+        whole = ", ".join(f"{one[-1].best:.1f}" for one in steps[arm])
         lines.append(
-            f"| {arm} | {len(group)} | {_each(group, _children)} | {_each(group, _whole)} | {tokens / 1e6:.1f} million | "
+            f"| {arm} | {len(group)} | {_each(group, _children)} | {_each(group, _whole)} | {tokens / 1e6:.1f} million | {whole} | "
             f"{format_interval(best) if best.seeds > 1 else f'{best.estimate:.1f}'} | {_each(group, _champions)} |"
         )
+    lines += [
+        "",
+        "Arms have as many children each; what these cost is the ladder's decision. A child that is stopped early is cheap, so "
+        "the tokens differ, and both readings of an equal budget are shown.",
+    ]
     if any(len(group) == 1 for group in runs.values()):
         lines += ["", "One search seed of an arm has no interval: it says what happened, not which arm is better."]
     return lines
@@ -220,8 +238,15 @@ def _whole(run: RunDirectory) -> int:
     return len(run.archive.rows("rungs", protocol=run.preset.protocol.digest, decision="finished"))
 
 
-def _champions(run: RunDirectory) -> int:
-    return sum(one.champion for one in standing_of(run.archive, run.preset.protocol).declarations.values())
+def _champions(run: RunDirectory) -> str:
+    """How many, and the best of them with its corrected interval."""
+    declared = standing_of(run.archive, run.preset.protocol).declarations.values()
+    champions = [one for one in declared if one.champion]
+    if not champions:
+        return "0"
+    best = max(champions, key=lambda one: one.delta.estimate)
+    (row,) = run.archive.rows("candidates", candidate_id=best.candidate_id)
+    return f"{len(champions)}, best {row['name']} {format_interval(best.delta, signed=True)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -233,9 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out: Path = given.out or Path("docs/results") / f"{given.folder.name}.md"
     runs = find_runs(given.folder)
     out.parent.mkdir(parents=True, exist_ok=True)
-    curves = arm_curves(runs)
+    steps = steps_of(runs)
+    curves = compare_arms(steps)
     page = render(
-        runs, curves, f"python -m poise_core.studies.headline {given.folder.name}", out.with_suffix(".svg").name
+        runs, steps, curves, f"python -m poise_core.studies.headline {given.folder.name}", out.with_suffix(".svg").name
     )
     out.write_text(page)
     draw_comparison(curves, out.with_suffix(".svg"))
