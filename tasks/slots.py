@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -42,6 +43,7 @@ def _acquired(held: ExitStack, limit: str, count: int) -> bool:
     from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
     from prefect.concurrency.sync import concurrency
 
+    logging.getLogger("prefect._internal.concurrency").addFilter(_no_refusal)
     slots = concurrency(
         limit,
         occupy=count,
@@ -60,3 +62,8 @@ def _acquired(held: ExitStack, limit: str, count: int) -> bool:
             f"no slot of {limit!r}: {error}; make it with 'prefect gcl create {limit} --limit N'"
         ) from error
     return True
+
+
+def _no_refusal(record: logging.LogRecord) -> bool:
+    """Prefect logs an error for each request that was not granted in time; it raises as well, so the line says nothing more."""
+    return not (isinstance(record.args, tuple) and "ConcurrencySlotAcquisitionWithLeaseService" in record.args)

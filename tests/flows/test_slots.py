@@ -1,5 +1,6 @@
 """Slots of a global concurrency limit: held by one at a time, given back, and not waited for in vain."""
 
+import logging
 import threading
 import time
 
@@ -47,7 +48,9 @@ def test_who_comes_second_waits(limit: str) -> None:
     assert inside == ["first", "second"]
 
 
-def test_a_stop_ends_the_wait_and_a_missing_limit_is_named(limit: str) -> None:
+def test_a_stop_ends_the_wait_and_a_missing_limit_is_named(limit: str, caplog: pytest.LogCaptureFixture) -> None:
+    prefect_log = logging.getLogger("prefect._internal.concurrency")
+    prefect_log.addHandler(caplog.handler)
     with (
         hold_slots(limit, 2, never),
         pytest.raises(Cancelled, match=f"waiting for 1 of {limit}"),
@@ -59,3 +62,5 @@ def test_a_stop_ends_the_wait_and_a_missing_limit_is_named(limit: str) -> None:
         hold_slots("no-such-limit", 1, never),
     ):
         pass
+    prefect_log.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
