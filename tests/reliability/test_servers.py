@@ -191,7 +191,7 @@ def test_mlflow_that_was_down_for_a_while_catches_up(
     assert time.monotonic() - began < 120, "a run does not wait long for a server that is away"
 
     start_mlflow(uri, tmp_path, processes)
-    later = tracker.sync_archive(archive, protocol)
+    later = tracker.sync_archive(archive, protocol, force=True)  # without waiting for the pause after a failure
     assert later.complete, later.error
     assert later.created > 0
     again = tracker.sync_archive(archive, protocol)
