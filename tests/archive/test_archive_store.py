@@ -395,9 +395,12 @@ def write_shared(root: str, writer: int, barrier: object) -> None:
         sys.exit(3)
 
 
+@pytest.mark.slow
 def test_eight_concurrent_writers_lose_and_double_nothing(tmp_path: Path) -> None:
     root = str(tmp_path / "archive")
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context(
+        "spawn"
+    )  # whatever tests before this one have started does not survive a fork
     barrier = context.Barrier(8)
     writers = [context.Process(target=write_shared, args=(root, n, barrier)) for n in range(8)]
     for writer in writers:

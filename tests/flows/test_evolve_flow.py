@@ -4,6 +4,7 @@ import itertools
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +265,17 @@ def test_a_stop_cancels_the_run_and_the_next_one_goes_on(tmp_path: Path, laborat
     assert run_flow(tmp_path / "run", preset).is_completed()
 
 
-def test_an_interrupt_in_the_flow_ends_running_stages_first(tmp_path: Path, laboratory: Laboratory) -> None:
+@pytest.fixture
+def heeds_interrupts() -> Iterator[None]:
+    """Where pytest runs in the background of a shell, it inherits that they are ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_in_the_flow_ends_running_stages_first(
+    tmp_path: Path, laboratory: Laboratory, heeds_interrupts: None
+) -> None:
     """Without that the flow would wait for a training that nobody wants any more."""
     from tasks.session import current_evolution
 
