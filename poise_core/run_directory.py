@@ -80,10 +80,10 @@ class RunDirectory:
         except OSError as error:
             raise RunDirectoryError(f"{folder}: cannot be used: {error.strerror or error}") from error
         try:
-            if (folder / _PRESET).exists():
+            if cls.exists(folder):
                 _accept(folder, preset)
             _claim_archive(folder, preset)
-            if not (folder / _PRESET).exists():
+            if not cls.exists(folder):
                 document = {"protocol_digest": preset.protocol.digest, "preset": preset.model_dump(mode="json")}
                 _write(folder / _PRESET, _HEADER + yaml.safe_dump(document, sort_keys=False))
             run = cls(folder, preset, lock)
@@ -93,6 +93,11 @@ class RunDirectory:
         except BaseException:
             lock.release()
             raise
+
+    @staticmethod
+    def exists(path: str | Path) -> bool:
+        """Whether a run was begun in this folder."""
+        return (Path(path) / _PRESET).exists()
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -239,7 +244,7 @@ class _Lock:
 
 def _refuse_foreign(folder: Path) -> None:
     """Refuse a file, and a folder that holds other things than a run."""
-    if not folder.exists() or (folder / _PRESET).exists():
+    if not folder.exists() or RunDirectory.exists(folder):
         return
     if not folder.is_dir():
         raise RunDirectoryError(f"{folder}: not a directory")
@@ -259,7 +264,7 @@ def _with_settled_archive(folder: Path, preset: Preset) -> Preset:
             check_location(preset.archive)
         except ArchiveLocationError as error:
             raise RunDirectoryError(f"archive: {error}") from None
-    if not (folder / _PRESET).exists():
+    if not RunDirectory.exists(folder):
         return preset
     settled = _frozen(folder).archive
     if preset.archive not in (None, settled):

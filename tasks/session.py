@@ -95,9 +95,8 @@ def chosen_preset(run_dir: str | Path, preset: str, overrides: Sequence[str] = (
         RunDirectoryError: the files of the run cannot be read.
         PresetError: the preset or a change cannot be used.
     """
-    path = Path(run_dir).absolute()
-    if (path / "preset.yaml").exists():
-        return with_overrides(RunDirectory.read(path).current_preset, overrides)
+    if RunDirectory.exists(run_dir):
+        return with_overrides(RunDirectory.read(run_dir).current_preset, overrides)
     return load_preset(preset, overrides)
 
 
@@ -107,10 +106,9 @@ def next_generation(run_dir: str | Path) -> int:
     Raises:
         RunDirectoryError: the files of the run cannot be read.
     """
-    path = Path(run_dir).absolute()
-    if not (path / "preset.yaml").exists():
+    if not RunDirectory.exists(run_dir):
         return 1
-    run = RunDirectory.join(path)
+    run = RunDirectory.join(run_dir)
     return Evolution(run, roles=default_roles(run.preset)).first_unfinished()
 
 
@@ -121,9 +119,8 @@ def make_run(run_dir: str | Path, preset: str) -> None:
         RunDirectoryError: it cannot be made.
         PresetError: the preset cannot be used.
     """
-    path = Path(run_dir).absolute()
-    if not (path / "preset.yaml").exists():
-        RunDirectory.open(path, load_preset(preset)).close()
+    if not RunDirectory.exists(run_dir):
+        RunDirectory.open(run_dir, load_preset(preset)).close()
 
 
 def find_subject(archive: Archive, wanted: str) -> Subject:

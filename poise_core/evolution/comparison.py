@@ -32,7 +32,7 @@ def arm_runs(preset: Preset, folder: Path, arms: Sequence[Arm] = ARMS, seeds: Se
     Raises:
         RunDirectoryError: the folder is itself a run.
     """
-    if (folder / "preset.yaml").exists():
+    if RunDirectory.exists(folder):
         raise RunDirectoryError(f"{folder}: a run directory; a comparison needs a folder of its own, for several runs")
     runs = []
     for seed in seeds:

@@ -39,7 +39,7 @@ def find_runs(folder: Path) -> dict[str, list[RunDirectory]]:
     """
     found: dict[str, list[RunDirectory]] = {}
     for arm in ARMS:
-        paths = sorted(path for path in folder.glob(f"{arm}-seed-*") if (path / "preset.yaml").exists())
+        paths = sorted(path for path in folder.glob(f"{arm}-seed-*") if RunDirectory.exists(path))
         if paths:
             found[arm] = [RunDirectory.read(path) for path in paths]
     if "evolution" not in found:

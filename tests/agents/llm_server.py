@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,10 @@ def prompt_of(body: dict[str, Any]) -> str:
     return "\n".join(message["content"] for message in body["messages"])
 
 
-class LoopbackServer:
-    """Runs in a thread; ``requests`` holds every body, ``keys`` every key that was sent."""
+class ScriptedServer:
+    """Runs in a thread; ``requests`` holds every body, ``keys`` every key that was sent. A subclass says how a provider answers."""
+
+    key_header = "Authorization"
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -96,36 +98,52 @@ class LoopbackServer:
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.keys.append(self.headers.get("Authorization", "").removeprefix("Bearer "))
+                key = self.headers.get(server.key_header, "") if server.key_header else ""
+                server.keys.append(key.removeprefix("Bearer "))
                 server.requests.append(body)
                 try:
-                    if not self.path.endswith("/chat/completions"):
-                        _error(self, Fail(404, f"no such path {self.path}"))
-                    else:
-                        _respond(self, body, server.script(body), server.closed)
+                    server.respond(self, body)
                 except (BrokenPipeError, ConnectionResetError):
                     self.close_connection = True
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
-        self.base_url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
-    def reset(self, script: Script) -> None:
-        """Another script, with nothing asked yet; responses that still drip or hang end."""
-        self.closed.set()
-        self.script, self.requests, self.keys, self.closed = script, [], [], threading.Event()
+    def respond(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        """Answer one request."""
+        raise NotImplementedError
 
     def close(self) -> None:
         self.closed.set()
         self._server.shutdown()
         self._server.server_close()
 
-    def __enter__(self) -> LoopbackServer:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class LoopbackServer(ScriptedServer):
+    """Speaks OpenAI's chat completions."""
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+    def respond(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        if not handler.path.endswith("/chat/completions"):
+            _error(handler, Fail(404, f"no such path {handler.path}"))
+        else:
+            _respond(handler, body, self.script(body), self.closed)
+
+    def reset(self, script: Script) -> None:
+        """Another script, with nothing asked yet; responses that still drip or hang end."""
+        self.closed.set()
+        self.script, self.requests, self.keys, self.closed = script, [], [], threading.Event()
 
 
 def _respond(handler: BaseHTTPRequestHandler, body: dict[str, Any], answer: Any, closed: threading.Event) -> None:

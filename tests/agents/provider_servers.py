@@ -7,13 +7,12 @@ the same for all (a dictionary, ``Say``, ``Fail``, ``Hang``); a :class:`Dialect`
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from llm_server import Fail, Hang, Say, Script
+from llm_server import Fail, Hang, Say, Script, ScriptedServer
 
 INPUT_TOKENS, OUTPUT_TOKENS = 120, 34
 """What every answer reports."""
@@ -153,36 +152,12 @@ DIALECTS = {
 }
 
 
-class ProviderServer:
-    """Runs in a thread; ``requests`` holds every body, ``keys`` every key that was sent."""
+class ProviderServer(ScriptedServer):
+    """Speaks a dialect."""
 
     def __init__(self, dialect: Dialect, script: Script) -> None:
-        self.dialect, self.script = dialect, script
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.closed = threading.Event()
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.requests.append(body)
-                key = self.headers.get(dialect.key_header, "") if dialect.key_header else ""
-                server.keys.append(key.removeprefix("Bearer "))
-                try:
-                    server.respond(self, body)
-                except (BrokenPipeError, ConnectionResetError):
-                    self.close_connection = True
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        self.dialect, self.key_header = dialect, dialect.key_header
+        super().__init__(script)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -202,17 +177,6 @@ class ProviderServer:
         arguments = answer if isinstance(answer, dict) and body.get("tools") else None
         say = answer if isinstance(answer, Say) else Say(json.dumps(answer))
         return _send(handler, 200, self.dialect.answer(body, say, arguments), {})
-
-    def close(self) -> None:
-        self.closed.set()
-        self._server.shutdown()
-        self._server.server_close()
-
-    def __enter__(self) -> ProviderServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _send(

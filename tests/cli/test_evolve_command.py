@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from laboratory import contents
 
 from poise_core.algorithms import algorithm_path
 from poise_core.archive import TABLES, Archive
@@ -24,15 +25,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_grou
 
 POISE = Path(sys.executable).parent / "poise"
 SMOKE = ("--preset", "smoke")
-
-
-def contents(folder: Path) -> dict[str, dict[str, str]]:
-    """Every row of every table: its key and the digest over what counts, times and durations aside."""
-    archive, found = Archive(folder / "archive"), {}
-    for table in TABLES:
-        data = archive.read(table, ["row_key", "content_digest"], unsealed=True)
-        found[table] = dict(zip(data["row_key"].to_pylist(), data["content_digest"].to_pylist(), strict=True))
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +89,12 @@ def query(database: Path, statement: str) -> list[Any]:
 def test_a_finished_run_is_only_read(undisturbed: Undisturbed, poise: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[0], folder)
-    before = contents(folder)
+    before = contents(Archive(folder / "archive"))
     trained = {path: path.stat().st_mtime_ns for path in folder.rglob("trajectory.jsonl")}
     again = poise("evolve", *SMOKE, "--run-dir", folder)
     assert again.returncode == 0, again.stderr
     assert "Leaderboard" in again.stdout
-    assert contents(folder) == before
+    assert contents(Archive(folder / "archive")) == before
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("trajectory.jsonl")} == trained
 
     rows = json.loads(poise("leaderboard", folder, "--json").stdout)
@@ -171,5 +163,5 @@ def test_killed_and_stopped_it_ends_as_if_undisturbed(undisturbed: Undisturbed, 
 
     running = Running(folder, tmp_path / "third.log")
     assert running.process.wait(600) == 0, running.log.read_text()
-    assert contents(folder) == contents(undisturbed[0])
+    assert contents(Archive(folder / "archive")) == contents(Archive(undisturbed[0] / "archive"))
     assert RunDirectory.read(folder).archive.check() == []

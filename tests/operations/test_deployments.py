@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from laboratory import contents
 from operations_stack import Operations
 
 from poise_core.archive import TABLES, Archive
@@ -46,15 +47,6 @@ def tiny(folder: Path) -> str:
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(document))
     return str(path)
-
-
-def contents(folder: Path) -> dict[str, dict[str, str]]:
-    """Every row of every table: its key and the digest over what counts, times and durations aside."""
-    archive, found = Archive(folder / "archive"), {}
-    for table in TABLES:
-        data = archive.read(table, ["row_key", "content_digest"], unsealed=True)
-        found[table] = dict(zip(data["row_key"].to_pylist(), data["content_digest"].to_pylist(), strict=True))
-    return found
 
 
 def test_deployments_are_complete(operations: Operations) -> None:
@@ -99,7 +91,7 @@ def first_night(operations: Operations, tmp_path_factory: pytest.TempPathFactory
     place = tmp_path_factory.mktemp("nights")
     folder, preset = place / "run", tiny(place)
     flow_run = operations.finished(night(operations, folder, preset))
-    return FirstNight(folder, preset, flow_run, contents(folder))
+    return FirstNight(folder, preset, flow_run, contents(Archive(folder / "archive")))
 
 
 def night(operations: Operations, folder: Path, preset: str) -> str:
@@ -135,7 +127,7 @@ def test_candidates_that_train_elsewhere_give_the_same_archive(
         )
     )
     assert dispatched["state"]["type"] == "COMPLETED", dispatched["state"]
-    assert contents(folder) == first_night.contents
+    assert contents(Archive(folder / "archive")) == first_night.contents
     children = operations.call("POST", "/flow_runs/filter", {"flows": {"name": {"any_": ["evaluate-candidate"]}}})
     names = [row["name"] for row in Archive(folder / "archive").rows("candidates", arm="evolution")]
     assert sorted(one["name"].split("/")[1] for one in children) == sorted(names)

@@ -35,7 +35,12 @@ from typing import Any
 
 import psutil
 
-from poise_core.archive import TABLES, Archive
+sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))  # the loopback server and its script
+sys.path.insert(0, str(Path(__file__).parents[1] / "evolution"))  # laboratory
+
+from laboratory import contents
+
+from poise_core.archive import Archive
 
 POISE = Path(sys.executable).parent / "poise"
 
@@ -83,15 +88,6 @@ FINISHED = re.compile(
     re.MULTILINE | re.VERBOSE,
 )
 """The lines that say that a stage with real work has finished; what is only read back says nothing."""
-
-
-def contents(archive: Archive) -> dict[str, dict[str, str]]:
-    """Every row of every table: its key and the digest over what counts, times and durations aside."""
-    found = {}
-    for table in TABLES:
-        data = archive.read(table, ["row_key", "content_digest"], unsealed=True)
-        found[table] = dict(zip(data["row_key"].to_pylist(), data["content_digest"].to_pylist(), strict=True))
-    return found
 
 
 @dataclass(frozen=True)
@@ -327,7 +323,6 @@ def language_model(report: Callable[[], Report]) -> Iterator[list[object]]:
 
     An answer that was on its way when the flow was killed may be asked for again: nobody has it.
     """
-    sys.path.insert(0, str(Path(__file__).parents[1] / "agents"))
     from llm_server import LoopbackServer
     from script import good_answers
 
