@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain.chat_models import base
 from llm_server import Drip, Fail, Hang, Loop, LoopbackServer, NoChoices, Say
 from pydantic import BaseModel, Field
 
@@ -360,6 +361,7 @@ def test_a_missing_key_is_named(archive: Archive) -> None:
 
 def test_a_missing_package_is_named(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "langchain_anthropic", None)  # as if it were not installed
+    base._get_chat_model_creator.cache_clear()  # another test of this process may have used it
     with pytest.raises(AgentsUnusable, match="pip install langchain-anthropic"):
         Caller(archive, AgentSettings(model="anthropic:some")).ask(question())
 
