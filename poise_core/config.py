@@ -71,6 +71,13 @@ class LadderSpec(FrozenModel):
     first_stop_below: float = Field(
         0.10, ge=0, lt=1, description="the same after the first whole training and its evaluation"
     )
+    leader_stop_below: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="a child ends after the first whole training where P(it beats the best of earlier generations) is below; "
+        "0 asks for parent and baseline only",
+    )
     reward_noise: PositiveFloat = Field(
         5.0, description="seed standard deviation of the proxy's reward, percent points, before any was measured"
     )

@@ -14,7 +14,9 @@ judged is not held against each of them. With d the estimate, V its variance and
 
 and the candidate stops where this falls below ``stop_below`` for its parent or the baseline (divided by two where they are two
 candidates: two chances to be wrong). A child that equals its parent is thus lost with at most ``stop_below`` per rung, a better one
-less often, whatever the number of children. v and tau^2 are learned from all candidates of earlier generations, with a stated guess
+less often, whatever the number of children. After one whole training a child can be compared with the leader, too
+(:func:`race_with_leader`): whoever seeks the best alone need not measure what is better than its parent and still behind. v and
+tau^2 are learned from all candidates of earlier generations, with a stated guess
 as prior of weight f_0.
 
 Not successive halving: a rank among siblings exists only once all of them are measured, so the slowest one holds up the rest, and
@@ -31,6 +33,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr
 
+from poise_core.config import LadderSpec
 from poise_core.evaluation.noise import Array, SeedNoise, moderated, repeated, two_way
 
 
@@ -73,6 +76,27 @@ def race(differences: Mapping[str, Difference], stop_below: float) -> Decision:
     return Decision(chance < stop_below / len(chances), worst, gap, chance, text)
 
 
+def race_with_leader(
+    model: SeedModel, overall: float, seed: int, references: Iterable[str], ladder: LadderSpec, seeds: Sequence[int]
+) -> Decision:
+    """Decide on a child after one whole training: against parent and baseline, then against the leader.
+
+    Args:
+        model: of Overall in earlier generations.
+        overall: the child's, percent.
+        seed: the one that it was trained with.
+        references: its parent and the baseline.
+        ladder: thresholds.
+        seeds: of the last rung; a leader has all of them.
+    """
+    decision = race(model.differences(overall, seed, references), ladder.first_stop_below)
+    leader = model.leader(seeds) if ladder.leader_stop_below else None
+    if decision.stop or leader is None:
+        return decision
+    behind = race(model.differences(overall, seed, [leader]), ladder.leader_stop_below)
+    return behind if behind.stop else decision
+
+
 @dataclass(frozen=True)
 class SeedModel:
     """What earlier generations say of one number measured per candidate and seed: see the module's docstring."""
@@ -113,6 +137,12 @@ class SeedModel:
         ridge = noise.variance / shared * np.eye(count)
         inverse = np.asarray(np.linalg.inv(fitted.normal + ridge), np.float64)
         return cls(finite, noise, shared, fitted.seeds, inverse @ fitted.right, inverse)
+
+    def leader(self, seeds: Sequence[int]) -> str | None:
+        """The candidate with the highest mean among those that have all these seeds; the first by name where several have."""
+        complete = sorted(name for name, row in self.values.items() if row and set(seeds) <= row.keys())
+        means = {name: statistics.fmean(self.values[name][seed] for seed in seeds) for name in complete}
+        return max(complete, key=lambda name: means[name], default=None)
 
     def differences(self, value: float, seed: int, references: Iterable[str]) -> dict[str, Difference]:
         """As :meth:`difference` to each of several, those that were not measured left out."""

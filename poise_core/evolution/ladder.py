@@ -1,9 +1,10 @@
 """The ladder that a child climbs: the proxy, one whole training, all seeds; and what is decided between them.
 
 The proxy is the beginning of the first seed's training, held at a checkpoint and gone on with exactly, so nothing is trained twice.
-A decision compares the child with its parent and the baseline, against noise learned from earlier generations: like every role, the
-ladder sees measurements of generations before the child's only, so who is faster decides nothing. Every decision is a row of the
-``rungs`` table; a child that is stopped keeps what was measured of it and is neither failed nor zero.
+A decision compares the child with its parent and the baseline, after a whole training with the best so far too, against noise
+learned from earlier generations: like every role, the ladder sees measurements of generations before the child's only, so who is
+faster decides nothing. Every decision is a row of the ``rungs`` table; a child that is stopped keeps what was measured of it and
+is neither failed nor zero.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from poise_core.archive import EVOLUTION_ARM
-from poise_core.evaluation.racing import Decision, SeedModel, proxy_reward, race
+from poise_core.evaluation.racing import Decision, SeedModel, proxy_reward, race, race_with_leader
 from poise_core.evolution.events import announced
 from poise_core.evolution.trials import Subject, Trials
 from poise_core.training.health import HealthWatch
@@ -112,8 +113,11 @@ class Ladder:
         mine = self._value(subject, rung)
         names = {row["candidate_id"]: row["name"] for row in self.archive.rows("candidates")}
         references = dict.fromkeys(one for one in (subject.parent_id, self._baseline()) if one)
-        below = self.spec.proxy_stop_below if rung == "proxy" else self.spec.first_stop_below
-        decision = race(earlier.differences(mine, self.seeds[0], references), below)
+        seed = self.seeds[0]
+        if rung == "proxy":
+            decision = race(earlier.differences(mine, seed, references), self.spec.proxy_stop_below)
+        else:
+            decision = race_with_leader(earlier, mine, seed, references, self.spec, self.seeds)
         if decision.reference:
             text = decision.message.replace(decision.reference, names[decision.reference])
             decision = replace(decision, message=text)

@@ -20,14 +20,26 @@ import numpy as np
 
 from poise_core.archive import EVOLUTION_ARM
 from poise_core.config import LadderSpec
-from poise_core.evaluation.racing import SeedModel, proxy_reward, race
+from poise_core.evaluation.racing import SeedModel, proxy_reward, race, race_with_leader
 from poise_core.evaluation.rankings import rank_correlation
 from poise_core.evaluation.statistics import Interval
 from poise_core.run_directory import RunDirectory
 from poise_core.search.nodes import NodeRecord, shrunken_scores
 
-THRESHOLDS = ((0.05, 0.10), (0.15, 0.30), (0.25, 0.50), (0.50, 0.75))
-"""Below which a child ends at the proxy and after one seed; the first pair is the default of ``ladder:``."""
+THRESHOLDS = (
+    (0.05, 0.10, 0.0),
+    (0.05, 0.50, 0.0),
+    (0.05, 0.50, 0.10),
+    (0.05, 0.50, 0.25),
+    (0.05, 0.50, 0.50),
+    (0.25, 0.50, 0.0),
+    (0.25, 0.50, 0.25),
+    (0.50, 0.75, 0.0),
+)
+"""Below which a child ends at the proxy, after one seed, and behind the leader; first the defaults of ``ladder:``, second those of
+the preset ``laptop-64``."""
+
+_KEYS = "proxy_stop_below", "first_stop_below", "leader_stop_below"
 
 SHARE = 0.8
 
@@ -115,7 +127,7 @@ def climb(
             if race(proxy.differences(one.rewards[first], first, against), ladder.proxy_stop_below).stop:
                 new[one.name], spent = (), spent + one.proxy_tokens[first]
                 continue
-            stop = race(whole.differences(one.overalls[first], first, against), ladder.first_stop_below).stop
+            stop = race_with_leader(whole, one.overalls[first], first, against, ladder, seeds).stop
             new[one.name] = (first,) if stop else tuple(seeds)
             spent += sum(one.tokens[seed] for seed in new[one.name])
         kept |= new
@@ -142,7 +154,13 @@ def replay(
     """Evaluate-everything first, then every ladder of ``THRESHOLDS``."""
     rng = np.random.default_rng(seed)
     everything = Replay("everything, all seeds")
-    ladders = [Replay(f"ladder {low:g}, {high:g}") for low, high in THRESHOLDS]
+    ladders = [
+        (
+            ladder.model_copy(update=dict(zip(_KEYS, one, strict=True))),
+            Replay("ladder " + ", ".join(f"{x:g}" for x in one)),
+        )
+        for one in THRESHOLDS
+    ]
     others = [one for name, one in recorded.items() if name != baseline]
     numbers = sorted(recorded[baseline].overalls)
     for _ in range(replays):
@@ -157,15 +175,14 @@ def replay(
         regret = best - truth[select(recorded, full)]
         everything.tokens.append(cost)
         everything.regrets.append(regret)
-        for (low, high), out in zip(THRESHOLDS, ladders, strict=True):
-            spec = ladder.model_copy(update={"proxy_stop_below": low, "first_stop_below": high})
+        for spec, out in ladders:
             kept, spent = climb(some, recorded[baseline], seeds, spec)
             found = best - truth[select(recorded, kept)]
             out.tokens.append(float(spent))
             out.regrets.append(found)
             out.ratios.append(cost / spent)
             out.excess.append(found - regret)
-    return [everything, *ladders]
+    return [everything, *(out for _, out in ladders)]
 
 
 def render(
@@ -238,8 +255,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 _METHOD = """Recorded full evaluations are replayed: what a ladder would have stopped is left out of the selection and of the bill.
 Each replay takes four fifths of the candidates and puts the seeds in a random order; numbers are means with the 2.5 % and 97.5 %
-quantiles over replays, which share candidates, so they are narrower than those of fresh runs would be. The two numbers of a ladder
-are the probabilities of being better than parent and baseline below which a child ends at the proxy and after one seed. A parent
+quantiles over replays, which share candidates, so they are narrower than those of fresh runs would be. The numbers of a ladder
+are the probabilities below which a child ends: of being better than parent and baseline at the proxy, and after one seed; of being
+better than the best of earlier generations after one seed (0: not asked). A parent
 that the ladder would have stopped still has its children, as recorded, and is then no reference. Tokens are completion tokens
 sampled in training, the baseline's left out of both sides."""
 

@@ -24,13 +24,14 @@ from poise_core.studies.simulation import GRPO_SEED_STD, World, share, simulate
 
 CHILDREN = 63
 EFFECT = 3.0
-LADDERS: dict[str, tuple[float, float] | None] = {
+LADDERS: dict[str, tuple[float, float, float] | None] = {
     "all seeds": None,
-    "ladder 0.05, 0.10": (0.05, 0.10),
-    "ladder 0.25, 0.50": (0.25, 0.50),
-    "ladder 0.50, 0.75": (0.50, 0.75),
+    "ladder 0.05, 0.10": (0.05, 0.10, 0.0),
+    "ladder 0.25, 0.50": (0.25, 0.50, 0.0),
+    "ladder 0.25, 0.50, leader 0.25": (0.25, 0.50, 0.25),
+    "ladder 0.50, 0.75": (0.50, 0.75, 0.0),
 }
-"""Name -> the thresholds at the proxy and after one seed."""
+"""Name -> the thresholds at the proxy, after one seed, and behind the leader."""
 
 
 SELECTORS: dict[str, ParentSelector] = {
@@ -71,7 +72,8 @@ def measure(arm: str, name: str, count: int, runs: int, children: int, effect: f
     preset, thresholds = load_preset("laptop"), LADDERS[name]
     ladder = None
     if thresholds is not None:
-        ladder = LadderSpec(enabled=True, proxy_stop_below=thresholds[0], first_stop_below=thresholds[1])
+        proxy, first, leader = thresholds
+        ladder = LadderSpec(enabled=True, proxy_stop_below=proxy, first_stop_below=first, leader_stop_below=leader)
     found = false = 0
     spent = 0.0
     for number in range(runs):
@@ -98,7 +100,8 @@ def render(rows: Sequence[Row], children: int, effect: float, command: str, draw
         "Overall; whatever descends from it keeps them, and no other change does anything. Seed noise as measured on the testbed "
         f"({GRPO_SEED_STD} points). Found: a child that has the change is declared champion candidate. Arms differ in how parents "
         "are chosen and propose the same changes: what a better proposer would add is not in here. A ladder's two numbers are the "
-        "probabilities of being better than the parent and the baseline below which a child ends at the proxy and after one seed. "
+        "probabilities of being better than the parent and the baseline below which a child ends at the proxy and after one seed; "
+        "with a leader it also ends after one seed where it is better than the best of earlier generations with less than that. "
         "Budget counts whole trainings, a proxy as 0.43 of one (its tokens).",
         "",
         f"![share of runs that find the better change, against whole trainings]({drawing})",

@@ -8,7 +8,7 @@ Problems have difficulties of their own, shared by all policies. Racing, noise, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from poise_core.config import LadderSpec, Preset
 from poise_core.evaluation.promotion import Declaration, declare
 from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.racing import SeedModel, race
+from poise_core.evaluation.racing import SeedModel, race, race_with_leader
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.statistics import Interval
 from poise_core.search.arms import RootSelector
@@ -251,27 +251,17 @@ def _climb(
     rewards = child.rewards
     child.rewards = {0: rewards[0]}
     earlier = {name: one.rewards for name, one in known.items()}
-    if _stops(earlier, ladder.reward_noise, ladder, rewards[0], references, ladder.proxy_stop_below):
+    model = SeedModel.learn(earlier, ladder.reward_noise, ladder.noise_weight, ladder.shared_noise)
+    if race(model.differences(rewards[0], 0, references), ladder.proxy_stop_below).stop:
         return PROXY_SHARE
     child.evaluations = [world.evaluate(draws[0], 0, rng)]
     earlier = {name: one.overalls for name, one in known.items()}
-    if _stops(earlier, ladder.overall_noise, ladder, child.overalls[0], references, ladder.first_stop_below):
+    model = SeedModel.learn(earlier, ladder.overall_noise, ladder.noise_weight, ladder.shared_noise)
+    if race_with_leader(model, child.overalls[0], 0, references, ladder, range(seeds)).stop:
         return 1.0
     child.rewards = rewards
     child.evaluations += [world.evaluate(draws[seed], seed, rng) for seed in range(1, seeds)]
     return float(seeds)
-
-
-def _stops(
-    earlier: Mapping[str, Mapping[int, float]],
-    guess: float,
-    ladder: LadderSpec,
-    value: float,
-    references: Iterable[str],
-    below: float,
-) -> bool:
-    model = SeedModel.learn(earlier, guess, ladder.noise_weight, ladder.shared_noise)
-    return race(model.differences(value, 0, references), below).stop
 
 
 def _names(declarations: Sequence[Declaration]) -> list[str]:

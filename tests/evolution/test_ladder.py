@@ -140,6 +140,26 @@ def test_a_child_stopped_at_one_seed_counts_with_that_seed(tmp_path: Path, labor
     assert evolution.select_parents(2)  # partial evidence does not disturb the selection
 
 
+def test_a_child_that_is_better_than_its_parent_ends_behind_the_leader(tmp_path: Path, laboratory: Laboratory) -> None:
+    ladder = {**LADDER, "first_stop_below": 0.0, "leader_stop_below": 0.25}
+    evolution = open_evolution(tmp_path / "run", make_preset(ladder=ladder, generations=2))
+    laboratory.step = rewards({})
+    establish_baseline(evolution)
+    leader, _ = admit(evolution, 1)
+    laboratory.skills[leader.candidate_id] = 0.95
+    measure(evolution, leader)
+    child, other = admit(evolution, 2)
+    laboratory.skills |= {child.candidate_id: 0.5, other.candidate_id: 0.97}
+    for one in (child, other):
+        measure(evolution, one)
+    decided = {row["candidate_id"]: row for row in rows(evolution, "rungs", generation=2, rung="first")}
+    stopped = decided[child.candidate_id]
+    assert (stopped["decision"], stopped["reference"]) == ("stopped", leader.candidate_id)
+    assert stopped["probability"] < 0.25
+    assert leader.name in stopped["message"]
+    assert decided[other.candidate_id]["decision"] == "promoted"
+
+
 def test_decisions_do_not_see_their_own_generation(tmp_path: Path, laboratory: Laboratory) -> None:
     """Neither the order of siblings nor a new process between them, which reads the archive afresh, changes a row."""
     preset = make_preset(ladder={**LADDER, "first_stop_below": 0.0}, generations=2)

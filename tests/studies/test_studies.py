@@ -111,6 +111,11 @@ def test_a_replay_by_hand() -> None:
     assert select(every, kept) == "good"
     never = LADDER.model_copy(update={"proxy_stop_below": 0.0, "first_stop_below": 0.0})
     assert climb([low, weak, good, orphan], base, [0, 1, 2], never)[1] == 4 * 180
+    # in the second generation the leader is `good`, which `orphan` is four points behind
+    ahead = never.model_copy(update={"leader_stop_below": 0.25})
+    kept, spent = climb([low, weak, good, orphan], base, [0, 1, 2], ahead)
+    assert (kept["good"], kept["weak"], kept["orphan"]) == ((0, 1, 2), (0,), (0,))
+    assert spent == 60 + 60 + 180 + 60
 
 
 def test_replays_of_a_clear_case_lose_nothing_and_cost_less() -> None:
