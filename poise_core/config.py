@@ -68,6 +68,12 @@ class LadderSpec(FrozenModel):
     proxy_stop_below: float = Field(
         0.05, ge=0, lt=1, description="a child ends at the proxy where P(it beats its parent or the baseline) is below"
     )
+    forecast_stop_below: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="the same of the Overall that the proxy's dynamics forecast, once earlier generations allow one; 0: none",
+    )
     first_stop_below: float = Field(
         0.10, ge=0, lt=1, description="the same after the first whole training and its evaluation"
     )
@@ -76,7 +82,7 @@ class LadderSpec(FrozenModel):
         ge=0,
         lt=1,
         description="a child ends after the first whole training where P(it beats the best of earlier generations) is below; "
-        "0 asks for parent and baseline only",
+        "0: only parent and baseline count",
     )
     reward_noise: PositiveFloat = Field(
         5.0, description="seed standard deviation of the proxy's reward, percent points, before any was measured"

@@ -5,18 +5,16 @@ effects; Searle, Casella and McCulloch 1992, Variance components):
 
     x_cs = c + s + e_cs,  var(s) = tau^2,  var(e_cs) = v
 
-The difference of a child with one seed to a candidate with several is estimated by generalised least squares with a flat prior on
-candidates. Where seeds do much to all alike (large tau) that is the difference at the shared seed, where they do nothing it is the
-difference to the other's mean over all its seeds. So the luck that the baseline had with the one seed on which all children are
-judged is not held against each of them. With d the estimate, V its variance and f its degrees of freedom,
+The difference of a child with one seed to a candidate with several is estimated by generalised least squares with a flat
+prior on candidates. Where seeds do much to all alike (large tau) that is the difference at the shared seed, where they do nothing
+it is the difference to the other's mean over all its seeds. So the luck that the baseline had with the one seed on which all
+children are judged is not held against each of them. With d the estimate, V its variance and f its degrees of freedom,
 
     P(better) = T_f(d / sqrt(V))
 
 and the candidate stops where this falls below ``stop_below`` for its parent or the baseline (divided by two where they are two
 candidates: two chances to be wrong). A child that equals its parent is thus lost with at most ``stop_below`` per rung, a better one
-less often, whatever the number of children. After one whole training a child can be compared with the leader, too
-(:func:`race_with_leader`): whoever seeks the best alone need not measure what is better than its parent and still behind. v and
-tau^2 are learned from all candidates of earlier generations, with a stated guess
+less often, whatever the number of children. v and tau^2 are learned from all candidates of earlier generations, with a stated guess
 as prior of weight f_0.
 
 Not successive halving: a rank among siblings exists only once all of them are measured, so the slowest one holds up the rest, and
@@ -33,13 +31,12 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr
 
-from poise_core.config import LadderSpec
 from poise_core.evaluation.noise import Array, SeedNoise, moderated, repeated, two_way
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An estimate of how much better one candidate is than another, percent points."""
+    """An estimate of how much better one candidate is than another, or than nothing, percent points."""
 
     estimate: float
     noise: SeedNoise  # variance of the estimate
@@ -74,27 +71,6 @@ def race(differences: Mapping[str, Difference], stop_below: float) -> Decision:
     gap, chance = differences[worst], chances[worst]
     text = f"{gap.estimate:+.1f} points to {worst}, noise {gap.noise.std:.1f}: better with probability {chance:.2f}"
     return Decision(chance < stop_below / len(chances), worst, gap, chance, text)
-
-
-def race_with_leader(
-    model: SeedModel, overall: float, seed: int, references: Iterable[str], ladder: LadderSpec, seeds: Sequence[int]
-) -> Decision:
-    """Decide on a child after one whole training: against parent and baseline, then against the leader.
-
-    Args:
-        model: of Overall in earlier generations.
-        overall: the child's, percent.
-        seed: the one that it was trained with.
-        references: its parent and the baseline.
-        ladder: thresholds.
-        seeds: of the last rung; a leader has all of them.
-    """
-    decision = race(model.differences(overall, seed, references), ladder.first_stop_below)
-    leader = model.leader(seeds) if ladder.leader_stop_below else None
-    if decision.stop or leader is None:
-        return decision
-    behind = race(model.differences(overall, seed, [leader]), ladder.leader_stop_below)
-    return behind if behind.stop else decision
 
 
 @dataclass(frozen=True)
@@ -154,18 +130,37 @@ class SeedModel:
         row = self.values.get(reference)
         if not row:
             return None
-        design = np.zeros(len(self.seeds))
-        unknown = 0.0  # variance by seeds that no candidate with several seeds has had
         shares = {one: -1.0 / len(row) for one in row}
         shares[seed] = shares.get(seed, 0.0) + 1.0
+        return self._contrast(value - statistics.fmean(row.values()), shares, 1.0 + 1.0 / len(row))
+
+    def level(self, candidate: str, seeds: Sequence[int]) -> Difference:
+        """What a candidate scores at an average seed, from those seeds of it; percent.
+
+        Raises:
+            KeyError: it has not been measured with one of them.
+        """
+        row = self.values[candidate]
+        mean = statistics.fmean(row[seed] for seed in seeds)
+        return self._contrast(mean, dict.fromkeys(seeds, 1.0 / len(seeds)), 1.0 / len(seeds))
+
+    def _contrast(self, raw: float, shares: Mapping[int, float], own: float) -> Difference:
+        """Take what the seeds did out of a sum of measurements.
+
+        Args:
+            raw: the sum, percent points.
+            shares: seed -> with which weight it is in there.
+            own: how often v is in there.
+        """
+        design = np.zeros(len(self.seeds))
+        unknown = 0.0  # variance by seeds that no candidate with several seeds has had
         for one, part in shares.items():
             if one in self.seeds:
                 design[self.seeds.index(one)] = part
             else:
                 unknown += part**2 * self.shared
-        estimate = value - statistics.fmean(row.values()) - float(design @ self.effects)
-        own = self.noise.variance * (1.0 + 1.0 / len(row) + float(design @ self.inverse @ design))
-        return Difference(estimate, SeedNoise(own + unknown, self.noise.freedom))
+        variance = self.noise.variance * (own + float(design @ self.inverse @ design)) + unknown
+        return Difference(raw - float(design @ self.effects), SeedNoise(variance, self.noise.freedom))
 
 
 def proxy_reward(trajectory: Sequence[Mapping[str, float]], steps: int, window: int) -> float:

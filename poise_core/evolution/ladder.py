@@ -11,20 +11,22 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from poise_core.archive import EVOLUTION_ARM
-from poise_core.evaluation.racing import Decision, SeedModel, proxy_reward, race, race_with_leader
+from poise_core.evaluation.forecast import Dynamics, proxy_dynamics
+from poise_core.evaluation.racing import Decision, proxy_reward
+from poise_core.evaluation.referee import Referee
 from poise_core.evolution.events import announced
 from poise_core.evolution.trials import Subject, Trials
 from poise_core.training.health import HealthWatch
 
 Rung = Literal["proxy", "first", "all"]
 
-Values = dict[str, dict[int, float]]
-"""Candidate -> seed -> what the rung measures, percent."""
+Trajectory = Sequence[Mapping[str, Any]]
+"""Rows of metrics, one per step."""
 
 
 class Ladder:
@@ -36,7 +38,7 @@ class Ladder:
         preset = trials.run.preset
         self.spec, self.health = preset.ladder, preset.health
         self.protocol, self.baseline = preset.protocol, preset.search.baseline
-        self._seen: dict[tuple[int, str], SeedModel] = {}
+        self._referees: dict[int, Referee] = {}
         self._lock = threading.Lock()
 
     @property
@@ -109,15 +111,16 @@ class Ladder:
     # the decision
 
     def _decide(self, subject: Subject, rung: Rung) -> Decision:
-        earlier = self._earlier(subject.generation, rung)
+        referee = self._referee(subject.generation)
         mine = self._value(subject, rung)
         names = {row["candidate_id"]: row["name"] for row in self.archive.rows("candidates")}
         references = dict.fromkeys(one for one in (subject.parent_id, self._baseline()) if one)
         seed = self.seeds[0]
         if rung == "proxy":
-            decision = race(earlier.differences(mine, seed, references), self.spec.proxy_stop_below)
+            dynamics = self._dynamics(self._first_steps(subject))
+            decision = referee.after_proxy(mine, dynamics, seed, references)
         else:
-            decision = race_with_leader(earlier, mine, seed, references, self.spec, self.seeds)
+            decision = referee.after_first(mine, seed, references)
         if decision.reference:
             text = decision.message.replace(decision.reference, names[decision.reference])
             decision = replace(decision, message=text)
@@ -127,39 +130,38 @@ class Ladder:
         """Reward of the proxy or Overall of the first seed, percent; NaN where it is not finite or not there."""
         seed = self.seeds[0]
         if rung == "proxy":
-            stored = self.archive.trajectory(subject.candidate_id, self.protocol.digest).get(seed)
-            steps = stored or self.trials.unfinished_trajectory(subject, seed)[0]
-            return proxy_reward(steps, self.spec.proxy_steps, self.spec.proxy_window)
+            return proxy_reward(self._first_steps(subject), self.spec.proxy_steps, self.spec.proxy_window)
         evaluations = self.trials.evaluations(subject, (seed,))
         return evaluations[0].overall if evaluations else math.nan
 
-    def _earlier(self, generation: int, rung: Rung) -> SeedModel:
-        """What candidates of earlier generations measured on this rung, with every seed they have, and its noise."""
+    def _first_steps(self, subject: Subject) -> Trajectory:
+        """Of the first seed, as far as it has come."""
+        stored = self.archive.trajectory(subject.candidate_id, self.protocol.digest).get(self.seeds[0])
+        return stored or self.trials.unfinished_trajectory(subject, self.seeds[0])[0]
+
+    def _dynamics(self, steps: Trajectory) -> Dynamics | None:
+        return proxy_dynamics(steps, self.spec.proxy_steps, self.spec.proxy_window)
+
+    def _referee(self, generation: int) -> Referee:
+        """Who knows what candidates of earlier generations measured, with every seed they have."""
         with self._lock:
-            if (generation, rung) not in self._seen:
+            if generation not in self._referees:
                 rows = self.archive.rows("candidates", arm=EVOLUTION_ARM)
                 known = [row["candidate_id"] for row in rows if row["generation"] < generation]
-                values = self._rewards(known) if rung == "proxy" else self._overalls(known)
-                guess = self.spec.reward_noise if rung == "proxy" else self.spec.overall_noise
-                self._seen[generation, rung] = SeedModel.learn(
-                    values, guess, self.spec.noise_weight, self.spec.shared_noise
-                )
-            return self._seen[generation, rung]
-
-    def _rewards(self, candidates: Sequence[str]) -> Values:
-        values: Values = {}
-        for candidate in candidates:
-            seeds = self.archive.trajectory(candidate, self.protocol.digest)
-            rewards = {
-                seed: proxy_reward(steps, self.spec.proxy_steps, self.spec.proxy_window)
-                for seed, steps in seeds.items()
-            }
-            values[candidate] = {seed: reward for seed, reward in rewards.items() if math.isfinite(reward)}
-        return values
-
-    def _overalls(self, candidates: Sequence[str]) -> Values:
-        found = self.archive.evaluations(protocol=self.protocol.digest)
-        return {name: {one.seed: one.overall for one in found.get(name, [])} for name in candidates}
+                found = self.archive.evaluations(protocol=self.protocol.digest)
+                overalls = {name: {one.seed: one.overall for one in found.get(name, [])} for name in known}
+                rewards: dict[str, dict[int, float]] = {}
+                dynamics: dict[str, dict[int, Dynamics]] = {}
+                for name in known:
+                    proxies = self.archive.trajectory(name, self.protocol.digest)
+                    rewards[name] = {
+                        seed: proxy_reward(steps, self.spec.proxy_steps, self.spec.proxy_window)
+                        for seed, steps in proxies.items()
+                    }
+                    measured = {seed: self._dynamics(steps) for seed, steps in proxies.items()}
+                    dynamics[name] = {seed: one for seed, one in measured.items() if one is not None}
+                self._referees[generation] = Referee.learn(self.spec, self.seeds, rewards, overalls, dynamics)
+            return self._referees[generation]
 
     # records
 

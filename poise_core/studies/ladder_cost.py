@@ -20,26 +20,30 @@ import numpy as np
 
 from poise_core.archive import EVOLUTION_ARM
 from poise_core.config import LadderSpec
-from poise_core.evaluation.racing import SeedModel, proxy_reward, race, race_with_leader
+from poise_core.evaluation.forecast import Dynamics, foretold, proxy_dynamics
+from poise_core.evaluation.racing import proxy_reward
 from poise_core.evaluation.rankings import rank_correlation
+from poise_core.evaluation.referee import Referee
 from poise_core.evaluation.statistics import Interval
 from poise_core.run_directory import RunDirectory
 from poise_core.search.nodes import NodeRecord, shrunken_scores
 
 THRESHOLDS = (
-    (0.05, 0.10, 0.0),
-    (0.05, 0.50, 0.0),
-    (0.05, 0.50, 0.10),
-    (0.05, 0.50, 0.25),
-    (0.05, 0.50, 0.50),
-    (0.25, 0.50, 0.0),
-    (0.25, 0.50, 0.25),
-    (0.50, 0.75, 0.0),
+    (0.05, 0.0, 0.10, 0.0),
+    (0.05, 0.0, 0.50, 0.0),
+    (0.05, 0.0, 0.50, 0.10),
+    (0.05, 0.0, 0.50, 0.25),
+    (0.05, 0.05, 0.50, 0.0),
+    (0.05, 0.05, 0.50, 0.10),
+    (0.05, 0.10, 0.50, 0.10),
+    (0.05, 0.25, 0.50, 0.10),
+    (0.05, 0.25, 0.50, 0.25),
+    (0.05, 0.50, 0.50, 0.50),
 )
-"""Below which a child ends at the proxy, after one seed, and behind the leader; first the defaults of ``ladder:``, second those of
-the preset ``laptop-64``."""
+"""Below which a child ends at the proxy by reward and by forecast, after one seed, and behind the leader. First the defaults of
+``ladder:``, second those of the preset ``laptop-64``."""
 
-_KEYS = "proxy_stop_below", "first_stop_below", "leader_stop_below"
+_KEYS = "proxy_stop_below", "forecast_stop_below", "first_stop_below", "leader_stop_below"
 
 SHARE = 0.8
 
@@ -53,6 +57,7 @@ class Recorded:
     parent: str | None
     overalls: Mapping[int, float]  # seed -> percent
     rewards: Mapping[int, float]  # seed -> the proxy's, percent
+    dynamics: Mapping[int, Dynamics | None]  # seed -> the proxy's
     proxy_tokens: Mapping[int, int]
     tokens: Mapping[int, int]  # of the whole training
 
@@ -68,8 +73,13 @@ class Replay:
     excess: list[float] = field(default_factory=list)  # regret over that of evaluate-everything
 
 
-def read_run(run: RunDirectory, ladder: LadderSpec) -> tuple[str, dict[str, Recorded]]:
+def read_run(run: RunDirectory, ladder: LadderSpec, children: int | None = None) -> tuple[str, dict[str, Recorded]]:
     """The baseline's id and all candidates that have every seed of the run, scored and trained to the end.
+
+    Args:
+        run: where they were recorded.
+        ladder: says what a proxy is.
+        children: only so many, the first that were made. Where a ladder decided who has all seeds, later ones were chosen by score.
 
     Raises:
         ValueError: there is no baseline with a score.
@@ -80,12 +90,15 @@ def read_run(run: RunDirectory, ladder: LadderSpec) -> tuple[str, dict[str, Reco
     failed = {row["candidate_id"] for row in archive.rows("failures", protocol=protocol.digest)}
     recorded = {}
     baseline = None
-    for row in archive.rows("candidates", arm=EVOLUTION_ARM):
+    rows = sorted(archive.rows("candidates", arm=EVOLUTION_ARM), key=lambda row: row["created_at"])
+    made = [row["candidate_id"] for row in rows if row["generation"]]
+    late = set() if children is None else set(made[children:])
+    for row in rows:
         name = row["candidate_id"]
         overalls = {one.seed: one.overall for one in evaluations.get(name, []) if math.isfinite(one.overall)}
         steps = archive.trajectory(name, protocol.digest)
         whole = {seed: rows for seed, rows in steps.items() if len(rows) == protocol.training.steps}
-        if name in failed or not set(seeds) <= overalls.keys() & whole.keys():
+        if name in failed or name in late or not set(seeds) <= overalls.keys() & whole.keys():
             continue
         if not row["parent_ids"]:
             baseline = baseline or name
@@ -95,6 +108,7 @@ def read_run(run: RunDirectory, ladder: LadderSpec) -> tuple[str, dict[str, Reco
             row["parent_ids"][0] if row["parent_ids"] else None,
             {seed: overalls[seed] for seed in seeds},
             {seed: proxy_reward(whole[seed], ladder.proxy_steps, ladder.proxy_window) for seed in seeds},
+            {seed: proxy_dynamics(whole[seed], ladder.proxy_steps, ladder.proxy_window) for seed in seeds},
             {seed: _tokens(whole[seed][: ladder.proxy_steps]) for seed in seeds},
             {seed: _tokens(whole[seed]) for seed in seeds},
         )
@@ -116,18 +130,20 @@ def climb(
     first, spent = seeds[0], 0
     proxied: dict[str, tuple[int, ...]] = {baseline.name: tuple(seeds)}
     for generation in sorted({one.generation for one in candidates}):
-        rewards = {name: {s: every[name].rewards[s] for s in own} for name, own in proxied.items()}
-        overalls = {name: {s: every[name].overalls[s] for s in own} for name, own in kept.items()}
-        settings = ladder.noise_weight, ladder.shared_noise
-        proxy = SeedModel.learn(rewards, ladder.reward_noise, *settings)
-        whole = SeedModel.learn(overalls, ladder.overall_noise, *settings)
+        referee = Referee.learn(
+            ladder,
+            seeds,
+            {name: {s: every[name].rewards[s] for s in own} for name, own in proxied.items()},
+            {name: {s: every[name].overalls[s] for s in own} for name, own in kept.items()},
+            {name: {s: found for s in own if (found := every[name].dynamics[s])} for name, own in kept.items()},
+        )
         new: dict[str, tuple[int, ...]] = {}
         for one in (one for one in candidates if one.generation == generation):
             against = [name for name in dict.fromkeys((one.parent or baseline.name, baseline.name)) if kept.get(name)]
-            if race(proxy.differences(one.rewards[first], first, against), ladder.proxy_stop_below).stop:
+            if referee.after_proxy(one.rewards[first], one.dynamics[first], first, against).stop:
                 new[one.name], spent = (), spent + one.proxy_tokens[first]
                 continue
-            stop = race_with_leader(whole, one.overalls[first], first, against, ladder, seeds).stop
+            stop = referee.after_first(one.overalls[first], first, against).stop
             new[one.name] = (first,) if stop else tuple(seeds)
             spent += sum(one.tokens[seed] for seed in new[one.name])
         kept |= new
@@ -186,7 +202,12 @@ def replay(
 
 
 def render(
-    name: str, recorded: Mapping[str, Recorded], baseline: str, rows: Sequence[Replay], search_seeds: int
+    name: str,
+    recorded: Mapping[str, Recorded],
+    baseline: str,
+    rows: Sequence[Replay],
+    search_seeds: int,
+    ladder: LadderSpec,
 ) -> list[str]:
     """The part of the page for one run."""
     numbers = sorted(recorded[baseline].overalls)
@@ -197,10 +218,17 @@ def render(
         key: statistics.fmean(one.overalls[s] for s in numbers[1:]) if numbers[1:] else math.nan
         for key, one in recorded.items()
     }
+    forecasts = foretold(
+        {key: one.generation for key, one in recorded.items()},
+        {key: {s: found for s, found in one.dynamics.items() if found} for key, one in recorded.items()},
+        {key: one.overalls for key, one in recorded.items()},
+        first,
+        ladder,
+    )
     judged = (
         "the other seeds"
         if len(numbers) > search_seeds
-        else "**all seeds, those of the search included: too kind to both**"
+        else "**all seeds, those of the search included: everything then has none by construction, and a ladder rather too much**"
     )
     lines = [
         f"## {name}",
@@ -208,9 +236,19 @@ def render(
         f"{len(recorded)} candidates with {len(numbers)} seeds; the search uses {search_seeds}, regret is judged by {judged}. "
         f"{len(rows[0].tokens)} replays.",
         "",
-        f"Rank correlation, proxy to Overall at the same seed: {rank_correlation(proxies, firsts).sentence()}; proxy to the "
-        f"other seeds: {rank_correlation(proxies, rest).sentence()}; one seed to the other seeds: "
-        f"{rank_correlation(firsts, rest).sentence()}.",
+        "Rank correlation with Overall at the same seed and at the other seeds:",
+        "",
+        "| | same seed | other seeds |",
+        "|---|---|---|",
+        *(
+            f"| {what} | {rank_correlation(own, firsts).sentence() if own is not firsts else ''} | "
+            f"{rank_correlation(own, rest).sentence()} |"
+            for what, own in (
+                ("reward of the proxy", proxies),
+                ("forecast by the proxy's dynamics, from earlier generations", forecasts),
+                ("Overall of one seed", firsts),
+            )
+        ),
         "",
         "| way | training tokens, thousands | times less than everything | top-1 regret, points | more regret than everything |",
         "|---|---|---|---|---|",
@@ -234,20 +272,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Replay the runs and write the page."""
     parser = argparse.ArgumentParser(prog="python -m poise_core.studies.ladder_cost", description=__doc__)
     parser.add_argument("run_dirs", type=Path, nargs="+")
-    parser.add_argument("--search-seeds", type=int, default=3)
+    parser.add_argument("--search-seeds", type=int, nargs="+", default=[3])
     parser.add_argument("--replays", type=int, default=500)
+    parser.add_argument(
+        "--children", type=int, help="the first so many that were made, as in poise_core.studies.record"
+    )
     parser.add_argument("--out", type=Path, default=Path("docs/results/ladder_cost.md"))
     given = parser.parse_args(arguments)
     named = " ".join(path.name for path in given.run_dirs)
-    command = f"python -m poise_core.studies.ladder_cost {named} --search-seeds {given.search_seeds} --replays {given.replays}"
+    command = f"python -m poise_core.studies.ladder_cost {named}"
+    if given.children is not None:
+        command += f" --children {given.children}"
+    command += f" --search-seeds {' '.join(map(str, given.search_seeds))} --replays {given.replays}"
     lines = ["# What the ladder saves", "", f"Made by `{command}`.", "", " ".join(_METHOD.split()), ""]
     for path in given.run_dirs:
         run = RunDirectory.read(path)
         ladder = run.current_preset.ladder
-        baseline, recorded = read_run(run, ladder)
-        seeds = min(given.search_seeds, len(recorded[baseline].overalls))
-        rows = replay(recorded, baseline, seeds, ladder, given.replays)
-        lines += render(path.name, recorded, baseline, rows, seeds)
+        baseline, recorded = read_run(run, ladder, given.children)
+        for count in dict.fromkeys(min(one, len(recorded[baseline].overalls)) for one in given.search_seeds):
+            rows = replay(recorded, baseline, count, ladder, given.replays)
+            lines += render(path.name, recorded, baseline, rows, count, ladder)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("\n".join(lines))
     print("\n".join(lines))
@@ -255,9 +299,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 _METHOD = """Recorded full evaluations are replayed: what a ladder would have stopped is left out of the selection and of the bill.
 Each replay takes four fifths of the candidates and puts the seeds in a random order; numbers are means with the 2.5 % and 97.5 %
-quantiles over replays, which share candidates, so they are narrower than those of fresh runs would be. The numbers of a ladder
-are the probabilities below which a child ends: of being better than parent and baseline at the proxy, and after one seed; of being
-better than the best of earlier generations after one seed (0: not asked). A parent
+quantiles over replays, which share candidates, so they are narrower than those of fresh runs would be. The numbers of a ladder are
+the probabilities below which a child ends (0: not asked): of being better than parent and baseline by the proxy's reward, by the
+Overall that its dynamics forecast, after one seed; of being better than the best of earlier generations after one seed. A parent
 that the ladder would have stopped still has its children, as recorded, and is then no reference. Tokens are completion tokens
 sampled in training, the baseline's left out of both sides."""
 

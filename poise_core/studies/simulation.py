@@ -18,7 +18,7 @@ from scipy.optimize import brentq
 from poise_core.config import LadderSpec, Preset
 from poise_core.evaluation.promotion import Declaration, declare
 from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.racing import SeedModel, race, race_with_leader
+from poise_core.evaluation.referee import Referee
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.statistics import Interval
 from poise_core.search.arms import RootSelector
@@ -250,14 +250,17 @@ def _climb(
     references = dict.fromkeys((*child.parents, BASELINE))
     rewards = child.rewards
     child.rewards = {0: rewards[0]}
-    earlier = {name: one.rewards for name, one in known.items()}
-    model = SeedModel.learn(earlier, ladder.reward_noise, ladder.noise_weight, ladder.shared_noise)
-    if race(model.differences(rewards[0], 0, references), ladder.proxy_stop_below).stop:
+    referee = Referee.learn(
+        ladder,
+        range(seeds),
+        {name: one.rewards for name, one in known.items()},
+        {name: one.overalls for name, one in known.items()},
+        {},
+    )
+    if referee.after_proxy(rewards[0], None, 0, references).stop:
         return PROXY_SHARE
     child.evaluations = [world.evaluate(draws[0], 0, rng)]
-    earlier = {name: one.overalls for name, one in known.items()}
-    model = SeedModel.learn(earlier, ladder.overall_noise, ladder.noise_weight, ladder.shared_noise)
-    if race_with_leader(model, child.overalls[0], 0, references, ladder, range(seeds)).stop:
+    if referee.after_first(child.overalls[0], 0, references).stop:
         return 1.0
     child.rewards = rewards
     child.evaluations += [world.evaluate(draws[seed], seed, rng) for seed in range(1, seeds)]

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from poise_core.archive import UNTRAINED_ARM, Archive
 from poise_core.config import LadderSpec
+from poise_core.evaluation.forecast import foretold, proxy_dynamics
 from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.racing import proxy_reward
 from poise_core.evaluation.rankings import Correlation, rank_correlation
@@ -24,7 +25,7 @@ class RungReport:
     """What :func:`rung_report` finds."""
 
     rungs: list[dict[str, Any]]  # per rung: rung, candidates, promoted, stopped, finished, tokens
-    correlations: dict[str, Correlation]  # "proxy -> first", "first -> others": of values over candidates
+    correlations: dict[str, Correlation]  # "proxy -> first", "forecast -> others" and the like, over candidates
     tokens: int  # sampled in training by all candidates, the baseline included
     tokens_without: int | None  # had every candidate of the ladder trained with all seeds; None where none did
     stopped: list[dict[str, Any]]  # rows of candidates that were stopped, with their names
@@ -44,14 +45,15 @@ def rung_report(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> Run
 
     Every candidate with a whole training says what its proxy would have been, climbed or not, so correlations do not need
     the ladder to be switched on. "others" is the mean Overall of the seeds beside the first one: a value and its own mean
-    would agree by themselves. Candidates that a rung stopped are missing above it, which lowers what can be seen.
+    would agree by themselves. "forecast" is :func:`poise_core.evaluation.forecast.foretold`. Candidates that a rung stopped
+    are missing above it, which lowers what can be seen.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
     """
     rows = archive.rows("rungs", protocol=protocol.digest) if archive.has("rungs") else []
     names = {row["candidate_id"]: row["name"] for row in archive.rows("candidates")}
-    proxies, firsts, others = _values(archive, protocol, ladder)
+    known = _known(archive, protocol, ladder)
     whole = [row["tokens"] for row in rows if row["rung"] == "all" and row["decision"] == "finished"]
     climbed = {row["candidate_id"] for row in rows}
     trained = archive.read("trajectories", ["candidate_id", "tokens"], protocol=protocol.digest)
@@ -63,9 +65,11 @@ def rung_report(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> Run
     return RungReport(
         rungs=[_rung(rung, [row for row in rows if row["rung"] == rung]) for rung in ("proxy", "first", "all")],
         correlations={
-            "proxy -> first": rank_correlation(proxies, firsts),
-            "proxy -> others": rank_correlation(proxies, others),
-            "first -> others": rank_correlation(firsts, others),
+            "proxy -> first": rank_correlation(known.rewards, known.firsts),
+            "proxy -> others": rank_correlation(known.rewards, known.others),
+            "forecast -> first": rank_correlation(known.forecasts, known.firsts),
+            "forecast -> others": rank_correlation(known.forecasts, known.others),
+            "first -> others": rank_correlation(known.firsts, known.others),
         },
         tokens=sum(tokens for _, tokens in spent),
         tokens_without=round(below + len(climbed) * sum(whole) / len(whole)) if whole else None,
@@ -73,23 +77,38 @@ def rung_report(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> Run
     )
 
 
-def _values(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> tuple[dict[str, float], ...]:
-    """Candidate -> proxy's reward, Overall at the first seed, mean Overall at the others; where they are known."""
+@dataclass(frozen=True)
+class _Known:
+    """Candidate -> percent; a value that is not known is missing or NaN."""
+
+    rewards: dict[str, float]  # of the proxy
+    forecasts: dict[str, float]  # of Overall, by the proxy's dynamics and earlier generations
+    firsts: dict[str, float]  # Overall at the first seed
+    others: dict[str, float]  # mean Overall at the others
+
+
+def _known(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> _Known:
     evaluations = standing_of(archive, protocol).evaluations
-    roots = {row["candidate_id"] for row in archive.rows("candidates", arm=UNTRAINED_ARM)}
+    generations = {
+        row["candidate_id"]: row["generation"] for row in archive.rows("candidates") if row["arm"] != UNTRAINED_ARM
+    }
     first = protocol.seeds[0]
-    proxies, firsts, others = {}, {}, {}
+    rewards, firsts, others, overalls, dynamics = {}, {}, {}, {}, {}
     for name, evals in evaluations.items():
-        if name in roots:
+        if name not in generations:
             continue
-        own = {one.seed: one.overall for one in evals}
-        rest = [overall for seed, overall in own.items() if seed != first]
-        steps = archive.trajectory(name, protocol.digest).get(first, [])
-        reward = proxy_reward(steps, ladder.proxy_steps, ladder.proxy_window) if ladder.proxy_steps else math.nan
-        proxies[name] = reward
-        firsts[name] = own.get(first, math.nan)
+        overalls[name] = {one.seed: one.overall for one in evals}
+        rest = [overall for seed, overall in overalls[name].items() if seed != first]
+        firsts[name] = overalls[name].get(first, math.nan)
         others[name] = sum(rest) / len(rest) if rest else math.nan
-    return proxies, firsts, others
+        if ladder.proxy_steps:
+            steps = archive.trajectory(name, protocol.digest)
+            rewards[name] = proxy_reward(steps.get(first, []), ladder.proxy_steps, ladder.proxy_window)
+            found = {
+                seed: proxy_dynamics(rows, ladder.proxy_steps, ladder.proxy_window) for seed, rows in steps.items()
+            }
+            dynamics[name] = {seed: one for seed, one in found.items() if one is not None}
+    return _Known(rewards, foretold(generations, dynamics, overalls, first, ladder), firsts, others)
 
 
 def _rung(rung: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from poise_core.config import LadderSpec
 from poise_core.evaluation.noise import SeedNoise
-from poise_core.evaluation.racing import Difference, SeedModel, proxy_reward, race, race_with_leader
+from poise_core.evaluation.racing import Difference, SeedModel, proxy_reward, race
 
 
 def gap(estimate: float, variance: float, freedom: float = 5.0) -> Difference:
@@ -60,23 +59,6 @@ def test_the_leader_has_all_seeds_and_the_highest_mean() -> None:
     assert model.leader([0]) == "lucky"
     assert model.leader([0, 1, 2]) is None
     assert SeedModel.learn({}, 2.0, 4.0).leader([0]) is None
-
-
-def test_a_child_behind_the_leader_alone_ends_by_the_leader() -> None:
-    values = {name: {0: mean - 1.0, 1: mean + 1.0} for name, mean in {"grpo": 70.0, "best": 80.0}.items()}
-    model = SeedModel.learn(values, 1.0, 4.0)
-
-    def judged(overall: float, leader: float, first: float = 0.1) -> tuple[bool, str | None]:
-        spec = LadderSpec(enabled=True, first_stop_below=first, leader_stop_below=leader)
-        decision = race_with_leader(model, overall, 0, ["grpo"], spec, (0, 1))
-        return decision.stop, decision.reference
-
-    assert judged(74.0, 0.0) == (False, "grpo")  # better than what it came from
-    assert judged(74.0, 0.25) == (True, "best")
-    assert judged(78.9, 0.25) == (False, "grpo")  # as good as the leader at this seed
-    assert judged(60.0, 0.25) == (True, "grpo")  # what it loses to first is named
-    # with seeds that nobody has, there is no leader
-    assert not race_with_leader(model, 74.0, 0, ["grpo"], LadderSpec(leader_stop_below=0.25), (0, 1, 2)).stop
 
 
 TABLE = {

@@ -144,7 +144,7 @@ def test_another_protocol_in_the_directory_and_nan_change_nothing(climbed: Evolu
     again = plain(render_rungs(rung_report(archive, protocol, climbed.preset.ladder)))
     assert again.split("Training tokens")[0] == shown.split("Training tokens")[0]
     # the next generation is decided beside the NaN
-    assert climbed.ladder._earlier(4, "proxy").noise.variance > 0
+    assert climbed.ladder._referee(4).rewards.noise.variance > 0
     assert set(TABLES) >= {"rungs", "replications"}
 
 

@@ -94,6 +94,7 @@ def recorded(name: str, generation: int, overall: float, reward: float, parent: 
         name, generation, parent,
         {seed: overall + seed + wobble[seed] for seed in seeds},
         {seed: reward + seed + wobble[seed] for seed in seeds},
+        dict.fromkeys(seeds),
         dict.fromkeys(seeds, 20), dict.fromkeys(seeds, 60),
     )  # fmt: skip
 
@@ -138,8 +139,11 @@ def test_it_runs_on_a_run_directory_and_says_what_judged(tmp_path: Path, laborat
     assert found[baseline].tokens == {0: 100 * STEPS, 1: 100 * STEPS}
     assert found[baseline].proxy_tokens[0] == 100 * preset.ladder.proxy_steps
     page = tmp_path / "page.md"
-    ladder_cost.main([str(tmp_path / "made-up"), "--replays", "10", "--out", str(page), "--search-seeds", "1"])
+    ladder_cost.main([str(tmp_path / "made-up"), "--replays", "10", "--out", str(page), "--search-seeds", "1", "2"])
     text = page.read_text()
+    assert "regret is judged by **all seeds" in text
+    first = [row["candidate_id"] for row in evolution.run.archive.rows("candidates", generation=1)]
+    assert read_run(evolution.run, preset.ladder, children=2)[1].keys() == {baseline, *first}
     assert "7 candidates with 2 seeds; the search uses 1, regret is judged by the other seeds" in text
     assert "| everything, all seeds |" in text
     assert str(tmp_path) not in text  # no path of this machine
