@@ -2,15 +2,14 @@
 
 The proxy's reward predicts Overall badly where Overall counts what reward does not (pass@k of hard problems lives on diversity).
 How far the policy has moved, how spread its answers are and how long they have become say more. What they mean for Overall is not
-assumed but learned from the candidates of earlier generations: ridge regression of a candidate's level on the means of
-``FEATURES`` over the proxy's last steps, levels and features averaged over the seeds that a candidate has, weights n / (n + 1)
-for n seeds (equal parts of candidates' and of seeds' variance). The penalty minimises the leave-one-out error
+assumed but learned from the candidates of earlier generations: ridge regression of Overall on the means of ``FEATURES`` over the
+proxy's last steps, one seed of each candidate, the one that children are judged by. More seeds of those that have them would say
+more, but who has them was decided by this one. The penalty minimises the leave-one-out error
 
     e_c = (y_c - yhat_c) / (1 - h_c),  h = the diagonal of the hat matrix
 
 (Allen 1974, the PRESS statistic; Golub, Heath and Wahba 1979), and the mean square of e is the variance of a forecast: it holds the
-seed noise of the levels too, so it is rather too large. A regression that predicts nothing is a wide forecast of the mean and stops
-nobody.
+noise of the one seed, too. A regression that predicts nothing is a wide forecast of the mean and stops nobody.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from poise_core.config import LadderSpec
 from poise_core.evaluation.noise import Array, SeedNoise
-from poise_core.evaluation.racing import Difference, SeedModel
+from poise_core.evaluation.racing import Difference, Population, SeedModel
 
 FEATURES = ("reward_mean", "completion_length", "entropy", "kl")
 """Per step; all but the first on a log scale."""
@@ -53,7 +51,7 @@ def proxy_dynamics(trajectory: Sequence[Mapping[str, float]], steps: int, window
     Returns:
         None where steps are missing or something is not finite.
     """
-    if len(trajectory) < steps:
+    if not 0 < steps <= len(trajectory):
         return None
     rows = trajectory[:steps][-window:]
     found = []
@@ -74,66 +72,55 @@ class Forecast:
     noise: SeedNoise  # variance of a forecast
 
     @classmethod
-    def learn(cls, dynamics: Mapping[str, Mapping[int, Dynamics]], model: SeedModel) -> Forecast | None:
-        """From candidates of earlier generations.
+    def learn(cls, dynamics: Mapping[str, Dynamics], overalls: Mapping[str, float]) -> Forecast | None:
+        """From candidates of earlier generations, the same seed of all.
 
         Args:
-            dynamics: candidate -> seed -> of its proxy.
-            model: of Overall, percent.
+            dynamics: candidate -> of its proxy.
+            overalls: candidate -> percent; what is not finite is left out.
 
         Returns:
-            None with fewer than ``FEWEST`` candidates that have both for a seed.
+            None with fewer than ``FEWEST`` candidates that have both.
         """
-        features, levels, weights = [], [], []
-        for name, row in sorted(dynamics.items()):
-            seeds = sorted(row.keys() & model.values.get(name, {}).keys())
-            if not seeds:
-                continue
-            features.append(np.mean([row[seed] for seed in seeds], axis=0))
-            levels.append(model.level(name, seeds).estimate)
-            weights.append(len(seeds) / (len(seeds) + 1.0))
-        if len(levels) < FEWEST:
+        names = sorted(name for name in dynamics if math.isfinite(overalls.get(name, math.nan)))
+        if len(names) < FEWEST:
             return None
-        x, y, w = np.array(features), np.array(levels), np.array(weights)
+        x, y = np.array([dynamics[name] for name in names]), np.array([overalls[name] for name in names])
         centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
         design = np.hstack([np.ones((len(y), 1)), _scaled(x, centre, spread)])
-        fits = [_ridge(design, y, w, penalty) for penalty in PENALTIES]
-        coefficients, errors, parameters = min(fits, key=lambda fit: float(w @ fit[1] ** 2))
-        variance = float(w @ errors**2) / float(w.sum())
-        return cls(centre, spread, coefficients, SeedNoise(variance, len(y) - parameters))
+        fits = [_ridge(design, y, penalty) for penalty in PENALTIES]
+        coefficients, errors, parameters = min(fits, key=lambda fit: float(fit[1] @ fit[1]))
+        return cls(centre, spread, coefficients, SeedNoise(float(np.mean(errors**2)), len(y) - parameters))
 
     def predict(self, dynamics: Dynamics) -> float:
-        """Overall of an average seed, percent."""
+        """Overall at the seed that it was learned from, percent."""
         return float(
             self.coefficients[0] + _scaled(np.array(dynamics), self.centre, self.spread) @ self.coefficients[1:]
         )
 
-    def differences(self, dynamics: Dynamics, model: SeedModel, references: Iterable[str]) -> dict[str, Difference]:
-        """A candidate of which only the proxy is known, minus each of several earlier ones; those not measured left out."""
-        found = {}
-        for name in references:
-            if row := model.values.get(name):
-                level = model.level(name, list(row))
-                noise = SeedNoise(self.noise.variance + level.noise.variance, self.noise.freedom)
-                found[name] = Difference(self.predict(dynamics) - level.estimate, noise)
-        return found
+    def differences(
+        self, dynamics: Dynamics, seed: int, model: SeedModel, references: Iterable[str], population: Population | None
+    ) -> dict[str, Difference]:
+        """As :meth:`SeedModel.differences`, of a candidate of which only the proxy is known."""
+        gaps = model.differences(self.predict(dynamics), seed, references, population)
+        return {
+            name: Difference(
+                gap.estimate,
+                SeedNoise(gap.noise.variance - model.noise.variance + self.noise.variance, self.noise.freedom),
+            )
+            for name, gap in gaps.items()
+        }
 
 
 def foretold(
-    generations: Mapping[str, int],
-    dynamics: Mapping[str, Mapping[int, Dynamics]],
-    overalls: Mapping[str, Mapping[int, float]],
-    seed: int,
-    ladder: LadderSpec,
+    generations: Mapping[str, int], dynamics: Mapping[str, Dynamics], overalls: Mapping[str, float]
 ) -> dict[str, float]:
     """What every candidate's proxy forecast when it was made, whether or not the ladder asked: to compare with what came true.
 
     Args:
         generations: candidate -> its generation. Each is forecast from earlier ones only.
-        dynamics: candidate -> seed -> of its proxy.
-        overalls: candidate -> seed -> Overall, percent.
-        seed: of the proxies.
-        ladder: guesses of noise.
+        dynamics: candidate -> of its proxy.
+        overalls: candidate -> percent, at the same seed.
 
     Returns:
         Candidate -> percent; those left out for which too little was known. A forecast is learned anew once a sixteenth more
@@ -144,17 +131,11 @@ def foretold(
     for generation in sorted(set(generations.values())):
         known = {name for name, made in generations.items() if made < generation}
         if len(known) - learned_from > learned_from / 16:
-            model = SeedModel.learn(
-                {name: row for name, row in overalls.items() if name in known},
-                ladder.overall_noise,
-                ladder.noise_weight,
-                ladder.shared_noise,
-            )
-            own = {name: row for name, row in dynamics.items() if name in known}
-            forecast, learned_from = Forecast.learn(own, model), len(known)
+            own = {name: one for name, one in dynamics.items() if name in known}
+            forecast, learned_from = Forecast.learn(own, overalls), len(known)
         if forecast is not None:
-            new = [name for name, made in generations.items() if made == generation and seed in dynamics.get(name, {})]
-            found |= {name: forecast.predict(dynamics[name][seed]) for name in new}
+            new = [name for name, made in generations.items() if made == generation and name in dynamics]
+            found |= {name: forecast.predict(dynamics[name]) for name in new}
     return found
 
 
@@ -162,11 +143,10 @@ def _scaled(x: Array, centre: Array, spread: Array) -> Array:
     return np.asarray(np.clip((x - centre) / spread, -_FARTHEST, _FARTHEST), np.float64)
 
 
-def _ridge(design: Array, y: Array, w: Array, penalty: float) -> tuple[Array, Array, float]:
+def _ridge(design: Array, y: Array, penalty: float) -> tuple[Array, Array, float]:
     """Coefficients, leave-one-out errors, effective parameters; the first column is not penalised."""
-    weighted = design * w[:, None]
-    normal = design.T @ weighted + penalty * np.diag([0.0] + [1.0] * (design.shape[1] - 1))
-    solved = np.linalg.solve(normal, weighted.T)  # (1 + F, N)
+    normal = design.T @ design + penalty * np.diag([0.0] + [1.0] * (design.shape[1] - 1))
+    solved = np.linalg.solve(normal, design.T)  # (1 + F, N)
     coefficients = solved @ y
     leverage = np.einsum("nf,fn->n", design, solved)
     return coefficients, (y - design @ coefficients) / (1.0 - leverage), float(leverage.sum())

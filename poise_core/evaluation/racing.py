@@ -13,9 +13,15 @@ children are judged is not held against each of them. With d the estimate, V its
     P(better) = T_f(d / sqrt(V))
 
 and the candidate stops where this falls below ``stop_below`` for its parent or the baseline (divided by two where they are two
-candidates: two chances to be wrong). A child that equals its parent is thus lost with at most ``stop_below`` per rung, a better one
-less often, whatever the number of children. v and tau^2 are learned from all candidates of earlier generations, with a stated guess
-as prior of weight f_0.
+candidates: two chances to be wrong). A child that equals the baseline is thus lost with at most ``stop_below`` per rung, a better
+one less often, whatever the number of children. v and tau^2 are learned from all candidates of earlier generations, with a stated
+guess as prior of weight f_0.
+
+A reference that was chosen for being high, a parent or the leader, is not as high as it looks. With a :class:`Population` of which
+it is one (mean m, variance w) its level is the posterior mean, m + B (x - m) with B = w / (w + v / n) for n seeds (empirical Bayes;
+Efron and Morris 1975), and d and V follow:
+
+    d = B d_flat + (1 - B) (y - m),  V = v + B v / n + B^2 (what seeds leave uncertain)
 
 Not successive halving: a rank among siblings exists only once all of them are measured, so the slowest one holds up the rest, and
 a fixed share is dropped even where nothing separates them. Here the share dropped follows from the differences.
@@ -31,12 +37,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr
 
-from poise_core.evaluation.noise import Array, SeedNoise, moderated, repeated, two_way
+from poise_core.evaluation.noise import FEWEST_CANDIDATES, Array, SeedNoise, moderated, repeated, two_way
+
+_OUTLYING = 3.0  # robust standard deviations below the median
 
 
 @dataclass(frozen=True)
 class Difference:
-    """An estimate of how much better one candidate is than another, or than nothing, percent points."""
+    """An estimate of how much better one candidate is than another, percent points."""
 
     estimate: float
     noise: SeedNoise  # variance of the estimate
@@ -71,6 +79,30 @@ def race(differences: Mapping[str, Difference], stop_below: float) -> Decision:
     gap, chance = differences[worst], chances[worst]
     text = f"{gap.estimate:+.1f} points to {worst}, noise {gap.noise.std:.1f}: better with probability {chance:.2f}"
     return Decision(chance < stop_below / len(chances), worst, gap, chance, text)
+
+
+@dataclass(frozen=True)
+class Population:
+    """Whom the children of a run are like, as far as one seed of each says it, percent."""
+
+    mean: float  # with what that seed does to all
+    variance: float  # between true levels
+
+    @classmethod
+    def learn(cls, firsts: Iterable[float], noise: SeedNoise) -> Population | None:
+        """From the same seed of all children, so that nobody was chosen by it; None with fewer than ``FEWEST_CANDIDATES``.
+
+        Args:
+            firsts: one measurement of each child; what is not finite is left out.
+            noise: v.
+        """
+        known = np.array([one for one in firsts if math.isfinite(one)])
+        if len(known) < FEWEST_CANDIDATES:
+            return None
+        middle = float(np.median(known))
+        scale = 1.4826 * float(np.median(np.abs(known - middle)))
+        typical = np.maximum(known, middle - _OUTLYING * scale) if scale > 0 else known  # a collapse is not spread
+        return cls(float(typical.mean()), max(float(typical.var(ddof=1)) - noise.variance, 0.0))
 
 
 @dataclass(frozen=True)
@@ -120,50 +152,45 @@ class SeedModel:
         means = {name: statistics.fmean(self.values[name][seed] for seed in seeds) for name in complete}
         return max(complete, key=lambda name: means[name], default=None)
 
-    def differences(self, value: float, seed: int, references: Iterable[str]) -> dict[str, Difference]:
+    def differences(
+        self, value: float, seed: int, references: Iterable[str], population: Population | None = None
+    ) -> dict[str, Difference]:
         """As :meth:`difference` to each of several, those that were not measured left out."""
-        found = {name: self.difference(value, seed, name) for name in references}
+        found = {name: self.difference(value, seed, name, population) for name in references}
         return {name: gap for name, gap in found.items() if gap is not None}
 
-    def difference(self, value: float, seed: int, reference: str) -> Difference | None:
-        """A new candidate, measured once, minus an earlier one; None where that one was not measured."""
+    def difference(
+        self, value: float, seed: int, reference: str, population: Population | None = None
+    ) -> Difference | None:
+        """A new candidate, measured once, minus an earlier one; None where that one was not measured.
+
+        Args:
+            value: of the new candidate, percent.
+            seed: that it was measured with.
+            reference: the earlier one.
+            population: that it was chosen from, measured with ``seed``; None where it was not chosen, or nothing is known.
+        """
         row = self.values.get(reference)
         if not row:
             return None
-        shares = {one: -1.0 / len(row) for one in row}
-        shares[seed] = shares.get(seed, 0.0) + 1.0
-        return self._contrast(value - statistics.fmean(row.values()), shares, 1.0 + 1.0 / len(row))
-
-    def level(self, candidate: str, seeds: Sequence[int]) -> Difference:
-        """What a candidate scores at an average seed, from those seeds of it; percent.
-
-        Raises:
-            KeyError: it has not been measured with one of them.
-        """
-        row = self.values[candidate]
-        mean = statistics.fmean(row[seed] for seed in seeds)
-        return self._contrast(mean, dict.fromkeys(seeds, 1.0 / len(seeds)), 1.0 / len(seeds))
-
-    def _contrast(self, raw: float, shares: Mapping[int, float], own: float) -> Difference:
-        """Take what the seeds did out of a sum of measurements.
-
-        Args:
-            raw: the sum, percent points.
-            shares: seed -> with which weight it is in there.
-            own: how often v is in there.
-        """
+        trust, gap = 1.0, value - statistics.fmean(row.values())
+        if population is not None:
+            trust = population.variance / (population.variance + self.noise.variance / len(row))
+            gap = trust * gap + (1.0 - trust) * (value - population.mean)
         design = np.zeros(len(self.seeds))
         unknown = 0.0  # variance by seeds that no candidate with several seeds has had
+        shares = {one: -trust / len(row) for one in row}
+        shares[seed] = shares.get(seed, 0.0) + trust
         for one, part in shares.items():
             if one in self.seeds:
                 design[self.seeds.index(one)] = part
             else:
                 unknown += part**2 * self.shared
-        variance = self.noise.variance * (own + float(design @ self.inverse @ design)) + unknown
-        return Difference(raw - float(design @ self.effects), SeedNoise(variance, self.noise.freedom))
+        own = self.noise.variance * (1.0 + trust / len(row) + float(design @ self.inverse @ design))
+        return Difference(gap - float(design @ self.effects), SeedNoise(own + unknown, self.noise.freedom))
 
 
 def proxy_reward(trajectory: Sequence[Mapping[str, float]], steps: int, window: int) -> float:
     """Mean correctness over the last ``window`` of the first ``steps`` steps, percent; NaN where steps are missing."""
     rewards = [row["reward_mean"] for row in trajectory[:steps] if row.get("reward_mean") is not None]
-    return 100.0 * statistics.fmean(rewards[-window:]) if len(rewards) == steps else math.nan
+    return 100.0 * statistics.fmean(rewards[-window:]) if len(rewards) == steps > 0 else math.nan

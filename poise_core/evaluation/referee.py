@@ -9,12 +9,13 @@ child decides.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from poise_core.config import LadderSpec
 from poise_core.evaluation.forecast import Dynamics, Forecast
-from poise_core.evaluation.racing import Decision, SeedModel, race
+from poise_core.evaluation.racing import Decision, Difference, Population, SeedModel, race
 
 PerSeed = Mapping[str, Mapping[int, float]]
 """Candidate -> seed -> percent."""
@@ -25,9 +26,12 @@ class Referee:
     """Knows the generations before one."""
 
     ladder: LadderSpec
+    first: int  # the seed that children are judged by
+    roots: frozenset[str]
     rewards: SeedModel
     overalls: SeedModel
-    forecast: Forecast | None  # None: too little is known yet
+    population: Population | None
+    forecast: Forecast | None  # None: not asked for, or too little is known yet
     leader: str | None
 
     @classmethod
@@ -35,51 +39,82 @@ class Referee:
         cls,
         ladder: LadderSpec,
         seeds: Sequence[int],
+        roots: Iterable[str],
         rewards: PerSeed,
         overalls: PerSeed,
-        dynamics: Mapping[str, Mapping[int, Dynamics]],
+        dynamics: Mapping[str, Dynamics],
     ) -> Referee:
-        """From all candidates of earlier generations, the baseline among them.
+        """From all candidates of earlier generations, the roots among them.
+
+        Who has more seeds than the first was decided by the first. So a child that has more is known by the others alone, and
+        what the first seed does to all is learned from the roots, which have all seeds whatever they score.
 
         Args:
             ladder: thresholds and guesses.
-            seeds: of the last rung.
+            seeds: of the last rung; the first one is that of the rungs below.
+            roots: candidates that nothing was decided on.
             rewards: of proxies.
             overalls: of whole trainings.
-            dynamics: of proxies; see :func:`poise_core.evaluation.forecast.proxy_dynamics`.
+            dynamics: candidate -> of its proxy with the first seed; see :func:`poise_core.evaluation.forecast.proxy_dynamics`.
         """
-        settings = ladder.noise_weight, ladder.shared_noise
-        scored = SeedModel.learn(overalls, ladder.overall_noise, *settings)
+        first, roots, settings = seeds[0], frozenset(roots), (ladder.noise_weight, ladder.shared_noise)
+        scored = SeedModel.learn(_unselected(overalls, first, roots), ladder.overall_noise, *settings)
+        firsts = {name: row[first] for name, row in overalls.items() if first in row}
         return cls(
             ladder,
-            SeedModel.learn(rewards, ladder.reward_noise, *settings),
+            first,
+            roots,
+            SeedModel.learn(_unselected(rewards, first, roots), ladder.reward_noise, *settings),
             scored,
-            Forecast.learn(dynamics, scored) if ladder.forecast_stop_below else None,
-            scored.leader(seeds) if ladder.leader_stop_below else None,
+            Population.learn((one for name, one in firsts.items() if name not in roots), scored.noise),
+            Forecast.learn(dynamics, firsts) if ladder.forecast_stop_below else None,
+            scored.leader(seeds[1:] or seeds) if ladder.leader_stop_below else None,
         )
 
-    def after_proxy(self, reward: float, dynamics: Dynamics | None, seed: int, references: Iterable[str]) -> Decision:
+    def after_proxy(self, reward: float, dynamics: Dynamics | None, references: Iterable[str]) -> Decision:
         """Whether a child goes on to a whole training.
 
         Args:
-            reward: of its proxy, percent.
-            dynamics: of its proxy; None where something is not finite.
-            seed: that it was trained with.
+            reward: of its proxy with the first seed, percent.
+            dynamics: of the same; None where something is not finite.
             references: its parent and the baseline.
         """
         references = tuple(references)
-        decision = race(self.rewards.differences(reward, seed, references), self.ladder.proxy_stop_below)
-        forecast = self.forecast
-        if decision.stop or forecast is None or dynamics is None:
+        decision = race(self.rewards.differences(reward, self.first, references), self.ladder.proxy_stop_below)
+        if decision.stop or self.forecast is None or dynamics is None:
             return decision
-        below = self.ladder.forecast_stop_below
-        decision = race(forecast.differences(dynamics, self.overalls, references), below)
-        return replace(decision, message=f"forecast Overall {forecast.predict(dynamics):.1f}, {decision.message}")
+        gaps = self._gaps(partial(self.forecast.differences, dynamics, self.first, self.overalls), references)
+        decision = race(gaps, self.ladder.forecast_stop_below)
+        return replace(decision, message=f"forecast Overall {self.forecast.predict(dynamics):.1f}, {decision.message}")
 
-    def after_first(self, overall: float, seed: int, references: Iterable[str]) -> Decision:
-        """Whether a child goes on to all seeds; arguments as for :meth:`after_proxy`."""
-        decision = race(self.overalls.differences(overall, seed, references), self.ladder.first_stop_below)
+    def after_first(self, overall: float, references: Iterable[str]) -> Decision:
+        """Whether a child goes on to all seeds.
+
+        Args:
+            overall: with the first seed, percent.
+            references: its parent and the baseline.
+        """
+        gaps = partial(self._gaps, partial(self.overalls.differences, overall, self.first))
+        decision = race(gaps(references), self.ladder.first_stop_below)
         if decision.stop or self.leader is None:
             return decision
-        behind = race(self.overalls.differences(overall, seed, [self.leader]), self.ladder.leader_stop_below)
+        behind = race(gaps([self.leader]), self.ladder.leader_stop_below)
         return behind if behind.stop else decision
+
+    def _gaps(
+        self,
+        differences: Callable[[Iterable[str], Population | None], dict[str, Difference]],
+        references: Iterable[str],
+    ) -> dict[str, Difference]:
+        """To the roots as measured, to those that were chosen as far as they are to be trusted."""
+        references = dict.fromkeys(references)
+        chosen = [name for name in references if name not in self.roots]
+        known = differences([name for name in references if name in self.roots], None)
+        return known | differences(chosen, self.population)
+
+
+def _unselected(values: PerSeed, first: int, roots: frozenset[str]) -> PerSeed:
+    return {
+        name: row if name in roots or len(row) < 2 else {seed: one for seed, one in row.items() if seed != first}
+        for name, row in values.items()
+    }

@@ -115,12 +115,11 @@ class Ladder:
         mine = self._value(subject, rung)
         names = {row["candidate_id"]: row["name"] for row in self.archive.rows("candidates")}
         references = dict.fromkeys(one for one in (subject.parent_id, self._baseline()) if one)
-        seed = self.seeds[0]
         if rung == "proxy":
             dynamics = self._dynamics(self._first_steps(subject))
-            decision = referee.after_proxy(mine, dynamics, seed, references)
+            decision = referee.after_proxy(mine, dynamics, references)
         else:
-            decision = referee.after_first(mine, seed, references)
+            decision = referee.after_first(mine, references)
         if decision.reference:
             text = decision.message.replace(decision.reference, names[decision.reference])
             decision = replace(decision, message=text)
@@ -151,16 +150,17 @@ class Ladder:
                 found = self.archive.evaluations(protocol=self.protocol.digest)
                 overalls = {name: {one.seed: one.overall for one in found.get(name, [])} for name in known}
                 rewards: dict[str, dict[int, float]] = {}
-                dynamics: dict[str, dict[int, Dynamics]] = {}
+                dynamics: dict[str, Dynamics] = {}
                 for name in known:
                     proxies = self.archive.trajectory(name, self.protocol.digest)
                     rewards[name] = {
                         seed: proxy_reward(steps, self.spec.proxy_steps, self.spec.proxy_window)
                         for seed, steps in proxies.items()
                     }
-                    measured = {seed: self._dynamics(steps) for seed, steps in proxies.items()}
-                    dynamics[name] = {seed: one for seed, one in measured.items() if one is not None}
-                self._referees[generation] = Referee.learn(self.spec, self.seeds, rewards, overalls, dynamics)
+                    if (own := self._dynamics(proxies.get(self.seeds[0], []))) is not None:
+                        dynamics[name] = own
+                roots = [row["candidate_id"] for row in rows if not row["generation"]]
+                self._referees[generation] = Referee.learn(self.spec, self.seeds, roots, rewards, overalls, dynamics)
             return self._referees[generation]
 
     # records

@@ -133,17 +133,18 @@ def climb(
         referee = Referee.learn(
             ladder,
             seeds,
+            [baseline.name],
             {name: {s: every[name].rewards[s] for s in own} for name, own in proxied.items()},
             {name: {s: every[name].overalls[s] for s in own} for name, own in kept.items()},
-            {name: {s: found for s in own if (found := every[name].dynamics[s])} for name, own in kept.items()},
+            {name: found for name in proxied if (found := every[name].dynamics[first]) is not None},
         )
         new: dict[str, tuple[int, ...]] = {}
         for one in (one for one in candidates if one.generation == generation):
             against = [name for name in dict.fromkeys((one.parent or baseline.name, baseline.name)) if kept.get(name)]
-            if referee.after_proxy(one.rewards[first], one.dynamics[first], first, against).stop:
+            if referee.after_proxy(one.rewards[first], one.dynamics[first], against).stop:
                 new[one.name], spent = (), spent + one.proxy_tokens[first]
                 continue
-            stop = referee.after_first(one.overalls[first], first, against).stop
+            stop = referee.after_first(one.overalls[first], against).stop
             new[one.name] = (first,) if stop else tuple(seeds)
             spent += sum(one.tokens[seed] for seed in new[one.name])
         kept |= new
@@ -207,7 +208,6 @@ def render(
     baseline: str,
     rows: Sequence[Replay],
     search_seeds: int,
-    ladder: LadderSpec,
 ) -> list[str]:
     """The part of the page for one run."""
     numbers = sorted(recorded[baseline].overalls)
@@ -220,10 +220,8 @@ def render(
     }
     forecasts = foretold(
         {key: one.generation for key, one in recorded.items()},
-        {key: {s: found for s, found in one.dynamics.items() if found} for key, one in recorded.items()},
-        {key: one.overalls for key, one in recorded.items()},
-        first,
-        ladder,
+        {key: found for key, one in recorded.items() if (found := one.dynamics[first]) is not None},
+        firsts,
     )
     judged = (
         "the other seeds"
@@ -291,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         baseline, recorded = read_run(run, ladder, given.children)
         for count in dict.fromkeys(min(one, len(recorded[baseline].overalls)) for one in given.search_seeds):
             rows = replay(recorded, baseline, count, ladder, given.replays)
-            lines += render(path.name, recorded, baseline, rows, count, ladder)
+            lines += render(path.name, recorded, baseline, rows, count)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("\n".join(lines))
     print("\n".join(lines))

@@ -17,6 +17,11 @@ from poise_core.config import LadderSpec, load_preset
 from poise_core.studies.simulation import BASELINE, GRPO_SEED_STD, PANEL_SEED_STDS, Evolution, World, share, simulate
 
 CHILDREN = 63
+LADDERS = {
+    "all seeds": None,
+    "the ladder": LadderSpec(enabled=True),
+    "that of laptop-64": load_preset("laptop-64").ladder,
+}
 WORLDS = {"GRPO's seed noise": (GRPO_SEED_STD,), "seed noise of the panel": PANEL_SEED_STDS}
 
 
@@ -25,7 +30,7 @@ class Row:
     """One setting of the study."""
 
     noise: str
-    ladder: bool
+    ladder: str
     seeds: int
     runs: list[Evolution]
 
@@ -33,16 +38,15 @@ class Row:
 def study(runs: int, seeds: Sequence[int], children: int = CHILDREN, seed: int = 0) -> list[Row]:
     """All settings; every run has problems of its own."""
     preset = load_preset("laptop")
-    ladder = LadderSpec(enabled=True)
     rows = []
     for noise, stds in WORLDS.items():
         for count in seeds:
-            for use in (None, ladder):
+            for name, ladder in LADDERS.items():
                 found = []
                 for number in range(runs):
                     rng = np.random.default_rng([seed, number, count])
-                    found.append(simulate(World.build(preset, rng), rng, [0.0] * children, count, use, stds))
-                rows.append(Row(noise, use is not None, count, found))
+                    found.append(simulate(World.build(preset, rng), rng, [0.0] * children, count, ladder, stds))
+                rows.append(Row(noise, name, count, found))
     return rows
 
 
@@ -69,12 +73,14 @@ def render(rows: Sequence[Row], children: int, command: str) -> str:
         lucky = sum(run.best != BASELINE for run in row.runs) / count
         spent = sum(run.trainings for run in row.runs) / count
         lines.append(
-            f"| {row.noise} | {'the ladder' if row.ladder else 'all seeds'} | {row.seeds} | {count} | "
+            f"| {row.noise} | {row.ladder} | {row.seeds} | {count} | "
             f"{false:.0%} [{low:.0%}, {high:.0%}] | {plain:.0%} | {lucky:.0%} | {spent:.0f} |"
         )
     lines += [
         "",
-        "Intervals are Clopper-Pearson at 95 %. The last column but one is the practice of naming the highest mean.",
+        "All are children of GRPO. A proxy's reward says nothing of Overall here, as on the testbed; ladders have the thresholds "
+        "of the default and of preset laptop-64. Intervals are Clopper-Pearson at 95 %. The last column but one is the practice "
+        "of naming the highest mean.",
         "",
     ]
     return "\n".join(lines)
@@ -85,11 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m poise_core.studies.null_runs", description=__doc__)
     parser.add_argument("--runs", type=int, default=100)
     parser.add_argument("--children", type=int, default=CHILDREN)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[3, 6])
     parser.add_argument("--out", type=Path, default=Path("docs/results/null_runs.md"))
     given = parser.parse_args(arguments)
     command = "python -m poise_core.studies.null_runs"
-    if (given.runs, given.children, given.seeds) != (100, CHILDREN, [3]):
+    if (given.runs, given.children, given.seeds) != (100, CHILDREN, [3, 6]):
         command += f" --runs {given.runs} --children {given.children} --seeds {' '.join(map(str, given.seeds))}"
     page = render(study(given.runs, given.seeds, given.children), given.children, command)
     given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -102,7 +102,8 @@ def render(rows: Sequence[Row], children: int, effect: float, command: str, draw
         "are chosen and propose the same changes: what a better proposer would add is not in here. A ladder's two numbers are the "
         "probabilities of being better than the parent and the baseline below which a child ends at the proxy and after one seed; "
         "with a leader it also ends after one seed where it is better than the best of earlier generations with less than that. "
-        "Budget counts whole trainings, a proxy as 0.43 of one (its tokens).",
+        "A proxy's reward says nothing of Overall, as on the testbed. Budget counts whole trainings, a proxy as 0.43 of one (its "
+        "tokens).",
         "",
         f"![share of runs that find the better change, against whole trainings]({drawing})",
         "",

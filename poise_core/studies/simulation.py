@@ -42,7 +42,11 @@ DIFFICULTY_STD = 2.0
 """Of problems in logits: most are nearly always or nearly never solved, as pass@32 and greedy answers show."""
 
 PROXY_STD = 2.5
-"""Seed standard deviation of the proxy's reward, percent points; assumed, and half of it shared with the seed's Overall."""
+"""Seed standard deviation of the proxy's reward, percent points; assumed."""
+
+PROXY_SLOPE = 0.0
+"""What a point of Overall is worth in the proxy's reward: on the testbed it is not shown to be worth anything
+(``docs/results/laptop-64.md``), so a proxy costs its tokens, loses children at random, and finds nothing."""
 
 PROXY_SHARE = 0.43
 """Of a whole training's tokens, in the first 30 of 60 steps: completions are short at first. GRPO, one seed on the testbed."""
@@ -169,6 +173,7 @@ def simulate(
     per_generation: int = 3,
     uncorrected: bool = True,
     selector: ParentSelector | None = None,
+    proxy_slope: float = PROXY_SLOPE,
 ) -> Evolution:
     """One evolution; a child's true difference to the baseline is its parent's and its own effect.
 
@@ -182,6 +187,7 @@ def simulate(
         per_generation: children that are decided on the same earlier measurements.
         uncorrected: whether to look at plain 95 % intervals too.
         selector: of parents; None: all are children of the baseline.
+        proxy_slope: points of the proxy's reward per point of a child's true difference.
     """
     selector = selector or RootSelector()
     baseline = _Child(BASELINE, (), 0, 0.0, (0,) * MECHANISMS[0])
@@ -194,6 +200,7 @@ def simulate(
         generation = 1 + first // per_generation
         own = effects[first : first + per_generation]
         nodes = [one.node() for one in known.values()]
+        referee = _referee(ladder, seeds, known) if ladder else None
         chosen = selector.select(nodes, len(own), int(rng.integers(2**31)))
         for slot, (effect, pick) in enumerate(zip(own, sorted(chosen, key=lambda one: one.slot), strict=True)):
             parent = known[pick.candidate_id]
@@ -202,11 +209,9 @@ def simulate(
                 f"child-{first + slot:02d}", (parent.name,), generation, total, _mutated(parent.choices, rng)
             )
             shift, std = world.shift_for(total), float(rng.choice(stds))
-            offsets = rng.normal(size=seeds)
-            draws = shift + world.seed_shift(std) * offsets
-            common = math.sqrt(0.5) * (offsets + rng.normal(size=seeds))
-            child.rewards = {seed: total + PROXY_STD * float(common[seed]) for seed in range(seeds)}
-            run.trainings += _climb(world, rng, ladder, child, draws, known)
+            draws = shift + world.seed_shift(std) * rng.normal(size=seeds)
+            child.rewards = {seed: proxy_slope * total + PROXY_STD * float(rng.normal()) for seed in range(seeds)}
+            run.trainings += _climb(world, rng, referee, child, draws)
             run.effects[child.name] = total
             everyone[child.name] = child
     measured = {name: one.evaluations for name, one in everyone.items() if one.evaluations}
@@ -225,42 +230,33 @@ def _mutated(choices: tuple[int, ...], rng: np.random.Generator) -> tuple[int, .
     return tuple((choice + step) % count if at == slot else choice for at, choice in enumerate(choices))
 
 
-def _climb(
-    world: World,
-    rng: np.random.Generator,
-    ladder: LadderSpec | None,
-    child: _Child,
-    draws: Array,
-    known: Mapping[str, _Child],
-) -> float:
+def _referee(ladder: LadderSpec, seeds: int, known: Mapping[str, _Child]) -> Referee:
+    rewards = {name: one.rewards for name, one in known.items()}
+    overalls = {name: one.overalls for name, one in known.items()}
+    return Referee.learn(ladder, range(seeds), [BASELINE], rewards, overalls, {})
+
+
+def _climb(world: World, rng: np.random.Generator, referee: Referee | None, child: _Child, draws: Array) -> float:
     """Measure one child as far as it climbs; the whole trainings that it cost. Rewards not seen are forgotten.
 
     Args:
         world: the testbed.
         rng: of answers.
-        ladder: None: all seeds at once.
+        referee: who knows all that was measured in earlier generations; None: all seeds at once.
         child: its evaluations are added.
         draws: (seeds,) its trained policies in logits from the baseline.
-        known: all that was measured in earlier generations, its parent and the baseline among it.
     """
     seeds = len(draws)
-    if ladder is None:
+    if referee is None:
         child.evaluations = [world.evaluate(draws[seed], seed, rng) for seed in range(seeds)]
         return float(seeds)
-    references = dict.fromkeys((*child.parents, BASELINE))
+    references = tuple(dict.fromkeys((*child.parents, BASELINE)))
     rewards = child.rewards
     child.rewards = {0: rewards[0]}
-    referee = Referee.learn(
-        ladder,
-        range(seeds),
-        {name: one.rewards for name, one in known.items()},
-        {name: one.overalls for name, one in known.items()},
-        {},
-    )
-    if referee.after_proxy(rewards[0], None, 0, references).stop:
+    if referee.after_proxy(rewards[0], None, references).stop:
         return PROXY_SHARE
     child.evaluations = [world.evaluate(draws[0], 0, rng)]
-    if referee.after_first(child.overalls[0], 0, references).stop:
+    if referee.after_first(child.overalls[0], references).stop:
         return 1.0
     child.rewards = rewards
     child.evaluations += [world.evaluate(draws[seed], seed, rng) for seed in range(1, seeds)]

@@ -93,22 +93,20 @@ def _known(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> _Known:
         row["candidate_id"]: row["generation"] for row in archive.rows("candidates") if row["arm"] != UNTRAINED_ARM
     }
     first = protocol.seeds[0]
-    rewards, firsts, others, overalls, dynamics = {}, {}, {}, {}, {}
+    rewards, firsts, others, dynamics = {}, {}, {}, {}
     for name, evals in evaluations.items():
         if name not in generations:
             continue
-        overalls[name] = {one.seed: one.overall for one in evals}
-        rest = [overall for seed, overall in overalls[name].items() if seed != first]
-        firsts[name] = overalls[name].get(first, math.nan)
+        own = {one.seed: one.overall for one in evals}
+        rest = [overall for seed, overall in own.items() if seed != first]
+        firsts[name] = own.get(first, math.nan)
         others[name] = sum(rest) / len(rest) if rest else math.nan
         if ladder.proxy_steps:
-            steps = archive.trajectory(name, protocol.digest)
-            rewards[name] = proxy_reward(steps.get(first, []), ladder.proxy_steps, ladder.proxy_window)
-            found = {
-                seed: proxy_dynamics(rows, ladder.proxy_steps, ladder.proxy_window) for seed, rows in steps.items()
-            }
-            dynamics[name] = {seed: one for seed, one in found.items() if one is not None}
-    return _Known(rewards, foretold(generations, dynamics, overalls, first, ladder), firsts, others)
+            steps = archive.trajectory(name, protocol.digest).get(first, [])
+            rewards[name] = proxy_reward(steps, ladder.proxy_steps, ladder.proxy_window)
+            if (found := proxy_dynamics(steps, ladder.proxy_steps, ladder.proxy_window)) is not None:
+                dynamics[name] = found
+    return _Known(rewards, foretold(generations, dynamics, firsts), firsts, others)
 
 
 def _rung(rung: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

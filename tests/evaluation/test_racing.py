@@ -150,3 +150,4 @@ def test_the_proxy_is_the_mean_of_its_last_steps() -> None:
     assert proxy_reward(steps, 4, 2) == pytest.approx(50.0)
     assert math.isnan(proxy_reward(steps, 6, 2))  # it never got that far
     assert math.isnan(proxy_reward([{}, *steps[1:]], 5, 2))
+    assert math.isnan(proxy_reward(steps, 0, 2))  # a ladder without a proxy

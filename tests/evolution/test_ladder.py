@@ -146,10 +146,10 @@ def test_a_child_that_is_better_than_its_parent_ends_behind_the_leader(tmp_path:
     laboratory.step = rewards({})
     establish_baseline(evolution)
     leader, _ = admit(evolution, 1)
-    laboratory.skills[leader.candidate_id] = 0.95
+    laboratory.skills[leader.candidate_id] = 0.9
     measure(evolution, leader)
     child, other = admit(evolution, 2)
-    laboratory.skills |= {child.candidate_id: 0.5, other.candidate_id: 0.97}
+    laboratory.skills |= {child.candidate_id: 0.5, other.candidate_id: 1.0}
     for one in (child, other):
         measure(evolution, one)
     decided = {row["candidate_id"]: row for row in rows(evolution, "rungs", generation=2, rung="first")}
