@@ -27,9 +27,9 @@ EFFECT = 3.0
 LADDERS: dict[str, tuple[float, float, float] | None] = {
     "all seeds": None,
     "ladder 0.05, 0.10": (0.05, 0.10, 0.0),
-    "ladder 0.25, 0.50": (0.25, 0.50, 0.0),
-    "ladder 0.25, 0.50, leader 0.25": (0.25, 0.50, 0.25),
-    "ladder 0.50, 0.75": (0.50, 0.75, 0.0),
+    "ladder 0.05, 0.50": (0.05, 0.50, 0.0),
+    "ladder 0.05, 0.50, leader 0.25": (0.05, 0.50, 0.25),
+    "ladder 0, 0.50, leader 0.25": (0.0, 0.50, 0.25),
 }
 """Name -> the thresholds at the proxy, after one seed, and behind the leader."""
 
@@ -123,7 +123,7 @@ def render(rows: Sequence[Row], children: int, effect: float, command: str, draw
 def draw(rows: Sequence[Row]) -> str:
     """Share found against whole trainings, one line per arm and way to spend; SVG."""
     series = []
-    for name in (next(iter(LADDERS)), "ladder 0.25, 0.50"):
+    for name in ("all seeds", "ladder 0.05, 0.50", "ladder 0.05, 0.50, leader 0.25"):
         for arm in SELECTORS:
             own = [row for row in rows if (row.name, row.arm) == (name, arm)]
             shares = [100.0 * row.found / row.runs for row in own]
