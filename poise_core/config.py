@@ -66,13 +66,17 @@ class LadderSpec(FrozenModel):
     )
     proxy_window: PositiveInt = Field(10, description="last steps of the proxy over which reward is averaged")
     proxy_stop_below: float = Field(
-        0.05, ge=0, lt=1, description="a child ends at the proxy where P(it beats its parent or the baseline) is below"
-    )
-    forecast_stop_below: float = Field(
         0.0,
         ge=0,
         lt=1,
-        description="the same of the Overall that the proxy's dynamics forecast, once earlier generations allow one; 0: none",
+        description="a child ends at the proxy where P(its reward beats that of its parent or the baseline) is below; 0: none "
+        "does. For tasks whose reward is what is evaluated; on the testbed it does not predict Overall",
+    )
+    forecast_stop_below: float = Field(
+        0.10,
+        ge=0,
+        lt=1,
+        description="the same of the Overall that the proxy's dynamics forecast, once earlier generations allow a forecast",
     )
     first_stop_below: float = Field(
         0.10, ge=0, lt=1, description="the same after the first whole training and its evaluation"

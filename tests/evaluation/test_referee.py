@@ -108,7 +108,7 @@ def test_a_forecast_ends_what_its_reward_would_not(spread: tuple[dict, dict]) ->
     low, high = (0.0, 1.5, -1.5, 0.0), (0.0, -1.5, 1.5, 0.0)  # levels 61 and 79
 
     def after(features: tuple[float, ...] | None, reward: float = 50.0, **ladder: float) -> tuple[bool, str]:
-        spec = LadderSpec(enabled=True, **ladder)
+        spec = LadderSpec(enabled=True, **{"proxy_stop_below": 0.05, "forecast_stop_below": 0.0, **ladder})
         known = Referee.learn(spec, (0,), ["c00"], rewards, overalls, dynamics)
         decision = known.after_proxy(reward, features, ["c00"])
         return decision.stop, decision.message

@@ -27,7 +27,7 @@ from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.views.standing import standing_of
 
 PROXY = 6
-LADDER = {"enabled": True, "proxy_steps": PROXY, "proxy_window": 3}
+LADDER = {"enabled": True, "proxy_steps": PROXY, "proxy_window": 3, "proxy_stop_below": 0.05}
 
 
 def rewards(level: dict[str, float]) -> Any:
