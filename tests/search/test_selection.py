@@ -97,7 +97,7 @@ def test_all_nodes_dominated_by_one_are_still_ranked() -> None:
 
 
 def test_one_lucky_seed_does_not_lead() -> None:
-    """60 of one seed against 52 of three, in a tree whose seeds differ by 10."""
+    """56 of one seed against 52 of three, in a tree whose seeds differ by 10."""
     seeds = (-10.0, 0.0, 10.0)
     nodes = [
         node(n, x, ("root",) if n != "root" else (), seed_overalls=tuple(x + s for s in seeds))
