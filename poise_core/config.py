@@ -137,7 +137,8 @@ class HealthSpec(FrozenModel):
     )
     loss_window: PositiveInt = Field(15, description="steps, with the parent's prompts, over which the loss is judged")
     loss_errors: PositiveFloat = Field(
-        4.0, description="standard errors by which the loss must exceed half the margin; with 15 steps, 4 is one chance in 1,500 per look"
+        4.0,
+        description="standard errors by which the loss must exceed half the margin; 4 over 15 steps is one chance in 1,500 a look",
     )
 
 

@@ -30,10 +30,11 @@ def compare_search(
     overrides: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run the search and its control arms at equal budgets, and compare their best so far over training tokens.
+    """Run the search and its control arms with as many children each, and compare their best so far over training tokens.
 
     Each arm and seed is a whole run below the folder, readable with the other commands. The baseline is trained once.
-    The numbers are those of the search split, so the best of many is still flattered; arms are flattered alike.
+    The numbers are those of the search split, so the best of many is still flattered; and not all arms alike where a ladder
+    measured more candidates, or with more seeds, in one than in another.
 
     Example: poise compare-search --preset laptop --search-seeds 3
     """

@@ -73,7 +73,8 @@ def render(
     lines = [
         f"# The run of preset {run.preset.name}",
         "",
-        f"Made by `{command}`; its archive lies beside this page.",
+        f"Made by `{command}`; its archive lies beside this page. The folder's runs are those of `poise compare-search --preset "
+        f"{run.preset.name} --arm evolution --arm random`, the replication that of `poise replicate`.",
         "",
         *_what_was_tried(run, rows),
         "",
@@ -260,9 +261,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out.parent.mkdir(parents=True, exist_ok=True)
     steps = steps_of(runs)
     curves = compare_arms(steps)
-    page = render(
-        runs, steps, curves, f"python -m poise_core.studies.headline {given.folder.name}", out.with_suffix(".svg").name
-    )
+    command = f"python -m poise_core.studies.headline {given.folder.name}"
+    if given.out is not None:
+        command += f" --out {given.out.name if given.out.is_absolute() else given.out}"
+    page = render(runs, steps, curves, command, out.with_suffix(".svg").name)
     out.write_text(page)
     draw_comparison(curves, out.with_suffix(".svg"))
     copy = out.with_suffix("")
