@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from scipy.special import ndtr
 
 from poise_core.search.nodes import NodeRecord, overalls
-from poise_core.search.shrinkage import shrink, winsorized
+from poise_core.search.shrinkage import Posterior, posterior, winsorized
 from poise_core.search.spec import PlateauSpec
 
 
@@ -21,9 +22,9 @@ class Plateau:
     generations: int  # made so far
     window: int
     gain: float | None  # best shrunken Overall now, minus that of the nodes of ``window`` generations ago
-    noise_floor: float | None  # standard deviation of a difference of two candidates that are equally good
+    noise_floor: float | None  # standard deviation of the difference of the two bests, were they equally good
     stalled: bool
-    expected_gain: float | None  # of the best, by one more generation, in points
+    expected_gain: float | None  # in true Overall of the best, by one more generation
     tokens: float | None  # training tokens of a generation
     worth: bool
 
@@ -49,13 +50,20 @@ def assess_plateau(
     """Judge the nodes so far.
 
     Stalled: the best shrunken Overall of all nodes exceeds that of the nodes which are at least ``window`` generations old
-    by no more than the noise floor sqrt(2 v / n) (v the variance between seeds, n the median number of seeds). Both are
-    read off today's estimates, so that a lucky number that was shrunken since then does not count as a loss.
+    by no more than the noise floor sqrt(v / n_now + v / n_old), with v the variance between seeds and n_now, n_old the seeds
+    of these two nodes. Both are read off today's estimates, so that a lucky number that was shrunken since then does not
+    count as a loss. Where both are the same node the gain is 0, and the floor sqrt(2 v / n) is what a rival with as many
+    seeds would have to exceed.
 
-    Another generation's expected gain: its children are taken to be normal with the mean and the standard deviation of the
-    shrunken scores of the last ``window`` generations (collapses raised, they cost nothing); E[max(best of ``parents``
-    children - best so far, 0)] by quadrature. It is worth its cost while that is at least ``spec.worth`` noise floors:
-    a smaller gain could not be told from none.
+    Another generation's expected gain in true Overall: E[max(best of its children - best so far, 0)], see
+    :func:`expected_improvement`, with its children like those of the last ``window`` generations, see :func:`true_scores`. It
+    is worth its cost while that is at least ``spec.worth`` noise floors: a smaller gain could not be told from none. Nothing
+    is said of it where fewer than two recent children have a score, or where the spread tau^2 of all nodes is estimated as
+    0: that is the edge of what the estimate can say, not a measurement that all children are alike.
+
+    A child without a score (stopped at the proxy, failed) is one of the children that a generation makes and pays for but
+    can never be the best. So each of the ``parents`` children gets a score with the share p of recent children that got one;
+    they do not count as low scores, which would be a number nobody measured.
 
     Args:
         nodes: all, failed ones included.
@@ -65,28 +73,50 @@ def assess_plateau(
     """
     raw, seeds, variance = overalls(nodes)
     generation = np.array([node.generation for node in nodes], np.int64)
-    scored, shrunken = np.isfinite(raw), shrink(raw, seeds, variance)
+    scored, belief = np.isfinite(raw), posterior(raw, seeds, variance)
     made = int(generation.max(initial=0))
     silent = Plateau(made, spec.window, None, None, False, None, tokens, True)
-    old = scored & (generation <= made - spec.window)
+    old, late = scored & (generation <= made - spec.window), generation > made - spec.window
     if variance is None or not old.any():
         return silent
-    floor = math.sqrt(2.0 * variance / float(np.median(seeds[scored])))
-    best = float(shrunken[scored].max())
-    gain = best - float(shrunken[old].max())
-    recent = shrunken[scored & (generation > made - spec.window)]
+    now, then = _best(belief, scored), _best(belief, old)
+    floor = math.sqrt(variance / seeds[now] + variance / seeds[then])
+    best = float(belief.mean[now])
+    gain = best - float(belief.mean[then])
+    recent = scored & late
     expected = None
-    if len(recent) >= 2:
-        typical = winsorized(recent)
-        expected = expected_improvement(float(typical.mean()), float(typical.std(ddof=1)), best, parents)
+    if recent.sum() >= 2 and belief.spread > 0.0:
+        share = float(recent.sum() / late.sum())
+        expected = expected_improvement(*true_scores(belief, recent), best, parents, share)
     worth = expected is None or expected >= spec.worth * floor
     return Plateau(made, spec.window, gain, floor, gain <= floor, expected, tokens, worth)
 
 
-def expected_improvement(mean: float, std: float, best: float, draws: int) -> float:
-    """E[max(max of ``draws`` normal numbers - best, 0)] = integral from best to infinity of 1 - Phi((x - mean) / std)^draws."""
+def true_scores(belief: Posterior, rows: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    """Mean and standard deviation of the true scores of some nodes, at least two.
+
+    By the law of total variance that is the variance of the posterior means plus the mean of the posterior variances:
+    sd^2 = var(s) + mean(tau^2 (v / n) / (tau^2 + v / n)), s the shrunken scores (collapses raised, they cost nothing). With
+    one seed each, var(s) alone is tau^4 / (tau^2 + v), too small by the factor tau^2 / (tau^2 + v). tau^2 is that of all
+    nodes: a few children's own tau^2 is often 0 by chance, and the best so far is shrunken by the same one, so that both
+    sides of the comparison are estimates under one model. (That a ladder gives more seeds to children which began well would
+    not matter with m and tau^2 known; their estimates by moments it pulls a little down, those of both sides alike.)
+    """
+    typical = winsorized(belief.mean[rows])
+    return float(typical.mean()), math.sqrt(float(typical.var(ddof=1)) + float(belief.variance[rows].mean()))
+
+
+def expected_improvement(mean: float, std: float, best: float, draws: int, share: float = 1.0) -> float:
+    """E[max(largest of ``draws`` numbers - best, 0)], each normal with the probability ``share`` and else below all others.
+
+    The integral from best to infinity of 1 - (1 - share + share Phi((x - mean) / std))^draws, by quadrature.
+    """
     if std <= 0.0:
-        return max(mean - best, 0.0)
+        return max(mean - best, 0.0) * (1.0 - (1.0 - share) ** draws)
     upper = max(best, mean) + 8.0 * std
     grid = np.linspace(best, upper, 2001)
-    return float(np.trapezoid(1.0 - ndtr((grid - mean) / std) ** draws, grid))
+    return float(np.trapezoid(1.0 - (1.0 - share + share * ndtr((grid - mean) / std)) ** draws, grid))
+
+
+def _best(belief: Posterior, rows: npt.NDArray[np.bool_]) -> int:
+    return int(np.argmax(np.where(rows, belief.mean, -np.inf)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +18,28 @@ OUTLYING = 3.0
 """Robust standard deviations below the median at which a score counts as a collapse."""
 
 
-def shrink(values: Array, seeds: Array, variance: float | None) -> Array:
-    """m + tau^2 / (tau^2 + v / n) * (x - m) for every finite value; NaN stays NaN.
+@dataclass(frozen=True)
+class Posterior:
+    """What measurements with noise say of true scores; n values."""
 
-    m is the mean of the values and tau^2 = max(var(x) - mean(v / n), 0) the spread that noise does not explain (normal
-    means with unequal variances, method of moments; Efron and Morris, JASA 1975). Both are taken after :func:`winsorized`:
-    one collapsed run would otherwise pass for spread and keep the luck of the best. With one value, or where v is unknown,
-    nothing is shrunk.
+    mean: Array  # (n,) the shrunken values; NaN where nothing was measured
+    variance: Array  # (n,) of the true score around it; NaN where nothing was measured or the noise is unknown
+    spread: float  # tau^2, the variance of true scores; infinite where it cannot be estimated and nothing is shrunken
+
+
+def shrink(values: Array, seeds: Array, variance: float | None) -> Array:
+    """The mean of :func:`posterior` alone."""
+    return posterior(values, seeds, variance).mean
+
+
+def posterior(values: Array, seeds: Array, variance: float | None) -> Posterior:
+    """True scores taken as normal with mean m and variance tau^2, each measured with the noise v / n.
+
+    The mean is m + w (x - m) and the variance tau^2 (v / n) / (tau^2 + v / n) = w v / n, with w = tau^2 / (tau^2 + v / n),
+    for every finite value; NaN stays NaN. m is the mean of the values and tau^2 = max(var(x) - mean(v / n), 0) the spread
+    that noise does not explain (normal means with unequal variances, method of moments; Efron and Morris, JASA 1975). Both
+    are taken after :func:`winsorized`: one collapsed run would otherwise pass for spread and keep the luck of the best.
+    With one value, or where v is unknown, nothing is shrunk.
 
     Args:
         values: (n,) percent, mean over seeds; NaN where nothing was measured.
@@ -31,15 +47,13 @@ def shrink(values: Array, seeds: Array, variance: float | None) -> Array:
         variance: v, between the seeds of one candidate; None if no candidate has two.
     """
     known = np.isfinite(values)
+    noise = np.where(known, (math.nan if variance is None else variance) / seeds, np.nan)
     if known.sum() < 2 or variance is None:
-        return np.where(known, values, np.nan)
-    noise = variance / seeds[known]
+        return Posterior(np.where(known, values, np.nan), noise, math.inf)
     typical = winsorized(values[known])
-    mean, spread = float(typical.mean()), max(float(typical.var(ddof=1)) - float(noise.mean()), 0.0)
+    mean, spread = float(typical.mean()), max(float(typical.var(ddof=1)) - float(noise[known].mean()), 0.0)
     weight = np.divide(spread, spread + noise, out=np.ones_like(noise), where=noise > 0)
-    shrunken = np.full(values.shape, np.nan)
-    shrunken[known] = mean + weight * (values[known] - mean)
-    return shrunken
+    return Posterior(np.where(known, mean + weight * (values - mean), np.nan), weight * noise, spread)
 
 
 def winsorized(values: Array) -> Array:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trees import lucky, node
 
 from poise_core.search.nodes import NodeTable, expansions, shrunken_scores
-from poise_core.search.shrinkage import shrink, winsorized
+from poise_core.search.shrinkage import posterior, shrink, winsorized
 
 
 def test_shrinkage_by_hand() -> None:
@@ -21,6 +21,21 @@ def test_shrinkage_by_hand() -> None:
     """
     nodes = [node(n, x, half=12.7062, seeds=2) for n, x in (("a", 40.0), ("b", 44.0), ("c", 48.0))]
     assert shrunken_scores(nodes) == pytest.approx({"a": 44 - 4 * 15 / 16, "b": 44.0, "c": 44 + 4 * 15 / 16}, rel=1e-4)
+
+
+def test_what_is_not_known_of_a_true_score_by_hand() -> None:
+    """v = 4: noise 4, 2, 1; tau^2 = var(40, 44, 48) - 7/3 = 41/3; 1 / (1 / tau^2 + n / v) with n / v = 1/4, 1/2, 1."""
+    values, seeds = np.array([40.0, math.nan, 44.0, 48.0]), np.array([1.0, 1.0, 2.0, 4.0])
+    belief = posterior(values, seeds, 4.0)
+    assert belief.spread == pytest.approx(41 / 3)
+    assert belief.variance == pytest.approx(
+        np.array([1 / (3 / 41 + 1 / 4), math.nan, 1 / (3 / 41 + 1 / 2), 1 / (3 / 41 + 1)]), nan_ok=True
+    )
+    assert shrink(values, seeds, 4.0) == pytest.approx(belief.mean, nan_ok=True)
+    alone = posterior(values[:2], seeds[:2], 4.0)  # nothing to be shrunken to: it is known as well as it was measured
+    assert (alone.mean[0], alone.variance[0], alone.spread) == (40.0, 4.0, math.inf)
+    assert np.isnan(posterior(values, seeds, None).variance).all()
+    assert posterior(values, seeds, 0.0).variance[[0, 2, 3]].tolist() == [0.0, 0.0, 0.0]
 
 
 def test_seed_scores_outrank_intervals_which_hold_the_problems_noise_too() -> None:
