@@ -30,6 +30,9 @@ from poise_core.evaluation.results import SeedEvaluation
 
 Array = npt.NDArray[np.float64]
 
+OUTLYING = 3.0
+"""Robust standard deviations below the median at which a score counts as a collapse."""
+
 FEWEST_CANDIDATES = 5
 """With at least two seeds each; the scatter of fewer variances says nothing, and every interval then rests on its own seeds."""
 
@@ -102,6 +105,13 @@ def noise_of(values: Mapping[str, Mapping[int, float]]) -> NoiseFloor | None:
     }
     total = SeedNoise(float(np.sum(np.square(within))) / freedom, freedom)
     return NoiseFloor(_prior(list(own.values()), pooled), total, len(table), own)
+
+
+def winsorized(values: Array) -> Array:
+    """The values with collapses raised to ``OUTLYING`` robust standard deviations (1.4826 MAD) below the median."""
+    middle = float(np.median(values))
+    scale = 1.4826 * float(np.median(np.abs(values - middle)))
+    return np.maximum(values, middle - OUTLYING * scale) if scale > 0 else values
 
 
 def repeated(values: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, float]]:

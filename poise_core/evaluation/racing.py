@@ -37,9 +37,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtr
 
-from poise_core.evaluation.noise import FEWEST_CANDIDATES, Array, SeedNoise, moderated, repeated, two_way
-
-_OUTLYING = 3.0  # robust standard deviations below the median
+from poise_core.evaluation.noise import FEWEST_CANDIDATES, Array, SeedNoise, moderated, repeated, two_way, winsorized
 
 
 @dataclass(frozen=True)
@@ -99,9 +97,7 @@ class Population:
         known = np.array([one for one in firsts if math.isfinite(one)])
         if len(known) < FEWEST_CANDIDATES:
             return None
-        middle = float(np.median(known))
-        scale = 1.4826 * float(np.median(np.abs(known - middle)))
-        typical = np.maximum(known, middle - _OUTLYING * scale) if scale > 0 else known  # a collapse is not spread
+        typical = winsorized(known)  # a collapse is not spread
         return cls(float(typical.mean()), max(float(typical.var(ddof=1)) - noise.variance, 0.0))
 
 

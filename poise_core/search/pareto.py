@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from poise_core.evaluation.noise import OUTLYING
 from poise_core.search.nodes import Array
-from poise_core.search.shrinkage import OUTLYING
 
 RAYS = 64
 """Directions along which the dominated volume is measured."""

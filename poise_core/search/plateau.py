@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
+from poise_core.evaluation.noise import winsorized
 from poise_core.search.nodes import NodeRecord, overalls
-from poise_core.search.shrinkage import Posterior, posterior, winsorized
+from poise_core.search.shrinkage import Posterior, posterior
 from poise_core.search.spec import PlateauSpec
 
 

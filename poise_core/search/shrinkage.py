@@ -10,12 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+from poise_core.evaluation.noise import winsorized
 from poise_core.evaluation.statistics import Interval
 
 Array = npt.NDArray[np.float64]
-
-OUTLYING = 3.0
-"""Robust standard deviations below the median at which a score counts as a collapse."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def posterior(values: Array, seeds: Array, variance: float | None) -> Posterior:
     The mean is m + w (x - m) and the variance tau^2 (v / n) / (tau^2 + v / n) = w v / n, with w = tau^2 / (tau^2 + v / n),
     for every finite value; NaN stays NaN. m is the mean of the values and tau^2 = max(var(x) - mean(v / n), 0) the spread
     that noise does not explain (normal means with unequal variances, method of moments; Efron and Morris, JASA 1975). Both
-    are taken after :func:`winsorized`: one collapsed run would otherwise pass for spread and keep the luck of the best.
+    are taken with collapses raised (``winsorized``): one would otherwise pass for spread and keep the luck of the best.
     With one value, or where v is unknown, nothing is shrunk.
 
     Args:
@@ -54,13 +52,6 @@ def posterior(values: Array, seeds: Array, variance: float | None) -> Posterior:
     mean, spread = float(typical.mean()), max(float(typical.var(ddof=1)) - float(noise[known].mean()), 0.0)
     weight = np.divide(spread, spread + noise, out=np.ones_like(noise), where=noise > 0)
     return Posterior(np.where(known, mean + weight * (values - mean), np.nan), weight * noise, spread)
-
-
-def winsorized(values: Array) -> Array:
-    """The values with collapses raised to ``OUTLYING`` robust standard deviations (1.4826 MAD) below the median."""
-    middle = float(np.median(values))
-    scale = 1.4826 * float(np.median(np.abs(values - middle)))
-    return np.maximum(values, middle - OUTLYING * scale) if scale > 0 else values
 
 
 def pooled_variance(seeds: Sequence[Sequence[float]]) -> float | None:

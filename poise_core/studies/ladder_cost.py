@@ -207,14 +207,8 @@ def replay(
     return [everything, *(out for _, out in ladders)]
 
 
-def render(
-    name: str,
-    recorded: Mapping[str, Recorded],
-    baseline: str,
-    rows: Sequence[Replay],
-    search_seeds: int,
-) -> list[str]:
-    """The part of the page for one run."""
+def render(name: str, recorded: Mapping[str, Recorded], baseline: str) -> list[str]:
+    """What a run has recorded, and which rung predicts."""
     numbers = sorted(recorded[baseline].overalls)
     first = numbers[0]
     proxies = {key: one.rewards[first] for key, one in recorded.items()}
@@ -228,18 +222,10 @@ def render(
         {key: found for key, one in recorded.items() if (found := one.dynamics[first]) is not None},
         firsts,
     )
-    judged = (
-        "the other seeds"
-        if len(numbers) > search_seeds
-        else "**all seeds, those of the search included: everything then has none by construction, and a ladder rather too much**"
-    )
-    lines = [
+    return [
         f"## {name}",
         "",
-        f"{len(recorded)} candidates with {len(numbers)} seeds; the search uses {search_seeds}, regret is judged by {judged}. "
-        f"{len(rows[0].tokens)} replays.",
-        "",
-        "Rank correlation with Overall at the same seed and at the other seeds:",
+        f"{len(recorded)} candidates with {len(numbers)} seeds. Rank correlation with Overall at the same and at the other seeds:",
         "",
         "| | same seed | other seeds |",
         "|---|---|---|",
@@ -252,6 +238,21 @@ def render(
                 ("Overall of one seed", firsts),
             )
         ),
+        "",
+    ]
+
+
+def render_replays(rows: Sequence[Replay], seeds: int, search_seeds: int) -> list[str]:
+    """What one search would have saved and lost."""
+    judged = (
+        "the other seeds"
+        if seeds > search_seeds
+        else "**all seeds, those of the search included: everything then has none by construction, and a ladder rather too much**"
+    )
+    lines = [
+        f"### A search with {search_seeds} seeds",
+        "",
+        f"Regret is judged by {judged}. {len(rows[0].tokens)} replays.",
         "",
         "| way | training tokens, thousands | times less than everything | top-1 regret, points | more regret than everything |",
         "|---|---|---|---|---|",
@@ -292,9 +293,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = RunDirectory.read(path)
         ladder = run.current_preset.ladder
         baseline, recorded = read_run(run, ladder, given.children)
-        for count in dict.fromkeys(min(one, len(recorded[baseline].overalls)) for one in given.search_seeds):
-            rows = replay(recorded, baseline, count, ladder, given.replays)
-            lines += render(path.name, recorded, baseline, rows, count)
+        lines += render(path.name, recorded, baseline)
+        seeds = len(recorded[baseline].overalls)
+        for count in dict.fromkeys(min(one, seeds) for one in given.search_seeds):
+            lines += render_replays(replay(recorded, baseline, count, ladder, given.replays), seeds, count)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("\n".join(lines))
     print("\n".join(lines))

@@ -143,7 +143,8 @@ def test_it_runs_on_a_run_directory_and_says_what_judged(tmp_path: Path, laborat
     text = page.read_text()
     first = [row["candidate_id"] for row in evolution.run.archive.rows("candidates", generation=1)]
     assert read_run(evolution.run, preset.ladder, children=2)[1].keys() == {baseline, *first}
-    assert "7 candidates with 2 seeds; the search uses 1, regret is judged by the other seeds" in text
+    assert "7 candidates with 2 seeds." in text
+    assert "### A search with 1 seeds\n\nRegret is judged by the other seeds. 10 replays." in text
     assert "| everything, all seeds |" in text
     assert str(tmp_path) not in text  # no path of this machine
     assert "**all seeds, those of the search included: everything then has none by construction" in text
