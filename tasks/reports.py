@@ -15,7 +15,7 @@ from poise_core.files import write_atomically
 from poise_core.tracking import Tracker
 from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
 from poise_core.views.morning import Night, morning_summary, summary_file
-from poise_core.views.text import fenced
+from poise_core.views.text import fenced, format_interval
 from tasks.session import current_evolution
 
 MLFLOW_SECONDS = 5.0
@@ -74,16 +74,13 @@ def experiment_link(uri: str, experiment: str) -> str | None:
 
 
 def _cells(row: LeaderboardRow) -> dict[str, object]:
-    def points(value: float | None) -> str:
-        return "" if value is None else f"{value:.1f}"
-
+    words = "; ".join(filter(None, (row.verdict, row.state)))
     return {
         "rank": row.rank or "",
         "candidate": row.name,
         "generation": row.generation,
-        "Overall": points(row.overall.estimate if row.overall else None),
-        "delta": points(row.delta.estimate if row.delta else None),
-        "low": points(row.delta.low if row.delta else None),
-        "high": points(row.delta.high if row.delta else None),
-        "verdict": row.verdict or (f"{row.failure['kind']} in {row.failure['stage']}" if row.failure else row.status),
+        "Overall": format_interval(row.overall) if row.overall else "",
+        "seeds": row.overall.seeds if row.overall else "",
+        "delta": format_interval(row.delta, signed=True) if row.delta else "",
+        "verdict": f"{row.failure['kind']} in {row.failure['stage']}" if row.failure else words or row.status,
     }

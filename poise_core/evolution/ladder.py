@@ -121,7 +121,10 @@ class Ladder:
         else:
             decision = referee.after_first(mine, references)
         if decision.reference:
-            text = decision.message.replace(decision.reference, names[decision.reference])
+            named = names[decision.reference]
+            if decision.reference not in references:  # neither parent nor baseline
+                named = f"the best so far ({named})"
+            text = decision.message.replace(decision.reference, named)
             decision = replace(decision, message=text)
         return decision
 

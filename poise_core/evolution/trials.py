@@ -293,6 +293,7 @@ class Trials:
         from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
         from poise_core.evaluation.statistics import overall_interval
         from poise_core.training.launcher import train_candidate
+        from poise_core.views.text import format_overall
 
         with self.stage(subject, "evaluate") as done:
             if all(self._contains("evaluations", subject, split="search", seed=seed) for seed in seeds):
@@ -305,9 +306,7 @@ class Trials:
                 results = evaluate_policies(job, should_stop=self.should_stop)
             for result in results:
                 self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
-            overall = overall_interval(results, self.protocol)
-            limits = f" [{overall.low:.1f}, {overall.high:.1f}]" if overall.seeds > 1 else ""
-            done(f"Overall {overall.estimate:.1f}{limits}, {overall.seeds} seed{'s' if overall.seeds > 1 else ''}")
+            done(f"Overall {format_overall(overall_interval(results, self.protocol))}")
             return results
 
     def evaluate_untrained(self, seeds: Sequence[int]) -> Subject:
@@ -321,6 +320,8 @@ class Trials:
             Cancelled: ``should_stop`` said so.
         """
         from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
+        from poise_core.evaluation.statistics import overall_interval
+        from poise_core.views.text import format_overall
 
         source = f"# no algorithm: the policy {self.protocol.policy_digest}, before any training\n"
         subject = self.register(UNTRAINED, source, written_by="poise", arm=UNTRAINED_ARM)
@@ -335,7 +336,7 @@ class Trials:
             for seed in seeds:
                 copy = dataclasses.replace(result, seed=seed)
                 self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, copy))
-            done(f"Overall {result.overall:.1f}")
+            done(f"Overall {format_overall(overall_interval([result], self.protocol))}")
         return subject
 
     def evaluations(self, subject: Subject, seeds: Sequence[int] | None = None) -> list[SeedEvaluation]:

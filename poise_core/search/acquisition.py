@@ -124,6 +124,7 @@ class AcquisitionSelector:
 
     def _reason(self, table: NodeTable, judgement: Judgement, pick: Pick, places: int) -> str:
         row, spec, scored = pick.row, self.spec, int(table.scored.sum())
+        seeds = int(table.seeds[row])
         off = f" - {pick.penalty:.2f} for the lineage it shares with parents chosen before" if pick.penalty else ""
         again = f" Taken again (repeat {pick.repeat}) because only {scored} scored nodes exist." if pick.repeat else ""
         prior = "" if judgement.potential.fitted else " (too few descendants to learn from: prior)"
@@ -131,7 +132,8 @@ class AcquisitionSelector:
             f"{table.names[row]} ranks {pick.rank} of {scored}: {judgement.total[row]:.2f} = "
             f"{spec.pareto:g} x pareto {judgement.pareto[row]:.2f} + "
             f"{spec.performance:g} x performance {judgement.performance[row]:.2f} "
-            f"(shrunken Overall {table.shrunken[row]:.2f}) + {spec.diversity:g} x diversity "
+            f"(shrunken Overall {table.shrunken[row]:.2f}, {seeds} seed{'s' if seeds > 1 else ''}) + "
+            f"{spec.diversity:g} x diversity "
             f"{judgement.diversity[row]:.2f} + {spec.potential:g} x potential {judgement.bayes[row]:.2f}{prior}{off}; "
             f"{table.children[row]} children so far.{again}"
         )
@@ -152,6 +154,7 @@ def node_scores(table: NodeTable, judgement: Judgement) -> tuple[NodeScore, ...]
         "diversity": judgement.diversity,
         "potential": judgement.bayes,
         "shrunken_overall": table.shrunken,
+        "seeds": np.where(table.scored, table.seeds, np.nan),
         "gain_mean": judgement.potential.mean,
         "gain_std": judgement.potential.std,
         "gain_observed": judgement.potential.target,

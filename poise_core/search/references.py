@@ -53,7 +53,8 @@ def reference_set(
     chosen: dict[str, ReferenceChoice] = {}
     for tier, candidates in tiers:
         for row in [row for row in candidates if table.ids[row] not in chosen][:per_tier]:
-            reason = _why(tier, nodes[row], nodes[parent], float(table.shrunken[row]), int(table.children[row]))
+            seeds, children = int(table.seeds[row]), int(table.children[row])
+            reason = _why(tier, nodes[row], nodes[parent], float(table.shrunken[row]), seeds, children)
             chosen[table.ids[row]] = ReferenceChoice(table.ids[row], tier, reason)
     return list(chosen.values())
 
@@ -84,8 +85,8 @@ def _frontier(table: NodeTable, ranked: Sequence[int], most: int) -> list[int]:
     return front
 
 
-def _why(tier: Tier, node: NodeRecord, parent: NodeRecord, shrunk: float, children: int) -> str:
-    score = f"shrunken Overall {shrunk:.2f}"
+def _why(tier: Tier, node: NodeRecord, parent: NodeRecord, shrunk: float, seeds: int, children: int) -> str:
+    score = f"shrunken Overall {shrunk:.2f} ({seeds} seed{'s' if seeds > 1 else ''})"
     if tier == "pareto":
         return f"{node.name} is on the Pareto frontier of the benchmarks, {score}."
     if tier == "complementary":

@@ -46,9 +46,7 @@ class LeaderboardRow:
     completion_length: float | None = None  # tokens
     format_valid: float | None = None  # share, 0 to 1
     failure: dict[str, Any] | None = None  # stage, kind, message, attempt
-    state: str = (
-        ""  # champion candidate, replicated, refuted, stopped at ..., revised (a failed file that was answered)
-    )
+    state: str = ""  # see Standing.state; or revised, of a failed file that was answered
     rung: dict[str, Any] | None = None  # of the ladder, the highest one reached: rung, decision, message, tokens
 
     def to_dict(self) -> dict[str, Any]:
@@ -207,6 +205,8 @@ def render_leaderboard(
         if row.overall is not None:
             word = row.state if row.state in STYLES else row.verdict
             style = STYLES.get(word, "")
+            if word == row.state and row.verdict == "not distinguishable":
+                word = f"{row.verdict}\n{word}"
             table.add_row(
                 str(row.rank or ""),
                 Text(row.name, style="bold" if row.verdict == "better" else ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +31,7 @@ class LineageNode:
     delta: Interval | None  # Overall minus the parent's, paired, percent points
     failure: str | None  # kind of the last failure of a candidate without Overall
     revised: bool  # whether a later file of the same proposal answers that failure
-    state: str  # champion candidate, replicated, refuted, stopped at ...
+    state: str  # see Standing.state
     selected: int  # how many children it was selected for
     terms: dict[str, float]  # the last judgement as a parent, every term of the acquisition
     total: float | None  # the acquisition value s of that judgement
@@ -127,7 +128,13 @@ def _label(node: LineageNode) -> Text:
 
 def _judgement(node: LineageNode) -> str:
     """The last value as a parent with every term that the archive has of it."""
-    terms = ", ".join(f"{name} {value:.2f}" for name, value in node.terms.items())
+    terms = ", ".join(f"{name} {_term(node.terms, name)}" for name in node.terms if name != "seeds")
     total = "" if node.total is None else f"s = {node.total:.2f}: "
     times = f"; selected for {node.selected} child{'ren' if node.selected > 1 else ''}" if node.selected else ""
     return f"{total}{terms}{times}"
+
+
+def _term(terms: Mapping[str, float], name: str) -> str:
+    """One term; beside a score stands how many seeds it had then, where the archive says."""
+    value, seeds = f"{terms[name]:.2f}", int(terms.get("seeds", 0))
+    return f"{value} ({seeds} seed{'s' if seeds > 1 else ''})" if name == "shrunken_overall" and seeds else value

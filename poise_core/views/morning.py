@@ -18,7 +18,7 @@ from poise_core.evaluation.statistics import Interval
 from poise_core.views.comparison import training_tokens
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 from poise_core.views.outlook import outlook_note
-from poise_core.views.text import format_interval
+from poise_core.views.text import format_interval, format_overall
 
 SHOWN = 5
 """Candidates of the leaderboard in a summary."""
@@ -81,7 +81,7 @@ def outcome(row: LeaderboardRow) -> str:
         if row.failure:
             return f"failed in {row.failure['stage']} ({row.failure['kind'].replace('_', ' ')})"
         return row.state or row.status
-    words = f"Overall {format_interval(row.overall)}"
+    words = f"Overall {format_overall(row.overall)}"
     if row.delta is not None:
         words += f", {format_interval(row.delta, signed=True)} to the baseline, {row.verdict}"
     return f"{words}; {row.state}" if row.state else words
@@ -191,11 +191,20 @@ def _standing(rows: Sequence[LeaderboardRow]) -> str:
     scored = [row for row in rows if row.rank is not None][:SHOWN]
     if not scored:
         return "Nothing is scored yet."
-    lines = ["| rank | candidate | generation | Overall | to the baseline | |", "|---|---|---|---|---|---|"]
+    lines = ["| rank | candidate | generation | Overall | seeds | to the baseline | |", "|---|---|---|---|---|---|---|"]
     for row in scored:
-        delta = _plain(row.delta)
-        cells = (str(row.rank), row.name, str(row.generation), format_interval(row.overall), delta)
-        lines.append(f"| {' | '.join(map(_cell, cells))} | {_cell(row.state or row.verdict)} |")
+        seeds = str(row.overall.seeds) if row.overall else ""
+        words = "; ".join(filter(None, (row.verdict, row.state)))
+        cells = (
+            str(row.rank),
+            row.name,
+            str(row.generation),
+            format_interval(row.overall),
+            seeds,
+            _plain(row.delta),
+            words,
+        )
+        lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)
 
 

@@ -51,7 +51,7 @@ class CandidateView:
     curves: dict[str, dict[int, float]]  # metric -> step -> mean over seeds
     reflection: dict[str, Any] | None
     failures: list[dict[str, Any]]
-    state: str = ""  # champion candidate, replicated, refuted, stopped at ...
+    state: str = ""  # see Standing.state
     rungs: list[dict[str, Any]] = field(default_factory=list)  # of the ladder, from below
     replication: dict[str, Any] | None = None
 

@@ -18,6 +18,7 @@ STYLES = {
     "baseline": "cyan",
     "champion candidate": "bold green",
     "replicated": "bold green",
+    "replicated, undeclared": "yellow",
     "refuted": "yellow",
 }
 _BARS = "▁▂▃▄▅▆▇█"
@@ -31,6 +32,13 @@ def format_interval(interval: Interval | None, *, signed: bool = False) -> str:
     if not math.isfinite(interval.low):
         return f"{interval.estimate:{form}} (one seed)"
     return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
+
+
+def format_overall(overall: Interval) -> str:
+    """``52.4 [50.1, 54.7], 3 seeds``, for where no column says how many; one seed without limits says that too."""
+    if not math.isfinite(overall.low):
+        return f"{overall.estimate:.1f}, 1 seed, no interval"
+    return f"{format_interval(overall)}, {overall.seeds} seed{'s' if overall.seeds > 1 else ''}"
 
 
 def fenced(view: RenderableType, width: int) -> str:

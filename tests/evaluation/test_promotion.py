@@ -7,11 +7,12 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from worlds import candidate, make_world
+from worlds import candidate, laptop, make_world
 
-from poise_core.evaluation.promotion import corrected_level, declare
+from poise_core.evaluation.promotion import ALPHA, corrected_level, declare
 from poise_core.evaluation.rankings import rank_correlation
 from poise_core.studies.null_runs import study
+from poise_core.studies.simulation import World
 
 
 def test_the_level_allows_for_all_that_were_tried() -> None:
@@ -58,6 +59,7 @@ def test_nothing_to_compare_is_nothing_declared() -> None:
 
 @pytest.mark.slow
 def test_null_runs_in_miniature_declare_hardly_anything() -> None:
+    """The ladder and unequal noise too; how rare it is can be told more sharply below."""
     rows = study(runs=12, seeds=[3], children=30, seed=7)
     declared, uncorrected = (
         [sum(bool(getattr(run, kind)) for run in row.runs) for row in rows] for kind in ("declared", "uncorrected")
@@ -66,6 +68,25 @@ def test_null_runs_in_miniature_declare_hardly_anything() -> None:
     # without the correction about 0.35 of all runs declare one; P(under 8 of 48) < 0.005
     assert sum(uncorrected) >= 8
     assert sum(uncorrected) > sum(declared)
+
+
+@pytest.mark.slow
+def test_a_false_champion_is_as_rare_as_promised() -> None:
+    """Twelve children that equal the baseline, 400 times. All problems are equally hard and noise is that of seeds, so that
+    intervals are exact and the promise is kept with nothing to spare: half of ALPHA, since only errors upward count.
+    """
+    runs, children, false = 400, 12, 0
+    spec = laptop().protocol.benchmarks[0].model_copy(update={"weight": 1.0, "problems": 100})
+    protocol = laptop().protocol.model_copy(update={"benchmarks": (spec,)})
+    world = World(protocol, {spec.name: np.zeros(spec.problems)}, slope=25.0, sampling=5.0)
+    names = ["base", *(f"c{i}" for i in range(children))]
+    for number in range(runs):
+        rng = np.random.default_rng([5, number])
+        evaluations = {name: candidate(world, rng, range(3), std=15.0) for name in names}
+        false += any(one.champion for one in declare(evaluations, "base", names, protocol))
+    # 10; with a correction four times too weak it is 30, with none 60
+    low, high = stats.binom.ppf([0.001, 0.999], runs, ALPHA / 2)
+    assert low <= false <= high
 
 
 def test_rank_correlation_and_what_it_predicts() -> None:

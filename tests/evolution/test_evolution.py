@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from poise_core.agents.base import Attempt, Proposal, ProposalContext
 from poise_core.agents.catalogue import CatalogueProposer
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.evolution import Event, Evolution, EvolutionError, Roles, default_roles
+from poise_core.evolution.trials import UNTRAINED
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import Composition
 
@@ -86,6 +88,21 @@ def test_a_finished_run_is_read_back_without_any_work(tmp_path: Path, laboratory
     assert laboratory.trained == laboratory.evaluated == []
     assert not [event for event in events if event.message]
     assert contents(again.run.archive) == before
+
+
+def test_the_log_says_an_overall_with_its_limits_and_seeds(tmp_path: Path, laboratory: Laboratory) -> None:
+    events: list[Event] = []
+    evolution = open_evolution(tmp_path / "run", observer=events.append)
+    baseline = establish_baseline(evolution)
+    (tmp_path / "other.py").write_text("# by hand\n")
+    other = evolution.trials.adopt(tmp_path / "other.py")
+    evolution.trials.train(other, [0])
+    evolution.trials.evaluate(other, [0])
+    said = {one.subject: one.message for one in events if (one.kind, one.stage) == ("finished", "evaluate")}
+    number = r"\d+\.\d"
+    for name in (UNTRAINED, "other"):
+        assert re.fullmatch(f"Overall {number}, 1 seed, no interval", said[name])
+    assert re.fullmatch(rf"Overall {number} \[-?{number}, {number}\], 2 seeds", said[baseline.name])
 
 
 def test_the_base_policy_is_scored_once_and_is_no_parent(evolution: Evolution, laboratory: Laboratory) -> None:

@@ -76,6 +76,7 @@ def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
     assert row["value"] == pytest.approx(5.0)
     assert row["difference"] == pytest.approx(-55.0)
     assert row["probability"] < 0.05
+    assert "points to GRPO, noise" in row["message"]  # its parent, and the baseline
     # the guess, 5^2 with 4 degrees, and two equal seeds of the baseline, 0 with 1: 20, half of it shared by candidates.
     # Of the error of a seed's effect (v = tau^2 = 10, variances 7.5, covariance 2.5) half a seed counts: 2.5
     assert row["noise_std"] == pytest.approx((10 * (1 + 1 / 2) + 2.5) ** 0.5)
@@ -148,7 +149,8 @@ def test_a_child_that_is_better_than_its_parent_ends_behind_the_leader(tmp_path:
     leader, _ = admit(evolution, 1)
     laboratory.skills[leader.candidate_id] = 0.9
     measure(evolution, leader)
-    child, other = admit(evolution, 2)
+    child, other = sorted(admit(evolution, 2), key=lambda one: one.parent_id == leader.candidate_id)
+    assert child.parent_id != leader.candidate_id
     laboratory.skills |= {child.candidate_id: 0.5, other.candidate_id: 1.0}
     for one in (child, other):
         measure(evolution, one)
@@ -156,7 +158,8 @@ def test_a_child_that_is_better_than_its_parent_ends_behind_the_leader(tmp_path:
     stopped = decided[child.candidate_id]
     assert (stopped["decision"], stopped["reference"]) == ("stopped", leader.candidate_id)
     assert stopped["probability"] < 0.25
-    assert leader.name in stopped["message"]
+    assert f"points to the best so far ({leader.name}), noise" in stopped["message"]
+    assert "best so far" not in decided[other.candidate_id]["message"]
     assert decided[other.candidate_id]["decision"] == "promoted"
 
 

@@ -33,7 +33,10 @@ def test_parents_are_distinct_while_there_are_enough_and_repeat_from_the_best() 
         ("b", 0, 0), ("d", 1, 0), ("a", 2, 0), ("b", 3, 1), ("d", 4, 1),
     ]  # fmt: skip
     assert "repeat 1" in five[3].reason
-    assert "B ranks 1 of 3: 1.00 = 0 x pareto 1.00 + 1 x performance 1.00 (shrunken Overall 50.00)" in five[0].reason
+    assert (
+        "B ranks 1 of 3: 1.00 = 0 x pareto 1.00 + 1 x performance 1.00 (shrunken Overall 50.00, 3 seeds)"
+        in five[0].reason
+    )
     assert [score.candidate_id for score in five[0].scores] == ["a", "b", "c", "d"]
     assert all(s.scores is five[0].scores for s in five)
 
@@ -44,7 +47,8 @@ def test_terms_of_every_node_go_to_the_archive_and_missing_is_not_zero() -> None
     assert scores["failed"].total is None
     assert scores["failed"].terms == {"children": 0.0}
     assert set(scores["good"].terms) == {
-        "pareto", "performance", "diversity", "potential", "shrunken_overall", "gain_mean", "gain_std", "children",
+        "pareto", "performance", "diversity", "potential", "shrunken_overall", "seeds", "gain_mean", "gain_std",
+        "children",
     }  # fmt: skip
     assert "gain_observed" in scores["root"].terms
     spec = AcquisitionSpec()

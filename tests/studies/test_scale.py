@@ -21,6 +21,14 @@ def test_records_and_arrays_describe_the_same_tree() -> None:
     assert np.array_equal(np.isfinite(total), table.scored)
 
 
+@pytest.mark.slow
+def test_selection_keeps_its_time_and_does_not_grow_with_the_square() -> None:
+    """Processor seconds, which a busy machine leaves about as they are; docs/results/scale.md has 0.7 for 10,000 nodes."""
+    small, large = scale.time_selection([1_000, 20_000])
+    assert large.processor < 5 * 2 * 0.7
+    assert large.processor < 20 * small.processor  # in proportion; it is about half of that, with the square up to 400
+
+
 def test_the_page_is_written(tmp_path: Path) -> None:
     scale.main(["--largest", "300", "--archive", "100", "--out", str(tmp_path)], lambda text: None)
     text = (tmp_path / "scale.md").read_text()

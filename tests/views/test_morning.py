@@ -8,6 +8,7 @@ from laboratory import Laboratory, admit, establish_baseline, evolve, make_prese
 
 from poise_core.evolution import Evolution
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.views import leaderboard
 from poise_core.views.morning import Night, candidate_headline, generation_headline, morning_summary, run_headline
 
 BEGAN = dt.datetime(2026, 11, 24, 22, 30, tzinfo=dt.UTC)
@@ -41,6 +42,11 @@ def test_a_whole_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 2 children, 2 seeds each, 12 steps of 100 tokens
     assert f"- Training: {2 * 2 * 12 * 100:,} completion tokens" in text
     assert "none asked, 0 of 5 dollars" in text
+    for row in leaderboard(archive, evolution.preset.protocol):
+        if row.rank is not None:
+            shown = f"{row.overall.estimate:.1f} [{row.overall.low:.1f}, {row.overall.high:.1f}]"
+            assert f"| {row.rank} | {row.name} | {row.generation} | {shown} | 2 |" in text
+            assert row.generation == 0 or f"| Overall {shown}, 2 seeds, " in text
 
 
 def test_a_night_at_the_end_of_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,36 @@
+"""The leaderboard as the server shows it: every Overall with its limits and its seeds."""
+
+from __future__ import annotations
+
+import math
+
+from poise_core.evaluation.statistics import Interval
+from poise_core.views import LeaderboardRow
+from tasks.reports import _cells
+
+
+def row(name: str, **known: object) -> LeaderboardRow:
+    return LeaderboardRow(
+        known.pop("rank", None), name, name, 1, "catalogue", "evolution", **{"status": "evaluated", **known}
+    )  # type: ignore[arg-type]
+
+
+def test_an_overall_has_its_limits_and_its_seeds() -> None:
+    shown = _cells(
+        row("a", rank=1, overall=Interval(52.44, 50.1, 54.7, 3), delta=Interval(0.4, -1.0, 1.8, 3),
+            verdict="not distinguishable", state="replicated, undeclared")
+    )  # fmt: skip
+    assert shown == {
+        "rank": 1, "candidate": "a", "generation": 1, "Overall": "52.4 [50.1, 54.7]", "seeds": 3, "delta": "+0.4 [-1.0, +1.8]",
+        "verdict": "not distinguishable; replicated, undeclared",
+    }  # fmt: skip
+
+
+def test_one_seed_without_limits_says_so_and_what_was_not_measured_is_empty() -> None:
+    alone = Interval(40.0, -math.inf, math.inf, 1)
+    assert _cells(row("b", overall=alone))["Overall"] == "40.0 (one seed)"
+    assert _cells(row("b", overall=alone))["seeds"] == 1
+    stopped = _cells(row("c", status="stopped", state="stopped at the proxy"))
+    assert [stopped[name] for name in ("Overall", "seeds", "delta", "verdict")] == ["", "", "", "stopped at the proxy"]
+    failed = _cells(row("d", status="failed", failure={"kind": "diverged", "stage": "train"}, state="revised"))
+    assert failed["verdict"] == "diverged in train"
