@@ -1,6 +1,6 @@
 """What the ladder saves, replayed on recorded full evaluations.
 
-``python -m poise_core.studies.ladder_cost RUN_DIR... [--out PAGE]``. A run whose candidates were all trained and scored with all
+``python -m poise_core.studies.ladder_cost RUN_DIR [--out PAGE]``. A run whose candidates were all trained and scored with all
 seeds says what every ladder would have seen and decided. Each is replayed many times: a random four fifths of the candidates, and
 the seeds in random order, of which the first ``--search-seeds`` are the search's. What is selected is the best shrunken estimate
 (:func:`poise_core.search.selection.shrunken_scores`), as in the search. Regret is judged by the seeds that the search did not use,
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from poise_core.archive import EVOLUTION_ARM
-from poise_core.config import LadderSpec
+from poise_core.config import FrozenModel, LadderSpec
 from poise_core.evaluation.forecast import Dynamics, foretold, proxy_dynamics
 from poise_core.evaluation.racing import proxy_reward
 from poise_core.evaluation.rankings import rank_correlation
@@ -60,6 +60,22 @@ class Recorded:
     dynamics: Mapping[int, Dynamics | None]  # seed -> the proxy's
     proxy_tokens: Mapping[int, int]
     tokens: Mapping[int, int]  # of the whole training
+
+
+class Recording(FrozenModel):
+    """What replays need of a run; small enough to lie beside the page."""
+
+    name: str
+    baseline: str
+    ladder: LadderSpec
+    candidates: dict[str, Recorded]
+
+    @classmethod
+    def of_run(cls, run: RunDirectory, children: int | None = None) -> Recording:
+        """See :func:`read_run`."""
+        ladder = run.current_preset.ladder
+        baseline, candidates = read_run(run, ladder, children)
+        return cls(name=run.path.name, baseline=baseline, ladder=ladder, candidates=candidates)
 
 
 @dataclass
@@ -273,9 +289,9 @@ def _range(values: Sequence[float], form: str, scale: float = 1.0) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Replay the runs and write the page."""
+    """Replay what was recorded, and write it and the page."""
     parser = argparse.ArgumentParser(prog="python -m poise_core.studies.ladder_cost", description=__doc__)
-    parser.add_argument("run_dirs", type=Path, nargs="+")
+    parser.add_argument("source", type=Path, help="a run directory, or the JSON file of an earlier call")
     parser.add_argument("--search-seeds", type=int, nargs="+", default=[3])
     parser.add_argument("--replays", type=int, default=500)
     parser.add_argument(
@@ -283,22 +299,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("docs/results/ladder_cost.md"))
     given = parser.parse_args(arguments)
-    named = " ".join(path.name for path in given.run_dirs)
-    command = f"python -m poise_core.studies.ladder_cost {named}"
+    command = f"python -m poise_core.studies.ladder_cost {given.source.name}"
     if given.children is not None:
         command += f" --children {given.children}"
     command += f" --search-seeds {' '.join(map(str, given.search_seeds))} --replays {given.replays}"
-    lines = ["# What the ladder saves", "", f"Made by `{command}`.", "", " ".join(_METHOD.split()), ""]
-    for path in given.run_dirs:
-        run = RunDirectory.read(path)
-        ladder = run.current_preset.ladder
-        baseline, recorded = read_run(run, ladder, given.children)
-        lines += render(path.name, recorded, baseline)
-        seeds = len(recorded[baseline].overalls)
-        for count in dict.fromkeys(min(one, seeds) for one in given.search_seeds):
-            lines += render_replays(replay(recorded, baseline, count, ladder, given.replays), seeds, count)
+    data = given.out.with_suffix(".json")
+    if given.source.suffix == ".json":
+        recording = Recording.model_validate_json(given.source.read_bytes())
+    else:
+        recording = Recording.of_run(RunDirectory.read(given.source), given.children)
+    baseline, candidates = recording.baseline, recording.candidates
+    lines = ["# What the ladder saves", "", f"Made by `{command}`; [what was recorded]({data.name}) makes it, too.", ""]
+    lines += [" ".join(_METHOD.split()), "", *render(recording.name, candidates, baseline)]
+    seeds = len(candidates[baseline].overalls)
+    for count in dict.fromkeys(min(one, seeds) for one in given.search_seeds):
+        rows = replay(candidates, baseline, count, recording.ladder, given.replays)
+        lines += render_replays(rows, seeds, count)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("\n".join(lines))
+    data.write_text(recording.model_dump_json(indent=1) + "\n")
     print("\n".join(lines))
 
 

@@ -145,6 +145,11 @@ def test_it_runs_on_a_run_directory_and_says_what_judged(tmp_path: Path, laborat
     first = [row["candidate_id"] for row in evolution.run.archive.rows("candidates", generation=1)]
     assert read_run(evolution.run, preset.ladder, children=2)[1].keys() == {baseline, *first}
     assert "7 candidates with 2 seeds." in text
+    again = tmp_path / "again.md"
+    ladder_cost.main(
+        [str(page.with_suffix(".json")), "--replays", "10", "--out", str(again), "--search-seeds", "1", "2"]
+    )
+    assert again.read_text().splitlines()[4:] == text.splitlines()[4:]  # all but the command
     assert "### A search with 1 seeds\n\nRegret is judged by the other seeds. 10 replays." in text
     assert "| everything, all seeds |" in text
     assert str(tmp_path) not in text  # no path of this machine
