@@ -162,7 +162,8 @@ EVALUATIONS = Table(
 )
 TRAJECTORIES = Table(
     "trajectories",
-    "One row per training step; a part holds one seed of one candidate.",
+    "One row per training step; a part holds one seed of one candidate."
+    " One that was stopped keeps the steps that it was stopped at, trained further by hand or not.",
     ("protocol", "candidate_id", "seed"),
     ("step",),
     (
