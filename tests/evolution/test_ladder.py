@@ -163,6 +163,35 @@ def test_a_child_that_is_better_than_its_parent_ends_behind_the_leader(tmp_path:
     assert decided[other.candidate_id]["decision"] == "promoted"
 
 
+def test_a_child_whose_dynamics_forecast_a_low_overall_ends_at_the_proxy(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    """Who has moved far scores low here; reward says nothing. Eight have to be known before anybody is stopped for it."""
+    ladder = {"proxy_stop_below": 0.0, "forecast_stop_below": 0.25, "first_stop_below": 0.0}
+    evolution = open_evolution(tmp_path / "run", make_preset(ladder={**LADDER, **ladder}, generations=7))
+    far: set[str] = set()
+
+    def step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        return {**rewards({})(name, digest, seed, step), "kl": 1.0 if name in far else 0.1}
+
+    laboratory.step = step
+    laboratory.skills[evolution.register_baseline().candidate_id] = 0.9
+    establish_baseline(evolution)
+    for generation in range(1, 6):
+        near, moved = admit(evolution, generation)
+        far.add(moved.name)
+        laboratory.skills |= {near.candidate_id: 0.9, moved.candidate_id: 0.2}
+        for one in (near, moved):
+            measure(evolution, one)
+    decided = {row["candidate_id"]: row for row in rows(evolution, "rungs", rung="proxy")}
+    stopped = [row for row in decided.values() if row["decision"] == "stopped"]
+    assert [row["generation"] for row in stopped] == [5]
+    assert stopped[0]["candidate_id"] == moved.candidate_id
+    assert stopped[0]["message"].startswith("forecast Overall ")
+    assert decided[near.candidate_id]["message"].startswith("forecast Overall ")
+    assert not decided[near.candidate_id]["cause"]
+
+
 def test_decisions_do_not_see_their_own_generation(tmp_path: Path, laboratory: Laboratory) -> None:
     """Neither the order of siblings nor a new process between them, which reads the archive afresh, changes a row."""
     preset = make_preset(ladder={**LADDER, "first_stop_below": 0.0}, generations=2)
