@@ -90,4 +90,6 @@ def test_rungs_of_a_run_without_a_ladder(tmp_path: Path, poise: Callable[..., Re
     assert result.exit_code == 0, result.output
     assert "No candidate has climbed a ladder here" in " ".join(result.output.split())
     document = json.loads(poise("rungs", "run", "--json").stdout)
-    assert set(document["correlations"]) == {"proxy -> first", "proxy -> others", "first -> others"}
+    assert set(document["correlations"]) == {
+        f"{rung} -> {of}" for rung in ("proxy", "forecast") for of in ("first", "others")
+    } | {"first -> others"}
