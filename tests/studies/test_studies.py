@@ -127,7 +127,8 @@ def test_replays_of_a_clear_case_lose_nothing_and_cost_less() -> None:
     assert set(everything.tokens) == {10 * 2 * 60.0}  # four fifths of twelve, two seeds, 60 tokens
     for ladder in ladders:
         assert ladder.excess == [0.0] * 20  # the baseline is best, and both say so
-        assert min(ladder.ratios) > 4
+        # where the reward counts all end at the proxy, otherwise after one seed of two
+        assert min(ladder.ratios) > (4 if ladder.name.startswith("ladder 0.05,") else 1.9)
 
 
 def test_it_runs_on_a_run_directory_and_says_what_judged(tmp_path: Path, laboratory: Laboratory) -> None:
