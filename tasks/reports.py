@@ -74,7 +74,6 @@ def experiment_link(uri: str, experiment: str) -> str | None:
 
 
 def _cells(row: LeaderboardRow) -> dict[str, object]:
-    words = "; ".join(filter(None, (row.verdict, row.state)))
     return {
         "rank": row.rank or "",
         "candidate": row.name,
@@ -82,5 +81,5 @@ def _cells(row: LeaderboardRow) -> dict[str, object]:
         "Overall": format_interval(row.overall) if row.overall else "",
         "seeds": row.overall.seeds if row.overall else "",
         "delta": format_interval(row.delta, signed=True) if row.delta else "",
-        "verdict": f"{row.failure['kind']} in {row.failure['stage']}" if row.failure else words or row.status,
+        "verdict": f"{row.failure['kind']} in {row.failure['stage']}" if row.failure else row.judgement or row.status,
     }

@@ -23,7 +23,7 @@ from poise_core.agents.base import (
     ReflectionEvidence,
 )
 from poise_core.agents.digest import RUN_METRICS, TrajectoryDigest, make_digest, paired_run_delta
-from poise_core.evaluation.statistics import Interval, distinguishable
+from poise_core.evaluation.statistics import Interval, counted_seeds, distinguishable
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 
@@ -176,7 +176,7 @@ def diagnose(digest: TrajectoryDigest) -> tuple[Diagnosis, ...]:
 
 def format_interval(interval: Interval, digits: str = "+.2f") -> str:
     """For example ``+1.20 (95 % interval -0.40 to +2.80, 3 seeds)``."""
-    seeds = f"{interval.seeds} seed{'s' if interval.seeds != 1 else ''}"
+    seeds = counted_seeds(interval.seeds)
     if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
         return f"{interval.estimate:{digits}} (no interval: {seeds})"
     return f"{interval.estimate:{digits}} (95 % interval {interval.low:{digits}} to {interval.high:{digits}}, {seeds})"

@@ -133,10 +133,12 @@ def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[in
 
 
 def _text(result: dict[str, Any]) -> str:
+    from poise_core.evaluation.statistics import counted_seeds
+
     scores = "   ".join(f"{name} {score:.1f}" for name, score in result["benchmarks"].items())
     count = result["overall"]["seeds"]
     lines = [
-        f"{result['name']}  Overall {_interval(result['overall'])}, {count} seed{'s' if count > 1 else ''}",
+        f"{result['name']}  Overall {_interval(result['overall'])}, {counted_seeds(count)}",
         scores,
     ]
     if result["baseline"]:

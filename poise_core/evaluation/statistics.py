@@ -43,6 +43,11 @@ from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 Array = npt.NDArray[np.float64]
 
 
+def counted_seeds(count: int) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its confidence limits, in percent points."""

@@ -223,6 +223,7 @@ class Trials:
         return None
 
     def _train(self, subject: Subject, seeds: Sequence[int], pause_after: int | None, watch: HealthWatch | None) -> str:
+        from poise_core.evaluation.statistics import counted_seeds
         from poise_core.training.launcher import train_candidate
 
         started = time.monotonic()
@@ -242,7 +243,7 @@ class Trials:
             # one that was stopped and is trained further by hand keeps the steps that it was stopped at
             if pause_after is None and not self._contains("trajectories", subject, seed=one.seed):
                 self._append_trajectory(subject, one.seed, steps, one.confinement)
-        length = f"{pause_after} steps" if pause_after else f"{len(seeds)} seed{'s' if len(seeds) > 1 else ''}"
+        length = f"{pause_after} steps" if pause_after else counted_seeds(len(seeds))
         return f"{length} in {time.monotonic() - started:.0f} s"
 
     def unfinished_trajectory(self, subject: Subject, seed: int) -> tuple[list[dict[str, float]], dict[str, str]]:

@@ -13,6 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from poise_core.evaluation.noise import winsorized
+from poise_core.evaluation.statistics import counted_seeds
 from poise_core.search.diversity import novelty
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
 from poise_core.search.pareto import pareto_strength
@@ -132,7 +133,7 @@ class AcquisitionSelector:
             f"{table.names[row]} ranks {pick.rank} of {scored}: {judgement.total[row]:.2f} = "
             f"{spec.pareto:g} x pareto {judgement.pareto[row]:.2f} + "
             f"{spec.performance:g} x performance {judgement.performance[row]:.2f} "
-            f"(shrunken Overall {table.shrunken[row]:.2f}, {seeds} seed{'s' if seeds > 1 else ''}) + "
+            f"(shrunken Overall {table.shrunken[row]:.2f}, {counted_seeds(seeds)}) + "
             f"{spec.diversity:g} x diversity "
             f"{judgement.diversity[row]:.2f} + {spec.potential:g} x potential {judgement.bayes[row]:.2f}{prior}{off}; "
             f"{table.children[row]} children so far.{again}"

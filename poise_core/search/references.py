@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from poise_core.evaluation.statistics import counted_seeds
 from poise_core.search.diversity import distances
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
 from poise_core.search.selection import tie_break
@@ -86,7 +87,7 @@ def _frontier(table: NodeTable, ranked: Sequence[int], most: int) -> list[int]:
 
 
 def _why(tier: Tier, node: NodeRecord, parent: NodeRecord, shrunk: float, seeds: int, children: int) -> str:
-    score = f"shrunken Overall {shrunk:.2f} ({seeds} seed{'s' if seeds > 1 else ''})"
+    score = f"shrunken Overall {shrunk:.2f} ({counted_seeds(seeds)})"
     if tier == "pareto":
         return f"{node.name} is on the Pareto frontier of the benchmarks, {score}."
     if tier == "complementary":

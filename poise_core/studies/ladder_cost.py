@@ -28,6 +28,7 @@ from poise_core.evaluation.statistics import Interval
 from poise_core.evolution import Evolution, Subject
 from poise_core.run_directory import RunDirectory
 from poise_core.search.nodes import NodeRecord, shrunken_scores
+from poise_core.studies.record import first_children
 
 THRESHOLDS = (
     (0.05, 0.0, 0.10, 0.0),
@@ -106,20 +107,16 @@ def read_run(run: RunDirectory, ladder: LadderSpec, children: int | None = None)
     failed = {row["candidate_id"] for row in archive.rows("failures", protocol=protocol.digest)}
     recorded = {}
     baseline = None
-    rows = sorted(archive.rows("candidates", arm=EVOLUTION_ARM), key=lambda row: row["created_at"])
-    made = [row["candidate_id"] for row in rows if row["generation"]]
-    late = set() if children is None else set(made[children:])
-    for row in rows:
+    for row in [*archive.rows("candidates", arm=EVOLUTION_ARM, generation=0), *first_children(archive, children)]:
         name = row["candidate_id"]
         overalls = {one.seed: one.overall for one in evaluations.get(name, []) if math.isfinite(one.overall)}
         steps = archive.trajectory(name, protocol.digest)
-        for (
-            seed
-        ) in seeds:  # the archive keeps of a stopped one the steps that it was stopped at; it was trained on since then
+        # the archive keeps of a stopped one the steps that it was stopped at; it was trained on since then
+        for seed in seeds:
             if 0 < len(steps.get(seed, [])) < protocol.training.steps:
                 steps[seed] = trials.unfinished_trajectory(Subject.of_row(row), seed)[0]
         whole = {seed: rows for seed, rows in steps.items() if len(rows) == protocol.training.steps}
-        if name in failed or name in late or not set(seeds) <= overalls.keys() & whole.keys():
+        if name in failed or not set(seeds) <= overalls.keys() & whole.keys():
             continue
         if not row["parent_ids"]:
             baseline = baseline or name

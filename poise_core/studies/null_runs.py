@@ -17,11 +17,6 @@ from poise_core.config import LadderSpec, load_preset
 from poise_core.studies.simulation import BASELINE, GRPO_SEED_STD, PANEL_SEED_STDS, Evolution, World, share, simulate
 
 CHILDREN = 63
-LADDERS = {
-    "all seeds": None,
-    "the ladder": LadderSpec(enabled=True),
-    "that of laptop-64": load_preset("laptop-64").ladder,
-}
 WORLDS = {"GRPO's seed noise": (GRPO_SEED_STD,), "seed noise of the panel": PANEL_SEED_STDS}
 
 
@@ -38,10 +33,15 @@ class Row:
 def study(runs: int, seeds: Sequence[int], children: int = CHILDREN, seed: int = 0) -> list[Row]:
     """All settings; every run has problems of its own."""
     preset = load_preset("laptop")
+    ladders = {
+        "all seeds": None,
+        "the ladder": LadderSpec(enabled=True),
+        "that of laptop-64": load_preset("laptop-64").ladder,
+    }
     rows = []
     for noise, stds in WORLDS.items():
         for count in seeds:
-            for name, ladder in LADDERS.items():
+            for name, ladder in ladders.items():
                 found = []
                 for number in range(runs):
                     rng = np.random.default_rng([seed, number, count])

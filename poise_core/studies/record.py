@@ -12,12 +12,19 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from poise_core.archive import EVOLUTION_ARM
+from poise_core.archive import EVOLUTION_ARM, Archive
 from poise_core.evolution import Evolution, Subject
 from poise_core.evolution.events import Event
 from poise_core.failures import CandidateFailure
 from poise_core.run_directory import RunDirectory
+
+
+def first_children(archive: Archive, count: int | None) -> list[dict[str, Any]]:
+    """Rows of the first children in the order in which they were made; None: all of them."""
+    rows = sorted(archive.rows("candidates", arm=EVOLUTION_ARM), key=lambda row: row["created_at"])
+    return [row for row in rows if row["generation"]][:count]
 
 
 def record(source: Path, copy: Path, children: int) -> int:
@@ -42,9 +49,7 @@ def record(source: Path, copy: Path, children: int) -> int:
         partial.rename(copy)
     with RunDirectory.open(copy, RunDirectory.read(copy).current_preset) as run:
         evolution = Evolution(run, observer=_print)
-        rows = sorted(run.archive.rows("candidates", arm=EVOLUTION_ARM), key=lambda row: row["created_at"])
-        made = [row for row in rows if row["generation"]][:children]
-        first = [Subject.of_row(row) for row in made]
+        first = [Subject.of_row(row) for row in first_children(run.archive, children)]
 
         def measure(subject: Subject) -> bool:
             try:

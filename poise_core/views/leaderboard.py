@@ -49,6 +49,11 @@ class LeaderboardRow:
     state: str = ""  # see Standing.state; or revised, of a failed file that was answered
     rung: dict[str, Any] | None = None  # of the ladder, the highest one reached: rung, decision, message, tokens
 
+    @property
+    def judgement(self) -> str:
+        """Verdict and state, where there are any."""
+        return "; ".join(filter(None, (self.verdict, self.state)))
+
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         plain = dict(vars(self))

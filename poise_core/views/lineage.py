@@ -11,7 +11,7 @@ from rich.tree import Tree
 
 from poise_core.archive import UNTRAINED_ARM, Archive, TreeNode
 from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.statistics import Interval, distinguishable
+from poise_core.evaluation.statistics import Interval, counted_seeds, distinguishable
 from poise_core.views.leaderboard import last_failures
 from poise_core.views.standing import standing_of
 from poise_core.views.text import STYLES, format_interval
@@ -108,7 +108,7 @@ def _label(node: LineageNode) -> Text:
     label.append(f"  g{node.generation} {node.written_by}", style="dim")
     if node.overall:
         label.append(f"  {format_interval(node.overall)}")
-        label.append(f" {node.overall.seeds} seed{'s' if node.overall.seeds > 1 else ''}", style="dim")
+        label.append(f" {counted_seeds(node.overall.seeds)}", style="dim")
     elif node.failure:
         label.append(f"  {node.failure}{', revised' if node.revised else ''}", style="red")
     elif not node.state:
@@ -137,4 +137,4 @@ def _judgement(node: LineageNode) -> str:
 def _term(terms: Mapping[str, float], name: str) -> str:
     """One term; beside a score stands how many seeds it had then, where the archive says."""
     value, seeds = f"{terms[name]:.2f}", int(terms.get("seeds", 0))
-    return f"{value} ({seeds} seed{'s' if seeds > 1 else ''})" if name == "shrunken_overall" and seeds else value
+    return f"{value} ({counted_seeds(seeds)})" if name == "shrunken_overall" and seeds else value

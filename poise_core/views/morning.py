@@ -194,7 +194,6 @@ def _standing(rows: Sequence[LeaderboardRow]) -> str:
     lines = ["| rank | candidate | generation | Overall | seeds | to the baseline | |", "|---|---|---|---|---|---|---|"]
     for row in scored:
         seeds = str(row.overall.seeds) if row.overall else ""
-        words = "; ".join(filter(None, (row.verdict, row.state)))
         cells = (
             str(row.rank),
             row.name,
@@ -202,7 +201,7 @@ def _standing(rows: Sequence[LeaderboardRow]) -> str:
             format_interval(row.overall),
             seeds,
             _plain(row.delta),
-            words,
+            row.judgement,
         )
         lines.append(f"| {' | '.join(map(_cell, cells))} |")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
 
-from poise_core.evaluation.statistics import Interval
+from poise_core.evaluation.statistics import Interval, counted_seeds
 
 STYLES = {
     "better": "green",
@@ -38,7 +38,7 @@ def format_overall(overall: Interval) -> str:
     """``52.4 [50.1, 54.7], 3 seeds``, for where no column says how many; one seed without limits says that too."""
     if not math.isfinite(overall.low):
         return f"{overall.estimate:.1f}, 1 seed, no interval"
-    return f"{format_interval(overall)}, {overall.seeds} seed{'s' if overall.seeds > 1 else ''}"
+    return f"{format_interval(overall)}, {counted_seeds(overall.seeds)}"
 
 
 def fenced(view: RenderableType, width: int) -> str:
