@@ -15,7 +15,7 @@ from flows.forms import Seeds, Text
 from poise_core.archive import ArchiveError
 from poise_core.evolution.trials import MANUAL_ARM
 from poise_core.run_directory import RunDirectory, RunDirectoryError
-from poise_core.views.morning import candidate_headline
+from poise_core.views.nightly import candidate_headline
 from tasks.outcomes import raise_for_the_candidate, with_typed_end
 from tasks.reports import update_tracking
 from tasks.session import candidate_session, find_subject, make_run

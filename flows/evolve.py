@@ -25,7 +25,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.forms import Changes, Generations, Text
 from poise_core.evolution import Evolution
-from poise_core.views.morning import generation_headline, run_headline
+from poise_core.views.nightly import generation_headline, run_headline
 from tasks.dispatch import evaluate_elsewhere
 from tasks.outcomes import raise_for_the_run, with_typed_end
 from tasks.reports import show_leaderboard, update_tracking

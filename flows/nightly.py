@@ -17,9 +17,9 @@ from prefect.states import Completed
 from flows.evolve import WORKERS, establish_baseline, generation
 from flows.forms import Changes, Dollars, Hours, Text
 from poise_core.evolution import EvolutionError
-from poise_core.evolution.replication import ReplicationRefused
+from poise_core.experiments.replication import ReplicationRefused
 from poise_core.failures import Cancelled, InfrastructureError
-from poise_core.views.morning import Night, generation_headline
+from poise_core.views.nightly import Night, generation_headline
 from tasks.budget import Budget
 from tasks.outcomes import raise_for_the_run, with_typed_end
 from tasks.replication import champion_candidate, replicate

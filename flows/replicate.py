@@ -10,7 +10,7 @@ from prefect.states import Completed, Failed
 
 from flows.evolve import WORKERS
 from flows.forms import FreshSeeds, Text
-from poise_core.evolution.replication import ReplicationRefused
+from poise_core.experiments.replication import ReplicationRefused
 from tasks.outcomes import raise_for_the_run, with_typed_end
 from tasks.replication import replicate
 from tasks.session import evolution_session, find_subject

@@ -18,7 +18,7 @@ class FailureKind(StrEnum):
     DIVERGED = "diverged"  # loss, gradient or parameters left the finite numbers
     TIMED_OUT = "timed_out"  # a limit on time was reached
     OUT_OF_MEMORY = "out_of_memory"  # a limit on memory was reached
-    # training stopped early, see poise_core.training.health
+    # training stopped early, see poise_core.evolution.health
     KL_BLOWUP = "kl_blowup"  # the policy left the initial one behind
     ENTROPY_COLLAPSE = "entropy_collapse"  # nothing is explored any more
     LENGTH_DRIFT = "length_drift"  # completions run into the limit, or far from the parent's length

@@ -42,7 +42,7 @@ class RunDirectoryError(ValueError):
 
 def candidate_id(name: str, source: str) -> str:
     """``<name-slug>-<10 hex digits>``: equal sources under one name have one id, whatever run they are in."""
-    from poise_core.candidate import source_digest  # brings in torch, which readers of a run do without
+    from poise_core.candidate.loading import source_digest  # brings in torch, which readers of a run do without
 
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "candidate"
     return f"{slug}-{source_digest(source)[:10]}"

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from poise_core.agents.ledger import Allowance
+from poise_core.agents.llm.ledger import Allowance
 from poise_core.evolution import Evolution
 
 

@@ -15,7 +15,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Cancelled as CancelledState
 from prefect.states import Completed
 
-from poise_core.agents.faults import AgentsUnusable
+from poise_core.agents.llm.faults import AgentsUnusable
 from poise_core.archive import ArchiveConflictError, ArchiveRowError
 from poise_core.failures import Cancelled, CandidateFailure, InfrastructureError
 from tasks.run_log import forget_outcome, last_outcome

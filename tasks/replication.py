@@ -6,8 +6,8 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
-from poise_core.evolution.replication import Replication
-from poise_core.views.standing import standing_of
+from poise_core.evidence.run_evidence import standing_of
+from poise_core.experiments.replication import Replication
 from tasks.session import current_evolution, find_subject
 from tasks.stages import stage
 

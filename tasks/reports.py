@@ -12,10 +12,10 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from poise_core.files import write_atomically
-from poise_core.tracking import Tracker
+from poise_core.render.text import fenced, format_interval
+from poise_core.tracking.sync import Tracker
 from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
-from poise_core.views.morning import Night, morning_summary, summary_file
-from poise_core.views.text import fenced, format_interval
+from poise_core.views.nightly import Night, morning_summary, summary_file
 from tasks.session import current_evolution
 
 MLFLOW_SECONDS = 5.0

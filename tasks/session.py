@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from poise_core.agents.ledger import Allowance
+from poise_core.agents.llm.ledger import Allowance
 from poise_core.archive import Archive
 from poise_core.config import Preset, load_preset, with_overrides
 from poise_core.evolution import Event, Evolution, Observer, Subject, default_roles

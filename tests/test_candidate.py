@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from poise_core.algorithms import algorithm_path
-from poise_core.candidate import CandidateError, load_candidate, load_candidate_source, source_digest
+from poise_core.candidate.loading import CandidateError, load_candidate, load_candidate_source, source_digest
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 
 SOURCE = '''

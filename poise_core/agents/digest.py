@@ -1,7 +1,7 @@
 """What a training run did, condensed to the numbers a diagnosis needs.
 
 Input are the rows of ``trajectory.jsonl`` (one mapping of metric to number per step, for each seed); output is a
-:class:`TrajectoryDigest`. Nothing here judges: thresholds and wording are in :mod:`poise_core.agents.reflector`.
+:class:`TrajectoryDigest`. Nothing here judges: thresholds and wording are in :mod:`poise_core.agents.rules.reflector`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from poise_core.evaluation.protocol import FrozenModel
-from poise_core.evaluation.statistics import Interval
+from poise_core.config.protocol import FrozenModel
+from poise_core.evidence.intervals import Interval
 
 Array = npt.NDArray[np.float64]
 TrajectoryRows = Sequence[Mapping[str, float]]

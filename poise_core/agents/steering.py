@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from poise_core.agents.settings import Steering
+from poise_core.config.agents import Steering
 
 
 def steering_text(steering: Steering) -> str:

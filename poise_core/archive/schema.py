@@ -258,7 +258,7 @@ CALLS = Table(
         Field("model", _TEXT, "`<provider>:<name>`"),
         Field("method", _TEXT, "json_schema or function_calling"),
         Field("attempt", _INT, "how often the same had been asked before"),
-        Field("outcome", _TEXT, "a value of `poise_core.agents.faults.Outcome`"),
+        Field("outcome", _TEXT, "a value of `poise_core.agents.llm.faults.Outcome`"),
         Field("message", _TEXT, "what was wrong, one line", nullable=True, counts=False),
         Field("input_tokens", _INT, "tokens of the prompt"),
         Field("output_tokens", _INT, "tokens of the answer"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from poise_core import cli_testbed
+from poise_core.cli import testbed as cli_testbed
 from poise_core.cli.agents import context, cost
 from poise_core.cli.compare import compare_search
 from poise_core.cli.evaluate import evaluate

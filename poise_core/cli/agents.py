@@ -21,7 +21,7 @@ def cost(run_dir: RunDir, json: JsonOption = False) -> None:
 
     Example: poise cost runs/laptop
     """
-    from poise_core.agents.ledger import Spent
+    from poise_core.agents.llm.ledger import Spent
     from poise_core.run_directory import RunDirectory
 
     with plain_errors():
@@ -94,9 +94,9 @@ def context(
 
     Example: poise context runs/laptop GRPO
     """
-    from poise_core.agents.context import ContextTooSmallError, fit, place_sections
-    from poise_core.agents.literature import LiteratureError, load_notes
-    from poise_core.agents.prompts import estimate_tokens
+    from poise_core.agents.llm.context import ContextTooSmallError, fit, place_sections
+    from poise_core.agents.llm.literature import LiteratureError, load_notes
+    from poise_core.agents.llm.prompts import estimate_tokens
     from poise_core.evolution import Evolution, Place, default_roles
     from poise_core.run_directory import RunDirectory
 
@@ -130,7 +130,7 @@ def agent_overrides(model: str | None, base_url: str | None, directive: str | No
 
 def check_and_forecast(preset: Preset) -> str:
     """One line on what the models may cost; empty where there are none. Bad settings: one line and status 2."""
-    from poise_core.agents.preflight import AgentSettingsError, check_agents, forecast
+    from poise_core.agents.llm.preflight import AgentSettingsError, check_agents, forecast
 
     try:
         check_agents(preset.agents)

@@ -13,7 +13,7 @@ import typer
 from poise_core.cli.common import FAULT, STOPPED, UNUSABLE, JsonOption, PresetOption, SetOption, fail, plain_errors
 
 if TYPE_CHECKING:
-    from poise_core.evolution.comparison import ArmRun
+    from poise_core.experiments.arms import ArmRun
 
 _EVOLVE = "from poise_core.cli import app; app()"
 
@@ -39,7 +39,7 @@ def compare_search(
     Example: poise compare-search --preset laptop --search-seeds 3
     """
     from poise_core.cli.common import resolve_preset
-    from poise_core.evolution.comparison import ARMS, arm_runs, share_baseline
+    from poise_core.experiments.arms import ARMS, arm_runs, share_baseline
 
     with plain_errors():
         unknown = sorted(set(arms or ()) - set(ARMS))
@@ -76,7 +76,7 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
     from rich.console import Console
 
     from poise_core.run_directory import RunDirectory
-    from poise_core.views.comparison import best_so_far, compare_arms, draw_comparison, render_comparison
+    from poise_core.views.arms import best_so_far, compare_arms, draw_comparison, render_comparison
 
     steps: dict[str, list[Any]] = {}
     for run in runs:

@@ -103,8 +103,8 @@ def _failure(failure: Any) -> dict[str, str]:
 
 def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[int, ...]) -> dict[str, Any]:
     from poise_core.evaluation.results import benchmark_means
-    from poise_core.evaluation.statistics import delta_between, distinguishable, overall_interval
-    from poise_core.views.standing import standing_of
+    from poise_core.evidence.intervals import delta_between, distinguishable, overall_interval
+    from poise_core.evidence.run_evidence import standing_of
 
     protocol, identity = run.preset.protocol, subject.candidate_id
     mine = trials.evaluations(subject, seeds)
@@ -133,7 +133,7 @@ def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[in
 
 
 def _text(result: dict[str, Any]) -> str:
-    from poise_core.evaluation.statistics import counted_seeds
+    from poise_core.evidence.intervals import counted_seeds
 
     scores = "   ".join(f"{name} {score:.1f}" for name, score in result["benchmarks"].items())
     count = result["overall"]["seeds"]
@@ -150,8 +150,8 @@ def _text(result: dict[str, Any]) -> str:
 
 
 def _interval(interval: dict[str, Any], *, signed: bool = False) -> str:
-    from poise_core.evaluation.statistics import Interval
-    from poise_core.views.text import format_interval
+    from poise_core.evidence.intervals import Interval
+    from poise_core.render.text import format_interval
 
     low, high = interval["low"], interval["high"]
     bounds = (float("-inf") if low is None else low, float("inf") if high is None else high)

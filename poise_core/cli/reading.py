@@ -116,10 +116,10 @@ def leaderboard_of(run: RunDirectory, width: int | None = None) -> RenderableTyp
     """For a terminal of ``width`` columns, by default the one at hand."""
     from rich.console import Console
 
+    from poise_core.evidence.run_evidence import standing_of
     from poise_core.views import leaderboard as rank
     from poise_core.views import other_protocols, render_leaderboard
     from poise_core.views.outlook import outlook_note
-    from poise_core.views.standing import standing_of
 
     protocol = run.preset.protocol
     return render_leaderboard(

@@ -30,9 +30,9 @@ def replicate(
     """
     from poise_core.archive import ArchiveError
     from poise_core.cli.progress import ProgressDisplay
-    from poise_core.evolution.replication import Replication, ReplicationRefused
+    from poise_core.experiments.replication import Replication, ReplicationRefused
     from poise_core.run_directory import RunDirectory
-    from poise_core.tracking import Tracker
+    from poise_core.tracking.sync import Tracker
     from poise_core.views import find_candidate
 
     with plain_errors():

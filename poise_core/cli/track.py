@@ -26,7 +26,7 @@ def track(
     Example: poise track runs/laptop --uri http://127.0.0.1:5000
     """
     from poise_core.run_directory import RunDirectory
-    from poise_core.tracking import Tracker
+    from poise_core.tracking.sync import Tracker
 
     with plain_errors():
         run = RunDirectory.read(run_dir)

@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 
+from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.environments import Environment, Problem, Split, get_environment
-from poise_core.evaluation.protocol import BenchmarkSpec, Protocol
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
-from poise_core.evaluation.statistics import benchmark_score, overall
-from poise_core.training.libraries import skipped_imports
-from poise_core.training.policy import PromptCodec, load_model
-from poise_core.training.rollout import sample_completions, uniforms
+from poise_core.evidence.intervals import benchmark_score, overall
+from poise_core.policies.libraries import skipped_imports
+from poise_core.policies.model import PromptCodec, load_model
+from poise_core.sampling.local import sample_completions, uniforms
 
 ROWS_PER_BATCH = 1024
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poise_core.config import ResourceSpec
+from poise_core.config.protocol import Protocol
 from poise_core.environments import Split
-from poise_core.evaluation.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.failures import InfrastructureError
-from poise_core.processes import TimeLimitReached, log_tail, quiet_environment, run_confined
-from poise_core.training.policy import policy_files, resolve_policy
-from poise_core.verification.sandbox import Limits
+from poise_core.policies.model import policy_files, resolve_policy
+from poise_core.sandbox.command import Limits
+from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
+from poise_core.config.protocol import Protocol
 from poise_core.evaluation.evaluate import evaluate_policy
-from poise_core.evaluation.protocol import Protocol
 from poise_core.files import write_atomically
-from poise_core.training.libraries import leave
+from poise_core.policies.libraries import leave
 
 
 def main(job_file: str) -> int:

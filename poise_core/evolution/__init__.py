@@ -3,7 +3,7 @@
 from poise_core.evolution.events import Event, Observer
 from poise_core.evolution.evolution import Evolution, EvolutionError
 from poise_core.evolution.ladder import Ladder, Rung
-from poise_core.evolution.places import Draft, Place
+from poise_core.evolution.records import Draft, Place
 from poise_core.evolution.roles import Roles, default_roles
 from poise_core.evolution.trials import Subject, Trials
 

@@ -18,14 +18,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from poise_core.agents.base import Attempt, Proposal, ProposalContext
 from poise_core.agents.reports import gate_report, training_report
+from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import failure_row, proposal_id, proposal_row
 from poise_core.evolution.early_faults import clear_fault
 from poise_core.evolution.events import announced
-from poise_core.evolution.memory import Memory
-from poise_core.evolution.places import Draft, Place, failure_from_dict, failure_to_dict, load_record
+from poise_core.evolution.history import Memory
+from poise_core.evolution.records import Draft, Place, failure_from_dict, failure_to_dict, load_record
 from poise_core.evolution.roles import Roles
 from poise_core.evolution.trials import Subject, Trials
 from poise_core.failures import CandidateFailure, FailureKind

@@ -14,16 +14,16 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-from poise_core.agents.base import Proposal, ProposalContext, Reflection
-from poise_core.agents.ledger import Allowance
+from poise_core.agents.llm.ledger import Allowance
+from poise_core.agents.roles import Proposal, ProposalContext, Reflection
 from poise_core.agents.steering import steering_text
 from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import Archive, reflection_row, selection_row
 from poise_core.evolution.admission import Admission
 from poise_core.evolution.events import Observer, announced, ignore
+from poise_core.evolution.history import Memory, with_bonus
 from poise_core.evolution.ladder import Ladder, Rung
-from poise_core.evolution.memory import Memory, with_bonus
-from poise_core.evolution.places import Draft, Place
+from poise_core.evolution.records import Draft, Place
 from poise_core.evolution.roles import Roles, roles_for
 from poise_core.evolution.trials import ComputeSlot, Subject, Trials
 from poise_core.failures import Cancelled

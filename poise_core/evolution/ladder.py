@@ -16,12 +16,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from poise_core.archive import EVOLUTION_ARM
-from poise_core.evaluation.forecast import Dynamics, proxy_dynamics
-from poise_core.evaluation.racing import Decision, proxy_reward
-from poise_core.evaluation.referee import Referee
+from poise_core.evidence.forecast import Dynamics, proxy_dynamics
+from poise_core.evidence.racing import Decision, proxy_reward
+from poise_core.evidence.stopping import Referee
 from poise_core.evolution.events import announced
+from poise_core.evolution.health import HealthWatch
 from poise_core.evolution.trials import Subject, Trials
-from poise_core.training.health import HealthWatch
 
 Rung = Literal["proxy", "first", "all"]
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from poise_core.agents.base import Implementer, Proposer, Reflector, Screener
-from poise_core.agents.ledger import Allowance
+from poise_core.agents.llm.ledger import Allowance
+from poise_core.agents.roles import Implementer, Proposer, Reflector, Screener
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.search.selection import ParentSelector
@@ -26,9 +26,9 @@ class Roles:
 
 def default_roles(preset: Preset) -> Roles:
     """The roles of the preset's arm that need no language model; arms differ in who selects or who proposes only."""
-    from poise_core.agents.catalogue import CatalogueImplementer, CatalogueProposer, CatalogueScreener
-    from poise_core.agents.random_catalogue import FirstComeScreener, RandomProposer
-    from poise_core.agents.reflector import RuleReflector
+    from poise_core.agents.catalogue.proposer import CatalogueImplementer, CatalogueProposer, CatalogueScreener
+    from poise_core.agents.catalogue.random_search import FirstComeScreener, RandomProposer
+    from poise_core.agents.rules.reflector import RuleReflector
     from poise_core.search.acquisition import AcquisitionSelector
     from poise_core.search.arms import GreedySelector, RootSelector
 
@@ -68,7 +68,7 @@ def roles_for(
     roles = default_roles(preset)
     if not preset.agents.enabled:
         return roles
-    from poise_core.agents.team import with_language_model
+    from poise_core.agents.llm.team import with_language_model
 
     team = (roles.proposer, roles.screener, roles.implementer, roles.reflector)
     options: dict[str, Any] = {"replay": replay, "should_stop": should_stop, "allowance": allowance}

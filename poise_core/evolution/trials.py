@@ -24,11 +24,11 @@ from poise_core.archive import (
 )
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.events import Event, Observer, announced, ignore
-from poise_core.evolution.places import failure_from_dict
+from poise_core.evolution.health import CertainLoss, HealthWatch
+from poise_core.evolution.records import failure_from_dict
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory, candidate_id
-from poise_core.training.health import CertainLoss, HealthWatch
 from poise_core.verification import VerificationReport, verify_file
 
 UNTRAINED = "base policy"
@@ -105,7 +105,7 @@ class Trials:
         Raises:
             CandidateFailure: another proposal of this run has led to the very same file (DUPLICATE).
         """
-        from poise_core.candidate import source_digest
+        from poise_core.candidate.loading import source_digest
 
         identity = candidate_id(name, source)
         stored = self.archive.rows("candidates", candidate_id=identity)
@@ -136,7 +136,7 @@ class Trials:
         Raises:
             OSError: the file cannot be read.
         """
-        from poise_core.candidate import source_digest
+        from poise_core.candidate.loading import source_digest
 
         source = file.read_text(errors="replace")
         for row in self.archive.rows("candidates", source_digest=source_digest(source)):
@@ -223,7 +223,7 @@ class Trials:
         return None
 
     def _train(self, subject: Subject, seeds: Sequence[int], pause_after: int | None, watch: HealthWatch | None) -> str:
-        from poise_core.evaluation.statistics import counted_seeds
+        from poise_core.evidence.intervals import counted_seeds
         from poise_core.training.launcher import train_candidate
 
         started = time.monotonic()
@@ -292,9 +292,9 @@ class Trials:
             Cancelled: ``should_stop`` said so.
         """
         from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
-        from poise_core.evaluation.statistics import overall_interval
+        from poise_core.evidence.intervals import overall_interval
+        from poise_core.render.text import format_overall
         from poise_core.training.launcher import train_candidate
-        from poise_core.views.text import format_overall
 
         with self.stage(subject, "evaluate") as done:
             if all(self._contains("evaluations", subject, split="search", seed=seed) for seed in seeds):
@@ -321,8 +321,8 @@ class Trials:
             Cancelled: ``should_stop`` said so.
         """
         from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
-        from poise_core.evaluation.statistics import overall_interval
-        from poise_core.views.text import format_overall
+        from poise_core.evidence.intervals import overall_interval
+        from poise_core.render.text import format_overall
 
         source = f"# no algorithm: the policy {self.protocol.policy_digest}, before any training\n"
         subject = self.register(UNTRAINED, source, written_by="poise", arm=UNTRAINED_ARM)

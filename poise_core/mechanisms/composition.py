@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from pydantic import Field, model_validator
 
-from poise_core.evaluation.protocol import FrozenModel
+from poise_core.config.protocol import FrozenModel
 from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
 from poise_core.mechanisms.model import Choice
 

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from poise_core.evaluation.noise import winsorized
-from poise_core.evaluation.statistics import counted_seeds
+from poise_core.config.search import AcquisitionSpec, PlateauSpec
+from poise_core.evidence.intervals import counted_seeds
+from poise_core.evidence.noise import winsorized
 from poise_core.search.diversity import novelty
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
 from poise_core.search.pareto import pareto_strength
 from poise_core.search.plateau import Plateau, assess_plateau
 from poise_core.search.potential import Potential, descendant_potential
 from poise_core.search.selection import NodeScore, Pick, Selection, best_row, pick_spread
-from poise_core.search.spec import AcquisitionSpec, PlateauSpec
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def performance(table: NodeTable) -> Array:
     """U_perf = (shrunken - low) / (high - low), clipped to [0, 1]; 0.5 where all scores are equal.
 
     The range is that of the scores before shrinking, so that differences which are mostly noise stay small beside the other
-    terms; its lower end is the lowest score that is no collapse (:func:`poise_core.evaluation.noise.winsorized`).
+    terms; its lower end is the lowest score that is no collapse (:func:`poise_core.evidence.noise.winsorized`).
     """
     raw = table.raw[table.scored]
     if not len(raw):

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from poise_core.evaluation.statistics import Interval
+from poise_core.evidence.intervals import Interval
 from poise_core.search.shrinkage import pooled_variance, seed_variance, shrink
 
 Array = npt.NDArray[np.float64]

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from poise_core.evaluation.noise import OUTLYING
+from poise_core.evidence.noise import OUTLYING
 from poise_core.search.nodes import Array
 
 RAYS = 64

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
-from poise_core.evaluation.noise import winsorized
+from poise_core.config.search import PlateauSpec
+from poise_core.evidence.noise import winsorized
 from poise_core.search.nodes import NodeRecord, overalls
 from poise_core.search.shrinkage import Posterior, posterior
-from poise_core.search.spec import PlateauSpec
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, Matern
 
+from poise_core.config.search import AcquisitionSpec
 from poise_core.search.nodes import Array, Indices, NodeTable
-from poise_core.search.spec import AcquisitionSpec
 
 CHUNK = 20_000
 JITTER = 1e-6

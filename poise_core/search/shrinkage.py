@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
-from poise_core.evaluation.noise import winsorized
-from poise_core.evaluation.statistics import Interval
+from poise_core.evidence.intervals import Interval
+from poise_core.evidence.noise import winsorized
 
 Array = npt.NDArray[np.float64]
 

@@ -17,9 +17,9 @@ import torch
 import torch.distributed as dist
 
 from poise_core.config import ResourceSpec
-from poise_core.evaluation.protocol import TrainingSpec
+from poise_core.config.protocol import TrainingSpec
 from poise_core.files import write_atomically
-from poise_core.training.libraries import quiet_deepspeed
+from poise_core.policies.libraries import quiet_deepspeed
 
 _LATEST = "latest.json"  # in a folder of checkpoints, names the one to go on from
 

@@ -24,12 +24,12 @@ from typing import TextIO
 import psutil
 
 from poise_core.config import ResourceSpec
-from poise_core.evaluation.protocol import Protocol
+from poise_core.config.protocol import Protocol
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
-from poise_core.processes import TimeLimitReached, log_tail, quiet_environment, run_confined
-from poise_core.training.policy import policy_files, resolve_policy
-from poise_core.verification.sandbox import GRANTED, Limits
+from poise_core.policies.model import policy_files, resolve_policy
+from poise_core.sandbox.command import GRANTED, Limits
+from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
 
 LINE_CHARACTERS = 1 << 20  # of a trajectory; the trainer writes a few hundred
 OUTCOME_BYTES = 1 << 20

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from poise_core.config.protocol import EnvironmentSpec
 from poise_core.environments import Problem, get_environment
-from poise_core.evaluation.protocol import EnvironmentSpec
 
 if TYPE_CHECKING:
     from datasets import Dataset

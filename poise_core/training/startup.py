@@ -14,7 +14,7 @@ import sys
 import traceback
 import uuid
 
-from poise_core.training.libraries import leave, load_libraries
+from poise_core.policies.libraries import leave, load_libraries
 
 
 def work(job_file: str) -> None:

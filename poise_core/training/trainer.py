@@ -21,17 +21,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from poise_core.candidate import Candidate
+from poise_core.candidate.loading import Candidate
 from poise_core.config import ResourceSpec
+from poise_core.config.protocol import TrainingSpec
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.environments import Environment, Problem
-from poise_core.evaluation.protocol import TrainingSpec
+from poise_core.policies.model import PromptCodec
 from poise_core.reductions import group_max, group_min, masked_mean
+from poise_core.sampling.local import hash_key, sample_completions, score_completions, uniforms
 from poise_core.training.algorithm import Algorithm, TrainingSignal, not_finite
 from poise_core.training.batches import GlobalBatch, gather_batch
 from poise_core.training.engine import Engine, micro_batch_count
-from poise_core.training.policy import PromptCodec
-from poise_core.training.rollout import hash_key, sample_completions, score_completions, uniforms
 
 KL_MONITOR_STRIDE = 8
 RUNNING_WEIGHT = 0.9

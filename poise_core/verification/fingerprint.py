@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from poise_core.candidate import Candidate
+from poise_core.candidate.loading import Candidate
 from poise_core.contract import Dynamics
 from poise_core.verification.harness import call_controller, run_candidate
 from poise_core.verification.probes import (

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poise_core.candidate import Candidate
+from poise_core.candidate.loading import Candidate
 from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
 from poise_core.reductions import aggregate_loss
 from poise_core.verification.probes import Probe

@@ -26,7 +26,7 @@ class VerificationReport:
     """The gate's verdict on one candidate file, stored beside it and printed by ``poise verify``."""
 
     candidate_name: str
-    source_digest: str  # poise_core.candidate.source_digest of the text that was verified
+    source_digest: str  # poise_core.candidate.loading.source_digest of the text that was verified
     admitted: bool
     checks: tuple[CheckResult, ...]  # in the order in which they ran; a check that could not run is absent
     fingerprint: str = ""  # "" when the candidate never ran

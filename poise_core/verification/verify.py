@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from poise_core.candidate.identity import source_digest
 from poise_core.failures import FailureKind, InfrastructureError
-from poise_core.source import source_digest
-from poise_core.verification.confine import SETUP_FAILED, WALL_TIME_OVER
-from poise_core.verification.pipes import Finished, run_until
+from poise_core.sandbox.command import Limits, confined_command, has_private_scratch
+from poise_core.sandbox.confine import SETUP_FAILED, WALL_TIME_OVER
+from poise_core.sandbox.pipes import Finished, run_until
 from poise_core.verification.report import CheckResult, VerificationReport
-from poise_core.verification.sandbox import Limits, confined_command, has_private_scratch
 
 MEMORY_BYTES = 2 << 30  # importing torch takes 0.2 GiB of it
 ADDRESS_BYTES = 32 << 30  # a CUDA build of torch maps several GiB that it never touches

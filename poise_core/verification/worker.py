@@ -12,8 +12,8 @@ import os
 import sys
 from dataclasses import asdict
 
+from poise_core.sandbox.seccomp import forbid_new_processes
 from poise_core.verification.report import CheckResult
-from poise_core.verification.seccomp import forbid_new_processes
 
 
 def main() -> None:
@@ -32,8 +32,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
+    from poise_core.verification.checks.novelty import known_behaviours
     from poise_core.verification.gate import run_checks
-    from poise_core.verification.novelty import known_behaviours
 
     known_behaviours()
     with contextlib.suppress(OSError):  # a machine without seccomp; the report says so

@@ -1,8 +1,8 @@
 """What a run looks like, drawn from its archive: leaderboard, lineage, one candidate. Rich for people, dicts for JSON."""
 
+from poise_core.views.candidate import CandidateView, find_candidate, render_candidate, view_candidate
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard, other_protocols, render_leaderboard
 from poise_core.views.lineage import LineageNode, lineage, lineage_tree
-from poise_core.views.show import CandidateView, find_candidate, render_candidate, view_candidate
 
 __all__ = [
     "CandidateView",

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from poise_core.archive import UNTRAINED_ARM, Archive
-from poise_core.evaluation.protocol import Protocol
+from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import benchmark_means
-from poise_core.evaluation.statistics import Interval, distinguishable
-from poise_core.views.standing import STOPPED_AT, Standing, baseline_of, standing_of
-from poise_core.views.text import STYLES, format_interval
+from poise_core.evidence.intervals import Interval, distinguishable
+from poise_core.evidence.run_evidence import STOPPED_AT, Standing, baseline_of, standing_of
+from poise_core.render.text import STYLES, format_interval
 
 __all__ = ["LeaderboardRow", "baseline_of", "leaderboard", "other_protocols", "render_leaderboard"]
 

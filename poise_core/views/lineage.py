@@ -10,11 +10,11 @@ from rich.text import Text
 from rich.tree import Tree
 
 from poise_core.archive import UNTRAINED_ARM, Archive, TreeNode
-from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.statistics import Interval, counted_seeds, distinguishable
+from poise_core.config.protocol import Protocol
+from poise_core.evidence.intervals import Interval, counted_seeds, distinguishable
+from poise_core.evidence.run_evidence import standing_of
+from poise_core.render.text import STYLES, format_interval
 from poise_core.views.leaderboard import last_failures
-from poise_core.views.standing import standing_of
-from poise_core.views.text import STYLES, format_interval
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from poise_core.archive import Archive
 from poise_core.config import Preset
-from poise_core.evolution.memory import Memory
+from poise_core.evolution.history import Memory
 from poise_core.search.plateau import Plateau, assess_plateau
-from poise_core.views.comparison import training_tokens
+from poise_core.views.arms import training_tokens
 
 
 def outlook(archive: Archive, preset: Preset) -> Plateau:

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from poise_core.archive import UNTRAINED_ARM, Archive
 from poise_core.config import LadderSpec
-from poise_core.evaluation.forecast import foretold, proxy_dynamics
-from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.racing import proxy_reward
-from poise_core.evaluation.rankings import Correlation, rank_correlation
-from poise_core.views.standing import standing_of
+from poise_core.config.protocol import Protocol
+from poise_core.evidence.forecast import foretold, proxy_dynamics
+from poise_core.evidence.racing import proxy_reward
+from poise_core.evidence.rankings import Correlation, rank_correlation
+from poise_core.evidence.run_evidence import standing_of
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def rung_report(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> Run
 
     Every candidate with a whole training says what its proxy would have been, climbed or not, so correlations do not need
     the ladder to be switched on. "others" is the mean Overall of the seeds beside the first one: a value and its own mean
-    would agree by themselves. "forecast" is :func:`poise_core.evaluation.forecast.foretold`. Candidates that a rung stopped
+    would agree by themselves. "forecast" is :func:`poise_core.evidence.forecast.foretold`. Candidates that a rung stopped
     are missing above it, which lowers what can be seen.
 
     Raises:

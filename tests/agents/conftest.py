@@ -1,11 +1,6 @@
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "evolution"))  # laboratory
-
 from laboratory import Laboratory
 from llm_server import LoopbackServer, Script
 

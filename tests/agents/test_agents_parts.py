@@ -8,10 +8,9 @@ import pytest
 from script import CLIPPED, LINE
 from test_context import place, reflection
 
-from poise_core.agents.base import Expectation, Measured, Proposal, Reflection, ReflectionEvidence
-from poise_core.agents.call import Answer
-from poise_core.agents.consistency import contradictions
-from poise_core.agents.forms import (
+from poise_core.agents.llm.call import Answer
+from poise_core.agents.llm.consistency import contradictions
+from poise_core.agents.llm.forms import (
     ClaimForm,
     DiagnosisForm,
     EquationUse,
@@ -20,16 +19,17 @@ from poise_core.agents.forms import (
     ProposalsForm,
     ReflectionForm,
 )
-from poise_core.agents.ledger import price_table
-from poise_core.agents.llm_reflector import evidence_rows, merge
-from poise_core.agents.preflight import AgentSettingsError, check_agents, forecast
-from poise_core.agents.proposer import DIRECTIONS, merged, wanted_directions
-from poise_core.agents.reflector import RuleReflector
-from poise_core.agents.secrets import redact
-from poise_core.agents.settings import AgentSettings, Steering
+from poise_core.agents.llm.ledger import price_table
+from poise_core.agents.llm.preflight import AgentSettingsError, check_agents, forecast
+from poise_core.agents.llm.proposer import DIRECTIONS, merged, wanted_directions
+from poise_core.agents.llm.reflector import evidence_rows, merge
+from poise_core.agents.llm.secrets import redact
+from poise_core.agents.roles import Expectation, Measured, Proposal, Reflection, ReflectionEvidence
+from poise_core.agents.rules.reflector import RuleReflector
 from poise_core.agents.steering import steering_bonus
-from poise_core.evaluation.statistics import Interval
-from poise_core.evolution.memory import with_bonus
+from poise_core.config.agents import AgentSettings, Steering
+from poise_core.evidence.intervals import Interval
+from poise_core.evolution.history import with_bonus
 from poise_core.search.selection import NodeRecord
 
 PARENT = CLIPPED.format(bound=1.0)

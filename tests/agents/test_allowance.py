@@ -10,8 +10,8 @@ from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
 from llm_server import LoopbackServer
 from script import good_answers
 
-from poise_core.agents.faults import AgentsUnusable
-from poise_core.agents.ledger import Allowance, Ledger
+from poise_core.agents.llm.faults import AgentsUnusable
+from poise_core.agents.llm.ledger import Allowance, Ledger
 from poise_core.config import Preset
 from poise_core.failures import Cancelled
 

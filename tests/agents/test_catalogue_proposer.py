@@ -7,7 +7,15 @@ from collections import Counter
 
 import pytest
 
-from poise_core.agents.base import (
+from poise_core.agents.catalogue.proposer import (
+    CatalogueImplementer,
+    CatalogueProposer,
+    CatalogueScreener,
+    composition_of_record,
+    wanted_answers,
+)
+from poise_core.agents.digest import RUN_METRICS
+from poise_core.agents.roles import (
     Attempt,
     CandidateRecord,
     Diagnosis,
@@ -17,16 +25,8 @@ from poise_core.agents.base import (
     Reflection,
     Tried,
 )
-from poise_core.agents.catalogue import (
-    CatalogueImplementer,
-    CatalogueProposer,
-    CatalogueScreener,
-    composition_of_record,
-    wanted_answers,
-)
-from poise_core.agents.digest import RUN_METRICS
 from poise_core.algorithms import algorithm_path
-from poise_core.candidate import load_candidate_source, source_digest
+from poise_core.candidate.loading import load_candidate_source, source_digest
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, changed_slots, compose
@@ -286,7 +286,7 @@ def test_on_a_plateau_mutations_change_three_or_four_slots() -> None:
 
 
 def test_the_random_proposer_ignores_what_was_learned_and_repeats_nothing() -> None:
-    from poise_core.agents.random_catalogue import FirstComeScreener, RandomProposer
+    from poise_core.agents.catalogue.random_search import FirstComeScreener, RandomProposer
 
     context = GRPO_CONTEXT
     first = RandomProposer().propose(context, 4, seed=1)

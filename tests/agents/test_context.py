@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 from laboratory import Laboratory, establish_baseline, evolve, make_preset, open_evolution
 
-from poise_core.agents.base import CandidateRecord, Diagnosis, ProposalContext, Reflection, Tried
-from poise_core.agents.context import ContextTooSmallError, Section, boundaries_text, fit, place_sections
-from poise_core.agents.literature import LiteratureError, load_notes, retrieve
-from poise_core.agents.prompts import PromptError, data_block, estimate_tokens, load_prompt
-from poise_core.agents.reflector import DIAGNOSES
+from poise_core.agents.llm.context import ContextTooSmallError, Section, boundaries_text, fit, place_sections
+from poise_core.agents.llm.literature import LiteratureError, load_notes, retrieve
+from poise_core.agents.llm.prompts import PromptError, data_block, estimate_tokens, load_prompt
+from poise_core.agents.roles import CandidateRecord, Diagnosis, ProposalContext, Reflection, Tried
+from poise_core.agents.rules.reflector import DIAGNOSES
 from poise_core.archive import evaluation_rows
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evolution import Evolution, Place

@@ -9,25 +9,16 @@ from typing import Any
 import pytest
 from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
 from llm_server import Fail, Hang, LoopbackServer, Say, asked_form, prompt_of
-from script import CLIPPED, good_answers, implementation
+from script import SOFT, diverging_at_first, good_answers, implementation, preset_for, softened_when_told
 
 import poise_core.evolution.admission
 import poise_core.evolution.evolution
-from poise_core.agents.faults import AgentsUnusable
+from poise_core.agents.llm.faults import AgentsUnusable
 from poise_core.archive import Archive
-from poise_core.candidate import source_digest
 from poise_core.config import Preset
 from poise_core.evolution import Evolution
-from poise_core.failures import CandidateFailure, FailureKind
 
 Serve = Callable[..., LoopbackServer]
-
-
-def preset_for(server: LoopbackServer, search: dict[str, Any] | None = None, **agents: Any) -> Preset:
-    given = {"model": "openai:test-model", "base_url": server.base_url, "timeout_seconds": 20, "retries": 0, **agents}
-    chosen = search or {"generations": 1, "parents": 1, "proposals": 2}
-    document = make_preset(**chosen).model_dump(mode="json")
-    return Preset.model_validate({**document, "agents": given})
 
 
 def writers(evolution: Evolution) -> dict[str, set[str]]:
@@ -117,34 +108,6 @@ def test_a_candidate_is_repaired_after_two_refusals_by_the_gate(
         assert f"bound: float = {number}.0" in prompt.split(f'name="try_{number}_file"')[1]
 
 
-def diverging_at_first(laboratory: Laboratory) -> None:
-    """The first file of every idea leaves the finite numbers at step 3, with a traceback that names the run's folder."""
-
-    def step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
-        if step == 3 and name != "GRPO" and digest not in mended:
-            detail = f'Traceback:\n  File "{Path.cwd()}/candidates/{name}/candidate.py", line 30, in compute_loss'
-            raise CandidateFailure(FailureKind.DIVERGED, "train", "the loss is not finite at step 3", detail)
-        return {**Laboratory._noise_step(name, digest, seed, step), "kl": 0.01 * 10.0**step}
-
-    mended = {source_digest(CLIPPED.format(bound=SOFT))}
-    laboratory.step = step
-
-
-SOFT = 0.75
-"""Bound of the file that answers a failed training."""
-
-
-def softened_when_told() -> Callable[[dict[str, Any]], Any]:
-    """Good answers; a report on a training is answered with a softer bound."""
-    good = good_answers()
-
-    def script(body: dict[str, Any]) -> Any:
-        told = asked_form(body) == "ImplementationForm" and "_train_report" in prompt_of(body)
-        return implementation(SOFT) if told else good(body)
-
-    return script
-
-
 @pytest.mark.parametrize("ladder", [{}, {"enabled": True, "proxy_stop_below": 0.0}])
 def test_a_candidate_is_repaired_after_an_early_fault_in_training(
     tmp_path: Path, laboratory: Laboratory, serve: Serve, ladder: dict[str, Any]
@@ -184,7 +147,7 @@ def test_the_shown_exchanges_are_what_is_sent(tmp_path: Path, laboratory: Labora
         return [re.sub(r"[-+]?\d[\d.e+-]*|@?[0-9a-f]{10,12}\b", "#", line) for line in text.splitlines()]
 
     made = recorded_page(tmp_path / "run", serve(good_answers()), laboratory)
-    assert fixed(made) == fixed(PAGE.read_text()), "run python tests/agents/write_exchanges.py"
+    assert fixed(made) == fixed(PAGE.read_text()), "run python tests/support/write_exchanges.py"
 
 
 @pytest.mark.parametrize("form", ["ProposalsForm", "ScreeningForm", "ImplementationForm", "ReflectionForm"])
@@ -403,7 +366,7 @@ def test_a_planted_secret_is_found_nowhere(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """The endpoint echoes the key in errors and in answers; the gate's report and a failure hold it as well."""
-    from poise_core.tracking import Tracker
+    from poise_core.tracking.sync import Tracker
 
     planted = "planted-0123456789abcdef"
     monkeypatch.setenv("OPENAI_API_KEY", planted)

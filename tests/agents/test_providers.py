@@ -15,11 +15,11 @@ from provider_servers import DIALECTS, INPUT_TOKENS, OUTPUT_TOKENS, ProviderServ
 from script import answer_to
 from test_call import GOOD, Colour, outcomes, question, script_of
 
-from poise_core.agents.call import Caller
-from poise_core.agents.faults import AgentsUnusable, CallFailed
-from poise_core.agents.settings import AgentSettings
+from poise_core.agents.llm.call import Caller
+from poise_core.agents.llm.faults import AgentsUnusable, CallFailed
 from poise_core.archive import Archive
 from poise_core.config import Preset
+from poise_core.config.agents import AgentSettings
 
 Serve = Callable[[Any], ProviderServer]
 

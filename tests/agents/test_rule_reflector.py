@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from poise_core.agents.base import Expectation, Measured, Proposal, Reflection, ReflectionEvidence
 from poise_core.agents.digest import RUN_METRICS, Spike, TrajectoryDigest
-from poise_core.agents.reflector import DIAGNOSES, LABELS, RuleReflector, diagnose, format_interval
-from poise_core.evaluation.statistics import Interval
+from poise_core.agents.roles import Expectation, Measured, Proposal, Reflection, ReflectionEvidence
+from poise_core.agents.rules.reflector import DIAGNOSES, LABELS, RuleReflector, diagnose, format_interval
+from poise_core.evidence.intervals import Interval
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO
 

@@ -24,7 +24,7 @@ from algorithm_batches import (
 from torch import Tensor
 
 from poise_core.algorithms import algorithm_path, list_algorithms
-from poise_core.candidate import Candidate, load_candidate
+from poise_core.candidate.loading import Candidate, load_candidate
 from poise_core.contract import RolloutBatch
 from poise_core.reductions import aggregate_loss
 

@@ -11,7 +11,7 @@ from naive_algorithms import LOSSES, aggregate, assign_advantages, unpack
 from torch import Tensor
 
 from poise_core.algorithms import algorithm_path, list_algorithms
-from poise_core.candidate import load_candidate
+from poise_core.candidate.loading import load_candidate
 
 
 def assert_equal(found: Tensor, expected: list[float]) -> None:

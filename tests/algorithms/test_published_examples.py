@@ -8,7 +8,7 @@ import pytest
 from algorithm_batches import DYNAMICS, one_completion, small_batch
 
 from poise_core.algorithms import algorithm_path
-from poise_core.candidate import Candidate, load_candidate
+from poise_core.candidate.loading import Candidate, load_candidate
 from poise_core.contract import RolloutBatch
 
 

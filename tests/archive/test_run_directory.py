@@ -13,7 +13,7 @@ import archive_samples as samples
 import pytest
 import yaml
 
-from poise_core.candidate import source_digest
+from poise_core.candidate.loading import source_digest
 from poise_core.run_directory import RunDirectory, RunDirectoryError, candidate_id
 
 
@@ -118,7 +118,7 @@ time.sleep(60)
 
 
 def test_a_second_evolution_is_refused_by_name_and_kill_9_frees_the_directory(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), str(Path(__file__).parent)]
+    arguments = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), str(Path(samples.__file__).parent)]
     holder = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         assert holder.stdout is not None

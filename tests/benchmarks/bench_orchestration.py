@@ -19,8 +19,6 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "evolution"))  # laboratory
-
 import psutil
 import pytest
 
@@ -42,7 +40,7 @@ def run(variant: str, generations: int, folder: Path) -> None:
             evolve(open_evolution(folder, preset))
             return
         from flows.local import evolve_here
-        from poise_core.tracking import SyncReport, Tracker
+        from poise_core.tracking.sync import SyncReport, Tracker
 
         if variant == "flow":
             patch.setattr(Tracker, "sync_archive", lambda *_, **__: SyncReport())

@@ -41,7 +41,7 @@ def share_of_sevens(completion: str) -> float:
 
 
 def problems(seed: int):
-    from poise_core.evaluation.protocol import EnvironmentSpec
+    from poise_core.config.protocol import EnvironmentSpec
     from poise_core.training.prompts import training_problems
 
     return training_problems(EnvironmentSpec(mixture=MIXTURE, train_problems=4096), seed)
@@ -49,14 +49,14 @@ def problems(seed: int):
 
 def run_poise(regime: str, steps: int, seed: int) -> dict[str, list[float]]:
     from poise_core.algorithms import algorithm_path
-    from poise_core.candidate import load_candidate
+    from poise_core.candidate.loading import load_candidate
     from poise_core.config import ResourceSpec
+    from poise_core.config.protocol import TrainingSpec
     from poise_core.environments import get_environment
     from poise_core.environments.base import Outcome
-    from poise_core.evaluation.protocol import TrainingSpec
+    from poise_core.policies.model import PromptCodec, load_model, resolve_policy
     from poise_core.training import trainer as module
     from poise_core.training.engine import Engine, start_processes
-    from poise_core.training.policy import PromptCodec, load_model, resolve_policy
 
     policy = resolve_policy(POLICY)
     training = TrainingSpec(
@@ -110,7 +110,7 @@ def run_trl(regime: str, steps: int, seed: int) -> dict[str, list[float]]:
 
     from poise_core.environments import get_environment
     from poise_core.environments.base import Problem
-    from poise_core.training.policy import load_model, load_tokenizer, resolve_policy
+    from poise_core.policies.model import load_model, load_tokenizer, resolve_policy
 
     policy = resolve_policy(POLICY)
     environment = get_environment("arithmetic")

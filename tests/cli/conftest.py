@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 # the loopback server and its script, and the laboratory
-sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("agents", "evolution")]
 
 POISE = Path(sys.executable).parent / "poise"
 

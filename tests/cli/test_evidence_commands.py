@@ -1,21 +1,16 @@
 """``poise rungs`` and ``poise replicate`` as a user types them: what they print, and their exit status."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import pytest
+from laboratory import Laboratory, evolved
 from typer.testing import CliRunner, Result
 
 from poise_core.cli import app
 from poise_core.run_directory import RunDirectory
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "evolution"))  # laboratory
-
-from laboratory import Laboratory
-from test_replication import evolved
 
 
 @pytest.fixture

@@ -1,15 +1,11 @@
 """``poise track`` as a user types it."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "archive"))
-
 import archive_samples as samples
+import pytest
 
 from poise_core.run_directory import RunDirectory
 

@@ -4,7 +4,7 @@ import pytest
 
 from poise_core.environments import Problem, get_environment, split_of
 from poise_core.environments.arithmetic import ALPHABET, KINDS
-from poise_core.environments.demonstrations import demonstrate, scratchpad
+from poise_core.testbed.demonstrations import demonstrate, scratchpad
 
 ENVIRONMENT = get_environment("arithmetic")
 PROBLEM = Problem(prompt="47+385=", answer="432", kind="add3")

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 from sklearn.linear_model import Ridge
 
-from poise_core.evaluation.forecast import FEWEST, PENALTIES, Dynamics, Forecast, foretold, proxy_dynamics
-from poise_core.evaluation.racing import Population, SeedModel
+from poise_core.evidence.forecast import FEWEST, PENALTIES, Dynamics, Forecast, foretold, proxy_dynamics
+from poise_core.evidence.racing import Population, SeedModel
 
 
 def world(

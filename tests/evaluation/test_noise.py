@@ -9,8 +9,9 @@ import pytest
 from scipy.special import polygamma
 from worlds import candidate, make_world
 
-from poise_core.evaluation.bootstrap import bootstrap_delta
-from poise_core.evaluation.noise import (
+from poise_core.evidence.bootstrap import bootstrap_delta
+from poise_core.evidence.intervals import overall_interval, paired_delta
+from poise_core.evidence.noise import (
     NoiseFloor,
     SeedNoise,
     inverse_trigamma,
@@ -19,7 +20,6 @@ from poise_core.evaluation.noise import (
     noise_of,
     two_way,
 )
-from poise_core.evaluation.statistics import overall_interval, paired_delta
 
 
 def test_residuals_by_hand() -> None:

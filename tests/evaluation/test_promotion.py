@@ -9,10 +9,10 @@ import pytest
 from scipy import stats
 from worlds import candidate, laptop, make_world
 
-from poise_core.evaluation.promotion import ALPHA, corrected_level, declare
-from poise_core.evaluation.rankings import rank_correlation
-from poise_core.studies.null_runs import study
-from poise_core.studies.simulation import World
+from poise_core.evidence.promotion import ALPHA, corrected_level, declare
+from poise_core.evidence.rankings import rank_correlation
+from studies.null_runs import study
+from studies.simulation import World
 
 
 def test_the_level_allows_for_all_that_were_tried() -> None:

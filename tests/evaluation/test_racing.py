@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from poise_core.evaluation.noise import SeedNoise
-from poise_core.evaluation.racing import Difference, SeedModel, proxy_reward, race
+from poise_core.evidence.noise import SeedNoise
+from poise_core.evidence.racing import Difference, SeedModel, proxy_reward, race
 
 
 def gap(estimate: float, variance: float, freedom: float = 5.0) -> Difference:

@@ -9,8 +9,8 @@ import pytest
 from test_forecast import world
 
 from poise_core.config import LadderSpec
-from poise_core.evaluation.racing import Population, SeedModel
-from poise_core.evaluation.referee import Referee
+from poise_core.evidence.racing import Population, SeedModel
+from poise_core.evidence.stopping import Referee
 
 PAIR = {name: {0: mean - 1.0, 1: mean + 1.0, 2: mean} for name, mean in {"grpo": 70.0, "best": 80.0}.items()}
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from scipy.special import stdtrit
 
-from poise_core.evaluation.protocol import BenchmarkSpec, EnvironmentSpec, Protocol, TrainingSpec
+from poise_core.config.protocol import BenchmarkSpec, EnvironmentSpec, Protocol, TrainingSpec
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
-from poise_core.evaluation.statistics import (
+from poise_core.evidence.intervals import (
     Interval,
     benchmark_score,
     distinguishable,

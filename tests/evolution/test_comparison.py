@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from laboratory import Laboratory, evolve, make_preset, open_evolution
 
-from poise_core.evolution.comparison import ARMS, arm_runs, share_baseline
+from poise_core.experiments.arms import ARMS, arm_runs, share_baseline
 from poise_core.run_directory import RunDirectory, RunDirectoryError
-from poise_core.views.comparison import (
+from poise_core.views.arms import (
     Step,
     best_so_far,
     compare_arms,

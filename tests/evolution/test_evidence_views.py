@@ -13,11 +13,11 @@ from rich.console import Console, RenderableType
 from test_ladder import LADDER, PROXY, drops
 
 from poise_core.archive import TABLES, evaluation_rows, trajectory_rows
-from poise_core.evaluation.statistics import paired_delta
+from poise_core.evidence.intervals import paired_delta
+from poise_core.evidence.run_evidence import standing_of
 from poise_core.evolution import Evolution, Subject
 from poise_core.views import leaderboard, lineage, lineage_tree, render_candidate, render_leaderboard, view_candidate
 from poise_core.views.rungs import render_rungs, rung_report
-from poise_core.views.standing import standing_of
 
 
 def text(renderable: RenderableType, width: int = 80) -> str:

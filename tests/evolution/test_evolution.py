@@ -18,8 +18,8 @@ from laboratory import (
     open_evolution,
 )
 
-from poise_core.agents.base import Attempt, Proposal, ProposalContext
-from poise_core.agents.catalogue import CatalogueProposer
+from poise_core.agents.catalogue.proposer import CatalogueProposer
+from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.evolution import Event, Evolution, EvolutionError, Roles, default_roles
 from poise_core.evolution.trials import UNTRAINED

@@ -22,9 +22,9 @@ from laboratory import (
 )
 from test_interruption import Killed, dies_after_one_write
 
+from poise_core.evidence.run_evidence import standing_of
 from poise_core.evolution import Evolution
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.views.standing import standing_of
 
 PROXY = 6
 LADDER = {"enabled": True, "proxy_steps": PROXY, "proxy_window": 3, "proxy_stop_below": 0.05}

@@ -24,14 +24,14 @@ from laboratory import (
 from pyarrow import parquet
 from test_interruption import Killed, dies_after_one_write
 
-from poise_core.agents.base import Attempt, Proposal, ProposalContext
-from poise_core.candidate import source_digest
+from poise_core.agents.roles import Attempt, Proposal, ProposalContext
+from poise_core.candidate.loading import source_digest
 from poise_core.config import Preset
 from poise_core.evolution import Evolution, Roles, default_roles
 from poise_core.evolution.early_faults import MENDABLE, clear_fault
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
+from poise_core.render.text import fenced
 from poise_core.views import leaderboard, lineage, lineage_tree
-from poise_core.views.text import fenced
 
 LADDER = {"enabled": True, "proxy_steps": 6, "proxy_window": 3, "proxy_stop_below": 0.0, "first_stop_below": 0.0}
 

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from laboratory import Laboratory, admit, establish_baseline, make_preset, measure, open_evolution
+from laboratory import Laboratory, evolved
 from test_interruption import Killed, dies_after_one_write
 
 import poise_core
-from poise_core.config import Preset
-from poise_core.evolution import Evolution
-from poise_core.evolution.replication import Replication, ReplicationRefused
+from poise_core.evidence.run_evidence import standing_of
+from poise_core.experiments.replication import Replication, ReplicationRefused
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.tracking_plan import plan_runs
-from poise_core.tracking_registry import champion_of, plan_versions
+from poise_core.render.text import fenced
+from poise_core.tracking.plan import plan_runs
+from poise_core.tracking.registry import champion_of, plan_versions
 from poise_core.views import (
     leaderboard,
     lineage,
@@ -25,31 +25,7 @@ from poise_core.views import (
     render_leaderboard,
     view_candidate,
 )
-from poise_core.views.morning import candidate_headline
-from poise_core.views.standing import standing_of
-from poise_core.views.text import fenced
-
-CHILDREN = 5
-
-
-def preset_with(seeds: tuple[int, ...]) -> Preset:
-    preset = make_preset(generations=1, parents=CHILDREN)
-    return preset.model_copy(update={"protocol": preset.protocol.model_copy(update={"seeds": seeds})})
-
-
-def evolved(
-    tmp_path: Path, laboratory: Laboratory, seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-) -> tuple[Evolution, list[str]]:
-    """A baseline that solves three problems in ten, one child that solves nine, and others like the baseline."""
-    evolution = open_evolution(tmp_path / "run", preset_with(seeds))
-    baseline = evolution.register_baseline()
-    laboratory.skills[baseline.candidate_id] = 0.3
-    establish_baseline(evolution)
-    children = admit(evolution, 1)
-    for number, child in enumerate(children):
-        laboratory.skills[child.candidate_id] = 0.3 if number else 0.9
-        measure(evolution, child)
-    return evolution, [baseline.candidate_id, *(child.candidate_id for child in children)]
+from poise_core.views.nightly import candidate_headline
 
 
 def test_a_true_champion_is_declared_and_replicated_with_fresh_seeds(tmp_path: Path, laboratory: Laboratory) -> None:
@@ -175,8 +151,8 @@ def test_a_replication_that_was_begun_keeps_its_seeds(tmp_path: Path, laboratory
 ALLOWED = {
     "poise_core/archive/store.py",  # the seal itself
     "poise_core/archive/checking.py",  # the check of an archive's files
-    "poise_core/evolution/replication.py",
-    "poise_core/evaluation/panel.py",  # calibration of the testbed, in a directory of its own
+    "poise_core/experiments/replication.py",
+    "poise_core/testbed/panel.py",  # calibration of the testbed, in a directory of its own
 }
 
 
@@ -187,7 +163,7 @@ MENTIONS = ALLOWED - {"poise_core/archive/store.py", "poise_core/archive/checkin
     "poise_core/archive/schema.py",
     # another meaning: the report of the gate, as a column, a key or a kind of message
     "poise_core/archive/rows.py",
-    "poise_core/views/show.py",
+    "poise_core/views/candidate.py",
     "poise_core/verification/__init__.py",
     "poise_core/verification/verify.py",
     "poise_core/verification/worker.py",

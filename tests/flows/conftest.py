@@ -1,11 +1,6 @@
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "evolution"))  # laboratory
-
 from laboratory import Laboratory
 
 
@@ -21,7 +16,7 @@ def prefect_server() -> Iterator[None]:
 @pytest.fixture
 def laboratory(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
     """Real flows, tasks, server and search; training, evaluation, gate and MLflow are made up."""
-    from poise_core.tracking import SyncReport, Tracker
+    from poise_core.tracking.sync import SyncReport, Tracker
 
     monkeypatch.setattr(Tracker, "sync_archive", lambda *_, **__: SyncReport())
     return Laboratory().install(monkeypatch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from poise_core.evaluation.statistics import Interval
+from poise_core.evidence.intervals import Interval
 from poise_core.views import LeaderboardRow
 from tasks.reports import _cells
 

@@ -25,7 +25,7 @@ import pytest
 
 from poise_core.archive import Archive
 from poise_core.run_directory import RunDirectory
-from poise_core.tracking import Tracker
+from poise_core.tracking.sync import Tracker
 
 SCRIPT = Path(__file__).parents[2] / "infra" / "local-stack.sh"
 BIN = Path(sys.executable).parent

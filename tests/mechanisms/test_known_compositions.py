@@ -9,7 +9,7 @@ import torch
 from mechanism_probes import DYNAMICS, batch_of, current, edges, update_of
 
 from poise_core.algorithms import algorithm_path, list_algorithms
-from poise_core.candidate import load_candidate, load_candidate_source
+from poise_core.candidate.loading import load_candidate, load_candidate_source
 from poise_core.mechanisms.composition import GRPO, compose
 from poise_core.mechanisms.conflicts import incompatibilities
 from poise_core.mechanisms.known import KNOWN, composition_for

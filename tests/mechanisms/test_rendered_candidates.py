@@ -10,7 +10,7 @@ import pytest
 import torch
 from mechanism_probes import DYNAMICS, LIMIT, Update, batch_of, current, edges, gradients, inputs_of, take, update_of
 
-from poise_core.candidate import Candidate, load_candidate_source
+from poise_core.candidate.loading import Candidate, load_candidate_source
 from poise_core.contract import Dynamics
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, compose

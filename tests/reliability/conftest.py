@@ -1,11 +1,6 @@
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "evolution"))  # laboratory
-sys.path.insert(0, str(Path(__file__).parents[1] / "archive"))  # archive_samples
-
 from laboratory import Laboratory, evolve, make_preset, open_evolution
 
 

@@ -19,11 +19,11 @@ from laboratory import contents
 
 from poise_core.archive import Archive
 from poise_core.run_directory import RunDirectory
-from poise_core.tracking import Tracker
+from poise_core.tracking.sync import Tracker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("evolve")]
 
-SCRIPT = Path(__file__).with_name("made_up.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "made_up.py"
 
 
 class MadeUp:

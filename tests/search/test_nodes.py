@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trees import lucky, node
 
-from poise_core.evaluation.noise import winsorized
+from poise_core.evidence.noise import winsorized
 from poise_core.search.nodes import NodeTable, expansions, shrunken_scores
 from poise_core.search.shrinkage import posterior, shrink
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from trees import node
 
-from poise_core.evolution.memory import Memory
+from poise_core.config.search import AcquisitionSpec, PlateauSpec
+from poise_core.evolution.history import Memory
 from poise_core.run_directory import RunDirectory
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.nodes import NodeRecord, shrunken_scores
 from poise_core.search.plateau import Plateau, assess_plateau, expected_improvement, true_scores
 from poise_core.search.shrinkage import posterior
-from poise_core.search.spec import AcquisitionSpec, PlateauSpec
 
 SPEC = PlateauSpec(window=2)
 HEADLINE = Path(__file__).parents[2] / "docs" / "results" / "laptop-64"

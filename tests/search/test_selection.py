@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import lucky, node
 
-from poise_core.evaluation.statistics import Interval
+from poise_core.config.search import AcquisitionSpec
+from poise_core.evidence.intervals import Interval
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
 from poise_core.search.nodes import NodeRecord, NodeTable
 from poise_core.search.references import mechanism_distance, non_dominated, reference_set
 from poise_core.search.selection import pick_spread
-from poise_core.search.spec import AcquisitionSpec
 
 
 def weighing(**weights: float) -> AcquisitionSelector:

@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trees import node
 
+from poise_core.config.search import AcquisitionSpec
 from poise_core.search.acquisition import judge, performance
 from poise_core.search.diversity import distances, novelty
 from poise_core.search.nodes import NodeRecord, NodeTable
 from poise_core.search.pareto import hypervolume_shares, pareto_strength, unit_positions
 from poise_core.search.potential import NodeFeatures, descendant_gain, descendant_potential, top_descendants
 from poise_core.search.sketches import behaviour_sketch
-from poise_core.search.spec import AcquisitionSpec
 
 SPEC = AcquisitionSpec()
 
@@ -119,7 +119,7 @@ def test_novelty_of_many_nodes_is_measured_against_a_sample() -> None:
 
 def test_the_sketch_is_read_from_a_fingerprint_as_the_gate_writes_it() -> None:
     from poise_core.algorithms import algorithm_path
-    from poise_core.candidate import load_candidate
+    from poise_core.candidate.loading import load_candidate
     from poise_core.verification.fingerprint import _sketch, fingerprint, observe
 
     text = fingerprint(observe(load_candidate(algorithm_path("grpo"))))

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from poise_core.config.search import AcquisitionSpec
 from poise_core.search.nodes import NodeRecord, NodeTable
-from poise_core.search.spec import AcquisitionSpec
-from poise_core.studies import paper_tree
-from poise_core.studies.paper_tree import (
+from studies import paper_tree
+from studies.paper_tree import (
     BENCHMARKS,
     ORDERS,
     RULES,

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from poise_core.config.search import AcquisitionSpec
 from poise_core.search.acquisition import judge
 from poise_core.search.nodes import NodeTable
-from poise_core.search.spec import AcquisitionSpec
-from poise_core.studies import scale
+from studies import scale
 
 
 def test_records_and_arrays_describe_the_same_tree() -> None:

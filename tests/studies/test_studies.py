@@ -15,10 +15,10 @@ from poise_core.config import LadderSpec, load_preset
 from poise_core.run_directory import RunDirectory
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
-from poise_core.studies import headline, ladder_cost, null_runs, power, record
-from poise_core.studies.drawing import Series, line_chart
-from poise_core.studies.ladder_cost import Recorded, climb, read_run, replay, select
-from poise_core.studies.simulation import GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, share, simulate
+from studies import headline, ladder_cost, null_runs, power, record
+from studies.drawing import Series, line_chart
+from studies.ladder_cost import Recorded, climb, read_run, replay, select
+from studies.simulation import GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, share, simulate
 
 LADDER = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.1, first_stop_below=0.2)
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
+import archive_samples as samples
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "archive"))  # archive_samples
-
-import archive_samples as samples
-
 from poise_core.archive import Archive
-from poise_core.evaluation.protocol import Protocol
-from poise_core.tracking import Tracker
+from poise_core.config.protocol import Protocol
+from poise_core.tracking.sync import Tracker
 
 
 @pytest.fixture(scope="session")

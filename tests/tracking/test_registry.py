@@ -11,11 +11,11 @@ import mlflow
 import pytest
 
 from poise_core.archive import Archive, failure_row
-from poise_core.evaluation.protocol import Protocol
+from poise_core.config.protocol import Protocol
+from poise_core.evidence.run_evidence import standing_of
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.tracking import Tracker
-from poise_core.tracking_registry import NO_LONGER, champion_of, plan_versions
-from poise_core.views.standing import standing_of
+from poise_core.tracking.registry import NO_LONGER, champion_of, plan_versions
+from poise_core.tracking.sync import Tracker
 
 MODEL = "poise-made-up-x"
 

@@ -17,9 +17,9 @@ from mlflow_reader import artifact, points, runs
 
 from poise_core.archive import Archive, evaluation_rows, trajectory_rows
 from poise_core.run_directory import RunDirectory
-from poise_core.tracking import Tracker
-from poise_core.tracking_plan import plan_runs
-from poise_core.views.morning import Night, summary_file
+from poise_core.tracking.plan import plan_runs
+from poise_core.tracking.sync import Tracker
+from poise_core.views.nightly import Night, summary_file
 
 
 def test_a_second_sync_pushes_nothing_and_a_new_tracker_resumes(tracker: Tracker, filled: tuple) -> None:
@@ -176,11 +176,11 @@ def test_a_store_that_is_down_is_a_warning_and_is_caught_up_later(
     folder = tmp_path / "later"
     tracker = Tracker(f"sqlite:///{folder / 'mlflow.db'}", "poise/x/y", artifact_folder=folder, retry_seconds=60.0)
     (tmp_path / "later").write_text("not a folder: the database cannot be made here")
-    with caplog.at_level(logging.WARNING, "poise_core.tracking"):
+    with caplog.at_level(logging.WARNING, "poise_core.tracking.sync"):
         report = tracker.sync_archive(archive, protocol)
     assert report.error
     assert not report.complete
-    warnings = [r.getMessage() for r in caplog.records if r.name == "poise_core.tracking"]
+    warnings = [r.getMessage() for r in caplog.records if r.name == "poise_core.tracking.sync"]
     assert len(warnings) == 1
     assert "the archive is not affected" in warnings[0]
     assert "\n" not in warnings[0]
@@ -196,8 +196,8 @@ def test_a_server_that_does_not_answer_costs_seconds(filled: tuple) -> None:
     code = (
         "import sys, time\n"
         "from poise_core.archive import Archive\n"
-        "from poise_core.evaluation.protocol import Protocol\n"
-        "from poise_core.tracking import Tracker\n"
+        "from poise_core.config.protocol import Protocol\n"
+        "from poise_core.tracking.sync import Tracker\n"
         "import mlflow\n"
         "start = time.monotonic()\n"
         "protocol = Protocol.model_validate_json(sys.argv[2])\n"
@@ -222,7 +222,7 @@ def test_the_run_directory_decides_where_to_track(tmp_path: Path, monkeypatch: p
 
 
 def test_importing_the_tracker_does_not_import_mlflow() -> None:
-    code = "import sys, poise_core.tracking; print('mlflow' in sys.modules)"
+    code = "import sys, poise_core.tracking.sync; print('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 

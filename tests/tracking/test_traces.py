@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poise_core.archive import Archive
-from poise_core.tracking import Tracker
+from poise_core.tracking.sync import Tracker
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +23,6 @@ def call(number: int, outcome: str = "ok") -> dict[str, Any]:
 
 
 def test_each_call_is_one_trace_in_its_own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "evolution"))
     from laboratory import make_preset
     from mlflow import MlflowClient
 

@@ -12,7 +12,7 @@ import pytest
 from mlflow_reader import artifact, points, runs
 
 from poise_core.archive import Archive, evaluation_rows, trajectory_rows
-from poise_core.tracking import Tracker
+from poise_core.tracking.sync import Tracker
 from poise_core.views import leaderboard
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from poise_core.training.base_policy import Recipe, build_policy
+from poise_core.testbed.recipes import Recipe, build_policy
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from poise_core.config import ResourceSpec, load_preset
 from poise_core.environments import get_environment
 from poise_core.evaluation.evaluate import benchmark_problems, evaluate_policy
 from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
-from poise_core.training.policy import policy_digest
+from poise_core.policies.model import policy_digest
 from poise_core.training.prompts import training_problems
 
 
@@ -111,7 +111,7 @@ def test_evaluation_is_resumed_and_never_loads_a_candidate(tiny_policy: Path, tm
     outcome = json.loads(done.stdout.splitlines()[-1])
     assert outcome["status"] == 0
     assert (job.folder / "seed-1-search.json").stat().st_mtime_ns == kept
-    foreign = ("poise_core.candidate", "poise_core.algorithms", "poise_core.training.trainer", "deepspeed")
+    foreign = ("poise_core.candidate.loading", "poise_core.algorithms", "poise_core.training.trainer", "deepspeed")
     assert [m for m in outcome["modules"] if m.startswith(foreign) or "poise_candidate" in m] == []
     monkeypatch.setattr(launcher, "run_confined", None)  # everything is there: nothing is started
     again = evaluate_policies(job)

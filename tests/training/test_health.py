@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from poise_core.config import HealthSpec
+from poise_core.evolution.health import CertainLoss, HealthWatch, certain_loss
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.training.health import CertainLoss, HealthWatch, certain_loss
 
 SPEC = HealthSpec()
 SOUND = {

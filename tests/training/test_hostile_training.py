@@ -18,9 +18,9 @@ import poise_core.training.launcher as launcher
 import poise_core.training.startup as startup
 from poise_core.config import ResourceSpec
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.sandbox import command as sandbox
+from poise_core.sandbox.command import GRANTED
 from poise_core.training.launcher import TrainingJob, train_candidate
-from poise_core.verification import sandbox
-from poise_core.verification.sandbox import GRANTED
 
 SECRET = "sk-of-the-person-who-runs-it"
 

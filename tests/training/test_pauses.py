@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from training_samples import REINFORCE, TRAINING, protocol_of
 
 from poise_core.config import HealthSpec, ResourceSpec
+from poise_core.evolution.health import CertainLoss, HealthWatch
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.training.health import CertainLoss, HealthWatch
 from poise_core.training.launcher import SeedTraining, TrainingJob, train_candidate
 
 pytestmark = pytest.mark.slow

@@ -14,7 +14,7 @@ STAGES = (0, 1, 2, 3)
 
 
 def run(processes: int, policy: Path, out: Path, stages: tuple[int, ...]) -> None:
-    script = Path(__file__).with_name("train_combinations.py")
+    script = Path(__file__).parents[1] / "support" / "train_combinations.py"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     arguments = [str(policy), str(out), ",".join(ALGORITHMS), ",".join(map(str, stages))]
     done = subprocess.run([*torchrun, str(script), *arguments], capture_output=True, text=True, timeout=550)

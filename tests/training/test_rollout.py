@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from poise_core.training.policy import PromptCodec, load_model
-from poise_core.training.rollout import Completions, hash_key, sample_completions, score_completions, uniforms
+from poise_core.policies.model import PromptCodec, load_model
+from poise_core.sampling.local import Completions, hash_key, sample_completions, score_completions, uniforms
 
 LENGTH = 10
 SPREAD = 3.0  # a temperature at which completions have many lengths

@@ -17,12 +17,12 @@ from training_samples import (
     weights_of,
 )
 
-from poise_core.candidate import Candidate
+from poise_core.candidate.loading import Candidate
 from poise_core.config import ResourceSpec
 from poise_core.contract import Dynamics
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.policies.model import load_model
 from poise_core.training.batches import GlobalBatch
-from poise_core.training.policy import load_model
 from poise_core.training.trainer import KL_MONITOR_STRIDE, Trainer
 
 
@@ -463,7 +463,7 @@ def test_what_lies_outside_the_mask_does_not_matter(tiny_policy: Path, device: t
 
 def candidate_of(name: str) -> Candidate:
     from poise_core.algorithms import algorithm_path
-    from poise_core.candidate import load_candidate
+    from poise_core.candidate.loading import load_candidate
 
     return load_candidate(algorithm_path(name))
 

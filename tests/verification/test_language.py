@@ -6,8 +6,8 @@ import pytest
 from gate_fixtures import ADVANTAGE, BASE, edited
 
 from poise_core.algorithms import algorithm_path, list_algorithms
-from poise_core.verification.language import MAX_BYTES, MAX_DEPTH, MAX_NODES, check_language
-from poise_core.verification.vocabulary import LanguageError
+from poise_core.verification.language.check import MAX_BYTES, MAX_DEPTH, MAX_NODES, check_language
+from poise_core.verification.language.vocabulary import LanguageError
 
 
 def in_function(code: str) -> str:

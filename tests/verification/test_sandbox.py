@@ -17,9 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from poise_core.verification import sandbox
-from poise_core.verification.confine import SETUP_FAILED, WALL_TIME_OVER
-from poise_core.verification.sandbox import GRANTED, Limits, confined_command, end_process_tree
+from poise_core.sandbox import command as sandbox
+from poise_core.sandbox.command import GRANTED, Limits, confined_command, end_process_tree
+from poise_core.sandbox.confine import SETUP_FAILED, WALL_TIME_OVER
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 
@@ -253,7 +253,7 @@ def test_threads_may_start_after_processes_are_forbidden() -> None:
     code = f"""
 import os, subprocess, sys, threading
 sys.path.insert(0, {root!r})
-from poise_core.verification.seccomp import forbid_new_processes
+from poise_core.sandbox.seccomp import forbid_new_processes
 forbid_new_processes()
 thread = threading.Thread(target=print, args=("thread",))
 thread.start()

@@ -14,12 +14,13 @@ from gate_fixtures import BASE, edited
 from test_sandbox import LEVELS
 
 from poise_core.algorithms import algorithm_path
-from poise_core.candidate import source_digest
+from poise_core.candidate.loading import source_digest
 from poise_core.failures import Cancelled, FailureKind, InfrastructureError
-from poise_core.verification import CheckResult, VerificationReport, sandbox, verify, verify_file
+from poise_core.sandbox import command as sandbox
+from poise_core.sandbox.command import GRANTED
+from poise_core.sandbox.pipes import Finished
+from poise_core.verification import CheckResult, VerificationReport, verify, verify_file
 from poise_core.verification.gate import CHECKS
-from poise_core.verification.pipes import Finished
-from poise_core.verification.sandbox import GRANTED
 
 WEAKER = [level for level in LEVELS if level not in ("namespaces", "bubblewrap")]
 

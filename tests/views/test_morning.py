@@ -9,7 +9,7 @@ from laboratory import Laboratory, admit, establish_baseline, evolve, make_prese
 from poise_core.evolution import Evolution
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.views import leaderboard
-from poise_core.views.morning import Night, candidate_headline, generation_headline, morning_summary, run_headline
+from poise_core.views.nightly import Night, candidate_headline, generation_headline, morning_summary, run_headline
 
 BEGAN = dt.datetime(2026, 11, 24, 22, 30, tzinfo=dt.UTC)
 

@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows, failure_row
-from poise_core.evaluation.protocol import Protocol
-from poise_core.evaluation.statistics import Interval, overall_interval, paired_delta
+from poise_core.config.protocol import Protocol
+from poise_core.evidence.intervals import Interval, overall_interval, paired_delta
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.render.text import fenced, format_interval, sparkline
 from poise_core.views import (
     find_candidate,
     leaderboard,
@@ -26,7 +27,6 @@ from poise_core.views import (
     render_leaderboard,
     view_candidate,
 )
-from poise_core.views.text import fenced, format_interval, sparkline
 
 
 @pytest.fixture

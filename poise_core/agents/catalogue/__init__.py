@@ -1,0 +1,1 @@
+"""The roles that need no language model: ideas from the mechanism catalogue."""

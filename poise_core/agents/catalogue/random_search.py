@@ -1,0 +1,51 @@
+"""Random search over the mechanism catalogue, as a control: ideas that know nothing of what was measured."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from poise_core.agents.catalogue.proposer import CatalogueScreener, TriedIdeas, composition_of_record, write_proposal
+from poise_core.agents.roles import Proposal, ProposalContext, Screened
+from poise_core.mechanisms.operators import Variation, describe_change, random_composition
+
+
+@dataclass(frozen=True)
+class RandomProposer:
+    """Compositions drawn from the whole catalogue; see :class:`poise_core.agents.roles.Proposer`.
+
+    What was tried in this run does not come again, as in every arm: a repetition would only waste the budget.
+    """
+
+    def propose(self, context: ProposalContext, n: int, seed: int) -> list[Proposal]:
+        """``n`` proposals with the context's parent, whatever it is."""
+        rng = random.Random(f"random:{seed}:{context.generation}")
+        base, left_out = composition_of_record(context.parent)
+        tried = TriedIdeas.of(context, base)
+        proposals: list[Proposal] = []
+        for _ in range(100 * n):
+            if len(proposals) == n:
+                break
+            composition = random_composition(rng)
+            if not tried.add(composition):
+                continue
+            variation = Variation(composition, describe_change(base, composition))
+            proposal = write_proposal(context, base, left_out, variation, None, tried)
+            if proposal is not None:
+                proposals.append(proposal)
+        return proposals
+
+
+@dataclass(frozen=True)
+class FirstComeScreener:
+    """Keeps the proposer's order and only sorts out what cannot be implemented; see :class:`Screener`."""
+
+    def rank(self, proposals: Sequence[Proposal], context: ProposalContext) -> list[Screened]:
+        """All proposals; infeasible ones last."""
+        judged = {one.proposal.name: one for one in CatalogueScreener().rank(proposals, context)}
+        kept = [
+            Screened(proposal, 0.0, judged[proposal.name].feasible, {}, judged[proposal.name].reasons[:-1])
+            for proposal in proposals
+        ]
+        return sorted(kept, key=lambda one: not one.feasible)

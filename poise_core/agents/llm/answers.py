@@ -1,0 +1,96 @@
+"""Reading a model's reply into the pydantic type that was asked for, and the JSON schema that asks for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from poise_core.agents.llm.faults import CallFailed, Outcome
+from poise_core.agents.llm.secrets import redact
+from poise_core.agents.llm.wire import Reply
+
+A = TypeVar("A", bound=BaseModel)
+
+_CUT = {"length", "max_tokens"}
+_DECLINED = {"content_filter", "refusal", "safety"}
+_DROPPED = {"title", "default", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum"}
+
+
+def answer_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """JSON schema of an answer for strict structured output: no references, no open objects, every key required.
+
+    Limits on lengths and numbers are left out, because not every server knows them; reading the answer checks them.
+    """
+    document = kind.model_json_schema()
+    definitions = document.pop("$defs", {})
+    schema = _strict(document, definitions)
+    schema["title"] = kind.__name__
+    schema["description"] = " ".join((kind.__doc__ or kind.__name__).split())
+    return schema
+
+
+def _strict(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_strict(one, definitions) for one in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _strict(definitions[node["$ref"].rsplit("/", 1)[-1]], definitions)
+    cleaned = {
+        key: (
+            {name: _strict(one, definitions) for name, one in value.items()}
+            if key == "properties"
+            else _strict(value, definitions)
+        )
+        for key, value in node.items()
+        if key not in _DROPPED
+    }
+    if cleaned.get("type") == "object":
+        cleaned["additionalProperties"] = False
+        cleaned["required"] = list(cleaned.get("properties", {}))
+    return cleaned
+
+
+def read_answer(reply: Reply, kind: type[A]) -> A:
+    """The answer in a reply: a tool call's arguments, or JSON in its text (also in a fence, or after reasoning).
+
+    Raises:
+        CallFailed: EMPTY, REFUSED, TRUNCATED or INVALID, with what is wrong.
+    """
+    if reply.refusal or reply.finish_reason in _DECLINED:
+        why = reply.refusal or f"finish reason {reply.finish_reason}"
+        raise CallFailed(Outcome.REFUSED, redact(f"the model declined: {why}"[:300]))
+    if reply.finish_reason in _CUT:
+        raise CallFailed(Outcome.TRUNCATED, f"the answer was cut after {reply.output_tokens or 'the most'} tokens")
+    text = reply.arguments or reply.text
+    if not text.strip():
+        raise CallFailed(Outcome.EMPTY, "the reply holds neither text nor a tool call")
+    try:
+        return kind.model_validate(_json_in(text))
+    except ValidationError as error:
+        faults = "; ".join(
+            f"{'.'.join(map(str, one['loc'])) or 'the answer'}: {one['msg']}" for one in error.errors()[:5]
+        )
+        raise CallFailed(Outcome.INVALID, redact(faults)) from None
+    except ValueError as error:
+        raise CallFailed(Outcome.INVALID, f"not JSON: {error}") from None
+
+
+def _json_in(text: str) -> Any:
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip()
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        fault = error
+    fenced = re.search(r"```(?:json)?\s*\n(.*?)\n\s*```", text, re.DOTALL)
+    start = text.find("{")
+    candidates = ([fenced.group(1)] if fenced else []) + ([text[start : text.rfind("}") + 1]] if start >= 0 else [])
+    for candidate in candidates:
+        try:
+            return json.loads(candidate)
+        except ValueError:
+            continue
+    raise fault

@@ -1,0 +1,360 @@
+"""One question to a language model, to the end: caps, recordings, retries, fallbacks, within one wall-clock limit.
+
+This is the only retry layer. What follows each way in which an attempt can end is the table in
+:mod:`poise_core.agents.llm.faults`; what is counted here is how often. Every attempt leaves a row in the archive's table
+``calls`` before its answer is used; a question that was answered before is answered from there.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
+
+from poise_core.agents.llm.answers import answer_schema, read_answer
+from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
+from poise_core.agents.llm.ledger import Allowance, Ledger, cost
+from poise_core.agents.llm.prompts import CHARACTERS_PER_TOKEN, Prompt, data_block
+from poise_core.agents.llm.secrets import redact
+from poise_core.agents.llm.wire import ChatModels, Reply, Request
+from poise_core.agents.roles import ProposalContext
+from poise_core.archive import Archive
+from poise_core.config.agents import AgentSettings, ModelSettings
+from poise_core.failures import Cancelled
+
+A = TypeVar("A", bound=BaseModel)
+logger = logging.getLogger(__name__)
+
+FORMAT_RETRIES = 2
+"""How often a model is told what was wrong with its answer's form; the second time it also gets another method."""
+
+MOST_BACKOFF_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Question(Generic[A]):
+    """What a role wants to know."""
+
+    role: str
+    scope: str  # what it is about, for example gen-01/slot-0: equal prompts of two places are two questions
+    generation: int
+    kind: type[A]  # of the answer
+    build: Callable[[int], tuple[str, str]]  # context budget in tokens -> system and user text
+    prompt: str  # label of the prompt file
+
+    @classmethod
+    def about_place(
+        cls,
+        role: str,
+        context: ProposalContext,
+        kind: type[A],
+        prompt: Prompt,
+        build: Callable[[int], tuple[str, str]],
+    ) -> Question[A]:
+        """What a role asks about one place of a generation."""
+        return Question(role, context.scope, context.generation, kind, build, prompt.label)
+
+
+@dataclass(frozen=True)
+class Answer(Generic[A]):
+    """What came back."""
+
+    value: A
+    call_id: str
+    prompt: str
+    model: str
+
+
+@dataclass
+class _Course:
+    """What has been tried with one model for one question."""
+
+    budget: int
+    max_output: int
+    methods: list[str]
+    waits: int = 0
+    asks: int = 0
+    complaint: str = ""
+    attempts: dict[str, int] = field(default_factory=dict)  # request digest -> attempts so far
+
+
+class Caller:
+    """Asks on behalf of all roles of a run; safe for several threads."""
+
+    def __init__(
+        self,
+        archive: Archive,
+        settings: AgentSettings,
+        *,
+        replay: Archive | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+        backoff_seconds: float = 1.0,
+        allowance: Allowance | None = None,
+    ) -> None:
+        """Reads the ledger; contacts nobody.
+
+        Args:
+            archive: where calls are recorded.
+            settings: of the run.
+            replay: the archive of a recorded run: answers come from there alone, and nothing is sent.
+            should_stop: ends every wait.
+            backoff_seconds: the first pause before a retry; doubles each time, up to half a minute.
+            allowance: what the calls may cost, beside the caps of the settings.
+        """
+        self.settings = settings
+        self.ledger = Ledger(archive, settings, allowance)
+        self._replay = replay
+        self._should_stop = should_stop
+        self._backoff = backoff_seconds
+        self._models = ChatModels(should_stop)
+        self._pace = _Pace()
+
+    def ask(self, question: Question[A]) -> Answer[A]:
+        """The answer, of the first model that gives a usable one.
+
+        Raises:
+            CallFailed: none did within ``total_seconds``, or a cap stood against the call.
+            AgentsUnusable: the settings cannot work, or the recording lacks the question.
+            poise_core.failures.Cancelled: ``should_stop`` said so.
+        """
+        settings = self.settings.for_role(question.role)
+        deadline = time.monotonic() + (settings.total_seconds or 0.0)
+        failure: CallFailed | None = None
+        for model in (settings.model, *(settings.fallbacks or ())):
+            try:
+                return self._ask_model(question, str(model), settings, deadline)
+            except CallFailed as error:
+                if failure is None or error.outcome is not Outcome.TIMED_OUT or "used up" not in error.message:
+                    failure = error
+                if error.outcome is Outcome.BUDGET:
+                    break
+            except _NotRecorded:
+                if failure is None:
+                    raise AgentsUnusable(
+                        f"the recording holds no answer to the {question.role}'s question about {question.scope}: "
+                        "it was made with another preset, other prompts or another version"
+                    ) from None
+                break
+        assert failure is not None
+        if RULES[failure.outcome].stops_run:
+            raise AgentsUnusable(f"{failure.message}; check the model's name, its server and its key")
+        raise failure
+
+    def _ask_model(self, question: Question[A], model: str, settings: ModelSettings, deadline: float) -> Answer[A]:
+        wanted = settings.structured_output
+        methods = ["json_schema", "function_calling"] if wanted in ("auto", None) else [str(wanted)]
+        course = _Course(settings.context_tokens or 0, settings.max_output_tokens or 0, methods)
+        schema = answer_schema(question.kind)
+        failure: CallFailed | None = None
+        while True:
+            system, user = question.build(course.budget)
+            request = Request(
+                model=model,
+                method=course.methods[0],
+                schema=schema,
+                messages=(("system", system), ("human", user + course.complaint)),
+                max_output_tokens=course.max_output,
+                temperature=settings.temperature,
+            )
+            try:
+                return self._attempt(question, request, settings, deadline, course)
+            except _NotRecorded:
+                if failure is None:
+                    raise
+                raise failure from None  # the recorded run gave up here
+            except CallFailed as error:
+                failure = error
+                logger.warning("%s for %s: %s: %s", question.role, question.scope, error.outcome, error.message)
+                self._prepare_next(course, error, settings, deadline)
+
+    def _prepare_next(self, course: _Course, failure: CallFailed, settings: ModelSettings, deadline: float) -> None:
+        """Change the course for the next attempt, or raise ``failure`` where there is none."""
+        rule = RULES[failure.outcome]
+        if rule.retry == "ask" and course.asks < FORMAT_RETRIES:
+            course.asks += 1
+            if course.asks == FORMAT_RETRIES and len(course.methods) > 1:
+                course.methods.pop(0)
+            course.complaint = (
+                "\n\nYour previous answer could not be used:\n"
+                f"{data_block('fault', failure.message, 1000)}\nAnswer again, exactly in the form asked for."
+            )
+        elif rule.retry == "wait" and course.waits < (settings.retries or 0):
+            course.waits += 1
+            pause = min(self._backoff * 2 ** (course.waits - 1), MOST_BACKOFF_SECONDS)
+            pause = pause if failure.retry_after is None else failure.retry_after
+            if self._replay is None:
+                if time.monotonic() + pause >= deadline:
+                    raise failure  # waiting would take longer than the answer may
+                self._wait(pause)
+        elif failure.outcome is Outcome.UNSUPPORTED and len(course.methods) > 1:
+            course.methods.pop(0)
+        elif failure.outcome is Outcome.OVERFLOW and course.budget == settings.context_tokens:
+            course.budget //= 2
+        elif failure.outcome is Outcome.TRUNCATED and course.max_output == settings.max_output_tokens:
+            course.max_output *= 2
+        else:
+            raise failure
+
+    def _attempt(
+        self, question: Question[A], request: Request, settings: ModelSettings, deadline: float, course: _Course
+    ) -> Answer[A]:
+        fault: CallFailed | None = None
+        while True:
+            number = course.attempts.get(request.digest, 0)
+            course.attempts[request.digest] = number + 1
+            call_id = f"{question.scope}/{question.role}-{request.digest}-{number}"
+            row = self._recorded(call_id)
+            if row is None:
+                break
+            if RULES[Outcome(row["outcome"])].reply:
+                return _answer(Reply(**json.loads(row["answer"])), question, request, call_id)
+            fault = CallFailed(Outcome(row["outcome"]), row["message"] or row["outcome"])
+        if self._replay is not None:
+            if fault is None:
+                raise _NotRecorded
+            raise fault
+        return self._send(question, request, settings, deadline, call_id, number)
+
+    def _send(
+        self,
+        question: Question[A],
+        request: Request,
+        settings: ModelSettings,
+        deadline: float,
+        call_id: str,
+        number: int,
+    ) -> Answer[A]:
+        self._pace.wait(request.model, settings.requests_per_minute, self._wait, deadline)
+        seconds = min(settings.timeout_seconds or 0.0, deadline - time.monotonic())
+        if seconds <= 0:
+            raise CallFailed(Outcome.TIMED_OUT, f"{request.model}: agents.total_seconds is used up")
+        started = time.monotonic()
+        guess = int(request.characters / CHARACTERS_PER_TOKEN)
+        reply, failure = None, None
+        try:
+            with self.ledger.reserved(request.model, question.generation, guess, request.max_output_tokens):
+                seconds = min(seconds, self.ledger.seconds_left(question.generation))
+                reply = _without_secrets(self._models.send(request, settings, seconds))
+                answer = _answer(reply, question, request, call_id)
+                return answer
+        except CallFailed as error:
+            failure = error
+            raise
+        finally:
+            if reply is not None or failure is not None:
+                self.ledger.write(self._row(question, request, call_id, number, reply, failure, started))
+
+    def _row(
+        self,
+        question: Question[A],
+        request: Request,
+        call_id: str,
+        number: int,
+        reply: Reply | None,
+        failure: CallFailed | None,
+        started: float,
+    ) -> dict[str, Any]:
+        guess = int(request.characters / CHARACTERS_PER_TOKEN)
+        estimated = False
+        used = [0, 0]
+        if reply is not None:
+            counted = (reply.input_tokens, reply.output_tokens)
+            written = int(len(reply.text + reply.arguments) / CHARACTERS_PER_TOKEN)
+            estimated = None in counted
+            used = [guess if counted[0] is None else counted[0], written if counted[1] is None else counted[1]]
+        elif failure is not None and failure.outcome is Outcome.TIMED_OUT:
+            used, estimated = [guess, 0], True  # a provider may charge for what nobody waited for
+        return {
+            "call_id": call_id,
+            "scope": question.scope,
+            "role": question.role,
+            "generation": question.generation,
+            "model": request.model,
+            "method": request.method,
+            "attempt": number,
+            "outcome": str(failure.outcome if failure else Outcome.OK),
+            "message": failure.message if failure else None,
+            "input_tokens": used[0],
+            "output_tokens": used[1],
+            "estimated": estimated,
+            "dollars": cost(self.ledger.prices.get(request.model), used[0], used[1]),
+            "seconds": time.monotonic() - started,
+            "prompt": question.prompt,
+            "request_digest": request.digest,
+            "request": json.dumps(asdict(request), sort_keys=True),
+            "answer": None if reply is None else json.dumps(asdict(reply), sort_keys=True),
+            "replayed": False,
+            "written_by": "llm",
+        }
+
+    def _recorded(self, call_id: str) -> dict[str, Any] | None:
+        """The row of an earlier attempt, here or in the recording, from which it is copied."""
+        row = self.ledger.find(call_id)
+        if row is None and self._replay is not None and self._replay.contains("calls", call_id=call_id):
+            (recorded,) = self._replay.rows("calls", call_id=call_id)
+            row = {key: value for key, value in recorded.items() if key not in ("row_key", "content_digest")}
+            row["replayed"] = True
+            self.ledger.write(row)
+        return row
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self._should_stop():
+                raise Cancelled("stopped while waiting for a language model")
+            time.sleep(min(left, 0.2))
+
+
+class _NotRecorded(Exception):
+    """A replay was asked for something that the recording does not hold."""
+
+
+class _Pace:
+    """Spaces the requests to each model evenly."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._free: dict[str, float] = {}
+
+    def wait(self, model: str, per_minute: float | None, wait: Callable[[float], None], deadline: float) -> None:
+        if per_minute is None:
+            return
+        with self._lock:
+            start = max(time.monotonic(), self._free.get(model, 0.0))
+            if start >= deadline:
+                raise CallFailed(Outcome.RATE_LIMITED, f"{model}: its turn comes after the answer's time limit")
+            self._free[model] = start + 60.0 / per_minute
+        wait(max(0.0, start - time.monotonic()))
+
+
+def _answer(reply: Reply, question: Question[A], request: Request, call_id: str) -> Answer[A]:
+    return Answer(read_answer(reply, question.kind), call_id, question.prompt, request.model)
+
+
+def _without_secrets(reply: Reply) -> Reply:
+    return Reply(
+        redact(reply.text),
+        redact(reply.arguments),
+        reply.finish_reason,
+        redact(reply.refusal),
+        reply.input_tokens,
+        reply.output_tokens,
+    )
+
+
+@contextmanager
+def failing_as(stage: str, name: str) -> Iterator[None]:
+    """A question without an answer becomes a typed failure of the candidate."""
+    from poise_core.failures import CandidateFailure, FailureKind
+
+    try:
+        yield
+    except CallFailed as failure:
+        raise CandidateFailure(FailureKind.NO_ANSWER, stage, f"{name}: {failure.outcome}: {failure.message}") from None

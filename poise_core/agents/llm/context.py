@@ -1,0 +1,202 @@
+"""What the agents are told about a place in the search, fitted to a budget: pure functions of a :class:`ProposalContext`.
+
+A prompt's data is a list of sections. :func:`fit` takes them by priority until the budget is spent; what does not fit whole is
+cut at a line where that still says something, and otherwise left out and named. Only the search split reaches a
+``ProposalContext``, and no benchmark item does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+
+from poise_core.agents.digest import digest_lines
+from poise_core.agents.llm.literature import Note, retrieve
+from poise_core.agents.llm.prompts import CHARACTERS_PER_TOKEN, data_block, estimate_tokens
+from poise_core.agents.roles import CandidateRecord, ProposalContext
+from poise_core.agents.rules.reflector import format_interval
+from poise_core.failures import FailureKind
+
+_WORTH_CUTTING = 150
+"""Tokens below which the beginning of a section is not worth showing."""
+
+_EXCERPT = 1500
+"""Characters of a text that another model or a log wrote, where it stands among others."""
+
+
+class ContextTooSmallError(ValueError):
+    """What a role cannot do without does not fit into its budget."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of the data; the higher the priority, the later it is given up."""
+
+    name: str
+    text: str
+    priority: int
+    required: bool = False
+
+    @property
+    def block(self) -> str:
+        """As it stands in a prompt."""
+        return data_block(self.name, self.text, 1_000_000)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The data of a prompt."""
+
+    text: str
+    tokens: int  # estimated
+    cut: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+
+def fit(sections: Iterable[Section], budget: int) -> Fitted:
+    """As much as ``budget`` tokens hold, by priority, in the order given.
+
+    Raises:
+        ContextTooSmallError: a required section does not fit.
+    """
+    given = [section for section in sections if section.text.strip()]
+    kept: dict[str, str] = {}
+    cut, left_out = [], []
+    left = budget
+    for section in sorted(given, key=lambda one: (not one.required, -one.priority)):
+        block = section.block
+        need = estimate_tokens(block + "\n\n")
+        if need <= left:
+            kept[section.name] = block
+            left -= need
+        elif section.required:
+            raise ContextTooSmallError(
+                f"{section.name} needs about {need} tokens and {left} of the {budget} of agents.context_tokens are left"
+            )
+        elif left >= _WORTH_CUTTING:
+            kept[section.name] = _beginning(section, left)
+            left -= estimate_tokens(kept[section.name] + "\n\n")
+            cut.append(section.name)
+        else:
+            left_out.append(section.name)
+    text = "\n\n".join(kept[section.name] for section in given if section.name in kept)
+    return Fitted(text, estimate_tokens(text), tuple(cut), tuple(left_out))
+
+
+def _beginning(section: Section, tokens: int) -> str:
+    room = int(tokens * CHARACTERS_PER_TOKEN) - len(data_block(section.name, "")) - 60
+    lines = section.text[: max(0, room)].rsplit("\n", 1)[0]
+    return data_block(section.name, f"{lines}\n[cut: the rest did not fit]")
+
+
+def place_sections(context: ProposalContext, notes: Sequence[Note] = (), note_count: int = 6) -> list[Section]:
+    """What the proposer and the screener may know, in reading order.
+
+    Priorities, from what is given up last: directive, the parent's code and scores, its reflection and trajectory, failure
+    boundaries, ideas so far, literature, references, the contract's text, earlier ancestors.
+    """
+    parent = context.parent
+    return [
+        Section("directive", context.directive, 100, required=True),
+        Section("parent", _identity(parent), 95, required=True),
+        Section("parent_scores", scores_text(parent), 90, required=True),
+        Section("parent_code", parent.source, 94, required=True),
+        Section("parent_proposal", _proposal_text(parent), 70),
+        Section("parent_reflection", _reflection_text(parent), 85),
+        Section("parent_trajectory", digest_text(parent), 80),
+        Section("failure_boundaries", boundaries_text(context), 75),
+        Section("ideas_so_far", _ideas_text(context), 65),
+        Section("literature", _notes_text(retrieve(notes, context, note_count)), 60),
+        Section("references", _references_text(context), 55),
+        Section("contract", contract_text(), 50),
+        Section("ancestors", _ancestors_text(context), 40),
+    ]
+
+
+def contract_text() -> str:
+    """The contract and the helpers that a candidate may import, as they stand in the code."""
+    package = resources.files("poise_core")
+    return "\n\n".join((package / name).read_text(encoding="utf-8") for name in ("contract.py", "reductions.py"))
+
+
+def scores_text(record: CandidateRecord) -> str:
+    """Overall and every benchmark of the search split, with intervals."""
+    if record.overall is None:
+        return "not measured"
+    lines = [f"Overall {format_interval(record.overall, '.2f')}"]
+    for name, mean in record.benchmarks.items():
+        interval = record.benchmark_intervals.get(name)
+        lines.append(f"{name} {format_interval(interval, '.2f') if interval else f'{mean:.2f}'}")
+    return "\n".join(lines)
+
+
+def digest_text(record: CandidateRecord) -> str:
+    """The numbers of the training, one per line."""
+    digest = record.reflection.digest if record.reflection else None
+    return "\n".join(digest_lines(digest)) if digest else ""
+
+
+def boundaries_text(context: ProposalContext) -> str:
+    """What failed or made things worse in the parent's lineage: lines that were crossed already."""
+    lineage = {context.parent.candidate_id, *(one.candidate_id for one in context.ancestors)}
+    lines = [
+        f"- {tried.name}: {tried.outcome}: {tried.reason[:_EXCERPT]}"
+        for tried in context.avoid
+        if tried.outcome in set(FailureKind) and lineage & set(tried.parent_ids)
+    ]
+    for record in (context.parent, *context.ancestors):
+        avoid = record.reflection.avoid if record.reflection else ()
+        lines += [f"- from the reflection on {record.name}: {advice[:_EXCERPT]}" for advice in avoid]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _identity(record: CandidateRecord) -> str:
+    return f"name: {record.name}\nid: {record.candidate_id}\ngeneration: {record.generation}"
+
+
+def _proposal_text(record: CandidateRecord) -> str:
+    proposal = record.proposal
+    if proposal is None:
+        return ""
+    return "\n".join(
+        [
+            f"hypothesis: {proposal.hypothesis}",
+            f"change: {proposal.mechanism_change}",
+            *(f"equation: {one}" for one in proposal.equations),
+            *(f"expected: {one.metric} to {one.direction}, because {one.why}" for one in proposal.expectations),
+        ]
+    )
+
+
+def _reflection_text(record: CandidateRecord) -> str:
+    return record.reflection.as_text() if record.reflection else ""
+
+
+def _ideas_text(context: ProposalContext) -> str:
+    return "\n".join(f"- {one.name}: {one.outcome}" for one in context.avoid)
+
+
+def _notes_text(notes: Sequence[Note]) -> str:
+    return "\n\n".join(f"## {note.title} ({note.source})\n{note.text}" for note in notes)
+
+
+def _references_text(context: ProposalContext) -> str:
+    parts = []
+    for reference in context.references:
+        record = reference.record
+        change = record.proposal.mechanism_change if record.proposal else "a known algorithm"
+        taught = record.reflection.summary if record.reflection else "no reflection yet"
+        parts.append(
+            f"## {record.name}, id {record.candidate_id} ({reference.tier}: {reference.reason})\n"
+            f"change: {change[:_EXCERPT]}\n{scores_text(record)}\ntaught: {taught[:_EXCERPT]}"
+        )
+    return "\n\n".join(parts)
+
+
+def _ancestors_text(context: ProposalContext) -> str:
+    lines = []
+    for record in context.ancestors:
+        change = record.proposal.mechanism_change if record.proposal else "the root"
+        lines.append(f"- {record.name}: {change[:_EXCERPT]}; {scores_text(record).splitlines()[0]}")
+    return "\n".join(lines)

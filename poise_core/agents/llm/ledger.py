@@ -1,0 +1,211 @@
+"""What every call cost, and the caps that are checked before the next one. The archive's table ``calls`` is the ledger.
+
+A row is written with the call, holds request and reply, and is keyed by what was asked: whoever asks the same in the same
+place again is answered from the row. That makes a killed run pay nothing twice, and a recorded run replayable.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from poise_core.agents.llm.faults import AgentsUnusable, CallFailed, Outcome
+from poise_core.archive import Archive
+from poise_core.config.agents import AgentSettings, Cap, Price
+from poise_core.failures import Cancelled
+
+
+def price_table(settings: AgentSettings) -> dict[str, Price]:
+    """Model -> price: the shipped table with the user's entries over it."""
+    text = (resources.files("poise_core") / "agents" / "llm" / "prices.yaml").read_text(encoding="utf-8")
+    shipped = {model: Price.model_validate(price) for model, price in yaml.safe_load(text).items()}
+    return {**shipped, **settings.prices}
+
+
+def cost(price: Price | None, input_tokens: int, output_tokens: int) -> float | None:
+    """US dollars; None where the model has no price."""
+    if price is None:
+        return None
+    return (input_tokens * price.input + output_tokens * price.output) / 1e6
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Sums over calls."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    dollars: float = 0.0
+    unpriced: int = 0  # calls of models without a price
+    seconds: float = 0.0  # of waiting for answers
+
+    @property
+    def tokens(self) -> int:
+        """Input and output."""
+        return self.input_tokens + self.output_tokens
+
+    def plus(self, other: Spent) -> Spent:
+        """The sum."""
+        return Spent(
+            self.calls + other.calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            self.dollars + other.dollars,
+            self.unpriced + other.unpriced,
+            self.seconds + other.seconds,
+        )
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Spent:
+        """One row of ``calls``; what was not sent counts nothing."""
+        if row["outcome"] == Outcome.BUDGET:
+            return cls()
+        dollars = row["dollars"]
+        return cls(1, row["input_tokens"], row["output_tokens"], dollars or 0.0, int(dollars is None), row["seconds"])
+
+
+@dataclass
+class Allowance:
+    """What the calls of one sitting may cost. A cap is answered without the model; an allowance stops the run, to go on later."""
+
+    dollars: float
+    since: dt.datetime  # with a time zone; calls made before that are not counted
+    refused: bool = False  # whether a call was not made because of it
+
+
+class Ledger:
+    """The calls of one run; safe for several threads."""
+
+    def __init__(self, archive: Archive, settings: AgentSettings, allowance: Allowance | None = None) -> None:
+        self.archive = archive
+        self._allowance = allowance
+        self._sitting = Spent()  # what counts against the allowance
+        self.prices = price_table(settings)
+        self._caps = settings.caps
+        self._lock = threading.Lock()
+        self._spent: dict[int, Spent] = {}  # by generation
+        self._reserved: dict[int, Spent] = {}
+        self._unwritten: dict[str, dict[str, Any]] = {}  # calls that were paid while the archive could not be written
+        for row in archive.rows("calls"):
+            self._count(row)
+
+    def spent(self, generation: int | None = None) -> Spent:
+        """What was spent in a generation, or in the run."""
+        with self._lock:
+            return self._sum(self._spent, generation)
+
+    @contextmanager
+    def reserved(self, model: str, generation: int, input_tokens: int, output_tokens: int) -> Iterator[None]:
+        """Hold what a call may cost at most while it is made, so that calls side by side cannot pass a cap together.
+
+        Raises:
+            CallFailed: BUDGET, naming the cap that the call could pass.
+            Cancelled: the call could cost more than is left of the allowance.
+            AgentsUnusable: there is an allowance, and the model has no price.
+        """
+        dollars = cost(self.prices.get(model), input_tokens, output_tokens)
+        most = Spent(1, input_tokens, output_tokens, dollars or 0.0)
+        with self._lock:
+            self._check_allowance(model, dollars)
+            for name, cap, spent in (
+                ("generation", self._caps.generation, self._total(generation)),
+                ("run", self._caps.run, self._total(None)),
+            ):
+                self._check(f"agents.caps.{name}", cap, spent.plus(most), model, dollars is None)
+            self._reserved[generation] = self._reserved.get(generation, Spent()).plus(most)
+        try:
+            yield
+        finally:
+            with self._lock:
+                held = self._reserved[generation]
+                self._reserved[generation] = held.plus(
+                    Spent(-most.calls, -most.input_tokens, -most.output_tokens, -most.dollars)
+                )
+
+    def seconds_left(self, generation: int) -> float:
+        """How long a call of this generation may take by the caps; infinite where they do not say."""
+        with self._lock:
+            return min(
+                math.inf if cap.seconds is None else max(0.0, cap.seconds - self._sum(self._spent, period).seconds)
+                for cap, period in ((self._caps.generation, generation), (self._caps.run, None))
+            )
+
+    def find(self, call_id: str) -> dict[str, Any] | None:
+        """The row of a call.
+
+        Raises:
+            ArchiveError: it was paid and still cannot be archived; asking again would pay it twice.
+        """
+        if unwritten := self._unwritten.get(call_id):
+            self.write(unwritten)
+        if not self.archive.contains("calls", call_id=call_id):
+            return None
+        (row,) = self.archive.rows("calls", call_id=call_id)
+        return row
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Archive a call. Written before anybody acts on its answer.
+
+        Raises:
+            ArchiveError: it cannot be written now; it is kept, and written when somebody asks for it.
+        """
+        self._unwritten[row["call_id"]] = row
+        written = self.archive.append("calls", [row], keep_existing=True)
+        del self._unwritten[row["call_id"]]
+        if written:
+            with self._lock:
+                self._count(row)
+
+    def _check_allowance(self, model: str, dollars: float | None) -> None:
+        if self._allowance is None:
+            return
+        if dollars is None:
+            raise AgentsUnusable(f"a budget in dollars is set and {model} has no price; give one in agents.prices")
+        spent = self._sitting.dollars + self._sum(self._reserved, None).dollars
+        if spent + dollars > self._allowance.dollars:
+            self._allowance.refused = True
+            raise Cancelled(
+                f"the cost budget of {self._allowance.dollars:g} dollars: {spent:.4f} are spent, and the next call may cost "
+                f"{dollars:.4f}"
+            )
+
+    def _count(self, row: Mapping[str, Any]) -> None:
+        if self._allowance is not None and row.get("created_at", self._allowance.since) >= self._allowance.since:
+            self._sitting = self._sitting.plus(Spent.of_row(row))
+        generation = row["generation"]
+        self._spent[generation] = self._spent.get(generation, Spent()).plus(Spent.of_row(row))
+
+    def _total(self, generation: int | None) -> Spent:
+        return self._sum(self._spent, generation).plus(self._sum(self._reserved, generation))
+
+    @staticmethod
+    def _sum(parts: Mapping[int, Spent], generation: int | None) -> Spent:
+        total = Spent()
+        for number, spent in parts.items():
+            if generation in (None, number):
+                total = total.plus(spent)
+        return total
+
+    @staticmethod
+    def _check(name: str, cap: Cap, after: Spent, model: str, unpriced: bool) -> None:
+        if cap.dollars is not None and unpriced:
+            raise CallFailed(
+                Outcome.BUDGET, f"{name}.dollars is set and {model} has no price; give one in agents.prices"
+            )
+        for unit, limit, value in (
+            ("dollars", cap.dollars, after.dollars),
+            ("calls", cap.calls, after.calls),
+            ("tokens", cap.tokens, after.tokens),
+            ("seconds", cap.seconds, after.seconds),
+        ):
+            if limit is not None and value > limit:
+                raise CallFailed(Outcome.BUDGET, f"{name}.{unit} is {limit:g} and the call could bring it to {value:g}")

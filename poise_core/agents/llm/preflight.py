@@ -1,0 +1,123 @@
+"""What can be said before the first call: whether the settings can work, and what a run may cost."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from poise_core.agents.llm.ledger import cost, price_table
+from poise_core.agents.llm.literature import LiteratureError, load_notes
+from poise_core.agents.llm.prompts import SHIPPED, PromptError, load_prompt
+from poise_core.config.agents import ROLES, AgentSettings
+
+TYPICAL_INPUT_TOKENS, TYPICAL_OUTPUT_TOKENS = 7000, 2000
+"""Of one call, for the lower end of a forecast: contract, parent and evidence in, one form out."""
+
+PACKAGES = {"openai": "langchain_openai", "anthropic": "langchain_anthropic", "google_genai": "langchain_google_genai",
+            "ollama": "langchain_ollama"}  # fmt: skip
+
+
+class AgentSettingsError(ValueError):
+    """The settings of the agents cannot work; one line that names the key."""
+
+
+def check_agents(settings: AgentSettings) -> None:
+    """Look at everything that can be looked at without a call.
+
+    Raises:
+        AgentSettingsError: a package, a variable, a folder, a file or a price is missing.
+    """
+    if not settings.enabled:
+        if settings.base_url is not None:
+            raise AgentSettingsError("agents.base_url is set but no model is: give --llm openai:NAME (agents.model)")
+        return
+    if find_spec("langchain") is None:
+        raise AgentSettingsError("language models need the extra: pip install 'poise-rl[llm]'")
+    try:
+        load_notes(settings.literature_folder)
+        for name in SHIPPED:
+            load_prompt(name, settings.prompts_folder)
+    except (LiteratureError, PromptError) as error:
+        raise AgentSettingsError(str(error)) from error
+    prices = price_table(settings)
+    for role in ROLES:
+        own = settings.for_role(role)
+        if own.api_key_env is not None and not os.environ.get(own.api_key_env):
+            raise AgentSettingsError(f"agents.api_key_env: the environment variable {own.api_key_env} is not set")
+        for model in (own.model, *(own.fallbacks or ())) if own.model else ():
+            _check_model(str(model), settings, model in prices)
+
+
+def _check_model(model: str, settings: AgentSettings, priced: bool) -> None:
+    package = PACKAGES.get(model.partition(":")[0])
+    if package is not None and find_spec(package) is None:
+        raise AgentSettingsError(f"{model} needs its provider's package: pip install {package.replace('_', '-')}")
+    capped = [name for name in ("run", "generation") if getattr(settings.caps, name).dollars is not None]
+    if capped and not priced:
+        raise AgentSettingsError(
+            f"agents.caps.{capped[0]}.dollars is set and {model} has no price; give one in agents.prices (dollars per "
+            "million tokens, input and output)"
+        )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Calls, tokens and dollars of a run: where everything works at once, and where every bounded loop is used up."""
+
+    calls: tuple[int, int]
+    tokens: tuple[int, int]
+    dollars: tuple[float, float]
+    unpriced: tuple[str, ...]  # models that the dollars leave out
+
+    def __str__(self) -> str:
+        """One line."""
+        text = f"{self.calls[0]} to {self.calls[1]} calls, {_short(self.tokens[0])} to {_short(self.tokens[1])} tokens"
+        if not self.unpriced:
+            return f"{text}, {self.dollars[0]:.2f} to {self.dollars[1]:.2f} dollars"
+        return f"{text}, no price known for {', '.join(self.unpriced)}"
+
+
+def forecast(
+    settings: AgentSettings, *, generations: int, parents: int, ideas: int, revisions: int, repairs: int = 0
+) -> Forecast:
+    """What a run may cost, without retries after faults of the wire and without caps.
+
+    Args:
+        settings: of the run.
+        generations: of the run.
+        parents: per generation.
+        ideas: that are implemented at most for one parent.
+        revisions: answers to the gate's reports at most for one file.
+        repairs: how often a child goes back to its author at most after an early fault in training.
+    """
+    places = generations * parents
+    drafts = (ideas + repairs) * (1 + revisions) * (1 + settings.consistency_revisions)
+    per_role = {
+        "proposer": (places, places),
+        "screener": (places, places),
+        "implementer": (places, places * drafts),
+        "reflector": (places + 1, places + 1),  # the baseline is reflected on as well
+    }
+    prices = price_table(settings)
+    calls, tokens, dollars = [0, 0], [0, 0], [0.0, 0.0]
+    unpriced: dict[str, Any] = {}
+    for role, counts in per_role.items():
+        own = settings.for_role(role)
+        if not own.model:
+            continue
+        context, output = own.context_tokens or 0, own.max_output_tokens or 0
+        sizes = ((min(context, TYPICAL_INPUT_TOKENS), min(output, TYPICAL_OUTPUT_TOKENS)), (context, output))
+        for end, (count, (sent, received)) in enumerate(zip(counts, sizes, strict=True)):
+            calls[end] += count
+            tokens[end] += count * (sent + received)
+            price = cost(prices.get(own.model), count * sent, count * received)
+            dollars[end] += price or 0.0
+            if price is None:
+                unpriced[own.model] = None
+    return Forecast((calls[0], calls[1]), (tokens[0], tokens[1]), (dollars[0], dollars[1]), tuple(unpriced))
+
+
+def _short(tokens: int) -> str:
+    return f"{tokens / 1e6:.1f} M" if tokens >= 1_000_000 else f"{tokens / 1000:.0f} k"

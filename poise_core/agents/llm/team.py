@@ -1,0 +1,60 @@
+"""The four roles as the preset wants them: carried by a language model where one is named, otherwise as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from poise_core.agents.llm.call import Caller
+from poise_core.agents.llm.implementer import ModelImplementer
+from poise_core.agents.llm.ledger import Allowance
+from poise_core.agents.llm.literature import load_notes
+from poise_core.agents.llm.prompts import Prompt, load_prompt
+from poise_core.agents.llm.proposer import ModelProposer
+from poise_core.agents.llm.reflector import ModelReflector
+from poise_core.agents.llm.screener import ModelScreener
+from poise_core.agents.roles import Implementer, Proposer, Reflector, Screener
+from poise_core.archive import Archive
+from poise_core.config.agents import AgentSettings
+
+Team = tuple[Proposer, Screener, Implementer, Reflector]
+
+
+def with_language_model(
+    team: Team,
+    settings: AgentSettings,
+    archive: Archive,
+    *,
+    replay: Archive | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    allowance: Allowance | None = None,
+) -> Team:
+    """Put a language model behind every role that has one.
+
+    Args:
+        team: the roles that need no model; they answer where the model cannot.
+        settings: of the run.
+        archive: where calls are recorded.
+        replay: the archive of a recorded run to take all answers from.
+        should_stop: ends every wait.
+        allowance: what the models may cost.
+
+    Raises:
+        PromptError, LiteratureError: a file of the user cannot be used.
+    """
+    proposer, screener, implementer, reflector = team
+    caller = Caller(archive, settings, replay=replay, should_stop=should_stop, allowance=allowance)
+    notes = load_notes(settings.literature_folder)
+    falls_back = settings.on_failure == "catalogue"
+
+    def prompt(role: str) -> Prompt:
+        return load_prompt(role, settings.prompts_folder)
+
+    if settings.for_role("proposer").model:
+        proposer = ModelProposer(caller, prompt("proposer"), notes, proposer if falls_back else None)
+    if settings.for_role("screener").model:
+        screener = ModelScreener(caller, prompt("screener"), notes, screener, falls_back)
+    if settings.for_role("implementer").model:
+        implementer = ModelImplementer(caller, prompt("implementer"), implementer)
+    if settings.for_role("reflector").model:
+        reflector = ModelReflector(caller, prompt("reflector"), reflector, falls_back)
+    return proposer, screener, implementer, reflector

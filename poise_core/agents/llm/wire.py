@@ -1,0 +1,229 @@
+"""One attempt at one model: the only place where LangChain is called.
+
+An attempt runs on one background event loop under a wall-clock limit. At the limit it is cancelled, which closes its
+connection; should even that hang, the caller goes on without it. A byte now and then keeps no attempt alive, and a request
+to stop ends the wait within a fifth of a second. Clients do not retry: the one retry layer is in :mod:`poise_core.agents.llm.call`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from poise_core.agents.llm.faults import AgentsUnusable, CallFailed, Outcome, classify
+from poise_core.agents.llm.secrets import redact
+from poise_core.config.agents import ModelSettings
+from poise_core.failures import Cancelled
+
+T = TypeVar("T")
+
+_GRACE_SECONDS = 1.0
+"""How long after its limit an attempt may take to be cancelled before it is abandoned."""
+
+_ERROR_CHARACTERS = 400
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a model; equal requests have equal digests, wherever and through whichever server they are sent."""
+
+    model: str  # provider:name
+    method: str  # "json_schema" or "function_calling"
+    schema: dict[str, Any]  # JSON schema of the answer, with title and description
+    messages: tuple[tuple[str, str], ...]  # role, text
+    max_output_tokens: int
+    temperature: float | None = None
+
+    @property
+    def digest(self) -> str:
+        """12 hex digits of SHA-256 over everything in it."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def characters(self) -> int:
+        """Length of what is sent."""
+        return sum(len(text) for _, text in self.messages) + len(json.dumps(self.schema))
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model answered, before it is read."""
+
+    text: str = ""
+    arguments: str = ""  # JSON of the first tool call's arguments
+    finish_reason: str = ""
+    refusal: str = ""
+    input_tokens: int | None = None  # None: the server did not say
+    output_tokens: int | None = None
+
+
+class ChatModels:
+    """Sends requests with the settings of a role."""
+
+    def __init__(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        self._should_stop = should_stop
+
+    def send(self, request: Request, settings: ModelSettings, seconds: float) -> Reply:
+        """One attempt.
+
+        Args:
+            request: what to ask.
+            settings: of the role, filled.
+            seconds: wall-clock limit.
+
+        Raises:
+            CallFailed: no reply, with its outcome.
+            AgentsUnusable: the model cannot even be set up.
+            poise_core.failures.Cancelled: ``should_stop`` said so.
+        """
+        try:
+            model = chat_model(request, settings, seconds)  # imports on first use, which is not the server's time
+            return run_bounded(lambda: _invoke(model, request), seconds, self._should_stop)
+        except (Cancelled, AgentsUnusable, CallFailed):
+            raise
+        except concurrent.futures.TimeoutError:
+            raise CallFailed(Outcome.TIMED_OUT, f"{request.model}: no whole answer in {seconds:.0f} s") from None
+        except Exception as error:
+            outcome, wait = classify(error)
+            text = " ".join(redact(str(error), _key(settings) or "").split())[:_ERROR_CHARACTERS]
+            # the cause is cut off: its text and its frames may hold the key
+            raise CallFailed(outcome, f"{request.model}: {type(error).__name__}: {text}", wait) from None
+
+
+def run_bounded(work: Callable[[], Coroutine[Any, Any, T]], seconds: float, should_stop: Callable[[], bool]) -> T:
+    """The coroutine's result, or ``TimeoutError`` after ``seconds``, whatever it does.
+
+    Raises:
+        TimeoutError: the limit.
+        poise_core.failures.Cancelled: ``should_stop`` said so meanwhile.
+    """
+    future = asyncio.run_coroutine_threadsafe(_limited(work, seconds), _loop())
+    deadline = time.monotonic() + seconds + _GRACE_SECONDS
+    while not concurrent.futures.wait([future], timeout=0.2).done:
+        if should_stop():
+            future.cancel()
+            raise Cancelled("stopped while waiting for a language model")
+        if time.monotonic() > deadline:
+            future.cancel()
+            raise TimeoutError
+    return future.result()
+
+
+async def _limited(work: Callable[[], Coroutine[Any, Any, T]], seconds: float) -> T:
+    return await asyncio.wait_for(work(), seconds)
+
+
+_starting = threading.Lock()
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    with _starting:
+        return _start_loop(os.getpid())
+
+
+@lru_cache(maxsize=1)
+def _start_loop(process: int) -> asyncio.AbstractEventLoop:
+    """One loop per process: clients keep connections that belong to the loop they were made on."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="language models", daemon=True).start()
+    return loop
+
+
+async def _invoke(model: Any, request: Request) -> Reply:
+    strict = {"strict": True} if _provider(request.model) == "openai" else {}
+    structured = model.with_structured_output(request.schema, method=request.method, include_raw=True, **strict)
+    try:
+        answer = await structured.ainvoke(list(request.messages))
+    except Exception as error:
+        cut = getattr(error, "completion", None)  # the client raises on a cut answer, which is paid for all the same
+        if cut is None:
+            raise
+        usage = getattr(cut, "usage", None)
+        text = cut.choices[0].message.content or "" if cut.choices else ""
+        reason = "length" if "Length" in type(error).__name__ else "content_filter"
+        return Reply(
+            text, "", reason, "", getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
+        )
+    return _read(answer["raw"])
+
+
+def _read(message: Any) -> Reply:
+    metadata, extra = message.response_metadata or {}, message.additional_kwargs or {}
+    usage = message.usage_metadata or {}
+    calls = message.tool_calls or []
+    broken = getattr(message, "invalid_tool_calls", None) or []
+    arguments = json.dumps(calls[0]["args"]) if calls else str(broken[0].get("args") or "") if broken else ""
+    reason = str(metadata.get("finish_reason") or metadata.get("stop_reason") or metadata.get("done_reason") or "")
+    return Reply(
+        text=str(message.text),
+        arguments=arguments,
+        finish_reason=reason.lower(),
+        refusal=str(extra.get("refusal") or ""),
+        input_tokens=usage.get("input_tokens"),
+        output_tokens=usage.get("output_tokens"),
+    )
+
+
+def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any:
+    """LangChain's chat model for a request.
+
+    Raises:
+        AgentsUnusable: the provider's package is missing, the provider is unknown, or there is no key.
+    """
+    try:
+        from langchain.chat_models import init_chat_model
+    except ImportError as error:
+        raise AgentsUnusable("language models need the extra: pip install 'poise-rl[llm]'") from error
+    provider = _provider(request.model)
+    options: dict[str, Any] = {"max_tokens": request.max_output_tokens, "timeout": seconds}
+    if request.temperature is not None:
+        options["temperature"] = request.temperature
+    if key := _key(settings):
+        options["api_key"] = key
+    if provider == "openai":
+        options.update(max_retries=0, use_responses_api=False)
+        if settings.base_url is not None:
+            options["base_url"] = settings.base_url
+            if not key and not os.environ.get("OPENAI_API_KEY"):
+                options["api_key"] = "none-needed"  # local servers take anything, the client insists on something
+        if settings.streaming:
+            options.update(streaming=True, stream_usage=True)
+    elif provider == "google_genai":
+        options["max_retries"] = 1  # counts attempts
+    elif provider == "ollama":
+        options = {name: options[name] for name in ("temperature",) if name in options}
+        options.update(num_predict=request.max_output_tokens, client_kwargs={"timeout": seconds})
+        if settings.base_url is not None:
+            options["base_url"] = settings.base_url
+    else:
+        options["max_retries"] = 0
+    try:
+        return init_chat_model(request.model, **options)
+    except ImportError as error:
+        package = str(error).split("`")[1] if "`" in str(error) else f"langchain-{provider}"
+        raise AgentsUnusable(f"{request.model} needs its provider's package: pip install {package}") from None
+    except Exception as error:  # pydantic, the clients' own errors: what they have in common is their text
+        text = " ".join(redact(str(error), _key(settings) or "").split())[:_ERROR_CHARACTERS]
+        raise AgentsUnusable(f"{request.model} cannot be set up: {text}") from None
+
+
+def _provider(model: str) -> str:
+    return model.partition(":")[0]
+
+
+def _key(settings: ModelSettings) -> str | None:
+    if settings.api_key_env is None:
+        return None
+    key = os.environ.get(settings.api_key_env)
+    if not key:
+        raise AgentsUnusable(f"the environment variable {settings.api_key_env} (agents.api_key_env) is not set")
+    return key

@@ -1,0 +1,1 @@
+"""The reflector that needs no language model."""

@@ -1,0 +1,1 @@
+"""A candidate file: its identity, and loading it."""

@@ -1,0 +1,141 @@
+"""Loading a candidate file into an object that the trainer and the gate can call.
+
+Loading executes the file: do it only in a process that may run candidate code (see ``poise_core.verification``).
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sys
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from poise_core.candidate.identity import source_digest
+from poise_core.contract import LOSS_AGGREGATIONS, Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
+
+
+class CandidateError(ValueError):
+    """The file is not a candidate; the message tells its author what to change."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A loaded candidate: its functions bound to one value of its hyperparameters."""
+
+    name: str
+    source: str
+    loss_aggregation: str
+    mechanisms: Mapping[str, Mapping[str, Any]]
+    hyperparameters: Any
+    advantages_function: Callable[..., Advantages]
+    loss_function: Callable[..., LossOutputs]
+    controller_function: Callable[..., dict[str, float]] | None
+    reads: frozenset[str]  # attribute names that the source reads, for the costs that only some candidates need
+
+    @property
+    def reads_reference(self) -> bool:
+        """Whether the frozen policy's log-probabilities have to be computed."""
+        return "ref_logprobs" in self.reads
+
+    @property
+    def reads_entropies(self) -> bool:
+        """Whether the current policy's entropies have to be computed with gradient."""
+        return "entropies" in self.reads
+
+    def compute_advantages(self, batch: RolloutBatch, dynamics: Dynamics) -> Advantages:
+        """Whole-batch advantages, see :mod:`poise_core.contract`."""
+        return self.advantages_function(batch, self.hyperparameters, dynamics)
+
+    def compute_loss(self, inputs: LossInputs, dynamics: Dynamics) -> LossOutputs:
+        """Per-token loss of one micro-batch, see :mod:`poise_core.contract`."""
+        return self.loss_function(inputs, self.hyperparameters, dynamics)
+
+    def update_controller(self, state: Mapping[str, float], dynamics: Dynamics) -> dict[str, float]:
+        """The controller state of the next step; empty where the candidate has no controller."""
+        if self.controller_function is None:
+            return {}
+        return dict(self.controller_function(state, dynamics, self.hyperparameters))
+
+    def with_overrides(self, **overrides: Any) -> Candidate:
+        """The same candidate with some hyperparameters replaced; unknown names raise ``TypeError``."""
+        import dataclasses
+
+        return dataclasses.replace(self, hyperparameters=dataclasses.replace(self.hyperparameters, **overrides))
+
+
+def load_candidate(path: Path | str, name: str | None = None) -> Candidate:
+    """Load a candidate file; ``name`` defaults to the file's stem.
+
+    Raises:
+        CandidateError: the file does not parse or lacks a part of the contract.
+        OSError: the file cannot be read.
+    """
+    path = Path(path)
+    try:
+        source = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CandidateError(f"the file is not UTF-8 text: {error}") from error
+    return load_candidate_source(source, name or path.stem)
+
+
+def load_candidate_source(source: str, name: str) -> Candidate:
+    """Load a candidate from its text.
+
+    Raises:
+        CandidateError: the text does not parse or lacks a part of the contract.
+    """
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        place = f"line {error.lineno}: " if error.lineno else ""
+        raise CandidateError(f"{place}{error.msg}") from error
+    except (MemoryError, RecursionError) as error:
+        raise CandidateError("the file nests expressions too deeply to be parsed") from error
+    except ValueError as error:  # a null byte or half of a surrogate pair
+        raise CandidateError(f"the file does not parse: {error}") from error
+    # dataclasses looks its module up in sys.modules while the class body runs
+    filename = f"<candidate {name}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)  # for tracebacks
+    module = types.ModuleType(f"poise_candidate_{source_digest(source)[:16]}")
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(tree, filename, "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:  # a file that exits must not end the process that loads it
+        raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.modules.pop(module.__name__, None)
+    members = module.__dict__
+    for required in ("Hyperparameters", "LOSS_AGGREGATION", "MECHANISMS", "compute_advantages", "compute_loss"):
+        if required not in members:
+            raise CandidateError(f"{required} is missing; every candidate defines it at module level")
+    for function in ("compute_advantages", "compute_loss"):
+        if not callable(members[function]):
+            raise CandidateError(f"{function} is {members[function]!r}; it must be a function")
+    if not isinstance(members["MECHANISMS"], Mapping):
+        raise CandidateError(
+            "MECHANISMS must be a dict from the name of a mechanism to the overrides that switch it off"
+        )
+    if not isinstance(members["LOSS_AGGREGATION"], str) or members["LOSS_AGGREGATION"] not in LOSS_AGGREGATIONS:
+        raise CandidateError(
+            f"LOSS_AGGREGATION is {members['LOSS_AGGREGATION']!r}; use one of {', '.join(LOSS_AGGREGATIONS)}"
+        )
+    try:
+        hyperparameters = members["Hyperparameters"]()
+    except (Exception, SystemExit) as error:
+        raise CandidateError(f"Hyperparameters() fails: {error}; give every field a default") from error
+    reads = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return Candidate(
+        name=name,
+        source=source,
+        loss_aggregation=members["LOSS_AGGREGATION"],
+        mechanisms=members["MECHANISMS"],
+        hyperparameters=hyperparameters,
+        advantages_function=members["compute_advantages"],
+        loss_function=members["compute_loss"],
+        controller_function=members.get("update_controller"),
+        reads=frozenset(reads),
+    )

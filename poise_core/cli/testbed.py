@@ -1,0 +1,138 @@
+"""``poise calibrate`` and ``poise build-policy``: making and judging the testbed."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+PANEL = (
+    "grpo",
+    "dr_grpo",
+    "reinforce_group_baseline",
+    "rloo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "reinforce_plus_plus",
+    "bn",
+    "av",
+    "vm_av",
+    "fa",
+    "sa",
+    "dace",
+    "dcbe",
+)
+"""Algorithms that judge the testbed: the plain ones, strong variants, and two published failures (SA, DCBE)."""
+
+_BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
+_console = Console(stderr=True)
+
+
+def calibrate(
+    preset: Annotated[str, typer.Option(help="Preset whose testbed is judged.")] = "laptop",
+    seeds: Annotated[int, typer.Option(min=2, help="Training seeds per algorithm.")] = 5,
+    other_seeds: Annotated[int, typer.Option(min=2, help="Training seeds per algorithm on the further policies.")] = 3,
+    algorithm: Annotated[
+        list[str] | None, typer.Option(help="Algorithms of the panel; repeat. Default: 15 known ones.")
+    ] = None,
+    policy: Annotated[
+        list[str] | None, typer.Option(help="Base policies; the first is judged, the others compared. Repeat.")
+    ] = None,
+    run_dir: Annotated[Path, typer.Option(help="Work folder; a repeated call goes on where it stopped.")] = Path(
+        "runs/calibrate"
+    ),
+    write: Annotated[Path | None, typer.Option(help="Markdown page whose measured part is replaced.")] = None,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as for evolve.")] = None,
+) -> None:
+    """Train a panel of known algorithms and state what the testbed can tell apart.
+
+    Example: poise calibrate --preset laptop --policy arithmetic-a --policy arithmetic-b --write docs/testbed.md
+    """
+    from poise_core.config import PresetError, load_preset
+    from poise_core.testbed.calibration import render, summarize
+    from poise_core.testbed.panel import run_panel
+
+    names = tuple(algorithm or PANEL)
+    summaries, protocols = [], []
+    for i, name in enumerate(policy or [""]):
+        own_seeds = other_seeds if i else seeds
+        chosen = [*(overrides or []), *([f"protocol.policy={name}"] if name else [])]
+        try:
+            loaded = load_preset(preset, chosen)
+        except PresetError as error:
+            _console.print(f"poise calibrate: {error}", markup=False)
+            raise typer.Exit(2) from error
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=_console) as progress:
+            bar = progress.add_task(f"training on {loaded.protocol.policy}", total=len(names) * own_seeds)
+            with ThreadPoolExecutor(loaded.resources.parallel_candidates) as pool:
+                panel = run_panel(
+                    loaded,
+                    names,
+                    own_seeds,
+                    run_dir / loaded.protocol.digest,
+                    pool,
+                    on_seed=lambda: progress.advance(bar),  # noqa: B023
+                )
+        protocols.append(loaded.protocol)
+        summaries.append(
+            summarize(
+                loaded.protocol.policy,
+                loaded.protocol,
+                panel.search,
+                panel.report,
+                panel.untrained,
+                loaded.search.baseline,
+                panel.failed,
+            )
+        )
+    shown = "".join(f" --policy {name}" for name in policy or [])
+    command = f"poise calibrate --preset {preset} --seeds {seeds} --other-seeds {other_seeds}{shown}"
+    page = render(summaries, protocols, command)
+    typer.echo(page)
+    if write is not None:
+        _replace_measured(write, page)
+
+
+def _replace_measured(path: Path, page: str) -> None:
+    text = path.read_text() if path.exists() else f"# Testbed\n\n{_BEGIN}\n{_END}\n"
+    head, _, rest = text.partition(_BEGIN)
+    _, found, tail = rest.partition(_END)
+    if not found:
+        raise typer.BadParameter(f"{path} lacks the lines {_BEGIN} and {_END} around the part to replace")
+    path.write_text(f"{head}{_BEGIN}\n{page}{_END}{tail}")
+
+
+def build_policy(
+    name: Annotated[str, typer.Argument(help="A recipe of poise_core.testbed.recipes.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; must not hold a policy yet.")],
+    threads: Annotated[int, typer.Option(help="CPU threads; the shipped policies were built with one.")] = 1,
+) -> None:
+    """Rebuild a shipped base policy from its recipe.
+
+    Example: poise build-policy arithmetic-a --out /tmp/arithmetic-a
+    """
+    import torch
+
+    from poise_core.testbed.recipes import RECIPES
+    from poise_core.testbed.recipes import build_policy as build
+
+    if name not in RECIPES:
+        raise typer.BadParameter(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    if (out / "config.json").exists():
+        raise typer.BadParameter(f"{out} already holds a policy; choose another folder")
+    torch.set_num_threads(threads)
+    recipe = RECIPES[name]
+    with Progress(console=_console) as progress:
+        bar = progress.add_task(f"demonstrations for {name}", total=recipe.steps)
+        build(
+            recipe,
+            out,
+            lambda step, loss: progress.update(bar, completed=step + 1, description=f"{name}: loss {loss:.3f}"),
+        )
+    typer.echo(f"wrote {out}")

@@ -1,0 +1,1 @@
+"""What measurements allow one to say: intervals, noise, decisions to stop, promotion."""

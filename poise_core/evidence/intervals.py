@@ -1,0 +1,280 @@
+"""Scores and their uncertainty: pass@k, Overall, and intervals that carry seed noise and problem noise.
+
+An evaluation varies with the training seed (and with it the samples drawn) and with the problems that the benchmark
+happens to hold. Every seed answers the same problems, so the design is crossed: the difference between two candidates
+at seed s and problem p is ``delta + seed_s + problem_p + rest_sp``, the parts independent. With n seeds and m problems
+
+    V_seed    = variance of the per-seed means / n           expects  var(seed)/n    + var(rest)/(n m)
+    V_problem = variance of the per-problem means / m        expects  var(problem)/m + var(rest)/(n m)
+    V_rest    = variance of what both leave over / (n m)     expects  var(rest)/(n m)
+
+so ``V = V_seed + V_problem - V_rest`` is unbiased for the variance of the mean (two-way random effects; Searle, Casella
+and McCulloch, Variance Components, ch. 4), held at no less than the larger of its first two parts. Benchmarks add up
+with the squares of their weights. The limits are t quantiles with Satterthwaite's degrees of freedom, not below n - 1.
+A bootstrap over seeds and problems was not taken: it counts the rest three times over, and few seeds starve it.
+
+Small samples: one seed says nothing of seed noise, so its limits are infinite. With two seeds Satterthwaite's degrees of
+freedom are too hopeful, so the t-interval over the two per-seed values is taken where it is wider (its 95 % quantile is
+12.7: such limits exclude little, and rightly so). Coverage, and the width against a bootstrap's, are simulated in
+``tests/evaluation/test_statistics.py``. Nothing is corrected for the number of candidates compared: that is done by
+:mod:`poise_core.evidence.promotion`, through ``level``.
+
+Where the noise between seeds is known from elsewhere (:mod:`poise_core.evidence.noise`), its variance over n takes the place of
+``V_seed`` and its degrees of freedom that of n - 1. One seed then has limits too; its rest cannot be told from its problems'
+part and stays in, which makes them wider.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import stdtrit
+
+from poise_core.config.protocol import Protocol
+from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.evidence.noise import NoiseFloor, SeedNoise
+
+Array = npt.NDArray[np.float64]
+
+
+def counted_seeds(count: int) -> str:
+    """``1 seed``, ``3 seeds``."""
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence limits, in percent points."""
+
+    estimate: float
+    low: float  # -inf where the number of seeds leaves it open
+    high: float  # +inf likewise
+    seeds: int  # how many seeds stand behind it
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether zero lies outside the limits."""
+        return self.low > 0.0 or self.high < 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: an open limit is ``None``."""
+        return {
+            "estimate": self.estimate,
+            "low": self.low if math.isfinite(self.low) else None,
+            "high": self.high if math.isfinite(self.high) else None,
+            "seeds": self.seeds,
+        }
+
+
+def pass_at_k(n: int, c: npt.ArrayLike, k: int) -> Array:
+    """Unbiased estimate of the chance that at least one of k completions is correct: 1 - C(n-c, k) / C(n, k).
+
+    Chen et al., arXiv 2107.03374, eq. 1. Computed as a running product, so no binomial overflows.
+
+    Args:
+        n: completions drawn per problem.
+        c: how many of them are correct; any shape, integers in 0..n.
+        k: completions that the metric grants, 1..n.
+
+    Returns:
+        Probabilities in [0, 1], the shape of ``c``.
+
+    Raises:
+        ValueError: k outside 1..n or a count outside 0..n.
+    """
+    counts = np.asarray(c, dtype=np.int64)
+    if not 1 <= k <= n:
+        raise ValueError(f"pass@k needs 1 <= k <= n, got k = {k} and n = {n}")
+    if counts.size and (counts.min() < 0 or counts.max() > n):
+        raise ValueError(f"a correct count lies outside 0..{n}")
+    return 1.0 - _all_wrong(n, k)[counts]
+
+
+@functools.lru_cache(maxsize=64)
+def _all_wrong(n: int, k: int) -> Array:
+    """C(n-c, k) / C(n, k) for c = 0..n, which is prod_{i=0}^{c-1} (n-i-k) / (n-i) and reaches 0 at c = n-k+1."""
+    remaining = n - np.arange(n)
+    return np.concatenate([[1.0], np.cumprod(np.maximum(remaining - k, 0) / remaining)])
+
+
+def benchmark_score(correct: Sequence[int], samples: int, k: int) -> float:
+    """Mean pass@k over the problems of a benchmark, percent."""
+    return 100.0 * float(pass_at_k(samples, correct, k).mean())
+
+
+def overall(benchmarks: Sequence[BenchmarkResult], protocol: Protocol) -> float:
+    """Weighted mean of the benchmarks' scores, percent.
+
+    Raises:
+        ValueError: the results are not those of the protocol's benchmarks.
+    """
+    scores = {result.name: result.score for result in benchmarks}
+    expected = {spec.name for spec in protocol.benchmarks}
+    if len(scores) != len(benchmarks) or set(scores) != expected:
+        raise ValueError(
+            f"expected one result for each of {', '.join(sorted(expected))}; got {', '.join(sorted(scores))}"
+        )
+    return sum(spec.weight * scores[spec.name] for spec in protocol.benchmarks)
+
+
+def overall_interval(
+    evals: Sequence[SeedEvaluation], protocol: Protocol, level: float = 0.95, noise: SeedNoise | None = None
+) -> Interval:
+    """Mean Overall over seeds, percent, with its confidence limits.
+
+    Args:
+        evals: evaluations of one candidate on one split, one per seed.
+        protocol: the protocol they were made under.
+        level: confidence level in (0, 1).
+        noise: of Overall between seeds, where it is known better than from these.
+
+    Raises:
+        ValueError: no evaluation, a seed twice, mixed splits, or benchmarks that are not the protocol's.
+    """
+    by_seed = _by_seed(evals)
+    return _interval([_problem_scores(evaluation, protocol) for evaluation in by_seed.values()], level, noise)
+
+
+def paired_delta(
+    child: Sequence[SeedEvaluation],
+    base: Sequence[SeedEvaluation],
+    protocol: Protocol,
+    level: float = 0.95,
+    noise: SeedNoise | None = None,
+) -> Interval:
+    """Overall of ``child`` minus Overall of ``base`` over the seeds both have, with confidence limits.
+
+    Pairing by seed and by problem removes what the two share: the problems' difficulty, the prompts' order. ``noise`` is that of
+    the difference between seeds, where it is known better than from these.
+
+    Raises:
+        ValueError: no seed in common, different splits or different benchmarks.
+    """
+    return _interval(paired_problem_scores(child, base, protocol), level, noise)
+
+
+def delta_between(
+    child: str,
+    base: str,
+    evaluations: Mapping[str, Sequence[SeedEvaluation]],
+    protocol: Protocol,
+    noise: NoiseFloor | None,
+    level: float = 0.95,
+) -> Interval | None:
+    """:func:`paired_delta` of two candidates with the noise floor, where there is one; None without a seed in common.
+
+    Whatever says how a candidate stands to another one says it through this function: reflections, pages, declarations.
+    """
+    mine, theirs = evaluations.get(child, ()), evaluations.get(base, ())
+    if not {one.seed for one in mine} & {one.seed for one in theirs}:
+        return None
+    return paired_delta(mine, theirs, protocol, level, noise.of_difference(child, base) if noise else None)
+
+
+def paired_problem_scores(
+    child: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation], protocol: Protocol
+) -> list[list[Array]]:
+    """Per shared seed, per benchmark: weighted percent of every problem, ``child`` minus ``base``.
+
+    Raises:
+        ValueError: as :func:`paired_delta`.
+    """
+    children, bases = _by_seed(child), _by_seed(base)
+    shared = [number for number in children if number in bases]
+    if not shared:
+        raise ValueError(f"no seed in common: {sorted(children)} and {sorted(bases)}")
+    if child[0].split != base[0].split:
+        raise ValueError(f"evaluations of different splits: {child[0].split} and {base[0].split}")
+    differences = []
+    for number in shared:
+        pairs = zip(_problem_scores(children[number], protocol), _problem_scores(bases[number], protocol), strict=True)
+        differences.append([_subtract(mine, theirs) for mine, theirs in pairs])
+    return differences
+
+
+def distinguishable(delta: Interval) -> str:
+    """``better``, ``worse``, or ``not distinguishable`` where zero lies within the limits."""
+    if not delta.excludes_zero:
+        return "not distinguishable"
+    return "better" if delta.low > 0 else "worse"
+
+
+def _by_seed(evals: Sequence[SeedEvaluation]) -> dict[int, SeedEvaluation]:
+    if not evals:
+        raise ValueError("no evaluation given")
+    by_seed = {evaluation.seed: evaluation for evaluation in evals}
+    if len(by_seed) != len(evals):
+        raise ValueError("two evaluations have the same seed")
+    if len({evaluation.split for evaluation in evals}) > 1:
+        raise ValueError("evaluations of both splits are mixed")
+    return dict(sorted(by_seed.items()))
+
+
+def _problem_scores(evaluation: SeedEvaluation, protocol: Protocol) -> list[Array]:
+    """Weighted percent of every problem, one array per benchmark: the sum of the arrays' means is Overall."""
+    results = {result.name: result for result in evaluation.benchmarks}
+    scores = []
+    for spec in protocol.benchmarks:
+        if spec.name not in results:
+            raise ValueError(f"seed {evaluation.seed}: no result for benchmark {spec.name}")
+        result = results[spec.name]
+        scores.append(100.0 * spec.weight * pass_at_k(result.samples, result.correct, spec.k))
+    return scores
+
+
+def _subtract(mine: Array, theirs: Array) -> Array:
+    if mine.shape != theirs.shape:
+        raise ValueError(f"{mine.size} problems against {theirs.size}; these are not the same benchmark")
+    return mine - theirs
+
+
+def _interval(values: Sequence[Sequence[Array]], level: float, noise: SeedNoise | None = None) -> Interval:
+    """Interval of the mean over seeds of the sum over benchmarks of the mean over problems.
+
+    Args:
+        values: per seed, per benchmark, an array over problems.
+        level: confidence level in (0, 1).
+        noise: of the sum between seeds, where it is known better than from these.
+    """
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must lie in (0, 1), got {level}")
+    seeds = len(values)
+    blocks = [np.stack(columns) for columns in zip(*values, strict=True)]  # per benchmark: (seeds, problems)
+    per_seed = np.sum([block.mean(axis=1) for block in blocks], axis=0)  # (seeds,)
+    estimate = float(per_seed.mean())
+    if seeds == 1 and noise is None:
+        return Interval(estimate, -math.inf, math.inf, 1)
+    seed_part = noise.variance / seeds if noise else float(per_seed.var(ddof=1)) / seeds
+    seed_freedom = noise.freedom if noise else seeds - 1.0
+    problem_parts = [_problem_variance(block) for block in blocks]
+    problem_part, rest_part = (sum(parts) for parts in zip(*problem_parts, strict=True))
+    variance = max(seed_part + problem_part - rest_part, seed_part, problem_part)
+    if variance == 0.0:  # every seed and every problem agrees, as for a candidate against itself
+        return Interval(estimate, estimate, estimate, seeds)
+    spread = seed_part**2 / seed_freedom + sum(
+        part**2 / (block.shape[1] - 1) for (part, _), block in zip(problem_parts, blocks, strict=True) if part > 0
+    )
+    freedom = max(variance**2 / spread, seed_freedom)
+    half = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance)
+    if seeds < 3 and noise is None:
+        half = max(half, float(stdtrit(seeds - 1, 0.5 + level / 2)) * math.sqrt(seed_part))
+    return Interval(estimate, estimate - half, estimate + half, seeds)
+
+
+def _problem_variance(block: Array) -> tuple[float, float]:
+    """``V_problem`` and ``V_rest`` of one benchmark, (seeds, problems) -> two numbers; a lone problem has none."""
+    seeds, problems = block.shape
+    if problems < 2:
+        return 0.0, 0.0
+    if seeds == 1:
+        return float(block.var(ddof=1)) / problems, 0.0
+    per_problem, per_seed = block.mean(axis=0, keepdims=True), block.mean(axis=1, keepdims=True)
+    rest = block - per_problem - per_seed + block.mean()
+    rest_part = float((rest**2).sum()) / ((seeds - 1) * (problems - 1)) / (seeds * problems)
+    return float(per_problem.var(ddof=1)) / problems, rest_part

@@ -1,0 +1,330 @@
+"""What a run knows, read from its archive in the form that each role takes.
+
+One rule makes a run repeatable although its children train side by side: for generation g the roles see every candidate
+admitted or refused so far, but measurements, failures of training and reflections only of generations before g. What a
+sibling that is still training will turn out to be never depends on who was faster.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from poise_core.agents.digest import run_metric
+from poise_core.agents.roles import (
+    CandidateRecord,
+    Measured,
+    Proposal,
+    Reference,
+    Reflection,
+    ReflectionEvidence,
+    Tried,
+)
+from poise_core.agents.steering import steering_bonus
+from poise_core.archive import EVOLUTION_ARM, Archive, proposal_slot
+from poise_core.config.agents import Steering
+from poise_core.config.protocol import BenchmarkSpec, Protocol
+from poise_core.evaluation.results import SeedEvaluation, benchmark_means, benchmark_seeds
+from poise_core.evidence.intervals import Interval, delta_between, overall_interval, paired_delta
+from poise_core.evidence.noise import NoiseFloor, noise_floor
+from poise_core.evolution.records import failure_to_dict
+from poise_core.evolution.trials import Subject
+from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.search.nodes import NodeRecord
+from poise_core.search.references import ReferenceChoice
+from poise_core.search.sketches import behaviour_sketch
+
+SETTLED_AT_ADMISSION = ("propose", "screen", "implement", "verify")
+"""Stages whose failures are known before the next place of the same generation begins."""
+
+Row = Mapping[str, Any]
+
+
+class Memory:
+    """Reads; writes nothing."""
+
+    def __init__(self, archive: Archive, protocol: Protocol) -> None:
+        self.archive = archive
+        self.protocol = protocol
+
+    def candidates(self) -> list[Row]:
+        """The rows of the candidates that this search made, in an order that does not depend on timing."""
+        rows = self.archive.rows("candidates", arm=EVOLUTION_ARM)
+        return sorted(rows, key=lambda row: (row["generation"], row["proposal_id"] or "", row["candidate_id"]))
+
+    def nodes(self, generation: int) -> list[NodeRecord]:
+        """The tree as the selection of ``generation`` sees it; of several files of one proposal, the last. A twin
+        (:meth:`twins`) has no score in it, as if the gate had refused it."""
+        rows = [row for row in self.candidates() if row["generation"] < generation]
+        superseded, twins = {row["revises"] for row in rows}, self.twins(rows)
+        evaluations = {name: found for name, found in self._evaluations().items() if name not in twins}
+        fingerprints = {name: found for name, found in self._fingerprints().items() if name not in twins}
+        return [
+            NodeRecord(
+                candidate_id=row["candidate_id"],
+                name=row["name"],
+                parent_ids=tuple(row["parent_ids"]),
+                generation=row["generation"],
+                overall=self._overall(evaluations.get(row["candidate_id"])),
+                benchmarks=benchmark_means(evaluations.get(row["candidate_id"], [])),
+                mechanisms=_choices(row),
+                seed_overalls=tuple(one.overall for one in evaluations.get(row["candidate_id"], [])),
+                seed_benchmarks=benchmark_seeds(evaluations.get(row["candidate_id"], [])),
+                sketch=behaviour_sketch(fingerprints.get(row["candidate_id"])),
+            )
+            for row in rows
+            if row["candidate_id"] not in superseded
+        ]
+
+    def twins(self, rows: Sequence[Row]) -> dict[str, str]:
+        """Candidates that train exactly as one before them, and which. The gate refuses what it can compare; files that were
+        repaired beside their siblings come to light here, in the next generation, whoever was faster.
+
+        Args:
+            rows: of candidates, in the order of :meth:`candidates`.
+        """
+        fingerprints = self._fingerprints()
+        first: dict[str, str] = {}
+        found: dict[str, str] = {}
+        superseded = {row["revises"] for row in rows}
+        for name in [row["candidate_id"] for row in rows if row["candidate_id"] not in superseded]:
+            known = first.setdefault(fingerprints.get(name) or name, name)
+            if known != name:
+                found[name] = known
+        return found
+
+    def _fingerprints(self) -> dict[str, str]:
+        """Of the admitted candidates that have one."""
+        admitted = self.archive.read("verifications", ["candidate_id", "fingerprint"], admitted=True)
+        pairs = zip(*(admitted[name].to_pylist() for name in ("candidate_id", "fingerprint")), strict=True)
+        return {name: fingerprint for name, fingerprint in pairs if fingerprint}
+
+    def steering_bonuses(self, nodes: Sequence[NodeRecord], steering: Steering) -> dict[str, float]:
+        """Points of utility that the user's secondary aims add to each scored node's Overall; empty where there are none."""
+        scored = [node for node in nodes if node.overall is not None]
+        root = next((node for node in scored if not node.parent_ids), None)
+        if not steering.secondary or root is None or root.overall is None:
+            return {}
+        names = [aim.metric for aim in steering.secondary]
+        base = self._run_metrics(root.candidate_id, names)
+        return {
+            node.candidate_id: steering_bonus(
+                steering,
+                node.overall.estimate,
+                self._run_metrics(node.candidate_id, names),
+                root.overall.estimate,
+                base,
+            )
+            for node in scored
+            if node.overall is not None
+        }
+
+    def _run_metrics(self, candidate_id: str, names: Sequence[str]) -> dict[str, float | None]:
+        """Means over seeds of metrics of :data:`poise_core.agents.digest.RUN_METRICS`."""
+        trajectories = self.archive.trajectory(candidate_id, self.protocol.digest).values()
+        values = {name: [run_metric(rows, name) for rows in trajectories] for name in names}
+        return {
+            name: statistics.fmean(known) if (known := [one for one in given if one is not None]) else None
+            for name, given in values.items()
+        }
+
+    def record(self, candidate_id: str) -> CandidateRecord:
+        """A candidate of an earlier generation as a proposer sees it."""
+        (row,) = self.archive.rows("candidates", candidate_id=candidate_id)
+        evaluations = self._evaluations(candidate_id).get(candidate_id, [])
+        return CandidateRecord(
+            candidate_id=candidate_id,
+            name=row["name"],
+            source=row["source"],
+            generation=row["generation"],
+            parent_ids=tuple(row["parent_ids"]),
+            composition=_composition(row),
+            proposal=self.proposal(row),
+            overall=self._overall(evaluations),
+            benchmarks=benchmark_means(evaluations),
+            benchmark_intervals=self._benchmark_intervals(evaluations),
+            reflection=self.reflection(candidate_id),
+        )
+
+    def ancestors(self, candidate_id: str) -> tuple[CandidateRecord, ...]:
+        """The records of the parent proper, its parent proper and so on, up to the root."""
+        rows = {row["candidate_id"]: row for row in self.candidates()}
+        found: list[CandidateRecord] = []
+        parents = rows[candidate_id]["parent_ids"] if candidate_id in rows else []
+        while parents and parents[0] in rows:
+            found.append(self.record(parents[0]))
+            parents = rows[parents[0]]["parent_ids"]
+        return tuple(found)
+
+    def references(self, choices: Sequence[ReferenceChoice]) -> tuple[Reference, ...]:
+        """The chosen candidates with their records."""
+        return tuple(Reference(self.record(choice.candidate_id), choice.tier, choice.reason) for choice in choices)
+
+    def tried(self, generation: int, slot: int) -> tuple[Tried, ...]:
+        """Every idea and every candidate before this place, for its proposer to avoid; of an idea, its last file."""
+        unseen = self.unseen(generation, slot)
+        seen = [row for row in self.candidates() if row["candidate_id"] not in unseen]
+        twins = {
+            name: {"kind": FailureKind.DUPLICATE, "message": f"trains exactly as {first}"}
+            for name, first in self.twins(seen).items()
+        }
+        failures = {**twins, **self._failures(generation)}
+        superseded = {row["revises"] for row in seen}
+        implemented = {row["proposal_id"]: row for row in seen if row["candidate_id"] not in superseded}
+        roots = [_tried(row, failures) for row in implemented.values() if row["proposal_id"] is None]
+        ideas = []
+        for row in self.archive.rows("proposals", arm=EVOLUTION_ARM):
+            if row["generation"] == generation and row["slot"] >= slot:
+                continue
+            content = json.loads(row["content"])
+            if candidate := implemented.get(row["proposal_id"]):
+                ideas.append(_tried(candidate, failures))
+                continue
+            failure = failures.get(row["proposal_id"])
+            ideas.append(
+                Tried(
+                    name=row["name"],
+                    outcome=failure["kind"] if failure else "not_taken",
+                    composition=content.get("composition"),
+                    parent_ids=tuple(row["parent_ids"]),
+                    reason=failure["message"] if failure else "",
+                )
+            )
+        return (*roots, *ideas)
+
+    def unseen(self, generation: int, slot: int) -> frozenset[str]:
+        """Candidates of this generation that came to exist beside this place: children of later places, and repairs of
+        other places' children. What a place sees may not depend on how far those are."""
+        own = [row for row in self.candidates() if row["generation"] == generation and row["proposal_id"]]
+        admitted = set(self.archive.read("verifications", ["candidate_id"], admitted=True)["candidate_id"].to_pylist())
+        before = {row["candidate_id"]: row["revises"] for row in own}
+        found = set()
+        for row in own:
+            theirs = proposal_slot(row["proposal_id"])
+            earlier = row["revises"]
+            while earlier is not None and earlier not in admitted:
+                earlier = before.get(earlier)
+            repair = earlier is not None
+            if theirs is not None and (theirs > slot or (theirs < slot and repair)):
+                found.add(row["candidate_id"])
+        return frozenset(found)
+
+    def proposal(self, candidate: Row) -> Proposal | None:
+        """The proposal that a candidate implements."""
+        if candidate["proposal_id"] is None:
+            return None
+        rows = self.archive.rows("proposals", proposal_id=candidate["proposal_id"])
+        return Proposal.model_validate_json(rows[0]["content"]) if rows else None
+
+    def reflection(self, candidate_id: str) -> Reflection | None:
+        """What the candidate taught."""
+        rows = self.archive.rows("reflections", protocol=self.protocol.digest, candidate_id=candidate_id)
+        return Reflection.model_validate_json(rows[0]["content"]) if rows else None
+
+    def evidence(
+        self, subject: Subject, failure: CandidateFailure | None, stopped: Row | None = None
+    ) -> ReflectionEvidence:
+        """Everything that a reflector may use for this candidate; ``stopped`` is its row of ``rungs``, if it ended there."""
+        evaluations = self._evaluations()
+        mine = evaluations.get(subject.candidate_id, [])
+        base = evaluations.get(subject.parent_id or "", [])
+        noise = self._noise_before(subject, evaluations)
+        delta = delta_between(subject.candidate_id, subject.parent_id or "", evaluations, self.protocol, noise)
+        ended = failure_to_dict(failure) if failure else None
+        if stopped and not mine:
+            ended = {"kind": "stopped", "stage": f"rung {stopped['rung']}", "message": stopped["message"]}
+        return ReflectionEvidence(
+            candidate=self._measured(subject.candidate_id, mine),
+            parent=self._measured(subject.parent_id, base) if subject.parent_id else None,
+            overall_delta=delta,
+            benchmark_deltas=self._benchmark_deltas(mine, base) if delta else {},
+            failure=ended,
+        )
+
+    def _noise_before(self, subject: Subject, evaluations: Mapping[str, Sequence[SeedEvaluation]]) -> NoiseFloor | None:
+        """The noise floor of the candidate with all of earlier generations: siblings may still be training."""
+        earlier = {row["candidate_id"] for row in self.candidates() if row["generation"] < subject.generation}
+        known = earlier | {subject.candidate_id}
+        return noise_floor({name: evals for name, evals in evaluations.items() if name in known})
+
+    def _measured(self, candidate_id: str, evaluations: Sequence[SeedEvaluation]) -> Measured:
+        (row,) = self.archive.rows("candidates", candidate_id=candidate_id)
+        return Measured(
+            candidate_id=candidate_id,
+            name=row["name"],
+            trajectories=self.archive.trajectory(candidate_id, self.protocol.digest),
+            overall=self._overall(evaluations),
+            composition=_composition(row),
+            proposal=self.proposal(row),
+        )
+
+    def _benchmark_intervals(self, evaluations: Sequence[SeedEvaluation]) -> dict[str, Interval]:
+        return {
+            benchmark.name: overall_interval(evaluations, self._alone(benchmark))
+            for benchmark in self.protocol.benchmarks
+            if evaluations
+        }
+
+    def _alone(self, benchmark: BenchmarkSpec) -> Protocol:
+        """The protocol as if this were its only benchmark: Overall is then the benchmark's score."""
+        return self.protocol.model_copy(update={"benchmarks": (benchmark.model_copy(update={"weight": 1.0}),)})
+
+    def _benchmark_deltas(self, mine: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation]) -> dict[str, Interval]:
+        """Paired difference on each benchmark alone."""
+        return {one.name: paired_delta(mine, base, self._alone(one)) for one in self.protocol.benchmarks}
+
+    def _evaluations(self, candidate_id: str | None = None) -> dict[str, list[SeedEvaluation]]:
+        """Of candidates that have not failed: one that failed at its second seed has no score, whatever its first one said."""
+        found = self.archive.evaluations(protocol=self.protocol.digest, candidate_id=candidate_id)
+        only: dict[str, Any] = {} if candidate_id is None else {"candidate_id": candidate_id}
+        rows = self.archive.rows("failures", protocol=self.protocol.digest, **only)
+        failed = {row["candidate_id"] for row in rows}
+        return {name: evaluations for name, evaluations in found.items() if name not in failed}
+
+    def _overall(self, evaluations: Sequence[SeedEvaluation] | None) -> Interval | None:
+        return overall_interval(evaluations, self.protocol) if evaluations else None
+
+    def _failures(self, generation: int) -> dict[str, Row]:
+        """The last failure of each candidate or idea, as far as ``generation`` may know it."""
+        rows = self.archive.rows("failures", protocol=self.protocol.digest)
+        return {
+            row["candidate_id"]: row
+            for row in rows
+            if row["stage"] in SETTLED_AT_ADMISSION or (row["generation"] or 0) < generation
+        }
+
+
+def with_bonus(node: NodeRecord, points: float) -> NodeRecord:
+    """The node as the selection shall see it: Overall, limits and seeds moved by the points."""
+    if node.overall is None or points == 0.0:
+        return node
+    low, high = node.overall.low + points, node.overall.high + points
+    moved = Interval(node.overall.estimate + points, low, high, node.overall.seeds)
+    return replace(node, overall=moved, seed_overalls=tuple(one + points for one in node.seed_overalls))
+
+
+def _tried(candidate: Row, failures: Mapping[str, Row]) -> Tried:
+    failure = failures.get(candidate["candidate_id"])
+    return Tried(
+        name=candidate["name"],
+        outcome=failure["kind"] if failure else "evaluated",
+        composition=_composition(candidate),
+        source_digest=candidate["source_digest"],
+        parent_ids=tuple(candidate["parent_ids"]),
+        reason=failure["message"] if failure else "",
+    )
+
+
+def _composition(candidate: Row) -> dict[str, Any] | None:
+    text = candidate["composition"]
+    composition: dict[str, Any] | None = None if text is None else json.loads(text)
+    return composition
+
+
+def _choices(candidate: Row) -> dict[str, str]:
+    """Slot -> choice, where the catalogue can express the candidate."""
+    composition = _composition(candidate)
+    return dict(composition["choices"]) if composition else {}

@@ -1,0 +1,1 @@
+"""Questions put to a run, apart from its loop."""

@@ -1,0 +1,94 @@
+"""Several arms of search under one protocol and one budget, each in a run directory of its own below one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, location_below
+from poise_core.config import Preset
+from poise_core.config.search import Arm
+from poise_core.run_directory import RunDirectory, RunDirectoryError
+
+ARMS: tuple[Arm, ...] = ("evolution", "random", "greedy", "best-of-n")
+
+_SHARED = ("candidates", "verifications", "trajectories", "evaluations", "reflections")
+
+
+@dataclass(frozen=True)
+class ArmRun:
+    """One arm with one search seed."""
+
+    arm: Arm
+    seed: int
+    folder: Path
+    preset: Preset
+
+
+def arm_runs(preset: Preset, folder: Path, arms: Sequence[Arm] = ARMS, seeds: Sequence[int] = (0,)) -> list[ArmRun]:
+    """Every arm with every seed; arms differ in ``search.arm`` and ``search.seed`` alone.
+
+    Raises:
+        RunDirectoryError: the folder is itself a run.
+    """
+    if RunDirectory.exists(folder):
+        raise RunDirectoryError(f"{folder}: a run directory; a comparison needs a folder of its own, for several runs")
+    runs = []
+    for seed in seeds:
+        for arm in arms:
+            search = preset.search.model_copy(update={"arm": arm, "seed": seed})
+            name = f"{arm}-seed-{seed}"
+            archive = None if preset.archive is None else location_below(preset.archive, name)
+            own = preset.model_copy(update={"search": search, "archive": archive})
+            runs.append(ArmRun(arm, seed, folder / name, own))
+    return runs
+
+
+def share_baseline(run: ArmRun, others: Sequence[ArmRun]) -> bool:
+    """Give a run that has not begun the baseline of one that has it: the same training need not be done twice.
+
+    Its tokens count in every arm, since its trajectories do.
+
+    Returns:
+        Whether there was anything to give.
+
+    Raises:
+        RunDirectoryError: the run's folder cannot be used.
+        poise_core.archive.ArchiveError: an archive cannot be read or written.
+    """
+    with RunDirectory.open(run.folder, run.preset) as opened:
+        if opened.archive.parts("candidates"):
+            return False
+        for other in others:
+            if other.folder.exists() and other.preset.protocol.digest == run.preset.protocol.digest:
+                source = RunDirectory.read(other.folder).archive
+                if shared := _finished_roots(source):
+                    for table in _SHARED:
+                        _copy(source, opened.archive, table, shared)
+                    return True
+    return False
+
+
+def _finished_roots(archive: Archive) -> list[str]:
+    """Baseline and base policy, once both are scored and the baseline is reflected on."""
+    roots = [row for row in archive.rows("candidates") if not row["parent_ids"]]
+    arms = {row["arm"]: row["candidate_id"] for row in roots}
+    scored = {row["candidate_id"] for row in archive.rows("evaluations")}
+    reflected = {row["candidate_id"] for row in archive.rows("reflections")}
+    if set(arms) != {EVOLUTION_ARM, UNTRAINED_ARM} or not set(arms.values()) <= scored:
+        return []
+    return list(arms.values()) if arms[EVOLUTION_ARM] in reflected else []
+
+
+def _copy(source: Archive, target: Archive, table: str, candidates: Sequence[str]) -> None:
+    for rows in _parts(source, table, candidates):
+        target.append(table, rows)
+
+
+def _parts(source: Archive, table: str, candidates: Sequence[str]) -> Iterator[list[dict[str, object]]]:
+    computed = ("row_key", "content_digest")
+    for candidate in candidates:
+        rows = source.rows(table, candidate_id=candidate)
+        if rows:
+            yield [{name: value for name, value in row.items() if name not in computed} for row in rows]

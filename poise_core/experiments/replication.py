@@ -1,0 +1,222 @@
+"""The replication of a champion candidate: trained again with fresh seeds, beside the baseline, and read on the sealed split.
+
+This module is the only reader of a run's ``report`` split (``tests/evolution/test_replication.py`` looks for others; the
+calibration of the testbed evaluates known algorithms on it, in a directory of its own, and selects nothing). A candidate is
+replicated once: the seeds are written down before anything is trained, the outcome is a row of ``replications``, and asking again
+shows that row. More seeds until it fits is not on offer.
+
+Fresh seeds are those of the protocol with which nothing of the run was trained or scored for the search. Noise between seeds is the
+floor of the search, moderated by the fresh seeds' own; nothing else of the search enters.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from poise_core.archive import evaluation_rows
+from poise_core.evaluation.launcher import EvaluationJob
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evidence.intervals import paired_delta
+from poise_core.evidence.noise import SeedNoise, moderated
+from poise_core.evidence.run_evidence import Standing, standing_of
+from poise_core.evolution.events import Event, Observer, announced, ignore
+from poise_core.evolution.trials import ComputeSlot, Subject
+from poise_core.failures import CandidateFailure, InfrastructureError
+from poise_core.files import write_atomically
+from poise_core.run_directory import RunDirectory
+from poise_core.training.launcher import TrainingJob
+
+LEVEL = 0.95
+FEWEST_SEEDS = 2
+
+
+class ReplicationRefused(ValueError):
+    """This candidate cannot be replicated here; one line."""
+
+
+@dataclass
+class Replication:
+    """One replication in one run, whose lock is held."""
+
+    run: RunDirectory
+    candidate_id: str
+    observer: Observer = ignore
+    should_stop: Callable[[], bool] = lambda: False
+    compute_slot: ComputeSlot = nullcontext
+
+    def __post_init__(self) -> None:
+        self.archive, self.protocol = self.run.archive, self.run.preset.protocol
+
+    def carry_out(self, count: int | None = None, *, undeclared: bool = False) -> dict[str, Any]:
+        """Replicate, or go on, or read back what came out.
+
+        Args:
+            count: how many fresh seeds; by default all there are.
+            undeclared: also a candidate that was not declared champion candidate; the row says so.
+
+        Returns:
+            The row of ``replications``.
+
+        Raises:
+            ReplicationRefused: not a champion candidate, or no fresh seeds left.
+            InfrastructureError: a process failed, or the baseline did; the same call goes on.
+            Cancelled: ``should_stop`` said so.
+        """
+        if stored := self._stored():
+            return stored
+        standing = standing_of(self.archive, self.protocol)
+        plan = self._plan(standing, count, undeclared)
+        subjects = [self._subject(plan["baseline"]), self._subject(self.candidate_id)]
+        try:
+            for subject in subjects:
+                self._measure(subject, plan["seeds"])
+        except CandidateFailure as failure:
+            outcome = {"outcome": "failed", "message": f"{failure.kind} with fresh seeds: {failure.message}"}
+        else:
+            outcome = self._compare(standing, plan)
+        row = {
+            "protocol": self.protocol.digest,
+            "candidate_id": self.candidate_id,
+            "baseline_id": plan["baseline"],
+            "declared": plan["declared"],
+            "seeds": plan["seeds"],
+            "written_by": "poise",
+            **outcome,
+        }
+        self.archive.append("replications", [row])
+        return self._stored() or row
+
+    def _stored(self) -> dict[str, Any] | None:
+        rows = self.archive.rows("replications", protocol=self.protocol.digest, candidate_id=self.candidate_id)
+        return rows[0] if rows else None
+
+    # the plan
+
+    def _plan(self, standing: Standing, count: int | None, undeclared: bool) -> dict[str, Any]:
+        path = self.run.candidate_folder(self.candidate_id) / "replicate" / "plan.json"
+        if path.exists():
+            plan: dict[str, Any] = json.loads(path.read_text())
+            if count is not None and count != len(plan["seeds"]):
+                raise ReplicationRefused(
+                    f"this replication was begun with seeds {plan['seeds']}; it goes on with them, or not at all"
+                )
+            return plan
+        declared = self._check(standing, undeclared)
+        seeds = self._fresh_seeds(count)
+        plan = {"baseline": standing.baseline, "seeds": list(seeds), "declared": declared}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(plan, indent=1) + "\n")
+        return plan
+
+    def _check(self, standing: Standing, undeclared: bool) -> bool:
+        name = self._subject(self.candidate_id).name
+        if standing.baseline is None or standing.baseline not in standing.evaluations:
+            raise ReplicationRefused("no baseline has been scored here; 'poise evolve' scores it first")
+        if self.candidate_id == standing.baseline:
+            raise ReplicationRefused(f"{name} is the baseline; replicate what was declared better than it")
+        if self.candidate_id not in standing.evaluations:
+            raise ReplicationRefused(f"{name} has no score; only a scored candidate can be replicated")
+        found = standing.declarations.get(self.candidate_id)
+        if found is not None and found.champion:
+            return True
+        if not undeclared:
+            shown = (
+                f"{found.delta.estimate:+.1f} [{found.delta.low:+.1f}, {found.delta.high:+.1f}]" if found else "none"
+            )
+            raise ReplicationRefused(
+                f"{name} is no champion candidate: its delta after {len(standing.tried)} tried is {shown}, which does not "
+                "exclude zero; --undeclared replicates it all the same, and says so"
+            )
+        return False
+
+    def _fresh_seeds(self, count: int | None) -> Sequence[int]:
+        own = {"protocol": self.protocol.digest}
+        parts = [*self.archive.parts("evaluations"), *self.archive.parts("trajectories")]
+        used = {int(part["seed"]) for part in parts if part.items() >= own.items() and part.get("split") != "report"}
+        fresh = [seed for seed in self.protocol.seeds if seed not in used]
+        wanted = len(fresh) if count is None else count
+        if wanted < FEWEST_SEEDS or wanted > len(fresh):
+            raise ReplicationRefused(
+                f"{wanted} fresh seeds are asked for: at least {FEWEST_SEEDS} are needed and {len(fresh)} are left; "
+                f"protocol.seeds lists {len(self.protocol.seeds)} and the search has used {sorted(used)}"
+            )
+        return fresh[:wanted]
+
+    # the measurement
+
+    def _subject(self, candidate: str) -> Subject:
+        (row,) = self.archive.rows("candidates", candidate_id=candidate)
+        return Subject.of_row(row)
+
+    def _measure(self, subject: Subject, seeds: Sequence[int]) -> None:
+        """Train with the fresh seeds and score on the sealed split; what is there already is read back."""
+        from poise_core.evaluation.launcher import evaluate_policies
+        from poise_core.training.launcher import train_candidate
+
+        keys = {"protocol": self.protocol.digest, "candidate_id": subject.candidate_id, "split": "report"}
+        if all(self.archive.contains("evaluations", **keys, seed=seed) for seed in seeds):
+            return
+        home = self.run.candidate_folder(subject.candidate_id)
+        resources = self.run.preset.resources
+
+        def on_step(seed: int, row: dict[str, float]) -> None:
+            self.observer(Event("step", "replicate", subject.name, subject.generation, seed=seed, row=row))
+
+        with announced(self.observer, "replicate", subject.name, subject.generation, self.should_stop) as say:
+            job = TrainingJob(
+                home / "candidate.py",
+                subject.name,
+                home / "replicate" / "train",
+                self.protocol,
+                resources,
+                tuple(seeds),
+            )
+            try:
+                with self.compute_slot():
+                    trained = train_candidate(job, on_step=on_step, should_stop=self.should_stop)
+            except CandidateFailure as failure:
+                if subject.candidate_id == self.candidate_id:
+                    raise
+                raise InfrastructureError(f"the baseline {subject.name} failed: {failure.message}") from failure
+            policies = tuple((one.seed, one.policy_folder) for one in trained)
+            scored = EvaluationJob(home / "replicate" / "evaluate", self.protocol, resources, "report", policies)
+            with self.compute_slot():
+                results = evaluate_policies(scored, should_stop=self.should_stop)
+            for result in results:
+                self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
+            say(f"{len(seeds)} fresh seeds")
+
+    def _compare(self, standing: Standing, plan: dict[str, Any]) -> dict[str, Any]:
+        mine, theirs = (self._sealed(name, plan["seeds"]) for name in (self.candidate_id, plan["baseline"]))
+        differences = [one.overall - other.overall for one, other in zip(mine, theirs, strict=True)]
+        noise = SeedNoise(statistics.variance(differences), len(differences) - 1.0)
+        if standing.noise is not None:
+            typical = standing.noise.typical
+            noise = moderated(SeedNoise(2.0 * typical.variance, typical.freedom), noise)
+        use = noise if standing.noise is not None else None
+        delta = paired_delta(mine, theirs, self.protocol, LEVEL, use)
+        outcome = "replicated" if delta.low > 0 else "refuted"
+        limits = f"{delta.estimate:+.1f} [{delta.low:+.1f}, {delta.high:+.1f}]"
+        meaning = "which excludes zero" if delta.low > 0 else "which does not exclude zero from above"
+        declared = "" if plan["declared"] else "; it had not been declared champion candidate"
+        return {
+            "outcome": outcome,
+            "overall": statistics.fmean(one.overall for one in mine),
+            "baseline_overall": statistics.fmean(one.overall for one in theirs),
+            "delta": delta.estimate,
+            "low": delta.low if math.isfinite(delta.low) else None,
+            "high": delta.high if math.isfinite(delta.high) else None,
+            "message": f"{outcome}: {limits} points to the baseline over {delta.seeds} fresh seeds, {meaning}{declared}",
+        }
+
+    def _sealed(self, candidate: str, seeds: Sequence[int]) -> list[SeedEvaluation]:
+        found = self.archive.evaluations(
+            protocol=self.protocol.digest, candidate_id=candidate, split="report", unsealed=True
+        )
+        return [one for one in found.get(candidate, []) if one.seed in seeds]

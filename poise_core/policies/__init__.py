@@ -1,0 +1,1 @@
+"""The models that are trained: where they lie, and loading them."""

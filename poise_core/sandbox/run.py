@@ -1,0 +1,93 @@
+"""Child processes that are watched: limits on time, a stop switch, and an end that takes grandchildren along."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from poise_core.failures import Cancelled, InfrastructureError
+from poise_core.sandbox.command import Limits, confined_command, end_process_tree
+
+POLL_SECONDS = 0.1
+
+
+class TimeLimitReached(Exception):
+    """The process was ended because its time was up."""
+
+
+def run_confined(
+    command: Sequence[str],
+    *,
+    log: Path,
+    writable: Sequence[Path],
+    readable: Sequence[Path] = (),
+    limits: Limits,
+    env: dict[str, str],
+    on_start: Callable[[Mapping[str, str]], None] | None = None,
+    on_poll: Callable[[], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> int:
+    """Run a command confined until it ends, and return its exit status; its output goes to ``log``.
+
+    ``on_start`` is told before the start which measures of confinement the machine grants: measure -> "granted" or why not.
+    Whatever ends the wait (the limit, ``should_stop``, Ctrl-C, an exception of ``on_poll``), the whole process tree is ended
+    before this function returns.
+
+    Raises:
+        TimeLimitReached: ``limits.wall_seconds`` passed.
+        Cancelled: ``should_stop`` said so.
+        InfrastructureError: the process could not be started.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    confined = confined_command(command, writable=writable, readable=readable, env=env, limits=limits)
+    if on_start is not None:
+        on_start(confined.granted)
+    deadline = time.monotonic() + (limits.wall_seconds if limits.wall_seconds is not None else float("inf"))
+    with log.open("ab") as stream:
+        try:
+            process = subprocess.Popen(
+                confined.argv,
+                env=confined.env,
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise InfrastructureError(f"cannot start {command[0]}: {error}") from error
+        try:
+            while True:
+                try:
+                    return process.wait(POLL_SECONDS)
+                except subprocess.TimeoutExpired:
+                    pass
+                if should_stop is not None and should_stop():
+                    raise Cancelled("stopped; its processes have ended, and what is finished is kept")
+                if time.monotonic() > deadline:
+                    raise TimeLimitReached(f"the limit of {limits.wall_seconds:g} s was reached")
+                if on_poll is not None:
+                    on_poll()
+        finally:
+            end_process_tree(process.pid)
+            process.wait()
+
+
+def log_tail(log: Path, characters: int = 2000) -> str:
+    """The end of a log file, for error messages; empty where there is none."""
+    return log.read_text(errors="replace")[-characters:] if log.exists() else ""
+
+
+def quiet_environment(threads: int) -> dict[str, str]:
+    """Variables that keep libraries offline, quiet and within their share of the cores."""
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DO_NOT_TRACK": "true",
+    }

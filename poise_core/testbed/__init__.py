@@ -1,0 +1,1 @@
+"""The toy on which the laptop presets run: base policies, panel, calibration."""

@@ -1,0 +1,265 @@
+"""Is the testbed worth measuring on? Statistics of a panel of known algorithms, and the page that states them.
+
+Pure functions over evaluations; ``poise calibrate`` trains the panel and calls :func:`summarize` and :func:`render`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+from poise_core.config.protocol import Protocol
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evidence.intervals import Interval, overall_interval, paired_delta
+
+Array = npt.NDArray[np.float64]
+
+EXPECTED_LOW = ("sa", "dcbe", "reinforce_group_baseline", "rloo")
+"""Published collapses, and algorithms that ignore how far inner epochs have moved the policy."""
+
+POWER_Z = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
+"""For a two-sided test at 5 % with 80 % power."""
+
+
+@dataclass(frozen=True)
+class PanelRow:
+    """One algorithm of the panel."""
+
+    name: str
+    overall: Interval
+    delta: Interval  # to the baseline, paired by seed and problem
+    seed_std: float
+    report_overall: float
+    completion_length: float
+    format_valid: float
+    benchmarks: dict[str, float]
+    tier: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the panel says of the testbed under one base policy."""
+
+    policy: str
+    rows: tuple[PanelRow, ...]  # best first; without the untrained policy
+    untrained: float  # Overall of the base policy
+    baseline: str
+    baseline_overall: float
+    baseline_std: float
+    pooled_seed_std: float
+    between_std: float
+    between_share: float
+    seeds_for_two_points: int
+    split_correlation: float
+    failed: tuple[tuple[str, str], ...]  # (name, what happened)
+
+    @property
+    def gain(self) -> float:
+        """Points that the baseline gains over the untrained policy."""
+        return self.baseline_overall - self.untrained
+
+    @property
+    def headroom(self) -> float:
+        """Points between the baseline and 100."""
+        return 100.0 - self.baseline_overall
+
+
+def summarize(
+    policy: str,
+    protocol: Protocol,
+    search: Mapping[str, Sequence[SeedEvaluation]],
+    report: Mapping[str, Sequence[SeedEvaluation]],
+    untrained: SeedEvaluation,
+    baseline: str,
+    failed: Sequence[tuple[str, str]] = (),
+) -> Summary:
+    """Summarize a panel.
+
+    Args:
+        policy: name of the base policy.
+        protocol: the protocol of all evaluations.
+        search: algorithm -> its evaluations on the search split, at least two seeds each.
+        report: the same for the report split.
+        untrained: the base policy on the search split.
+        baseline: name of the algorithm that deltas refer to.
+        failed: algorithms that did not finish, with the reason.
+    """
+    overalls = {name: np.array([e.overall for e in evals]) for name, evals in search.items()}
+    means = {name: float(values.mean()) for name, values in overalls.items()}
+    order = sorted(means, key=lambda name: -means[name])
+    tiers = _tiers(order, overalls)
+    rows = tuple(_row(name, protocol, search, report, baseline, tiers[name]) for name in order)
+    within = float(np.mean([values.var(ddof=1) for values in overalls.values()]))
+    seeds = min(len(values) for values in overalls.values())
+    # variance of the means holds the seeds' noise once over; the rest is the algorithms'
+    between = max(0.0, float(np.var(list(means.values()), ddof=1)) - within / seeds)
+    differences = [overalls[name] - overalls[baseline] for name in order if name != baseline]
+    paired_variance = float(np.median([difference.var(ddof=1) for difference in differences]))
+    searched = [means[name] for name in order]
+    reported = [float(np.mean([e.overall for e in report[name]])) for name in order]
+    return Summary(
+        policy=policy,
+        rows=rows,
+        untrained=untrained.overall,
+        baseline=baseline,
+        baseline_overall=means[baseline],
+        baseline_std=float(overalls[baseline].std(ddof=1)),
+        pooled_seed_std=math.sqrt(within),
+        between_std=math.sqrt(between),
+        between_share=between / (between + within) if between + within > 0 else 0.0,
+        seeds_for_two_points=max(2, math.ceil(paired_variance * (POWER_Z / 2.0) ** 2)),
+        split_correlation=float(stats.spearmanr(searched, reported).statistic),
+        failed=tuple(failed),
+    )
+
+
+def rank_correlation(one: Summary, other: Summary) -> float:
+    """Spearman correlation of two summaries' Overall over the algorithms that both have."""
+    theirs = {row.name: row.overall.estimate for row in other.rows}
+    shared = [row for row in one.rows if row.name in theirs]
+    return float(
+        stats.spearmanr([row.overall.estimate for row in shared], [theirs[row.name] for row in shared]).statistic
+    )
+
+
+def _tiers(order: Sequence[str], overalls: Mapping[str, Array]) -> dict[str, int]:
+    """Tier of each algorithm: a new tier opens with the first one significantly below the tier's best.
+
+    Significance: Tukey's honest difference at 5 % over all pairs of the panel, with the residual of the two-way layout
+    (algorithms x seeds, seeds being blocks because candidates share them), which pools the noise of all algorithms.
+    """
+    table = np.stack([overalls[name] for name in order])  # (algorithms, seeds)
+    count, seeds = table.shape
+    residual = table - table.mean(1, keepdims=True) - table.mean(0, keepdims=True) + table.mean()
+    freedom = (count - 1) * (seeds - 1)
+    noise = math.sqrt(float((residual**2).sum()) / freedom / seeds)
+    needed = float(stats.studentized_range.ppf(0.95, count, freedom)) * noise
+    tiers: dict[str, int] = {}
+    tier, best = 1, float(table[0].mean())
+    for name, mean in zip(order, table.mean(1).tolist(), strict=True):
+        if best - mean > needed:
+            tier, best = tier + 1, mean
+        tiers[name] = tier
+    return tiers
+
+
+def _row(
+    name: str,
+    protocol: Protocol,
+    search: Mapping[str, Sequence[SeedEvaluation]],
+    report: Mapping[str, Sequence[SeedEvaluation]],
+    baseline: str,
+    tier: int,
+) -> PanelRow:
+    evals = search[name]
+    return PanelRow(
+        name=name,
+        overall=overall_interval(evals, protocol),
+        delta=paired_delta(evals, search[baseline], protocol),
+        seed_std=float(np.std([e.overall for e in evals], ddof=1)),
+        report_overall=float(np.mean([e.overall for e in report[name]])),
+        completion_length=float(np.mean([e.completion_length for e in evals])),
+        format_valid=float(np.mean([e.format_valid for e in evals])),
+        benchmarks={
+            spec.name: float(np.mean([e.benchmarks[i].score for e in evals]))
+            for i, spec in enumerate(protocol.benchmarks)
+        },
+        tier=tier,
+    )
+
+
+def requirements(summaries: Sequence[Summary]) -> list[tuple[str, str, bool]]:
+    """What the testbed must deliver, what it does, and whether that is enough, for the first summary."""
+    first = summaries[0]
+    lowest = max(row.tier for row in first.rows)
+    checks = [
+        ("baseline gains at least 8 points over the base policy", f"{first.gain:+.1f}", first.gain >= 8),
+        ("at least 15 points of headroom left", f"{first.headroom:.1f}", first.headroom >= 15),
+        (
+            "seed standard deviation of the baseline's Overall at most 2",
+            f"{first.baseline_std:.2f}",
+            first.baseline_std <= 2,
+        ),
+        (
+            "between-algorithm standard deviation at least twice the baseline's seed standard deviation",
+            f"{first.between_std:.2f} against {first.baseline_std:.2f}",
+            first.between_std >= 2 * first.baseline_std,
+        ),
+        ("at least three tiers that differ significantly", f"{lowest}", lowest >= 3),
+        (
+            "a published failure (SA, DCBE) or an uncorrected algorithm (no ratio, off-policy) in the lowest tier",
+            ", ".join(row.name for row in first.rows if row.tier == lowest),
+            any(row.name in EXPECTED_LOW and row.tier == lowest for row in first.rows),
+        ),
+        (
+            "rank correlation between splits at least 0.8",
+            f"{first.split_correlation:.2f}",
+            first.split_correlation >= 0.8,
+        ),
+    ]
+    return checks
+
+
+def render(summaries: Sequence[Summary], protocols: Sequence[Protocol], command: str) -> str:
+    """The measured part of ``docs/testbed.md``."""
+    first = summaries[0]
+    lines = [
+        f"Made by `{command}`: {len(first.rows)} algorithms, intervals at 95 %.",
+        "",
+        "| required | measured | |",
+        "|---|---|---|",
+        *(f"| {what} | {value} | {'yes' if good else '**no**'} |" for what, value, good in requirements(summaries)),
+        "",
+    ]
+    for summary, protocol in zip(summaries, protocols, strict=True):
+        lines += _render_summary(summary, protocol)
+    for other in summaries[1:]:
+        lines.append(
+            f"Rank correlation (Spearman) of Overall between `{first.policy}` and `{other.policy}`: "
+            f"{rank_correlation(first, other):.2f}."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _render_summary(summary: Summary, protocol: Protocol) -> list[str]:
+    names = [spec.name for spec in protocol.benchmarks]
+    lines = [
+        f"### Base policy `{summary.policy}` (protocol `{protocol.digest}`)",
+        "",
+        f"{summary.rows[0].overall.seeds} seeds. Untrained: Overall {summary.untrained:.1f}. Baseline {summary.baseline}: "
+        f"{summary.baseline_overall:.1f}, seed standard deviation {summary.baseline_std:.2f}. Seed standard deviation pooled "
+        f"over algorithms: {summary.pooled_seed_std:.2f}; between algorithms: {summary.between_std:.2f}, which is "
+        f"{100 * summary.between_share:.0f} % of the variance. Seeds needed to detect +2 points with 80 % power (two-sided "
+        f"5 %, median paired variance): {summary.seeds_for_two_points}. Rank correlation between the search and the report "
+        f"split: {summary.split_correlation:.2f}.",
+        "",
+        f"| tier | algorithm | Overall | delta to {summary.baseline} | seed std | report split | length | valid | "
+        + " | ".join(names)
+        + " |",
+        "|---|---|---|---|---|---|---|---|" + "---|" * len(names),
+    ]
+    for row in summary.rows:
+        cells = [
+            str(row.tier),
+            row.name,
+            f"{row.overall.estimate:.1f} [{row.overall.low:.1f}, {row.overall.high:.1f}]",
+            "" if row.name == summary.baseline else _delta(row.delta),
+            f"{row.seed_std:.2f}",
+            f"{row.report_overall:.1f}",
+            f"{row.completion_length:.1f}",
+            f"{100 * row.format_valid:.0f} %",
+            *(f"{row.benchmarks[name]:.1f}" for name in names),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += [f"| | {name} | failed: {reason} |" + " |" * (5 + len(names)) for name, reason in summary.failed]
+    return [*lines, ""]
+
+
+def _delta(delta: Interval) -> str:
+    text = f"{delta.estimate:+.1f} [{delta.low:+.1f}, {delta.high:+.1f}]"
+    return text if delta.excludes_zero else f"{text} not distinguishable"

@@ -1,0 +1,267 @@
+"""What experiment tracking should hold, read from the archive: one :class:`RunPlan` per run, parents before children.
+
+Pure: nothing here knows MLflow; :mod:`poise_core.tracking.sync` carries the plans out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from poise_core.archive import UNTRAINED_ARM, Archive
+from poise_core.config.protocol import Protocol
+from poise_core.tracking.registry import ALGORITHM_FOLDER, plan_versions
+from poise_core.views.leaderboard import LeaderboardRow, last_failures, leaderboard
+from poise_core.views.nightly import summaries
+
+NOTE_TAG = "mlflow.note.content"
+_NO_CONTENT = ("state", "as_of", "color")
+_REGISTERED = ("candidate.py", "reflection.md", "verification.json")
+
+# the baseline first; distinguishable with any kind of colour vision, and on white (Okabe and Ito 2008 without their yellow,
+# then two of Tol's muted scheme); the grey is for the base policy
+_COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#882255", "#999933")
+_GREY = "#999999"
+
+_STATUSES = {
+    "evaluated": "FINISHED",
+    "reference": "FINISHED",
+    "stopped": "KILLED",  # by the ladder: MLflow's word for neither finished nor failed
+    "failed": "FAILED",
+    "unfinished": "RUNNING",
+}
+
+
+@dataclass
+class RunPlan:
+    """One run as it should be."""
+
+    key: str
+    name: str
+    parent_key: str | None
+    tags: dict[str, str]
+    start: int  # milliseconds since 1970, as MLflow counts
+    end: int
+    as_of: int = 0  # the same, of the newest measurement that can have changed a score or its limits
+    status: str = "FINISHED"
+    params: dict[str, str] = field(default_factory=dict)
+    metrics: list[tuple[str, float, int]] = field(default_factory=list)  # name, value, step
+    texts: dict[str, str] = field(default_factory=dict)  # artifact file -> content
+    curves: tuple[str, int | None] | None = None  # candidate whose curves belong here; its seed, None for their mean
+    color: str = ""  # of its curves; given when the run is made, and the user's from then on
+    report: tuple[str, ...] = ()  # candidates whose page belongs here; several make the page of a generation
+    depends: str = ""  # digest of what else its page shows
+    state: str = ""  # digest of the content, and of which curves there are
+
+
+def plan_runs(archive: Archive, protocol: Protocol, run_dir: Path | None = None) -> list[RunPlan]:
+    """Every run that MLflow should hold, parents before children.
+
+    Args:
+        archive: what is to be shown.
+        protocol: whose numbers.
+        run_dir: whose morning summaries are to be shown too.
+    """
+    rows = {row.candidate_id: row for row in leaderboard(archive, protocol)}
+    records = archive.rows("candidates")
+    records.sort(key=lambda record: (record["generation"], record["created_at"], record["candidate_id"]))
+    reflections = {row["candidate_id"]: row for row in archive.rows("reflections", protocol=protocol.digest)}
+    verifications = {row["candidate_id"]: row for row in archive.rows("verifications")}
+    failures = last_failures(archive, protocol)
+    trained: dict[str, set[int]] = {}
+    for part in archive.parts("trajectories"):
+        if part["protocol"] == protocol.digest:
+            trained.setdefault(part["candidate_id"], set()).add(int(part["seed"]))
+    scores: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for score in archive.rows("evaluations", protocol=protocol.digest):
+        scores.setdefault((score["candidate_id"], score["seed"]), []).append(score)
+    names = {record["candidate_id"]: record["name"] for record in records}
+    children: dict[str, list[str]] = {}
+    for record in records:
+        for parent in record["parent_ids"]:
+            children.setdefault(parent, []).append(record["candidate_id"])
+    registered = {version.candidate_id for version in plan_versions(archive, protocol)}
+    as_of = newest_measurement(archive, protocol)
+
+    plans: list[RunPlan] = []
+    for generation in sorted({record["generation"] for record in records}):
+        members = [record for record in records if record["generation"] == generation]
+        plans.append(_generation_plan(generation, members, rows, protocol))
+        if run_dir is not None:
+            plans[-1].texts |= summaries(run_dir, generation)
+        for record in members:
+            candidate = record["candidate_id"]
+            seeds = sorted(trained.get(candidate, set()) | {seed for key, seed in scores if key == candidate})
+            measured = {seed for key, seed in scores if key == candidate}
+            own = _candidate_plan(record, rows[candidate], protocol, names)
+            own.tags["children"] = ",".join(children.get(candidate, ()))
+            _add_texts(own, record, reflections.get(candidate), verifications.get(candidate), failures.get(candidate))
+            if candidate in registered:
+                own.texts |= {
+                    f"{ALGORITHM_FOLDER}/{name}": own.texts[name] for name in _REGISTERED if name in own.texts
+                }
+            # the mean over seeds is drawn once, when every seed that was trained has been measured (or no more will be)
+            settled = measured == trained.get(candidate) or own.status in ("FAILED", "KILLED")
+            if trained.get(candidate) and settled:
+                own.curves = (candidate, None)
+            plans.append(own)
+            plans += [
+                _seed_plan(own, record, seed, scores.get((candidate, seed), []), seed in trained.get(candidate, set()))
+                for seed in seeds
+            ]
+    trained_ones = [record["candidate_id"] for record in records if record["arm"] != UNTRAINED_ARM]
+    colors = {record["candidate_id"]: _GREY for record in records}
+    colors |= {candidate: _COLORS[index % len(_COLORS)] for index, candidate in enumerate(trained_ones)}
+    for plan in plans:
+        plan.color = colors.get(plan.tags.get("candidate", ""), "")
+        plan.state = _digest({name: value for name, value in vars(plan).items() if name not in _NO_CONTENT})
+        plan.as_of = max(as_of, plan.start)
+    return plans
+
+
+def newest_measurement(archive: Archive, protocol: Protocol) -> int:
+    """When the newest row was made from which scores and their limits follow, in milliseconds since 1970; 0 without any.
+
+    A new measurement anywhere moves the noise floor, and with it the limits of every candidate.
+    """
+    tables = [table for table in ("evaluations", "failures", "rungs", "replications") if archive.has(table)]
+    moments = [
+        moment
+        for table in tables
+        for moment in archive.read(table, ["created_at"], protocol=protocol.digest)["created_at"].to_pylist()
+    ]
+    return _milliseconds(max(moments)) if moments else 0
+
+
+def _generation_plan(
+    generation: int, members: Sequence[Mapping[str, Any]], rows: Mapping[str, LeaderboardRow], protocol: Protocol
+) -> RunPlan:
+    board = [row for record in members if (row := rows[record["candidate_id"]]).status != "reference"]
+    scored = [row.overall.estimate for row in board if row.overall and row.rank]
+    plan = RunPlan(
+        key=f"generation/{generation}",
+        name=f"gen-{generation:02d}",
+        parent_key=None,
+        tags={"level": "generation", "generation": str(generation), "protocol": protocol.digest},
+        start=min(_milliseconds(record["created_at"]) for record in members),
+        end=max(_milliseconds(record["created_at"]) for record in members),
+        report=tuple(record["candidate_id"] for record in members),
+        depends=_digest([row.to_dict() for row in board]),
+    )
+    # the step is how many candidates are settled, so the newest value is the last one
+    failed, stopped = (sum(row.status == status for row in board) for status in ("failed", "stopped"))
+    step = len(scored) + failed + stopped
+    plan.metrics = [("candidates", len(board), step), ("evaluated", len(scored), step)]
+    plan.metrics += [("failed", failed, step), ("stopped", stopped, step)]
+    if step < len(board):
+        plan.status = "RUNNING"
+    if scored:
+        plan.metrics.append(("best_overall", max(scored), step))
+    return plan
+
+
+def _candidate_plan(
+    record: Mapping[str, Any], row: LeaderboardRow, protocol: Protocol, names: Mapping[str, str]
+) -> RunPlan:
+    made = _milliseconds(record["created_at"])
+    plan = RunPlan(
+        key=f"candidate/{record['candidate_id']}",
+        name=record["name"],
+        parent_key=f"generation/{record['generation']}",
+        tags={
+            "level": "candidate",
+            "candidate": record["candidate_id"],
+            "candidate_name": record["name"],
+            "parent": ",".join(record["parent_ids"]),
+            "parent_name": ", ".join(names.get(parent, parent) for parent in record["parent_ids"]),
+            "generation": str(record["generation"]),
+            "protocol": protocol.digest,
+            "mechanisms": record["mechanisms"],
+            "arm": record["arm"],
+            "written_by": record["written_by"],
+            "status": row.status,
+            "standing": row.state,
+        },
+        start=made,
+        end=made,
+        status=_STATUSES[row.status],
+        report=(record["candidate_id"],),
+    )
+    plan.params = {f"mechanism.{slot}": str(choice) for slot, choice in json.loads(record["mechanisms"]).items()}
+    if row.verdict:
+        plan.tags["verdict"] = row.verdict
+    if row.rung:
+        plan.tags["rung"] = f"{row.rung['rung']}, {row.rung['decision']}: {row.rung['message']}"
+    if row.overall:
+        step = row.overall.seeds  # more seeds later make a later value, not a second one
+        named = {"Overall": row.overall.estimate, "Overall_low": row.overall.low, "Overall_high": row.overall.high}
+        if row.delta:
+            named |= {"delta": row.delta.estimate, "delta_low": row.delta.low, "delta_high": row.delta.high}
+        named |= {f"benchmark/{name}": score for name, score in row.benchmarks.items()}
+        named |= {"seeds": step, "evaluation/completion_length": row.completion_length or 0.0}
+        named["evaluation/format_valid"] = row.format_valid or 0.0
+        plan.metrics = [(name, value, step) for name, value in named.items()]
+    return plan
+
+
+def _add_texts(
+    plan: RunPlan,
+    record: Mapping[str, Any],
+    reflection: Mapping[str, Any] | None,
+    verification: Mapping[str, Any] | None,
+    failure: Mapping[str, Any] | None,
+) -> None:
+    note = [f"**{record['name']}** {record['hypothesis'] or ''}".strip()]
+    plan.texts["candidate.py"] = record["source"]
+    if verification:
+        plan.texts["verification.json"] = json.dumps(json.loads(verification["report"]), indent=1)
+        plan.tags["admitted"] = str(verification["admitted"]).lower()
+    if reflection:
+        plan.texts["reflection.md"] = reflection["markdown"]
+        note.append(reflection["summary"])
+        plan.end = max(plan.end, _milliseconds(reflection["created_at"]))
+    if failure and plan.status == "FAILED":
+        plan.tags["failure"] = failure["kind"]
+        plan.texts["failure.txt"] = (
+            f"{failure['kind']} in {failure['stage']}: {failure['message']}\n\n{failure['detail']}"
+        )
+        note.append(f"{failure['kind']} in {failure['stage']}: {failure['message']}")
+        plan.end = max(plan.end, _milliseconds(failure["created_at"]))
+    plan.tags[NOTE_TAG] = "\n\n".join(note)
+
+
+def _seed_plan(
+    parent: RunPlan, record: Mapping[str, Any], seed: int, scores: Sequence[Mapping[str, Any]], trained: bool
+) -> RunPlan:
+    made = max([_milliseconds(score["created_at"]) for score in scores], default=parent.end)
+    shared = ("candidate", "candidate_name", "parent", "parent_name", "generation", "protocol", "mechanisms", "arm")
+    plan = RunPlan(
+        key=f"seed/{record['candidate_id']}/{seed}",
+        name=f"{record['name']}/seed-{seed}",
+        parent_key=parent.key,
+        tags={"level": "seed", "seed": str(seed), **{name: parent.tags[name] for name in shared}},
+        start=parent.start,
+        end=max(made, parent.start),
+        status="FINISHED" if scores else parent.status,
+        params=dict(parent.params),
+        curves=(record["candidate_id"], seed) if trained else None,
+    )
+    for score in scores:
+        plan.metrics.append((f"benchmark/{score['benchmark']}", score["score"], 0))
+    if scores:
+        plan.metrics.append(("Overall", scores[0]["overall"], 0))
+        if scores[0]["seconds"] is not None:
+            plan.metrics.append(("evaluation/seconds", scores[0]["seconds"], 0))
+    return plan
+
+
+def _digest(content: object) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _milliseconds(moment: Any) -> int:
+    return round(moment.timestamp() * 1000)

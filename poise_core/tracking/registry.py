@@ -1,0 +1,165 @@
+"""Champions in MLflow's model registry, drawn from the archive. Knows no MLflow: it is handed a client.
+
+One registered model per protocol, with one version per champion candidate: a version points to the folder
+``algorithm/`` of the candidate's run, which holds the algorithm file. The alias ``champion`` stands on a version only after
+that candidate was declared, trained again with fresh seeds and confirmed, which is a row of ``replications``. Of several such it
+stands on the one with the highest Overall of the search: the sealed split confirms, it does not choose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from poise_core.archive import Archive
+from poise_core.config.protocol import Protocol
+from poise_core.evidence.run_evidence import Standing, standing_of
+
+ALIAS = "champion"
+ALGORITHM_FOLDER = "algorithm"
+NO_LONGER = "no longer declared"
+_TAG_LENGTH = 5000
+
+
+@dataclass(frozen=True)
+class VersionPlan:
+    """One version of the registered model as it should be."""
+
+    candidate_id: str
+    description: str
+    tags: dict[str, str]
+    overall: float  # of the search split, percent
+    confirmed: bool  # declared, then replicated
+
+
+def plan_versions(archive: Archive, protocol: Protocol) -> list[VersionPlan]:
+    """A version of every candidate that is a champion candidate, or was one when it was replicated; the oldest first.
+
+    Raises:
+        poise_core.archive.ArchiveError: a file cannot be read.
+    """
+    standing = standing_of(archive, protocol)
+    declared = {name for name, one in standing.declarations.items() if one.champion}
+    declared |= {name for name, row in standing.replications.items() if row["declared"]}
+    records = [row for row in archive.rows("candidates") if row["candidate_id"] in declared]
+    records.sort(key=lambda row: (row["generation"], row["created_at"], row["candidate_id"]))
+    return [_version(record, standing, protocol) for record in records]
+
+
+def _version(record: dict[str, Any], standing: Standing, protocol: Protocol) -> VersionPlan:
+    candidate = record["candidate_id"]
+    overall = standing.overall(candidate, protocol)
+    declaration, replication = standing.declarations.get(candidate), standing.replications.get(candidate)
+    lines = [f"**{record['name']}** {record['hypothesis'] or ''}".strip()]
+    tags = {
+        "candidate": candidate,
+        "candidate_name": record["name"],
+        "parent": ",".join(record["parent_ids"]),
+        "generation": str(record["generation"]),
+        "protocol": protocol.digest,
+        "mechanisms": record["mechanisms"],
+        "arm": record["arm"],
+        "standing": standing.state(candidate),
+    }
+    if overall:
+        lines.append(
+            f"Overall {overall.estimate:.1f} [{overall.low:.1f}, {overall.high:.1f}] over {overall.seeds} seeds."
+        )
+    if declaration:
+        delta = declaration.delta
+        lines.append(
+            f"To the baseline {delta.estimate:+.1f} [{delta.low:+.1f}, {delta.high:+.1f}], at {declaration.level:.2%} "
+            "because of all that were tried."
+        )
+    if replication:
+        lines.append(f"Report split: {replication['message']}.")
+        tags["replication"] = replication["message"]
+    confirmed = bool(replication and replication["declared"] and replication["outcome"] == "replicated")
+    return VersionPlan(
+        candidate,
+        "\n\n".join(lines),
+        {name: value[:_TAG_LENGTH] for name, value in tags.items()},
+        overall.estimate if overall else 0.0,
+        confirmed,
+    )
+
+
+def champion_of(plans: Sequence[VersionPlan]) -> str | None:
+    """Id of the candidate on which the alias stands; None while none is confirmed."""
+    confirmed = [plan for plan in plans if plan.confirmed]
+    return max(confirmed, key=lambda plan: (plan.overall, plan.candidate_id)).candidate_id if confirmed else None
+
+
+def model_name(experiment: str) -> str:
+    """Name of the registered model of an experiment; slashes are not allowed in it."""
+    return experiment.replace("/", "-")
+
+
+def push_versions(
+    client: Any, experiment: str, protocol: Protocol, plans: Sequence[VersionPlan], run_ids: dict[str, str]
+) -> int:
+    """Make the versions that are missing, mend the others, and put the alias where it belongs.
+
+    Args:
+        client: an ``MlflowClient``.
+        experiment: name of the experiment that the runs are in.
+        protocol: of the experiment.
+        plans: from :func:`plan_versions`.
+        run_ids: id of its run for every candidate of the archive.
+
+    Returns:
+        How many versions were made.
+    """
+    name = model_name(experiment)
+    found = client.search_registered_models(filter_string=f"name = '{name}'")
+    if not plans and not found:
+        return 0
+    if not found:
+        client.create_registered_model(
+            name,
+            tags={"protocol": protocol.digest},
+            description=f"Champion candidates of experiment `{experiment}`. The alias `{ALIAS}` is on the one that was "
+            "confirmed with fresh seeds on the sealed split.",
+        )
+    known, champion = _known(client, name), champion_of(plans)
+    made = 0
+    for plan in plans:
+        version = known.pop(plan.candidate_id, None)
+        if version is None:
+            run_id = run_ids[plan.candidate_id]
+            version = client.create_model_version(
+                name,
+                f"runs:/{run_id}/{ALGORITHM_FOLDER}",
+                run_id=run_id,
+                tags=plan.tags,
+                description=plan.description,
+            )
+            made += 1
+        _mend(client, name, version, plan.tags, plan.description)
+        if plan.candidate_id == champion:
+            aliases = client.get_registered_model(name).aliases
+            if str(aliases.get(ALIAS)) != str(version.version):
+                client.set_registered_model_alias(name, ALIAS, version.version)
+    for candidate, version in known.items():
+        if candidate in run_ids:  # more have been tried since, and the level by which it was declared has risen
+            _mend(client, name, version, {"standing": NO_LONGER}, version.description)
+    return made
+
+
+def _mend(client: Any, name: str, version: Any, tags: dict[str, str], description: str) -> None:
+    for tag, value in tags.items():
+        if version.tags.get(tag) != value:
+            client.set_model_version_tag(name, version.version, tag, value)
+    if version.description != description:
+        client.update_model_version(name, version.version, description)
+
+
+def _known(client: Any, name: str) -> dict[str, Any]:
+    """Versions by candidate id; of several, the first."""
+    versions = client.search_model_versions(f"name = '{name}'", max_results=1000)
+    return {
+        version.tags["candidate"]: version
+        for version in sorted(versions, key=lambda one: -int(one.version))
+        if "candidate" in version.tags
+    }

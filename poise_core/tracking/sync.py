@@ -1,0 +1,330 @@
+"""MLflow, drawn from the archive: :meth:`Tracker.sync_archive` pushes whatever MLflow does not have yet.
+
+The archive comes first and is complete without MLflow. A sync after each stage keeps the UI current; if MLflow is down,
+the sync says so in a warning and the next one catches up. Every run carries a key and a digest of what was pushed, so a
+sync that is repeated, resumed or run from several threads makes nothing twice.
+
+One experiment per protocol, ``poise/<preset>/<protocol digest>``. In it a run per generation, below it one per candidate
+(mean curves over seeds, Overall with its limits, source, reflection, verification and a page as artifacts), below that one
+per seed (step curves, scores). Calls of language models are traces of the experiment; champion candidates are versions of a
+registered model (:mod:`poise_core.tracking.registry`).
+Numbers of the sealed report split are not pushed; what a replication concluded from them is.
+MLflow takes two seconds to import and is imported by the first sync, not before.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from poise_core.archive import Archive, ArchiveError
+from poise_core.config.protocol import Protocol
+from poise_core.tracking.pages import candidate_page, generation_page
+from poise_core.tracking.plan import RunPlan, plan_runs
+from poise_core.tracking.registry import VersionPlan, plan_versions, push_versions
+from poise_core.tracking.traces import push_calls
+from poise_core.views.candidate import mean_curves
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from poise_core.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+KEY_TAG, STATE_TAG, CURVES_TAG = "poise.key", "poise.state", "poise.curves"
+_PARENT_TAG, _COLOR_TAG = "mlflow.parentRunId", "mlflow.runColor"
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens on the runs, although there are traces too
+_METRICS_PER_CALL, _TAG_LENGTH, _PARAM_LENGTH = 1000, 5000, 500
+_NO_METRICS = ("step", "seed")
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What one sync did."""
+
+    created: int = 0  # runs made
+    updated: int = 0  # runs that were there and got more
+    unchanged: int = 0  # runs that were complete
+    error: str = ""  # why it stopped; what was not pushed is pushed by the next sync
+    deferred: bool = False  # another thread's sync is at work and will do this one's too
+
+    @property
+    def complete(self) -> bool:
+        """Whether MLflow now holds everything that the archive held."""
+        return not self.error and not self.deferred
+
+
+class MovedRunError(RuntimeError):
+    """A run's own MLflow database keeps artifacts where the run was before; what they are of may still be there."""
+
+
+_shared: dict[tuple[str, str], Tracker] = {}
+_sharing = threading.Lock()
+
+
+class Tracker:
+    """Pushes one run's archive to one MLflow experiment. Safe to call from several threads of one process."""
+
+    def __init__(
+        self, uri: str, experiment: str, *, artifact_folder: str | Path | None = None, retry_seconds: float = 30.0
+    ) -> None:
+        """Nothing is imported or contacted yet.
+
+        Args:
+            uri: MLflow's tracking URI.
+            experiment: its name; made where it is missing.
+            artifact_folder: where the experiment keeps artifacts; MLflow's default where not given.
+            retry_seconds: how long after a failure syncs are skipped, so that a server that is down costs one timeout
+                and not one per stage; ``sync_archive(force=True)`` does not wait.
+        """
+        self.uri, self.experiment = uri, experiment
+        self._artifact_folder = artifact_folder
+        self._retry_seconds = retry_seconds
+        self._not_before = 0.0
+        self._last_error = ""
+        self._guard = threading.Lock()
+        self._busy = self._again = False
+        self._client: MlflowClient | None = None
+
+    @classmethod
+    def for_run(cls, run: RunDirectory, uri: str | None = None) -> Tracker:
+        """The process's tracker of a run directory.
+
+        Args:
+            run: whose preset names the experiment.
+            uri: where to track; by default ``MLFLOW_TRACKING_URI``, or the run's SQLite file where that is not set.
+        """
+        name = f"poise/{run.preset.name}/{run.preset.protocol.digest}"
+        key = (uri or run.tracking_uri, name)
+        own_store = key[0] == run.own_tracking_uri
+        # one object per experiment: two of them in two threads could each make the same run
+        with _sharing:
+            if key not in _shared:
+                _shared[key] = cls(*key, artifact_folder=run.artifact_folder if own_store else None)
+            return _shared[key]
+
+    def sync_archive(
+        self, archive: Archive, protocol: Protocol, *, run_dir: Path | None = None, force: bool = False
+    ) -> SyncReport:
+        """Push what is missing. Never raises for MLflow's sake: a failure is a warning in the log and in the report.
+
+        Args:
+            archive: what to push.
+            protocol: whose numbers; others in the archive are left out.
+            run_dir: whose morning summaries go to the runs of their generations.
+            force: also right after a failure.
+
+        Raises:
+            poise_core.archive.ArchiveError: the archive itself cannot be read.
+        """
+        with self._guard:
+            if self._busy:
+                self._again = True
+                return SyncReport(deferred=True)
+            if not force and time.monotonic() < self._not_before:
+                return SyncReport(error=self._last_error)
+            self._busy = True
+        try:
+            while True:
+                plans, versions = plan_runs(archive, protocol, run_dir), plan_versions(archive, protocol)
+                report = self._push(plans, versions, archive, protocol)
+                with self._guard:
+                    if report.error or not self._again:
+                        return report
+                    self._again = False
+        finally:
+            with self._guard:
+                self._busy = self._again = False
+
+    def _push(
+        self, plans: Sequence[RunPlan], versions: Sequence[VersionPlan], archive: Archive, protocol: Protocol
+    ) -> SyncReport:
+        created = updated = unchanged = 0
+        error = ""
+        try:
+            client = self._connect()
+            experiment_id = self._experiment_id(client, protocol)
+            known = _known_runs(client, experiment_id)
+            for plan in plans:
+                run_id, tags = known.get(plan.key, ("", {}))
+                if tags.get(STATE_TAG) == plan.state:
+                    unchanged += 1
+                    continue
+                if not run_id:
+                    run_id, tags = self._create(client, experiment_id, plan, known), {}
+                    known[plan.key] = (run_id, tags)
+                    created += 1
+                else:
+                    updated += 1
+                _fill(client, run_id, plan, archive, protocol, had_curves=CURVES_TAG in tags)
+            run_ids = {
+                plan.tags["candidate"]: known[plan.key][0] for plan in plans if plan.tags["level"] == "candidate"
+            }
+            push_versions(client, self.experiment, protocol, versions, run_ids)
+            calls = archive.rows("calls")
+            if calls:
+                with _traces_to(self.uri):
+                    push_calls(client, experiment_id, calls)
+            self._not_before = 0.0
+        except Exception as failure:  # MLflow, its database driver and its HTTP client raise all sorts
+            if isinstance(failure, ArchiveError):
+                raise
+            self._client = None
+            error = self._last_error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+            self._not_before = time.monotonic() + self._retry_seconds
+            logger.warning("tracking at %s is behind, the archive is not affected: %s", self.uri, error)
+        return SyncReport(created, updated, unchanged, error)
+
+    def _connect(self) -> MlflowClient:
+        if self._client is None:
+            # a server that is down must cost seconds, not minutes; whoever set these knows better
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+            os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+            os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            for noisy in ("alembic", "mlflow.store.db.utils"):
+                logging.getLogger(noisy).setLevel(logging.WARNING)
+            from mlflow import MlflowClient
+
+            self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return self._client
+
+    def _experiment_id(self, client: MlflowClient, protocol: Protocol) -> str:
+        from mlflow.exceptions import MlflowException
+
+        folder = Path(self._artifact_folder).absolute() if self._artifact_folder else None
+        found = client.get_experiment_by_name(self.experiment)
+        if found is None:
+            location = folder.as_uri() if folder else None
+            try:
+                tags = {"protocol": protocol.model_dump_json()[:_TAG_LENGTH], **_KIND}
+                return str(client.create_experiment(self.experiment, artifact_location=location, tags=tags))
+            except MlflowException:
+                found = client.get_experiment_by_name(self.experiment)  # another process was faster
+                if found is None:
+                    raise
+        if folder and found.artifact_location != folder.as_uri():
+            before = Path(url2pathname(urlsplit(found.artifact_location).path))
+            if before.resolve() != folder.resolve():
+                raise MovedRunError(
+                    f"artifacts would go to {before}, where the run was before it was copied or moved; "
+                    f"remove mlflow.db and {folder.name} from it to have both made anew from the archive"
+                )
+        if found.lifecycle_stage == "deleted":
+            client.restore_experiment(found.experiment_id)
+        for name, value in _KIND.items():
+            if name not in found.tags:
+                client.set_experiment_tag(found.experiment_id, name, value)
+        return str(found.experiment_id)
+
+    def _create(
+        self,
+        client: MlflowClient,
+        experiment_id: str,
+        plan: RunPlan,
+        known: Mapping[str, tuple[str, Mapping[str, str]]],
+    ) -> str:
+        tags = {KEY_TAG: plan.key} | ({_COLOR_TAG: plan.color} if plan.color else {})
+        if plan.parent_key is not None:
+            tags[_PARENT_TAG] = known[plan.parent_key][0]
+        run = client.create_run(experiment_id, start_time=plan.start, tags=tags, run_name=plan.name)
+        return str(run.info.run_id)
+
+
+@contextmanager
+def _traces_to(uri: str) -> Iterator[None]:
+    """Let traces go to this store: MLflow exports them to the process's tracking URI, whichever client began them."""
+    import mlflow
+
+    # exported at once, so that a failure leaves a trace missing, which the next sync makes up for
+    os.environ["MLFLOW_ENABLE_ASYNC_TRACE_LOGGING"] = "false"
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    before = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
+        if given is None:  # setting the URI sets the variable, by which run directories would then go
+            os.environ.pop("MLFLOW_TRACKING_URI", None)
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = given
+
+
+def _fill(
+    client: MlflowClient, run_id: str, plan: RunPlan, archive: Archive, protocol: Protocol, *, had_curves: bool
+) -> None:
+    """Bring one run to its plan; the state tag comes last, so an interrupted run is filled again."""
+    from mlflow.entities import Metric, Param, RunTag
+
+    # a fixed time makes a point that is pushed again the same point, a later one makes it the newest at its step
+    points = [(name, value, plan.as_of, step) for name, value, step in plan.metrics]
+    tags = dict(plan.tags)
+    if plan.curves and not had_curves:
+        curves = _curves(archive, protocol, *plan.curves)
+        points += [(name, value, plan.start, step) for name, value, step in curves]
+        tags[CURVES_TAG] = "1"
+        dropped = sum(not math.isfinite(value) for _, value, _ in curves)
+        if dropped:
+            tags["non_finite_points"] = str(dropped)
+    # MLflow would store infinities as 1.8e308
+    metrics = [Metric(_metric_name(name), value, at, step) for name, value, at, step in points if math.isfinite(value)]
+    for start in range(0, len(metrics), _METRICS_PER_CALL):
+        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
+    client.log_batch(
+        run_id,
+        params=[Param(_metric_name(name), value[:_PARAM_LENGTH]) for name, value in plan.params.items()][:100],
+        tags=[RunTag(name, value[:_TAG_LENGTH]) for name, value in tags.items()],
+    )
+    for name, text in plan.texts.items():
+        client.log_text(run_id, text, name)
+    if plan.report:
+        one = plan.tags["level"] == "candidate"
+        page = (
+            candidate_page(archive, protocol, *plan.report) if one else generation_page(archive, protocol, plan.report)
+        )
+        client.log_text(run_id, page, "report.html")
+    if plan.status != "RUNNING":
+        client.set_terminated(run_id, plan.status, plan.end)
+    client.set_tag(run_id, STATE_TAG, plan.state)
+
+
+def _curves(archive: Archive, protocol: Protocol, candidate: str, seed: int | None) -> list[tuple[str, float, int]]:
+    """Points of one seed's curves; of their mean for ``None``."""
+    seeds = archive.trajectory(candidate, protocol.digest)
+    if seed is not None:
+        rows: Iterable[tuple[int, Mapping[str, Any]]] = ((int(row["step"]), row) for row in seeds.get(seed, []))
+        return [
+            (name, float(value), step) for step, row in rows for name, value in row.items() if name not in _NO_METRICS
+        ]
+    return [(name, value, step) for name, curve in mean_curves(seeds).items() for step, value in curve.items()]
+
+
+def _known_runs(client: MlflowClient, experiment_id: str) -> dict[str, tuple[str, dict[str, str]]]:
+    """Runs of the experiment by key: run id and tags."""
+    known: dict[str, tuple[str, dict[str, str]]] = {}
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
+        for run in page:
+            key = run.data.tags.get(KEY_TAG)
+            if key:
+                known[key] = (run.info.run_id, run.data.tags)
+        token = page.token
+        if not token:
+            return known
+
+
+def _metric_name(name: str) -> str:
+    return re.sub(r"[^\w\-. :/]", "_", name)

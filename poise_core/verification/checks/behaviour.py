@@ -1,0 +1,122 @@
+"""Checks 3 and 5: what a candidate computes on probe batches is finite, and where its gradient goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from poise_core.candidate.loading import Candidate
+from poise_core.contract import RolloutBatch
+from poise_core.verification.harness import (
+    ContractViolation,
+    Run,
+    call_controller,
+    run_candidate,
+)
+from poise_core.verification.probes import LATE, MIDDLE, START, Probe, edge_probes
+
+# ---- check 3
+
+
+def check_finite(candidate: Candidate) -> list[tuple[Probe, Run]]:
+    """Check 3: shapes, dtypes and finite values on every edge; gives the runs to later checks.
+
+    Raises:
+        ContractViolation: with the sentence for the author.
+    """
+    runs = []
+    for probe in edge_probes():
+        try:
+            run = run_candidate(candidate, probe)
+        except ContractViolation as violation:
+            raise ContractViolation(f"on {probe.name}: {violation}") from violation
+        if bool((run.mask & ~probe.batch.completion_mask).any()):
+            raise ContractViolation(f"on {probe.name}: train_mask is True outside completion_mask; combine them with &")
+        _expect_finite("Advantages.values", run.advantages.values, run.mask, probe)
+        for key, value in run.advantages.carry.items():
+            inside = run.mask if value.dim() == 2 else torch.ones_like(value, dtype=torch.bool)
+            _expect_finite(f"Advantages.carry[{key!r}]", value.float(), inside, probe)
+        _expect_finite("token_loss", run.outputs.token_loss.detach(), run.mask, probe)
+        for key, value in run.outputs.metrics.items():
+            _expect_finite(f"metric {key!r}", value.float(), run.mask, probe)
+        runs.append((probe, run))
+    state: dict[str, float] = {}
+    for dynamics in (START, START, MIDDLE, LATE, replace(LATE, entropy=0.0, kl=50.0, grad_norm=1e4)):
+        state = call_controller(candidate, state, replace(dynamics, controller=state))
+    return runs
+
+
+def _expect_finite(what: str, values: Tensor, inside: Tensor, probe: Probe) -> None:
+    bad = ~torch.isfinite(values) & inside
+    if bool(bad.any()):
+        where = [int(index) for index in bad.nonzero()[0]]
+        place = f"completion {where[0]}" + (f", token {where[1]}" if len(where) > 1 else "")
+        raise ContractViolation(
+            f"on {probe.name}: {what} is {float(values[tuple(where)])} at {place}; guard divisions with a positive epsilon and "
+            "bound exponents, for example with log_ratio"
+        )
+
+
+# ---- check 5
+
+
+def check_gradient(runs: Sequence[tuple[Probe, Run]]) -> None:
+    """Check 5: where the gradient goes.
+
+    Args:
+        runs: those of :func:`check_finite`, the ordinary batch first.
+
+    Raises:
+        ContractViolation: with the sentence for the author.
+    """
+    for probe, run in runs:
+        leaves = _leaves(run.outputs.token_loss)
+        if leaves - {id(run.inputs.logprobs), id(run.inputs.entropies)}:
+            raise ContractViolation(
+                "token_loss carries gradient to a tensor that the candidate made; only logprobs and entropies may"
+            )
+        for name, gradient in (("logprobs", run.grad_logprobs), ("entropies", run.grad_entropies)):
+            bad = run.mask & ~torch.isfinite(gradient)
+            if bool(bad.any()):
+                row, position = (int(index) for index in bad.nonzero()[0])
+                raise ContractViolation(
+                    f"on {probe.name}: the gradient of {name} is {float(gradient[row, position])} at completion {row}, token "
+                    f"{position}, although the loss is finite; sqrt, log and division have infinite slopes at 0, and "
+                    "torch.where does not shield the branch that it does not take: clamp the argument first"
+                )
+            if bool((~run.mask & (gradient != 0)).any()):
+                raise ContractViolation(
+                    f"on {probe.name}: {name} outside the mask gets gradient; mask what is combined across tokens with torch.where"
+                )
+    probe, run = runs[0]
+    mixed = _mixed(probe.batch)
+    if bool((run.grad_logprobs[mixed] == 0).all()):
+        raise ContractViolation(
+            "groups with both correct and wrong completions get no gradient at all; token_loss must depend on "
+            "inputs.logprobs where advantages differ from 0, so do not detach it"
+        )
+
+
+def _mixed(batch: RolloutBatch) -> Tensor:
+    """Completions of groups with both outcomes. (B,) bool."""
+    same = batch.group_ids.unsqueeze(0) == batch.group_ids.unsqueeze(1)  # (B, B)
+    return (same & (batch.correctness.unsqueeze(0) != batch.correctness.unsqueeze(1))).any(-1)
+
+
+def _leaves(value: Tensor) -> set[int]:
+    """Identities of the leaf tensors that a result's gradient reaches."""
+    found, seen, pending = set(), set(), [value.grad_fn]
+    if value.grad_fn is None and value.requires_grad:
+        return {id(value)}
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        pending.extend(parent for parent, _ in node.next_functions)
+    return found

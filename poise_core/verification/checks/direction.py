@@ -1,0 +1,218 @@
+"""Check 9: following the candidate's gradient raises the reward.
+
+Two problems small enough to train on in a fraction of a second: a contextual bandit whose completions are one token,
+and a game of several tokens with an end token, a length limit and malformed completions. Both run the loop of the real
+trainer: group rollouts, two updates per rollout (so that ratios leave 1), running dynamics, the controller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from poise_core.candidate.loading import Candidate
+from poise_core.contract import Dynamics, LossInputs, RolloutBatch
+from poise_core.reductions import aggregate_loss, group_max, group_mean, masked_mean, to_tokens
+from poise_core.verification.harness import (
+    ContractViolation,
+    call_advantages,
+    call_controller,
+    call_loss,
+    reduce_and_differentiate,
+    run_candidate,
+    train_mask,
+)
+from poise_core.verification.probes import MIDDLE, make_probe
+
+ROLLOUTS = 150  # at most; a game ends as soon as the reward has risen enough
+UPDATES_PER_ROLLOUT = 2
+REQUIRED_GAIN = 0.2
+LEARNING_RATE = 0.1
+
+
+@dataclass(frozen=True)
+class Game:
+    """A toy problem: sampling gives tokens and outcomes, scoring gives log-probabilities and entropies with gradient."""
+
+    name: str
+    logits: Callable[[], Tensor]  # the untrained policy's parameters
+    sample: Callable[[Tensor, torch.Generator], tuple[Tensor, RolloutBatch]]  # parameters -> tokens (B, T), batch
+    score: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # parameters, tokens -> logprobs, entropies, both (B, T)
+
+
+def check_direction(candidate: Candidate) -> None:
+    """Check 9: the reward of both games rises, and at ratio 1 the gradient agrees with REINFORCE's.
+
+    Raises:
+        ContractViolation: with the sentence for the author.
+    """
+    cosine = reinforce_cosine(candidate)
+    if cosine is not None and cosine <= 0.0:
+        raise ContractViolation(
+            f"where groups are mixed the gradient points away from REINFORCE's (cosine {cosine:.2f}): it makes wrong "
+            "completions likelier than correct ones; check the signs of the advantage and of token_loss, which is minimized"
+        )
+    for game in (bandit(), token_game()):
+        before, after = play(candidate, game)
+        if after < before + REQUIRED_GAIN:
+            raise ContractViolation(
+                f"{UPDATES_PER_ROLLOUT * ROLLOUTS} updates on {game.name} move the reward from {before:.2f} to {after:.2f}, a gain "
+                f"of less than {REQUIRED_GAIN}; the gradient does not teach what is rewarded"
+            )
+
+
+def reinforce_cosine(candidate: Candidate) -> float | None:
+    """Cosine between the candidate's and REINFORCE's ascent direction on mixed groups at ratio 1.
+
+    None where the candidate gives those groups no gradient, which check 5 reports.
+    """
+    probe = make_probe("mixed groups", (8,) * 8, 8, 81, drift=0.0, dynamics=MIDDLE)
+    batch = replace(probe.batch, truncated=torch.zeros_like(probe.batch.truncated))
+    probe = replace(probe, batch=batch)
+    run = run_candidate(candidate, probe)
+    baseline = group_mean(batch.correctness, batch.group_ids)
+    logprobs = probe.logprobs.clone().requires_grad_()
+    loss = -to_tokens(batch.correctness - baseline, batch.completion_mask) * logprobs
+    total = aggregate_loss(loss, batch.completion_mask, candidate.loss_aggregation)
+    (wanted,) = torch.autograd.grad(total, logprobs)
+    found = run.grad_logprobs
+    if not bool(found.any()):
+        return None
+    return float((found * wanted).sum() / (found.norm() * wanted.norm()))
+
+
+def play(candidate: Candidate, game: Game) -> tuple[float, float]:
+    """Train the toy policy; gives the mean reward of the first and of the last four rollouts."""
+    draw = torch.Generator().manual_seed(97)
+    parameters = game.logits().requires_grad_()
+    initial = parameters.detach().clone()
+    moments = (torch.zeros_like(initial), torch.zeros_like(initial))
+    rewards: list[float] = []
+    dynamics = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    updates = 0
+    for rollout in range(ROLLOUTS):
+        with torch.no_grad():
+            tokens, batch = game.sample(parameters, draw)
+            old_logprobs, old_entropies = game.score(parameters, tokens)
+            ref_logprobs, _ = game.score(initial, tokens)
+        batch = replace(batch, old_logprobs=old_logprobs, entropies=old_entropies, ref_logprobs=ref_logprobs)
+        rewards.append(float(batch.correctness.mean()))
+        if len(rewards) > 8 and _mean(rewards[-4:]) >= _mean(rewards[:4]) + REQUIRED_GAIN:
+            break
+        advantages = call_advantages(candidate, batch, dynamics)
+        mask = train_mask(advantages, batch)
+        norm = 0.0
+        for _ in range(UPDATES_PER_ROLLOUT):
+            logprobs, entropies = game.score(parameters, tokens)
+            inputs = LossInputs(
+                logprobs=logprobs.detach().requires_grad_(),
+                entropies=entropies.detach().requires_grad_(),
+                old_logprobs=old_logprobs,
+                ref_logprobs=ref_logprobs,
+                advantages=advantages.values,
+                mask=mask,
+                carry=dict(advantages.carry),
+                correctness=batch.correctness,
+                format_valid=batch.format_valid,
+            )
+            outputs = call_loss(candidate, inputs, dynamics)
+            _, grad_logprobs, grad_entropies = reduce_and_differentiate(candidate, inputs, outputs, mask)
+            # the chain rule by hand: autograd.grad with several outputs would import sympy, half a second
+            pulled_back = (logprobs * grad_logprobs + entropies * grad_entropies).sum()
+            (gradient,) = torch.autograd.grad(pulled_back, parameters)
+            updates += 1
+            norm = float(gradient.norm())
+            _adam(parameters, gradient, moments, updates)
+        dynamics = _next_dynamics(candidate, dynamics, batch, rollout, norm)
+    return _mean(rewards[:4]), _mean(rewards[-4:])
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _adam(parameters: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], updates: int) -> None:
+    first, second = moments
+    with torch.no_grad():
+        gradient = torch.nan_to_num(gradient)
+        first.mul_(0.8).add_(gradient, alpha=0.2)
+        second.mul_(0.95).addcmul_(gradient, gradient, value=0.05)
+        scale = (second / (1 - 0.95**updates)).sqrt() + 1e-8
+        parameters.sub_(LEARNING_RATE * (first / (1 - 0.8**updates)) / scale)
+
+
+def _next_dynamics(candidate: Candidate, before: Dynamics, batch: RolloutBatch, rollout: int, norm: float) -> Dynamics:
+    mask = batch.completion_mask
+    drift = torch.where(mask, batch.ref_logprobs - batch.old_logprobs, torch.zeros_like(batch.old_logprobs))
+    controller: Mapping[str, float] = call_controller(candidate, before.controller, before)
+    return Dynamics(
+        step=rollout + 1,
+        progress=(rollout + 1) / ROLLOUTS,
+        entropy=float(masked_mean(batch.entropies, mask)),
+        kl=float(masked_mean(drift.exp() - drift - 1.0, mask)),
+        reward_mean=float(batch.correctness.mean()),
+        completion_length=float(mask.sum(-1).float().mean()),
+        clip_fraction=0.05,
+        all_fail_fraction=float((group_max(batch.correctness, batch.group_ids) == 0).float().mean()),
+        grad_norm=norm,
+        controller=controller,
+    )
+
+
+def _batch(correct: Tensor, valid: Tensor, truncated: Tensor, groups: Tensor, mask: Tensor) -> RolloutBatch:
+    zeros = torch.zeros(mask.shape)
+    return RolloutBatch(correct.float(), valid, truncated, groups, mask, zeros, zeros, zeros)
+
+
+def bandit(contexts: int = 6, arms: int = 5, group_size: int = 8) -> Game:
+    """One token per completion: arm ``context % 4`` is correct, the last arm is malformed."""
+    groups = torch.arange(contexts).repeat_interleave(group_size)  # (B,)
+
+    def sample(parameters: Tensor, draw: torch.Generator) -> tuple[Tensor, RolloutBatch]:
+        chances = parameters.softmax(-1)[groups]
+        tokens = torch.multinomial(chances, 1, generator=draw)  # (B, 1)
+        arm = tokens.squeeze(-1)
+        mask = torch.ones(tokens.shape, dtype=torch.bool)
+        return tokens, _batch(arm == groups % 4, arm != arms - 1, torch.zeros_like(mask[:, 0]), groups, mask)
+
+    def score(parameters: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = parameters.log_softmax(-1)[groups]  # (B, arms)
+        return logprobs.gather(-1, tokens), -(logprobs.exp() * logprobs).sum(-1, keepdim=True)
+
+    return Game("a bandit with five arms", lambda: torch.zeros((contexts, arms)), sample, score)
+
+
+def token_game(prompts: int = 4, words: int = 5, limit: int = 5, group_size: int = 12) -> Game:
+    """Completions of up to five tokens over a table policy (position, prompt -> token); token 0 ends a completion.
+
+    Correct: ended before the limit and the prompt's word ``1 + prompt % 3`` was said. Malformed: word 4 was said, or the limit
+    was hit.
+    """
+    groups = torch.arange(prompts).repeat_interleave(group_size)
+    wanted = (1 + groups % 3).unsqueeze(-1)
+
+    def start() -> Tensor:
+        logits = torch.zeros((prompts, limit, words))
+        logits[:, 0, 0] = -1.0
+        logits[:, 1:, 0] = 0.7
+        return logits
+
+    def sample(parameters: Tensor, draw: torch.Generator) -> tuple[Tensor, RolloutBatch]:
+        chances = parameters.softmax(-1)[groups]  # (B, T, words)
+        rows = groups.shape[0]
+        tokens = torch.multinomial(chances.reshape(rows * limit, words), 1, generator=draw).reshape(rows, limit)
+        ended = (tokens == 0).cumsum(-1)
+        mask = (ended - (tokens == 0).long()) == 0  # up to and including the end token
+        truncated = ended[:, -1] == 0
+        valid = ~truncated & ~((tokens == 4) & mask).any(-1)
+        correct = valid & ((tokens == wanted) & mask).any(-1)
+        return tokens, _batch(correct, valid, truncated, groups, mask)
+
+    def score(parameters: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        logprobs = parameters.log_softmax(-1)[groups]  # (B, T, words)
+        return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
+
+    return Game("a game of several tokens", start, sample, score)

@@ -1,0 +1,112 @@
+"""Check 2: the parts of the contract are there and well-formed, and every mechanism's off-switch does something."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+
+from poise_core.candidate.loading import Candidate
+from poise_core.verification.fingerprint import Observation, differs, observe_one_by_one
+from poise_core.verification.harness import ContractViolation
+
+_SIGNATURES = {
+    "compute_advantages": ("batch", "hp", "dynamics"),
+    "compute_loss": ("inputs", "hp", "dynamics"),
+    "update_controller": ("state", "dynamics", "hp"),
+}
+EFFECT = 1e-6  # relative change of loss, advantages or gradient that counts as an effect of a switch
+
+
+def check_interface(candidate: Candidate) -> None:
+    """Docstring, signatures, hyperparameters and the table of mechanisms, without running the algorithm.
+
+    Raises:
+        ContractViolation: with the sentence for the author.
+    """
+    if not (ast.get_docstring(ast.parse(candidate.source)) or "").strip():
+        raise ContractViolation("the file has no docstring; begin it with the idea, its source and the equations")
+    functions = {
+        "compute_advantages": candidate.advantages_function,
+        "compute_loss": candidate.loss_function,
+        "update_controller": candidate.controller_function,
+    }
+    for name, function in functions.items():
+        if function is not None:
+            _check_signature(name, function)
+    _check_hyperparameters(candidate)
+    _check_mechanisms(candidate)
+
+
+def check_switches(candidate: Candidate, observed: Sequence[Observation]) -> None:
+    """Switching any mechanism off changes what the candidate computes on some probe.
+
+    Args:
+        candidate: the candidate.
+        observed: what it does with its default hyperparameters.
+
+    Raises:
+        ContractViolation: with the sentence for the author.
+    """
+    for name, overrides in candidate.mechanisms.items():
+        try:
+            without = observe_one_by_one(candidate.with_overrides(**overrides))
+            changes = any(differs(one, other, EFFECT) for one, other in zip(observed, without, strict=True))
+        except ContractViolation as violation:
+            raise ContractViolation(f"with mechanism {name!r} switched off: {violation}") from violation
+        if not changes:
+            raise ContractViolation(
+                f"switching mechanism {name!r} off ({_overrides(overrides)}) changes nothing on any probe; remove it from "
+                "MECHANISMS, or make the code depend on those hyperparameters"
+            )
+
+
+def _overrides(overrides: Mapping[str, object]) -> str:
+    return ", ".join(f"{key}={value!r}" for key, value in overrides.items())
+
+
+def _check_signature(name: str, function: object) -> None:
+    wanted = _SIGNATURES[name]
+    if not inspect.isfunction(function):
+        raise ContractViolation(f"{name} is not a function; write def {name}({', '.join(wanted)})")
+    parameters = inspect.signature(function).parameters.values()
+    names = tuple(parameter.name for parameter in parameters)
+    if names != wanted or any(parameter.kind != parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
+        raise ContractViolation(
+            f"{name}({', '.join(names)}) has the wrong parameters; write def {name}({', '.join(wanted)})"
+        )
+
+
+def _check_hyperparameters(candidate: Candidate) -> None:
+    cls = type(candidate.hyperparameters)
+    if not dataclasses.is_dataclass(cls) or not cls.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise ContractViolation("Hyperparameters is not a frozen dataclass; decorate it with @dataclass(frozen=True)")
+    for field in dataclasses.fields(cls):
+        value = getattr(candidate.hyperparameters, field.name)
+        if not isinstance(value, bool | int | float | str):
+            raise ContractViolation(
+                f"Hyperparameters.{field.name} is a {type(value).__name__}; use a bool, int, float or str"
+            )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ContractViolation(f"Hyperparameters.{field.name} is {value}; use a finite number such as 1e6")
+
+
+def _check_mechanisms(candidate: Candidate) -> None:
+    mechanisms = candidate.mechanisms
+    if not isinstance(mechanisms, dict):
+        raise ContractViolation("MECHANISMS is not a dict; map each mechanism to the overrides that switch it off")
+    defaults = {
+        f.name: getattr(candidate.hyperparameters, f.name) for f in dataclasses.fields(candidate.hyperparameters)
+    }
+    for name, overrides in mechanisms.items():
+        if not isinstance(name, str) or not isinstance(overrides, dict) or not overrides:
+            raise ContractViolation(f"MECHANISMS[{name!r}] must be a non-empty dict of hyperparameter overrides")
+        for key, value in overrides.items():
+            if key not in defaults:
+                raise ContractViolation(f"MECHANISMS[{name!r}] overrides {key!r}, which Hyperparameters does not have")
+            if isinstance(value, str | bool) != isinstance(defaults[key], str | bool):
+                raise ContractViolation(
+                    f"MECHANISMS[{name!r}] sets {key} to {value!r}, but its default is {defaults[key]!r}; use the same type"
+                )

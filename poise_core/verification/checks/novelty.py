@@ -1,0 +1,61 @@
+"""Check 10: whether a candidate's behaviour is new, and how far it is from the known algorithms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+
+from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.candidate.identity import source_digest
+from poise_core.candidate.loading import load_candidate
+from poise_core.verification.fingerprint import SAME, Observation, distance, observe, same_behaviour, sketched_distance
+
+ARCHIVED_SHOWN = 5
+
+
+@lru_cache(maxsize=1)
+def known_behaviours() -> Mapping[str, tuple[str, tuple[Observation, ...]]]:
+    """Every shipped algorithm -> (digest of its source, what it does); computed once per process."""
+    found = {}
+    for name in list_algorithms():
+        candidate = load_candidate(algorithm_path(name))
+        found[name] = (source_digest(candidate.source), observe(candidate))
+    return found
+
+
+def nearest_algorithms(observed: tuple[Observation, ...]) -> tuple[tuple[str, float], ...]:
+    """Every known algorithm with its distance, nearest first; a tie goes by name."""
+    distances = {name: distance(observed, known) for name, (_, known) in known_behaviours().items()}
+    return tuple(sorted(distances.items(), key=lambda pair: (pair[1], pair[0])))
+
+
+def nearest_archived(own: str, archived: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
+    """The archived candidates that are closest, by the sketches of their fingerprints, nearest first.
+
+    Args:
+        own: the candidate's fingerprint.
+        archived: fingerprint -> id.
+    """
+    distances = ((identifier, sketched_distance(own, other)) for other, identifier in archived.items())
+    return tuple(sorted(distances, key=lambda pair: (pair[1], pair[0]))[:ARCHIVED_SHOWN])
+
+
+def find_duplicate(
+    own: str, nearest: tuple[tuple[str, float], ...], archived: Mapping[str, str]
+) -> tuple[str | None, bool]:
+    """Who behaves as this candidate does.
+
+    Args:
+        own: the candidate's fingerprint.
+        nearest: from :func:`nearest_algorithms`.
+        archived: fingerprint -> id of archived candidates.
+
+    Returns:
+        The id or algorithm name, or None; and whether it is in the archive.
+    """
+    for fingerprint, identifier in archived.items():
+        if same_behaviour(own, fingerprint):
+            return identifier, True
+    if nearest and nearest[0][1] < SAME:
+        return nearest[0][0], False
+    return None, False

@@ -1,0 +1,224 @@
+"""Check 4: a candidate is a pure function: the same every time, leaving its inputs, itself and the process as they were."""
+
+from __future__ import annotations
+
+import builtins
+import math
+import os
+import random
+import sys
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from poise_core import contract, reductions
+from poise_core.candidate.loading import Candidate
+from poise_core.verification.harness import (
+    ContractViolation,
+    Run,
+    call_controller,
+    copy_batch,
+    guarded,
+    loss_inputs,
+    run_candidate,
+)
+from poise_core.verification.probes import LATE, MIDDLE, Probe, edge_probes, ordinary
+
+
+@dataclass(frozen=True)
+class GlobalState:
+    """What a candidate must leave alone in its process."""
+
+    values: Mapping[str, object]
+    members: Mapping[str, Mapping[str, int]]  # namespace -> member -> identity
+
+    @classmethod
+    def capture(cls) -> GlobalState:
+        """The state now."""
+        values = {
+            "torch's random state": torch.get_rng_state().numpy().tobytes(),
+            "Python's random state": hash(random.getstate()),
+            "torch's default dtype": torch.get_default_dtype(),
+            "torch's default device": str(torch.get_default_device()),
+            "the grad mode": torch.is_grad_enabled(),
+            "the inference mode": torch.is_inference_mode_enabled(),
+            "torch's number of threads": torch.get_num_threads(),
+            "the deterministic mode": torch.are_deterministic_algorithms_enabled(),
+            "autocast": torch.is_autocast_enabled("cpu"),
+            "anomaly detection": torch.is_anomaly_enabled(),
+            "the environment variables": hash(frozenset(os.environ.items())),
+            "the working directory": os.getcwd(),
+            "sys.path": tuple(sys.path),
+            "the recursion limit": sys.getrecursionlimit(),
+            "the trace function": (id(sys.gettrace()), id(sys.getprofile())),
+        }
+        spaces: dict[str, Mapping[str, Any]] = {
+            "torch": vars(torch),
+            "torch.Tensor": vars(torch.Tensor),
+            "torch.nn.functional": vars(torch.nn.functional),
+            "torch.autograd": vars(torch.autograd),
+            "math": vars(math),
+            "builtins": vars(builtins),
+            "poise_core.contract": vars(contract),
+            "poise_core.reductions": vars(reductions),
+        }
+        return cls(values, {name: {key: id(value) for key, value in space.items()} for name, space in spaces.items()})
+
+    def difference(self) -> str:
+        """What has changed since; "" when nothing has."""
+        now = GlobalState.capture()
+        for what, value in self.values.items():
+            if now.values[what] != value:
+                return what
+        for space, members in self.members.items():
+            for member, identity in members.items():
+                if now.members[space].get(member) != identity:
+                    return f"{space}.{member}"
+        return ""
+
+
+def check_pure(candidate: Candidate, reload: Callable[[], Candidate], before: GlobalState) -> None:
+    """Check 4.
+
+    Args:
+        candidate: the candidate, already used by earlier checks.
+        reload: loads it afresh.
+        before: the process's state before it was first loaded.
+
+    Raises:
+        ContractViolation: with the sentence for the author.
+    """
+    members = _members(candidate)
+    first, second = ordinary(71), edge_probes()[9]
+    once = run_candidate(candidate, first)
+    run_candidate(candidate, second)
+    again = run_candidate(candidate, first)
+    _expect_equal(
+        once,
+        again,
+        "a second call with the same batch gives another result; a candidate is deterministic and keeps no state",
+    )
+    fresh = run_candidate(reload(), first)
+    _expect_equal(
+        once, fresh, "a freshly loaded candidate gives another result than a used one; it keeps state between calls"
+    )
+    _check_inputs(candidate, first, once)
+    _check_controller(candidate)
+    changed = next((name for name, value in _members(candidate).items() if members.get(name) != value), "")
+    if changed:
+        raise ContractViolation(
+            f"{changed} changed while the candidate ran; it keeps state between calls: use update_controller"
+        )
+    moved = before.difference()
+    if moved:
+        raise ContractViolation(f"the candidate changes {moved}; it may only compute results from its arguments")
+
+
+def _expect_equal(first: Run, second: Run, message: str) -> None:
+    pairs = [
+        (first.advantages.values, second.advantages.values),
+        (first.mask, second.mask),
+        (first.outputs.token_loss, second.outputs.token_loss),
+        (first.grad_logprobs, second.grad_logprobs),
+        (first.grad_entropies, second.grad_entropies),
+        *((value, second.advantages.carry.get(key)) for key, value in first.advantages.carry.items()),
+        *((value, second.outputs.metrics.get(key)) for key, value in first.outputs.metrics.items()),
+    ]
+    if any(other is None or not _identical(value, other) for value, other in pairs):
+        raise ContractViolation(message)
+
+
+def _identical(first: Tensor, second: Tensor) -> bool:
+    first, second = first.detach(), second.detach()
+    return first.shape == second.shape and torch.equal(torch.nan_to_num(first), torch.nan_to_num(second))
+
+
+def _check_inputs(candidate: Candidate, probe: Probe, run: Run) -> None:
+    state = {"poise_probe": 0.5}
+    dynamics = replace(probe.dynamics, controller=state)
+    batch = copy_batch(probe.batch)
+    with torch.no_grad():
+        guarded("compute_advantages", lambda: candidate.compute_advantages(batch, dynamics))
+    _expect_untouched("compute_advantages", "batch", batch, probe.batch)
+    rows = torch.arange(run.mask.shape[0])
+    inputs, original = loss_inputs(probe, run.advantages, rows), loss_inputs(probe, run.advantages, rows)
+    guarded("compute_loss", lambda: candidate.compute_loss(inputs, dynamics))
+    _expect_untouched("compute_loss", "inputs", inputs, original)
+    if state != {"poise_probe": 0.5}:
+        raise ContractViolation(
+            "the candidate writes into dynamics.controller; return the new state from update_controller"
+        )
+
+
+def _expect_untouched(function: str, name: str, value: Any, original: Any) -> None:
+    for field in fields(original):
+        now, then = getattr(value, field.name), getattr(original, field.name)
+        same = (
+            _identical(now, then)
+            if isinstance(then, Tensor)
+            else now.keys() == then.keys() and all(_identical(now[key], then[key]) for key in then)
+        )
+        if not same:
+            raise ContractViolation(
+                f"{function} writes into {name}.{field.name}; -= and += change a tensor in place: write x = x - y, or clone"
+            )
+
+
+def _check_controller(candidate: Candidate) -> None:
+    if candidate.controller_function is None:
+        return
+    state = call_controller(candidate, call_controller(candidate, {}, MIDDLE), LATE)
+    once, again = (call_controller(candidate, state, LATE) for _ in range(2))
+    if once != again:
+        raise ContractViolation(
+            "update_controller gives another state when it is called again; it is a function of its arguments"
+        )
+    given = dict(state)
+    guarded("update_controller", lambda: candidate.update_controller(given, LATE))
+    if given != state:
+        raise ContractViolation("update_controller writes into state; build and return a new dict")
+
+
+def _members(candidate: Candidate) -> dict[str, str]:
+    """Everything in which a candidate's module could keep something, described by value."""
+    found: dict[str, str] = {}
+    space = candidate.loss_function.__globals__
+    for name, value in space.items():
+        if name.startswith("__") and name.endswith("__"):
+            continue
+        if isinstance(value, types.FunctionType) and value.__globals__ is space:
+            cells = [_cell(cell) for cell in value.__closure__ or ()]
+            found[name] = _describe([value.__defaults__, value.__kwdefaults__, vars(value), cells])
+        elif not isinstance(value, types.ModuleType | types.FunctionType | types.BuiltinFunctionType):
+            found[name] = _describe(vars(value) if isinstance(value, type) else value)
+    return found
+
+
+def _cell(cell: types.CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
+
+
+def _describe(value: object, depth: int = 0) -> str:
+    if depth > 4:
+        return type(value).__name__
+    if isinstance(value, Tensor):
+        return f"{value.dtype}{tuple(value.shape)}{value.detach().flatten()[:1000].tolist()}"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key!s}:{_describe(item, depth + 1)}" for key, item in list(value.items())[:1000]) + "}"
+    if isinstance(value, list | tuple | set | frozenset):
+        return "[" + ",".join(_describe(item, depth + 1) for item in list(value)[:1000]) + f"]{len(value)}"
+    if is_dataclass(value) and not isinstance(value, type):
+        return _describe({field.name: getattr(value, field.name) for field in fields(value)}, depth + 1)
+    if isinstance(value, bool | int | float | str | bytes | None):
+        return repr(value)[:1000]
+    if isinstance(value, types.FunctionType | types.BuiltinFunctionType | type | staticmethod | classmethod | property):
+        return str(type(value).__name__)
+    inner = _describe(vars(value), depth + 1) if hasattr(value, "__dict__") else str(id(value))
+    return type(value).__name__ + inner

@@ -1,0 +1,1 @@
+"""The static check: what a candidate file may say."""

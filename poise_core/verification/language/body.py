@@ -1,0 +1,307 @@
+"""The part of check 1 that reads the bodies of functions: statements, expressions, and the names that they use."""
+
+from __future__ import annotations
+
+import ast
+
+from poise_core.verification.language import bounds, vocabulary
+
+_ADVICE = {
+    "While": "a while loop may never end; use torch operations or a for loop over a range",
+    "Try": "an error must not be hidden; make the computation well-defined with clamp or torch.where",
+    "Raise": "a candidate handles every batch; remove it",
+    "Assert": "a candidate handles every batch; remove it",
+    "Lambda": "define a function at module level instead",
+    "Global": "a candidate keeps no state between calls; use update_controller",
+    "Nonlocal": "a candidate keeps no state between calls; use update_controller",
+    "JoinedStr": "write names of metrics as plain strings",
+    "Yield": "build a list or use torch operations",
+    "Starred": "write the arguments out",
+    "LShift": "use multiplication",
+    "RShift": "use //",
+    "NamedExpr": "assign on a line of its own",
+    "FunctionDef": "define functions at module level",
+}
+_EXPRESSIONS = (
+    ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.IfExp, ast.Compare, ast.Call, ast.Constant, ast.Attribute, ast.Subscript, ast.Slice,
+    ast.Name, ast.Dict, ast.List, ast.Tuple, ast.ListComp, ast.DictComp, ast.GeneratorExp,
+)  # fmt: skip
+_OPERATORS = (
+    ast.And, ast.Or, ast.Not, ast.Invert, ast.USub, ast.UAdd, ast.Add, ast.Sub, ast.Mult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow,
+    ast.MatMult, ast.BitAnd, ast.BitOr, ast.BitXor, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE, ast.In, ast.NotIn, ast.Is,
+    ast.IsNot,
+)  # fmt: skip
+
+
+class BodyReader:
+    """Reads statements and expressions with the names that are in scope, collecting findings."""
+
+    def __init__(self) -> None:
+        self.findings: list[tuple[int, str]] = []
+        self.modules: dict[str, str] = {}  # name in the file -> dotted module
+        self.members: set[str] = set()  # imported functions and results
+        self.types: set[str] = set()  # imported names for annotations
+        self.constants: set[str] = set()
+        self.functions: dict[str, ast.FunctionDef] = {}  # those defined above the current line
+        self.classes: set[str] = set()
+        self.fields: frozenset[str] = frozenset()  # of Hyperparameters
+        self.parameters: frozenset[str] = frozenset()  # of the function that is being read
+        self.locals: frozenset[str] = frozenset()
+        self.aliases: frozenset[str] = frozenset()  # locals that may be another name for something it was given
+
+    def refuse(self, node: ast.AST, message: str) -> None:
+        """Note that a node is outside the language."""
+        self.findings.append((getattr(node, "lineno", 1), message))
+
+    def refuse_construct(self, node: ast.AST) -> None:
+        """Note that a whole construct is outside the language, with the alternative."""
+        name = type(node).__name__
+        advice = _ADVICE.get(name, "the candidate language has no such construct")
+        self.refuse(node, f"{name} is not allowed: {advice}")
+
+    def is_free(self, node: ast.AST, name: str) -> bool:
+        """Refuse a name that hides an import, a function or a built-in, so that every name means one thing."""
+        self.identifier(node, name)
+        if any(name in taken for taken in (self.modules, self.members, self.types, self.functions, self.classes)):
+            self.refuse(node, f"{name} already names something else in this file; choose another name")
+        elif name in self.constants:
+            self.refuse(node, f"{name} is a constant of this file; choose another name")
+        elif name in vocabulary.BUILTINS:
+            self.refuse(node, f"{name} is a built-in function; choose another name")
+        else:
+            return True
+        return False
+
+    def identifier(self, node: ast.AST, name: str) -> None:
+        """Refuse a name that could reach Python's own machinery."""
+        if name.startswith("__"):
+            self.refuse(node, f"{name}: names that begin with two underscores are not allowed")
+
+    # ---- statements
+
+    def statement(self, node: ast.stmt) -> None:
+        """Read one statement of a function."""
+        match node:
+            case ast.Return(value=value):
+                if value is not None:
+                    self.expression(value)
+            case ast.Assign(targets=targets, value=value):
+                self.expression(value)
+                for target in targets:
+                    self.target(target)
+            case ast.AnnAssign(target=target, annotation=annotation, value=value):
+                self.annotation(annotation)
+                if value is not None:
+                    self.expression(value)
+                self.target(target)
+            case ast.AugAssign(target=target, op=op, value=value):
+                self.operator(node, op)
+                self.expression(value)
+                self.target(target, augmented=True)
+            case ast.If(test=test, body=body, orelse=orelse):
+                self.expression(test)
+                self.block([*body, *orelse])
+            case ast.For(target=target, iter=iterated, body=body, orelse=orelse):
+                self.expression(iterated)
+                self.target(target)
+                self.block([*body, *orelse])
+            case ast.With(items=[ast.withitem(context_expr=context, optional_vars=None)], body=body):
+                if ast.unparse(context) != "torch.no_grad()" or self.modules.get("torch") != "torch":
+                    self.refuse(node, "with is only allowed for torch.no_grad()")
+                self.block(body)
+            case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=attr)) as call) if (
+                attr in vocabulary.CHANGING_MEMBERS
+            ):
+                if name in self.parameters | self.aliases:
+                    self.refuse(
+                        node, f"{name}.{attr} changes what this function did not make; copy it first: dict({name})"
+                    )
+                self.expression(call, changing=True)
+            case ast.Pass() | ast.Break() | ast.Continue():
+                pass
+            case ast.Expr():
+                self.refuse(node, "the value of this line is not used; assign it or remove it")
+            case _:
+                self.refuse_construct(node)
+
+    def block(self, statements: list[ast.stmt]) -> None:
+        """Read the statements of a branch or loop."""
+        for statement in statements:
+            self.statement(statement)
+
+    def target(self, node: ast.expr, augmented: bool = False) -> None:
+        """Read what is assigned to: a name, or an element of something that this function made."""
+        match node:
+            case ast.Name(id=name):
+                self.identifier(node, name)
+                if name == "hp":
+                    self.refuse(node, "hp always means the hyperparameters; choose another name")
+                elif augmented and name in self.parameters | self.aliases:
+                    self.refuse(
+                        node, f"this changes {name} in place, which this function did not make; write x = {name} + ..."
+                    )
+            case ast.Tuple(elts=elements) if not augmented:
+                for element in elements:
+                    self.target(element)
+            case ast.Subscript(value=ast.Name(id=name), slice=index):
+                if name not in self.locals or name in self.parameters | self.aliases:
+                    self.refuse(
+                        node, f"assigning into {name} changes something that this function did not make; copy it first"
+                    )
+                self.expression(index)
+            case ast.Attribute():
+                self.refuse(node, "assigning to an attribute changes an input or a module; make a new value instead")
+            case _:
+                self.refuse(node, "assign to a name, or to an element of a list or dict that this function made")
+
+    # ---- expressions
+
+    def annotation(self, node: ast.expr | None) -> None:
+        """Read an annotation; it may name types and nothing else."""
+        for part in () if node is None else ast.walk(node):
+            if isinstance(part, ast.Name):
+                known = part.id in self.types | self.members | self.classes | set(
+                    self.modules
+                ) | vocabulary.BUILTINS | {
+                    "str",
+                    "object",
+                }
+                if not known:
+                    self.refuse(part, f"the annotation names {part.id}, which is not imported; leave it out")
+            elif isinstance(part, ast.Attribute):
+                if ast.unparse(part) != "torch.Tensor":
+                    self.refuse(
+                        part, f"the annotation {ast.unparse(part)} is not allowed; use torch.Tensor or leave it out"
+                    )
+            elif not isinstance(part, ast.Subscript | ast.Tuple | ast.BinOp | ast.BitOr | ast.Load | ast.Constant):
+                self.refuse(part, "this annotation is not allowed; leave it out")
+            elif isinstance(part, ast.Constant) and part.value not in (None, ...):
+                self.refuse(part, "an annotation in quotes is not allowed; leave it out")
+
+    def expression(self, node: ast.expr, changing: bool = False) -> None:
+        """Read an expression; ``changing`` allows a method that changes its object."""
+        if not isinstance(node, _EXPRESSIONS):
+            self.refuse_construct(node)
+            return
+        self.findings.extend(bounds.size_findings(node))
+        match node:
+            case ast.Name(id=name):
+                self.name(node, name)
+            case ast.Attribute():
+                self.attribute(node, changing)
+            case ast.Call():
+                self.call(node, changing)
+            case ast.Constant(value=value):
+                if isinstance(value, bytes | complex):
+                    self.refuse(node, f"{type(value).__name__} constants are not allowed")
+            case ast.ListComp() | ast.DictComp() | ast.GeneratorExp():
+                self.comprehension(node)
+            case _:
+                for child in ast.iter_child_nodes(node):
+                    if isinstance(child, ast.expr):
+                        self.expression(child)
+                    elif isinstance(child, ast.operator | ast.unaryop | ast.boolop | ast.cmpop):
+                        self.operator(node, child)
+
+    def operator(self, node: ast.AST, op: ast.AST) -> None:
+        """Refuse an operator that is not listed."""
+        if not isinstance(op, _OPERATORS):
+            self.refuse(node, f"{type(op).__name__} is not allowed: {_ADVICE.get(type(op).__name__, 'use arithmetic')}")
+
+    def name(self, node: ast.Name, name: str) -> None:
+        """Read a name: it must mean something that is allowed as a value."""
+        self.identifier(node, name)
+        if name == "MECHANISMS":
+            self.refuse(node, "MECHANISMS describes the candidate and may not be read by it")
+        if name in self.locals or name in self.constants or name in self.members or name in vocabulary.BUILTINS:
+            return
+        if name in self.modules:
+            self.refuse(node, f"the module {name} may only be used as {name}.function(...)")
+        elif name in self.functions:
+            self.refuse(node, f"{name} may only be called, not passed on")
+        elif name in self.types:
+            self.refuse(node, f"{name} may only stand in annotations")
+        else:
+            self.refuse(node, f"{name} is not defined above this line, or not allowed in a candidate")
+
+    def attribute(self, node: ast.Attribute, changing: bool = False) -> None:
+        """Read ``a.b``: a listed member of a module, a field of hp, or a listed method or field."""
+        root, path = _dotted(node)
+        if root in self.modules and root not in self.locals:
+            module = self.modules[root]
+            for position, part in enumerate(path):
+                if part not in vocabulary.MODULES.get(module, frozenset()):
+                    self.refuse(node, f"{module}.{part} is not among the functions that a candidate may use")
+                    return
+                module = f"{module}.{part}"
+                if module not in vocabulary.MODULES and position + 1 < len(path):
+                    self.refuse(node, f"{'.'.join([root, *path])} is not among the functions that a candidate may use")
+                    return
+            if path[-1] in vocabulary.TYPES:
+                self.refuse(node, f"{module} may only stand in annotations")
+            elif module in vocabulary.MODULES:
+                self.refuse(node, f"the module {module} may only be used as {module}.function(...)")
+            return
+        if root == "hp" and "hp" in self.parameters and len(path) == 1:
+            if path[0] not in self.fields:
+                self.refuse(node, f"Hyperparameters has no field {path[0]}")
+            return
+        if node.attr in vocabulary.CHANGING_MEMBERS and not changing:
+            self.refuse(
+                node, f".{node.attr} changes its object; call it on a line of its own, on something this function made"
+            )
+        elif node.attr not in vocabulary.MEMBERS and node.attr not in vocabulary.CHANGING_MEMBERS:
+            self.refuse(
+                node, f".{node.attr} is not among the tensor methods and contract fields that a candidate may use"
+            )
+        self.expression(node.value)
+
+    def call(self, node: ast.Call, changing: bool) -> None:
+        """Read a call: what is called, with which arguments."""
+        parameters: frozenset[str] = frozenset()
+        if isinstance(node.func, ast.Name) and node.func.id in self.functions and node.func.id not in self.locals:
+            arguments = self.functions[node.func.id].args
+            positional = [a.arg for a in [*arguments.posonlyargs, *arguments.args]]
+            parameters = frozenset([*positional, *(a.arg for a in arguments.kwonlyargs)])
+            self.hands_on_hyperparameters(node, positional)
+        elif isinstance(node.func, ast.Name | ast.Attribute):
+            self.expression(node.func, changing)
+        else:
+            self.refuse(node, "only functions and methods may be called")
+        for argument in node.args:
+            self.expression(argument)
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                self.refuse(node, "unpacking with ** is not allowed: write the arguments out")
+            elif keyword.arg not in vocabulary.KEYWORDS and keyword.arg not in parameters:
+                self.refuse(node, f"the argument {keyword.arg}= is not allowed")
+            self.expression(keyword.value)
+
+    def hands_on_hyperparameters(self, node: ast.Call, positional: list[str]) -> None:
+        """A parameter called hp gets the hyperparameters and nothing else: any field name may be read from it."""
+        given = dict(zip(positional, node.args, strict=False))
+        given |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
+        value = given.get("hp")
+        if value is not None and not (isinstance(value, ast.Name) and value.id == "hp" and "hp" in self.parameters):
+            self.refuse(node, "a parameter called hp takes the hyperparameters: pass hp itself")
+
+    def comprehension(self, node: ast.ListComp | ast.DictComp | ast.GeneratorExp) -> None:
+        """Read a comprehension."""
+        for generator in node.generators:
+            if generator.is_async:
+                self.refuse(node, "a candidate is synchronous")
+            self.expression(generator.iter)
+            self.target(generator.target)
+            for condition in generator.ifs:
+                self.expression(condition)
+        for part in [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]:
+            self.expression(part)
+
+
+def _dotted(node: ast.expr) -> tuple[str, list[str]]:
+    """The root name and the attributes of ``a.b.c``; an empty root where the chain starts from an expression."""
+    path: list[str] = []
+    while isinstance(node, ast.Attribute):
+        path.append(node.attr)
+        node = node.value
+    return (node.id if isinstance(node, ast.Name) else ""), path[::-1]

@@ -1,0 +1,215 @@
+"""Check 1: the file is written in the small language that candidates need, judged from its syntax tree alone.
+
+Nothing is executed. Every syntax node, module member, attribute, keyword and built-in has to be listed in
+:mod:`poise_core.verification.language.vocabulary` or below; what is not listed is refused with its line and, where there is
+one, the alternative. The file that passes is run as it stands: no rewriting stands between what was checked and what
+trains.
+"""
+
+from __future__ import annotations
+
+import ast
+
+from poise_core.verification.language import bounds, vocabulary
+from poise_core.verification.language.aliasing import find_aliases
+from poise_core.verification.language.body import BodyReader
+from poise_core.verification.language.vocabulary import LanguageError
+
+MAX_BYTES = 64 * 1024
+MAX_NODES = 6000
+MAX_DEPTH = 60
+MAX_FINDINGS = 3
+
+
+def parse_source(source: str) -> ast.Module:
+    """Parse a candidate within limits on its size and depth.
+
+    Raises:
+        LanguageError: too large, too deep, or no valid Python.
+    """
+    size = len(source.encode("utf-8", "replace"))
+    if size > MAX_BYTES:
+        raise LanguageError(f"the file has {size} bytes; at most {MAX_BYTES} are allowed")
+    try:
+        tree = ast.parse(source)
+    except SyntaxError as error:
+        raise LanguageError(f"line {error.lineno or 1}: the file does not parse: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise LanguageError(f"the file does not parse: {str(error) or 'it nests too deeply'}") from error
+    count = 0
+    pending: list[tuple[ast.AST, int]] = [(tree, 0)]
+    while pending:
+        node, depth = pending.pop()
+        count += 1
+        if count > MAX_NODES:
+            raise LanguageError(f"the file has more than {MAX_NODES} syntax nodes; shorten it")
+        if depth > MAX_DEPTH:
+            raise LanguageError(
+                f"line {getattr(node, 'lineno', 1)}: more than {MAX_DEPTH} levels of nesting; use names"
+            )
+        pending.extend((child, depth + 1) for child in ast.iter_child_nodes(node))
+    return tree
+
+
+def check_language(source: str) -> ast.Module:
+    """Parse the source and refuse what lies outside the language.
+
+    Raises:
+        LanguageError: the first findings, each with its line.
+    """
+    tree = parse_source(source)
+    reader = _ModuleReader()
+    reader.module(tree)
+    if reader.findings:
+        found = sorted(set(reader.findings))[:MAX_FINDINGS]
+        raise LanguageError("; ".join(f"line {line}: {message}" for line, message in found))
+    return tree
+
+
+class _ModuleReader(BodyReader):
+    """Reads a whole file: imports, constants, hyperparameters and functions, in their order."""
+
+    def module(self, tree: ast.Module) -> None:
+        self.fields = frozenset(
+            line.target.id
+            for node in tree.body
+            if isinstance(node, ast.ClassDef)
+            for line in node.body
+            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+        )
+        for position, node in enumerate(tree.body):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                self.imports(node)
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                self.constant(node)
+            elif isinstance(node, ast.FunctionDef):
+                self.function(node)
+            elif isinstance(node, ast.ClassDef):
+                self.hyperparameters(node)
+            elif not (position == 0 and _is_docstring(node)):
+                name = type(node).__name__
+                self.refuse(
+                    node,
+                    f"{name} at module level is not allowed: only imports, constants, Hyperparameters and functions",
+                )
+
+    def imports(self, node: ast.Import | ast.ImportFrom) -> None:
+        allowed = ", ".join(sorted(set(vocabulary.MODULES) - {"torch.nn", "__future__"}))
+        for alias in node.names:
+            name = alias.asname or alias.name
+            if isinstance(node, ast.ImportFrom):
+                module = node.module or ""
+                if node.level or module not in vocabulary.MODULES:
+                    self.refuse(
+                        node, f"importing from {'.' * node.level}{module} is not allowed; importable are {allowed}"
+                    )
+                elif alias.name not in vocabulary.MODULES[module]:
+                    self.refuse(node, f"{module}.{alias.name} is not among the functions that a candidate may use")
+                elif self.is_free(node, name):
+                    dotted = f"{module}.{alias.name}"
+                    if dotted in vocabulary.MODULES:
+                        self.modules[name] = dotted
+                    else:
+                        (self.types if alias.name in vocabulary.TYPES else self.members).add(name)
+            elif alias.name not in vocabulary.MODULES or alias.name == "__future__":
+                self.refuse(node, f"importing {alias.name} is not allowed; importable are {allowed}")
+            elif alias.asname is None and "." in alias.name:  # binds the top-level name
+                top = alias.name.partition(".")[0]
+                if top != "torch":
+                    self.refuse(node, f"write from {alias.name} import ... instead of import {alias.name}")
+                else:
+                    self.modules[top] = top
+            elif name in self.modules and self.modules[name] == alias.name:
+                continue
+            elif self.is_free(node, name):
+                self.modules[name] = alias.name
+
+    def constant(self, node: ast.Assign | ast.AnnAssign) -> None:
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        if len(targets) != 1 or not isinstance(targets[0], ast.Name) or node.value is None:
+            self.refuse(node, "module level takes one constant per line: NAME = value")
+            return
+        name = targets[0].id
+        if name != "MECHANISMS" and any(isinstance(part, ast.Dict | ast.List) for part in ast.walk(node.value)):
+            self.refuse(node, f"{name} could be changed between calls; use a tuple or numbers")
+        if any(isinstance(part, ast.ListComp | ast.DictComp | ast.GeneratorExp) for part in ast.walk(node.value)):
+            self.refuse(node, f"{name} must be written out, not computed by a comprehension")
+        if any(isinstance(part, ast.Name) and part.id in self.modules and self.modules[part.id].startswith("torch")
+               for part in ast.walk(node.value)):  # fmt: skip
+            self.refuse(node, f"{name} would be a tensor that lives between calls; build it inside the function")
+        self.expression(node.value)
+        if self.is_free(node, name):
+            self.constants.add(name)
+
+    def hyperparameters(self, node: ast.ClassDef) -> None:
+        decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
+        if node.name != "Hyperparameters" or node.bases or node.keywords or node.name in self.classes:
+            self.refuse(node, f"class {node.name} is not allowed: the only class is Hyperparameters, without bases")
+        elif decorators != ["dataclass(frozen=True)"] or "dataclass" not in self.members:
+            self.refuse(
+                node, "decorate Hyperparameters with @dataclass(frozen=True) from dataclasses, and nothing else"
+            )
+        for position, line in enumerate(node.body):
+            if position == 0 and _is_docstring(line):
+                continue
+            if not isinstance(line, ast.AnnAssign) or not isinstance(line.target, ast.Name):
+                self.refuse(line, "Hyperparameters holds lines like name: float = 0.1 and nothing else")
+                continue
+            self.identifier(line, line.target.id)
+            if line.target.id.startswith("_"):
+                self.refuse(line, f"{line.target.id} begins with an underscore; rename it")
+            if not isinstance(line.annotation, ast.Name) or line.annotation.id not in ("float", "int", "bool", "str"):
+                self.refuse(line, f"{line.target.id} must be annotated with float, int, bool or str")
+            if line.value is None or not _is_number_or_text(line.value):
+                self.refuse(
+                    line, f"{line.target.id} needs a default written as a plain number, True, False or a string"
+                )
+            elif line.value is not None:
+                self.expression(line.value)
+        self.classes.add(node.name)
+
+    def function(self, node: ast.FunctionDef) -> None:
+        self.identifier(node, node.name)
+        if node.decorator_list:
+            self.refuse(node, f"{node.name} has a decorator; remove it")
+        arguments = node.args
+        if arguments.vararg or arguments.kwarg:
+            self.refuse(node, f"{node.name} takes *args or **kwargs; name its parameters")
+        parameters = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+        for argument in parameters:
+            self.annotation(argument.annotation)
+            self.is_free(argument, argument.arg)
+        optional = [*arguments.posonlyargs, *arguments.args][::-1][: len(arguments.defaults)]
+        optional += [
+            argument for argument, value in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True) if value
+        ]
+        if any(argument.arg == "hp" for argument in optional):
+            self.refuse(node, "a parameter called hp takes the hyperparameters and has no default")
+        for default in [*arguments.defaults, *(value for value in arguments.kw_defaults if value is not None)]:
+            if not _is_number_or_text(default):
+                self.refuse(default, "a default is a plain number, True, False, None or a string")
+        self.annotation(node.returns)
+        self.parameters = frozenset(argument.arg for argument in parameters)
+        assigned = {
+            part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+        }
+        self.locals, self.aliases = self.parameters | assigned, find_aliases(node)
+        for name in sorted(assigned):
+            self.is_free(node, name)
+        for position, statement in enumerate(node.body):
+            if not (position == 0 and _is_docstring(statement)):
+                self.statement(statement)
+        self.findings.extend(bounds.loop_findings(node))
+        self.parameters, self.locals, self.aliases = frozenset(), frozenset(), frozenset()
+        if self.is_free(node, node.name):
+            self.functions[node.name] = node  # only now: a function cannot call itself
+
+
+def _is_docstring(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_number_or_text(node: ast.expr) -> bool:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        node = node.operand
+    return isinstance(node, ast.Constant) and isinstance(node.value, bool | int | float | str | None)

@@ -1,0 +1,279 @@
+"""The page of a headline run: what was tried, what was found, whether it held, and what the random arm found for the same.
+
+``python -m studies.headline FOLDER`` reads the runs of ``poise compare-search`` below a folder
+(``evolution-seed-0``, ``random-seed-0``, ...), writes ``docs/results/FOLDER.md`` with a drawing, and copies the archive of
+the first evolution beside it. Every number on the page comes from the archives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from poise_core.archive import EVOLUTION_ARM
+from poise_core.evidence.run_evidence import standing_of
+from poise_core.experiments.arms import ARMS
+from poise_core.render.text import fenced, format_interval
+from poise_core.run_directory import RunDirectory
+from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
+from poise_core.views.arms import ArmCurve, Step, best_so_far, compare_arms, draw_comparison, training_tokens
+from poise_core.views.outlook import outlook_note
+from poise_core.views.rungs import render_rungs, rung_report
+
+SHOWN = 15
+"""Rows of the leaderboard on the page; all of them lie in the archive."""
+
+
+def find_runs(folder: Path) -> dict[str, list[RunDirectory]]:
+    """Arm -> its runs by search seed.
+
+    Raises:
+        ValueError: there is no run of the evolution.
+    """
+    found: dict[str, list[RunDirectory]] = {}
+    for arm in ARMS:
+        paths = sorted(path for path in folder.glob(f"{arm}-seed-*") if RunDirectory.exists(path))
+        if paths:
+            found[arm] = [RunDirectory.read(path) for path in paths]
+    if "evolution" not in found:
+        raise ValueError(f"{folder}: no evolution-seed-N below it; make it with poise compare-search")
+    return found
+
+
+def steps_of(runs: Mapping[str, Sequence[RunDirectory]]) -> dict[str, list[list[Step]]]:
+    """The best so far of every run of every arm."""
+    return {arm: [best_so_far(run.archive, run.preset.protocol) for run in group] for arm, group in runs.items()}
+
+
+def render(
+    runs: Mapping[str, Sequence[RunDirectory]],
+    steps: Mapping[str, Sequence[Sequence[Step]]],
+    curves: Sequence[ArmCurve],
+    command: str,
+    drawing: str,
+) -> str:
+    """The page.
+
+    Args:
+        runs: from :func:`find_runs`.
+        steps: from :func:`steps_of`.
+        curves: the same on a common grid of budgets.
+        command: that makes the page.
+        drawing: file name of the curves.
+    """
+    run = runs["evolution"][0]
+    rows = leaderboard(run.archive, run.preset.protocol)
+    lines = [
+        f"# The run of preset {run.preset.name}",
+        "",
+        f"Made by `{command}`; its archive lies beside this page. The folder's runs are those of `poise compare-search --preset "
+        f"{run.preset.name} --arm evolution --arm random`, the replication that of `poise replicate`.",
+        "",
+        *_what_was_tried(run, rows),
+        "",
+        "## What was found",
+        "",
+        *_what_was_found(run, rows),
+        "",
+        *_leaderboard(rows),
+        "",
+        "## The arms at equal budget",
+        "",
+        *_arms(runs, steps, curves, drawing),
+        "",
+        "## The ladder",
+        "",
+        fenced(render_rungs(rung_report(run.archive, run.preset.protocol, run.current_preset.ladder)), 100),
+        "",
+        "## Lineage",
+        "",
+        fenced(lineage_tree(lineage(run.archive, run.preset.protocol)), 120),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _what_was_tried(run: RunDirectory, rows: Sequence[LeaderboardRow]) -> list[str]:
+    search, ladder = run.current_preset.search, run.current_preset.ladder
+    children = [row for row in rows if row.generation and row.arm == EVOLUTION_ARM]
+    ends = Counter(row.state if row.status == "stopped" else row.status for row in children)
+    one_seed = sum(row.status == "evaluated" and row.overall is not None and row.overall.seeds == 1 for row in children)
+    ends["measured with all seeds"] = ends.pop("evaluated", 0) - one_seed
+    ends["stopped after one seed"] = one_seed
+    counted = ", ".join(f"{count} {what}" for what, count in sorted(ends.items(), key=lambda item: -item[1]) if count)
+    spent = training_tokens(run.archive, run.preset.protocol)
+    return [
+        f"GRPO and {len(children)} variants in {search.generations} generations of {search.parents} parents, written by the "
+        f"catalogue proposer: {counted}. A child is measured with {search.seeds_per_candidate} seeds unless the ladder stops it "
+        f"(thresholds {ladder.proxy_stop_below:g} at the proxy, {ladder.first_stop_below:g} after one seed). "
+        f"{sum(spent.values()) / 1e6:.1f} million training tokens; from the first row of the archive to the last reflection "
+        f"{_span(run)}.",
+    ]
+
+
+def _span(run: RunDirectory) -> str:
+    first = min(row["created_at"] for row in run.archive.rows("candidates"))
+    last = max(row["created_at"] for row in run.archive.rows("reflections"))
+    took: timedelta = last - first
+    hours, minutes = divmod(round(took.total_seconds() / 60), 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def _what_was_found(run: RunDirectory, rows: Sequence[LeaderboardRow]) -> list[str]:
+    standing = standing_of(run.archive, run.preset.protocol)
+    named = {row.candidate_id: row for row in rows}
+    lines = []
+    champions = [one for one in standing.declarations.values() if one.champion]
+    level = next((one.level for one in standing.declarations.values()), 1 - 0.05 / max(len(standing.tried), 1))
+    corrected = f"interval against GRPO at {level:.2%} ({len(standing.tried)} candidates tried) lies above zero"
+    if champions:
+        listed = "; ".join(
+            f"**{named[one.candidate_id].name}** {format_interval(one.delta, signed=True)}" for one in champions
+        )
+        lines.append(f"Champion candidates, whose {corrected}: {listed}.")
+        lines += ["", f"What all of them changed in GRPO: {_shared_by(run, {one.candidate_id for one in champions})}."]
+    else:
+        lines.append(f"No champion candidate: there is no child whose {corrected}.")
+    for row in run.archive.rows("replications", protocol=run.preset.protocol.digest):
+        lines += ["", f"**{named[row['candidate_id']].name}** on the sealed split: {row['message']}."]
+    if note := outlook_note(run.archive, run.current_preset):
+        lines += ["", note]
+    if standing.noise:
+        lines += [
+            "",
+            f"Noise floor: {standing.noise.typical.std:.2f} points per seed ({standing.noise.candidates} candidates).",
+        ]
+    return lines
+
+
+def _shared_by(run: RunDirectory, champions: set[str]) -> str:
+    """Slots in which every champion candidate differs from the baseline, with their choices and who else has them."""
+    rows = list(run.archive.rows("candidates", arm=EVOLUTION_ARM))
+    made = {row["candidate_id"]: json.loads(row["mechanisms"]) for row in rows}
+    root = made[next(row["candidate_id"] for row in rows if not row["generation"])]
+    children = [made[row["candidate_id"]] for row in rows if row["generation"]]
+    shared = []
+    for slot, usual in root.items():
+        choices = Counter(made[name].get(slot, usual) for name in sorted(champions))
+        if usual not in choices:
+            listed = ", ".join(
+                f"`{choice}` ({count} of {len(champions)}, {sum(one.get(slot) == choice for one in children)} of all children)"
+                for choice, count in choices.most_common()
+            )
+            shared.append(f"{slot} {listed}")
+    return "; ".join(shared) or "nothing"
+
+
+def _leaderboard(rows: Sequence[LeaderboardRow]) -> list[str]:
+    scored = [row for row in rows if row.overall is not None]
+    kept = [row for row in scored if row.rank is None or row.rank <= SHOWN or row.verdict == "baseline"]
+    names = sorted({name for row in kept for name in row.benchmarks})
+    lines = [
+        f"| # | candidate | generation | Overall [95 %] | seeds | delta to GRPO [95 %] | verdict | {' | '.join(names)} | tokens |",
+        "|---" * (8 + len(names)) + "|",
+    ]
+    for row in kept:
+        scores = " | ".join(f"{row.benchmarks[name]:.1f}" if name in row.benchmarks else "" for name in names)
+        delta = format_interval(row.delta, signed=True) if row.delta else ""
+        length = "" if row.completion_length is None else f"{row.completion_length:.1f}"
+        lines.append(
+            f"| {row.rank or ''} | {row.name} | {row.generation or 0} | {format_interval(row.overall)} | "
+            f"{row.overall.seeds if row.overall else ''} | {delta} | {row.state or row.verdict} | {scores} | {length} |"
+        )
+    rest = len(scored) - len(kept)
+    return [
+        *lines,
+        "",
+        f"{rest} more scored candidates are in the archive. Verdicts are not corrected for the number compared.",
+    ]
+
+
+def _arms(
+    runs: Mapping[str, Sequence[RunDirectory]],
+    steps: Mapping[str, Sequence[Sequence[Step]]],
+    curves: Sequence[ArmCurve],
+    drawing: str,
+) -> list[str]:
+    common = curves[0].tokens[-1]
+    lines = [
+        f"![best so far over training tokens]({drawing})",
+        "",
+        f"| arm | search seeds | children | measured with all seeds | training tokens | best shrunken Overall, all children | "
+        f"the same at {common / 1e6:.1f} million tokens | champion candidates |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    last = {curve.arm: curve.best[-1] for curve in curves}
+    for arm, group in runs.items():
+        tokens = statistics.fmean(sum(training_tokens(run.archive, run.preset.protocol).values()) for run in group)
+        best = last[arm]
+        whole = ", ".join(f"{one[-1].best:.1f}" for one in steps[arm])
+        lines.append(
+            f"| {arm} | {len(group)} | {_each(group, _children)} | {_each(group, _whole)} | {tokens / 1e6:.1f} million | {whole} | "
+            f"{format_interval(best) if best.seeds > 1 else f'{best.estimate:.1f}'} | {_each(group, _champions)} |"
+        )
+    lines += [
+        "",
+        "Arms have as many children each; what these cost is the ladder's decision. A child that is stopped early is cheap, so "
+        "the tokens differ, and both readings of an equal budget are shown.",
+    ]
+    if any(len(group) == 1 for group in runs.values()):
+        lines += ["", "One search seed of an arm has no interval: it says what happened, not which arm is better."]
+    return lines
+
+
+def _each(runs: Sequence[RunDirectory], number: Any) -> str:
+    return ", ".join(str(number(run)) for run in runs)
+
+
+def _children(run: RunDirectory) -> int:
+    return sum(row["generation"] > 0 for row in run.archive.rows("candidates", arm=EVOLUTION_ARM))
+
+
+def _whole(run: RunDirectory) -> int:
+    return len(run.archive.rows("rungs", protocol=run.preset.protocol.digest, decision="finished"))
+
+
+def _champions(run: RunDirectory) -> str:
+    """How many, and the best of them with its corrected interval."""
+    declared = standing_of(run.archive, run.preset.protocol).declarations.values()
+    champions = [one for one in declared if one.champion]
+    if not champions:
+        return "0"
+    best = max(champions, key=lambda one: one.delta.estimate)
+    (row,) = run.archive.rows("candidates", candidate_id=best.candidate_id)
+    return f"{len(champions)}, best {row['name']} {format_interval(best.delta, signed=True)}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page, the drawing and the copy of the archive."""
+    parser = argparse.ArgumentParser(prog="python -m studies.headline", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, help="default: docs/results/FOLDER.md")
+    given = parser.parse_args(arguments)
+    out: Path = given.out or Path("docs/results") / f"{given.folder.name}.md"
+    runs = find_runs(given.folder)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    steps = steps_of(runs)
+    curves = compare_arms(steps)
+    command = f"python -m studies.headline {given.folder.name}"
+    if given.out is not None:
+        command += f" --out {given.out.name if given.out.is_absolute() else given.out}"
+    page = render(runs, steps, curves, command, out.with_suffix(".svg").name)
+    out.write_text(page)
+    draw_comparison(curves, out.with_suffix(".svg"))
+    copy = out.with_suffix("")
+    shutil.rmtree(copy, ignore_errors=True)
+    first = runs["evolution"][0]
+    shutil.copytree(first.path / "archive", copy / "archive", ignore=shutil.ignore_patterns(".snapshot*"))
+    shutil.copy(first.path / "preset.yaml", copy / "preset.yaml")
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

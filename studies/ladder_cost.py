@@ -1,0 +1,330 @@
+"""What the ladder saves, replayed on recorded full evaluations.
+
+``python -m studies.ladder_cost RUN_DIR [--out PAGE]``. A run whose candidates were all trained and scored with all
+seeds says what every ladder would have seen and decided. Each is replayed many times: a random four fifths of the candidates, and
+the seeds in random order, of which the first ``--search-seeds`` are the search's. What is selected is the best shrunken estimate
+(:func:`poise_core.search.selection.shrunken_scores`), as in the search. Regret is judged by the seeds that the search did not use,
+so that it is not the winner's luck that is measured; without any left, by all seeds, and the page says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from poise_core.archive import EVOLUTION_ARM
+from poise_core.config import LadderSpec
+from poise_core.config.protocol import FrozenModel
+from poise_core.evidence.forecast import Dynamics, foretold, proxy_dynamics
+from poise_core.evidence.intervals import Interval
+from poise_core.evidence.racing import proxy_reward
+from poise_core.evidence.rankings import rank_correlation
+from poise_core.evidence.stopping import Referee
+from poise_core.evolution import Evolution, Subject
+from poise_core.run_directory import RunDirectory
+from poise_core.search.nodes import NodeRecord, shrunken_scores
+from studies.record import first_children
+
+THRESHOLDS = (
+    (0.05, 0.0, 0.10, 0.0),
+    (0.05, 0.0, 0.50, 0.0),
+    (0.0, 0.10, 0.10, 0.0),
+    (0.0, 0.0, 0.50, 0.0),
+    (0.0, 0.0, 0.50, 0.25),
+    (0.0, 0.10, 0.50, 0.25),
+    (0.0, 0.25, 0.50, 0.25),
+    (0.0, 0.50, 0.50, 0.50),
+    (0.0, 0.50, 0.75, 0.75),
+)
+"""Below which a child ends at the proxy by reward and by forecast, after one seed, and behind the leader. The second is that of the
+run in ``docs/results/laptop-64``, the third the default of ``ladder:``, the seventh that of the preset ``laptop-64``."""
+
+_KEYS = "proxy_stop_below", "forecast_stop_below", "first_stop_below", "leader_stop_below"
+
+SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One candidate with everything measured of it."""
+
+    name: str
+    generation: int
+    parent: str | None
+    overalls: Mapping[int, float]  # seed -> percent
+    rewards: Mapping[int, float]  # seed -> the proxy's, percent
+    dynamics: Mapping[int, Dynamics | None]  # seed -> the proxy's
+    proxy_tokens: Mapping[int, int]
+    tokens: Mapping[int, int]  # of the whole training
+
+
+class Recording(FrozenModel):
+    """What replays need of a run; small enough to lie beside the page."""
+
+    name: str
+    baseline: str
+    ladder: LadderSpec
+    candidates: dict[str, Recorded]
+
+    @classmethod
+    def of_run(cls, run: RunDirectory, children: int | None = None) -> Recording:
+        """See :func:`read_run`."""
+        ladder = run.current_preset.ladder
+        baseline, candidates = read_run(run, ladder, children)
+        return cls(name=run.path.name, baseline=baseline, ladder=ladder, candidates=candidates)
+
+
+@dataclass
+class Replay:
+    """One way to spend over all replays."""
+
+    name: str
+    tokens: list[float] = field(default_factory=list)  # per replay
+    regrets: list[float] = field(default_factory=list)  # percent points
+    ratios: list[float] = field(default_factory=list)  # tokens of evaluate-everything over these
+    excess: list[float] = field(default_factory=list)  # regret over that of evaluate-everything
+
+
+def read_run(run: RunDirectory, ladder: LadderSpec, children: int | None = None) -> tuple[str, dict[str, Recorded]]:
+    """The baseline's id and all candidates that have every seed of the run, scored and trained to the end.
+
+    Args:
+        run: where they were recorded.
+        ladder: says what a proxy is.
+        children: only so many, the first that were made. Where a ladder decided who has all seeds, later ones were chosen by score.
+
+    Raises:
+        ValueError: there is no baseline with a score.
+    """
+    archive, protocol, trials = run.archive, run.preset.protocol, Evolution(run).trials
+    seeds = run.preset.protocol.seeds[: run.current_preset.search.seeds_per_candidate]
+    evaluations = archive.evaluations(protocol=protocol.digest)
+    failed = {row["candidate_id"] for row in archive.rows("failures", protocol=protocol.digest)}
+    recorded = {}
+    baseline = None
+    for row in [*archive.rows("candidates", arm=EVOLUTION_ARM, generation=0), *first_children(archive, children)]:
+        name = row["candidate_id"]
+        overalls = {one.seed: one.overall for one in evaluations.get(name, []) if math.isfinite(one.overall)}
+        steps = archive.trajectory(name, protocol.digest)
+        # the archive keeps of a stopped one the steps that it was stopped at; it was trained on since then
+        for seed in seeds:
+            if 0 < len(steps.get(seed, [])) < protocol.training.steps:
+                steps[seed] = trials.unfinished_trajectory(Subject.of_row(row), seed)[0]
+        whole = {seed: rows for seed, rows in steps.items() if len(rows) == protocol.training.steps}
+        if name in failed or not set(seeds) <= overalls.keys() & whole.keys():
+            continue
+        if not row["parent_ids"]:
+            baseline = baseline or name
+        recorded[name] = Recorded(
+            name,
+            row["generation"],
+            row["parent_ids"][0] if row["parent_ids"] else None,
+            {seed: overalls[seed] for seed in seeds},
+            {seed: proxy_reward(whole[seed], ladder.proxy_steps, ladder.proxy_window) for seed in seeds},
+            {seed: proxy_dynamics(whole[seed], ladder.proxy_steps, ladder.proxy_window) for seed in seeds},
+            {seed: _tokens(whole[seed][: ladder.proxy_steps]) for seed in seeds},
+            {seed: _tokens(whole[seed]) for seed in seeds},
+        )
+    if baseline is None:
+        raise ValueError(f"{run.path}: no baseline that was trained and scored with all seeds")
+    return baseline, recorded
+
+
+def _tokens(rows: Sequence[Mapping[str, float]]) -> int:
+    return int(sum(row.get("tokens") or 0 for row in rows))
+
+
+def climb(
+    candidates: Sequence[Recorded], baseline: Recorded, seeds: Sequence[int], ladder: LadderSpec
+) -> tuple[dict[str, tuple[int, ...]], int]:
+    """Seeds that each candidate is scored with, none where it ends at the proxy, and training tokens without the baseline's."""
+    kept: dict[str, tuple[int, ...]] = {baseline.name: tuple(seeds)}
+    every = {one.name: one for one in [baseline, *candidates]}
+    first, spent = seeds[0], 0
+    proxied: dict[str, tuple[int, ...]] = {baseline.name: tuple(seeds)}
+    for generation in sorted({one.generation for one in candidates}):
+        referee = Referee.learn(
+            ladder,
+            seeds,
+            [baseline.name],
+            {name: {s: every[name].rewards[s] for s in own} for name, own in proxied.items()},
+            {name: {s: every[name].overalls[s] for s in own} for name, own in kept.items()},
+            {name: found for name in proxied if (found := every[name].dynamics[first]) is not None},
+        )
+        new: dict[str, tuple[int, ...]] = {}
+        for one in (one for one in candidates if one.generation == generation):
+            against = [name for name in dict.fromkeys((one.parent or baseline.name, baseline.name)) if kept.get(name)]
+            if referee.after_proxy(one.rewards[first], one.dynamics[first], against).stop:
+                new[one.name], spent = (), spent + one.proxy_tokens[first]
+                continue
+            stop = referee.after_first(one.overalls[first], against).stop
+            new[one.name] = (first,) if stop else tuple(seeds)
+            spent += sum(one.tokens[seed] for seed in new[one.name])
+        kept |= new
+        proxied |= {name: own or (first,) for name, own in new.items()}
+    return kept, spent
+
+
+def select(recorded: Mapping[str, Recorded], kept: Mapping[str, Sequence[int]]) -> str:
+    """The best shrunken estimate among those with a score."""
+    nodes = []
+    for name, seeds in kept.items():
+        own = tuple(recorded[name].overalls[seed] for seed in seeds)
+        if own:
+            mean = statistics.fmean(own)
+            overall = Interval(mean, -math.inf, math.inf, len(own))
+            nodes.append(NodeRecord(name, name, overall=overall, seed_overalls=own))
+    scores = shrunken_scores(nodes)
+    return max(sorted(scores), key=lambda name: scores[name])
+
+
+def replay(
+    recorded: Mapping[str, Recorded], baseline: str, search_seeds: int, ladder: LadderSpec, replays: int, seed: int = 0
+) -> list[Replay]:
+    """Evaluate-everything first, then every ladder of ``THRESHOLDS``."""
+    rng = np.random.default_rng(seed)
+    everything = Replay("everything, all seeds")
+    ladders = [
+        (
+            ladder.model_copy(update=dict(zip(_KEYS, one, strict=True))),
+            Replay("ladder " + ", ".join(f"{x:g}" for x in one)),
+        )
+        for one in THRESHOLDS
+    ]
+    others = [one for name, one in recorded.items() if name != baseline]
+    numbers = sorted(recorded[baseline].overalls)
+    for _ in range(replays):
+        order = [int(one) for one in rng.permutation(numbers)]
+        chosen = sorted(rng.choice(len(others), max(2, round(SHARE * len(others))), replace=False).tolist())
+        some = [others[index] for index in chosen]
+        seeds, judges = order[:search_seeds], order[search_seeds:] or order
+        truth = {one.name: statistics.fmean(one.overalls[s] for s in judges) for one in [recorded[baseline], *some]}
+        best = max(truth.values())
+        full = {name: tuple(seeds) for name in truth}
+        cost = float(sum(one.tokens[s] for one in some for s in seeds))
+        regret = best - truth[select(recorded, full)]
+        everything.tokens.append(cost)
+        everything.regrets.append(regret)
+        for spec, out in ladders:
+            kept, spent = climb(some, recorded[baseline], seeds, spec)
+            found = best - truth[select(recorded, kept)]
+            out.tokens.append(float(spent))
+            out.regrets.append(found)
+            out.ratios.append(cost / spent)
+            out.excess.append(found - regret)
+    return [everything, *(out for _, out in ladders)]
+
+
+def render(name: str, recorded: Mapping[str, Recorded], baseline: str) -> list[str]:
+    """What a run has recorded, and which rung predicts."""
+    numbers = sorted(recorded[baseline].overalls)
+    first = numbers[0]
+    proxies = {key: one.rewards[first] for key, one in recorded.items()}
+    firsts = {key: one.overalls[first] for key, one in recorded.items()}
+    rest = {
+        key: statistics.fmean(one.overalls[s] for s in numbers[1:]) if numbers[1:] else math.nan
+        for key, one in recorded.items()
+    }
+    forecasts = foretold(
+        {key: one.generation for key, one in recorded.items()},
+        {key: found for key, one in recorded.items() if (found := one.dynamics[first]) is not None},
+        firsts,
+    )
+    return [
+        f"## {name}",
+        "",
+        f"{len(recorded)} candidates with {len(numbers)} seeds. Rank correlation with Overall at the same and at the other seeds:",
+        "",
+        "| | same seed | other seeds |",
+        "|---|---|---|",
+        *(
+            f"| {what} | {rank_correlation(own, firsts).sentence() if own is not firsts else ''} | "
+            f"{rank_correlation(own, rest).sentence()} |"
+            for what, own in (
+                ("reward of the proxy", proxies),
+                ("forecast by the proxy's dynamics, from earlier generations", forecasts),
+                ("Overall of one seed", firsts),
+            )
+        ),
+        "",
+    ]
+
+
+def render_replays(rows: Sequence[Replay], seeds: int, search_seeds: int) -> list[str]:
+    """What one search would have saved and lost."""
+    judged = (
+        "the other seeds"
+        if seeds > search_seeds
+        else "**all seeds, those of the search included: everything then has none by construction, and a ladder rather too much**"
+    )
+    lines = [
+        f"### A search with {search_seeds} seeds",
+        "",
+        f"Regret is judged by {judged}. {len(rows[0].tokens)} replays.",
+        "",
+        "| way | training tokens, thousands | times less than everything | top-1 regret, points | more regret than everything |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row.name} | {_range(row.tokens, '.0f', 1e-3)} | {_range(row.ratios, '.1f')} | {_range(row.regrets, '.2f')} | "
+        f"{_range(row.excess, '+.2f')} |"
+        for row in rows
+    ]
+    return [*lines, ""]
+
+
+def _range(values: Sequence[float], form: str, scale: float = 1.0) -> str:
+    if not values:
+        return ""
+    low, high = np.quantile(values, [0.025, 0.975]) * scale
+    return f"{statistics.fmean(values) * scale:{form}} [{low:{form}}, {high:{form}}]"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Replay what was recorded, and write it and the page."""
+    parser = argparse.ArgumentParser(prog="python -m studies.ladder_cost", description=__doc__)
+    parser.add_argument("source", type=Path, help="a run directory, or the JSON file of an earlier call")
+    parser.add_argument("--search-seeds", type=int, nargs="+", default=[3])
+    parser.add_argument("--replays", type=int, default=500)
+    parser.add_argument("--children", type=int, help="the first so many that were made, as in studies.record")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/ladder_cost.md"))
+    given = parser.parse_args(arguments)
+    command = f"python -m studies.ladder_cost {given.source.name}"
+    if given.children is not None:
+        command += f" --children {given.children}"
+    command += f" --search-seeds {' '.join(map(str, given.search_seeds))} --replays {given.replays}"
+    data = given.out.with_suffix(".json")
+    if given.source.suffix == ".json":
+        recording = Recording.model_validate_json(given.source.read_bytes())
+    else:
+        recording = Recording.of_run(RunDirectory.read(given.source), given.children)
+    baseline, candidates = recording.baseline, recording.candidates
+    lines = ["# What the ladder saves", "", f"Made by `{command}`; [what was recorded]({data.name}) makes it, too.", ""]
+    lines += [" ".join(_METHOD.split()), "", *render(recording.name, candidates, baseline)]
+    seeds = len(candidates[baseline].overalls)
+    for count in dict.fromkeys(min(one, seeds) for one in given.search_seeds):
+        rows = replay(candidates, baseline, count, recording.ladder, given.replays)
+        lines += render_replays(rows, seeds, count)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text("\n".join(lines))
+    data.write_text(recording.model_dump_json(indent=1) + "\n")
+    print("\n".join(lines))
+
+
+_METHOD = """Recorded full evaluations are replayed: what a ladder would have stopped is left out of the selection and of the bill.
+Each replay takes four fifths of the candidates and puts the seeds in a random order; numbers are means with the 2.5 % and 97.5 %
+quantiles over replays, which share candidates, so they are narrower than those of fresh runs would be. The numbers of a ladder are
+the probabilities below which a child ends (0: not asked): of being better than parent and baseline by the proxy's reward, by the
+Overall that its dynamics forecast, after one seed; of being better than the best of earlier generations after one seed. A parent
+that the ladder would have stopped still has its children, as recorded, and is then no reference. Tokens are completion tokens
+sampled in training, the baseline's left out of both sides."""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""A small made-up evolution, for tests of the archive, the views and the tracking: known numbers, no training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from poise_core.archive import (
+    Archive,
+    candidate_row,
+    evaluation_rows,
+    failure_row,
+    proposal_row,
+    reflection_row,
+    selection_row,
+    trajectory_rows,
+    verification_row,
+)
+from poise_core.config import Preset
+from poise_core.config.protocol import BenchmarkSpec, EnvironmentSpec, Protocol, TrainingSpec
+from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.evidence.intervals import benchmark_score, overall
+from poise_core.failures import CandidateFailure, FailureKind
+
+SEEDS = (0, 1, 2)
+GRPO, AV, VM_AV, SA, BROKEN, WAITING = (
+    "grpo-0000000000",
+    "av-1111111111",
+    "vm-av-2222222222",
+    "sa-3333333333",
+    "hot-4444444444",
+    "late-5555555555",
+)
+SOURCE = '"""{name}: a made-up candidate."""\n\nLOSS_AGGREGATION = "token-mean"\nMECHANISMS = {{}}\n\n\ndef f(x):\n    return x\n'
+
+
+def make_protocol(steps: int = 20) -> Protocol:
+    def spec(name: str, weight: float, k: int) -> BenchmarkSpec:
+        kind = {"metric": "pass", "k": k, "samples": 16} if k > 1 else {"metric": "accuracy"}
+        return BenchmarkSpec(name=name, kinds=("add",), problems=200, weight=weight, **kind)
+
+    return Protocol(
+        policy="tiny",
+        policy_digest="f00d",
+        environment=EnvironmentSpec(name="arithmetic", mixture={"add": 1.0}),
+        training=TrainingSpec(
+            steps=steps, prompts_per_step=8, group_size=4, learning_rate=1e-4, max_completion_length=32
+        ),
+        benchmarks=(spec("chain", 0.4, 8), spec("mod", 0.3, 4), spec("add", 0.3, 1)),
+        seeds=SEEDS,
+    )
+
+
+def make_preset(steps: int = 20, **search: object) -> Preset:
+    return Preset.model_validate(
+        {"name": "made-up", "protocol": make_protocol(steps).model_dump(), "search": search or {"generations": 2}}
+    )
+
+
+def make_evaluation(protocol: Protocol, skill: float, seed: int, split: str = "search") -> SeedEvaluation:
+    """One seed's evaluation; ``skill`` is the chance of a right answer on a problem of middling difficulty."""
+    problems_rng = np.random.default_rng(7 if split == "search" else 8)
+    rng = np.random.default_rng([seed, round(skill * 1000)])
+    results = []
+    for spec in protocol.benchmarks:
+        ease = problems_rng.normal(0.0, 1.0, spec.problems)
+        rate = 1 / (1 + np.exp(-(math.log(skill / (1 - skill)) + ease + rng.normal(0, 0.05))))
+        scale = 0.15 if spec.metric == "pass" else 1.0
+        correct = tuple(int(c) for c in rng.binomial(spec.samples, rate * scale))
+        score = benchmark_score(correct, spec.samples, spec.k)
+        results.append(
+            BenchmarkResult(spec.name, spec.metric_name, score, correct, spec.samples, 0.9 + skill / 20, 18.5)
+        )
+    return SeedEvaluation(seed, split, overall(results, protocol), tuple(results), 3.25)
+
+
+def make_steps(steps: int, seed: int, *, collapse: bool = False) -> list[dict[str, float]]:
+    rng = np.random.default_rng([seed, steps])
+    rows = []
+    for step in range(steps):
+        progress = step / max(steps - 1, 1)
+        rows.append(
+            {
+                "step": step,
+                "reward_mean": 0.3 + 0.4 * (1 - progress if collapse else progress) + rng.normal(0, 0.02),
+                "format_valid": 0.7 + 0.25 * progress,
+                "completion_length": 20.0 - 5 * progress,
+                "entropy": math.nan if collapse and step == steps - 1 else 1.2 - progress,
+                "kl": 0.02 * step,
+                "clip_fraction": 0.05,
+                "grad_norm": math.inf if collapse and step == steps - 1 else 1.0,
+                "tokens": 1000,
+                "seconds_update": 0.4,
+                "candidate/sigma": 0.3,
+            }
+        )
+    return rows
+
+
+def add_candidate(
+    archive: Archive,
+    protocol: Protocol,
+    candidate_id: str,
+    name: str,
+    generation: int,
+    parents: tuple[str, ...] = (),
+    skill: float | None = None,
+    *,
+    collapse: bool = False,
+    writer: str = "catalogue",
+) -> None:
+    """All rows of one candidate; without ``skill`` it is admitted but was never evaluated."""
+    archive.append(
+        "candidates",
+        [
+            candidate_row(
+                candidate_id=candidate_id,
+                name=name,
+                source=SOURCE.format(name=name),
+                source_digest=candidate_id[-10:],
+                written_by=writer,
+                generation=generation,
+                parent_ids=parents,
+                mechanisms={"scale": "std" if generation == 0 else "analytic", "level": "token"},
+                hypothesis=f"{name} keeps the scale of advantages steady." if parents else None,
+                change=f"scale: std -> {name.lower()}" if parents else None,
+            )
+        ],
+    )
+    report = '{"checks": [{"name": "signature", "passed": true, "message": "both functions are there"}]}'
+    archive.append(
+        "verifications",
+        [verification_row(candidate_id=candidate_id, admitted=True, report=report, fingerprint="ab", seconds=0.2)],
+    )
+    if skill is None:
+        return
+    for seed in SEEDS:
+        steps = make_steps(protocol.training.steps, seed, collapse=collapse)
+        archive.append("trajectories", trajectory_rows(candidate_id, protocol.digest, seed, steps))
+        archive.append(
+            "evaluations", evaluation_rows(candidate_id, protocol.digest, make_evaluation(protocol, skill, seed))
+        )
+    archive.append(
+        "reflections",
+        [
+            reflection_row(
+                candidate_id=candidate_id,
+                protocol=protocol.digest,
+                parent_id=parents[0] if parents else None,
+                summary=f"{name} rose from 0.30 to 0.70 in reward.",
+                markdown=f"{name} rose from 0.30 to 0.70 in reward.\n\n## Evidence\n- KL ended at 0.38 nats.\n",
+                content={"candidate_id": candidate_id, "reflector": "rules", "claims": []},
+                written_by="rules",
+            )
+        ],
+    )
+
+
+def rung(protocol: Protocol, candidate_id: str, name: str, decision: str, cause: str | None = None) -> dict:
+    """A row of ``rungs``."""
+    return {
+        "protocol": protocol.digest,
+        "candidate_id": candidate_id,
+        "rung": name,
+        "generation": 1,
+        "seeds": [0],
+        "steps": 10,
+        "tokens": 10_000,
+        "decision": decision,
+        "cause": cause,
+        "message": "made up",
+        "written_by": "poise",
+    }
+
+
+def replication(protocol: Protocol, candidate_id: str, outcome: str, *, declared: bool = True) -> dict:
+    """A row of ``replications``."""
+    return {
+        "protocol": protocol.digest,
+        "candidate_id": candidate_id,
+        "baseline_id": GRPO,
+        "declared": declared,
+        "seeds": [3, 4],
+        "outcome": outcome,
+        "overall": 50.0,
+        "baseline_overall": 45.0,
+        "delta": 5.0,
+        "low": 1.0 if outcome == "replicated" else -1.0,
+        "high": 9.0,
+        "message": f"{outcome}: +5.0 points to the baseline over 2 fresh seeds",
+        "written_by": "poise",
+    }
+
+
+def fill(archive: Archive, protocol: Protocol) -> Archive:
+    """GRPO with four children in two generations: two better, one collapsed, one rejected; and one not finished."""
+    add_candidate(archive, protocol, GRPO, "GRPO", 0, (), 0.45, writer="human")
+    archive.append(
+        "selections",
+        [
+            selection_row(
+                protocol=protocol.digest,
+                generation=1,
+                candidate_id=GRPO,
+                terms={"score": 0.5, "exploration": 0.7},
+                total=1.2,
+                slots=[0, 1],
+                reason="GRPO is the only node.",
+            )
+        ],
+    )
+    idea = {"name": "AV", "parent_ids": [GRPO], "hypothesis": "steadier scale", "mechanism_change": "scale: std -> av"}
+    archive.append(
+        "proposals",
+        [
+            proposal_row(idea, generation=1, slot=0, index=0, written_by="catalogue", taken=True, rank=0, score=0.9),
+            proposal_row(
+                {**idea, "name": "AW"}, generation=1, slot=0, index=1, written_by="catalogue", taken=False, rank=1,
+                score=0.2, terms={"novelty": 0.2}, feasible=True, reasons=["close to AV"],
+            ),
+        ],
+    )  # fmt: skip
+    add_candidate(archive, protocol, AV, "AV", 1, (GRPO,), 0.55)
+    add_candidate(archive, protocol, SA, "SA", 1, (GRPO,), 0.25, collapse=True)
+    add_candidate(archive, protocol, VM_AV, "VM-AV", 2, (AV, SA), 0.65, writer="llm")
+    add_candidate(archive, protocol, BROKEN, "HOT", 2, (AV,))
+    failure = CandidateFailure(FailureKind.DIVERGED, "train", "the loss is NaN at step 7", "Traceback ...")
+    archive.append(
+        "failures",
+        [failure_row(failure, candidate_id=BROKEN, protocol=protocol.digest, name="HOT", generation=2, parent_id=AV)],
+    )
+    add_candidate(archive, protocol, WAITING, "LATE", 2, (GRPO,))
+    return archive
+
+
+def filled_archive(folder: Path) -> tuple[Archive, Protocol]:
+    protocol = make_protocol()
+    return fill(Archive(folder / "archive").initialise(), protocol), protocol

@@ -1,0 +1,244 @@
+"""A made-up laboratory: training, evaluation and the gate answer at once, with numbers that depend on the source alone.
+
+Everything else (search, agents, archive, records) is real. :meth:`Laboratory.install` puts it in the place of the child
+processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poise_core.archive import TABLES, Archive
+from poise_core.candidate.loading import source_digest
+from poise_core.config import Preset
+from poise_core.evaluation.launcher import EvaluationJob
+from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.evidence.intervals import benchmark_score, overall
+from poise_core.evolution import Evolution, Roles, Subject
+from poise_core.failures import Cancelled, CandidateFailure, FailureKind
+from poise_core.run_directory import RunDirectory
+from poise_core.training.launcher import SeedTraining, TrainingJob
+from poise_core.verification import CheckResult, VerificationReport
+
+STEPS = 12
+CHILDREN = 5
+
+
+def make_preset(
+    resources: dict[str, Any] | None = None,
+    ladder: dict[str, Any] | None = None,
+    health: dict[str, Any] | None = None,
+    **search: Any,
+) -> Preset:
+    benchmarks = [
+        {"name": "chain", "kinds": ["chain4"], "problems": 20, "metric": "pass", "k": 2, "samples": 4, "weight": 0.5},
+        {"name": "sums", "kinds": ["add2"], "problems": 20, "metric": "accuracy", "weight": 0.5},
+    ]
+    protocol = {
+        "policy": "made-up",
+        "policy_digest": "f00d",
+        "environment": {"mixture": {"add2": 1.0}},
+        "training": {
+            "steps": STEPS, "prompts_per_step": 4, "group_size": 4, "learning_rate": 1e-4, "max_completion_length": 8,
+        },
+        "benchmarks": benchmarks,
+        "seeds": [0, 1],
+    }  # fmt: skip
+    given = {"generations": 2, "parents": 2, "proposals": 3, "seeds_per_candidate": 2, **search}
+    document: dict[str, Any] = {"name": "made-up", "protocol": protocol, "search": given, "resources": resources or {}}
+    document["ladder"] = {"proxy_steps": 6, "proxy_window": 3, **(ladder or {})}
+    document["health"] = {"enabled": False, **(health or {})}  # the made-up dynamics are noise
+    return Preset.model_validate(document)
+
+
+def noise(*parts: object) -> random.Random:
+    return random.Random(hashlib.sha256("/".join(map(str, parts)).encode()).hexdigest())
+
+
+@dataclass
+class Laboratory:
+    """What it was asked to do, and what it shall refuse."""
+
+    refuse: Callable[[str, str], str | None] = lambda name, source: None  # name, source -> the gate's sentence
+    fail: dict[str, BaseException] = field(default_factory=dict)  # name of a candidate -> what its training raises
+    skills: dict[str, float] = field(
+        default_factory=dict
+    )  # candidate id -> chance to solve a problem, where it matters
+    before_training: Callable[[str], None] = lambda name: None
+    trained: list[str] = field(default_factory=list)  # name/seed, when its first step begins
+    steps: list[str] = field(default_factory=list)  # name/seed/step, every step that was done
+    evaluated: list[str] = field(default_factory=list)
+    splits: set[str] = field(default_factory=set)
+
+    def step(self, name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        """One row of a trajectory; tests may put another function here."""
+        return self._noise_step(name, digest, seed, step)
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
+        monkeypatch.setattr("poise_core.evolution.trials.verify_file", self.verify)
+        monkeypatch.setattr("poise_core.training.launcher.train_candidate", self.train)
+        monkeypatch.setattr("poise_core.evaluation.launcher.evaluate_policies", self.evaluate)
+        return self
+
+    def verify(self, path: Path, *, name: str, known_fingerprints: dict[str, str], **_: Any) -> VerificationReport:
+        source = path.read_text()
+        fingerprint = source_digest(source)[:16]
+        message = self.refuse(name, source)
+        failure = FailureKind.REJECTED if message else None
+        if fingerprint in known_fingerprints:
+            failure, message = FailureKind.DUPLICATE, f"trains exactly as {known_fingerprints[fingerprint]}"
+        check = CheckResult("made-up", "nothing", failure is None, message or "", 0.0)
+        return VerificationReport(name, source_digest(source), failure is None, (check,), fingerprint, failure=failure)
+
+    def train(self, job: TrainingJob, *, on_step: Any = None, should_stop: Any = None) -> list[SeedTraining]:
+        last = job.pause_after or STEPS
+        if any(self._steps_done(job.folder / f"seed-{seed}") < last for seed in job.seeds):
+            self.before_training(job.candidate_name)
+        return [self._train_seed(job, seed, last, on_step, should_stop) for seed in job.seeds]
+
+    @staticmethod
+    def _steps_done(folder: Path) -> int:
+        path = folder / "trajectory.jsonl"
+        return len(path.read_text().splitlines()) if path.exists() else 0
+
+    def _train_seed(self, job: TrainingJob, seed: int, last: int, on_step: Any, should_stop: Any) -> SeedTraining:
+        """Every step is written when it is done, and is never done again: each stands for a checkpoint."""
+        folder = job.folder / f"seed-{seed}"
+        digest = source_digest(job.candidate_path.read_text())
+        first = self._steps_done(folder)
+        if first == 0:
+            self.trained.append(f"{job.candidate_name}/{seed}")
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "trajectory.jsonl").open("a") as stream:
+            for step in range(first, last):
+                if should_stop is not None and should_stop():
+                    raise Cancelled("stopped")
+                if step == STEPS // 2 and job.candidate_name in self.fail:
+                    raise self.fail[job.candidate_name]
+                row = self.step(job.candidate_name, digest, seed, step)
+                self.steps.append(f"{job.candidate_name}/{seed}/{step}")
+                stream.write(json.dumps(row) + "\n")
+                stream.flush()
+                if on_step is not None:
+                    on_step(seed, row)
+        return SeedTraining(seed, folder / "policy", folder / "trajectory.jsonl", 1.0, 100)
+
+    @staticmethod
+    def _noise_step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        draw = noise(digest, seed, step)
+        names = ("reward_mean", "format_valid", "truncated", "entropy", "kl", "clip_fraction", "grad_norm", "loss",
+                 "all_fail_fraction", "all_pass_fraction", "learning_rate", "completion_length")  # fmt: skip
+        return {"step": step, "tokens": 100, **{name: draw.random() for name in names}}
+
+    def evaluate(self, job: EvaluationJob, *, should_stop: Any = None) -> list[SeedEvaluation]:
+        results = []
+        for seed, policy in job.policies:
+            owner = _owner(job.folder)
+            self.evaluated.append(f"{owner}/{seed}")
+            self.splits.add(job.split)
+            skill = self.skills.get(owner, noise(owner).uniform(0.3, 0.7))
+            benchmarks = tuple(self._benchmark(spec, skill, policy, seed) for spec in job.protocol.benchmarks)
+            results.append(SeedEvaluation(seed, job.split, overall(benchmarks, job.protocol), benchmarks, 1.0))
+        return results
+
+    @staticmethod
+    def _benchmark(spec: Any, skill: float, policy: Path, seed: int) -> BenchmarkResult:
+        draw = noise(_owner(policy), seed, spec.name)
+        correct = tuple(sum(draw.random() < skill for _ in range(spec.samples)) for _ in range(spec.problems))
+        score = benchmark_score(correct, spec.samples, spec.k)
+        return BenchmarkResult(spec.name, spec.metric_name, score, correct, spec.samples, 0.9, 6.0)
+
+
+def _owner(path: Path) -> str:
+    """The candidate whose file or folder this is, or the path itself."""
+    parts = path.parts
+    return parts[parts.index("candidates") + 1] if "candidates" in parts else str(path)
+
+
+def open_evolution(folder: Path, preset: Preset | None = None, roles: Roles | None = None, **options: Any) -> Evolution:
+    return Evolution(RunDirectory.open(folder, preset or make_preset()), roles=roles, **options)
+
+
+def establish_baseline(evolution: Evolution) -> Subject:
+    evolution.measure_base_policy()
+    baseline = evolution.register_baseline()
+    evolution.verify_baseline(baseline)
+    evolution.train(baseline)
+    evolution.evaluate(baseline)
+    evolution.reflect(baseline)
+    return baseline
+
+
+def admit(evolution: Evolution, generation: int) -> list[Subject]:
+    """Children of every place, one after the other; places without an admissible one are left out."""
+    children = []
+    for place in evolution.select_parents(generation):
+        try:
+            evolution.propose(place)
+            evolution.screen(place)
+            children.append(evolution.verify(place, evolution.implement(place)))
+        except CandidateFailure:
+            continue
+    return children
+
+
+def measure(evolution: Evolution, child: Subject) -> None:
+    version = child
+    try:
+        for _ in range(evolution.repair_rounds(child.generation)):
+            with contextlib.suppress(CandidateFailure):
+                evolution.train(version, evolution.rungs[0])
+            version = evolution.repair(version)
+        for rung in evolution.rungs:
+            evolution.train(version, rung)
+            evolution.evaluate(version, rung)
+    except CandidateFailure:
+        pass
+    evolution.reflect(child)
+
+
+def evolve(evolution: Evolution) -> None:
+    """The order of the flow, without the flow."""
+    establish_baseline(evolution)
+    for generation in range(1, evolution.preset.search.generations + 1):
+        for child in admit(evolution, generation):
+            measure(evolution, child)
+        assert evolution.finished(generation)
+
+
+def contents(archive: Archive) -> dict[str, dict[str, str]]:
+    """Every row of every table: its key and the digest over what counts, times and durations aside."""
+    found = {}
+    for table in TABLES:
+        data = archive.read(table, ["row_key", "content_digest"], unsealed=True)
+        found[table] = dict(zip(data["row_key"].to_pylist(), data["content_digest"].to_pylist(), strict=True))
+    return found
+
+
+def preset_with(seeds: tuple[int, ...]) -> Preset:
+    preset = make_preset(generations=1, parents=CHILDREN)
+    return preset.model_copy(update={"protocol": preset.protocol.model_copy(update={"seeds": seeds})})
+
+
+def evolved(
+    tmp_path: Path, laboratory: Laboratory, seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+) -> tuple[Evolution, list[str]]:
+    """A baseline that solves three problems in ten, one child that solves nine, and others like the baseline."""
+    evolution = open_evolution(tmp_path / "run", preset_with(seeds))
+    baseline = evolution.register_baseline()
+    laboratory.skills[baseline.candidate_id] = 0.3
+    establish_baseline(evolution)
+    children = admit(evolution, 1)
+    for number, child in enumerate(children):
+        laboratory.skills[child.candidate_id] = 0.3 if number else 0.9
+        measure(evolution, child)
+    return evolution, [baseline.candidate_id, *(child.candidate_id for child in children)]

@@ -1,0 +1,27 @@
+"""Evaluations with a known truth, for tests of noise and promotion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from poise_core.config import Preset, load_preset
+from poise_core.evaluation.results import SeedEvaluation
+from studies.simulation import World
+
+
+def make_world(rng: np.random.Generator) -> World:
+    return World.build(laptop(), rng)
+
+
+def laptop() -> Preset:
+    return load_preset("laptop")
+
+
+def candidate(
+    world: World, rng: np.random.Generator, seeds: Sequence[int], effect: float = 0.0, std: float = 1.87
+) -> list[SeedEvaluation]:
+    """Truly ``effect`` points from the baseline, ``std`` points between seeds."""
+    shift = world.shift_for(effect)
+    return [world.evaluate(shift + rng.normal(0, world.seed_shift(std)), seed, rng) for seed in seeds]
