@@ -1,16 +1,10 @@
 """What a run is asked to do: presets and the specifications they are made of. Pydantic only."""
 
-from poise_core.config.preset import (
-    HealthSpec,
-    LadderSpec,
-    Preset,
-    PresetError,
-    ResourceSpec,
-    SearchSpec,
-    load_preset,
-    shipped_presets,
-    with_overrides,
-)
+from poise_core.config.ladder import HealthSpec, LadderSpec
+from poise_core.config.loading import PresetError, load_preset, shipped_presets, with_overrides
+from poise_core.config.preset import Preset
+from poise_core.config.resources import ResourceSpec
+from poise_core.config.search import SearchSpec
 
 __all__ = [
     "HealthSpec",

@@ -45,3 +45,34 @@ class PlateauSpec(FrozenModel):
     worth: NonNegativeFloat = Field(
         0.1, description="expected gain of a generation, as a share of the noise floor, below which it is not worth it"
     )
+
+
+class SearchSpec(FrozenModel):
+    """How the tree of algorithms grows."""
+
+    generations: PositiveInt = 2
+    parents: PositiveInt = Field(3, description="parents per generation; each gets one implemented child")
+    proposals: PositiveInt = Field(4, description="proposals per parent, of which the screener takes the best")
+    seeds_per_candidate: PositiveInt = Field(
+        3, description="how many of the protocol's seeds each candidate trains with"
+    )
+    ideas_tried: int = Field(
+        3, ge=1, le=16, description="proposals of one place that are implemented at most, until the gate admits one"
+    )
+    revisions: int = Field(
+        2, ge=0, le=10, description="inner loop: answers of the implementer to the gate's reports on one file"
+    )
+    repairs: int = Field(
+        1,
+        ge=0,
+        le=5,
+        description="outer loop: how often a child whose first training steps show a clear fault goes back to its author",
+    )
+    repair_steps: PositiveInt = Field(
+        20, description="first steps of the first seed in which a failure of training is a clear fault of the file"
+    )
+    baseline: str = Field("grpo", description="the algorithm that the tree starts from")
+    arm: Arm = Field("evolution", description="how to search: evolution, or a control arm to compare it with")
+    acquisition: AcquisitionSpec = AcquisitionSpec()
+    plateau: PlateauSpec = PlateauSpec()
+    seed: int = Field(0, description="seed of selection and of the catalogue proposer")

@@ -13,7 +13,7 @@ from poise_core.config.protocol import Protocol
 from poise_core.environments import Split
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.failures import InfrastructureError
-from poise_core.policies.model import policy_files, resolve_policy
+from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import Limits
 from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
 

@@ -1,15 +1,12 @@
-"""Policies: finding, loading, hashing and saving the language models that are trained.
+"""Policies in memory: loading and saving the language models that are trained, and the codec of their prompts.
 
-A policy is a folder that transformers can load (``config.json``, ``model.safetensors``, tokenizer files), the name of a
-shipped base policy, or a hub name. Weights are read from safetensors only, never unpickled.
+Weights are read from safetensors only, never unpickled.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,63 +18,6 @@ if TYPE_CHECKING:
 
 # without the latter, transformers asks on the terminal whether to run a policy's own code
 _OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-
-
-class PolicyNotFoundError(ValueError):
-    """No such policy; the message says where it was looked for."""
-
-
-def shipped_policies() -> list[str]:
-    """Names of the base policies that come with the package."""
-    folder = Path(str(resources.files("poise_core") / "policies"))
-    return (
-        sorted(entry.name for entry in folder.iterdir() if (entry / "config.json").is_file()) if folder.is_dir() else []
-    )
-
-
-def resolve_policy(name: str | Path) -> Path:
-    """Folder of a policy, given a shipped name, a folder, or the name of a hub model that is already downloaded.
-
-    Raises:
-        PolicyNotFoundError: nothing of that name; hub models are fetched beforehand with ``hf download NAME``.
-    """
-    if str(name) in shipped_policies():
-        return Path(str(resources.files("poise_core") / "policies" / str(name)))
-    folder = Path(name)
-    if (folder / "config.json").is_file():
-        return folder
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(name), local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError) as error:
-        raise PolicyNotFoundError(
-            f"no policy {str(name)!r}; shipped: {', '.join(shipped_policies())}; or give a folder with config.json, "
-            f"or fetch a hub model first with 'hf download {name}'"
-        ) from error
-
-
-def policy_files(folder: Path) -> list[Path]:
-    """The folder of a policy and, where its files are links as in the hub's cache, the files that they lead to."""
-    return [folder, *sorted(path.resolve() for path in folder.iterdir() if path.is_symlink())]
-
-
-def policy_digest(name: str | Path) -> str:
-    """SHA-256 over the safetensors files of a policy, in order of their names.
-
-    Raises:
-        PolicyNotFoundError: nothing of that name, or a folder without safetensors.
-    """
-    files = sorted(resolve_policy(name).glob("*.safetensors"))
-    if not files:
-        raise PolicyNotFoundError(f"policy {str(name)!r} has no *.safetensors file; other formats are not loaded")
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, *, configuration: Path | None = None) -> Any:

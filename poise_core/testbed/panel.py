@@ -17,7 +17,7 @@ from poise_core.environments import Split
 from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.failures import CandidateFailure
-from poise_core.policies.model import resolve_policy
+from poise_core.policies.locate import resolve_policy
 from poise_core.training.launcher import TrainingJob, train_candidate
 
 

@@ -27,7 +27,7 @@ from poise_core.config import ResourceSpec
 from poise_core.config.protocol import Protocol
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
-from poise_core.policies.model import policy_files, resolve_policy
+from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import GRANTED, Limits
 from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
 

@@ -54,7 +54,8 @@ def run_poise(regime: str, steps: int, seed: int) -> dict[str, list[float]]:
     from poise_core.config.protocol import TrainingSpec
     from poise_core.environments import get_environment
     from poise_core.environments.base import Outcome
-    from poise_core.policies.model import PromptCodec, load_model, resolve_policy
+    from poise_core.policies.locate import resolve_policy
+    from poise_core.policies.model import PromptCodec, load_model
     from poise_core.training import trainer as module
     from poise_core.training.engine import Engine, start_processes
 
@@ -110,7 +111,8 @@ def run_trl(regime: str, steps: int, seed: int) -> dict[str, list[float]]:
 
     from poise_core.environments import get_environment
     from poise_core.environments.base import Problem
-    from poise_core.policies.model import load_model, load_tokenizer, resolve_policy
+    from poise_core.policies.locate import resolve_policy
+    from poise_core.policies.model import load_model, load_tokenizer
 
     policy = resolve_policy(POLICY)
     environment = get_environment("arithmetic")

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_gro
 
 @pytest.fixture(autouse=True)
 def made_up_policy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poise_core.policies.model.policy_digest", lambda policy: "f00d")
+    monkeypatch.setattr("poise_core.config.loading.policy_digest", lambda policy: "f00d")
 
 
 def night(folder: Path, preset: Preset, **parameters: Any) -> Any:

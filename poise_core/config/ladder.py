@@ -1,0 +1,92 @@
+"""Where the training of a child may end early: the ladder's rungs, and the health of the policy that is trained."""
+
+from __future__ import annotations
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from poise_core.config.protocol import FrozenModel
+
+
+class LadderSpec(FrozenModel):
+    """Where a child's training may end before its last seed; docs/evidence.md derives the rule and its error rates."""
+
+    enabled: bool = Field(False, description="false: every child trains with all seeds at once")
+    proxy_steps: int = Field(
+        30, ge=0, description="length of the proxy, the first steps of the first seed's training; 0 for no proxy"
+    )
+    proxy_window: PositiveInt = Field(10, description="last steps of the proxy over which reward is averaged")
+    proxy_stop_below: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="a child ends at the proxy where P(its reward beats that of its parent or the baseline) is below; 0: none "
+        "does. For tasks whose reward is what is evaluated; on the testbed it does not predict Overall",
+    )
+    forecast_stop_below: float = Field(
+        0.10,
+        ge=0,
+        lt=1,
+        description="the same of the Overall that the proxy's dynamics forecast, once earlier generations allow a forecast",
+    )
+    first_stop_below: float = Field(
+        0.10, ge=0, lt=1, description="the same after the first whole training and its evaluation"
+    )
+    leader_stop_below: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="a child ends after the first whole training where P(it beats the best of earlier generations) is below; "
+        "0: only parent and baseline count",
+    )
+    reward_noise: PositiveFloat = Field(
+        5.0, description="seed standard deviation of the proxy's reward, percent points, before any was measured"
+    )
+    overall_noise: PositiveFloat = Field(
+        2.0, description="seed standard deviation of Overall, percent points, before any was measured"
+    )
+    noise_weight: PositiveFloat = Field(
+        4.0, description="degrees of freedom that those two count for beside what the run measures"
+    )
+    shared_noise: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of that variance that seeds do to all candidates alike, before it was measured",
+    )
+
+
+class HealthSpec(FrozenModel):
+    """When a child's training is stopped for what it does to the policy; see poise_core.evolution.health."""
+
+    enabled: bool = True
+    grace_steps: int = Field(5, ge=0, description="first steps, in which nothing is judged")
+    patience: PositiveInt = Field(5, description="steps in a row that have to break a rule; one noisy step does not")
+    kl_limit: PositiveFloat = Field(
+        3.0, description="nats per token; the worst of the testbed's panel, an algorithm without any brake, reaches 0.7"
+    )
+    entropy_floor: float = Field(
+        0.003,
+        ge=0,
+        description="nats per token; a sound GRPO on the testbed ends at 0.03, a tenth of it explores nothing",
+    )
+    truncated_limit: float = Field(
+        0.9, gt=0, description="share of completions that hit the length limit; the panel stays below 0.12"
+    )
+    length_factor: float = Field(
+        4.0,
+        gt=1,
+        description="mean length against the parent's at the same step, either way; learning to reason is 2 to 3",
+    )
+    clip_limit: float = Field(
+        0.7,
+        gt=0,
+        description="share of clipped tokens; the panel stays below 0.03, above 0.5 most of a rollout is wasted",
+    )
+    loss_margin: float = Field(
+        0.15, gt=0, description="reward below the parent's, mean over the window, from which a loss can be certain"
+    )
+    loss_window: PositiveInt = Field(15, description="steps, with the parent's prompts, over which the loss is judged")
+    loss_errors: PositiveFloat = Field(
+        4.0,
+        description="standard errors by which the loss must exceed half the margin; 4 over 15 steps is one chance in 1,500 a look",
+    )

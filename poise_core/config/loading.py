@@ -1,0 +1,151 @@
+"""Presets: the YAML files that say what a run does, validated before anything is written.
+
+A preset is a :class:`Preset`: the protocol, which decides comparability, and the settings of search, resources and
+tracking, which do not. A file may say ``extends: NAME`` and give only what differs. ``load_preset`` takes the name of a shipped
+preset or a path, applies ``key=value`` overrides and raises :class:`PresetError` with one line that names the key and what is
+allowed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from poise_core.config.preset import Preset
+from poise_core.policies.locate import PolicyNotFoundError, policy_digest
+
+
+class PresetError(ValueError):
+    """The preset cannot be used; the message is one line that names the key."""
+
+
+def shipped_presets() -> list[str]:
+    """Names of the presets that come with the package."""
+    folder = resources.files("poise_core") / "presets"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Preset:
+    """Read, override and validate a preset.
+
+    Args:
+        name_or_path: a name from :func:`shipped_presets`, or the path of a YAML file.
+        overrides: ``dotted.key=value`` strings; values are read as YAML.
+
+    Raises:
+        PresetError: unknown preset, unknown key, wrong type or impossible combination.
+    """
+    return _validated(_read_document(name_or_path), overrides)
+
+
+def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
+    """The preset with some keys changed, as :func:`load_preset` would have made it.
+
+    Raises:
+        PresetError: see :func:`load_preset`.
+    """
+    return _validated(preset.model_dump(mode="json"), overrides) if overrides else preset
+
+
+def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
+    for override in overrides:
+        _apply_override(document, override)
+    try:
+        preset = Preset.model_validate(document)
+    except ValidationError as error:
+        raise PresetError(_first_error(error)) from error
+    try:
+        digest = policy_digest(preset.protocol.policy)
+    except PolicyNotFoundError as error:
+        raise PresetError(f"protocol.policy: {error}") from error
+    return preset.model_copy(update={"protocol": preset.protocol.model_copy(update={"policy_digest": digest})})
+
+
+def _read_document(name_or_path: str | Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The keys of a preset file, over those of the file that it extends.
+
+    Args:
+        name_or_path: see :func:`load_preset`; what a file extends is a shipped name, or a path from its own folder.
+        heirs: the files that led here through ``extends``, the first one asked for first.
+    """
+    name = str(name_or_path)
+    if name in heirs:
+        raise PresetError(f"extends goes in a circle: {' extends '.join((*heirs, name))}")
+    document = _read_yaml(name, f"{heirs[-1]}: extends: " if heirs else "")
+    base = document.pop("extends", None)
+    if base is None:
+        return document
+    if not isinstance(base, str):
+        raise PresetError(f"{name}: extends takes the name of a shipped preset or the path of a file (given: {base!r})")
+    if base not in shipped_presets():
+        base = os.path.normpath(Path(name).parent / base)
+    return _merged(_read_document(base, (*heirs, name)), document)
+
+
+def _read_yaml(name: str, where: str) -> dict[str, Any]:
+    if name in shipped_presets():
+        text = (resources.files("poise_core") / "presets" / f"{name}.yaml").read_text()
+    else:
+        path = Path(name)
+        if not path.is_file():
+            raise PresetError(
+                f"{where}no preset {name!r}; shipped presets: {', '.join(shipped_presets())}, or give a YAML file"
+            )
+        text = path.read_text()
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise PresetError(f"{where}{name}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise PresetError(f"{where}{name}: expected keys such as 'protocol' and 'search' at the top level")
+    return document
+
+
+def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, key by key through all levels; where both have a value, it is the own one."""
+    merged = {**base, **own}
+    for key in base.keys() & own.keys():
+        if isinstance(base[key], dict) and isinstance(own[key], dict):
+            merged[key] = _merged(base[key], own[key])
+    return merged
+
+
+def _apply_override(document: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    if not separator or not key:
+        raise PresetError(f"--set {override!r}: expected key=value, for example protocol.training.steps=20")
+    *parents, leaf = key.split(".")
+    target = document
+    for part in parents:
+        target = target.setdefault(part, {})
+        if not isinstance(target, dict):
+            raise PresetError(f"--set {key}: {part!r} has no keys below it")
+    target[leaf] = yaml.safe_load(value)
+
+
+def _first_error(error: ValidationError) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        allowed = ", ".join(_fields_at(first["loc"][:-1]))
+        return f"{key}: unknown key; allowed here: {allowed}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(first.get("input"), dict) else f" (given: {first.get('input')!r})"
+    return f"{key}: {message}{given}" if key else message
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Preset
+    for part in location:
+        if isinstance(part, int):
+            continue
+        annotation = model.model_fields[part].annotation
+        arguments = [a for a in getattr(annotation, "__args__", ()) if hasattr(a, "model_fields")]
+        model = arguments[0] if arguments else annotation
+    return sorted(model.model_fields)

@@ -1,0 +1,39 @@
+"""What a run may use. It changes how long a run takes, not what comes out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from poise_core.config.protocol import FrozenModel
+
+
+class ResourceSpec(FrozenModel):
+    """What a run may use; changes how long it takes, not what comes out."""
+
+    parallel_candidates: PositiveInt = 2
+    processes_per_training: PositiveInt = 1
+    threads_per_process: PositiveInt = 1
+    micro_batch_size: PositiveInt = Field(128, description="completions per forward pass of the update, per process")
+    zero_stage: int = Field(0, ge=0, le=3)
+    train_timeout_seconds: PositiveFloat = 600.0
+    evaluate_timeout_seconds: PositiveFloat = 600.0
+    verify_timeout_seconds: PositiveFloat = 60.0
+    memory_gib: PositiveFloat | None = Field(
+        None, description="main memory of a training process; by default the machine's, shared equally"
+    )
+    checkpoint_steps: int = Field(25, ge=0, description="training steps between checkpoints; 0 for none")
+    infrastructure_retries: int = Field(2, ge=0)
+    dispatch: Literal["inline", "pool"] = Field(
+        "inline", description="where candidates train: in the evolution's own process, or each as a flow run of its own"
+    )
+    dispatch_deployment: str = Field(
+        "evaluate-candidate/evaluate-candidate",
+        description="flow/deployment that is given the candidates under 'pool'; its work pool is where they train",
+    )
+    slots_limit: str | None = Field(
+        None,
+        description="a global concurrency limit of Prefect, such as gpu: a training or evaluation holds one of its slots "
+        "per process; none where nothing is given",
+    )
