@@ -32,20 +32,6 @@ class Completions:
     entropies: Tensor  # (B, T) float32, nats; 0 outside the mask
 
 
-def uniforms(rows: int, length: int, *key: int) -> Tensor:
-    """(rows, length) float64 numbers in [0, 1) determined by ``key``; the same on every process and device."""
-    generator = torch.Generator().manual_seed(hash_key(*key))
-    return torch.rand((rows, length), generator=generator, dtype=torch.float64)
-
-
-def hash_key(*key: int) -> int:
-    """A 63-bit seed from several integers (seed, step, purpose), without the collisions of adding them up."""
-    import hashlib
-
-    digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest) >> 1
-
-
 def _repeat_cache(cache: Any, counts: Tensor) -> None:
     rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
     cache.batch_select_indices(rows)

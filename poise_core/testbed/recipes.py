@@ -18,7 +18,7 @@ import torch.nn.functional as functional
 from poise_core.environments.arithmetic import ALPHABET, ArithmeticEnvironment
 from poise_core.environments.base import Problem
 from poise_core.policies.model import PromptCodec, load_tokenizer, save_policy
-from poise_core.sampling.local import hash_key
+from poise_core.randomness import hash_key
 from poise_core.testbed.demonstrations import demonstrate
 
 BATCHES_SORTED = 8

@@ -1,6 +1,6 @@
 """The trainer's side of the candidate contract: calls, checks, and the gradient of a micro-batch.
 
-The checks are the admission gate's own (:mod:`poise_core.verification.harness`); here they have names for what they find: what
+The checks are the admission gate's own (``poise_core.candidate.calls``); here they have names for what they find: what
 a candidate raises or returns wrongly is CRASHED, numbers that are not finite are DIVERGED.
 
 The candidate differentiates with respect to leaves: its loss is a function of ``logprobs`` and ``entropies`` alone, and
@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poise_core.candidate import calls
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import Advantages, Dynamics, LossInputs, RolloutBatch
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.reductions import aggregate_loss
-from poise_core.verification import harness
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Algorithm:
 
     def signal(self, batch: RolloutBatch, dynamics: Dynamics) -> TrainingSignal:
         """Advantages of the whole batch."""
-        found: Advantages = _blamed(dynamics, lambda: harness.call_advantages(self.candidate, batch, dynamics))
+        found: Advantages = _blamed(dynamics, lambda: calls.call_advantages(self.candidate, batch, dynamics))
         mask = batch.completion_mask if found.train_mask is None else found.train_mask & batch.completion_mask
         advantages = torch.where(mask, found.values, torch.zeros_like(found.values))
         _require_finite(advantages, "an advantage", dynamics)
@@ -67,7 +67,7 @@ class Algorithm:
             logprobs=inputs.logprobs.detach().requires_grad_(),
             entropies=inputs.entropies.detach().requires_grad_(),
         )
-        outputs = _blamed(dynamics, lambda: harness.call_loss(self.candidate, leaves, dynamics))
+        outputs = _blamed(dynamics, lambda: calls.call_loss(self.candidate, leaves, dynamics))
         loss = aggregate_loss(
             outputs.token_loss,
             inputs.mask,
@@ -91,20 +91,20 @@ class Algorithm:
         wanted = [leaves.logprobs, leaves.entropies]
         if not loss.requires_grad:
             return [torch.zeros_like(leaf) for leaf in wanted]
-        found = harness.guarded(
+        found = calls.guarded(
             "the gradient of token_loss", lambda: torch.autograd.grad(loss, wanted, allow_unused=True)
         )
         return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(wanted, found, strict=True)]
 
     def controller(self, state: Mapping[str, float], dynamics: Dynamics) -> dict[str, float]:
         """The controller's state for the next step; empty where the candidate has none."""
-        return dict(_blamed(dynamics, lambda: harness.call_controller(self.candidate, state, dynamics)))
+        return dict(_blamed(dynamics, lambda: calls.call_controller(self.candidate, state, dynamics)))
 
 
 def _blamed(dynamics: Dynamics, call: Callable[[], Any]) -> Any:
     try:
         return call()
-    except harness.ContractViolation as error:
+    except calls.ContractViolation as error:
         message = f"{error} (step {dynamics.step})"
         raise CandidateFailure(FailureKind.CRASHED, "train", message) from error.__cause__ or error
     except MemoryError as error:

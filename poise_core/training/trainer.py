@@ -27,8 +27,9 @@ from poise_core.config.protocol import TrainingSpec
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.environments import Environment, Problem
 from poise_core.policies.model import PromptCodec
+from poise_core.randomness import hash_key, uniforms
 from poise_core.reductions import group_max, group_min, masked_mean
-from poise_core.sampling.local import hash_key, sample_completions, score_completions, uniforms
+from poise_core.sampling.local import sample_completions, score_completions
 from poise_core.training.algorithm import Algorithm, TrainingSignal, not_finite
 from poise_core.training.batches import GlobalBatch, gather_batch
 from poise_core.training.engine import Engine, micro_batch_count

@@ -16,9 +16,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from poise_core.candidate.calls import call_controller
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import Dynamics
-from poise_core.verification.harness import call_controller, run_candidate
+from poise_core.verification.harness import run_candidate
 from poise_core.verification.probes import (
     LATE,
     MIDDLE,

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from poise_core.candidate.calls import ContractViolation
 from poise_core.candidate.identity import source_digest
 from poise_core.candidate.loading import Candidate, CandidateError, load_candidate_source
 from poise_core.failures import FailureKind
 from poise_core.verification.checks import behaviour, direction, interface, invariance, novelty, purity
 from poise_core.verification.fingerprint import Observation, fingerprint, observe
-from poise_core.verification.harness import ContractViolation, Run, run_candidate
+from poise_core.verification.harness import Run, run_candidate
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
 from poise_core.verification.probes import Probe, graded, ordinary

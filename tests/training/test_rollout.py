@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from poise_core.policies.model import PromptCodec, load_model
-from poise_core.sampling.local import Completions, hash_key, sample_completions, score_completions, uniforms
+from poise_core.randomness import hash_key, uniforms
+from poise_core.sampling.local import Completions, sample_completions, score_completions
 
 LENGTH = 10
 SPREAD = 3.0  # a temperature at which completions have many lengths

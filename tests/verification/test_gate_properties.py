@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.candidate.calls import call_loss
 from poise_core.candidate.loading import Candidate, CandidateError, load_candidate, load_candidate_source
 from poise_core.contract import Dynamics, RolloutBatch
 from poise_core.mechanisms.operators import random_composition
@@ -25,7 +26,7 @@ from poise_core.mechanisms.render import render
 from poise_core.verification.checks.invariance import _permute
 from poise_core.verification.fingerprint import distance, fingerprint, observe, same_behaviour
 from poise_core.verification.gate import run_checks
-from poise_core.verification.harness import Run, call_loss, loss_inputs, reduce_and_differentiate, run_candidate
+from poise_core.verification.harness import Run, loss_inputs, reduce_and_differentiate, run_candidate
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
 from poise_core.verification.probes import Probe

@@ -8,14 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from poise_core.candidate.calls import ContractViolation, call_controller
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import RolloutBatch
-from poise_core.verification.harness import (
-    ContractViolation,
-    Run,
-    call_controller,
-    run_candidate,
-)
+from poise_core.verification.harness import Run, run_candidate
 from poise_core.verification.probes import LATE, MIDDLE, START, Probe, edge_probes
 
 # ---- check 3

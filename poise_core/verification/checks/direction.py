@@ -13,18 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from poise_core.candidate.calls import ContractViolation, call_advantages, call_controller, call_loss
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.reductions import aggregate_loss, group_max, group_mean, masked_mean, to_tokens
-from poise_core.verification.harness import (
-    ContractViolation,
-    call_advantages,
-    call_controller,
-    call_loss,
-    reduce_and_differentiate,
-    run_candidate,
-    train_mask,
-)
+from poise_core.verification.harness import reduce_and_differentiate, run_candidate, train_mask
 from poise_core.verification.probes import MIDDLE, make_probe
 
 ROLLOUTS = 150  # at most; a game ends as soon as the reward has risen enough

@@ -8,9 +8,9 @@ import inspect
 import math
 from collections.abc import Mapping, Sequence
 
+from poise_core.candidate.calls import ContractViolation
 from poise_core.candidate.loading import Candidate
 from poise_core.verification.fingerprint import Observation, differs, observe_one_by_one
-from poise_core.verification.harness import ContractViolation
 
 _SIGNATURES = {
     "compute_advantages": ("batch", "hp", "dynamics"),

@@ -7,17 +7,10 @@ from dataclasses import fields, replace
 import torch
 from torch import Tensor
 
+from poise_core.candidate.calls import ContractViolation, call_advantages, call_loss
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import Advantages, LossInputs, RolloutBatch
-from poise_core.verification.harness import (
-    ContractViolation,
-    Run,
-    call_advantages,
-    call_loss,
-    loss_inputs,
-    reduce_and_differentiate,
-    run_candidate,
-)
+from poise_core.verification.harness import Run, loss_inputs, reduce_and_differentiate, run_candidate
 from poise_core.verification.probes import Probe, empty_and_full, make_probe, ordinary
 
 TOLERANCE = (

@@ -16,16 +16,9 @@ import torch
 from torch import Tensor
 
 from poise_core import contract, reductions
+from poise_core.candidate.calls import ContractViolation, call_controller, copy_batch, guarded
 from poise_core.candidate.loading import Candidate
-from poise_core.verification.harness import (
-    ContractViolation,
-    Run,
-    call_controller,
-    copy_batch,
-    guarded,
-    loss_inputs,
-    run_candidate,
-)
+from poise_core.verification.harness import Run, loss_inputs, run_candidate
 from poise_core.verification.probes import LATE, MIDDLE, Probe, edge_probes, ordinary
 
 
