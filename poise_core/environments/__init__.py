@@ -1,21 +1,6 @@
-"""Environments by name."""
+"""Prompts with verifiable answers, and the splits of their problems."""
 
-from __future__ import annotations
-
-from poise_core.environments.arithmetic import ArithmeticEnvironment
 from poise_core.environments.base import Environment, Outcome, Problem, Split, split_of
+from poise_core.environments.registry import get_environment
 
 __all__ = ["Environment", "Outcome", "Problem", "Split", "get_environment", "split_of"]
-
-_ENVIRONMENTS = {"arithmetic": ArithmeticEnvironment}
-
-
-def get_environment(name: str) -> Environment:
-    """The environment of that name.
-
-    Raises:
-        ValueError: unknown name; the message lists the known ones.
-    """
-    if name not in _ENVIRONMENTS:
-        raise ValueError(f"unknown environment {name!r}; known: {', '.join(_ENVIRONMENTS)}")
-    return _ENVIRONMENTS[name]()

@@ -17,10 +17,11 @@ import torch
 from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.environments import Environment, Problem, Split, get_environment
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
-from poise_core.evidence.intervals import benchmark_score, overall
+from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.policies.libraries import skipped_imports
 from poise_core.policies.model import PromptCodec, load_model
-from poise_core.sampling.local import sample_completions, uniforms
+from poise_core.randomness import uniforms
+from poise_core.sampling.local import sample_completions
 
 ROWS_PER_BATCH = 1024
 

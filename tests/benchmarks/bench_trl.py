@@ -42,7 +42,7 @@ def share_of_sevens(completion: str) -> float:
 
 def problems(seed: int):
     from poise_core.config.protocol import EnvironmentSpec
-    from poise_core.training.prompts import training_problems
+    from poise_core.environments.prompts import training_problems
 
     return training_problems(EnvironmentSpec(mixture=MIXTURE, train_problems=4096), seed)
 

@@ -13,15 +13,8 @@ from scipy.special import stdtrit
 
 from poise_core.config.protocol import BenchmarkSpec, EnvironmentSpec, Protocol, TrainingSpec
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
-from poise_core.evidence.intervals import (
-    Interval,
-    benchmark_score,
-    distinguishable,
-    overall,
-    overall_interval,
-    paired_delta,
-    pass_at_k,
-)
+from poise_core.evaluation.scoring import benchmark_score, overall, pass_at_k
+from poise_core.evidence.intervals import Interval, distinguishable, overall_interval, paired_delta
 
 PROBLEMS = 60
 

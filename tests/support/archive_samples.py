@@ -21,7 +21,7 @@ from poise_core.archive import (
 from poise_core.config import Preset
 from poise_core.config.protocol import BenchmarkSpec, EnvironmentSpec, Protocol, TrainingSpec
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
-from poise_core.evidence.intervals import benchmark_score, overall
+from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.failures import CandidateFailure, FailureKind
 
 SEEDS = (0, 1, 2)

@@ -22,7 +22,7 @@ from poise_core.candidate.loading import source_digest
 from poise_core.config import Preset
 from poise_core.evaluation.launcher import EvaluationJob
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
-from poise_core.evidence.intervals import benchmark_score, overall
+from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.evolution import Evolution, Roles, Subject
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.run_directory import RunDirectory

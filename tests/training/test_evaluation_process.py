@@ -19,7 +19,7 @@ from poise_core.environments import get_environment
 from poise_core.evaluation.evaluate import benchmark_problems, evaluate_policy
 from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
 from poise_core.policies.locate import policy_digest
-from poise_core.training.prompts import training_problems
+from poise_core.environments.prompts import training_problems
 
 
 def copy_with(policy: Path, folder: Path, change: float) -> Path:
