@@ -1,13 +1,13 @@
 """What a training run did, condensed to the numbers a diagnosis needs.
 
 Input are the rows of ``trajectory.jsonl`` (one mapping of metric to number per step, for each seed); output is a
-:class:`TrajectoryDigest`. Nothing here judges: thresholds and wording are in :mod:`poise_core.agents.rules.reflector`.
+:class:`TrajectoryDigest`. Nothing here judges: thresholds and wording are in ``poise_core.agents.rules``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +15,9 @@ from scipy.special import stdtrit
 
 from poise_core.config.protocol import FrozenModel
 from poise_core.evidence.intervals import Interval
+from poise_core.trajectory import RUN_METRICS, Column, TrajectoryRows
 
 Array = npt.NDArray[np.float64]
-TrajectoryRows = Sequence[Mapping[str, float]]
-"""The rows of one seed's trajectory, one mapping of metric to number per step."""
 
 EDGE = 0.1  # share of the steps that a start or an end is averaged over
 NEIGHBOURHOOD = 0.2  # share of the steps that a spike is compared with
@@ -70,30 +69,16 @@ class TrajectoryDigest(FrozenModel):
     grad_norm_spike: Spike | None = None
 
 
-RUN_METRICS: Mapping[str, tuple[str, Callable[[Array], float]]] = {
-    "reward_end": ("reward_mean", lambda curve: _end(curve)),
-    "entropy_end": ("entropy", lambda curve: _end(curve)),
-    "kl_end": ("kl", lambda curve: _end(curve)),
-    "length_end": ("completion_length", lambda curve: _end(curve)),
-    "format_valid_end": ("format_valid", lambda curve: _end(curve)),
-    "truncated_end": ("truncated", lambda curve: _end(curve)),
-    "all_fail_end": ("all_fail_fraction", lambda curve: _end(curve)),
-    "clip_fraction_mean": ("clip_fraction", lambda curve: float(curve.mean())),
-    "grad_norm_median": ("grad_norm", lambda curve: float(np.median(curve))),
-}
-"""Numbers of a single run that an expectation can be about: name -> (column of the trajectory, how to read it)."""
-
-
 def run_metric(rows: TrajectoryRows, name: str) -> float | None:
-    """One of :data:`RUN_METRICS` of one seed; None where the trajectory has no finite number for it.
+    """One of ``RUN_METRICS`` of one seed; None where the trajectory has no finite number for it.
 
     Raises:
         KeyError: ``name`` is not one of them.
     """
-    column, read = RUN_METRICS[name]
+    column, reading = RUN_METRICS[name]
     curve = _curve(rows, column)
     curve = curve[np.isfinite(curve)]
-    return read(curve) if curve.size else None
+    return _READINGS[reading](curve) if curve.size else None
 
 
 def paired_run_delta(
@@ -165,11 +150,11 @@ def _plain(value: float | int | bool) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-_COLUMNS = (
+_COLUMNS: tuple[Column, ...] = (
     "reward_mean", "entropy", "kl", "completion_length", "clip_fraction", "all_fail_fraction", "all_pass_fraction",
     "format_valid", "truncated", "grad_norm",
 )  # fmt: skip
-_EDGES = {
+_EDGES: Mapping[str, Column] = {
     "entropy": "entropy",
     "length": "completion_length",
     "all_fail": "all_fail_fraction",
@@ -182,13 +167,13 @@ def _non_finite(row: Mapping[str, float]) -> bool:
     return any(isinstance(value, float) and not math.isfinite(value) for value in row.values())
 
 
-def _curve(rows: TrajectoryRows, column: str) -> Array:
+def _curve(rows: TrajectoryRows, column: Column) -> Array:
     """One number per row, NaN where the row has none."""
     values = [row.get(column) for row in rows]
     return np.array([math.nan if value is None else float(value) for value in values])
 
 
-def _mean_curve(runs: Iterable[TrajectoryRows], column: str) -> Array:
+def _mean_curve(runs: Iterable[TrajectoryRows], column: Column) -> Array:
     """Mean over the seeds that reached a step and hold a finite number there; steps without any are left out."""
     curves = [_curve(rows, column) for rows in runs]
     table = np.full((len(curves), max(map(len, curves))), np.nan)
@@ -215,6 +200,13 @@ def _end(curve: Array) -> float:
     return float(curve[-_edge(curve) :].mean())
 
 
+_READINGS: Mapping[str, Callable[[Array], float]] = {
+    "end": _end,
+    "mean": lambda curve: float(curve.mean()),
+    "median": lambda curve: float(np.median(curve)),
+}
+
+
 def _slope(curve: Array) -> float:
     return float(np.polyfit(np.arange(curve.size), curve, 1)[0]) if curve.size > 1 else 0.0
 
@@ -229,7 +221,7 @@ def _plateau(reward: Array) -> tuple[float | None, int | None]:
     return best, int(np.argmax(smooth >= best - 0.1 * rise)) + width - 1
 
 
-def _spike(runs: Mapping[int, TrajectoryRows], column: str) -> Spike | None:
+def _spike(runs: Mapping[int, TrajectoryRows], column: Column) -> Spike | None:
     """The step, over all seeds, that stands out most from the steps around it."""
     found: list[Spike] = []
     for seed, rows in runs.items():

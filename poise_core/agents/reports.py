@@ -10,13 +10,14 @@ import json
 import re
 from collections.abc import Mapping
 
-from poise_core.agents.digest import TrajectoryRows, digest_lines, make_digest
+from poise_core.agents.digest import digest_lines, make_digest
 from poise_core.failures import CandidateFailure
+from poise_core.trajectory import Column, TrajectoryRows
 
 STEPS_SHOWN = 12
 """Last steps of a training whose numbers are listed one by one."""
 
-_COLUMNS = (
+_COLUMNS: tuple[Column, ...] = (
     "reward_mean", "entropy", "kl", "clip_fraction", "grad_norm", "loss", "completion_length", "truncated",
 )  # fmt: skip
 _UNTOLD = ("seconds", "confinement")

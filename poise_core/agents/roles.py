@@ -17,16 +17,17 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
-from poise_core.agents.digest import TrajectoryDigest, TrajectoryRows
+from poise_core.agents.digest import TrajectoryDigest
 from poise_core.config.protocol import FrozenModel
 from poise_core.evidence.intervals import Interval
+from poise_core.trajectory import TrajectoryRows
 
 
 class Expectation(FrozenModel):
     """A prediction written down before the candidate is trained, so that reflection can score it."""
 
     metric: str = Field(
-        description="'Overall', the name of a benchmark, or a metric of poise_core.agents.digest.RUN_METRICS"
+        description="'Overall', the name of a benchmark, or a metric of poise_core.trajectory.RUN_METRICS"
     )
     direction: Literal["increase", "decrease"] = Field(description="of the child against its first parent")
     why: str
@@ -57,7 +58,7 @@ class Proposal(FrozenModel):
 class Diagnosis(FrozenModel):
     """One thing that went wrong (or notably right) in training, at the level of mechanisms."""
 
-    code: str = Field(description="for example entropy_collapse; see poise_core.agents.rules.reflector.DIAGNOSES")
+    code: str = Field(description="for example entropy_collapse; see poise_core.agents.rules.diagnoses.DIAGNOSES")
     text: str = Field(description="one sentence with its numbers")
     slots: tuple[str, ...] = Field(default=(), description="mechanism slots that could answer it, the likeliest first")
 

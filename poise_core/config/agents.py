@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from poise_core.config.protocol import FrozenModel
+from poise_core.trajectory import RUN_METRICS
 
 ROLES = ("proposer", "screener", "implementer", "reflector")
 """The roles that a language model can carry."""
@@ -117,7 +118,7 @@ class Price(FrozenModel):
 class Secondary(FrozenModel):
     """A further aim beside Overall."""
 
-    metric: str = Field(description="a name of poise_core.agents.digest.RUN_METRICS, for example length_end")
+    metric: str = Field(description="a name of poise_core.trajectory.RUN_METRICS, for example length_end")
     direction: Literal["increase", "decrease"]
     weight: PositiveFloat = Field(
         1.0, description="points of utility for a change by the whole of the baseline's value"
@@ -126,8 +127,6 @@ class Secondary(FrozenModel):
     @field_validator("metric")
     @classmethod
     def _known(cls, value: str) -> str:
-        from poise_core.agents.digest import RUN_METRICS
-
         if value not in RUN_METRICS:
             raise ValueError(f"must be one of {', '.join(RUN_METRICS)}")
         return value

@@ -23,8 +23,9 @@ import numpy as np
 
 from poise_core.evidence.noise import Array, SeedNoise
 from poise_core.evidence.racing import Difference, Population, SeedModel
+from poise_core.trajectory import Column
 
-FEATURES = ("reward_mean", "completion_length", "entropy", "kl")
+FEATURES: tuple[Column, ...] = ("reward_mean", "completion_length", "entropy", "kl")
 """Per step; all but the first on a log scale."""
 
 FEWEST = 2 * len(FEATURES)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from poise_core.config import HealthSpec
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.trajectory import Column
 
 Row = Mapping[str, float]
 
@@ -141,6 +142,6 @@ def certain_loss(losses: Sequence[float], spec: HealthSpec) -> str:
     return f"reward is {mean:.3f} +- {error:.3f} below the parent's on the same prompts, mean of {count} steps,"
 
 
-def _number(row: Row, name: str) -> float:
+def _number(row: Row, name: Column) -> float:
     value = row.get(name)
     return math.nan if value is None else float(value)

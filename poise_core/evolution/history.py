@@ -123,7 +123,7 @@ class Memory:
         }
 
     def _run_metrics(self, candidate_id: str, names: Sequence[str]) -> dict[str, float | None]:
-        """Means over seeds of metrics of :data:`poise_core.agents.digest.RUN_METRICS`."""
+        """Means over seeds of metrics of :data:`poise_core.trajectory.RUN_METRICS`."""
         trajectories = self.archive.trajectory(candidate_id, self.protocol.digest).values()
         values = {name: [run_metric(rows, name) for rows in trajectories] for name in names}
         return {

@@ -26,8 +26,10 @@ class Roles:
 
 def default_roles(preset: Preset) -> Roles:
     """The roles of the preset's arm that need no language model; arms differ in who selects or who proposes only."""
-    from poise_core.agents.catalogue.proposer import CatalogueImplementer, CatalogueProposer, CatalogueScreener
+    from poise_core.agents.catalogue.implementer import CatalogueImplementer
+    from poise_core.agents.catalogue.proposer import CatalogueProposer
     from poise_core.agents.catalogue.random_search import FirstComeScreener, RandomProposer
+    from poise_core.agents.catalogue.screener import CatalogueScreener
     from poise_core.agents.rules.reflector import RuleReflector
     from poise_core.search.acquisition import AcquisitionSelector
     from poise_core.search.arms import GreedySelector, RootSelector

@@ -67,7 +67,7 @@ class Choice:
     controller_state: Mapping[str, str] = field(
         default_factory=dict
     )  # key -> expression, what update_controller returns
-    answers: tuple[str, ...] = ()  # diagnoses of poise_core.agents.rules.reflector that it responds to
+    answers: tuple[str, ...] = ()  # diagnoses of poise_core.agents.rules that it responds to
     effects: tuple[Effect, ...] = ()
 
 

@@ -23,13 +23,13 @@ from poise_core.candidate.loading import Candidate, CandidateError, load_candida
 from poise_core.config import ResourceSpec
 from poise_core.config.protocol import EnvironmentSpec, TrainingSpec
 from poise_core.environments import get_environment
+from poise_core.environments.prompts import training_problems
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.policies.libraries import leave, skipped_imports
 from poise_core.policies.model import PromptCodec, load_model, save_policy
 from poise_core.randomness import hash_key
 from poise_core.training.engine import Engine, start_processes
-from poise_core.environments.prompts import training_problems
 from poise_core.training.trainer import Trainer, TrainerState
 
 Row = dict[str, float]

@@ -7,14 +7,10 @@ from collections import Counter
 
 import pytest
 
-from poise_core.agents.catalogue.proposer import (
-    CatalogueImplementer,
-    CatalogueProposer,
-    CatalogueScreener,
-    composition_of_record,
-    wanted_answers,
-)
-from poise_core.agents.digest import RUN_METRICS
+from poise_core.agents.catalogue.compositions import composition_of_record, wanted_answers
+from poise_core.agents.catalogue.implementer import CatalogueImplementer
+from poise_core.agents.catalogue.proposer import CatalogueProposer
+from poise_core.agents.catalogue.screener import CatalogueScreener
 from poise_core.agents.roles import (
     Attempt,
     CandidateRecord,
@@ -32,6 +28,7 @@ from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, changed_slots, compose
 from poise_core.mechanisms.known import KNOWN
 from poise_core.mechanisms.render import composition_of
+from poise_core.trajectory import RUN_METRICS
 
 
 def shipped(name: str) -> CandidateRecord:

@@ -10,7 +10,7 @@ from poise_core.agents.llm.context import ContextTooSmallError, Section, boundar
 from poise_core.agents.llm.literature import LiteratureError, load_notes, retrieve
 from poise_core.agents.llm.prompts import PromptError, data_block, estimate_tokens, load_prompt
 from poise_core.agents.roles import CandidateRecord, Diagnosis, ProposalContext, Reflection, Tried
-from poise_core.agents.rules.reflector import DIAGNOSES
+from poise_core.agents.rules.diagnoses import DIAGNOSES
 from poise_core.archive import evaluation_rows
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evolution import Evolution, Place

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 
 import pytest
 
-from poise_core.agents.digest import RUN_METRICS, Spike, TrajectoryDigest
+from poise_core.agents.digest import Spike, TrajectoryDigest
 from poise_core.agents.roles import Expectation, Measured, Proposal, Reflection, ReflectionEvidence
-from poise_core.agents.rules.reflector import DIAGNOSES, LABELS, RuleReflector, diagnose, format_interval
+from poise_core.agents.rules.diagnoses import DIAGNOSES, diagnose
+from poise_core.agents.rules.reflector import LABELS, RuleReflector, format_interval
 from poise_core.evidence.intervals import Interval
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO
+from poise_core.trajectory import RUN_METRICS
 
 CALM = TrajectoryDigest(steps=50, seeds=3, complete=True, non_finite_steps=0)
 SPIKE = Spike(step=12, seed=1, value=0.9, ratio=7.5)

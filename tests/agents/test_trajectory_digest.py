@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from poise_core.agents.digest import RUN_METRICS, TrajectoryDigest, make_digest, paired_run_delta, run_metric
+from poise_core.agents.digest import TrajectoryDigest, make_digest, paired_run_delta, run_metric
+from poise_core.trajectory import RUN_METRICS
 
 
 def rows(**curves: list[float]) -> list[Mapping[str, float]]:

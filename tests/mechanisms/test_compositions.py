@@ -7,7 +7,7 @@ import random
 import pytest
 from pydantic import ValidationError
 
-from poise_core.agents.rules.reflector import DIAGNOSES
+from poise_core.agents.rules.diagnoses import DIAGNOSES
 from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, changed_slots, compose, distance
 from poise_core.mechanisms.conflicts import conflicts, incompatibilities

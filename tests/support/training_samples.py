@@ -14,9 +14,9 @@ from poise_core.candidate.loading import Candidate, load_candidate, load_candida
 from poise_core.config import ResourceSpec
 from poise_core.config.protocol import BenchmarkSpec, EnvironmentSpec, Protocol, TrainingSpec
 from poise_core.environments import get_environment
+from poise_core.environments.prompts import training_problems
 from poise_core.policies.model import PromptCodec, load_model
 from poise_core.training.engine import Engine
-from poise_core.environments.prompts import training_problems
 from poise_core.training.trainer import Trainer
 
 ENVIRONMENT = EnvironmentSpec(mixture={"mod": 1.0}, train_problems=64)

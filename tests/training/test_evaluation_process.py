@@ -16,10 +16,10 @@ from training_samples import ENVIRONMENT, protocol_of
 import poise_core.evaluation.launcher as launcher
 from poise_core.config import ResourceSpec, load_preset
 from poise_core.environments import get_environment
+from poise_core.environments.prompts import training_problems
 from poise_core.evaluation.evaluate import benchmark_problems, evaluate_policy
 from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
 from poise_core.policies.locate import policy_digest
-from poise_core.environments.prompts import training_problems
 
 
 def copy_with(policy: Path, folder: Path, change: float) -> Path:

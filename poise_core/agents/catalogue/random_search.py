@@ -6,7 +6,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poise_core.agents.catalogue.proposer import CatalogueScreener, TriedIdeas, composition_of_record, write_proposal
+from poise_core.agents.catalogue.compositions import TriedIdeas, composition_of_record
+from poise_core.agents.catalogue.screener import CatalogueScreener
+from poise_core.agents.catalogue.wording import write_proposal
 from poise_core.agents.roles import Proposal, ProposalContext, Screened
 from poise_core.mechanisms.operators import Variation, describe_change, random_composition
 

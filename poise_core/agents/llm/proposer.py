@@ -7,7 +7,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poise_core.agents.digest import RUN_METRICS
 from poise_core.agents.llm.call import Answer, Caller, Question, failing_as
 from poise_core.agents.llm.context import fit, place_sections
 from poise_core.agents.llm.faults import CallFailed
@@ -15,6 +14,7 @@ from poise_core.agents.llm.forms import ProposalForm, ProposalsForm
 from poise_core.agents.llm.literature import Note
 from poise_core.agents.llm.prompts import Prompt, estimate_tokens
 from poise_core.agents.roles import Expectation, Proposal, ProposalContext, Proposer
+from poise_core.trajectory import RUN_METRICS
 
 DIRECTIONS: dict[str, str] = {
     "reward": "how correctness, format and length become a reward",

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from poise_core.agents.digest import RUN_METRICS, paired_run_delta
+from poise_core.agents.digest import paired_run_delta
 from poise_core.agents.llm.call import Answer, Caller, Question
 from poise_core.agents.llm.context import Section, fit
 from poise_core.agents.llm.faults import CallFailed
@@ -19,8 +19,10 @@ from poise_core.agents.llm.prompts import Prompt, estimate_tokens
 from poise_core.agents.llm.screener import proposal_text
 from poise_core.agents.reports import without_folders
 from poise_core.agents.roles import Claim, Diagnosis, Reflection, ReflectionEvidence, Reflector
-from poise_core.agents.rules.reflector import DIAGNOSES, LABELS, format_interval
+from poise_core.agents.rules.diagnoses import DIAGNOSES
+from poise_core.agents.rules.reflector import LABELS, format_interval
 from poise_core.evidence.intervals import Interval
+from poise_core.trajectory import RUN_METRICS
 
 
 @dataclass(frozen=True)
