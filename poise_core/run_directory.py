@@ -30,6 +30,7 @@ import yaml
 from pydantic import ValidationError
 
 from poise_core.archive import Archive, ArchiveLocationError, ArchiveOwnedError, check_location
+from poise_core.candidate.identity import source_digest
 from poise_core.config import Preset
 
 _PRESET, _SETTINGS, _LOCK, _OWNER = "preset.yaml", "settings.json", ".lock", ".archive-owner"
@@ -42,8 +43,6 @@ class RunDirectoryError(ValueError):
 
 def candidate_id(name: str, source: str) -> str:
     """``<name-slug>-<10 hex digits>``: equal sources under one name have one id, whatever run they are in."""
-    from poise_core.candidate.loading import source_digest  # brings in torch, which readers of a run do without
-
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "candidate"
     return f"{slug}-{source_digest(source)[:10]}"
 

@@ -10,25 +10,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-PANEL = (
-    "grpo",
-    "dr_grpo",
-    "reinforce_group_baseline",
-    "rloo",
-    "dapo",
-    "gspo",
-    "cispo",
-    "reinforce_plus_plus",
-    "bn",
-    "av",
-    "vm_av",
-    "fa",
-    "sa",
-    "dace",
-    "dcbe",
-)
-"""Algorithms that judge the testbed: the plain ones, strong variants, and two published failures (SA, DCBE)."""
-
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _console = Console(stderr=True)
 
@@ -55,7 +36,7 @@ def calibrate(
     """
     from poise_core.config import PresetError, load_preset
     from poise_core.testbed.calibration import render, summarize
-    from poise_core.testbed.panel import run_panel
+    from poise_core.testbed.panel import PANEL, run_panel
 
     names = tuple(algorithm or PANEL)
     summaries, protocols = [], []

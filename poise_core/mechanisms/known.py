@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from poise_core.algorithms import algorithm_path, list_algorithms
-from poise_core.candidate.loading import source_digest
+from poise_core.candidate.identity import source_digest
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.render import composition_of
 

@@ -20,6 +20,25 @@ from poise_core.failures import CandidateFailure
 from poise_core.policies.locate import resolve_policy
 from poise_core.training.launcher import TrainingJob, train_candidate
 
+PANEL = (
+    "grpo",
+    "dr_grpo",
+    "reinforce_group_baseline",
+    "rloo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "reinforce_plus_plus",
+    "bn",
+    "av",
+    "vm_av",
+    "fa",
+    "sa",
+    "dace",
+    "dcbe",
+)
+"""Algorithms that judge the testbed: the plain ones, strong variants, and two published failures (SA, DCBE)."""
+
 
 @dataclass(frozen=True)
 class Panel:

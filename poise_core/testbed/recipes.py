@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as functional
@@ -20,6 +21,9 @@ from poise_core.environments.base import Problem
 from poise_core.policies.model import PromptCodec, load_tokenizer, save_policy
 from poise_core.randomness import hash_key
 from poise_core.testbed.demonstrations import demonstrate
+
+if TYPE_CHECKING:
+    from transformers import Qwen2ForCausalLM
 
 BATCHES_SORTED = 8
 """Batches drawn at once and sorted by length, so that little of a batch is padding."""
@@ -95,12 +99,10 @@ def _pad(examples: list[tuple[list[int], list[int]]], pad_id: int) -> tuple[torc
     return ids, labels
 
 
-def build_policy(recipe: Recipe, folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
-    """Train a base policy by its recipe and write it to ``folder``; ``on_step`` gets (step, loss)."""
+def _new_model(recipe: Recipe, codec: PromptCodec) -> Qwen2ForCausalLM:
+    """The untrained model; its weights are drawn from torch's global generator."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    torch.manual_seed(hash_key(recipe.seed, 0))
-    codec = build_tokenizer(folder)
     config = Qwen2Config(
         vocab_size=len(ALPHABET) + 2,
         hidden_size=recipe.hidden_size,
@@ -114,7 +116,14 @@ def build_policy(recipe: Recipe, folder: Path, on_step: Callable[[int, float], N
         pad_token_id=codec.pad_id,
         bos_token_id=None,
     )
-    model = Qwen2ForCausalLM(config)
+    return Qwen2ForCausalLM(config)
+
+
+def build_policy(recipe: Recipe, folder: Path, on_step: Callable[[int, float], None] | None = None) -> None:
+    """Train a base policy by its recipe and write it to ``folder``; ``on_step`` gets (step, loss)."""
+    torch.manual_seed(hash_key(recipe.seed, 0))
+    codec = build_tokenizer(folder)
+    model = _new_model(recipe, codec)
     environment = ArithmeticEnvironment()
     pools: dict[str, list[Problem]] = {}
     for kind in recipe.mixture:

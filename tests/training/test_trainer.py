@@ -24,6 +24,7 @@ from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.policies.model import load_model
 from poise_core.training.batches import GlobalBatch
 from poise_core.training.trainer import KL_MONITOR_STRIDE, Trainer
+from poise_core.trajectory import CANDIDATE, COLUMNS, CONTROLLER
 
 
 def record_rollouts(trainer: Trainer) -> list[GlobalBatch]:
@@ -347,6 +348,8 @@ def update_controller(state, dynamics, hp):
     assert [row["controller/step"] for row in rows] == [0.0, 1.0, 2.0]
     assert [round(row["candidate/seen"], 5) for row in rows] == [-1.0, 1.0, 2.0]
     # the running mean starts with the first value and keeps nine tenths of the past
+    own = (CANDIDATE, CONTROLLER)
+    assert {key for key in rows[0] if not key.startswith(own)} == set(COLUMNS)
     first, second = rows[0]["reward_mean"], rows[1]["reward_mean"]
     assert rows[0]["controller/reward"] == pytest.approx(first)
     assert rows[1]["controller/reward"] == pytest.approx(0.9 * first + 0.1 * second)

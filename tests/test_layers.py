@@ -1,0 +1,52 @@
+"""What an import costs: which parts of the package, and which libraries, a fresh process has loaded after it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {
+    "torch", "transformers", "tokenizers", "deepspeed", "datasets", "langchain", "langchain_core", "mlflow", "prefect",
+    "sklearn", "huggingface_hub",
+}  # fmt: skip
+NUMERIC = {"numpy", "scipy", "pandas", "pyarrow"}
+
+
+def loaded_after(module: str) -> tuple[set[str], set[str]]:
+    """Top-level modules that a fresh process has loaded after one import, and the packages of poise_core among them."""
+    code = (
+        "import importlib, json, sys\n"
+        "importlib.import_module(sys.argv[1])\n"
+        "parts = [name.split('.') for name in sys.modules]\n"
+        "print(json.dumps([[p[0] for p in parts], [p[1] for p in parts if p[0] == 'poise_core' and p[1:]]]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, module], capture_output=True, text=True, check=True)
+    libraries, rooms = json.loads(done.stdout)
+    return set(libraries), set(rooms)
+
+
+@pytest.mark.parametrize(
+    ("module", "rooms", "spared"),
+    [
+        ("poise_core.config", {"config", "policies", "trajectory"}, HEAVY | NUMERIC),
+        ("poise_core.archive", {"archive", "evaluation", "failures"}, HEAVY | {"scipy"}),
+        ("poise_core.cli", {"cli", "config", "policies", "trajectory"}, HEAVY | NUMERIC),
+        ("poise_core.candidate.identity", {"candidate"}, HEAVY | NUMERIC | {"pydantic"}),
+        ("poise_core.agents.llm.faults", {"agents", "failures"}, HEAVY | NUMERIC | {"pydantic"}),
+    ],
+)
+def test_an_import_brings_in_no_more_than_it_needs(module: str, rooms: set[str], spared: set[str]) -> None:
+    """Commands answer in well under a second, and a process that reads a run's records needs no GPU's libraries."""
+    libraries, found = loaded_after(module)
+    assert not libraries & spared
+    assert found <= rooms | {"contract"}
+
+
+@pytest.mark.parametrize(
+    "module", ["poise_core.training.launcher", "poise_core.evaluation.launcher", "poise_core.evolution"]
+)
+def test_who_starts_the_heavy_processes_stays_light(module: str) -> None:
+    """An evolution runs for days beside the trainings: it holds none of their libraries in memory."""
+    libraries, _ = loaded_after(module)
+    assert not libraries & HEAVY
