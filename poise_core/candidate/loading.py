@@ -6,6 +6,7 @@ Loading executes the file: do it only in a process that may run candidate code (
 from __future__ import annotations
 
 import ast
+import dataclasses
 import linecache
 import sys
 import types
@@ -62,8 +63,6 @@ class Candidate:
 
     def with_overrides(self, **overrides: Any) -> Candidate:
         """The same candidate with some hyperparameters replaced; unknown names raise ``TypeError``."""
-        import dataclasses
-
         return dataclasses.replace(self, hyperparameters=dataclasses.replace(self.hyperparameters, **overrides))
 
 
@@ -88,41 +87,9 @@ def load_candidate_source(source: str, name: str) -> Candidate:
     Raises:
         CandidateError: the text does not parse or lacks a part of the contract.
     """
-    try:
-        tree = ast.parse(source)
-    except SyntaxError as error:
-        place = f"line {error.lineno}: " if error.lineno else ""
-        raise CandidateError(f"{place}{error.msg}") from error
-    except (MemoryError, RecursionError) as error:
-        raise CandidateError("the file nests expressions too deeply to be parsed") from error
-    except ValueError as error:  # a null byte or half of a surrogate pair
-        raise CandidateError(f"the file does not parse: {error}") from error
-    # dataclasses looks its module up in sys.modules while the class body runs
-    filename = f"<candidate {name}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)  # for tracebacks
-    module = types.ModuleType(f"poise_candidate_{source_digest(source)[:16]}")
-    sys.modules[module.__name__] = module
-    try:
-        exec(compile(tree, filename, "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:  # a file that exits must not end the process that loads it
-        raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.modules.pop(module.__name__, None)
-    members = module.__dict__
-    for required in ("Hyperparameters", "LOSS_AGGREGATION", "MECHANISMS", "compute_advantages", "compute_loss"):
-        if required not in members:
-            raise CandidateError(f"{required} is missing; every candidate defines it at module level")
-    for function in ("compute_advantages", "compute_loss"):
-        if not callable(members[function]):
-            raise CandidateError(f"{function} is {members[function]!r}; it must be a function")
-    if not isinstance(members["MECHANISMS"], Mapping):
-        raise CandidateError(
-            "MECHANISMS must be a dict from the name of a mechanism to the overrides that switch it off"
-        )
-    if not isinstance(members["LOSS_AGGREGATION"], str) or members["LOSS_AGGREGATION"] not in LOSS_AGGREGATIONS:
-        raise CandidateError(
-            f"LOSS_AGGREGATION is {members['LOSS_AGGREGATION']!r}; use one of {', '.join(LOSS_AGGREGATIONS)}"
-        )
+    tree = _parse(source)
+    members = _execute(tree, source, name)
+    _require_contract(members)
     try:
         hyperparameters = members["Hyperparameters"]()
     except (Exception, SystemExit) as error:
@@ -139,3 +106,48 @@ def load_candidate_source(source: str, name: str) -> Candidate:
         controller_function=members.get("update_controller"),
         reads=frozenset(reads),
     )
+
+
+def _parse(source: str) -> ast.Module:
+    try:
+        return ast.parse(source)
+    except SyntaxError as error:
+        place = f"line {error.lineno}: " if error.lineno else ""
+        raise CandidateError(f"{place}{error.msg}") from error
+    except (MemoryError, RecursionError) as error:
+        raise CandidateError("the file nests expressions too deeply to be parsed") from error
+    except ValueError as error:  # a null byte or half of a surrogate pair
+        raise CandidateError(f"the file does not parse: {error}") from error
+
+
+def _execute(tree: ast.Module, source: str, name: str) -> Mapping[str, Any]:
+    """The members of the module that the file makes."""
+    # dataclasses looks its module up in sys.modules while the class body runs
+    filename = f"<candidate {name}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)  # for tracebacks
+    module = types.ModuleType(f"poise_candidate_{source_digest(source)[:16]}")
+    sys.modules[module.__name__] = module
+    try:
+        exec(compile(tree, filename, "exec"), module.__dict__)
+    except (Exception, SystemExit) as error:  # a file that exits must not end the process that loads it
+        raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.modules.pop(module.__name__, None)
+    return module.__dict__
+
+
+def _require_contract(members: Mapping[str, Any]) -> None:
+    for required in ("Hyperparameters", "LOSS_AGGREGATION", "MECHANISMS", "compute_advantages", "compute_loss"):
+        if required not in members:
+            raise CandidateError(f"{required} is missing; every candidate defines it at module level")
+    for function in ("compute_advantages", "compute_loss"):
+        if not callable(members[function]):
+            raise CandidateError(f"{function} is {members[function]!r}; it must be a function")
+    if not isinstance(members["MECHANISMS"], Mapping):
+        raise CandidateError(
+            "MECHANISMS must be a dict from the name of a mechanism to the overrides that switch it off"
+        )
+    if not isinstance(members["LOSS_AGGREGATION"], str) or members["LOSS_AGGREGATION"] not in LOSS_AGGREGATIONS:
+        raise CandidateError(
+            f"LOSS_AGGREGATION is {members['LOSS_AGGREGATION']!r}; use one of {', '.join(LOSS_AGGREGATIONS)}"
+        )

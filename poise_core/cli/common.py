@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -74,8 +73,3 @@ def existing_file(path: Path) -> Path:
     if not path.is_file():
         raise fail(f"{path}: no such file", UNUSABLE)
     return path
-
-
-def interactive() -> bool:
-    """Whether a person looks at standard error."""
-    return sys.stderr.isatty()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from poise_core.config import Preset
+    from poise_core.testbed.calibration import Summary
 
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 _console = Console(stderr=True)
@@ -34,50 +39,48 @@ def calibrate(
 
     Example: poise calibrate --preset laptop --policy arithmetic-a --policy arithmetic-b --write docs/testbed.md
     """
-    from poise_core.config import PresetError, load_preset
-    from poise_core.testbed.calibration import render, summarize
-    from poise_core.testbed.panel import PANEL, run_panel
+    from poise_core.testbed.calibration import render
+    from poise_core.testbed.panel import PANEL
 
     names = tuple(algorithm or PANEL)
     summaries, protocols = [], []
     for i, name in enumerate(policy or [""]):
         own_seeds = other_seeds if i else seeds
-        chosen = [*(overrides or []), *([f"protocol.policy={name}"] if name else [])]
-        try:
-            loaded = load_preset(preset, chosen)
-        except PresetError as error:
-            _console.print(f"poise calibrate: {error}", markup=False)
-            raise typer.Exit(2) from error
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=_console) as progress:
-            bar = progress.add_task(f"training on {loaded.protocol.policy}", total=len(names) * own_seeds)
-            with ThreadPoolExecutor(loaded.resources.parallel_candidates) as pool:
-                panel = run_panel(
-                    loaded,
-                    names,
-                    own_seeds,
-                    run_dir / loaded.protocol.digest,
-                    pool,
-                    on_seed=lambda: progress.advance(bar),  # noqa: B023
-                )
+        loaded = _load(preset, [*(overrides or []), *([f"protocol.policy={name}"] if name else [])])
         protocols.append(loaded.protocol)
-        summaries.append(
-            summarize(
-                loaded.protocol.policy,
-                loaded.protocol,
-                panel.search,
-                panel.report,
-                panel.untrained,
-                loaded.search.baseline,
-                panel.failed,
-            )
-        )
+        summaries.append(_judge(loaded, names, own_seeds, run_dir / loaded.protocol.digest))
     shown = "".join(f" --policy {name}" for name in policy or [])
     command = f"poise calibrate --preset {preset} --seeds {seeds} --other-seeds {other_seeds}{shown}"
     page = render(summaries, protocols, command)
     typer.echo(page)
     if write is not None:
         _replace_measured(write, page)
+
+
+def _load(preset: str, overrides: list[str]) -> Preset:
+    from poise_core.config import PresetError, load_preset
+
+    try:
+        return load_preset(preset, overrides)
+    except PresetError as error:
+        _console.print(f"poise calibrate: {error}", markup=False)
+        raise typer.Exit(2) from error
+
+
+def _judge(preset: Preset, names: Sequence[str], seeds: int, folder: Path) -> Summary:
+    """Train the panel on one base policy, with a bar on the terminal, and sum up."""
+    from poise_core.testbed.calibration import summarize
+    from poise_core.testbed.panel import run_panel
+
+    protocol = preset.protocol
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_console) as progress:
+        bar = progress.add_task(f"training on {protocol.policy}", total=len(names) * seeds)
+        with ThreadPoolExecutor(preset.resources.parallel_candidates) as pool:
+            panel = run_panel(preset, names, seeds, folder, pool, on_seed=lambda: progress.advance(bar))
+    return summarize(
+        protocol.policy, protocol, panel.search, panel.report, panel.untrained, preset.search.baseline, panel.failed
+    )
 
 
 def _replace_measured(path: Path, page: str) -> None:

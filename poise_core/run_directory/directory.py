@@ -1,21 +1,7 @@
-"""The folder of one run: its frozen preset, its lock, and where everything lies in it.
-
-::
-
-    RUN_DIR/ preset.yaml       the preset of the first start and the protocol's digest; never changed
-             settings.json     what later starts changed beside the protocol
-             archive/          the Parquet tables, unless the preset names another place for them
-             .archive-owner    this run's name in such a place
-             mlflow.db         tracking, with mlartifacts/
-             candidates/<id>/  files of each candidate: candidate.py, verification.json, train/, evaluate/
-             .lock             held while an evolution runs
-"""
+"""Opening the folder of a run, and the paths in it."""
 
 from __future__ import annotations
 
-import datetime as dt
-import fcntl
-import json
 import os
 import re
 import socket
@@ -32,13 +18,19 @@ from pydantic import ValidationError
 from poise_core.archive import Archive, ArchiveLocationError, ArchiveOwnedError, check_location
 from poise_core.candidate.identity import source_digest
 from poise_core.config import Preset
+from poise_core.run_directory.lock import Lock
+from poise_core.run_directory.records import (
+    HEADER,
+    PRESET,
+    SETTINGS,
+    RunDirectoryError,
+    accept,
+    frozen_preset,
+    settings_changes,
+    write,
+)
 
-_PRESET, _SETTINGS, _LOCK, _OWNER = "preset.yaml", "settings.json", ".lock", ".archive-owner"
-_HEADER = "# The preset of this run as resolved at its first start. The protocol is frozen: results depend on it.\n"
-
-
-class RunDirectoryError(ValueError):
-    """The folder cannot be used for this run; one line, and nothing in the folder was changed."""
+_LOCK, _OWNER = ".lock", ".archive-owner"
 
 
 def candidate_id(name: str, source: str) -> str:
@@ -50,7 +42,7 @@ def candidate_id(name: str, source: str) -> str:
 class RunDirectory:
     """An opened run. :meth:`open` is for the evolution and holds the lock, :meth:`read` is for looking at it."""
 
-    def __init__(self, path: Path, preset: Preset, lock: _Lock | None = None) -> None:
+    def __init__(self, path: Path, preset: Preset, lock: Lock | None = None) -> None:
         """Use :meth:`open` or :meth:`read`."""
         self.path = path
         self.preset = preset
@@ -75,16 +67,16 @@ class RunDirectory:
         preset = _with_settled_archive(folder, preset)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _Lock(folder / _LOCK)
+            lock = Lock(folder / _LOCK)
         except OSError as error:
             raise RunDirectoryError(f"{folder}: cannot be used: {error.strerror or error}") from error
         try:
             if cls.exists(folder):
-                _accept(folder, preset)
+                accept(folder, preset)
             _claim_archive(folder, preset)
             if not cls.exists(folder):
                 document = {"protocol_digest": preset.protocol.digest, "preset": preset.model_dump(mode="json")}
-                _write(folder / _PRESET, _HEADER + yaml.safe_dump(document, sort_keys=False))
+                write(folder / PRESET, HEADER + yaml.safe_dump(document, sort_keys=False))
             run = cls(folder, preset, lock)
             run.archive.initialise()
             _claim_archive(folder, preset)  # once more: another first start may have been under way in the same moment
@@ -96,7 +88,7 @@ class RunDirectory:
     @staticmethod
     def exists(path: str | Path) -> bool:
         """Whether a run was begun in this folder."""
-        return (Path(path) / _PRESET).exists()
+        return (Path(path) / PRESET).exists()
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -106,9 +98,9 @@ class RunDirectory:
             RunDirectoryError: it is no run directory, or its preset cannot be read.
         """
         folder = Path(path).absolute()
-        if not (folder / _PRESET).is_file():
-            raise RunDirectoryError(f"{folder}: not a run directory, it has no {_PRESET}")
-        return cls(folder, _frozen(folder))
+        if not (folder / PRESET).is_file():
+            raise RunDirectoryError(f"{folder}: not a run directory, it has no {PRESET}")
+        return cls(folder, frozen_preset(folder))
 
     @classmethod
     def join(cls, path: str | Path) -> Self:
@@ -140,7 +132,7 @@ class RunDirectory:
             raise RunDirectoryError(f"{folder}: cannot be used: {error.strerror or error}") from error
         while True:
             try:
-                lock = _Lock(folder / _LOCK)
+                lock = Lock(folder / _LOCK)
                 break
             except RunDirectoryError:
                 wait()
@@ -166,7 +158,7 @@ class RunDirectory:
     @property
     def settings_changes(self) -> list[dict[str, Any]]:
         """What later starts changed, oldest first: ``{"at": ISO time, "changed": {key: [before, after]}}``."""
-        return _changes(self.path)
+        return settings_changes(self.path)
 
     @property
     def current_preset(self) -> Preset:
@@ -186,7 +178,7 @@ class RunDirectory:
         try:
             return Preset.model_validate(document)
         except ValidationError as error:
-            raise RunDirectoryError(f"{self.path / _SETTINGS}: {str(error).splitlines()[0]}") from error
+            raise RunDirectoryError(f"{self.path / SETTINGS}: {str(error).splitlines()[0]}") from error
 
     @property
     def tracking_uri(self) -> str:
@@ -216,31 +208,6 @@ class RunDirectory:
         return self.candidate_folder(candidate) / "evaluate"
 
 
-class _Lock:
-    """An exclusive flock: the system gives it back when the process ends, however it ends."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = path.open("a+", encoding="utf-8")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.seek(0)
-            holder = self._file.read().strip() or "another process"
-            self._file.close()
-            raise RunDirectoryError(
-                f"{path.parent}: in use by {holder}; wait for it, end it, or take another directory"
-            ) from None
-        self._file.seek(0)
-        self._file.truncate()
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        self._file.flush()
-        # a forked child shares the lock and would keep it beyond this process's end
-        os.register_at_fork(after_in_child=self._file.close)
-
-    def release(self) -> None:
-        self._file.close()
-
-
 def _refuse_foreign(folder: Path) -> None:
     """Refuse a file, and a folder that holds other things than a run."""
     if not folder.exists() or RunDirectory.exists(folder):
@@ -250,7 +217,7 @@ def _refuse_foreign(folder: Path) -> None:
     found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     if "archive" in found:
         raise RunDirectoryError(
-            f"{folder}: {_PRESET} is missing beside an archive; restore it, or take another directory"
+            f"{folder}: {PRESET} is missing beside an archive; restore it, or take another directory"
         )
     if found:
         raise RunDirectoryError(f"{folder}: not empty and not a run directory (it holds {found[0]}); take another one")
@@ -265,7 +232,7 @@ def _with_settled_archive(folder: Path, preset: Preset) -> Preset:
             raise RunDirectoryError(f"archive: {error}") from None
     if not RunDirectory.exists(folder):
         return preset
-    settled = _frozen(folder).archive
+    settled = frozen_preset(folder).archive
     if preset.archive not in (None, settled):
         raise RunDirectoryError(
             f"{folder}: its archive is at {settled or folder / 'archive'}, not at {preset.archive}; take another directory"
@@ -279,91 +246,8 @@ def _claim_archive(folder: Path, preset: Preset) -> None:
         return
     name = folder / _OWNER
     if not name.exists():
-        _write(name, f"run {uuid.uuid4().hex[:12]}, begun in {folder} on {socket.gethostname()}\n")
+        write(name, f"run {uuid.uuid4().hex[:12]}, begun in {folder} on {socket.gethostname()}\n")
     try:
         Archive(preset.archive).claim(name.read_text(encoding="utf-8"))
     except ArchiveOwnedError as error:
         raise RunDirectoryError(str(error)) from None
-
-
-def _accept(folder: Path, preset: Preset) -> None:
-    """Check the given preset against the frozen one, and record what else has changed since the last start."""
-    frozen = _frozen(folder)
-    if frozen.protocol.digest != preset.protocol.digest:
-        differing = _differences(frozen.protocol.model_dump(mode="json"), preset.protocol.model_dump(mode="json"))
-        key, (before, after) = next(iter(differing.items()))
-        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
-        raise RunDirectoryError(
-            f"{folder}: made under protocol {frozen.protocol.digest}, this is {preset.protocol.digest} "
-            f"(protocol.{key}: {before!r} there, {after!r} here{more}); take another directory"
-        )
-    changes = _changes(folder)
-    current = _flat(frozen.model_dump(mode="json", exclude={"protocol"}))
-    for change in changes:
-        current.update({key: after for key, (_, after) in change["changed"].items()})
-    changed = _compare(current, _flat(preset.model_dump(mode="json", exclude={"protocol"})))
-    if changed:
-        entry = {"at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "changed": changed}
-        _write(folder / _SETTINGS, json.dumps([*changes, entry], indent=1) + "\n")
-
-
-def _frozen(folder: Path) -> Preset:
-    path = folder / _PRESET
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        preset = Preset.model_validate(document["preset"])
-        digest = document["protocol_digest"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, TypeError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise RunDirectoryError(f"{path}: cannot be read ({type(error).__name__}: {reason}); restore it") from error
-    if preset.protocol.digest != digest:
-        raise RunDirectoryError(
-            f"{path}: the protocol in it has digest {preset.protocol.digest}, but the run was started with {digest}; "
-            "undo the change, or use the version of this program that made the run"
-        )
-    return preset
-
-
-def _changes(folder: Path) -> list[dict[str, Any]]:
-    path = folder / _SETTINGS
-    if not path.exists():
-        return []
-    try:
-        changes: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        return changes
-    except (OSError, ValueError) as error:
-        raise RunDirectoryError(f"{path}: cannot be read ({error}); restore it or move it away") from error
-
-
-def _flat(document: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys."""
-    if not isinstance(document, dict):
-        return {prefix: document}
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
-
-
-def _compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
-    keys = [*after, *(key for key in before if key not in after)]
-    return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
-
-
-def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
-    return _compare(_flat(before), _flat(after))
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace the file as a whole, or leave it as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise RunDirectoryError(f"{path}: not written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,0 +1,36 @@
+"""Locks on folders of a run."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+
+from poise_core.run_directory.records import RunDirectoryError
+
+
+class Lock:
+    """An exclusive flock: the system gives it back when the process ends, however it ends."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or "another process"
+            self._file.close()
+            raise RunDirectoryError(
+                f"{path.parent}: in use by {holder}; wait for it, end it, or take another directory"
+            ) from None
+        self._file.seek(0)
+        self._file.truncate()
+        self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._file.flush()
+        # a forked child shares the lock and would keep it beyond this process's end
+        os.register_at_fork(after_in_child=self._file.close)
+
+    def release(self) -> None:
+        """Give it back."""
+        self._file.close()

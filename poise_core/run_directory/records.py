@@ -1,0 +1,115 @@
+"""What a run says of itself: the preset of its first start, frozen, and what later starts changed beside the protocol."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from poise_core.config import Preset
+from poise_core.files import write_atomically
+
+PRESET, SETTINGS = "preset.yaml", "settings.json"
+HEADER = "# The preset of this run as resolved at its first start. The protocol is frozen: results depend on it.\n"
+
+
+class RunDirectoryError(ValueError):
+    """The folder cannot be used for this run; one line, and nothing in the folder was changed."""
+
+
+def accept(folder: Path, preset: Preset) -> None:
+    """Check the given preset against the frozen one, and record what else has changed since the last start.
+
+    Raises:
+        RunDirectoryError: the protocol differs, or a file cannot be read or written.
+    """
+    frozen = frozen_preset(folder)
+    if frozen.protocol.digest != preset.protocol.digest:
+        differing = _differences(frozen.protocol.model_dump(mode="json"), preset.protocol.model_dump(mode="json"))
+        key, (before, after) = next(iter(differing.items()))
+        more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
+        raise RunDirectoryError(
+            f"{folder}: made under protocol {frozen.protocol.digest}, this is {preset.protocol.digest} "
+            f"(protocol.{key}: {before!r} there, {after!r} here{more}); take another directory"
+        )
+    changes = settings_changes(folder)
+    current = _flat(frozen.model_dump(mode="json", exclude={"protocol"}))
+    for change in changes:
+        current.update({key: after for key, (_, after) in change["changed"].items()})
+    changed = _compare(current, _flat(preset.model_dump(mode="json", exclude={"protocol"})))
+    if changed:
+        entry = {"at": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), "changed": changed}
+        write(folder / SETTINGS, json.dumps([*changes, entry], indent=1) + "\n")
+
+
+def frozen_preset(folder: Path) -> Preset:
+    """The preset of the run's first start.
+
+    Raises:
+        RunDirectoryError: it cannot be read, or its protocol was changed.
+    """
+    path = folder / PRESET
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        preset = Preset.model_validate(document["preset"])
+        digest = document["protocol_digest"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, TypeError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunDirectoryError(f"{path}: cannot be read ({type(error).__name__}: {reason}); restore it") from error
+    if preset.protocol.digest != digest:
+        raise RunDirectoryError(
+            f"{path}: the protocol in it has digest {preset.protocol.digest}, but the run was started with {digest}; "
+            "undo the change, or use the version of this program that made the run"
+        )
+    return preset
+
+
+def settings_changes(folder: Path) -> list[dict[str, Any]]:
+    """What later starts changed, oldest first: ``{"at": ISO time, "changed": {key: [before, after]}}``.
+
+    Raises:
+        RunDirectoryError: the record cannot be read.
+    """
+    path = folder / SETTINGS
+    if not path.exists():
+        return []
+    try:
+        changes: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return changes
+    except (OSError, ValueError) as error:
+        raise RunDirectoryError(f"{path}: cannot be read ({error}); restore it or move it away") from error
+
+
+def _flat(document: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys."""
+    if not isinstance(document, dict):
+        return {prefix: document}
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        flat.update(_flat(value, f"{prefix}.{key}" if prefix else str(key)))
+    return flat
+
+
+def _compare(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
+    keys = [*after, *(key for key in before if key not in after)]
+    return {key: [before.get(key), after.get(key)] for key in keys if before.get(key) != after.get(key)}
+
+
+def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, list[Any]]:
+    return _compare(_flat(before), _flat(after))
+
+
+def write(path: Path, text: str) -> None:
+    """Replace the file as a whole, or leave it as it was.
+
+    Raises:
+        RunDirectoryError: the system refuses.
+    """
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise RunDirectoryError(f"{path}: not written: {error.strerror or error}") from error
