@@ -8,7 +8,6 @@ import pytest
 from script import CLIPPED, LINE
 from test_context import place, reflection
 
-from poise_core.agents.llm.call import Answer
 from poise_core.agents.llm.consistency import contradictions
 from poise_core.agents.llm.forms import (
     ClaimForm,
@@ -22,6 +21,7 @@ from poise_core.agents.llm.forms import (
 from poise_core.agents.llm.ledger import price_table
 from poise_core.agents.llm.preflight import AgentSettingsError, check_agents, forecast
 from poise_core.agents.llm.proposer import DIRECTIONS, merged, wanted_directions
+from poise_core.agents.llm.question import Answer
 from poise_core.agents.llm.reflector import evidence_rows, merge
 from poise_core.agents.llm.secrets import redact
 from poise_core.agents.roles import Expectation, Measured, Proposal, Reflection, ReflectionEvidence

@@ -14,8 +14,9 @@ from langchain.chat_models import base
 from llm_server import Drip, Fail, Hang, Loop, LoopbackServer, NoChoices, Say
 from pydantic import BaseModel, Field
 
-from poise_core.agents.llm.call import Answer, Caller, Question
+from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
+from poise_core.agents.llm.question import Answer, Question
 from poise_core.agents.llm.wire import run_bounded
 from poise_core.archive import Archive, ArchiveError
 from poise_core.config.agents import AgentSettings

@@ -9,67 +9,29 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, Generic, TypeVar
-
-from pydantic import BaseModel
+from typing import Any
 
 from poise_core.agents.llm.answers import answer_schema, read_answer
 from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
 from poise_core.agents.llm.ledger import Allowance, Ledger, cost
-from poise_core.agents.llm.prompts import CHARACTERS_PER_TOKEN, Prompt, data_block
+from poise_core.agents.llm.pace import Pace
+from poise_core.agents.llm.prompts import CHARACTERS_PER_TOKEN, data_block
+from poise_core.agents.llm.question import A, Answer, Question
 from poise_core.agents.llm.secrets import redact
 from poise_core.agents.llm.wire import ChatModels, Reply, Request
-from poise_core.agents.roles import ProposalContext
 from poise_core.archive import Archive
 from poise_core.config.agents import AgentSettings, ModelSettings
 from poise_core.failures import Cancelled
 
-A = TypeVar("A", bound=BaseModel)
 logger = logging.getLogger(__name__)
 
 FORMAT_RETRIES = 2
 """How often a model is told what was wrong with its answer's form; the second time it also gets another method."""
 
 MOST_BACKOFF_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Question(Generic[A]):
-    """What a role wants to know."""
-
-    role: str
-    scope: str  # what it is about, for example gen-01/slot-0: equal prompts of two places are two questions
-    generation: int
-    kind: type[A]  # of the answer
-    build: Callable[[int], tuple[str, str]]  # context budget in tokens -> system and user text
-    prompt: str  # label of the prompt file
-
-    @classmethod
-    def about_place(
-        cls,
-        role: str,
-        context: ProposalContext,
-        kind: type[A],
-        prompt: Prompt,
-        build: Callable[[int], tuple[str, str]],
-    ) -> Question[A]:
-        """What a role asks about one place of a generation."""
-        return Question(role, context.scope, context.generation, kind, build, prompt.label)
-
-
-@dataclass(frozen=True)
-class Answer(Generic[A]):
-    """What came back."""
-
-    value: A
-    call_id: str
-    prompt: str
-    model: str
 
 
 @dataclass
@@ -114,7 +76,7 @@ class Caller:
         self._should_stop = should_stop
         self._backoff = backoff_seconds
         self._models = ChatModels(should_stop)
-        self._pace = _Pace()
+        self._pace = Pace()
 
     def ask(self, question: Question[A]) -> Answer[A]:
         """The answer, of the first model that gives a usable one.
@@ -316,24 +278,6 @@ class _NotRecorded(Exception):
     """A replay was asked for something that the recording does not hold."""
 
 
-class _Pace:
-    """Spaces the requests to each model evenly."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._free: dict[str, float] = {}
-
-    def wait(self, model: str, per_minute: float | None, wait: Callable[[float], None], deadline: float) -> None:
-        if per_minute is None:
-            return
-        with self._lock:
-            start = max(time.monotonic(), self._free.get(model, 0.0))
-            if start >= deadline:
-                raise CallFailed(Outcome.RATE_LIMITED, f"{model}: its turn comes after the answer's time limit")
-            self._free[model] = start + 60.0 / per_minute
-        wait(max(0.0, start - time.monotonic()))
-
-
 def _answer(reply: Reply, question: Question[A], request: Request, call_id: str) -> Answer[A]:
     return Answer(read_answer(reply, question.kind), call_id, question.prompt, request.model)
 
@@ -347,14 +291,3 @@ def _without_secrets(reply: Reply) -> Reply:
         reply.input_tokens,
         reply.output_tokens,
     )
-
-
-@contextmanager
-def failing_as(stage: str, name: str) -> Iterator[None]:
-    """A question without an answer becomes a typed failure of the candidate."""
-    from poise_core.failures import CandidateFailure, FailureKind
-
-    try:
-        yield
-    except CallFailed as failure:
-        raise CandidateFailure(FailureKind.NO_ANSWER, stage, f"{name}: {failure.outcome}: {failure.message}") from None

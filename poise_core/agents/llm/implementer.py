@@ -6,11 +6,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poise_core.agents.llm.call import Caller, Question, failing_as
+from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.consistency import contradictions
 from poise_core.agents.llm.context import Section, contract_text, fit
 from poise_core.agents.llm.forms import ImplementationForm
 from poise_core.agents.llm.prompts import Prompt, estimate_tokens
+from poise_core.agents.llm.question import Question, failing_as
 from poise_core.agents.llm.screener import proposal_text
 from poise_core.agents.roles import Attempt, Implementer, Proposal, ProposalContext
 from poise_core.failures import CandidateFailure, FailureKind

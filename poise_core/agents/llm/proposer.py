@@ -7,12 +7,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from poise_core.agents.llm.call import Answer, Caller, Question, failing_as
+from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.context import fit, place_sections
 from poise_core.agents.llm.faults import CallFailed
 from poise_core.agents.llm.forms import ProposalForm, ProposalsForm
 from poise_core.agents.llm.literature import Note
 from poise_core.agents.llm.prompts import Prompt, estimate_tokens
+from poise_core.agents.llm.question import Answer, Question, failing_as
 from poise_core.agents.roles import Expectation, Proposal, ProposalContext, Proposer
 from poise_core.trajectory import RUN_METRICS
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from poise_core.agents.digest import paired_run_delta
-from poise_core.agents.llm.call import Answer, Caller, Question
+from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.context import Section, fit
 from poise_core.agents.llm.faults import CallFailed
 from poise_core.agents.llm.forms import ReflectionForm
 from poise_core.agents.llm.prompts import Prompt, estimate_tokens
+from poise_core.agents.llm.question import Answer, Question
 from poise_core.agents.llm.screener import proposal_text
 from poise_core.agents.reports import without_folders
 from poise_core.agents.roles import Claim, Diagnosis, Reflection, ReflectionEvidence, Reflector

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from poise_core.agents.llm.call import Caller, Question
+from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.context import Section, fit, place_sections
 from poise_core.agents.llm.faults import CallFailed
 from poise_core.agents.llm.forms import JudgementForm, ScreeningForm
 from poise_core.agents.llm.literature import Note
 from poise_core.agents.llm.prompts import Prompt, data_block, estimate_tokens
+from poise_core.agents.llm.question import Question
 from poise_core.agents.roles import Proposal, ProposalContext, Screened, Screener
 
 WEIGHTS = {"logic": 0.3, "feasibility": 0.2, "novelty": 0.2, "expected_gain": 0.3}

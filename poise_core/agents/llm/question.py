@@ -1,0 +1,60 @@
+"""A question of a role to a language model, and the answer that came back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel
+
+from poise_core.agents.llm.faults import CallFailed
+from poise_core.agents.llm.prompts import Prompt
+from poise_core.agents.roles import ProposalContext
+from poise_core.failures import CandidateFailure, FailureKind
+
+A = TypeVar("A", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Question(Generic[A]):
+    """What a role wants to know."""
+
+    role: str
+    scope: str  # what it is about, for example gen-01/slot-0: equal prompts of two places are two questions
+    generation: int
+    kind: type[A]  # of the answer
+    build: Callable[[int], tuple[str, str]]  # context budget in tokens -> system and user text
+    prompt: str  # label of the prompt file
+
+    @classmethod
+    def about_place(
+        cls,
+        role: str,
+        context: ProposalContext,
+        kind: type[A],
+        prompt: Prompt,
+        build: Callable[[int], tuple[str, str]],
+    ) -> Question[A]:
+        """What a role asks about one place of a generation."""
+        return Question(role, context.scope, context.generation, kind, build, prompt.label)
+
+
+@dataclass(frozen=True)
+class Answer(Generic[A]):
+    """What came back."""
+
+    value: A
+    call_id: str
+    prompt: str
+    model: str
+
+
+@contextmanager
+def failing_as(stage: str, name: str) -> Iterator[None]:
+    """A question without an answer becomes a typed failure of the candidate."""
+    try:
+        yield
+    except CallFailed as failure:
+        raise CandidateFailure(FailureKind.NO_ANSWER, stage, f"{name}: {failure.outcome}: {failure.message}") from None
