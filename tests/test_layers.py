@@ -50,3 +50,18 @@ def test_who_starts_the_heavy_processes_stays_light(module: str) -> None:
     """An evolution runs for days beside the trainings: it holds none of their libraries in memory."""
     libraries, _ = loaded_after(module)
     assert not libraries & HEAVY
+
+
+@pytest.mark.slow
+def test_every_module_imports_where_prefect_is_not_installed() -> None:
+    """An environment for evaluations alone does without it: the stages know nothing of flows."""
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "sys.modules['prefect'] = None\n"
+        "import poise_core\n"
+        "names = [m.name for m in pkgutil.walk_packages(poise_core.__path__, 'poise_core.')]\n"
+        "for name in names: importlib.import_module(name)\n"
+        "print(len(names))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.split()[-1]) > 200
