@@ -44,7 +44,13 @@ def test_an_import_brings_in_no_more_than_it_needs(module: str, rooms: set[str],
 
 
 @pytest.mark.parametrize(
-    "module", ["poise_core.training.launcher", "poise_core.evaluation.launcher", "poise_core.evolution"]
+    "module",
+    [
+        "poise_core.training.launcher",
+        "poise_core.evaluation.launcher",
+        "poise_core.evolution",
+        "poise_core.evolution.roles",
+    ],
 )
 def test_who_starts_the_heavy_processes_stays_light(module: str) -> None:
     """An evolution runs for days beside the trainings: it holds none of their libraries in memory."""

@@ -6,8 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from poise_core.agents.catalogue.implementer import CatalogueImplementer
+from poise_core.agents.catalogue.proposer import CatalogueProposer
+from poise_core.agents.catalogue.random_search import FirstComeScreener, RandomProposer
+from poise_core.agents.catalogue.screener import CatalogueScreener
 from poise_core.agents.llm.ledger import Allowance
 from poise_core.agents.roles import Implementer, Proposer, Reflector, Screener
+from poise_core.agents.rules.reflector import RuleReflector
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.search.selection import ParentSelector
@@ -26,11 +31,6 @@ class Roles:
 
 def default_roles(preset: Preset) -> Roles:
     """The roles of the preset's arm that need no language model; arms differ in who selects or who proposes only."""
-    from poise_core.agents.catalogue.implementer import CatalogueImplementer
-    from poise_core.agents.catalogue.proposer import CatalogueProposer
-    from poise_core.agents.catalogue.random_search import FirstComeScreener, RandomProposer
-    from poise_core.agents.catalogue.screener import CatalogueScreener
-    from poise_core.agents.rules.reflector import RuleReflector
     from poise_core.search.acquisition import AcquisitionSelector
     from poise_core.search.arms import GreedySelector, RootSelector
 

@@ -11,16 +11,18 @@ import ast
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
+from importlib import resources
 
-from poise_core import reductions
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.model import ADVANTAGE_STAGES, LOCALS, LOSS_STAGES, Choice
 
 WIDTH = 118
 HEADING = "Composition: "
-_REDUCTIONS = sorted(
-    name for name, value in vars(reductions).items() if callable(value) and value.__module__ == reductions.__name__
+_REDUCTIONS = sorted(  # read, not imported: a search that writes files needs no torch
+    node.name
+    for node in ast.parse((resources.files("poise_core") / "reductions.py").read_text(encoding="utf-8")).body
+    if isinstance(node, ast.FunctionDef)
 )
 _ROW_LEVEL = ("sequence", "geometric")  # ratios through which every token of a row reaches every other
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from poise_core.agents.catalogue.compositions import wanted_answers
 from poise_core.agents.roles import ProposalContext
 
 _HEAD = ("title", "source", "answers", "slots")
@@ -91,8 +92,6 @@ _COMMON = {"keep", "with", "that", "this", "from", "than", "more", "less", "whil
 
 
 def _wanted(context: ProposalContext) -> tuple[dict[str, float], set[str]]:
-    from poise_core.agents.catalogue.proposer import wanted_answers
-
     reflection = context.parent.reflection
     diagnoses: Sequence[str] = [one.code for one in reflection.diagnoses] if reflection else []
     weights = {code: max(1.0, 3.0 - 0.5 * place) for place, code in enumerate(diagnoses)}
