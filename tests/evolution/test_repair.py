@@ -21,6 +21,7 @@ from laboratory import (
     measure,
     open_evolution,
 )
+from poise_core.render.text import fenced
 from pyarrow import parquet
 from test_interruption import Killed, dies_after_one_write
 
@@ -30,7 +31,6 @@ from poise_core.config import Preset
 from poise_core.evolution import Evolution, Roles, default_roles
 from poise_core.evolution.early_faults import MENDABLE, clear_fault
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
-from poise_core.render.text import fenced
 from poise_core.views import leaderboard, lineage, lineage_tree
 
 LADDER = {"enabled": True, "proxy_steps": 6, "proxy_window": 3, "proxy_stop_below": 0.0, "first_stop_below": 0.0}

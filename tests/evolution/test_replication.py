@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 from laboratory import Laboratory, evolved
+from poise_core.render.text import fenced
 from test_interruption import Killed, dies_after_one_write
 
 import poise_core
 from poise_core.evidence.run_evidence import standing_of
 from poise_core.experiments.replication import Replication, ReplicationRefused
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.render.text import fenced
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.registry import champion_of, plan_versions
 from poise_core.views import (

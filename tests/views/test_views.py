@@ -8,6 +8,7 @@ from pathlib import Path
 
 import archive_samples as samples
 import pytest
+from poise_core.render.text import fenced, format_interval, sparkline
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,7 +17,6 @@ from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_
 from poise_core.config.protocol import Protocol
 from poise_core.evidence.intervals import Interval, overall_interval, paired_delta
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.render.text import fenced, format_interval, sparkline
 from poise_core.views import (
     find_candidate,
     leaderboard,

@@ -7,7 +7,6 @@ intervals alone: where zero lies inside, the text says so and the expectation is
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,8 @@ from poise_core.agents.roles import (
     Reflection,
     ReflectionEvidence,
 )
-from poise_core.evidence.intervals import Interval, counted_seeds, distinguishable
+from poise_core.evidence.format import spell_interval
+from poise_core.evidence.intervals import Interval, distinguishable
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 
@@ -174,14 +174,6 @@ def diagnose(digest: TrajectoryDigest) -> tuple[Diagnosis, ...]:
     return tuple(found)
 
 
-def format_interval(interval: Interval, digits: str = "+.2f") -> str:
-    """For example ``+1.20 (95 % interval -0.40 to +2.80, 3 seeds)``."""
-    seeds = counted_seeds(interval.seeds)
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return f"{interval.estimate:{digits}} (no interval: {seeds})"
-    return f"{interval.estimate:{digits}} (95 % interval {interval.low:{digits}} to {interval.high:{digits}}, {seeds})"
-
-
 @dataclass(frozen=True)
 class RuleReflector:
     """See :class:`poise_core.agents.roles.Reflector`; deterministic."""
@@ -231,7 +223,7 @@ class RuleReflector:
         if delta is None:
             text = f"{label} was to {expectation.direction}: there is no paired measurement of it."
             return ExpectationOutcome(expectation=expectation, outcome="undecidable", text=text)
-        measured = format_interval(delta, _digits(metric))
+        measured = spell_interval(delta, _digits(metric))
         if not delta.excludes_zero:
             text = f"{label} was to {expectation.direction}: {measured}, which does not exclude zero."
             return ExpectationOutcome(expectation=expectation, outcome="undecidable", text=text)
@@ -244,9 +236,7 @@ class RuleReflector:
         advice = []
         delta = evidence.overall_delta
         if delta is not None and delta.low > 0:
-            advice.append(
-                f"Build on {_change(evidence)}: Overall {format_interval(delta)} against {_parent(evidence)}."
-            )
+            advice.append(f"Build on {_change(evidence)}: Overall {spell_interval(delta)} against {_parent(evidence)}.")
         for diagnosis in diagnoses:
             answers = [
                 f"{slot}={choice.name} ({choice.idea})"
@@ -289,10 +279,10 @@ def _summary(evidence: ReflectionEvidence, diagnoses: Sequence[Diagnosis]) -> st
         )
     parts = []
     if evidence.candidate.overall is not None:
-        parts.append(f"{name} reaches Overall {format_interval(evidence.candidate.overall, '.2f')}.")
+        parts.append(f"{name} reaches Overall {spell_interval(evidence.candidate.overall, '.2f')}.")
     delta = evidence.overall_delta
     if delta is not None:
-        parts.append(f"Against {_parent(evidence)}: {format_interval(delta)}, {distinguishable(delta)}.")
+        parts.append(f"Against {_parent(evidence)}: {spell_interval(delta)}, {distinguishable(delta)}.")
     grave = " ".join(diagnosis.text for diagnosis in diagnoses[:2])
     parts.append(grave or "No rule found a fault in its training.")
     return " ".join(parts)
@@ -335,7 +325,7 @@ def _claims(evidence: ReflectionEvidence, digest: TrajectoryDigest | None, runs:
 def _moved(label: str, delta: Interval, parent: str, digits: str) -> Claim:
     direction = "higher" if delta.low > 0 else "lower"
     return Claim(
-        text=f"{label} is {direction} than {parent}'s: {format_interval(delta, digits)}.",
+        text=f"{label} is {direction} than {parent}'s: {spell_interval(delta, digits)}.",
         evidence={"delta": delta.estimate, "low": delta.low, "high": delta.high},
     )
 
@@ -347,4 +337,4 @@ def _avoid(evidence: ReflectionEvidence, diagnoses: Sequence[Diagnosis]) -> list
     if delta is None or delta.high >= 0:
         return []
     with_it = f" It came with {', '.join(d.code for d in diagnoses)}." if diagnoses else ""
-    return [f"{_change(evidence)} on {_parent(evidence)}: Overall {format_interval(delta)}.{with_it}"]
+    return [f"{_change(evidence)} on {_parent(evidence)}: Overall {spell_interval(delta)}.{with_it}"]
