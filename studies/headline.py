@@ -131,8 +131,8 @@ def _what_was_tried(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
         f"GRPO and {len(children)} variants in {search.generations} generations of {search.parents} parents, written by the "
         f"catalogue proposer: {counted}. A child is measured with {search.seeds_per_candidate} seeds unless the ladder stops it "
         f"(thresholds {ladder.proxy_stop_below:g} at the proxy, {ladder.first_stop_below:g} after one seed). "
-        f"{sum(run.evidence.training_tokens.values()) / 1e6:.1f} million training tokens; from the first row of the archive to the last reflection "
-        f"{_span(run)}.",
+        f"{sum(run.evidence.training_tokens.values()) / 1e6:.1f} million training tokens; from the first row of the archive "
+        f"to the last reflection {_span(run)}.",
     ]
 
 
