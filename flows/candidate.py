@@ -14,10 +14,11 @@ from flows.evolve import WORKERS, climb, here
 from flows.forms import Seeds, Text
 from poise_core.archive import ArchiveError
 from poise_core.evolution.trials import MANUAL_ARM
+from poise_core.render.lines import candidate_headline
 from poise_core.run_directory import RunDirectory, RunDirectoryError
-from poise_core.views.nightly import candidate_headline
+from poise_core.views import leaderboard
 from tasks.outcomes import raise_for_the_candidate, with_typed_end
-from tasks.reports import update_tracking
+from tasks.reports import evidence_of, update_tracking
 from tasks.session import candidate_session, find_subject, make_run
 from tasks.stages import admit
 
@@ -57,6 +58,4 @@ def evaluate_candidate(
         raise_for_the_candidate([admitted, *measured])
         if evolution.run.archive.rows("candidates", candidate_id=subject.candidate_id, arm=MANUAL_ARM):
             update_tracking.submit(run_dir).wait()  # of its own candidates the evolution reports
-        return Completed(
-            message=candidate_headline(evolution.run.archive, evolution.preset.protocol, subject.candidate_id)
-        )
+        return Completed(message=candidate_headline(leaderboard(evidence_of(evolution.run)), subject.candidate_id))

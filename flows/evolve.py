@@ -25,10 +25,11 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.forms import Changes, Generations, Text
 from poise_core.evolution import Evolution
-from poise_core.views.nightly import generation_headline, run_headline
+from poise_core.render.lines import generation_headline, run_headline
+from poise_core.views import leaderboard
 from tasks.dispatch import evaluate_elsewhere
 from tasks.outcomes import raise_for_the_run, with_typed_end
-from tasks.reports import show_leaderboard, update_tracking
+from tasks.reports import evidence_of, show_leaderboard, update_tracking
 from tasks.session import chosen_preset, evolution_session, parallel_candidates
 from tasks.stages import (
     evaluate,
@@ -82,7 +83,7 @@ def evolve(
             if not evolution.finished(number):
                 generation(run_dir, number)
         tracked.wait()
-        return Completed(message=run_headline(evolution.run.archive, evolution.preset.protocol))
+        return Completed(message=run_headline(leaderboard(evidence_of(evolution.run))))
 
 
 def establish_baseline(run_dir: str) -> PrefectFuture[str]:
@@ -131,7 +132,7 @@ def generation(run_dir: str, number: int) -> State[Any]:
         raise_for_the_run([*designed, *children, *measured, *reflected])
         show_leaderboard.submit(run_dir, reflected).wait()
         update_tracking.submit(run_dir, reflected).wait()
-        return Completed(message=generation_headline(evolution.run.archive, evolution.preset.protocol, number))
+        return Completed(message=generation_headline(leaderboard(evidence_of(evolution.run)), number))
 
 
 @dataclass(frozen=True)

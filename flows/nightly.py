@@ -1,4 +1,4 @@
-"""The nightly run: one generation more on the archive of the nights before, within a budget, with a summary for the morning.
+"""The nightly run: one generation more on the archive of the nights before, within a budget, with a report for the morning.
 
 A night that comes to the end of its budget stops at checkpoints; the next one goes on with the same generation.
 """
@@ -19,11 +19,13 @@ from flows.forms import Changes, Dollars, Hours, Text
 from poise_core.evolution import EvolutionError
 from poise_core.experiments.replication import ReplicationRefused
 from poise_core.failures import Cancelled, InfrastructureError
-from poise_core.views.nightly import Night, generation_headline
+from poise_core.render.lines import generation_headline
+from poise_core.views import leaderboard
+from poise_core.views.nightly import NightlyRun
 from tasks.budget import Budget
 from tasks.outcomes import raise_for_the_run, with_typed_end
 from tasks.replication import champion_candidate, replicate
-from tasks.reports import leave_morning_summary, update_tracking
+from tasks.reports import evidence_of, leave_nightly_report, update_tracking
 from tasks.session import chosen_preset, evolution_session, next_generation
 
 
@@ -37,7 +39,7 @@ def nightly_generation(
     replicate_champion: bool = True,
     changes: Changes = [],  # noqa: B006  (never changed, and shown as it is in the form)
 ) -> State[Any]:
-    """One generation on the archive of the night before, within a budget of time and money; a summary for the morning.
+    """One generation on the archive of the night before, within a budget of time and money; a report for the morning.
 
     Args:
         run_dir: the archive that every night adds to; absolute or relative to the clone. Made where it is missing.
@@ -69,7 +71,7 @@ def nightly_generation(
                 raise
         except (InfrastructureError, EvolutionError) as error:
             trouble = error
-        night = Night(
+        nightly = NightlyRun(
             generation=number,
             began=budget.since,
             ended=dt.datetime.now(dt.UTC),
@@ -79,13 +81,13 @@ def nightly_generation(
             dollars=dollars,
             replication=replicated,
         )
-        leave_morning_summary.submit(run_dir, night).wait()
+        leave_nightly_report.submit(run_dir, nightly).wait()
         update_tracking.submit(run_dir).wait()
         if trouble is not None:
             raise trouble
-        said = generation_headline(evolution.run.archive, evolution.preset.protocol, number)
-        if night.stopped:
-            return Completed(name="BudgetUsedUp", message=f"{night.stopped}; gen-{number:02d} so far: {said}")
+        said = generation_headline(leaderboard(evidence_of(evolution.run)), number)
+        if nightly.stopped:
+            return Completed(name="BudgetUsedUp", message=f"{nightly.stopped}; gen-{number:02d} so far: {said}")
         return Completed(message=f"gen-{number:02d}: {said}")
 
 

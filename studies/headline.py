@@ -13,47 +13,66 @@ import shutil
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from poise_core.archive import EVOLUTION_ARM
-from poise_core.evidence.run_evidence import standing_of
+from poise_core.evidence.format import format_duration, format_interval
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.arms import ARMS
-from poise_core.render.text import fenced, format_interval
+from poise_core.render.lines import outlook_note
+from poise_core.render.markdown import fenced
+from poise_core.render.svg import draw_comparison
+from poise_core.render.terminal import render_lineage, render_rungs
 from poise_core.run_directory import RunDirectory
-from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
-from poise_core.views.arms import ArmCurve, Step, best_so_far, compare_arms, draw_comparison, training_tokens
-from poise_core.views.outlook import outlook_note
-from poise_core.views.rungs import render_rungs, rung_report
+from poise_core.views import LeaderboardRow, leaderboard, lineage
+from poise_core.views.arms import ArmCurve, Step, best_so_far, compare_arms
+from poise_core.views.outlook import outlook
+from poise_core.views.rungs import rung_report
 
 SHOWN = 15
 """Rows of the leaderboard on the page; all of them lie in the archive."""
 
 
-def find_runs(folder: Path) -> dict[str, list[RunDirectory]]:
+@dataclass(frozen=True)
+class Run:
+    """One run, and what its archive says."""
+
+    directory: RunDirectory
+    evidence: RunEvidence
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """From its directory."""
+        directory = RunDirectory.read(path)
+        return cls(directory, RunEvidence.load(directory.archive, directory.preset.protocol))
+
+
+def find_runs(folder: Path) -> dict[str, list[Run]]:
     """Arm -> its runs by search seed.
 
     Raises:
         ValueError: there is no run of the evolution.
     """
-    found: dict[str, list[RunDirectory]] = {}
+    found: dict[str, list[Run]] = {}
     for arm in ARMS:
         paths = sorted(path for path in folder.glob(f"{arm}-seed-*") if RunDirectory.exists(path))
         if paths:
-            found[arm] = [RunDirectory.read(path) for path in paths]
+            found[arm] = [Run.read(path) for path in paths]
     if "evolution" not in found:
         raise ValueError(f"{folder}: no evolution-seed-N below it; make it with poise compare-search")
     return found
 
 
-def steps_of(runs: Mapping[str, Sequence[RunDirectory]]) -> dict[str, list[list[Step]]]:
+def steps_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[list[Step]]]:
     """The best so far of every run of every arm."""
-    return {arm: [best_so_far(run.archive, run.preset.protocol) for run in group] for arm, group in runs.items()}
+    return {arm: [best_so_far(run.evidence) for run in group] for arm, group in runs.items()}
 
 
 def render(
-    runs: Mapping[str, Sequence[RunDirectory]],
+    runs: Mapping[str, Sequence[Run]],
     steps: Mapping[str, Sequence[Sequence[Step]]],
     curves: Sequence[ArmCurve],
     command: str,
@@ -62,19 +81,19 @@ def render(
     """The page.
 
     Args:
-        runs: from :func:`find_runs`.
-        steps: from :func:`steps_of`.
+        runs: from ``find_runs``.
+        steps: from ``steps_of``.
         curves: the same on a common grid of budgets.
         command: that makes the page.
         drawing: file name of the curves.
     """
     run = runs["evolution"][0]
-    rows = leaderboard(run.archive, run.preset.protocol)
+    preset, rows = run.directory.preset, leaderboard(run.evidence)
     lines = [
-        f"# The run of preset {run.preset.name}",
+        f"# The run of preset {preset.name}",
         "",
         f"Made by `{command}`; its archive lies beside this page. The folder's runs are those of `poise compare-search --preset "
-        f"{run.preset.name} --arm evolution --arm random`, the replication that of `poise replicate`.",
+        f"{preset.name} --arm evolution --arm random`, the replication that of `poise replicate`.",
         "",
         *_what_was_tried(run, rows),
         "",
@@ -90,48 +109,47 @@ def render(
         "",
         "## The ladder",
         "",
-        fenced(render_rungs(rung_report(run.archive, run.preset.protocol, run.current_preset.ladder)), 100),
+        fenced(render_rungs(rung_report(run.evidence, run.directory.current_preset.ladder)), 100),
         "",
         "## Lineage",
         "",
-        fenced(lineage_tree(lineage(run.archive, run.preset.protocol)), 120),
+        fenced(render_lineage(lineage(run.evidence)), 120),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _what_was_tried(run: RunDirectory, rows: Sequence[LeaderboardRow]) -> list[str]:
-    search, ladder = run.current_preset.search, run.current_preset.ladder
+def _what_was_tried(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
+    preset = run.directory.current_preset
+    search, ladder = preset.search, preset.ladder
     children = [row for row in rows if row.generation and row.arm == EVOLUTION_ARM]
     ends = Counter(row.state if row.status == "stopped" else row.status for row in children)
     one_seed = sum(row.status == "evaluated" and row.overall is not None and row.overall.seeds == 1 for row in children)
     ends["measured with all seeds"] = ends.pop("evaluated", 0) - one_seed
     ends["stopped after one seed"] = one_seed
     counted = ", ".join(f"{count} {what}" for what, count in sorted(ends.items(), key=lambda item: -item[1]) if count)
-    spent = training_tokens(run.archive, run.preset.protocol)
     return [
         f"GRPO and {len(children)} variants in {search.generations} generations of {search.parents} parents, written by the "
         f"catalogue proposer: {counted}. A child is measured with {search.seeds_per_candidate} seeds unless the ladder stops it "
         f"(thresholds {ladder.proxy_stop_below:g} at the proxy, {ladder.first_stop_below:g} after one seed). "
-        f"{sum(spent.values()) / 1e6:.1f} million training tokens; from the first row of the archive to the last reflection "
-        f"{_span(run)}.",
+        f"{sum(run.evidence.training_tokens.values()) / 1e6:.1f} million training tokens; from the first row of the archive "
+        f"to the last reflection {_span(run)}.",
     ]
 
 
-def _span(run: RunDirectory) -> str:
-    first = min(row["created_at"] for row in run.archive.rows("candidates"))
-    last = max(row["created_at"] for row in run.archive.rows("reflections"))
+def _span(run: Run) -> str:
+    first = min(row["created_at"] for row in run.evidence.candidates.values())
+    last = max(row["created_at"] for row in run.evidence.archive.rows("reflections"))
     took: timedelta = last - first
-    hours, minutes = divmod(round(took.total_seconds() / 60), 60)
-    return f"{hours} h {minutes:02d} min"
+    return format_duration(took.total_seconds())
 
 
-def _what_was_found(run: RunDirectory, rows: Sequence[LeaderboardRow]) -> list[str]:
-    standing = standing_of(run.archive, run.preset.protocol)
+def _what_was_found(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
+    evidence = run.evidence
     named = {row.candidate_id: row for row in rows}
     lines = []
-    champions = [one for one in standing.declarations.values() if one.champion]
-    level = next((one.level for one in standing.declarations.values()), 1 - 0.05 / max(len(standing.tried), 1))
-    corrected = f"interval against GRPO at {level:.2%} ({len(standing.tried)} candidates tried) lies above zero"
+    champions = evidence.champions
+    level = next((one.level for one in evidence.declarations.values()), 1 - 0.05 / max(len(evidence.tried), 1))
+    corrected = f"interval against GRPO at {level:.2%} ({len(evidence.tried)} candidates tried) lies above zero"
     if champions:
         listed = "; ".join(
             f"**{named[one.candidate_id].name}** {format_interval(one.delta, signed=True)}" for one in champions
@@ -140,21 +158,21 @@ def _what_was_found(run: RunDirectory, rows: Sequence[LeaderboardRow]) -> list[s
         lines += ["", f"What all of them changed in GRPO: {_shared_by(run, {one.candidate_id for one in champions})}."]
     else:
         lines.append(f"No champion candidate: there is no child whose {corrected}.")
-    for row in run.archive.rows("replications", protocol=run.preset.protocol.digest):
+    for row in evidence.replications.values():
         lines += ["", f"**{named[row['candidate_id']].name}** on the sealed split: {row['message']}."]
-    if note := outlook_note(run.archive, run.current_preset):
+    if note := outlook_note(outlook(evidence, run.directory.current_preset)):
         lines += ["", note]
-    if standing.noise:
+    if evidence.noise:
         lines += [
             "",
-            f"Noise floor: {standing.noise.typical.std:.2f} points per seed ({standing.noise.candidates} candidates).",
+            f"Noise floor: {evidence.noise.typical.std:.2f} points per seed ({evidence.noise.candidates} candidates).",
         ]
     return lines
 
 
-def _shared_by(run: RunDirectory, champions: set[str]) -> str:
+def _shared_by(run: Run, champions: set[str]) -> str:
     """Slots in which every champion candidate differs from the baseline, with their choices and who else has them."""
-    rows = list(run.archive.rows("candidates", arm=EVOLUTION_ARM))
+    rows = [row for row in run.evidence.candidates.values() if row["arm"] == EVOLUTION_ARM]
     made = {row["candidate_id"]: json.loads(row["mechanisms"]) for row in rows}
     root = made[next(row["candidate_id"] for row in rows if not row["generation"])]
     children = [made[row["candidate_id"]] for row in rows if row["generation"]]
@@ -195,7 +213,7 @@ def _leaderboard(rows: Sequence[LeaderboardRow]) -> list[str]:
 
 
 def _arms(
-    runs: Mapping[str, Sequence[RunDirectory]],
+    runs: Mapping[str, Sequence[Run]],
     steps: Mapping[str, Sequence[Sequence[Step]]],
     curves: Sequence[ArmCurve],
     drawing: str,
@@ -210,7 +228,7 @@ def _arms(
     ]
     last = {curve.arm: curve.best[-1] for curve in curves}
     for arm, group in runs.items():
-        tokens = statistics.fmean(sum(training_tokens(run.archive, run.preset.protocol).values()) for run in group)
+        tokens = statistics.fmean(sum(run.evidence.training_tokens.values()) for run in group)
         best = last[arm]
         whole = ", ".join(f"{one[-1].best:.1f}" for one in steps[arm])
         lines.append(
@@ -227,27 +245,27 @@ def _arms(
     return lines
 
 
-def _each(runs: Sequence[RunDirectory], number: Any) -> str:
+def _each(runs: Sequence[Run], number: Any) -> str:
     return ", ".join(str(number(run)) for run in runs)
 
 
-def _children(run: RunDirectory) -> int:
-    return sum(row["generation"] > 0 for row in run.archive.rows("candidates", arm=EVOLUTION_ARM))
+def _children(run: Run) -> int:
+    rows = run.evidence.candidates.values()
+    return sum(row["generation"] > 0 and row["arm"] == EVOLUTION_ARM for row in rows)
 
 
-def _whole(run: RunDirectory) -> int:
-    return len(run.archive.rows("rungs", protocol=run.preset.protocol.digest, decision="finished"))
+def _whole(run: Run) -> int:
+    return sum(row["decision"] == "finished" for row in run.evidence.rungs)
 
 
-def _champions(run: RunDirectory) -> str:
+def _champions(run: Run) -> str:
     """How many, and the best of them with its corrected interval."""
-    declared = standing_of(run.archive, run.preset.protocol).declarations.values()
-    champions = [one for one in declared if one.champion]
+    champions = run.evidence.champions
     if not champions:
         return "0"
     best = max(champions, key=lambda one: one.delta.estimate)
-    (row,) = run.archive.rows("candidates", candidate_id=best.candidate_id)
-    return f"{len(champions)}, best {row['name']} {format_interval(best.delta, signed=True)}"
+    name = run.evidence.candidates[best.candidate_id]["name"]
+    return f"{len(champions)}, best {name} {format_interval(best.delta, signed=True)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -269,7 +287,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw_comparison(curves, out.with_suffix(".svg"))
     copy = out.with_suffix("")
     shutil.rmtree(copy, ignore_errors=True)
-    first = runs["evolution"][0]
+    first = runs["evolution"][0].directory
     shutil.copytree(first.path / "archive", copy / "archive", ignore=shutil.ignore_patterns(".snapshot*"))
     shutil.copy(first.path / "preset.yaml", copy / "preset.yaml")
     print(page)

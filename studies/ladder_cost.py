@@ -22,6 +22,7 @@ from poise_core.archive import EVOLUTION_ARM
 from poise_core.config import LadderSpec
 from poise_core.config.protocol import FrozenModel
 from poise_core.evidence.forecast import Dynamics, foretold, proxy_dynamics
+from poise_core.evidence.format import format_limits
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.racing import proxy_reward
 from poise_core.evidence.rankings import rank_correlation
@@ -283,7 +284,7 @@ def _range(values: Sequence[float], form: str, scale: float = 1.0) -> str:
     if not values:
         return ""
     low, high = np.quantile(values, [0.025, 0.975]) * scale
-    return f"{statistics.fmean(values) * scale:{form}} [{low:{form}}, {high:{form}}]"
+    return format_limits(statistics.fmean(values) * scale, low, high, form)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

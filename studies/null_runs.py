@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from poise_core.config import LadderSpec, load_preset
+from poise_core.evidence.format import format_limits
 from studies.simulation import BASELINE, GRPO_SEED_STD, PANEL_SEED_STDS, Evolution, World, share, simulate
 
 CHILDREN = 63
@@ -74,7 +75,7 @@ def render(rows: Sequence[Row], children: int, command: str) -> str:
         spent = sum(run.trainings for run in row.runs) / count
         lines.append(
             f"| {row.noise} | {row.ladder} | {row.seeds} | {count} | "
-            f"{false:.0%} [{low:.0%}, {high:.0%}] | {plain:.0%} | {lucky:.0%} | {spent:.0f} |"
+            f"{format_limits(false, low, high, '.0%')} | {plain:.0%} | {lucky:.0%} | {spent:.0f} |"
         )
     lines += [
         "",

@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from poise_core.config.search import AcquisitionSpec
+from poise_core.evidence.format import format_limits
 from poise_core.evidence.intervals import Interval
 from poise_core.search.acquisition import Judgement, judge
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
@@ -208,8 +209,8 @@ def page(levels: Summary, differences: Summary, orders: int, spec: AcquisitionSp
             for rule in RULES:
                 value, low, high = levels[order, measure, rule]
                 delta, below, above = differences[order, measure, rule]
-                paired = "" if rule == "acquisition" else f"{delta:+.2f} [{below:+.2f}, {above:+.2f}]"
-                lines.append(f"| {rule} | {value:.2f} [{low:.2f}, {high:.2f}] | {paired} |")
+                paired = "" if rule == "acquisition" else format_limits(delta, below, above, "+.2f")
+                lines.append(f"| {rule} | {format_limits(value, low, high, '.2f')} | {paired} |")
             lines.append("")
     lines += ["## Reading", "", *verdicts(differences), "", "![Differences](paper_tree.svg)", ""]
     return "\n".join(lines)

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from poise_core.config import LadderSpec, load_preset
+from poise_core.evidence.format import format_limits
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
 from poise_core.search.selection import ParentSelector
@@ -113,7 +114,7 @@ def render(rows: Sequence[Row], children: int, effect: float, command: str, draw
     for row in rows:
         hit, low, high = share(row.found, row.runs)
         lines.append(
-            f"| {row.name} | {row.seeds} | {row.arm} | {row.trainings:.0f} | {hit:.0%} [{low:.0%}, {high:.0%}] | "
+            f"| {row.name} | {row.seeds} | {row.arm} | {row.trainings:.0f} | {format_limits(hit, low, high, '.0%')} | "
             f"{row.false / row.runs:.0%} |"
         )
     lines += ["", f"{rows[0].runs} runs per row; Clopper-Pearson limits at 95 %.", ""]

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
-from poise_core.evidence.run_evidence import standing_of
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.replication import Replication
 from tasks.session import current_evolution, find_subject
 from tasks.stages import stage
@@ -44,8 +44,8 @@ def replicate(
 def champion_candidate(run_dir: str) -> tuple[str, str] | None:
     """Id and name of the best champion candidate that was not replicated yet."""
     run = current_evolution(run_dir).run
-    standing = standing_of(run.archive, run.preset.protocol)
-    waiting = [one for name, one in standing.declarations.items() if one.champion and name not in standing.replications]
+    evidence = RunEvidence.load(run.archive, run.preset.protocol)
+    waiting = [one for one in evidence.champions if one.candidate_id not in evidence.replications]
     if not waiting:
         return None
     best = max(waiting, key=lambda one: one.delta.estimate)

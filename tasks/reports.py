@@ -11,11 +11,16 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from poise_core.evidence.format import format_interval
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.files import write_atomically
-from poise_core.render.text import fenced, format_interval
+from poise_core.render.lines import judgement
+from poise_core.render.markdown import fenced, render_nightly_report
+from poise_core.render.terminal import render_lineage
+from poise_core.run_directory import RunDirectory
 from poise_core.tracking.sync import Tracker
-from poise_core.views import LeaderboardRow, leaderboard, lineage, lineage_tree
-from poise_core.views.nightly import Night, morning_summary, summary_file
+from poise_core.views import LeaderboardRow, leaderboard, lineage
+from poise_core.views.nightly import NightlyRun, nightly_report, report_file
 from tasks.session import current_evolution
 
 MLFLOW_SECONDS = 5.0
@@ -24,11 +29,11 @@ MLFLOW_SECONDS = 5.0
 @task(task_run_name="show leaderboard")
 def show_leaderboard(run_dir: str, after: Any = None) -> str:
     """The leaderboard as a table artifact and the lineage as a Markdown one; the name of the first."""
-    run = current_evolution(run_dir).run
-    rows = leaderboard(run.archive, run.preset.protocol)
+    evidence = evidence_of(current_evolution(run_dir).run)
+    rows = leaderboard(evidence)
     create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=f"Leaderboard of {run_dir}")
-    tree = lineage_tree(lineage(run.archive, run.preset.protocol))
-    create_markdown_artifact(f"{fenced(tree, 100)}\n", key="lineage", description=f"Lineage of {run_dir}")
+    tree = fenced(render_lineage(lineage(evidence)), 100)
+    create_markdown_artifact(f"{tree}\n", key="lineage", description=f"Lineage of {run_dir}")
     return rows[0].name if rows and rows[0].overall else ""
 
 
@@ -45,16 +50,21 @@ def update_tracking(run_dir: str, after: Any = None) -> str:
     return report.error
 
 
-@task(task_run_name="morning summary")
-def leave_morning_summary(run_dir: str, night: Night) -> str:
-    """What the night has brought, as an artifact and as a file of the run directory; the path of the file."""
+@task(task_run_name="nightly report")
+def leave_nightly_report(run_dir: str, nightly: NightlyRun) -> str:
+    """What the nightly run has brought, as an artifact and as a file of the run directory; the path of the file."""
     run = current_evolution(run_dir).run
-    text = morning_summary(run.archive, run.preset, night)
-    path = summary_file(run.path, night)
+    text = render_nightly_report(nightly_report(evidence_of(run), run.preset, nightly))
+    path = report_file(run.path, nightly)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, text)
-    create_markdown_artifact(text, key="morning-summary", description=f"Generation {night.generation} of {run_dir}")
+    create_markdown_artifact(text, key="morning-summary", description=f"Generation {nightly.generation} of {run_dir}")
     return str(path)
+
+
+def evidence_of(run: RunDirectory) -> RunEvidence:
+    """What a run may say of its candidates, as of now."""
+    return RunEvidence.load(run.archive, run.preset.protocol)
 
 
 def experiment_link(uri: str, experiment: str) -> str | None:
@@ -81,5 +91,5 @@ def _cells(row: LeaderboardRow) -> dict[str, object]:
         "Overall": format_interval(row.overall) if row.overall else "",
         "seeds": row.overall.seeds if row.overall else "",
         "delta": format_interval(row.delta, signed=True) if row.delta else "",
-        "verdict": f"{row.failure['kind']} in {row.failure['stage']}" if row.failure else row.judgement or row.status,
+        "verdict": f"{row.failure['kind']} in {row.failure['stage']}" if row.failure else judgement(row) or row.status,
     }

@@ -37,11 +37,8 @@ def lineage_of(reader: PartReader) -> Lineage:
         ArchiveError: a candidate's parent is missing, or a file cannot be read.
     """
     data = reader.select(CANDIDATES, {}, unsealed=False)
-    columns = ("generation", "proposal_id", "created_at", "candidate_id", "parent_ids")
-    rows = zip(*(data[name].to_pylist() for name in columns), strict=True)
-    # the place in its generation says more than the clock, which may have been set back or be another machine's
-    ordered = sorted(rows, key=lambda row: (row[0], row[1] or "", *row[2:4]))
-    return Lineage.build((candidate, parents) for *_, candidate, parents in ordered)
+    columns = ["generation", "proposal_id", "created_at", "candidate_id", "parent_ids"]
+    return Lineage.of_rows(data.select(columns).to_pylist())
 
 
 def _part_fault(storage: Storage, reader: PartReader, table: Table, name: str) -> str | None:

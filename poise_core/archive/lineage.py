@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from poise_core.archive.errors import ArchiveError
 
@@ -52,6 +53,20 @@ class Lineage:
             looped = next(candidate for candidate, count in waiting.items() if count > 0)
             raise ArchiveError(f"candidate {looped} descends from itself")
         return cls(parents, children)
+
+    @classmethod
+    def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Lineage:
+        """From rows of ``candidates``, put into the order in which generations made them.
+
+        Raises:
+            ArchiveError: as :meth:`build`.
+        """
+        # the place in its generation says more than the clock, which may have been set back or be another machine's
+        keys = ("generation", "proposal_id", "created_at", "candidate_id")
+        ordered = sorted(
+            rows, key=lambda row: tuple(row[key] or "" if key == "proposal_id" else row[key] for key in keys)
+        )
+        return cls.build((row["candidate_id"], row["parent_ids"]) for row in ordered)
 
     def _known(self, candidate_id: str) -> str:
         if candidate_id not in self.parents:

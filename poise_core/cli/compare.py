@@ -75,13 +75,16 @@ def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
 def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
     from rich.console import Console
 
+    from poise_core.evidence.run_evidence import RunEvidence
+    from poise_core.render.svg import draw_comparison
+    from poise_core.render.terminal import render_comparison
     from poise_core.run_directory import RunDirectory
-    from poise_core.views.arms import best_so_far, compare_arms, draw_comparison, render_comparison
+    from poise_core.views.arms import best_so_far, compare_arms
 
     steps: dict[str, list[Any]] = {}
     for run in runs:
         archive = RunDirectory.read(run.folder).archive
-        steps.setdefault(run.arm, []).append(best_so_far(archive, run.preset.protocol))
+        steps.setdefault(run.arm, []).append(best_so_far(RunEvidence.load(archive, run.preset.protocol)))
     curves = compare_arms(steps)
     document = json_module.dumps([curve.to_dict() for curve in curves], indent=1)
     (folder / "comparison.json").write_text(document + "\n")

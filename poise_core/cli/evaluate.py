@@ -104,7 +104,7 @@ def _failure(failure: Any) -> dict[str, str]:
 def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[int, ...]) -> dict[str, Any]:
     from poise_core.evaluation.results import benchmark_means
     from poise_core.evidence.intervals import delta_between, distinguishable, overall_interval
-    from poise_core.evidence.run_evidence import standing_of
+    from poise_core.evidence.run_evidence import RunEvidence
 
     protocol, identity = run.preset.protocol, subject.candidate_id
     mine = trials.evaluations(subject, seeds)
@@ -117,15 +117,14 @@ def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[in
         "benchmarks": benchmark_means(mine),
         "baseline": None,
     }
-    standing = standing_of(run.archive, protocol)
-    base = standing.baseline
+    evidence = RunEvidence.load(run.archive, protocol)
+    base = evidence.baseline
     if base is not None and base != identity:
-        evaluations = {**standing.evaluations, identity: mine}
-        delta = delta_between(identity, base, evaluations, protocol, standing.noise)
+        evaluations = {**evidence.evaluations, identity: mine}
+        delta = delta_between(identity, base, evaluations, protocol, evidence.noise)
         if delta is not None:
-            (row,) = run.archive.rows("candidates", candidate_id=base)
             result["baseline"] = {
-                "name": row["name"],
+                "name": evidence.candidates[base]["name"],
                 "delta": delta.to_dict(),
                 "verdict": distinguishable(delta),
             }
@@ -133,7 +132,7 @@ def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[in
 
 
 def _text(result: dict[str, Any]) -> str:
-    from poise_core.evidence.intervals import counted_seeds
+    from poise_core.evidence.format import counted_seeds
 
     scores = "   ".join(f"{name} {score:.1f}" for name, score in result["benchmarks"].items())
     count = result["overall"]["seeds"]
@@ -150,9 +149,7 @@ def _text(result: dict[str, Any]) -> str:
 
 
 def _interval(interval: dict[str, Any], *, signed: bool = False) -> str:
+    from poise_core.evidence.format import format_interval
     from poise_core.evidence.intervals import Interval
-    from poise_core.render.text import format_interval
 
-    low, high = interval["low"], interval["high"]
-    bounds = (float("-inf") if low is None else low, float("inf") if high is None else high)
-    return format_interval(Interval(interval["estimate"], *bounds, interval["seeds"]), signed=signed)
+    return format_interval(Interval.from_dict(interval), signed=signed)

@@ -21,7 +21,7 @@ from poise_core.cli.common import (
     plain_errors,
     resolve_preset,
 )
-from poise_core.cli.reading import leaderboard_of, lineage_of
+from poise_core.cli.reading import evidence_of, leaderboard_of
 
 if TYPE_CHECKING:
     from poise_core.run_directory import RunDirectory
@@ -71,6 +71,8 @@ def evolve(
         from poise_core.cli.progress import ProgressDisplay
         from poise_core.evolution import EvolutionError
         from poise_core.failures import Cancelled, InfrastructureError
+        from poise_core.render.terminal import render_lineage
+        from poise_core.views import lineage
 
         folder = run_dir or default_run_dir(resolved)
         resume = f"go on with: {shlex.join(['poise', *sys.argv[1:]])}"
@@ -84,9 +86,10 @@ def evolve(
         except EvolutionError as error:
             raise fail(error, 1) from error
         console = Console()
-        console.print(leaderboard_of(run))
+        evidence = evidence_of(run)
+        console.print(leaderboard_of(run, evidence))
         console.print()
-        console.print(lineage_of(run))
+        console.print(render_lineage(lineage(evidence)))
         console.print()
         console.print(where_to_look(run), markup=False, highlight=False, soft_wrap=True)
 

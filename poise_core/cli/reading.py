@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json as json_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,9 +13,8 @@ from poise_core.cli.common import UNUSABLE, JsonOption, fail, plain_errors
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from poise_core.evidence.run_evidence import RunEvidence
     from poise_core.run_directory import RunDirectory
-
-DRAWING_WIDTH = 110
 
 SvgOption = Annotated[Path | None, typer.Option("--svg", help="Also draw it into this file, for a page.")]
 RunDir = Annotated[Path, typer.Argument(help="A run directory, for example runs/laptop.")]
@@ -27,16 +25,19 @@ def leaderboard(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None
 
     Example: poise leaderboard runs/laptop
     """
+    from poise_core.render.svg import WIDTH, draw_view
     from poise_core.run_directory import RunDirectory
     from poise_core.views import leaderboard as rank
 
     with plain_errors():
         run = RunDirectory.read(run_dir)
+        evidence = evidence_of(run)
         if json:
-            rows = rank(run.archive, run.preset.protocol)
-            _print_json([row.to_dict() for row in rows])
-        else:
-            _print(leaderboard_of(run), leaderboard_of(run, DRAWING_WIDTH), svg)
+            _print_json([row.to_dict() for row in rank(evidence)])
+            return
+        _print(leaderboard_of(run, evidence))
+        if svg is not None:
+            draw_view(leaderboard_of(run, evidence, WIDTH), svg)
 
 
 def lineage(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None) -> None:
@@ -44,15 +45,19 @@ def lineage(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None) ->
 
     Example: poise lineage runs/laptop
     """
+    from poise_core.render.svg import draw_view
+    from poise_core.render.terminal import render_lineage
     from poise_core.run_directory import RunDirectory
     from poise_core.views import lineage as trace
 
     with plain_errors():
-        run = RunDirectory.read(run_dir)
+        roots = trace(evidence_of(RunDirectory.read(run_dir)))
         if json:
-            _print_json([node.to_dict() for node in trace(run.archive, run.preset.protocol)])
-        else:
-            _print(lineage_of(run), lineage_of(run), svg)
+            _print_json([node.to_dict() for node in roots])
+            return
+        _print(render_lineage(roots))
+        if svg is not None:
+            draw_view(render_lineage(roots), svg)
 
 
 def rungs(run_dir: RunDir, json: JsonOption = False) -> None:
@@ -60,12 +65,13 @@ def rungs(run_dir: RunDir, json: JsonOption = False) -> None:
 
     Example: poise rungs runs/laptop
     """
+    from poise_core.render.terminal import render_rungs
     from poise_core.run_directory import RunDirectory
-    from poise_core.views.rungs import render_rungs, rung_report
+    from poise_core.views.rungs import rung_report
 
     with plain_errors():
         run = RunDirectory.read(run_dir)
-        report = rung_report(run.archive, run.preset.protocol, run.current_preset.ladder)
+        report = rung_report(evidence_of(run), run.current_preset.ladder)
         if json:
             _print_json(report.to_dict())
         else:
@@ -84,16 +90,18 @@ def show(
 
     Example: poise show runs/laptop GRPO
     """
+    from poise_core.render.terminal import render_candidate
     from poise_core.run_directory import RunDirectory
     from poise_core.views import leaderboard as rank
-    from poise_core.views import render_candidate, view_candidate
+    from poise_core.views import view_candidate
+    from poise_core.views.leaderboard import best_of
 
     with plain_errors():
         run = RunDirectory.read(run_dir)
-        rows = rank(run.archive, run.preset.protocol)
-        best = next((row.candidate_id for row in rows if row.rank == 1), "")
-        found = find_candidate_id(run, candidate or best)
-        view = view_candidate(run.archive, run.preset.protocol, found)
+        evidence = evidence_of(run)
+        best = best_of(rank(evidence))
+        found = find_candidate_id(run, candidate or (best.candidate_id if best else ""))
+        view = view_candidate(evidence, found)
         if json:
             _print_json(view.to_dict())
         else:
@@ -112,43 +120,44 @@ def find_candidate_id(run: RunDirectory, wanted: str) -> str:
         raise fail(error, UNUSABLE) from error
 
 
-def leaderboard_of(run: RunDirectory, width: int | None = None) -> RenderableType:
-    """For a terminal of ``width`` columns, by default the one at hand."""
+def leaderboard_of(run: RunDirectory, evidence: RunEvidence, width: int | None = None) -> RenderableType:
+    """The leaderboard of a run for a terminal.
+
+    Args:
+        run: whose preset says what the search may still cost.
+        evidence: of the run.
+        width: columns of the terminal; by default of the one at hand.
+    """
     from rich.console import Console
 
-    from poise_core.evidence.run_evidence import standing_of
+    from poise_core.render.lines import outlook_note
+    from poise_core.render.terminal import render_leaderboard
     from poise_core.views import leaderboard as rank
-    from poise_core.views import other_protocols, render_leaderboard
-    from poise_core.views.outlook import outlook_note
+    from poise_core.views import other_protocols
+    from poise_core.views.outlook import outlook
 
-    protocol = run.preset.protocol
     return render_leaderboard(
-        rank(run.archive, protocol),
-        protocol,
-        others=other_protocols(run.archive, protocol),
-        standing=standing_of(run.archive, protocol),
+        rank(evidence),
+        evidence.protocol,
+        others=other_protocols(evidence),
+        evidence=evidence,
         width=width or Console().width,
-        outlook=outlook_note(run.archive, run.preset),
+        outlook=outlook_note(outlook(evidence, run.preset)),
     )
 
 
-def lineage_of(run: RunDirectory) -> RenderableType:
-    """For a terminal."""
-    from poise_core.views import lineage as trace
-    from poise_core.views import lineage_tree
+def evidence_of(run: RunDirectory) -> RunEvidence:
+    """What a run may say of its candidates, as of now."""
+    from poise_core.evidence.run_evidence import RunEvidence
 
-    return lineage_tree(trace(run.archive, run.preset.protocol))
+    return RunEvidence.load(run.archive, run.preset.protocol)
 
 
 def _print_json(document: Any) -> None:
     typer.echo(json_module.dumps(document, indent=1, ensure_ascii=False))
 
 
-def _print(view: RenderableType, drawn: RenderableType | None = None, svg: Path | None = None) -> None:
+def _print(view: RenderableType) -> None:
     from rich.console import Console
 
     Console().print(view)
-    if svg is not None and drawn is not None:
-        drawing = Console(record=True, width=DRAWING_WIDTH, file=io.StringIO())
-        drawing.print(drawn)
-        drawing.save_svg(str(svg), title="poise")

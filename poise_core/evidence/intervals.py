@@ -43,11 +43,6 @@ from poise_core.evidence.noise import NoiseFloor, SeedNoise
 Array = npt.NDArray[np.float64]
 
 
-def counted_seeds(count: int) -> str:
-    """``1 seed``, ``3 seeds``."""
-    return "1 seed" if count == 1 else f"{count} seeds"
-
-
 @dataclass(frozen=True)
 class Interval:
     """An estimate with its confidence limits, in percent points."""
@@ -61,6 +56,13 @@ class Interval:
     def excludes_zero(self) -> bool:
         """Whether zero lies outside the limits."""
         return self.low > 0.0 or self.high < 0.0
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Interval:
+        """What :meth:`to_dict` has written."""
+        low, high = plain["low"], plain["high"]
+        bounds = (-math.inf if low is None else low, math.inf if high is None else high)
+        return cls(plain["estimate"], *bounds, plain["seeds"])
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: an open limit is ``None``."""

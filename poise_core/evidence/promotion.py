@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
@@ -48,7 +49,7 @@ def declare(
     tried: Collection[str],
     protocol: Protocol,
     alpha: float = ALPHA,
-    noise: NoiseFloor | None = None,
+    noise: NoiseFloor | Literal["own"] | None = "own",
 ) -> list[Declaration]:
     """Compare every candidate with the baseline; the best estimate first.
 
@@ -58,14 +59,14 @@ def declare(
         tried: every candidate on which anything was measured, with or without evaluations.
         protocol: of all evaluations.
         alpha: error over all candidates together.
-        noise: by default that of ``evaluations``.
+        noise: the noise floor, None where there is none; by default it is fitted to ``evaluations``.
     """
-    noise = noise or noise_floor(evaluations)
+    floor = noise_floor(evaluations) if isinstance(noise, str) else noise
     compared = sorted(name for name in evaluations if name != baseline and name in tried)
     level = corrected_level(len(set(tried) - {baseline}), alpha)
     found = []
     for name in compared:
-        delta = delta_between(name, baseline, evaluations, protocol, noise, level)
+        delta = delta_between(name, baseline, evaluations, protocol, floor, level)
         if delta is not None:
             found.append(Declaration(name, delta, level, delta.seeds >= FEWEST_SEEDS and delta.low > 0.0))
     return sorted(found, key=lambda one: (-one.delta.estimate, one.candidate_id))

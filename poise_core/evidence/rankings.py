@@ -9,6 +9,8 @@ from typing import Any
 
 from scipy import stats
 
+from poise_core.evidence.format import format_limits
+
 FEWEST = 4
 """Pairs below which an interval means nothing (its standard error is 1 / sqrt(n - 3))."""
 
@@ -32,7 +34,8 @@ class Correlation:
         if not math.isfinite(self.rho):
             return f"not measurable with {self.pairs} candidates"
         verdict = "" if self.predicts else "; not shown to predict"
-        return f"{self.rho:.2f} [{self.low:.2f}, {self.high:.2f}] over {self.pairs} candidates{verdict}"
+        shown = format_limits(self.rho, self.low, self.high, ".2f")
+        return f"{shown} over {self.pairs} candidates{verdict}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -1,42 +1,165 @@
-"""What a run may say of its candidates: the noise floor, who was declared, who was replicated, how far each has climbed."""
+"""What a run may say of its candidates, read from the archive once and handed to every view.
+
+A command, a page or a sync loads one :class:`RunEvidence` and shows that: all its numbers are of the same moment, and what is
+expensive (the noise floor, the declarations, every interval) is computed when it is first asked for and then kept.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive
+from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, Lineage
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval
 from poise_core.evidence.noise import NoiseFloor, noise_floor
 from poise_core.evidence.promotion import Declaration, declare
 
+Row = Mapping[str, Any]
 
-@dataclass(frozen=True)
-class Standing:
-    """The evidence of one protocol, as of now."""
+RUNGS = ("proxy", "first", "all")
+"""Of the ladder, from below."""
 
-    baseline: str | None
+STOPPED_AT = {"proxy": "stopped at the proxy", "first": "stopped at one seed", "all": "stopped in training"}
+
+
+@dataclass(frozen=True, eq=False)
+class RunEvidence:
+    """The evidence of one protocol, as of the moment of :meth:`load`; the sealed split stays closed."""
+
+    archive: Archive  # for what only one view asks for: curves, proposals, reflections
+    protocol: Protocol
+    candidates: Mapping[str, Row]  # of every protocol, since candidates belong to none
     evaluations: Mapping[str, Sequence[SeedEvaluation]]  # of candidates that have not failed in training
-    noise: NoiseFloor | None
-    tried: frozenset[str]  # candidates on which anything was measured, the baseline aside
-    declarations: Mapping[str, Declaration] = field(default_factory=dict)
-    replications: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # rows
-    rungs: Mapping[str, dict[str, Any]] = field(default_factory=dict)  # candidate -> row of the highest rung
+    failures: Sequence[Row]  # in the order in which they happened
+    rungs: Sequence[Row]  # of the ladder, whatever was decided on it
+    replications: Mapping[str, Row]  # candidate -> row
+    trained_seeds: Mapping[str, frozenset[int]]  # candidate -> seeds of which a training lies in the archive
+    _intervals: dict[tuple[str, str, float], Interval | None] = field(default_factory=dict, repr=False)
 
-    def overall(self, candidate: str, protocol: Protocol, level: float = 0.95) -> Interval | None:
+    @classmethod
+    def load(cls, archive: Archive, protocol: Protocol) -> RunEvidence:
+        """Read it; nothing is computed yet.
+
+        Raises:
+            poise_core.archive.ArchiveError: a file cannot be read.
+        """
+        digest = protocol.digest
+        # what is written later is read first, so that whatever is named below has its candidate beside a run that goes on
+        replications, rungs = (
+            archive.rows(table, protocol=digest) if archive.has(table) else [] for table in ("replications", "rungs")
+        )
+        failures = archive.rows("failures", protocol=digest)
+        failed = {row["candidate_id"] for row in failures if row["stage"] in ("train", "evaluate")}
+        found = archive.evaluations(protocol=digest)
+        trained: dict[str, set[int]] = {}
+        for part in archive.parts("trajectories"):
+            if part["protocol"] == digest:
+                trained.setdefault(part["candidate_id"], set()).add(int(part["seed"]))
+        return cls(
+            archive=archive,
+            protocol=protocol,
+            candidates={row["candidate_id"]: row for row in archive.rows("candidates")},
+            evaluations={name: evals for name, evals in found.items() if name not in failed},
+            failures=sorted(failures, key=lambda row: (row["created_at"], row["attempt"])),
+            rungs=rungs,
+            replications={row["candidate_id"]: row for row in replications},
+            trained_seeds={name: frozenset(seeds) for name, seeds in trained.items()},
+        )
+
+    # who there is
+
+    @cached_property
+    def lineage(self) -> Lineage:
+        """Parent links of all candidates.
+
+        Raises:
+            poise_core.archive.ArchiveError: a candidate's parent is missing.
+        """
+        return Lineage.of_rows(self.candidates.values())
+
+    @cached_property
+    def baseline(self) -> str | None:
+        """The candidate that others are compared with: the first one of the evolution that has no parent."""
+        roots = self.lineage.roots()
+        return next((root for root in roots if self.candidates[root]["arm"] == EVOLUTION_ARM), None)
+
+    @cached_property
+    def last_failures(self) -> Mapping[str, Row]:
+        """The last failure of each candidate, and of each idea that never became one, that has any."""
+        return {row["candidate_id"]: row for row in self.failures}
+
+    @cached_property
+    def revised(self) -> frozenset[str]:
+        """Candidates whose failure a later file of the same proposal answers."""
+        return frozenset(row["revises"] for row in self.candidates.values() if row["revises"])
+
+    @cached_property
+    def highest_rungs(self) -> Mapping[str, Row]:
+        """Of each candidate that has climbed the ladder, the row of the highest rung."""
+        return {row["candidate_id"]: row for row in sorted(self.rungs, key=lambda row: RUNGS.index(row["rung"]))}
+
+    @cached_property
+    def training_tokens(self) -> Mapping[str, int]:
+        """Completion tokens that each candidate's trainings have sampled, all seeds."""
+        data = self.archive.read("trajectories", ["candidate_id", "tokens"], protocol=self.protocol.digest)
+        spent: dict[str, int] = {}
+        for candidate, tokens in zip(data["candidate_id"].to_pylist(), data["tokens"].to_pylist(), strict=True):
+            spent[candidate] = spent.get(candidate, 0) + (tokens or 0)
+        return spent
+
+    # what the numbers say
+
+    @cached_property
+    def noise(self) -> NoiseFloor | None:
+        """The noise floor of all candidates that were trained; None where they are too few."""
+        return noise_floor(self._trained)
+
+    @cached_property
+    def tried(self) -> frozenset[str]:
+        """Candidates on which anything was measured, the baseline aside."""
+        failed = {row["candidate_id"] for row in self.failures if row["stage"] in ("train", "evaluate")}
+        measured = self.trained_seeds.keys() | self._trained.keys() | failed | self.highest_rungs.keys()
+        return frozenset(measured & self.candidates.keys()) - {self.baseline or ""}
+
+    @cached_property
+    def declarations(self) -> Mapping[str, Declaration]:
+        """Candidate -> its comparison with the baseline at the level that allows for all that were tried; the best first."""
+        if self.baseline is None or self.baseline not in self._trained:
+            return {}
+        declared = declare(self._trained, self.baseline, self.tried, self.protocol, noise=self.noise)
+        return {one.candidate_id: one for one in declared}
+
+    @cached_property
+    def champions(self) -> Sequence[Declaration]:
+        """The champion candidates, the best first."""
+        return [one for one in self.declarations.values() if one.champion]
+
+    @cached_property
+    def _trained(self) -> Mapping[str, Sequence[SeedEvaluation]]:
+        """One seed's evaluation of the base policy stands under every seed: it has no noise of its own."""
+        untrained = {name for name, row in self.candidates.items() if row["arm"] == UNTRAINED_ARM}
+        return {name: evals for name, evals in self.evaluations.items() if name not in untrained}
+
+    def overall(self, candidate: str, level: float = 0.95) -> Interval | None:
         """Overall with limits; one seed's come from the noise of all candidates, where that is known."""
-        evals = self.evaluations.get(candidate)
-        if not evals:
-            return None
-        noise = self.noise.total if self.noise and len(evals) == 1 else None
-        return overall_interval(evals, protocol, level, noise)
+        key = (candidate, "", level)
+        if key not in self._intervals:
+            evals = self.evaluations.get(candidate)
+            noise = self.noise.total if evals and len(evals) == 1 and self.noise else None
+            self._intervals[key] = overall_interval(evals, self.protocol, level, noise) if evals else None
+        return self._intervals[key]
 
-    def delta(self, child: str, base: str, protocol: Protocol, level: float = 0.95) -> Interval | None:
+    def delta(self, child: str, base: str, level: float = 0.95) -> Interval | None:
         """Paired difference over shared seeds; None where there is none."""
-        return delta_between(child, base, self.evaluations, protocol, self.noise, level)
+        key = (child, base, level)
+        if key not in self._intervals:
+            noise = self.noise if child in self.evaluations and base in self.evaluations else None
+            self._intervals[key] = delta_between(child, base, self.evaluations, self.protocol, noise, level)
+        return self._intervals[key]
 
     def state(self, candidate: str) -> str:
         """``champion candidate``, ``replicated``, ``refuted``, ``stopped at ...``, or nothing.
@@ -50,51 +173,7 @@ class Standing:
             return "replicated" if replication["declared"] else "replicated, undeclared"
         if candidate in self.declarations and self.declarations[candidate].champion:
             return "champion candidate"
-        rung = self.rungs.get(candidate)
+        rung = self.highest_rungs.get(candidate)
         if not rung or rung["decision"] != "stopped":
             return ""
         return STOPPED_AT["all" if rung["cause"] == "certain_loss" else rung["rung"]]
-
-
-STOPPED_AT = {"proxy": "stopped at the proxy", "first": "stopped at one seed", "all": "stopped in training"}
-
-
-def baseline_of(archive: Archive) -> str | None:
-    """The candidate that others are compared with: the first one of the evolution that has no parent."""
-    evolved = set(archive.read("candidates", ["candidate_id"], arm=EVOLUTION_ARM)["candidate_id"].to_pylist())
-    return next((root for root in archive.lineage().roots() if root in evolved), None)
-
-
-def standing_of(archive: Archive, protocol: Protocol, baseline: str | None = None) -> Standing:
-    """Read it from the archive; the sealed split stays closed.
-
-    Raises:
-        poise_core.archive.ArchiveError: a file cannot be read.
-    """
-    base = baseline or baseline_of(archive)
-    failures = archive.rows("failures", protocol=protocol.digest)
-    failed = {row["candidate_id"] for row in failures if row["stage"] in ("train", "evaluate")}
-    found = archive.evaluations(protocol=protocol.digest)
-    evaluations = {name: evals for name, evals in found.items() if name not in failed}
-    records = {row["candidate_id"]: row for row in archive.rows("candidates")}
-    untrained = {name for name, row in records.items() if row["arm"] == UNTRAINED_ARM}
-    # one seed's evaluation of the base policy stands under every seed: it has no noise of its own
-    trained = {name: evals for name, evals in evaluations.items() if name not in untrained}
-    rungs, replications = (
-        archive.rows(table, protocol=protocol.digest) if archive.has(table) else []
-        for table in ("rungs", "replications")
-    )
-    measured = {part["candidate_id"] for part in archive.parts("trajectories") if part["protocol"] == protocol.digest}
-    tried = frozenset((measured | trained.keys() | failed | {row["candidate_id"] for row in rungs}) - {base or ""})
-    noise = noise_floor(trained)
-    declared = declare(trained, base, tried & records.keys(), protocol, noise=noise) if base in trained else []
-    order = ("proxy", "first", "all")
-    return Standing(
-        baseline=base,
-        evaluations=evaluations,
-        noise=noise,
-        tried=tried & records.keys(),
-        declarations={one.candidate_id: one for one in declared},
-        replications={row["candidate_id"]: row for row in replications},
-        rungs={row["candidate_id"]: row for row in sorted(rungs, key=lambda row: order.index(row["rung"]))},
-    )

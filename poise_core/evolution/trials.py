@@ -223,7 +223,7 @@ class Trials:
         return None
 
     def _train(self, subject: Subject, seeds: Sequence[int], pause_after: int | None, watch: HealthWatch | None) -> str:
-        from poise_core.evidence.intervals import counted_seeds
+        from poise_core.evidence.format import counted_seeds
         from poise_core.training.launcher import train_candidate
 
         started = time.monotonic()
@@ -292,8 +292,8 @@ class Trials:
             Cancelled: ``should_stop`` said so.
         """
         from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
+        from poise_core.evidence.format import format_overall
         from poise_core.evidence.intervals import overall_interval
-        from poise_core.render.text import format_overall
         from poise_core.training.launcher import train_candidate
 
         with self.stage(subject, "evaluate") as done:
@@ -321,8 +321,8 @@ class Trials:
             Cancelled: ``should_stop`` said so.
         """
         from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
+        from poise_core.evidence.format import format_overall
         from poise_core.evidence.intervals import overall_interval
-        from poise_core.render.text import format_overall
 
         source = f"# no algorithm: the policy {self.protocol.policy_digest}, before any training\n"
         subject = self.register(UNTRAINED, source, written_by="poise", arm=UNTRAINED_ARM)

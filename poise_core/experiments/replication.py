@@ -22,9 +22,10 @@ from typing import Any
 from poise_core.archive import evaluation_rows
 from poise_core.evaluation.launcher import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import paired_delta
 from poise_core.evidence.noise import SeedNoise, moderated
-from poise_core.evidence.run_evidence import Standing, standing_of
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.events import Event, Observer, announced, ignore
 from poise_core.evolution.trials import ComputeSlot, Subject
 from poise_core.failures import CandidateFailure, InfrastructureError
@@ -70,8 +71,8 @@ class Replication:
         """
         if stored := self._stored():
             return stored
-        standing = standing_of(self.archive, self.protocol)
-        plan = self._plan(standing, count, undeclared)
+        evidence = RunEvidence.load(self.archive, self.protocol)
+        plan = self._plan(evidence, count, undeclared)
         subjects = [self._subject(plan["baseline"]), self._subject(self.candidate_id)]
         try:
             for subject in subjects:
@@ -79,7 +80,7 @@ class Replication:
         except CandidateFailure as failure:
             outcome = {"outcome": "failed", "message": f"{failure.kind} with fresh seeds: {failure.message}"}
         else:
-            outcome = self._compare(standing, plan)
+            outcome = self._compare(evidence, plan)
         row = {
             "protocol": self.protocol.digest,
             "candidate_id": self.candidate_id,
@@ -98,7 +99,7 @@ class Replication:
 
     # the plan
 
-    def _plan(self, standing: Standing, count: int | None, undeclared: bool) -> dict[str, Any]:
+    def _plan(self, evidence: RunEvidence, count: int | None, undeclared: bool) -> dict[str, Any]:
         path = self.run.candidate_folder(self.candidate_id) / "replicate" / "plan.json"
         if path.exists():
             plan: dict[str, Any] = json.loads(path.read_text())
@@ -107,30 +108,28 @@ class Replication:
                     f"this replication was begun with seeds {plan['seeds']}; it goes on with them, or not at all"
                 )
             return plan
-        declared = self._check(standing, undeclared)
+        declared = self._check(evidence, undeclared)
         seeds = self._fresh_seeds(count)
-        plan = {"baseline": standing.baseline, "seeds": list(seeds), "declared": declared}
+        plan = {"baseline": evidence.baseline, "seeds": list(seeds), "declared": declared}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(plan, indent=1) + "\n")
         return plan
 
-    def _check(self, standing: Standing, undeclared: bool) -> bool:
+    def _check(self, evidence: RunEvidence, undeclared: bool) -> bool:
         name = self._subject(self.candidate_id).name
-        if standing.baseline is None or standing.baseline not in standing.evaluations:
+        if evidence.baseline is None or evidence.baseline not in evidence.evaluations:
             raise ReplicationRefused("no baseline has been scored here; 'poise evolve' scores it first")
-        if self.candidate_id == standing.baseline:
+        if self.candidate_id == evidence.baseline:
             raise ReplicationRefused(f"{name} is the baseline; replicate what was declared better than it")
-        if self.candidate_id not in standing.evaluations:
+        if self.candidate_id not in evidence.evaluations:
             raise ReplicationRefused(f"{name} has no score; only a scored candidate can be replicated")
-        found = standing.declarations.get(self.candidate_id)
+        found = evidence.declarations.get(self.candidate_id)
         if found is not None and found.champion:
             return True
         if not undeclared:
-            shown = (
-                f"{found.delta.estimate:+.1f} [{found.delta.low:+.1f}, {found.delta.high:+.1f}]" if found else "none"
-            )
+            shown = format_interval(found.delta, signed=True) if found else "none"
             raise ReplicationRefused(
-                f"{name} is no champion candidate: its delta after {len(standing.tried)} tried is {shown}, which does not "
+                f"{name} is no champion candidate: its delta after {len(evidence.tried)} tried is {shown}, which does not "
                 "exclude zero; --undeclared replicates it all the same, and says so"
             )
         return False
@@ -192,17 +191,17 @@ class Replication:
                 self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
             say(f"{len(seeds)} fresh seeds")
 
-    def _compare(self, standing: Standing, plan: dict[str, Any]) -> dict[str, Any]:
+    def _compare(self, evidence: RunEvidence, plan: dict[str, Any]) -> dict[str, Any]:
         mine, theirs = (self._sealed(name, plan["seeds"]) for name in (self.candidate_id, plan["baseline"]))
         differences = [one.overall - other.overall for one, other in zip(mine, theirs, strict=True)]
         noise = SeedNoise(statistics.variance(differences), len(differences) - 1.0)
-        if standing.noise is not None:
-            typical = standing.noise.typical
+        if evidence.noise is not None:
+            typical = evidence.noise.typical
             noise = moderated(SeedNoise(2.0 * typical.variance, typical.freedom), noise)
-        use = noise if standing.noise is not None else None
+        use = noise if evidence.noise is not None else None
         delta = paired_delta(mine, theirs, self.protocol, LEVEL, use)
         outcome = "replicated" if delta.low > 0 else "refuted"
-        limits = f"{delta.estimate:+.1f} [{delta.low:+.1f}, {delta.high:+.1f}]"
+        limits = format_interval(delta, signed=True)
         meaning = "which excludes zero" if delta.low > 0 else "which does not exclude zero from above"
         declared = "" if plan["declared"] else "; it had not been declared champion candidate"
         return {

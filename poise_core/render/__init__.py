@@ -1,1 +1,1 @@
-"""Views as text."""
+"""Views as text for a terminal, as Markdown, as pages and as drawings."""

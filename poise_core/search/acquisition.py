@@ -13,7 +13,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from poise_core.config.search import AcquisitionSpec, PlateauSpec
-from poise_core.evidence.intervals import counted_seeds
+from poise_core.evidence.format import counted_seeds
 from poise_core.evidence.noise import winsorized
 from poise_core.search.diversity import novelty
 from poise_core.search.nodes import Array, NodeRecord, NodeTable

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from poise_core.evidence.intervals import counted_seeds
+from poise_core.evidence.format import counted_seeds
 from poise_core.search.diversity import distances
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
 from poise_core.search.selection import tie_break

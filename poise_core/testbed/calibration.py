@@ -15,6 +15,7 @@ from scipy import stats
 
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import Interval, overall_interval, paired_delta
 
 Array = npt.NDArray[np.float64]
@@ -247,7 +248,7 @@ def _render_summary(summary: Summary, protocol: Protocol) -> list[str]:
         cells = [
             str(row.tier),
             row.name,
-            f"{row.overall.estimate:.1f} [{row.overall.low:.1f}, {row.overall.high:.1f}]",
+            format_interval(row.overall),
             "" if row.name == summary.baseline else _delta(row.delta),
             f"{row.seed_std:.2f}",
             f"{row.report_overall:.1f}",
@@ -261,5 +262,5 @@ def _render_summary(summary: Summary, protocol: Protocol) -> list[str]:
 
 
 def _delta(delta: Interval) -> str:
-    text = f"{delta.estimate:+.1f} [{delta.low:+.1f}, {delta.high:+.1f}]"
+    text = format_interval(delta, signed=True)
     return text if delta.excludes_zero else f"{text} not distinguishable"

@@ -1,6 +1,6 @@
-"""What experiment tracking should hold, read from the archive: one :class:`RunPlan` per run, parents before children.
+"""What experiment tracking should hold, read from the archive: one ``RunPlan`` per run, parents before children.
 
-Pure: nothing here knows MLflow; :mod:`poise_core.tracking.sync` carries the plans out.
+Pure: nothing here knows MLflow; ``poise_core.tracking.runs`` carries the plans out.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from poise_core.archive import UNTRAINED_ARM, Archive
-from poise_core.config.protocol import Protocol
+from poise_core.archive import UNTRAINED_ARM
+from poise_core.evidence.run_evidence import Row, RunEvidence
 from poise_core.tracking.registry import ALGORITHM_FOLDER, plan_versions
-from poise_core.views.leaderboard import LeaderboardRow, last_failures, leaderboard
-from poise_core.views.nightly import summaries
+from poise_core.views.leaderboard import LeaderboardRow, leaderboard
+from poise_core.views.nightly import kept_reports
 
 NOTE_TAG = "mlflow.note.content"
 _NO_CONTENT = ("state", "as_of", "color")
@@ -58,64 +58,28 @@ class RunPlan:
     state: str = ""  # digest of the content, and of which curves there are
 
 
-def plan_runs(archive: Archive, protocol: Protocol, run_dir: Path | None = None) -> list[RunPlan]:
+def plan_runs(evidence: RunEvidence, run_dir: Path | None = None) -> list[RunPlan]:
     """Every run that MLflow should hold, parents before children.
 
     Args:
-        archive: what is to be shown.
-        protocol: whose numbers.
-        run_dir: whose morning summaries are to be shown too.
-    """
-    rows = {row.candidate_id: row for row in leaderboard(archive, protocol)}
-    records = archive.rows("candidates")
-    records.sort(key=lambda record: (record["generation"], record["created_at"], record["candidate_id"]))
-    reflections = {row["candidate_id"]: row for row in archive.rows("reflections", protocol=protocol.digest)}
-    verifications = {row["candidate_id"]: row for row in archive.rows("verifications")}
-    failures = last_failures(archive, protocol)
-    trained: dict[str, set[int]] = {}
-    for part in archive.parts("trajectories"):
-        if part["protocol"] == protocol.digest:
-            trained.setdefault(part["candidate_id"], set()).add(int(part["seed"]))
-    scores: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for score in archive.rows("evaluations", protocol=protocol.digest):
-        scores.setdefault((score["candidate_id"], score["seed"]), []).append(score)
-    names = {record["candidate_id"]: record["name"] for record in records}
-    children: dict[str, list[str]] = {}
-    for record in records:
-        for parent in record["parent_ids"]:
-            children.setdefault(parent, []).append(record["candidate_id"])
-    registered = {version.candidate_id for version in plan_versions(archive, protocol)}
-    as_of = newest_measurement(archive, protocol)
+        evidence: what is to be shown.
+        run_dir: whose nightly reports are to be shown too.
 
+    Raises:
+        poise_core.archive.ArchiveError: a file cannot be read.
+    """
+    known = _Known.read(evidence)
+    records = known.records
     plans: list[RunPlan] = []
     for generation in sorted({record["generation"] for record in records}):
         members = [record for record in records if record["generation"] == generation]
-        plans.append(_generation_plan(generation, members, rows, protocol))
+        plans.append(_generation_plan(generation, members, known))
         if run_dir is not None:
-            plans[-1].texts |= summaries(run_dir, generation)
+            plans[-1].texts |= kept_reports(run_dir, generation)
         for record in members:
-            candidate = record["candidate_id"]
-            seeds = sorted(trained.get(candidate, set()) | {seed for key, seed in scores if key == candidate})
-            measured = {seed for key, seed in scores if key == candidate}
-            own = _candidate_plan(record, rows[candidate], protocol, names)
-            own.tags["children"] = ",".join(children.get(candidate, ()))
-            _add_texts(own, record, reflections.get(candidate), verifications.get(candidate), failures.get(candidate))
-            if candidate in registered:
-                own.texts |= {
-                    f"{ALGORITHM_FOLDER}/{name}": own.texts[name] for name in _REGISTERED if name in own.texts
-                }
-            # the mean over seeds is drawn once, when every seed that was trained has been measured (or no more will be)
-            settled = measured == trained.get(candidate) or own.status in ("FAILED", "KILLED")
-            if trained.get(candidate) and settled:
-                own.curves = (candidate, None)
-            plans.append(own)
-            plans += [
-                _seed_plan(own, record, seed, scores.get((candidate, seed), []), seed in trained.get(candidate, set()))
-                for seed in seeds
-            ]
-    trained_ones = [record["candidate_id"] for record in records if record["arm"] != UNTRAINED_ARM]
-    colors = {record["candidate_id"]: _GREY for record in records}
-    colors |= {candidate: _COLORS[index % len(_COLORS)] for index, candidate in enumerate(trained_ones)}
+            plans += _plans_of(record, known)
+    colors = _colors(records)
+    as_of = newest_measurement(evidence)
     for plan in plans:
         plan.color = colors.get(plan.tags.get("candidate", ""), "")
         plan.state = _digest({name: value for name, value in vars(plan).items() if name not in _NO_CONTENT})
@@ -123,30 +87,84 @@ def plan_runs(archive: Archive, protocol: Protocol, run_dir: Path | None = None)
     return plans
 
 
-def newest_measurement(archive: Archive, protocol: Protocol) -> int:
+@dataclass(frozen=True)
+class _Known:
+    """What the plans of all candidates are made from."""
+
+    evidence: RunEvidence
+    records: Sequence[Row]  # of candidates, in the order of generations
+    rows: Mapping[str, LeaderboardRow]
+    children: Mapping[str, Sequence[str]]  # ids
+    reflections: Mapping[str, Row]
+    verifications: Mapping[str, Row]
+    scores: Mapping[str, Mapping[int, Sequence[Row]]]  # candidate -> seed -> one row per benchmark
+    registered: frozenset[str]  # candidates that are versions of the registered model
+
+    @classmethod
+    def read(cls, evidence: RunEvidence) -> _Known:
+        archive, digest = evidence.archive, evidence.protocol.digest
+        scores: dict[str, dict[int, list[Row]]] = {}
+        for score in archive.rows("evaluations", protocol=digest):
+            scores.setdefault(score["candidate_id"], {}).setdefault(score["seed"], []).append(score)
+        records = sorted(
+            evidence.candidates.values(), key=lambda row: (row["generation"], row["created_at"], row["candidate_id"])
+        )
+        children: dict[str, list[str]] = {}
+        for record in records:
+            for parent in record["parent_ids"]:
+                children.setdefault(parent, []).append(record["candidate_id"])
+        return cls(
+            evidence=evidence,
+            records=records,
+            rows={row.candidate_id: row for row in leaderboard(evidence)},
+            children=children,
+            reflections={row["candidate_id"]: row for row in archive.rows("reflections", protocol=digest)},
+            verifications={row["candidate_id"]: row for row in archive.rows("verifications")},
+            scores=scores,
+            registered=frozenset(version.candidate_id for version in plan_versions(evidence)),
+        )
+
+
+def _plans_of(record: Row, known: _Known) -> list[RunPlan]:
+    """The run of one candidate, and below it one per seed."""
+    candidate = record["candidate_id"]
+    trained = known.evidence.trained_seeds.get(candidate, frozenset())
+    scores = known.scores.get(candidate, {})
+    own = _candidate_plan(record, known)
+    _add_texts(own, record, known)
+    # the mean over seeds is drawn once, when every seed that was trained has been measured (or no more will be)
+    if trained and (set(scores) == trained or own.status in ("FAILED", "KILLED")):
+        own.curves = (candidate, None)
+    seeds = sorted(trained.union(scores))
+    return [own, *(_seed_plan(own, record, seed, scores.get(seed, []), seed in trained) for seed in seeds)]
+
+
+def _colors(records: Sequence[Row]) -> dict[str, str]:
+    """Candidate -> color of its curves."""
+    trained = [record["candidate_id"] for record in records if record["arm"] != UNTRAINED_ARM]
+    colors = {record["candidate_id"]: _GREY for record in records}
+    return colors | {candidate: _COLORS[index % len(_COLORS)] for index, candidate in enumerate(trained)}
+
+
+def newest_measurement(evidence: RunEvidence) -> int:
     """When the newest row was made from which scores and their limits follow, in milliseconds since 1970; 0 without any.
 
     A new measurement anywhere moves the noise floor, and with it the limits of every candidate.
     """
-    tables = [table for table in ("evaluations", "failures", "rungs", "replications") if archive.has(table)]
-    moments = [
-        moment
-        for table in tables
-        for moment in archive.read(table, ["created_at"], protocol=protocol.digest)["created_at"].to_pylist()
-    ]
+    scores = evidence.archive.read("evaluations", ["created_at"], protocol=evidence.protocol.digest)
+    rows = [*evidence.failures, *evidence.rungs, *evidence.replications.values()]
+    moments = [*scores["created_at"].to_pylist(), *(row["created_at"] for row in rows)]
     return _milliseconds(max(moments)) if moments else 0
 
 
-def _generation_plan(
-    generation: int, members: Sequence[Mapping[str, Any]], rows: Mapping[str, LeaderboardRow], protocol: Protocol
-) -> RunPlan:
-    board = [row for record in members if (row := rows[record["candidate_id"]]).status != "reference"]
+def _generation_plan(generation: int, members: Sequence[Row], known: _Known) -> RunPlan:
+    board = [row for record in members if (row := known.rows[record["candidate_id"]]).status != "reference"]
     scored = [row.overall.estimate for row in board if row.overall and row.rank]
     plan = RunPlan(
         key=f"generation/{generation}",
         name=f"gen-{generation:02d}",
         parent_key=None,
-        tags={"level": "generation", "generation": str(generation), "protocol": protocol.digest},
+        tags={"level": "generation", "generation": str(generation), "protocol": known.evidence.protocol.digest},
         start=min(_milliseconds(record["created_at"]) for record in members),
         end=max(_milliseconds(record["created_at"]) for record in members),
         report=tuple(record["candidate_id"] for record in members),
@@ -164,22 +182,23 @@ def _generation_plan(
     return plan
 
 
-def _candidate_plan(
-    record: Mapping[str, Any], row: LeaderboardRow, protocol: Protocol, names: Mapping[str, str]
-) -> RunPlan:
-    made = _milliseconds(record["created_at"])
+def _candidate_plan(record: Row, known: _Known) -> RunPlan:
+    candidate, made = record["candidate_id"], _milliseconds(record["created_at"])
+    row, candidates = known.rows[candidate], known.evidence.candidates
+    names = [candidates[parent]["name"] if parent in candidates else parent for parent in record["parent_ids"]]
     plan = RunPlan(
-        key=f"candidate/{record['candidate_id']}",
+        key=f"candidate/{candidate}",
         name=record["name"],
         parent_key=f"generation/{record['generation']}",
         tags={
             "level": "candidate",
-            "candidate": record["candidate_id"],
+            "candidate": candidate,
             "candidate_name": record["name"],
             "parent": ",".join(record["parent_ids"]),
-            "parent_name": ", ".join(names.get(parent, parent) for parent in record["parent_ids"]),
+            "parent_name": ", ".join(names),
+            "children": ",".join(known.children.get(candidate, ())),
             "generation": str(record["generation"]),
-            "protocol": protocol.digest,
+            "protocol": known.evidence.protocol.digest,
             "mechanisms": record["mechanisms"],
             "arm": record["arm"],
             "written_by": record["written_by"],
@@ -189,7 +208,7 @@ def _candidate_plan(
         start=made,
         end=made,
         status=_STATUSES[row.status],
-        report=(record["candidate_id"],),
+        report=(candidate,),
     )
     plan.params = {f"mechanism.{slot}": str(choice) for slot, choice in json.loads(record["mechanisms"]).items()}
     if row.verdict:
@@ -208,13 +227,10 @@ def _candidate_plan(
     return plan
 
 
-def _add_texts(
-    plan: RunPlan,
-    record: Mapping[str, Any],
-    reflection: Mapping[str, Any] | None,
-    verification: Mapping[str, Any] | None,
-    failure: Mapping[str, Any] | None,
-) -> None:
+def _add_texts(plan: RunPlan, record: Row, known: _Known) -> None:
+    candidate = record["candidate_id"]
+    reflection, verification = known.reflections.get(candidate), known.verifications.get(candidate)
+    failure = known.evidence.last_failures.get(candidate)
     note = [f"**{record['name']}** {record['hypothesis'] or ''}".strip()]
     plan.texts["candidate.py"] = record["source"]
     if verification:
@@ -232,11 +248,11 @@ def _add_texts(
         note.append(f"{failure['kind']} in {failure['stage']}: {failure['message']}")
         plan.end = max(plan.end, _milliseconds(failure["created_at"]))
     plan.tags[NOTE_TAG] = "\n\n".join(note)
+    if candidate in known.registered:
+        plan.texts |= {f"{ALGORITHM_FOLDER}/{name}": plan.texts[name] for name in _REGISTERED if name in plan.texts}
 
 
-def _seed_plan(
-    parent: RunPlan, record: Mapping[str, Any], seed: int, scores: Sequence[Mapping[str, Any]], trained: bool
-) -> RunPlan:
+def _seed_plan(parent: RunPlan, record: Row, seed: int, scores: Sequence[Row], trained: bool) -> RunPlan:
     made = max([_milliseconds(score["created_at"]) for score in scores], default=parent.end)
     shared = ("candidate", "candidate_name", "parent", "parent_name", "generation", "protocol", "mechanisms", "arm")
     plan = RunPlan(

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from poise_core.archive import Archive
 from poise_core.config.protocol import Protocol
-from poise_core.evidence.run_evidence import Standing, standing_of
+from poise_core.evidence.format import format_interval, format_overall
+from poise_core.evidence.run_evidence import Row, RunEvidence
 
 ALIAS = "champion"
 ALGORITHM_FOLDER = "algorithm"
@@ -33,45 +33,35 @@ class VersionPlan:
     confirmed: bool  # declared, then replicated
 
 
-def plan_versions(archive: Archive, protocol: Protocol) -> list[VersionPlan]:
-    """A version of every candidate that is a champion candidate, or was one when it was replicated; the oldest first.
-
-    Raises:
-        poise_core.archive.ArchiveError: a file cannot be read.
-    """
-    standing = standing_of(archive, protocol)
-    declared = {name for name, one in standing.declarations.items() if one.champion}
-    declared |= {name for name, row in standing.replications.items() if row["declared"]}
-    records = [row for row in archive.rows("candidates") if row["candidate_id"] in declared]
+def plan_versions(evidence: RunEvidence) -> list[VersionPlan]:
+    """A version of every candidate that is a champion candidate, or was one when it was replicated; the oldest first."""
+    declared = {one.candidate_id for one in evidence.champions}
+    declared |= {name for name, row in evidence.replications.items() if row["declared"]}
+    records = [row for name, row in evidence.candidates.items() if name in declared]
     records.sort(key=lambda row: (row["generation"], row["created_at"], row["candidate_id"]))
-    return [_version(record, standing, protocol) for record in records]
+    return [_version(record, evidence) for record in records]
 
 
-def _version(record: dict[str, Any], standing: Standing, protocol: Protocol) -> VersionPlan:
+def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
     candidate = record["candidate_id"]
-    overall = standing.overall(candidate, protocol)
-    declaration, replication = standing.declarations.get(candidate), standing.replications.get(candidate)
+    overall = evidence.overall(candidate)
+    declaration, replication = evidence.declarations.get(candidate), evidence.replications.get(candidate)
     lines = [f"**{record['name']}** {record['hypothesis'] or ''}".strip()]
     tags = {
         "candidate": candidate,
         "candidate_name": record["name"],
         "parent": ",".join(record["parent_ids"]),
         "generation": str(record["generation"]),
-        "protocol": protocol.digest,
+        "protocol": evidence.protocol.digest,
         "mechanisms": record["mechanisms"],
         "arm": record["arm"],
-        "standing": standing.state(candidate),
+        "standing": evidence.state(candidate),
     }
     if overall:
-        lines.append(
-            f"Overall {overall.estimate:.1f} [{overall.low:.1f}, {overall.high:.1f}] over {overall.seeds} seeds."
-        )
+        lines.append(f"Overall {format_overall(overall)}.")
     if declaration:
-        delta = declaration.delta
-        lines.append(
-            f"To the baseline {delta.estimate:+.1f} [{delta.low:+.1f}, {delta.high:+.1f}], at {declaration.level:.2%} "
-            "because of all that were tried."
-        )
+        delta = format_interval(declaration.delta, signed=True)
+        lines.append(f"To the baseline {delta}, at {declaration.level:.2%} because of all that were tried.")
     if replication:
         lines.append(f"Report split: {replication['message']}.")
         tags["replication"] = replication["message"]

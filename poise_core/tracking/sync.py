@@ -1,4 +1,4 @@
-"""MLflow, drawn from the archive: :meth:`Tracker.sync_archive` pushes whatever MLflow does not have yet.
+"""MLflow, drawn from the archive: ``Tracker.sync_archive`` pushes whatever MLflow does not have yet.
 
 The archive comes first and is complete without MLflow. A sync after each stage keeps the UI current; if MLflow is down,
 the sync says so in a warning and the next one catches up. Every run carries a key and a digest of what was pushed, so a
@@ -7,7 +7,7 @@ sync that is repeated, resumed or run from several threads makes nothing twice.
 One experiment per protocol, ``poise/<preset>/<protocol digest>``. In it a run per generation, below it one per candidate
 (mean curves over seeds, Overall with its limits, source, reflection, verification and a page as artifacts), below that one
 per seed (step curves, scores). Calls of language models are traces of the experiment; champion candidates are versions of a
-registered model (:mod:`poise_core.tracking.registry`).
+registered model (``poise_core.tracking.registry``).
 Numbers of the sealed report split are not pushed; what a replication concluded from them is.
 MLflow takes two seconds to import and is imported by the first sync, not before.
 """
@@ -15,26 +15,24 @@ MLflow takes two seconds to import and is imported by the first sync, not before
 from __future__ import annotations
 
 import logging
-import math
 import os
-import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from poise_core.archive import Archive, ArchiveError
 from poise_core.config.protocol import Protocol
-from poise_core.tracking.pages import candidate_page, generation_page
-from poise_core.tracking.plan import RunPlan, plan_runs
-from poise_core.tracking.registry import VersionPlan, plan_versions, push_versions
+from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.tracking.plan import plan_runs
+from poise_core.tracking.registry import plan_versions, push_versions
+from poise_core.tracking.runs import CURVES_TAG, STATE_TAG, TAG_LENGTH, create_run, fill_run, known_runs
 from poise_core.tracking.traces import push_calls
-from poise_core.views.candidate import mean_curves
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -43,11 +41,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-KEY_TAG, STATE_TAG, CURVES_TAG = "poise.key", "poise.state", "poise.curves"
-_PARENT_TAG, _COLOR_TAG = "mlflow.parentRunId", "mlflow.runColor"
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # opens on the runs, although there are traces too
-_METRICS_PER_CALL, _TAG_LENGTH, _PARAM_LENGTH = 1000, 5000, 500
-_NO_METRICS = ("step", "seed")
 
 
 @dataclass(frozen=True)
@@ -116,15 +110,22 @@ class Tracker:
             return _shared[key]
 
     def sync_archive(
-        self, archive: Archive, protocol: Protocol, *, run_dir: Path | None = None, force: bool = False
+        self,
+        archive: Archive,
+        protocol: Protocol,
+        *,
+        run_dir: Path | None = None,
+        force: bool = False,
+        evidence: RunEvidence | None = None,
     ) -> SyncReport:
         """Push what is missing. Never raises for MLflow's sake: a failure is a warning in the log and in the report.
 
         Args:
             archive: what to push.
             protocol: whose numbers; others in the archive are left out.
-            run_dir: whose morning summaries go to the runs of their generations.
+            run_dir: whose nightly reports go to the runs of their generations.
             force: also right after a failure.
+            evidence: of this archive and protocol, where the caller has just read it; by default it is read.
 
         Raises:
             poise_core.archive.ArchiveError: the archive itself cannot be read.
@@ -138,42 +139,41 @@ class Tracker:
             self._busy = True
         try:
             while True:
-                plans, versions = plan_runs(archive, protocol, run_dir), plan_versions(archive, protocol)
-                report = self._push(plans, versions, archive, protocol)
+                report = self._push(evidence or RunEvidence.load(archive, protocol), run_dir)
                 with self._guard:
                     if report.error or not self._again:
                         return report
-                    self._again = False
+                    self._again, evidence = False, None
         finally:
             with self._guard:
                 self._busy = self._again = False
 
-    def _push(
-        self, plans: Sequence[RunPlan], versions: Sequence[VersionPlan], archive: Archive, protocol: Protocol
-    ) -> SyncReport:
+    def _push(self, evidence: RunEvidence, run_dir: Path | None) -> SyncReport:
+        plans, versions = plan_runs(evidence, run_dir), plan_versions(evidence)
+        protocol = evidence.protocol
         created = updated = unchanged = 0
         error = ""
         try:
             client = self._connect()
             experiment_id = self._experiment_id(client, protocol)
-            known = _known_runs(client, experiment_id)
+            known = known_runs(client, experiment_id)
             for plan in plans:
                 run_id, tags = known.get(plan.key, ("", {}))
                 if tags.get(STATE_TAG) == plan.state:
                     unchanged += 1
                     continue
                 if not run_id:
-                    run_id, tags = self._create(client, experiment_id, plan, known), {}
+                    run_id, tags = create_run(client, experiment_id, plan, known), {}
                     known[plan.key] = (run_id, tags)
                     created += 1
                 else:
                     updated += 1
-                _fill(client, run_id, plan, archive, protocol, had_curves=CURVES_TAG in tags)
+                fill_run(client, run_id, plan, evidence, had_curves=CURVES_TAG in tags)
             run_ids = {
                 plan.tags["candidate"]: known[plan.key][0] for plan in plans if plan.tags["level"] == "candidate"
             }
             push_versions(client, self.experiment, protocol, versions, run_ids)
-            calls = archive.rows("calls")
+            calls = evidence.archive.rows("calls")
             if calls:
                 with _traces_to(self.uri):
                     push_calls(client, experiment_id, calls)
@@ -208,7 +208,7 @@ class Tracker:
         if found is None:
             location = folder.as_uri() if folder else None
             try:
-                tags = {"protocol": protocol.model_dump_json()[:_TAG_LENGTH], **_KIND}
+                tags = {"protocol": protocol.model_dump_json()[:TAG_LENGTH], **_KIND}
                 return str(client.create_experiment(self.experiment, artifact_location=location, tags=tags))
             except MlflowException:
                 found = client.get_experiment_by_name(self.experiment)  # another process was faster
@@ -227,19 +227,6 @@ class Tracker:
             if name not in found.tags:
                 client.set_experiment_tag(found.experiment_id, name, value)
         return str(found.experiment_id)
-
-    def _create(
-        self,
-        client: MlflowClient,
-        experiment_id: str,
-        plan: RunPlan,
-        known: Mapping[str, tuple[str, Mapping[str, str]]],
-    ) -> str:
-        tags = {KEY_TAG: plan.key} | ({_COLOR_TAG: plan.color} if plan.color else {})
-        if plan.parent_key is not None:
-            tags[_PARENT_TAG] = known[plan.parent_key][0]
-        run = client.create_run(experiment_id, start_time=plan.start, tags=tags, run_name=plan.name)
-        return str(run.info.run_id)
 
 
 @contextmanager
@@ -260,71 +247,3 @@ def _traces_to(uri: str) -> Iterator[None]:
             os.environ.pop("MLFLOW_TRACKING_URI", None)
         else:
             os.environ["MLFLOW_TRACKING_URI"] = given
-
-
-def _fill(
-    client: MlflowClient, run_id: str, plan: RunPlan, archive: Archive, protocol: Protocol, *, had_curves: bool
-) -> None:
-    """Bring one run to its plan; the state tag comes last, so an interrupted run is filled again."""
-    from mlflow.entities import Metric, Param, RunTag
-
-    # a fixed time makes a point that is pushed again the same point, a later one makes it the newest at its step
-    points = [(name, value, plan.as_of, step) for name, value, step in plan.metrics]
-    tags = dict(plan.tags)
-    if plan.curves and not had_curves:
-        curves = _curves(archive, protocol, *plan.curves)
-        points += [(name, value, plan.start, step) for name, value, step in curves]
-        tags[CURVES_TAG] = "1"
-        dropped = sum(not math.isfinite(value) for _, value, _ in curves)
-        if dropped:
-            tags["non_finite_points"] = str(dropped)
-    # MLflow would store infinities as 1.8e308
-    metrics = [Metric(_metric_name(name), value, at, step) for name, value, at, step in points if math.isfinite(value)]
-    for start in range(0, len(metrics), _METRICS_PER_CALL):
-        client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
-    client.log_batch(
-        run_id,
-        params=[Param(_metric_name(name), value[:_PARAM_LENGTH]) for name, value in plan.params.items()][:100],
-        tags=[RunTag(name, value[:_TAG_LENGTH]) for name, value in tags.items()],
-    )
-    for name, text in plan.texts.items():
-        client.log_text(run_id, text, name)
-    if plan.report:
-        one = plan.tags["level"] == "candidate"
-        page = (
-            candidate_page(archive, protocol, *plan.report) if one else generation_page(archive, protocol, plan.report)
-        )
-        client.log_text(run_id, page, "report.html")
-    if plan.status != "RUNNING":
-        client.set_terminated(run_id, plan.status, plan.end)
-    client.set_tag(run_id, STATE_TAG, plan.state)
-
-
-def _curves(archive: Archive, protocol: Protocol, candidate: str, seed: int | None) -> list[tuple[str, float, int]]:
-    """Points of one seed's curves; of their mean for ``None``."""
-    seeds = archive.trajectory(candidate, protocol.digest)
-    if seed is not None:
-        rows: Iterable[tuple[int, Mapping[str, Any]]] = ((int(row["step"]), row) for row in seeds.get(seed, []))
-        return [
-            (name, float(value), step) for step, row in rows for name, value in row.items() if name not in _NO_METRICS
-        ]
-    return [(name, value, step) for name, curve in mean_curves(seeds).items() for step, value in curve.items()]
-
-
-def _known_runs(client: MlflowClient, experiment_id: str) -> dict[str, tuple[str, dict[str, str]]]:
-    """Runs of the experiment by key: run id and tags."""
-    known: dict[str, tuple[str, dict[str, str]]] = {}
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], max_results=1000, page_token=token)
-        for run in page:
-            key = run.data.tags.get(KEY_TAG)
-            if key:
-                known[key] = (run.info.run_id, run.data.tags)
-        token = page.token
-        if not token:
-            return known
-
-
-def _metric_name(name: str) -> str:
-    return re.sub(r"[^\w\-. :/]", "_", name)

@@ -1,8 +1,11 @@
-"""What a run looks like, drawn from its archive: leaderboard, lineage, one candidate. Rich for people, dicts for JSON."""
+"""What a run looks like, as data: leaderboard, lineage, one candidate and more, from its archive and its evidence.
 
-from poise_core.views.candidate import CandidateView, find_candidate, render_candidate, view_candidate
-from poise_core.views.leaderboard import LeaderboardRow, leaderboard, other_protocols, render_leaderboard
-from poise_core.views.lineage import LineageNode, lineage, lineage_tree
+Nothing here knows how it is shown; ``poise_core.render`` turns it into text, pages and drawings.
+"""
+
+from poise_core.views.candidate import CandidateView, find_candidate, view_candidate
+from poise_core.views.leaderboard import LeaderboardRow, leaderboard, other_protocols
+from poise_core.views.lineage import LineageNode, lineage
 
 __all__ = [
     "CandidateView",
@@ -11,9 +14,6 @@ __all__ = [
     "find_candidate",
     "leaderboard",
     "lineage",
-    "lineage_tree",
     "other_protocols",
-    "render_candidate",
-    "render_leaderboard",
     "view_candidate",
 ]

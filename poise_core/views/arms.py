@@ -9,18 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from scipy.special import stdtrit
 
-from poise_core.archive import Archive
-from poise_core.config.protocol import Protocol
 from poise_core.evidence.intervals import Interval
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.history import Memory
-from poise_core.render.text import format_interval
 from poise_core.search.nodes import NodeRecord, shrunken_scores
 
 POINTS = 25
@@ -49,19 +45,10 @@ class ArmCurve:
         return {"arm": self.arm, "tokens": list(self.tokens), "best": [one.to_dict() for one in self.best]}
 
 
-def training_tokens(archive: Archive, protocol: Protocol) -> dict[str, int]:
-    """Completion tokens that each candidate's trainings have sampled, all seeds."""
-    data = archive.read("trajectories", ["candidate_id", "tokens"], protocol=protocol.digest)
-    spent: dict[str, int] = {}
-    for candidate, tokens in zip(data["candidate_id"].to_pylist(), data["tokens"].to_pylist(), strict=True):
-        spent[candidate] = spent.get(candidate, 0) + (tokens or 0)
-    return spent
-
-
-def best_so_far(archive: Archive, protocol: Protocol) -> list[Step]:
+def best_so_far(evidence: RunEvidence) -> list[Step]:
     """A run's steps, generation 0 (the baseline) first; empty before the baseline has a score."""
-    spent = training_tokens(archive, protocol)
-    nodes = Memory(archive, protocol).nodes(10**9)
+    spent = evidence.training_tokens
+    nodes = Memory(evidence.archive, evidence.protocol).nodes(10**9)
     steps = []
     for generation in range(max((node.generation for node in nodes), default=-1) + 1):
         made: Sequence[NodeRecord] = [node for node in nodes if node.generation <= generation]
@@ -106,45 +93,3 @@ def _interval(values: Any, level: float) -> Interval:
         return Interval(mean, -math.inf, math.inf, count)
     half = float(stdtrit(count - 1, 0.5 + level / 2)) * float(values.std(ddof=1)) / math.sqrt(count)
     return Interval(mean, mean - half, mean + half, count)
-
-
-def render_comparison(curves: Sequence[ArmCurve], level: float = 0.95) -> Table:
-    """Best so far of every arm at half and at the whole of the common budget."""
-    table = Table(
-        title="Best so far (shrunken Overall) at equal training tokens", title_justify="left", title_style="bold",
-        header_style="dim", box=None, pad_edge=False, padding=(0, 1, 0, 0),
-    )  # fmt: skip
-    table.add_column("arm")
-    table.add_column("search seeds", justify="right", style="dim")
-    for place in (POINTS // 2, POINTS - 1):
-        tokens = curves[0].tokens[place] if curves else 0.0
-        shown = f"{tokens / 1e6:.2f} M" if tokens >= 1e5 else f"{tokens:,.0f}"
-        table.add_column(f"{shown} tokens [{level:.0%}]", no_wrap=True)
-    for curve in sorted(curves, key=lambda one: -one.best[-1].estimate):
-        last = curve.best[-1]
-        table.add_row(curve.arm, str(last.seeds), format_interval(curve.best[POINTS // 2]), format_interval(last))
-    if curves and curves[0].best[-1].seeds == 1:
-        table.caption = "One search seed per arm: no interval, and no arm can be told from another."
-    return table
-
-
-def draw_comparison(curves: Sequence[ArmCurve], path: Path) -> None:
-    """Best so far over tokens, with a band where there are several search seeds, as SVG or PNG by the path's suffix."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4))
-    for curve in curves:
-        millions = [tokens / 1e6 for tokens in curve.tokens]
-        (line,) = axes.step(millions, [one.estimate for one in curve.best], where="post", label=curve.arm)
-        if curve.best[0].seeds > 1:
-            low, high = [one.low for one in curve.best], [one.high for one in curve.best]
-            axes.fill_between(millions, low, high, step="post", alpha=0.15, color=line.get_color())
-    axes.set_xlabel("training tokens, millions")
-    axes.set_ylabel("best so far, shrunken Overall (%)")
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-    plt.close(figure)

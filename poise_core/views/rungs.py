@@ -7,22 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
-from poise_core.archive import UNTRAINED_ARM, Archive
+from poise_core.archive import UNTRAINED_ARM
 from poise_core.config import LadderSpec
-from poise_core.config.protocol import Protocol
 from poise_core.evidence.forecast import foretold, proxy_dynamics
 from poise_core.evidence.racing import proxy_reward
 from poise_core.evidence.rankings import Correlation, rank_correlation
-from poise_core.evidence.run_evidence import standing_of
+from poise_core.evidence.run_evidence import RunEvidence
 
 
 @dataclass(frozen=True)
 class RungReport:
-    """What :func:`rung_report` finds."""
+    """What ``rung_report`` finds."""
 
     rungs: list[dict[str, Any]]  # per rung: rung, candidates, promoted, stopped, finished, tokens
     correlations: dict[str, Correlation]  # "proxy -> first", "forecast -> others" and the like, over candidates
@@ -40,28 +35,23 @@ class RungReport:
         return {**vars(self), "correlations": correlations, "stopped": stopped}
 
 
-def rung_report(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> RungReport:
-    """Read the ladder of one protocol from the archive.
+def rung_report(evidence: RunEvidence, ladder: LadderSpec) -> RungReport:
+    """The ladder of one protocol, climbed or not.
 
     Every candidate with a whole training says what its proxy would have been, climbed or not, so correlations do not need
     the ladder to be switched on. "others" is the mean Overall of the seeds beside the first one: a value and its own mean
-    would agree by themselves. "forecast" is :func:`poise_core.evidence.forecast.foretold`. Candidates that a rung stopped
+    would agree by themselves. "forecast" is that of ``poise_core.evidence.forecast.foretold``. Candidates that a rung stopped
     are missing above it, which lowers what can be seen.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
     """
-    rows = archive.rows("rungs", protocol=protocol.digest) if archive.has("rungs") else []
-    names = {row["candidate_id"]: row["name"] for row in archive.rows("candidates")}
-    known = _known(archive, protocol, ladder)
+    rows = evidence.rungs
+    known = _known(evidence, ladder)
     whole = [row["tokens"] for row in rows if row["rung"] == "all" and row["decision"] == "finished"]
     climbed = {row["candidate_id"] for row in rows}
-    trained = archive.read("trajectories", ["candidate_id", "tokens"], protocol=protocol.digest)
-    spent = [
-        (name, tokens or 0)
-        for name, tokens in zip(trained["candidate_id"].to_pylist(), trained["tokens"].to_pylist(), strict=True)
-    ]
-    below = sum(tokens for name, tokens in spent if name not in climbed)
+    spent = evidence.training_tokens
+    below = sum(tokens for name, tokens in spent.items() if name not in climbed)
     return RungReport(
         rungs=[_rung(rung, [row for row in rows if row["rung"] == rung]) for rung in ("proxy", "first", "all")],
         correlations={
@@ -71,9 +61,13 @@ def rung_report(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> Run
             "forecast -> others": rank_correlation(known.forecasts, known.others),
             "first -> others": rank_correlation(known.firsts, known.others),
         },
-        tokens=sum(tokens for _, tokens in spent),
+        tokens=sum(spent.values()),
         tokens_without=round(below + len(climbed) * sum(whole) / len(whole)) if whole else None,
-        stopped=[{"name": names[row["candidate_id"]], **row} for row in rows if row["decision"] == "stopped"],
+        stopped=[
+            {"name": evidence.candidates[row["candidate_id"]]["name"], **row}
+            for row in rows
+            if row["decision"] == "stopped"
+        ],
     )
 
 
@@ -87,14 +81,11 @@ class _Known:
     others: dict[str, float]  # mean Overall at the others
 
 
-def _known(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> _Known:
-    evaluations = standing_of(archive, protocol).evaluations
-    generations = {
-        row["candidate_id"]: row["generation"] for row in archive.rows("candidates") if row["arm"] != UNTRAINED_ARM
-    }
-    first = protocol.seeds[0]
+def _known(evidence: RunEvidence, ladder: LadderSpec) -> _Known:
+    generations = {name: row["generation"] for name, row in evidence.candidates.items() if row["arm"] != UNTRAINED_ARM}
+    first = evidence.protocol.seeds[0]
     rewards, firsts, others, dynamics = {}, {}, {}, {}
-    for name, evals in evaluations.items():
+    for name, evals in evidence.evaluations.items():
         if name not in generations:
             continue
         own = {one.seed: one.overall for one in evals}
@@ -102,7 +93,7 @@ def _known(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> _Known:
         firsts[name] = own.get(first, math.nan)
         others[name] = sum(rest) / len(rest) if rest else math.nan
         if ladder.proxy_steps:
-            steps = archive.trajectory(name, protocol.digest).get(first, [])
+            steps = evidence.archive.trajectory(name, evidence.protocol.digest).get(first, [])
             rewards[name] = proxy_reward(steps, ladder.proxy_steps, ladder.proxy_window)
             if (found := proxy_dynamics(steps, ladder.proxy_steps, ladder.proxy_window)) is not None:
                 dynamics[name] = found
@@ -112,28 +103,3 @@ def _known(archive: Archive, protocol: Protocol, ladder: LadderSpec) -> _Known:
 def _rung(rung: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     count = {what: sum(row["decision"] == what for row in rows) for what in ("promoted", "stopped", "finished")}
     return {"rung": rung, "candidates": len(rows), **count, "tokens": sum(row["tokens"] for row in rows)}
-
-
-def render_rungs(report: RungReport) -> RenderableType:
-    """For a terminal of 80 columns."""
-    table = Table(title="Ladder", title_justify="left", box=None, pad_edge=False, header_style="dim")
-    for title in ("rung", "reached", "promoted", "stopped", "finished"):
-        table.add_column(title, justify="left" if title == "rung" else "right")
-    for row in report.rungs:
-        if row["candidates"]:
-            table.add_row(row["rung"], *(str(row[key]) for key in ("candidates", "promoted", "stopped", "finished")))
-    lines: list[RenderableType] = []
-    if any(row["candidates"] for row in report.rungs):
-        lines += [table, Text()]
-    else:
-        lines.append(
-            Text("No candidate has climbed a ladder here (ladder.enabled is false, or none is finished).", "dim")
-        )
-    for name, one in report.correlations.items():
-        style = "" if one.predicts else "yellow"
-        lines.append(Text(f"Rank correlation {name}: {one.sentence()}", style))
-    saved = f"; with all seeds for every candidate about {report.tokens_without:,}" if report.tokens_without else ""
-    lines.append(Text(f"Training tokens sampled: {report.tokens:,}{saved}.", "dim"))
-    for row in report.stopped:
-        lines.append(Text(f"{row['name']} stopped at {row['rung']} ({row['cause']}): {row['message']}", "dim"))
-    return Group(*lines)

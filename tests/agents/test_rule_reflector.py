@@ -10,7 +10,8 @@ import pytest
 from poise_core.agents.digest import Spike, TrajectoryDigest
 from poise_core.agents.roles import Expectation, Measured, Proposal, Reflection, ReflectionEvidence
 from poise_core.agents.rules.diagnoses import DIAGNOSES, diagnose
-from poise_core.agents.rules.reflector import LABELS, RuleReflector, format_interval
+from poise_core.agents.rules.reflector import LABELS, RuleReflector
+from poise_core.evidence.format import spell_interval
 from poise_core.evidence.intervals import Interval
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO
@@ -196,5 +197,5 @@ def test_reflection_survives_json_and_prints_as_text() -> None:
     assert RuleReflector().reflect(evidence(Interval(2.0, 0.5, 3.5, 3))) == reflection
 
 
-def test_format_interval() -> None:
-    assert format_interval(Interval(1.2, -0.4, 2.8, 3)) == "+1.20 (95 % interval -0.40 to +2.80, 3 seeds)"
+def test_spell_interval() -> None:
+    assert spell_interval(Interval(1.2, -0.4, 2.8, 3)) == "+1.20 (95 % interval -0.40 to +2.80, 3 seeds)"

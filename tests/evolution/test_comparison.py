@@ -8,16 +8,12 @@ from pathlib import Path
 import pytest
 from laboratory import Laboratory, evolve, make_preset, open_evolution
 
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.arms import ARMS, arm_runs, share_baseline
+from poise_core.render.svg import draw_comparison
+from poise_core.render.terminal import render_comparison
 from poise_core.run_directory import RunDirectory, RunDirectoryError
-from poise_core.views.arms import (
-    Step,
-    best_so_far,
-    compare_arms,
-    draw_comparison,
-    render_comparison,
-    training_tokens,
-)
+from poise_core.views.arms import Step, best_so_far, compare_arms
 
 
 @pytest.mark.slow
@@ -40,9 +36,10 @@ def test_arms_run_apart_and_train_the_baseline_once(tmp_path: Path, laboratory: 
     curves = {}
     for run in runs[:5]:
         archive = RunDirectory.read(run.folder).archive
-        steps = best_so_far(archive, run.preset.protocol)
+        evidence = RunEvidence.load(archive, run.preset.protocol)
+        steps = best_so_far(evidence)
         curves.setdefault(run.arm, []).append(steps)
-        spent = training_tokens(archive, run.preset.protocol)
+        spent = evidence.training_tokens
         assert set(spent.values()) == {2 * 12 * 100}  # seeds x steps x tokens of the made-up laboratory
         assert [step.tokens for step in steps] == [2400, 2400 * 3, 2400 * 5]
     compared = {curve.arm: curve for curve in compare_arms(curves)}

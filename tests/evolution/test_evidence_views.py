@@ -14,10 +14,11 @@ from test_ladder import LADDER, PROXY, drops
 
 from poise_core.archive import TABLES, evaluation_rows, trajectory_rows
 from poise_core.evidence.intervals import paired_delta
-from poise_core.evidence.run_evidence import standing_of
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution, Subject
-from poise_core.views import leaderboard, lineage, lineage_tree, render_candidate, render_leaderboard, view_candidate
-from poise_core.views.rungs import render_rungs, rung_report
+from poise_core.render.terminal import render_candidate, render_leaderboard, render_lineage, render_rungs
+from poise_core.views import leaderboard, lineage, view_candidate
+from poise_core.views.rungs import rung_report
 
 
 def text(renderable: RenderableType, width: int = 80) -> str:
@@ -43,7 +44,7 @@ def climbed(tmp_path: Path, laboratory: Laboratory) -> Evolution:
 
 def test_every_rung_is_counted_with_its_tokens(climbed: Evolution) -> None:
     archive, protocol = climbed.run.archive, climbed.preset.protocol
-    report = rung_report(archive, protocol, climbed.preset.ladder)
+    report = rung_report(RunEvidence.load(archive, protocol), climbed.preset.ladder)
     rungs = {row["rung"]: row for row in report.rungs}
     stopped = {rung: rungs[rung]["stopped"] for rung in rungs}
     assert rungs["proxy"]["candidates"] == 6
@@ -64,31 +65,33 @@ def test_every_rung_is_counted_with_its_tokens(climbed: Evolution) -> None:
 
 def test_a_stopped_candidate_is_listed_as_such_in_every_view(climbed: Evolution) -> None:
     archive, protocol = climbed.run.archive, climbed.preset.protocol
-    rows = leaderboard(archive, protocol)
+    rows = leaderboard(RunEvidence.load(archive, protocol))
     stopped = next(row for row in rows if row.state == "stopped at the proxy")
     assert (stopped.status, stopped.rank, stopped.overall, stopped.failure) == ("stopped", None, None, None)
     assert stopped.rung is not None
-    shown = plain(render_leaderboard(rows, protocol, standing=standing_of(archive, protocol)))
+    shown = plain(render_leaderboard(rows, protocol, evidence=RunEvidence.load(archive, protocol)))
     assert "Stopped on the ladder: neither failed nor zero" in shown
     assert "Not finished" not in shown
-    text(render_leaderboard(rows, protocol, standing=standing_of(archive, protocol), width=80))
-    view = view_candidate(archive, protocol, stopped.candidate_id)
+    text(render_leaderboard(rows, protocol, evidence=RunEvidence.load(archive, protocol), width=80))
+    view = view_candidate(RunEvidence.load(archive, protocol), stopped.candidate_id)
     assert "stopped at the proxy" in plain(render_candidate(view, code=False))
     json.dumps(view.to_dict())
-    tree = plain(lineage_tree(lineage(archive, protocol)))
+    tree = plain(render_lineage(lineage(RunEvidence.load(archive, protocol))))
     assert "stopped at the proxy" in tree
     assert "not finished" not in tree
 
 
 def test_every_overall_comes_with_its_seeds_and_limits_or_says_that_it_has_none(climbed: Evolution) -> None:
     archive, protocol = climbed.run.archive, climbed.preset.protocol
-    for row in leaderboard(archive, protocol):
+    for row in leaderboard(RunEvidence.load(archive, protocol)):
         if row.overall is not None:
             shown = f"{row.overall.estimate:.1f} "
             line = next(one for one in text(render_leaderboard([row], protocol), 100).splitlines() if shown in one)
             assert f" {row.overall.seeds} " in line
             assert ("[" in line) or ("(one seed)" in line)
-    for view in (view_candidate(archive, protocol, row["candidate_id"]) for row in archive.rows("candidates")):
+    for view in (
+        view_candidate(RunEvidence.load(archive, protocol), row["candidate_id"]) for row in archive.rows("candidates")
+    ):
         if view.overall is not None:
             assert f"Overall {view.overall.estimate:.1f}" in plain(render_candidate(view, code=False))
 
@@ -101,10 +104,10 @@ def test_the_reflection_and_the_page_give_the_same_difference(tmp_path: Path, la
     (row,) = archive.rows("candidates", generation=6)
     evidence = evolution.memory.evidence(Subject.of_row(row), None)
     assert evidence.parent is not None
-    view = view_candidate(archive, protocol, row["candidate_id"])
+    view = view_candidate(RunEvidence.load(archive, protocol), row["candidate_id"])
     assert evidence.overall_delta == view.deltas[evidence.parent.name]
-    standing = standing_of(archive, protocol)
-    own, theirs = (standing.evaluations[one] for one in (row["candidate_id"], row["parent_ids"][0]))
+    known = RunEvidence.load(archive, protocol)
+    own, theirs = (known.evaluations[one] for one in (row["candidate_id"], row["parent_ids"][0]))
     assert evidence.overall_delta != paired_delta(own, theirs, protocol)
 
 
@@ -119,7 +122,7 @@ def test_a_rung_that_does_not_predict_is_reported(tmp_path: Path, laboratory: La
     evolution = open_evolution(tmp_path / "run", make_preset(generations=3))  # no ladder: all have everything
     laboratory.step = lambda name, digest, seed, step: Laboratory._noise_step(name, digest, seed, step)
     evolve(evolution)
-    report = rung_report(evolution.run.archive, evolution.preset.protocol, evolution.preset.ladder)
+    report = rung_report(RunEvidence.load(evolution.run.archive, evolution.preset.protocol), evolution.preset.ladder)
     one = report.correlations["proxy -> first"]
     assert one.pairs == 7
     assert not one.predicts  # rewards are noise here
@@ -130,18 +133,18 @@ def test_a_rung_that_does_not_predict_is_reported(tmp_path: Path, laboratory: La
 
 def test_another_protocol_in_the_directory_and_nan_change_nothing(climbed: Evolution) -> None:
     archive, protocol = climbed.run.archive, climbed.preset.protocol
-    before = standing_of(archive, protocol)
-    shown = plain(render_rungs(rung_report(archive, protocol, climbed.preset.ladder)))
+    before = RunEvidence.load(archive, protocol)
+    shown = plain(render_rungs(rung_report(RunEvidence.load(archive, protocol), climbed.preset.ladder)))
     some = next(name for name in before.evaluations if name.startswith("grpo"))
     (evaluation, *_) = before.evaluations[some]
     archive.append("evaluations", evaluation_rows(some, "another", evaluation))
     steps: list[dict[str, Any]] = [{"step": step, "reward_mean": math.nan, "tokens": 5} for step in range(STEPS)]
     archive.append("trajectories", trajectory_rows(some, "another", 0, steps))
     archive.append("trajectories", trajectory_rows(some, protocol.digest, 99, steps))  # a seed of NaN
-    after = standing_of(archive, protocol)
+    after = RunEvidence.load(archive, protocol)
     assert after.evaluations == before.evaluations
     assert (after.tried, after.noise, after.declarations) == (before.tried, before.noise, before.declarations)
-    again = plain(render_rungs(rung_report(archive, protocol, climbed.preset.ladder)))
+    again = plain(render_rungs(rung_report(RunEvidence.load(archive, protocol), climbed.preset.ladder)))
     assert again.split("Training tokens")[0] == shown.split("Training tokens")[0]
     # the next generation is decided beside the NaN
     assert climbed.ladder._referee(4).rewards.noise.variance > 0
@@ -156,7 +159,7 @@ def test_an_archive_of_an_earlier_version_without_the_new_tables_is_read(climbed
     from poise_core.archive import Archive
 
     archive, protocol = Archive(climbed.run.archive.root), climbed.preset.protocol
-    assert leaderboard(archive, protocol)
-    assert lineage(archive, protocol)
-    assert rung_report(archive, protocol, climbed.preset.ladder).stopped == []
-    assert view_candidate(archive, protocol, "GRPO").rungs == []
+    assert leaderboard(RunEvidence.load(archive, protocol))
+    assert lineage(RunEvidence.load(archive, protocol))
+    assert rung_report(RunEvidence.load(archive, protocol), climbed.preset.ladder).stopped == []
+    assert view_candidate(RunEvidence.load(archive, protocol), "GRPO").rungs == []

@@ -22,7 +22,7 @@ from laboratory import (
 )
 from test_interruption import Killed, dies_after_one_write
 
-from poise_core.evidence.run_evidence import standing_of
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution
 from poise_core.failures import CandidateFailure, FailureKind
 
@@ -255,7 +255,9 @@ def test_a_rule_that_stops_a_training_leaves_the_steps_up_to_it(
         assert (row["rung"], row["decision"], row["cause"]) == ("proxy", "stopped", "certain_loss")
         assert not rows(evolution, "failures")
         assert len(kept) == row["steps"] == 4
-        assert standing_of(evolution.run.archive, preset.protocol).state(child.candidate_id) == "stopped in training"
+        assert (
+            RunEvidence.load(evolution.run.archive, preset.protocol).state(child.candidate_id) == "stopped in training"
+        )
     assert not rows(evolution, "evaluations", candidate_id=child.candidate_id)
 
 

@@ -27,11 +27,13 @@ from test_interruption import Killed, dies_after_one_write
 from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.candidate.loading import source_digest
 from poise_core.config import Preset
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution, Roles, default_roles
 from poise_core.evolution.early_faults import MENDABLE, clear_fault
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
-from poise_core.render.text import fenced
-from poise_core.views import leaderboard, lineage, lineage_tree
+from poise_core.render.markdown import fenced
+from poise_core.render.terminal import render_lineage
+from poise_core.views import leaderboard, lineage
 
 LADDER = {"enabled": True, "proxy_steps": 6, "proxy_window": 3, "proxy_stop_below": 0.0, "first_stop_below": 0.0}
 
@@ -130,11 +132,11 @@ def test_an_early_fault_goes_back_and_the_revised_file_is_a_candidate_of_its_own
     assert child.candidate_id not in nodes  # an idea that took two files is one expansion of its parent
     # people see which file was answered, and the idea once
     archive, protocol = evolution.run.archive, evolution.preset.protocol
-    tree = fenced(lineage_tree(lineage(archive, protocol)), 200)
+    tree = fenced(render_lineage(lineage(RunEvidence.load(archive, protocol))), 200)
     assert tree.count("kl_blowup, revised") == 1
     assert tree.count(child.name) == 2
     assert tree.count(mended["change"]) == 1
-    states = {row.candidate_id: row.state for row in leaderboard(archive, protocol)}
+    states = {row.candidate_id: row.state for row in leaderboard(RunEvidence.load(archive, protocol))}
     assert (states[child.candidate_id], states[mended["candidate_id"]]) == ("revised", "")
 
 

@@ -11,27 +11,21 @@ from laboratory import Laboratory, evolved
 from test_interruption import Killed, dies_after_one_write
 
 import poise_core
-from poise_core.evidence.run_evidence import standing_of
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.replication import Replication, ReplicationRefused
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.render.text import fenced
+from poise_core.render.lines import candidate_headline
+from poise_core.render.markdown import fenced
+from poise_core.render.terminal import render_candidate, render_leaderboard, render_lineage
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.registry import champion_of, plan_versions
-from poise_core.views import (
-    leaderboard,
-    lineage,
-    lineage_tree,
-    render_candidate,
-    render_leaderboard,
-    view_candidate,
-)
-from poise_core.views.nightly import candidate_headline
+from poise_core.views import leaderboard, lineage, view_candidate
 
 
 def test_a_true_champion_is_declared_and_replicated_with_fresh_seeds(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution, (baseline, best, *_) = evolved(tmp_path, laboratory)
     archive, protocol = evolution.run.archive, evolution.preset.protocol
-    assert view_candidate(archive, protocol, best).state == "champion candidate"
+    assert view_candidate(RunEvidence.load(archive, protocol), best).state == "champion candidate"
     assert laboratory.splits == {"search"}
     laboratory.trained.clear()
     row = Replication(evolution.run, best).carry_out()
@@ -44,7 +38,7 @@ def test_a_true_champion_is_declared_and_replicated_with_fresh_seeds(tmp_path: P
     # the search sees none of it
     assert {one.seed for one in archive.evaluations(protocol=protocol.digest)[best]} == {0, 1}
     assert set(archive.trajectory(best, protocol.digest)) == {0, 1}
-    shown = {one.candidate_id: one.state for one in leaderboard(archive, protocol)}
+    shown = {one.candidate_id: one.state for one in leaderboard(RunEvidence.load(archive, protocol))}
     assert shown[best] == "replicated"
     assert archive.check() == []
 
@@ -80,23 +74,23 @@ def test_who_was_never_declared_is_no_champion_in_any_view(tmp_path: Path, labor
     laboratory.skills[ordinary] = 0.9  # with fresh seeds only
     assert Replication(evolution.run, ordinary).carry_out(undeclared=True)["outcome"] == "replicated"
     said = "replicated, undeclared"
-    standing = standing_of(archive, protocol)
-    assert standing.state(ordinary) == view_candidate(archive, protocol, ordinary).state == said
-    (row,) = [one for one in leaderboard(archive, protocol) if one.candidate_id == ordinary]
+    evidence = RunEvidence.load(archive, protocol)
+    assert evidence.state(ordinary) == view_candidate(evidence, ordinary).state == said
+    (row,) = [one for one in leaderboard(evidence) if one.candidate_id == ordinary]
     assert (row.state, row.verdict) == (said, "not distinguishable")
     pages = {
-        "leaderboard": render_leaderboard([row], protocol, standing=standing),
-        "lineage": lineage_tree(lineage(archive, protocol)),
-        "show": render_candidate(view_candidate(archive, protocol, ordinary), code=False),
+        "leaderboard": render_leaderboard([row], protocol, evidence=evidence),
+        "lineage": render_lineage(lineage(evidence)),
+        "show": render_candidate(view_candidate(evidence, ordinary), code=False),
     }
     shown = {name: fenced(page, 100) for name, page in pages.items()}
     for name, page in shown.items():
         assert said in page, name
         assert "not distinguishable" in page, name  # from the baseline, in the search
-    assert candidate_headline(archive, protocol, ordinary).endswith(f"not distinguishable; {said}")
-    (run,) = [one for one in plan_runs(archive, protocol) if one.key == f"candidate/{ordinary}"]
+    assert candidate_headline(leaderboard(evidence), ordinary).endswith(f"not distinguishable; {said}")
+    (run,) = [one for one in plan_runs(evidence) if one.key == f"candidate/{ordinary}"]
     assert run.tags["standing"] == said
-    assert champion_of(plan_versions(archive, protocol)) is None
+    assert champion_of(plan_versions(evidence)) is None
 
 
 @pytest.mark.parametrize(("seeds", "count", "left"), [((0, 1), None, 0), ((0, 1, 2), None, 1), ((0, 1, 2, 3), 3, 2)])

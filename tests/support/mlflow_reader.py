@@ -6,7 +6,8 @@ from pathlib import Path
 
 import mlflow
 
-from poise_core.tracking.sync import KEY_TAG, Tracker
+from poise_core.tracking.runs import KEY_TAG
+from poise_core.tracking.sync import Tracker
 
 
 def runs(tracker: Tracker) -> dict:

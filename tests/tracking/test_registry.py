@@ -12,7 +12,7 @@ import pytest
 
 from poise_core.archive import Archive, failure_row
 from poise_core.config.protocol import Protocol
-from poise_core.evidence.run_evidence import standing_of
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.tracking.registry import NO_LONGER, champion_of, plan_versions
 from poise_core.tracking.sync import Tracker
@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> tuple[Archive, Protocol]:
     samples.add_candidate(archive, protocol, samples.GRPO, "GRPO", 0, (), 0.3)
     samples.add_candidate(archive, protocol, samples.AV, "AV", 1, (samples.GRPO,), 0.6)
     samples.add_candidate(archive, protocol, samples.VM_AV, "VM-AV", 2, (samples.AV,), 0.8)
-    declared = {name for name, one in standing_of(archive, protocol).declarations.items() if one.champion}
+    declared = {name for name, one in RunEvidence.load(archive, protocol).declarations.items() if one.champion}
     assert declared == {samples.AV, samples.VM_AV}
     return archive, protocol
 
@@ -90,9 +90,9 @@ def test_of_two_that_were_confirmed_the_search_decides(tracker: Tracker, run: tu
         sync(tracker, archive, protocol)
     _, champion = registered(tracker)
     assert champion == samples.VM_AV
-    better = [plan for plan in plan_versions(archive, protocol) if plan.candidate_id == samples.VM_AV]
-    assert champion_of(plan_versions(archive, protocol)) == better[0].candidate_id
-    assert better[0].overall == max(plan.overall for plan in plan_versions(archive, protocol))
+    better = [plan for plan in plan_versions(RunEvidence.load(archive, protocol)) if plan.candidate_id == samples.VM_AV]
+    assert champion_of(plan_versions(RunEvidence.load(archive, protocol))) == better[0].candidate_id
+    assert better[0].overall == max(plan.overall for plan in plan_versions(RunEvidence.load(archive, protocol)))
 
 
 def test_an_undeclared_candidate_gets_no_alias_even_when_it_replicates(tracker: Tracker, run: tuple) -> None:

@@ -16,10 +16,11 @@ import pytest
 from mlflow_reader import artifact, points, runs
 
 from poise_core.archive import Archive, evaluation_rows, trajectory_rows
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.run_directory import RunDirectory
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.sync import Tracker
-from poise_core.views.nightly import Night, summary_file
+from poise_core.views.nightly import NightlyRun, report_file
 
 
 def test_a_second_sync_pushes_nothing_and_a_new_tracker_resumes(tracker: Tracker, filled: tuple) -> None:
@@ -31,16 +32,16 @@ def test_a_second_sync_pushes_nothing_and_a_new_tracker_resumes(tracker: Tracker
     assert {key: run.info.run_id for key, run in runs(tracker).items()} == before
 
 
-def test_morning_summaries_are_artifacts_of_their_generation(
+def test_nightly_reports_are_artifacts_of_their_generation(
     tracker: Tracker, filled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also those that MLflow has missed; and none of them twice."""
     archive, protocol = filled
     tracker.sync_archive(archive, protocol, run_dir=tmp_path)
     texts = {}
-    for day in (23, 24):  # two nights on one generation
+    for day in (23, 24):  # two nightly runs on one generation
         began = dt.datetime(2026, 11, day, 22, 30, tzinfo=dt.UTC)
-        path = summary_file(tmp_path, Night(2, began, began, finished=day == 24))
+        path = report_file(tmp_path, NightlyRun(2, began, began, finished=day == 24))
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"# Night {day}: Überraschung\n", encoding="utf-8")
         texts[path.name] = path.read_text(encoding="utf-8")
@@ -155,7 +156,7 @@ def test_a_row_written_during_a_sync_is_pushed_by_that_sync(
 
 def test_plans_name_parents_before_children_and_follow_content(filled: tuple) -> None:
     archive, protocol = filled
-    plans = plan_runs(archive, protocol)
+    plans = plan_runs(RunEvidence.load(archive, protocol))
     seen: set[str] = set()
     for plan in plans:
         assert plan.parent_key is None or plan.parent_key in seen
@@ -164,7 +165,9 @@ def test_plans_name_parents_before_children_and_follow_content(filled: tuple) ->
     assert {plan.key: plan.state for plan in plan_runs(Archive(archive.root), protocol)} == states
     extra = samples.make_evaluation(protocol, 0.45, 7)
     archive.append("evaluations", evaluation_rows(samples.GRPO, protocol.digest, extra))
-    changed = {plan.key for plan in plan_runs(archive, protocol) if states.get(plan.key) != plan.state}
+    changed = {
+        plan.key for plan in plan_runs(RunEvidence.load(archive, protocol)) if states.get(plan.key) != plan.state
+    }
     # GRPO gains a seed: its own run, the new seed's, and the best of its generation change, others do not
     assert changed == {"generation/0", f"candidate/{samples.GRPO}", f"seed/{samples.GRPO}/7"}
 

@@ -12,6 +12,7 @@ import pytest
 from mlflow_reader import artifact, points, runs
 
 from poise_core.archive import Archive, evaluation_rows, trajectory_rows
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.tracking.sync import Tracker
 from poise_core.views import leaderboard
 
@@ -114,7 +115,7 @@ def test_limits_in_mlflow_are_those_of_the_leaderboard_after_every_new_measureme
         samples.add_candidate(archive, protocol, candidate, candidate, 0, (), skill)
         assert not tracker.sync_archive(archive, protocol).error
         found = runs(tracker)
-        for row in leaderboard(archive, protocol):
+        for row in leaderboard(RunEvidence.load(archive, protocol)):
             assert row.overall
             metrics = found[f"candidate/{row.candidate_id}"].data.metrics
             expected = {"Overall_low": row.overall.low, "Overall_high": row.overall.high}

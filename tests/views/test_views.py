@@ -14,19 +14,14 @@ from rich.text import Text
 
 from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows, failure_row
 from poise_core.config.protocol import Protocol
+from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import Interval, overall_interval, paired_delta
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.render.text import fenced, format_interval, sparkline
-from poise_core.views import (
-    find_candidate,
-    leaderboard,
-    lineage,
-    lineage_tree,
-    other_protocols,
-    render_candidate,
-    render_leaderboard,
-    view_candidate,
-)
+from poise_core.render.markdown import fenced
+from poise_core.render.terminal import render_candidate, render_leaderboard, render_lineage
+from poise_core.render.terminal.style import sparkline
+from poise_core.views import find_candidate, leaderboard, lineage, other_protocols, view_candidate
 
 
 @pytest.fixture
@@ -74,7 +69,7 @@ def test_sparklines() -> None:
 
 def test_the_leaderboard_ranks_by_overall_with_paired_deltas(filled: tuple) -> None:
     archive, protocol = filled
-    rows = leaderboard(archive, protocol)
+    rows = leaderboard(RunEvidence.load(archive, protocol))
     assert [(row.rank, row.name, row.status) for row in rows] == [
         (1, "VM-AV", "evaluated"), (2, "AV", "evaluated"), (3, "GRPO", "evaluated"), (4, "SA", "evaluated"),
         (None, "LATE", "unfinished"), (None, "HOT", "failed"),
@@ -101,7 +96,7 @@ def test_a_delta_inside_the_noise_says_so(tmp_path: Path) -> None:
     archive = Archive(tmp_path / "archive").initialise()
     samples.add_candidate(archive, protocol, samples.GRPO, "GRPO", 0, (), 0.45)
     samples.add_candidate(archive, protocol, samples.AV, "A-rather-long-name-for-a-candidate", 1, (samples.GRPO,), 0.46)
-    rows = leaderboard(archive, protocol)
+    rows = leaderboard(RunEvidence.load(archive, protocol))
     row = next(row for row in rows if row.candidate_id == samples.AV)
     assert row.delta is not None
     assert not row.delta.excludes_zero
@@ -125,14 +120,14 @@ def test_the_base_policy_is_a_reference_and_no_baseline(tmp_path: Path) -> None:
         archive.append("evaluations", evaluation_rows("base-0", protocol.digest, evaluation))
     samples.add_candidate(archive, protocol, samples.GRPO, "GRPO", 0, (), 0.45)
     samples.add_candidate(archive, protocol, samples.AV, "AV", 1, (samples.GRPO,), 0.55)
-    rows = leaderboard(archive, protocol)
+    rows = leaderboard(RunEvidence.load(archive, protocol))
     assert [(r.rank, r.name, r.status) for r in rows] == [
         (1, "AV", "evaluated"), (None, "base policy", "reference"), (2, "GRPO", "evaluated"),
     ]  # fmt: skip
     assert [r.verdict for r in rows][2] == "baseline"
     assert rows[1].delta is not None
     assert "not corrected for 1 comparison." in text(render_leaderboard(rows, protocol))
-    assert [root.name for root in lineage(archive, protocol)] == ["GRPO"]
+    assert [root.name for root in lineage(RunEvidence.load(archive, protocol))] == ["GRPO"]
 
 
 def test_numbers_of_another_protocol_are_not_ranked(filled: tuple) -> None:
@@ -142,22 +137,22 @@ def test_numbers_of_another_protocol_are_not_ranked(filled: tuple) -> None:
         archive.append(
             "evaluations", evaluation_rows(samples.WAITING, other.digest, samples.make_evaluation(other, 0.9, seed))
         )
-    rows = leaderboard(archive, protocol)
+    rows = leaderboard(RunEvidence.load(archive, protocol))
     assert rows[0].name == "VM-AV"
     assert next(row for row in rows if row.candidate_id == samples.WAITING).status == "unfinished"
-    assert other_protocols(archive, protocol) == [other.digest]
-    assert [row.name for row in leaderboard(archive, other) if row.rank] == ["LATE"]
-    shown = text(render_leaderboard(rows, protocol, others=other_protocols(archive, protocol)))
+    assert other_protocols(RunEvidence.load(archive, protocol)) == [other.digest]
+    assert [row.name for row in leaderboard(RunEvidence.load(archive, other)) if row.rank] == ["LATE"]
+    shown = text(render_leaderboard(rows, protocol, others=other_protocols(RunEvidence.load(archive, protocol))))
     assert f"Not ranked here, another protocol: {other.digest}." in shown
 
 
 def test_the_report_split_never_shows(filled: tuple) -> None:
     archive, protocol = filled
-    before = [row.to_dict() for row in leaderboard(archive, protocol)]
+    before = [row.to_dict() for row in leaderboard(RunEvidence.load(archive, protocol))]
     report = samples.make_evaluation(protocol, 0.99, 0, "report")
     archive.append("evaluations", evaluation_rows(samples.SA, protocol.digest, report))
     archive.read("evaluations", unsealed=True)
-    assert [row.to_dict() for row in leaderboard(archive, protocol)] == before
+    assert [row.to_dict() for row in leaderboard(RunEvidence.load(archive, protocol))] == before
 
 
 def test_one_seed_and_no_shared_seed(tmp_path: Path) -> None:
@@ -169,7 +164,7 @@ def test_one_seed_and_no_shared_seed(tmp_path: Path) -> None:
         archive.append("candidates", [row])
         evaluation = samples.make_evaluation(protocol, 0.5, seed)
         archive.append("evaluations", evaluation_rows(f"{name.lower()}-0", protocol.digest, evaluation))
-    rows = {row.name: row for row in leaderboard(archive, protocol)}
+    rows = {row.name: row for row in leaderboard(RunEvidence.load(archive, protocol))}
     assert rows["AV"].verdict == "not distinguishable"
     assert rows["AV"].delta is not None
     assert (rows["SA"].delta, rows["SA"].verdict) == (None, "")
@@ -182,15 +177,15 @@ def test_an_idea_that_never_became_code_is_listed_as_a_failure(filled: tuple) ->
     failure = CandidateFailure(FailureKind.REJECTED, "implement", "three [bold]attempts[/bold] did not pass the gate")
     row = failure_row(failure, candidate_id="evolution-g2-s1-p0", protocol=protocol.digest, name="IDEA", generation=2)
     archive.append("failures", [row])
-    rows = leaderboard(archive, protocol)
+    rows = leaderboard(RunEvidence.load(archive, protocol))
     assert [(r.name, r.status) for r in rows if r.status == "failed"] == [("IDEA", "failed"), ("HOT", "failed")]
     assert "three [bold]attempts[/bold] did not pass the gate" in text(render_leaderboard(rows, protocol))
 
 
 def test_the_rendered_leaderboard_states_noise_comparisons_and_failures(filled: tuple) -> None:
     archive, protocol = filled
-    shown = text(render_leaderboard(leaderboard(archive, protocol), protocol))
-    base = next(row for row in leaderboard(archive, protocol) if row.verdict == "baseline")
+    shown = text(render_leaderboard(leaderboard(RunEvidence.load(archive, protocol)), protocol))
+    base = next(row for row in leaderboard(RunEvidence.load(archive, protocol)) if row.verdict == "baseline")
     assert f"Leaderboard, protocol {protocol.digest}" in shown
     assert f"Seed noise of GRPO: standard deviation {base.seed_std:.2f} points over 3 seeds." in shown
     assert "not corrected for 3 comparisons" in shown
@@ -202,9 +197,9 @@ def test_the_rendered_leaderboard_states_noise_comparisons_and_failures(filled: 
 def test_an_empty_archive_is_a_sentence(tmp_path: Path) -> None:
     protocol = samples.make_protocol()
     archive = Archive(tmp_path / "archive").initialise()
-    assert leaderboard(archive, protocol) == []
+    assert leaderboard(RunEvidence.load(archive, protocol)) == []
     assert "No candidate has been evaluated yet." in text(render_leaderboard([], protocol))
-    assert lineage(archive, protocol) == []
+    assert lineage(RunEvidence.load(archive, protocol)) == []
 
 
 # ---- lineage
@@ -212,7 +207,7 @@ def test_an_empty_archive_is_a_sentence(tmp_path: Path) -> None:
 
 def test_the_lineage_nests_children_under_their_parents(filled: tuple) -> None:
     archive, protocol = filled
-    (root,) = lineage(archive, protocol)
+    (root,) = lineage(RunEvidence.load(archive, protocol))
 
     def shape(node: object) -> tuple:
         return (node.name, *(shape(child) for child in node.children))
@@ -230,8 +225,8 @@ def test_the_lineage_nests_children_under_their_parents(filled: tuple) -> None:
 
 def test_the_rendered_tree_says_what_changed_and_what_it_brought(filled: tuple) -> None:
     archive, protocol = filled
-    roots = lineage(archive, protocol)
-    shown = text(lineage_tree(roots))
+    roots = lineage(RunEvidence.load(archive, protocol))
+    shown = text(render_lineage(roots))
     grandchild = roots[0].children[0].children[0]
     assert format_interval(grandchild.delta, signed=True) in shown
     for wanted in (
@@ -262,7 +257,7 @@ def test_a_candidate_is_found_by_id_name_or_beginning(filled: tuple) -> None:
 
 def test_one_candidate_shows_everything_the_archive_holds(filled: tuple) -> None:
     archive, protocol = filled
-    view = view_candidate(archive, protocol, "VM-AV")
+    view = view_candidate(RunEvidence.load(archive, protocol), "VM-AV")
     assert view.parents == {samples.AV: "AV", samples.SA: "SA"}
     assert list(view.deltas) == ["AV", "GRPO"]
     assert view.curves["kl"][19] == pytest.approx(0.38)
@@ -279,14 +274,14 @@ def test_one_candidate_shows_everything_the_archive_holds(filled: tuple) -> None
 
 def test_candidates_without_results_show_what_there_is(filled: tuple) -> None:
     archive, protocol = filled
-    shown = text(render_candidate(view_candidate(archive, protocol, "HOT"), code=False))
+    shown = text(render_candidate(view_candidate(RunEvidence.load(archive, protocol), "HOT"), code=False))
     assert "diverged in train, attempt 0: the loss is NaN at step 7" in shown
     assert "Traceback ..." in shown
-    collapsed = view_candidate(archive, protocol, "SA")
+    collapsed = view_candidate(RunEvidence.load(archive, protocol), "SA")
     line = next(line for line in text(render_candidate(collapsed)).splitlines() if "entropy" in line)
     assert "!" in line
     assert "nan" in line
     json.dumps(collapsed.to_dict(), allow_nan=False)
-    root = view_candidate(archive, protocol, "GRPO")
+    root = view_candidate(RunEvidence.load(archive, protocol), "GRPO")
     assert root.deltas == {}
     assert "none, a root" in text(render_candidate(root))

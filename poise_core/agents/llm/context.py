@@ -15,7 +15,7 @@ from poise_core.agents.digest import digest_lines
 from poise_core.agents.llm.literature import Note, retrieve
 from poise_core.agents.llm.prompts import CHARACTERS_PER_TOKEN, data_block, estimate_tokens
 from poise_core.agents.roles import CandidateRecord, ProposalContext
-from poise_core.agents.rules.reflector import format_interval
+from poise_core.evidence.format import spell_interval
 from poise_core.failures import FailureKind
 
 _WORTH_CUTTING = 150
@@ -124,10 +124,10 @@ def scores_text(record: CandidateRecord) -> str:
     """Overall and every benchmark of the search split, with intervals."""
     if record.overall is None:
         return "not measured"
-    lines = [f"Overall {format_interval(record.overall, '.2f')}"]
+    lines = [f"Overall {spell_interval(record.overall, '.2f')}"]
     for name, mean in record.benchmarks.items():
         interval = record.benchmark_intervals.get(name)
-        lines.append(f"{name} {format_interval(interval, '.2f') if interval else f'{mean:.2f}'}")
+        lines.append(f"{name} {spell_interval(interval, '.2f') if interval else f'{mean:.2f}'}")
     return "\n".join(lines)
 
 

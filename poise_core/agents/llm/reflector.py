@@ -21,7 +21,8 @@ from poise_core.agents.llm.screener import proposal_text
 from poise_core.agents.reports import without_folders
 from poise_core.agents.roles import Claim, Diagnosis, Reflection, ReflectionEvidence, Reflector
 from poise_core.agents.rules.diagnoses import DIAGNOSES
-from poise_core.agents.rules.reflector import LABELS, format_interval
+from poise_core.agents.rules.reflector import LABELS
+from poise_core.evidence.format import spell_interval
 from poise_core.evidence.intervals import Interval
 from poise_core.trajectory import RUN_METRICS
 
@@ -98,10 +99,10 @@ def evidence_rows(evidence: ReflectionEvidence, ground: Reflection) -> list[Evid
     candidate, parent = evidence.candidate, evidence.parent
     facts: list[tuple[str, dict[str, float]]] = []
     if candidate.overall is not None:
-        facts.append((f"Overall {format_interval(candidate.overall, '.2f')}", {"overall": candidate.overall.estimate}))
+        facts.append((f"Overall {spell_interval(candidate.overall, '.2f')}", {"overall": candidate.overall.estimate}))
     deltas = {"Overall": evidence.overall_delta, **evidence.benchmark_deltas}
     facts += [
-        (f"{name} against {parent.name}, points: {format_interval(delta)}", _numbers(delta))
+        (f"{name} against {parent.name}, points: {spell_interval(delta)}", _numbers(delta))
         for name, delta in deltas.items()
         if delta is not None and parent is not None
     ]
@@ -109,7 +110,7 @@ def evidence_rows(evidence: ReflectionEvidence, ground: Reflection) -> list[Evid
         delta = paired_run_delta(candidate.trajectories, parent.trajectories, name) if parent else None
         if delta is not None and parent is not None:
             label = LABELS.get(name, name)
-            facts.append((f"{label} against {parent.name}: {format_interval(delta, '+.3g')}", _numbers(delta)))
+            facts.append((f"{label} against {parent.name}: {spell_interval(delta, '+.3g')}", _numbers(delta)))
     if ground.digest is not None:
         for name, value in ground.digest.model_dump().items():
             numbers = value if isinstance(value, dict) else {name: value}

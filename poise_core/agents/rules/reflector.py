@@ -6,7 +6,6 @@ where zero lies inside, the text says so and the expectation is undecidable.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +22,8 @@ from poise_core.agents.roles import (
     ReflectionEvidence,
 )
 from poise_core.agents.rules.diagnoses import diagnose
-from poise_core.evidence.intervals import Interval, counted_seeds, distinguishable
+from poise_core.evidence.format import spell_interval
+from poise_core.evidence.intervals import Interval, distinguishable
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.trajectory import RUN_METRICS
@@ -39,14 +39,6 @@ LABELS: Mapping[str, str] = {
     "clip_fraction_mean": "mean clip fraction",
     "grad_norm_median": "median gradient norm",
 }
-
-
-def format_interval(interval: Interval, digits: str = "+.2f") -> str:
-    """For example ``+1.20 (95 % interval -0.40 to +2.80, 3 seeds)``."""
-    seeds = counted_seeds(interval.seeds)
-    if not (math.isfinite(interval.low) and math.isfinite(interval.high)):
-        return f"{interval.estimate:{digits}} (no interval: {seeds})"
-    return f"{interval.estimate:{digits}} (95 % interval {interval.low:{digits}} to {interval.high:{digits}}, {seeds})"
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ class RuleReflector:
         if delta is None:
             text = f"{label} was to {expectation.direction}: there is no paired measurement of it."
             return ExpectationOutcome(expectation=expectation, outcome="undecidable", text=text)
-        measured = format_interval(delta, _digits(metric))
+        measured = spell_interval(delta, _digits(metric))
         if not delta.excludes_zero:
             text = f"{label} was to {expectation.direction}: {measured}, which does not exclude zero."
             return ExpectationOutcome(expectation=expectation, outcome="undecidable", text=text)
@@ -111,9 +103,7 @@ class RuleReflector:
         advice = []
         delta = evidence.overall_delta
         if delta is not None and delta.low > 0:
-            advice.append(
-                f"Build on {_change(evidence)}: Overall {format_interval(delta)} against {_parent(evidence)}."
-            )
+            advice.append(f"Build on {_change(evidence)}: Overall {spell_interval(delta)} against {_parent(evidence)}.")
         for diagnosis in diagnoses:
             answers = [
                 f"{slot}={choice.name} ({choice.idea})"
@@ -156,10 +146,10 @@ def _summary(evidence: ReflectionEvidence, diagnoses: Sequence[Diagnosis]) -> st
         )
     parts = []
     if evidence.candidate.overall is not None:
-        parts.append(f"{name} reaches Overall {format_interval(evidence.candidate.overall, '.2f')}.")
+        parts.append(f"{name} reaches Overall {spell_interval(evidence.candidate.overall, '.2f')}.")
     delta = evidence.overall_delta
     if delta is not None:
-        parts.append(f"Against {_parent(evidence)}: {format_interval(delta)}, {distinguishable(delta)}.")
+        parts.append(f"Against {_parent(evidence)}: {spell_interval(delta)}, {distinguishable(delta)}.")
     grave = " ".join(diagnosis.text for diagnosis in diagnoses[:2])
     parts.append(grave or "No rule found a fault in its training.")
     return " ".join(parts)
@@ -202,7 +192,7 @@ def _claims(evidence: ReflectionEvidence, digest: TrajectoryDigest | None, runs:
 def _moved(label: str, delta: Interval, parent: str, digits: str) -> Claim:
     direction = "higher" if delta.low > 0 else "lower"
     return Claim(
-        text=f"{label} is {direction} than {parent}'s: {format_interval(delta, digits)}.",
+        text=f"{label} is {direction} than {parent}'s: {spell_interval(delta, digits)}.",
         evidence={"delta": delta.estimate, "low": delta.low, "high": delta.high},
     )
 
@@ -214,4 +204,4 @@ def _avoid(evidence: ReflectionEvidence, diagnoses: Sequence[Diagnosis]) -> list
     if delta is None or delta.high >= 0:
         return []
     with_it = f" It came with {', '.join(d.code for d in diagnoses)}." if diagnoses else ""
-    return [f"{_change(evidence)} on {_parent(evidence)}: Overall {format_interval(delta)}.{with_it}"]
+    return [f"{_change(evidence)} on {_parent(evidence)}: Overall {spell_interval(delta)}.{with_it}"]

@@ -1,4 +1,4 @@
-"""The morning summary: what it says of a night that ended well, and of one that came to the end of its budget."""
+"""The nightly report: what it says of a run that ended well, and of one that came to the end of its budget."""
 
 import datetime as dt
 from pathlib import Path
@@ -6,30 +6,37 @@ from pathlib import Path
 import pytest
 from laboratory import Laboratory, admit, establish_baseline, evolve, make_preset, measure, open_evolution
 
+from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.render.lines import candidate_headline, generation_headline, run_headline
+from poise_core.render.markdown import render_nightly_report
 from poise_core.views import leaderboard
-from poise_core.views.nightly import Night, candidate_headline, generation_headline, morning_summary, run_headline
+from poise_core.views.nightly import NightlyRun, nightly_report
 
 BEGAN = dt.datetime(2026, 11, 24, 22, 30, tzinfo=dt.UTC)
 
 
-def summary(evolution: Evolution, **night: object) -> str:
+def report(evolution: Evolution, **nightly: object) -> str:
     given = {
         "generation": 1,
         "began": BEGAN,
         "ended": BEGAN + dt.timedelta(hours=2, minutes=5),
         "finished": True,
-        **night,
+        **nightly,
     }
-    return morning_summary(evolution.run.archive, evolution.preset, Night(**given))
+    return render_nightly_report(nightly_report(evidence_of(evolution), evolution.preset, NightlyRun(**given)))
+
+
+def evidence_of(evolution: Evolution) -> RunEvidence:
+    return RunEvidence.load(evolution.run.archive, evolution.preset.protocol)
 
 
 def test_a_whole_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Laboratory().install(monkeypatch)
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     evolve(evolution)
-    text = summary(evolution, hours=7.5, dollars=5.0)
+    text = report(evolution, hours=7.5, dollars=5.0)
     archive = evolution.run.archive
     children = archive.rows("candidates", generation=1)
     assert len(children) == 2
@@ -42,7 +49,7 @@ def test_a_whole_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 2 children, 2 seeds each, 12 steps of 100 tokens
     assert f"- Training: {2 * 2 * 12 * 100:,} completion tokens" in text
     assert "none asked, 0 of 5 dollars" in text
-    for row in leaderboard(archive, evolution.preset.protocol):
+    for row in leaderboard(evidence_of(evolution)):
         if row.rank is not None:
             shown = f"{row.overall.estimate:.1f} [{row.overall.low:.1f}, {row.overall.high:.1f}]"
             assert f"| {row.rank} | {row.name} | {row.generation} | {shown} | 2 |" in text
@@ -56,7 +63,7 @@ def test_a_night_at_the_end_of_its_budget(tmp_path: Path, monkeypatch: pytest.Mo
     failing, other = admit(evolution, 1)
     laboratory.fail[failing.name] = CandidateFailure(FailureKind.DIVERGED, "train", "loss is not finite")
     measure(evolution, failing)
-    text = summary(evolution, finished=False, stopped="the time budget of 2 h is used up")
+    text = report(evolution, finished=False, stopped="the time budget of 2 h is used up")
     assert "the next night goes on with it (the time budget of 2 h is used up)" in text
     assert "Children: 1 unfinished, 1 failed." in text
     assert f"| {failing.name} | GRPO |" in text
@@ -68,12 +75,13 @@ def test_a_night_at_the_end_of_its_budget(tmp_path: Path, monkeypatch: pytest.Mo
 def test_single_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Laboratory().install(monkeypatch)
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
-    archive, protocol = evolution.run.archive, evolution.preset.protocol
-    assert run_headline(archive, protocol) == "0 generations; nothing is scored yet"
-    assert generation_headline(archive, protocol, 1) == "no child"
+    rows = leaderboard(evidence_of(evolution))
+    assert run_headline(rows) == "0 generations; nothing is scored yet"
+    assert generation_headline(rows, 1) == "no child"
     evolve(evolution)
-    assert run_headline(archive, protocol).startswith("1 generation; best is ")
-    for child in archive.rows("candidates", generation=1):
-        line = candidate_headline(archive, protocol, child["candidate_id"])
+    rows = leaderboard(evidence_of(evolution))
+    assert run_headline(rows).startswith("1 generation; best is ")
+    for child in evolution.run.archive.rows("candidates", generation=1):
+        line = candidate_headline(rows, child["candidate_id"])
         assert line.startswith(f"{child['name']}: Overall ")
-        assert line in generation_headline(archive, protocol, 1)
+        assert line in generation_headline(rows, 1)

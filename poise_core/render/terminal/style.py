@@ -1,15 +1,12 @@
-"""Numbers as the views print them, and views as text."""
+"""What the drawings for a terminal share: colours of verdicts and states, plain tables, curves in block characters."""
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Sequence
 
-from rich.console import Console, RenderableType
-
-from poise_core.evidence.intervals import Interval, counted_seeds
+from rich.table import Table
 
 STYLES = {
     "better": "green",
@@ -24,29 +21,17 @@ STYLES = {
 _BARS = "▁▂▃▄▅▆▇█"
 
 
-def format_interval(interval: Interval | None, *, signed: bool = False) -> str:
-    """``52.4 [50.1, 54.7]``; one seed has no limits, and says so."""
-    if interval is None:
-        return "-"
-    form = "+.1f" if signed else ".1f"
-    if not math.isfinite(interval.low):
-        return f"{interval.estimate:{form}} (one seed)"
-    return f"{interval.estimate:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
-
-
-def format_overall(overall: Interval) -> str:
-    """``52.4 [50.1, 54.7], 3 seeds``, for where no column says how many; one seed without limits says that too."""
-    if not math.isfinite(overall.low):
-        return f"{overall.estimate:.1f}, 1 seed, no interval"
-    return f"{format_interval(overall)}, {counted_seeds(overall.seeds)}"
-
-
-def fenced(view: RenderableType, width: int) -> str:
-    """A view as a Markdown code block: what a terminal of ``width`` columns shows, without colours."""
-    page = Console(file=io.StringIO(), width=width, record=True)
-    page.print(view)
-    lines = page.export_text().rstrip().splitlines()
-    return "\n".join(["```", *(line.rstrip() for line in lines), "```"])
+def plain_table(title: str) -> Table:
+    """Narrow gaps and no lines: a row with every cell filled must fit 100 columns and leave the name room."""
+    return Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        header_style="dim",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
 
 
 def sparkline(values: Sequence[float], width: int = 40) -> str:

@@ -1,0 +1,123 @@
+"""Views as Markdown: any of them as a code block, and the report of a nightly run as a page."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from rich.console import Console, RenderableType
+
+from poise_core.evidence.format import format_duration, format_interval
+from poise_core.evidence.intervals import Interval
+from poise_core.render.lines import judgement, outcome, outlook_note
+from poise_core.views.leaderboard import LeaderboardRow, best_of
+from poise_core.views.nightly import NightlyReport, Tried
+
+SHOWN = 5
+"""Candidates of the leaderboard in the report of a nightly run."""
+
+
+def fenced(view: RenderableType, width: int) -> str:
+    """A view as a Markdown code block: what a terminal of ``width`` columns shows, without colours."""
+    page = Console(file=io.StringIO(), width=width, record=True)
+    page.print(view)
+    lines = page.export_text().rstrip().splitlines()
+    return "\n".join(["```", *(line.rstrip() for line in lines), "```"])
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; line breaks and bars within a cell are made harmless."""
+    titles = " ".join(f"| {title}".rstrip() for title in head) + " |"
+    body = (f"| {' | '.join(map(_cell, row))} |" for row in rows)
+    return "\n".join([titles, "|---" * len(head) + "|", *body])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def render_nightly_report(report: NightlyReport) -> str:
+    """The report as a page."""
+    sections = [
+        f"# Nightly report of generation {report.run.generation}, {report.run.began:%Y-%m-%d}\n\n{_lead(report)}",
+        f"## What was tried\n\n{_tried(report.children)}",
+        f"## What was learned\n\n{_learned(report)}",
+        f"## What it cost\n\n{_cost(report)}",
+        f"## Where the search stands\n\n{_best(report.rows)}",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _lead(report: NightlyReport) -> str:
+    run, best = report.run, best_of(report.rows)
+    ends = Counter(child.row.status for child in report.children)
+    counted = ", ".join(f"{count} {status}" for status, count in ends.items()) or "none yet"
+    lines = [f"Children: {counted}."]
+    if run.finished:
+        lines.append("The generation is complete.")
+    else:
+        lines.append(f"The generation is not complete; the next night goes on with it ({run.stopped or 'stopped'}).")
+    if run.finished and run.stopped:
+        lines.append(f"The night ended early: {run.stopped}.")
+    if best is not None:
+        news = " It is new." if best.generation == run.generation else ""
+        lines.append(f"Best so far: **{best.name}**, {outcome(best)}.{news}")
+    if run.replication:
+        lines.append(f"Replication: {run.replication}.")
+    return " ".join(lines)
+
+
+def _tried(children: Sequence[Tried]) -> str:
+    if not children:
+        return "Nothing has come so far as to be a candidate."
+    cells = [(child.row.name, ", ".join(child.parents), child.change, outcome(child.row)) for child in children]
+    return table(("candidate", "parent", "change", "outcome"), cells)
+
+
+def _learned(report: NightlyReport) -> str:
+    lines = [f"- **{name}**: {' '.join(summary.split())}" for name, summary in report.learned]
+    if note := outlook_note(report.outlook):
+        lines.append(f"- {note}")
+    return "\n".join(lines) or "No candidate has been reflected on yet."
+
+
+def _cost(report: NightlyReport) -> str:
+    run, spent = report.run, report.spent
+    limit = f" of {format_duration(run.hours * 3600)}" if run.hours is not None else ""
+    took = format_duration((run.ended - run.began).total_seconds())
+    lines = [f"- Time: {took}{limit}.", f"- Training: {report.tokens:,} completion tokens over all children."]
+    budget = f" of {run.dollars:g}" if run.dollars is not None else ""
+    if not spent.calls:
+        lines.append(f"- Language models: none asked, 0{budget} dollars.")
+    else:
+        unpriced = f"; {spent.unpriced} without a price" if spent.unpriced else ""
+        tokens = f"{spent.input_tokens:,} tokens in, {spent.output_tokens:,} out"
+        lines.append(
+            f"- Language models: {spent.calls} calls, {tokens}, {spent.dollars:.4f}{budget} dollars{unpriced}."
+        )
+    return "\n".join(lines)
+
+
+def _best(rows: Sequence[LeaderboardRow]) -> str:
+    scored = [row for row in rows if row.rank is not None][:SHOWN]
+    if not scored:
+        return "Nothing is scored yet."
+    cells = [
+        (
+            str(row.rank),
+            row.name,
+            str(row.generation),
+            format_interval(row.overall),
+            str(row.overall.seeds) if row.overall else "",
+            _finite(row.delta),
+            judgement(row),
+        )
+        for row in scored
+    ]
+    return table(("rank", "candidate", "generation", "Overall", "seeds", "to the baseline", ""), cells)
+
+
+def _finite(delta: Interval | None) -> str:
+    return format_interval(delta, signed=True) if delta is not None and math.isfinite(delta.estimate) else ""
