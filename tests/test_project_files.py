@@ -102,7 +102,7 @@ def test_the_glossary_is_sorted_and_short() -> None:
 
 
 def test_the_changelog_and_the_contributors_name_real_commands() -> None:
-    commands = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}  # type: ignore[union-attr]
+    commands = {command.name or command.callback.__name__.replace("_", "-") for command in app.registered_commands}
     listed = (ROOT / "CHANGELOG.md").read_text().partition("- The command `poise` with ")[2]
     assert set(re.findall(r"`([\w-]+)`", listed.partition("\n\n")[0])) <= commands
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
