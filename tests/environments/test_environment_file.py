@@ -3,10 +3,17 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
+from poise_core.algorithms import algorithm_path
 from poise_core.config import PresetError, load_preset, with_overrides
 from poise_core.config.environment_file import EnvironmentFile, pinned
+from poise_core.config.protocol import Protocol
 from poise_core.environments import get_environment
+from poise_core.failures import InfrastructureError
+from poise_core.training.launcher import TrainingJob, train_candidate
+
+ROOT = Path(__file__).parents[2]
 
 WHOLE = """
 from poise_core.environments import Outcome, Problem
@@ -109,3 +116,22 @@ def test_processes_elsewhere_are_given_the_whole_path(file: Path, monkeypatch: p
     assert spec.absolute().name == f"{file.resolve()}:Echo#{spec.name.partition('#')[2]}"
     shipped = load_preset("smoke").protocol.environment
     assert (shipped.files, shipped.absolute()) == ([], shipped)
+
+
+def test_digests_of_protocols_with_a_shipped_environment_are_what_they_were() -> None:
+    document = yaml.safe_load((ROOT / "docs" / "results" / "laptop-64" / "preset.yaml").read_text())
+    assert Protocol.model_validate(document["preset"]["protocol"]).digest == document["protocol_digest"]
+
+
+@pytest.mark.slow
+def test_a_file_that_changes_under_a_run_is_nobodys_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ROOT / "examples" / "03_your_own_prompts"
+    file = tmp_path / "change.py"
+    file.write_text((folder / "change.py").read_text())
+    monkeypatch.chdir(tmp_path)
+    preset = load_preset(folder / "preset.yaml", ["protocol.environment.name=change.py:ChangeEnvironment"])
+    file.write_text(file.read_text().replace("(20, 50, 99)", "(20, 50, 98)"))
+    job = TrainingJob(algorithm_path("grpo"), "grpo", tmp_path / "train", preset.protocol, preset.resources, (0,))
+    with pytest.raises(InfrastructureError, match="has changed since this run began"):
+        train_candidate(job)
+    assert not (tmp_path / "train" / "seed-0" / "trajectory.jsonl").exists()
