@@ -12,7 +12,7 @@ WORKERS ?= 2
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PACKAGES := poise_core flows tasks studies tests infra
+PACKAGES := poise_core flows tasks studies tests infra examples
 
 # without a GPU the CPU build of torch, a tenth of the size, where its index can be reached
 CPU_WHEELS := https://download.pytorch.org/whl/cpu

@@ -18,6 +18,8 @@ from typing import Any
 from poise_core.candidate.identity import source_digest
 from poise_core.contract import LOSS_AGGREGATIONS, Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
 
+__all__ = ["Candidate", "CandidateError", "load_candidate", "load_candidate_source", "source_digest"]
+
 
 class CandidateError(ValueError):
     """The file is not a candidate; the message tells its author what to change."""

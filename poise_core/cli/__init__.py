@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from poise_core.cli import testbed as cli_testbed
@@ -13,6 +15,7 @@ from poise_core.cli.reading import leaderboard, lineage, rungs, show
 from poise_core.cli.replicate import replicate
 from poise_core.cli.track import track
 from poise_core.cli.verify import verify
+from poise_core.cli.version import print_version
 
 _HELP = (
     "Evolve the reinforcement-learning algorithms that train language models, and keep the evidence.",
@@ -36,6 +39,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=print_version, help="Print the versions and the platform."),
+    ] = False,
+) -> None:
+    """Options of the command itself; what it does stands in its subcommands."""
+
 
 for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, track, cost, context):
     app.command()(command)

@@ -17,7 +17,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from poise_core.config.environment_file import pinned
 from poise_core.config.preset import Preset
+from poise_core.config.protocol import Protocol
 from poise_core.policies.locate import PolicyNotFoundError, policy_digest
 
 
@@ -64,7 +66,18 @@ def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
         digest = policy_digest(preset.protocol.policy)
     except PolicyNotFoundError as error:
         raise PresetError(f"protocol.policy: {error}") from error
-    return preset.model_copy(update={"protocol": preset.protocol.model_copy(update={"policy_digest": digest})})
+    protocol = preset.protocol.model_copy(update={"policy_digest": digest})
+    return preset.model_copy(update={"protocol": _with_pinned_environment(protocol)})
+
+
+def _with_pinned_environment(protocol: Protocol) -> Protocol:
+    try:
+        name = pinned(protocol.environment.name)
+    except OSError as error:
+        raise PresetError(
+            f"protocol.environment.name: {protocol.environment.name}: {error.strerror or error}"
+        ) from error
+    return protocol.model_copy(update={"environment": protocol.environment.model_copy(update={"name": name})})
 
 
 def _read_document(name_or_path: str | Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:

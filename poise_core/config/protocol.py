@@ -9,9 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 from functools import cached_property
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+
+from poise_core.config.environment_file import EnvironmentFile
 
 
 class FrozenModel(BaseModel):
@@ -23,9 +26,23 @@ class FrozenModel(BaseModel):
 class EnvironmentSpec(FrozenModel):
     """Which problems the policy trains on."""
 
-    name: str = Field("arithmetic", description="a name from poise_core.environments")
+    name: str = Field("arithmetic", description="a name from poise_core.environments, or FILE.py:CLASS of your own")
     mixture: dict[str, PositiveFloat] = Field(description="share of each kind of problem in the training prompts")
     train_problems: PositiveInt = Field(4096, description="size of the training set; prompts repeat after one pass")
+
+    @property
+    def files(self) -> list[Path]:
+        """What a process has to read to make the environment, beside the package: nothing, or the file of a user's own."""
+        file = EnvironmentFile.parse(self.name)
+        return [file.path.resolve()] if file else []
+
+    def absolute(self) -> EnvironmentSpec:
+        """The same for a process with another working directory."""
+        file = EnvironmentFile.parse(self.name)
+        if file is None:
+            return self
+        name = EnvironmentFile(file.path.resolve(), file.class_name, file.digest).name
+        return self.model_copy(update={"name": name})
 
 
 class BenchmarkSpec(FrozenModel):

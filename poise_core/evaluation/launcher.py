@@ -51,10 +51,11 @@ def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Cal
         (seed, str(resolve_policy(policy).resolve()), str(result))
         for (seed, policy), result in zip(job.policies, results, strict=True)
     ]
+    protocol = job.protocol.model_copy(update={"environment": job.protocol.environment.absolute()})
     job_file.write_text(
         json.dumps(
             {
-                "protocol": job.protocol.model_dump(mode="json"),
+                "protocol": protocol.model_dump(mode="json"),
                 "threads": job.resources.threads_per_process,
                 "split": job.split,
                 "base": str(base),
@@ -68,7 +69,8 @@ def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Cal
             log=log,
             writable=[folder],
             readable=[
-                file for policy in (base, *(Path(path) for _, path, _ in policies)) for file in policy_files(policy)
+                *job.protocol.environment.files,
+                *(file for policy in (base, *(Path(path) for _, path, _ in policies)) for file in policy_files(policy)),
             ],
             limits=Limits(wall_seconds=job.resources.evaluate_timeout_seconds * len(policies)),
             env=quiet_environment(job.resources.threads_per_process),

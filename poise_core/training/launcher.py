@@ -222,7 +222,7 @@ def _run(
             [sys.executable, "-I", "-m", "poise_core.training.startup", processes, str(job_file)],
             log=log,
             writable=writable,
-            readable=[job_file, job.candidate_path.resolve(), *policy_files(policy)],
+            readable=[job_file, job.candidate_path.resolve(), *policy_files(policy), *job.protocol.environment.files],
             limits=_limits(job, seeds, policy),
             env=quiet_environment(job.resources.threads_per_process),
             on_start=lambda granted: _record_confinement(folder, granted),
@@ -246,7 +246,7 @@ def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path
     """No benchmarks: the process that runs candidate code is not told what it will be examined on."""
     document = {
         "policy": str(policy),
-        "environment": job.protocol.environment.model_dump(mode="json"),
+        "environment": job.protocol.environment.absolute().model_dump(mode="json"),
         "training": job.protocol.training.model_dump(mode="json"),
         "resources": job.resources.model_dump(mode="json"),
         "folder": str(job_file.parent),
