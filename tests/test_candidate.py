@@ -115,7 +115,7 @@ def test_costs_of_shipped_algorithms(name: str, reference: bool, entropies: bool
         ("-" * 200_000 + "1", "too deeply"),
         (
             SOURCE.replace("import torch", "import torch_does_not_exist"),
-            "fails when it is imported: ModuleNotFoundError",
+            "fails when it is imported: ImportError: a candidate cannot import torch_does_not_exist",
         ),
         (SOURCE.replace("LOSS_AGGREGATION =", "AGGREGATION ="), "LOSS_AGGREGATION is missing"),
         (SOURCE.replace("MECHANISMS =", "SWITCHES ="), "MECHANISMS is missing"),
@@ -125,7 +125,7 @@ def test_costs_of_shipped_algorithms(name: str, reference: bool, entropies: bool
         (SOURCE + "\nMECHANISMS = ['size']\n", "MECHANISMS must be a dict"),
         (SOURCE.replace('"token-mean"', '"mean"'), "LOSS_AGGREGATION is 'mean'; use one of token-mean, sequence-mean"),
         (SOURCE.replace("size: float = 2.0", "size: float"), "give every field a default"),
-        (SOURCE + "\nraise SystemExit(0)\n", "fails when it is imported: SystemExit"),
+        (SOURCE + "\nraise SystemExit(0)\n", "fails when it is imported: NameError"),
         (SOURCE + "\n1 / 0\n", "fails when it is imported: ZeroDivisionError"),
     ],
 )
@@ -134,6 +134,23 @@ def test_says_what_is_wrong_with_a_file(source: str, message: str) -> None:
         load_candidate_source(source, "broken")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_exits_does_not_end_the_process_that_loads_it() -> None:
+    with pytest.raises(CandidateError, match="fails when it is imported: SystemExit"):
+        load_candidate_source(SOURCE + "\nraise SystemExit(0)\n", "exits", wall=False)
+
+
+def test_hyperparameters_are_an_ordinary_frozen_dataclass_behind_the_wall() -> None:
+    hp = load_candidate_source(SOURCE, "two").hyperparameters
+    again = load_candidate_source(SOURCE, "two").hyperparameters
+    assert repr(hp) == "Hyperparameters(size=2.0)"
+    assert hash(hp) == hash(dataclasses.replace(hp))
+    assert hp == dataclasses.replace(hp)
+    assert hp != dataclasses.replace(hp, size=3.0)
+    assert dataclasses.asdict(again) == {"size": 2.0}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        hp.size = 1.0
 
 
 def test_file_name_is_the_name(tmp_path: Path) -> None:

@@ -4,13 +4,16 @@ Loading executes the file: do it only in a process that may run candidate code (
 """
 
 from __future__ import annotations
+import __future__
 
 import ast
+import builtins
 import dataclasses
+import importlib
 import linecache
 import sys
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,20 +80,90 @@ def load_candidate(path: Path | str, name: str | None = None) -> Candidate:
     """
     path = Path(path)
     try:
-        source = path.read_text(encoding="utf-8")
+        source = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark, as Python reads it
     except UnicodeDecodeError as error:
         raise CandidateError(f"the file is not UTF-8 text: {error}") from error
     return load_candidate_source(source, name or path.stem)
 
 
-def load_candidate_source(source: str, name: str) -> Candidate:
+IMPORTABLE = (
+    "math",
+    "dataclasses",
+    "torch",
+    "poise_core.contract",
+    "poise_core.reductions",
+    "collections.abc",
+    "__future__",
+)
+"""Modules that a candidate may import; of torch, its submodules too."""
+
+BUILTINS = (
+    "abs", "all", "any", "bool", "dict", "enumerate", "float", "int", "len", "list", "max", "min", "range", "reversed", "round",
+    "sorted", "sum", "tuple", "zip",
+)  # fmt: skip
+"""Built-in functions that exist for a candidate while it runs."""
+
+
+def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, Any]:
+    """The names that the file defines, executed with the built-ins of the candidate language and no others.
+
+    This is the second wall behind the language check: a file that got something past it finds a NameError where ``exec``
+    or ``open`` would be. Imports, those that torch's own C++ code makes while the candidate runs included, are resolved by
+    a function that knows the listed modules; what makes classes is gone when the file has been executed. Annotations are
+    never evaluated.
+    """
+    filename = f"<candidate {name}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)  # for tracebacks
+    # dataclasses makes methods in the module that sys.modules names, so that module is not the candidate's namespace
+    standing_in = types.ModuleType(f"poise_candidate_{source_digest(source)[:16]}")
+    sys.modules[standing_in.__name__] = standing_in
+    allowed = candidate_builtins() if wall else vars(builtins).copy()
+    members: dict[str, Any] = {"__name__": standing_in.__name__, "__builtins__": allowed}
+    loading = {"__import__": _import if wall else builtins.__import__, "__build_class__": builtins.__build_class__}
+    allowed.update(loading)
+    flags = __future__.annotations.compiler_flag
+    try:
+        exec(compile(tree, filename, "exec", flags=flags, dont_inherit=True), members)
+    except (Exception, SystemExit) as error:  # a file that exits must not end the process that loads it
+        raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.modules.pop(standing_in.__name__, None)
+        if wall:
+            del allowed["__build_class__"]
+    return members
+
+
+def candidate_builtins() -> dict[str, Any]:
+    """The built-ins of the candidate language, in a dictionary of its own for every file."""
+    return {one: getattr(builtins, one) for one in BUILTINS}
+
+
+def _import(
+    name: str,
+    globals: Mapping[str, Any] | None = None,
+    locals: Mapping[str, Any] | None = None,
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> types.ModuleType:
+    """What an import statement of a candidate calls."""
+    if level or not (name in IMPORTABLE or name.startswith("torch.")):
+        raise ImportError(f"a candidate cannot import {name}; importable are {', '.join(IMPORTABLE)}")
+    return importlib.__import__(name, None, None, tuple(fromlist or ()), 0)
+
+
+def load_candidate_source(source: str, name: str, *, wall: bool = True) -> Candidate:
     """Load a candidate from its text.
+
+    Args:
+        source: text of the file.
+        name: how messages call it.
+        wall: whether the file sees the built-ins of the candidate language only; False is for tests of what stands behind.
 
     Raises:
         CandidateError: the text does not parse or lacks a part of the contract.
     """
     tree = _parse(source)
-    members = _execute(tree, source, name)
+    members = _execute(tree, source, name, wall)
     _require_contract(members)
     try:
         hyperparameters = members["Hyperparameters"]()
@@ -120,22 +193,6 @@ def _parse(source: str) -> ast.Module:
         raise CandidateError("the file nests expressions too deeply to be parsed") from error
     except ValueError as error:  # a null byte or half of a surrogate pair
         raise CandidateError(f"the file does not parse: {error}") from error
-
-
-def _execute(tree: ast.Module, source: str, name: str) -> Mapping[str, Any]:
-    """The members of the module that the file makes."""
-    # dataclasses looks its module up in sys.modules while the class body runs
-    filename = f"<candidate {name}>"
-    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)  # for tracebacks
-    module = types.ModuleType(f"poise_candidate_{source_digest(source)[:16]}")
-    sys.modules[module.__name__] = module
-    try:
-        exec(compile(tree, filename, "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:  # a file that exits must not end the process that loads it
-        raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error
-    finally:
-        sys.modules.pop(module.__name__, None)
-    return module.__dict__
 
 
 def _require_contract(members: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ class Subject:
     name: str
     known_fingerprints: Mapping[str, str]
     before: purity.GlobalState
+    wall: bool = True  # whether the file sees the built-ins of the language only
     loaded: Candidate | None = None
     runs: list[tuple[Probe, Run]] = field(default_factory=list)
     observed: tuple[Observation, ...] = ()
@@ -56,7 +57,7 @@ class Subject:
             ContractViolation: it does not load.
         """
         try:
-            return load_candidate_source(self.source, self.name)
+            return load_candidate_source(self.source, self.name, wall=self.wall)
         except CandidateError as error:
             raise ContractViolation(str(error)) from error
 
@@ -181,13 +182,14 @@ def run_checks(
         source: text of the candidate.
         name: how reports call it.
         known_fingerprints: fingerprint -> candidate id of what is archived already.
-        static: whether the language check runs; only tests of the process layer leave it out.
+        static: whether the language check runs and its built-ins are the only ones; only tests of the process layer leave
+            both out.
         keep_going: go on after a decisive check has failed, where that is possible at all; for tests.
         on_check: called with a check's name before it runs and with its result after.
     """
     started = time.perf_counter()
     novelty.known_behaviours()  # before the candidate can touch anything
-    subject = Subject(source, name, known_fingerprints or {}, purity.GlobalState.capture())
+    subject = Subject(source, name, known_fingerprints or {}, purity.GlobalState.capture(), wall=static)
     results: list[CheckResult] = []
     failure: FailureKind | None = None
     for check in CHECKS:

@@ -52,7 +52,7 @@ def verify_file(
         timeout_seconds: wall time of the whole gate, process start included.
         known_fingerprints: fingerprint -> id of the candidates that are archived already.
         folder: where ``verification.json`` is written, if given.
-        static: False leaves the language check out, for tests of the process layer.
+        static: False leaves out the language check and the wall of built-ins, for tests of the process layer.
         should_stop: polled; when it says True the process is ended.
 
     Raises:
@@ -70,7 +70,7 @@ def verify_file(
     if refusal:
         report = _incomplete(name, content.decode("utf-8", "replace"), [], "language", refusal, FailureKind.REJECTED)
     else:
-        job = _Job(content.decode("utf-8"), name, timeout_seconds, dict(known_fingerprints or {}), static)
+        job = _Job(content.decode("utf-8-sig"), name, timeout_seconds, dict(known_fingerprints or {}), static)
         report = _verify_source(job, started + timeout_seconds, should_stop)
     report = replace(report, seconds=time.monotonic() - started)
     if folder is not None:

@@ -37,6 +37,9 @@ LEVELS = dict.fromkeys(
 
 BATTERY = """
 
+__builtins__ = torch.__builtins__  # what got past the language check finds the whole of Python behind any module
+
+
 def _attempts():
     import json, os, resource, socket, sys
     from pathlib import Path
@@ -78,8 +81,13 @@ def _attempts():
         "file": attempt(lambda: os.truncate(own / "note", 1 << 40)),
     }
 
-import json as _json
-raise ValueError("FOUND " + _json.dumps(_attempts()) + " END")
+
+def _report():
+    import json
+    raise ValueError("FOUND " + json.dumps(_attempts()) + " END")
+
+
+_report()
 """
 LIMITS = ("RLIMIT_CPU", "RLIMIT_DATA", "RLIMIT_FSIZE", "RLIMIT_CORE")
 

@@ -20,6 +20,96 @@ def at_module_level(code: str) -> str:
     return edited(("\nLOSS_AGGREGATION", f"\n{code}\n\nLOSS_AGGREGATION"))
 
 
+@pytest.mark.parametrize("name", ["exec", "eval", "open", "__import__", "input", "type", "getattr", "vars", "print"])
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "unused = [{name} for {name} in (1,)]\nx = {name}('1')",  # the target is the comprehension's own
+        "unused = {{0: {name} for {name} in (1,)}}\nx = {name}('1')",
+        "unused = sum({name} for {name} in (1.0,))\nx = {name}('1')",
+        "unused = [1 for a in (1,) for {name} in (2,)]\nx = {name}('1')",
+        "if False:\n    {name} = 1\nx = [{name} for a in (1,)]",
+        "for {name} in (1,):\n    pass\nx = {name}",
+        "{name}, b = (1, 2)",
+        "{name}: float = 1.0",
+        "x: {name}('1') = 1.0",
+        "x = {name}",
+        "x = dict(a={name})",
+    ],
+)
+def test_a_builtin_that_is_not_listed_is_refused_wherever_it_stands(name: str, payload: str) -> None:
+    with pytest.raises(
+        LanguageError, match=r"built-in function of Python|not defined above|annotation|two underscores"
+    ):
+        check_language(in_function(payload.format(name=name)))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("Q: exec('1') = 1", "annotation"),
+        ("Q: [eval('1')] = 2", "annotation"),
+        ("exec = 1", "built-in function of Python"),
+        ("def open(x):\n    return x", "built-in function of Python"),
+        ("def helper(print):\n    return print", "built-in function of Python"),
+        ("def helper(x: eval('1')):\n    return x", "annotation"),
+        ("def helper(x) -> eval('1'):\n    return x", "annotation"),
+        ("from math import exp as eval", "built-in function of Python"),
+        ("import math as vars", "built-in function of Python"),
+        ("from torch import tensor\nBUFFER = tensor((0.0, 0.0))", "lives between calls"),
+        ("BUFFER = torch.zeros(2)", "lives between calls"),
+        ("PAIRS = list((1, 2))", "lives between calls"),
+    ],
+)
+def test_what_a_module_may_not_say(code: str, message: str) -> None:
+    with pytest.raises(LanguageError, match=message):
+        check_language(at_module_level(code))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = dataclass(Advantages)", "may only decorate"),
+        ("x = torch.nn.functional.relu(batch.old_logprobs, True)", "by position"),
+        ("x = torch.nn.functional.hardtanh(batch.old_logprobs, -1.0, 1.0, True)", "by position"),
+        ("x = torch.nn.functional.normalize(batch.old_logprobs, 2.0, 1, 1e-6, batch.entropies)", "by position"),
+        ("batch.old_logprobs.clamp_(max=0.0)", r"write x = x.clamp"),
+        ("x = same(batch.correctness)\nx[0] = 1.0", "copy it first"),
+        ("x = twice(batch.correctness)\nx[0] = 1.0", "copy it first"),
+    ],
+)
+def test_what_would_change_an_input(code: str, message: str) -> None:
+    helpers = "def same(v):\n    return v\n\n\ndef twice(v):\n    w = same(v)\n    return w\n\n\n"
+    with pytest.raises(LanguageError, match=message):
+        check_language(in_function(code).replace("def compute_advantages", f"{helpers}def compute_advantages"))
+
+
+def test_a_comprehensions_target_is_known_inside_it_and_a_helpers_new_tensor_may_be_filled() -> None:
+    check_language(in_function("x = [a + b for a in (1, 2) for b in (3, 4) if a > b]\na = 1.0"))
+    helper = "def fresh(v):\n    return v * 2.0\n\n\n"
+    source = in_function("x = fresh(batch.correctness)\nx[0] = 1.0")
+    check_language(source.replace("def compute_advantages", f"{helper}def compute_advantages"))
+
+
+@pytest.mark.parametrize("character", ["\u202e", "\u200b", "\x1b", "\u2066", "\ue000", "\ufeff"])
+def test_characters_that_cannot_be_seen(character: str) -> None:
+    with pytest.raises(LanguageError, match=rf"line 1: the file holds the character U\+{ord(character):04X}"):
+        check_language(BASE.replace('"""', f'"""{character}', 1))
+    with pytest.raises(LanguageError, match="write printable characters"):
+        check_language(in_function(f"x = {'a' + character!a}"))
+
+
+def test_a_mapping_may_be_named_in_an_annotation_and_no_grad_may_decorate() -> None:
+    source = in_function("x = still(batch.correctness)")
+    source = source.replace("import torch\n", "from collections.abc import Mapping\n\nimport torch\n")
+    helper = (
+        "@torch.no_grad()\n"
+        "def still(v: torch.Tensor, state: Mapping[str, float] = None) -> torch.Tensor:\n"
+        "    return v * 2.0\n\n\n"
+    )
+    check_language(source.replace("def compute_advantages", f"{helper}def compute_advantages"))
+
+
 @pytest.mark.parametrize("name", list_algorithms())
 def test_known_algorithms_are_written_in_it(name: str) -> None:
     check_language(algorithm_path(name).read_text())

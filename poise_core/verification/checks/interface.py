@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from poise_core.candidate.calls import ContractViolation
+from poise_core.candidate.identity import name_fault
 from poise_core.candidate.loading import Candidate
 from poise_core.verification.fingerprint import Observation, differs, observe_one_by_one
 
@@ -100,8 +101,10 @@ def _check_mechanisms(candidate: Candidate) -> None:
     defaults = {
         f.name: getattr(candidate.hyperparameters, f.name) for f in dataclasses.fields(candidate.hyperparameters)
     }
+    if fault := name_fault("mechanism", mechanisms):
+        raise ContractViolation(fault)
     for name, overrides in mechanisms.items():
-        if not isinstance(name, str) or not isinstance(overrides, dict) or not overrides:
+        if not isinstance(overrides, dict) or not overrides:
             raise ContractViolation(f"MECHANISMS[{name!r}] must be a non-empty dict of hyperparameter overrides")
         for key, value in overrides.items():
             if key not in defaults:

@@ -1,8 +1,9 @@
 """The part of check 1 that keeps a candidate's hands off what it was given: which locals may be aliases.
 
 A local is the function's own when every assignment to it makes a new object: a literal, a list or dict display, a
-comprehension, arithmetic, or a call. Some tensor methods return their own tensor (``.float()`` of a float tensor), so a
-call is no proof; check 4 finds what slips through here by looking at the inputs afterwards.
+comprehension, arithmetic, or a call, except of a function of the file that may return what it was given. Some tensor methods
+return their own tensor (``.float()`` of a float tensor), so a call of torch is no proof; the check `pure` finds what slips
+through here on the probes, and gate and trainer hand out copies.
 """
 
 from __future__ import annotations
@@ -11,28 +12,49 @@ import ast
 from collections.abc import Iterator
 
 
-def find_aliases(function: ast.FunctionDef) -> frozenset[str]:
-    """Names of locals that, by some assignment or loop, may be another name for something the function was given."""
-    return frozenset(name for part in ast.walk(function) for name in _bound_to_given(part))
+def find_aliases(function: ast.FunctionDef, returning: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Names of locals that, by some assignment or loop, may be another name for something the function was given.
+
+    Args:
+        function: to be read.
+        returning: functions of the file whose result may be what they were given, see :func:`returns_given`.
+    """
+    return frozenset(name for part in ast.walk(function) for name in _bound_to_given(part, returning))
 
 
-def _bound_to_given(node: ast.AST) -> Iterator[str]:
+def returns_given(function: ast.FunctionDef, returning: frozenset[str] = frozenset()) -> bool:
+    """Whether a function may return one of its arguments, or a part of one."""
+    aliases = find_aliases(function, returning)
+    arguments = function.args
+    given = {one.arg for one in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)} | aliases
+    results = [part.value for part in ast.walk(function) if isinstance(part, ast.Return) and part.value is not None]
+    return any(
+        isinstance(name, ast.Name) and name.id in given
+        for value in results
+        if not _is_new(value, returning)
+        for name in ast.walk(value)
+    )
+
+
+def _bound_to_given(node: ast.AST, returning: frozenset[str]) -> Iterator[str]:
     match node:
-        case ast.Assign(targets=targets, value=value) if not _is_new(value):
+        case ast.Assign(targets=targets, value=value) if not _is_new(value, returning):
             for target in targets:
                 yield from _names(target)
-        case ast.AnnAssign(target=target, value=value) if value is not None and not _is_new(value):
+        case ast.AnnAssign(target=target, value=value) if value is not None and not _is_new(value, returning):
             yield from _names(target)
         case ast.For(target=target) | ast.comprehension(target=target):
             yield from _names(target)  # a row of a tensor is a view of it
 
 
-def _is_new(value: ast.expr) -> bool:
+def _is_new(value: ast.expr, returning: frozenset[str]) -> bool:
     match value:
         case ast.IfExp(body=body, orelse=orelse):
-            return _is_new(body) and _is_new(orelse)
+            return _is_new(body, returning) and _is_new(orelse, returning)
         case ast.BoolOp(values=values):
-            return all(_is_new(part) for part in values)
+            return all(_is_new(part, returning) for part in values)
+        case ast.Call(func=ast.Name(id=name)) if name in returning:
+            return False
         case ast.Name() | ast.Attribute() | ast.Subscript() | ast.Tuple():
             return False
         case _:

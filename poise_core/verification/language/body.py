@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import ast
 
-from poise_core.verification.language import bounds, vocabulary
+from poise_core.verification.language import bounds, scopes, vocabulary
 
 _ADVICE = {
     "While": "a while loop may never end; use torch operations or a for loop over a range",
     "Try": "an error must not be hidden; make the computation well-defined with clamp or torch.where",
     "Raise": "a candidate handles every batch; remove it",
-    "Assert": "a candidate handles every batch; remove it",
+    "Assert": "a candidate handles every batch; remove it, or mask with torch.where what must not happen",
     "Lambda": "define a function at module level instead",
     "Global": "a candidate keeps no state between calls; use update_controller",
     "Nonlocal": "a candidate keeps no state between calls; use update_controller",
     "JoinedStr": "write names of metrics as plain strings",
     "Yield": "build a list or use torch operations",
-    "Starred": "write the arguments out",
+    "Starred": "write the arguments out: zip(first, second) instead of zip(*pairs)",
     "LShift": "use multiplication",
     "RShift": "use //",
     "NamedExpr": "assign on a line of its own",
@@ -39,7 +39,7 @@ class BodyReader:
     def __init__(self) -> None:
         self.findings: list[tuple[int, str]] = []
         self.modules: dict[str, str] = {}  # name in the file -> dotted module
-        self.members: set[str] = set()  # imported functions and results
+        self.members: dict[str, str] = {}  # imported functions and results -> the module that they are from
         self.types: set[str] = set()  # imported names for annotations
         self.constants: set[str] = set()
         self.functions: dict[str, ast.FunctionDef] = {}  # those defined above the current line
@@ -47,6 +47,7 @@ class BodyReader:
         self.fields: frozenset[str] = frozenset()  # of Hyperparameters
         self.parameters: frozenset[str] = frozenset()  # of the function that is being read
         self.locals: frozenset[str] = frozenset()
+        self.returning_arguments: frozenset[str] = frozenset()  # functions whose result may be what they were given
         self.aliases: frozenset[str] = frozenset()  # locals that may be another name for something it was given
 
     def refuse(self, node: ast.AST, message: str) -> None:
@@ -66,8 +67,8 @@ class BodyReader:
             self.refuse(node, f"{name} already names something else in this file; choose another name")
         elif name in self.constants:
             self.refuse(node, f"{name} is a constant of this file; choose another name")
-        elif name in vocabulary.BUILTINS:
-            self.refuse(node, f"{name} is a built-in function; choose another name")
+        elif name in scopes.BUILTIN_NAMES:
+            self.refuse(node, scopes.hides_builtin(name))
         else:
             return True
         return False
@@ -119,6 +120,9 @@ class BodyReader:
                 self.expression(call, changing=True)
             case ast.Pass() | ast.Break() | ast.Continue():
                 pass
+            case ast.Expr(value=ast.Call(func=ast.Attribute(attr=attr))) if attr.endswith("_") and attr[0] != "_":
+                plain = attr.rstrip("_")
+                self.refuse(node, f".{attr} changes its tensor in place; write x = x.{plain}(...)")
             case ast.Expr():
                 self.refuse(node, "the value of this line is not used; assign it or remove it")
             case _:
@@ -160,13 +164,9 @@ class BodyReader:
         """Read an annotation; it may name types and nothing else."""
         for part in () if node is None else ast.walk(node):
             if isinstance(part, ast.Name):
-                known = part.id in self.types | self.members | self.classes | set(
-                    self.modules
-                ) | vocabulary.BUILTINS | {
-                    "str",
-                    "object",
-                }
-                if not known:
+                imported = (self.types, self.members, self.classes, self.modules)
+                listed = part.id in vocabulary.BUILTINS | vocabulary.ANNOTATIONS
+                if not listed and not any(part.id in names for names in imported):
                     self.refuse(part, f"the annotation names {part.id}, which is not imported; leave it out")
             elif isinstance(part, ast.Attribute):
                 if ast.unparse(part) != "torch.Tensor":
@@ -213,6 +213,12 @@ class BodyReader:
         self.identifier(node, name)
         if name == "MECHANISMS":
             self.refuse(node, "MECHANISMS describes the candidate and may not be read by it")
+        if name in scopes.BUILTIN_NAMES - vocabulary.BUILTINS:
+            self.refuse(node, scopes.not_defined(name))
+            return
+        if self.members.get(name) == "dataclasses":
+            self.refuse(node, f"{name} may only decorate Hyperparameters")
+            return
         if name in self.locals or name in self.constants or name in self.members or name in vocabulary.BUILTINS:
             return
         if name in self.modules:
@@ -222,7 +228,7 @@ class BodyReader:
         elif name in self.types:
             self.refuse(node, f"{name} may only stand in annotations")
         else:
-            self.refuse(node, f"{name} is not defined above this line, or not allowed in a candidate")
+            self.refuse(node, scopes.not_defined(name))
 
     def attribute(self, node: ast.Attribute, changing: bool = False) -> None:
         """Read ``a.b``: a listed member of a module, a field of hp, or a listed method or field."""
@@ -268,6 +274,7 @@ class BodyReader:
             self.expression(node.func, changing)
         else:
             self.refuse(node, "only functions and methods may be called")
+        self.in_place_by_position(node)
         for argument in node.args:
             self.expression(argument)
         for keyword in node.keywords:
@@ -285,17 +292,33 @@ class BodyReader:
         if value is not None and not (isinstance(value, ast.Name) and value.id == "hp" and "hp" in self.parameters):
             self.refuse(node, "a parameter called hp takes the hyperparameters: pass hp itself")
 
+    def in_place_by_position(self, node: ast.Call) -> None:
+        """Refuse ``relu(x, True)``: the argument that makes a function change its input, given without its name."""
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        root, _ = _dotted(node.func)
+        module = self.modules.get(root, "") if isinstance(node.func, ast.Attribute) else self.members.get(name, "")
+        limit = vocabulary.INPLACE_POSITION.get(name) if module.startswith("torch") else None
+        if limit is not None and len(node.args) > limit:
+            self.refuse(
+                node, f"{name} takes {limit} arguments by position; the next one would change its input in place"
+            )
+
     def comprehension(self, node: ast.ListComp | ast.DictComp | ast.GeneratorExp) -> None:
-        """Read a comprehension."""
+        """Read a comprehension: its targets are its own, and mean nothing outside it."""
+        around = self.locals
         for generator in node.generators:
             if generator.is_async:
                 self.refuse(node, "a candidate is synchronous")
             self.expression(generator.iter)
             self.target(generator.target)
+            for name in sorted(scopes.target_names(generator.target)):
+                self.is_free(generator.target, name)
+            self.locals = self.locals | scopes.target_names(generator.target)
             for condition in generator.ifs:
                 self.expression(condition)
         for part in [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]:
             self.expression(part)
+        self.locals = around
 
 
 def _dotted(node: ast.expr) -> tuple[str, list[str]]:

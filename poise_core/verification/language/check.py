@@ -9,9 +9,10 @@ trains.
 from __future__ import annotations
 
 import ast
+import unicodedata
 
-from poise_core.verification.language import bounds, vocabulary
-from poise_core.verification.language.aliasing import find_aliases
+from poise_core.verification.language import bounds, scopes, vocabulary
+from poise_core.verification.language.aliasing import find_aliases, returns_given
 from poise_core.verification.language.body import BodyReader
 from poise_core.verification.language.vocabulary import LanguageError
 
@@ -36,11 +37,16 @@ def parse_source(source: str) -> ast.Module:
         raise LanguageError(f"line {error.lineno or 1}: the file does not parse: {error.msg}") from error
     except (ValueError, RecursionError, MemoryError) as error:
         raise LanguageError(f"the file does not parse: {str(error) or 'it nests too deeply'}") from error
+    for number, line in enumerate(source.splitlines(), start=1):
+        if odd := unprintable(line):
+            raise LanguageError(f"line {number}: the file holds the character {odd}, which cannot be seen; remove it")
     count = 0
     pending: list[tuple[ast.AST, int]] = [(tree, 0)]
     while pending:
         node, depth = pending.pop()
         count += 1
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and (odd := unprintable(node.value)):
+            raise LanguageError(f"line {node.lineno}: this text holds the character {odd}; write printable characters")
         if count > MAX_NODES:
             raise LanguageError(f"the file has more than {MAX_NODES} syntax nodes; shorten it")
         if depth > MAX_DEPTH:
@@ -60,10 +66,21 @@ def check_language(source: str) -> ast.Module:
     tree = parse_source(source)
     reader = _ModuleReader()
     reader.module(tree)
+    if not reader.findings:  # what the reader lets through is read again by the compiler
+        reader.findings.extend(scopes.scope_findings(source, tree))
     if reader.findings:
         found = sorted(set(reader.findings))[:MAX_FINDINGS]
         raise LanguageError("; ".join(f"line {line}: {message}" for line, message in found))
     return tree
+
+
+def unprintable(text: str) -> str:
+    """The first character of a text that a terminal or page would not show as itself, or "": controls, formats (among
+    them those that change the direction of writing), surrogates and private ones; line ends and tabs are none."""
+    for character in text:
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") and character not in "\t\n\r\f":
+            return f"U+{ord(character):04X}"
+    return ""
 
 
 class _ModuleReader(BodyReader):
@@ -110,7 +127,10 @@ class _ModuleReader(BodyReader):
                     if dotted in vocabulary.MODULES:
                         self.modules[name] = dotted
                     else:
-                        (self.types if alias.name in vocabulary.TYPES else self.members).add(name)
+                        if alias.name in vocabulary.TYPES:
+                            self.types.add(name)
+                        else:
+                            self.members[name] = module
             elif alias.name not in vocabulary.MODULES or alias.name == "__future__":
                 self.refuse(node, f"importing {alias.name} is not allowed; importable are {allowed}")
             elif alias.asname is None and "." in alias.name:  # binds the top-level name
@@ -134,12 +154,23 @@ class _ModuleReader(BodyReader):
             self.refuse(node, f"{name} could be changed between calls; use a tuple or numbers")
         if any(isinstance(part, ast.ListComp | ast.DictComp | ast.GeneratorExp) for part in ast.walk(node.value)):
             self.refuse(node, f"{name} must be written out, not computed by a comprehension")
-        if any(isinstance(part, ast.Name) and part.id in self.modules and self.modules[part.id].startswith("torch")
-               for part in ast.walk(node.value)):  # fmt: skip
+        if isinstance(node, ast.AnnAssign):
+            self.annotation(node.annotation)
+        if any(not self.is_plain_call(part) for part in ast.walk(node.value) if isinstance(part, ast.Call)):
             self.refuse(node, f"{name} would be a tensor that lives between calls; build it inside the function")
         self.expression(node.value)
         if self.is_free(node, name):
             self.constants.add(name)
+
+    def is_plain_call(self, call: ast.Call) -> bool:
+        """Whether a call at module level is one to a built-in or to ``math``, which return numbers and tuples."""
+        match call.func:
+            case ast.Name(id=name):
+                return name in vocabulary.BUILTINS - vocabulary.words("list dict") or self.members.get(name) == "math"
+            case ast.Attribute(value=ast.Name(id=name)):
+                return self.modules.get(name) == "math"
+            case _:
+                return False
 
     def hyperparameters(self, node: ast.ClassDef) -> None:
         decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
@@ -156,6 +187,8 @@ class _ModuleReader(BodyReader):
                 self.refuse(line, "Hyperparameters holds lines like name: float = 0.1 and nothing else")
                 continue
             self.identifier(line, line.target.id)
+            if line.target.id in scopes.BUILTIN_NAMES:
+                self.refuse(line, scopes.hides_builtin(line.target.id))
             if line.target.id.startswith("_"):
                 self.refuse(line, f"{line.target.id} begins with an underscore; rename it")
             if not isinstance(line.annotation, ast.Name) or line.annotation.id not in ("float", "int", "bool", "str"):
@@ -170,8 +203,9 @@ class _ModuleReader(BodyReader):
 
     def function(self, node: ast.FunctionDef) -> None:
         self.identifier(node, node.name)
-        if node.decorator_list:
-            self.refuse(node, f"{node.name} has a decorator; remove it")
+        for decorator in node.decorator_list:
+            if ast.unparse(decorator) != "torch.no_grad()" or self.modules.get("torch") != "torch":
+                self.refuse(node, f"{node.name} has a decorator; remove it (@torch.no_grad() alone is allowed)")
         arguments = node.args
         if arguments.vararg or arguments.kwarg:
             self.refuse(node, f"{node.name} takes *args or **kwargs; name its parameters")
@@ -190,10 +224,8 @@ class _ModuleReader(BodyReader):
                 self.refuse(default, "a default is a plain number, True, False, None or a string")
         self.annotation(node.returns)
         self.parameters = frozenset(argument.arg for argument in parameters)
-        assigned = {
-            part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
-        }
-        self.locals, self.aliases = self.parameters | assigned, find_aliases(node)
+        assigned = frozenset(scopes.assigned_names(node))
+        self.locals, self.aliases = self.parameters | assigned, find_aliases(node, self.returning_arguments)
         for name in sorted(assigned):
             self.is_free(node, name)
         for position, statement in enumerate(node.body):
@@ -203,6 +235,8 @@ class _ModuleReader(BodyReader):
         self.parameters, self.locals, self.aliases = frozenset(), frozenset(), frozenset()
         if self.is_free(node, node.name):
             self.functions[node.name] = node  # only now: a function cannot call itself
+            if returns_given(node, self.returning_arguments):
+                self.returning_arguments |= {node.name}
 
 
 def _is_docstring(node: ast.stmt) -> bool:

@@ -44,6 +44,7 @@ MODULES: dict[str, frozenset[str]] = {
         acos asin atan atan2 ceil copysign cos cosh e erf erfc exp expm1 fabs floor hypot inf isfinite isinf isnan log
         log10 log1p log2 nan pi sin sinh sqrt tan tanh tau
     """),
+    "collections.abc": words("Mapping"),
     "dataclasses": words("dataclass"),
     "torch": _ELEMENTWISE
     | _REDUCTIONS
@@ -68,13 +69,22 @@ MODULES: dict[str, frozenset[str]] = {
 }
 """Importable module -> the members that may be named."""
 
-TYPES = words("Tensor Dynamics LossInputs RolloutBatch")
+TYPES = words("Tensor Dynamics LossInputs Mapping RolloutBatch")
 """Importable names that stand in annotations only; ``Tensor(n)`` would be uninitialised memory."""
 
 BUILTINS = words("""
     abs all any bool dict enumerate float int len list max min range reversed round sorted sum tuple zip
 """)
 """Built-in functions that may be called."""
+
+ANNOTATIONS = words("str object")
+"""Built-in names that may stand in annotations beside :data:`BUILTINS`; no annotation is ever evaluated."""
+
+INPLACE_POSITION: dict[str, int] = {
+    **dict.fromkeys(words("relu relu6 selu silu mish hardsigmoid"), 1), **dict.fromkeys(words("celu elu leaky_relu"), 2),
+    "hardtanh": 3, "normalize": 4,
+}  # fmt: skip
+"""Function of ``torch.nn.functional`` -> how many arguments may be given by position: the next one is ``inplace`` or ``out``."""
 
 TENSOR_MEMBERS = (
     _ELEMENTWISE
