@@ -304,7 +304,7 @@ def test_an_archive_of_a_later_version_is_refused(archive: Archive) -> None:
     empty = pq.read_table(path)
     pq.write_table(empty.replace_schema_metadata({"poise.schema_version": "99"}), path)
     fresh = Archive(archive.root)
-    with pytest.raises(ArchiveError, match="schema version 99; this program knows up to 1; update it"):
+    with pytest.raises(ArchiveError, match="schema version 99; this program knows up to 2; update it"):
         fresh.append("candidates", [one()])
     with pytest.raises(ArchiveError, match="schema version 99"):
         fresh.rows("candidates")

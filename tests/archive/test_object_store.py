@@ -102,7 +102,7 @@ def test_a_filled_archive_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -
 def test_snapshots_are_put_whole_and_used(store: str) -> None:
     archive = Archive(store).initialise()
     archive.append("candidates", [one(f"c-{number}") for number in range(WORTH + 1)])
-    assert archive.compact() == ["candidates"]
+    assert archive.refresh_snapshots() == ["candidates"]
     assert any(path.endswith(SNAPSHOT_FILE) for path in objects(store))
     assert len(Archive(store).rows("candidates")) == WORTH + 1
     assert archive.check() == []
@@ -195,7 +195,7 @@ def write_shared(uri: str, writer: int, begin: Any) -> None:
     for number in range(5):
         archive.append("candidates", [one(f"shared-{number}")])
         archive.append("trajectories", trajectory_rows(f"own-{writer}", "p", number, samples.make_steps(20, number)))
-        archive.compact()
+        archive.refresh_snapshots()
 
 
 @pytest.mark.slow
