@@ -103,7 +103,7 @@ def measure(case: Case, folder: Path) -> str:
     sizes = [sum(size for _, size in files) / 1e6 for files in (before, after)]
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return (
-        f"| {case.title} | {len(before):,} → {len(after):,} | {sizes[0]:,.0f} → {sizes[1]:,.0f} | {processor:,.0f} | {wall:,.0f} "
+        f"| {case.title} | {len(before):,} → {len(after):,} | {sizes[0]:,.1f} → {sizes[1]:,.1f} | {processor:,.0f} | {wall:,.0f} "
         f"| {memory:.1f} |"
     )
 

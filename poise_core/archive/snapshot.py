@@ -85,7 +85,7 @@ def write_snapshot(storage: Storage, table: Table, data: pa.Table, sizes: Mappin
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
     try:
-        storage.replace(table.name, SNAPSHOT_FILE, memoryview(sink.getvalue()))
+        storage.replace(table.name, SNAPSHOT_FILE, memoryview(sink.getvalue()).cast("B"))
     except ArchiveError:
         return False
     return True

@@ -388,7 +388,7 @@ class ObjectStorage(Storage):
         if self.exists(table, name):
             return False
         with pa.memory_map(str(scratch)) as mapped:  # what is sent is taken from the file, piece by piece
-            data = memoryview(mapped.read_buffer())
+            data = memoryview(mapped.read_buffer()).cast("B")
             self._put(table, name, data)
             with self.filesystem.open_input_stream(self.path(table, name)) as stream:
                 pieces = (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
