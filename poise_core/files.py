@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import threading
 from pathlib import Path
 from typing import TextIO
 
@@ -14,26 +15,40 @@ class UntrustedFileError(Exception):
     """A file is not what an honest process writes; the message names it and says what it is."""
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """Write beside the target, flush to disk, rename: a file that exists is whole, whatever was killed when.
 
     The folder is flushed too: what was written before another file is there if that one is, also after a power cut.
+
+    Args:
+        path: the file; one that is there is replaced, whoever reads it at that moment keeps the old one.
+        content: text, written as UTF-8, or bytes.
+
+    Raises:
+        OSError: it could not be written; what was there before stays, and nothing is left beside it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk when this returns: they survive a power cut then.
+
+    Raises:
+        OSError: the disk does not confirm it.
+    """
+    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
 def open_untrusted(path: Path) -> TextIO:

@@ -18,7 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from poise_core.archive import EVOLUTION_ARM
+from poise_core.archive import EVOLUTION_ARM, TABLES, Archive
 from poise_core.evidence.format import format_duration, format_interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.arms import ARMS
@@ -288,9 +288,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     copy = out.with_suffix("")
     shutil.rmtree(copy, ignore_errors=True)
     first = runs["evolution"][0].directory
-    shutil.copytree(first.path / "archive", copy / "archive", ignore=shutil.ignore_patterns(".snapshot*"))
+    publish_archive(first.path / "archive", copy / "archive")
     shutil.copy(first.path / "preset.yaml", copy / "preset.yaml")
     print(page)
+
+
+def publish_archive(source: Path, target: Path) -> None:
+    """A copy to be kept beside a page: compacted, and without the files that only a run which goes on needs.
+
+    These are the schema of a table that has rows, and tables of which an archive may have none and this one has no row.
+    """
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(".snapshot*"))
+    archive = Archive(target)
+    archive.compact(lambda _: None)
+    for table in TABLES.values():
+        if archive.has(table.name) and archive.parts(table.name):
+            (target / table.name / "schema.parquet").unlink()
+        elif table.later:
+            shutil.rmtree(target / table.name, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -135,7 +136,7 @@ def time_archive(sizes: Sequence[int], plain: int) -> tuple[list[Timing], list[T
         for size in sizes:
             walls, processors = [], []
             while count < size:
-                row = _candidate(count, int(rng.integers(0, max(count, 1))))
+                row = make_candidate(count, int(rng.integers(0, max(count, 1))))
                 wall, processor = timed(lambda row=row: archive.append("candidates", [row]))  # type: ignore[misc]
                 walls.append(wall)
                 processors.append(processor)
@@ -145,12 +146,13 @@ def time_archive(sizes: Sequence[int], plain: int) -> tuple[list[Timing], list[T
             appends.append(Timing(size, statistics.median(walls[-last:]), statistics.median(processors[-last:]), late))
             if size <= plain:
                 without.append(Timing(size, *timed(lambda: Archive(folder).lineage())))
-            archive.compact()
+            archive.refresh_snapshots()
             lineages.append(Timing(size, *timed(lambda: Archive(folder).lineage(), 3)))
     return appends, lineages, without
 
 
-def _candidate(number: int, parent: int) -> dict[str, object]:
+def make_candidate(number: int, parent: int) -> dict[str, Any]:
+    """A candidate as it is appended, its parent and number given."""
     return candidate_row(
         candidate_id=f"c-{number}",
         name=f"C{number}",

@@ -1,5 +1,6 @@
 """What a run has learned, as append-only Parquet tables: schema, append, read, lineage."""
 
+from poise_core.archive.compaction import CompactedTable
 from poise_core.archive.errors import (
     ArchiveConflictError,
     ArchiveError,
@@ -35,6 +36,7 @@ __all__ = [
     "ArchiveLocationError",
     "ArchiveOwnedError",
     "ArchiveRowError",
+    "CompactedTable",
     "Lineage",
     "TreeNode",
     "candidate_row",

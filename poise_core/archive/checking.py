@@ -5,6 +5,7 @@ from __future__ import annotations
 from poise_core.archive.encoding import content_digests
 from poise_core.archive.errors import ArchiveError
 from poise_core.archive.lineage import Lineage
+from poise_core.archive.parts import compacted_table
 from poise_core.archive.reader import PartReader
 from poise_core.archive.schema import CANDIDATES, TABLES, Table
 from poise_core.archive.snapshot import SNAPSHOT_FILE, load_snapshot, snapshot_of
@@ -21,11 +22,13 @@ def find_faults(storage: Storage, reader: PartReader) -> list[str]:
     faults = []
     for table in TABLES.values():
         try:
-            names = storage.list(table.name)
+            names = storage.list(table.name) if not table.later or storage.exists("", table.name) else []
+            compacted = reader.compacted.names(table)
         except ArchiveError as error:
             faults.append(str(error))
             continue
         faults += [fault for name in names if (fault := _part_fault(storage, reader, table, name))]
+        faults += [fault for name in compacted if (fault := _compacted_fault(storage, reader, table, name))]
     faults = faults or [fault for table in TABLES.values() if (fault := _snapshot_fault(storage, reader, table))]
     return faults or _reference_faults(reader)
 
@@ -48,6 +51,17 @@ def _part_fault(storage: Storage, reader: PartReader, table: Table, name: str) -
         return str(error)
     if data["content_digest"].to_pylist() != content_digests(table, data):
         return f"{storage.shown(table.name, name)}: a row does not match its digest; the file was altered"
+    return None
+
+
+def _compacted_fault(storage: Storage, reader: PartReader, table: Table, name: str) -> str | None:
+    try:
+        for data in reader.compacted.groups(table, name):
+            if data["content_digest"].to_pylist() != content_digests(table, data):
+                shown = storage.shown(compacted_table(table), name)
+                return f"{shown}: a row does not match its digest; the file was altered"
+    except ArchiveError as error:
+        return str(error)
     return None
 
 

@@ -57,7 +57,7 @@ def to_parquet(data: pa.Table) -> memoryview:
     sink = pa.BufferOutputStream()
     # in a part of a few rows, statistics (a source's least and greatest is the source) and dictionaries only weigh
     pq.write_table(data, sink, compression="zstd", write_statistics=False, use_dictionary=False)
-    return memoryview(sink.getvalue())
+    return memoryview(sink.getvalue()).cast("B")  # as bytes are, so that the two compare
 
 
 def _now() -> dt.datetime:

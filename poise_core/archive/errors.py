@@ -9,6 +9,10 @@ class ArchiveError(InfrastructureError):
     """The archive cannot be read or written; what it holds was left as it is."""
 
 
+class ArchiveMissingError(ArchiveError):
+    """A file was listed and is gone: somebody took it away, or a compaction has put its rows elsewhere."""
+
+
 class ArchiveConflictError(ArchiveError):
     """A row with the same key and other content is already there; the old one stays."""
 

@@ -14,6 +14,8 @@ from typing import Final
 import pyarrow as pa
 
 SCHEMA_VERSION: Final = 1
+COMPACTED_VERSION: Final = 2
+"""Stands in ``schema.parquet`` of a table that was compacted: a program that knows parts only must not take it for empty."""
 WRITERS: Final = ("catalogue", "llm", "rules", "human", "poise")
 SPLITS: Final = ("search", "report")
 EVOLUTION_ARM: Final = "evolution"
@@ -46,6 +48,7 @@ class Table:
     part_keys: tuple[str, ...]
     row_keys: tuple[str, ...]  # beside part_keys; empty where a part has one row
     own_fields: tuple[Field, ...]
+    later: bool = False  # it came after the first archives were made: one without it reads as one without rows of it
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -271,6 +274,7 @@ CALLS = Table(
         Field("answer", _TEXT, "JSON of what came back; null where nothing did", nullable=True),
         Field("replayed", _BOOL, "whether it was read from another run's recording", counts=False),
     ),
+    later=True,
 )
 
 RUNGS = Table(
@@ -296,6 +300,7 @@ RUNGS = Table(
         Field("noise_freedom", _FLOAT, "degrees of freedom behind it", nullable=True),
         Field("message", _TEXT, "the decision in one sentence"),
     ),
+    later=True,
 )
 REPLICATIONS = Table(
     "replications",
@@ -316,6 +321,7 @@ REPLICATIONS = Table(
         Field("high", _FLOAT, "upper limit of its 95 % interval", nullable=True),
         Field("message", _TEXT, "the outcome in one sentence"),
     ),
+    later=True,
 )
 
 TABLES: Final[dict[str, Table]] = {

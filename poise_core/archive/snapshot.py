@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from poise_core.archive.errors import ArchiveError
-from poise_core.archive.parts import part_name
+from poise_core.archive.parts import part_id, part_ids, part_name_of
 from poise_core.archive.schema import EVALUATIONS, SCHEMA_VERSION, TRAJECTORIES, Table
 from poise_core.archive.storage import Storage
 
@@ -73,9 +73,10 @@ def write_snapshot(storage: Storage, table: Table, data: pa.Table, sizes: Mappin
         data: at least the rows of the parts; rows of others are left out.
         sizes: the parts that it shall stand for, with their bytes. The sealed split never enters.
     """
-    named = [part_name(keys) for keys in zip(*(data[key].to_pylist() for key in table.part_keys), strict=True)]
-    rows = data.append_column(_PART, pa.array(named, pa.string()))
-    rows = rows.filter(pc.is_in(rows[_PART], pa.array(list(sizes), pa.string())))
+    ids = part_ids(table, data["row_key"])
+    wanted = pc.is_in(ids, pa.array([part_id(name) for name in sizes], pa.string()))
+    named = [part_name_of(identity) for identity in ids.filter(wanted).to_pylist()]
+    rows = data.filter(wanted).append_column(_PART, pa.array(named, pa.string()))
     if table is EVALUATIONS:
         rows = rows.filter(pc.field("split") == "search")
     kept = set(rows[_PART].to_pylist())
@@ -84,7 +85,7 @@ def write_snapshot(storage: Storage, table: Table, data: pa.Table, sizes: Mappin
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd")
     try:
-        storage.replace(table.name, SNAPSHOT_FILE, memoryview(sink.getvalue()))
+        storage.replace(table.name, SNAPSHOT_FILE, memoryview(sink.getvalue()).cast("B"))
     except ArchiveError:
         return False
     return True

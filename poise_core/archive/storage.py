@@ -15,9 +15,14 @@ into an archive is kept by :meth:`Storage.claim`.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import tempfile
 import time
 import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
@@ -25,7 +30,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs
 
-from poise_core.archive.errors import ArchiveError, ArchiveLocationError, ArchiveOwnedError
+from poise_core.archive.errors import ArchiveError, ArchiveLocationError, ArchiveMissingError, ArchiveOwnedError
+from poise_core.files import sync
 
 SCHEMES = ("s3", "gs", "abfs", "abfss")
 """Object stores that pyarrow opens by URI."""
@@ -33,6 +39,8 @@ SCHEMES = ("s3", "gs", "abfs", "abfss")
 OWNER_FILE = "owner.txt"
 _TEMPORARY = ".tmp-"
 _STALE_SECONDS = 3600.0
+_REQUESTS = 16  # at a time, where every removal is one
+_CHUNK = 8 << 20
 
 
 def open_storage(location: str | Path, filesystem: fs.FileSystem | None = None) -> Storage:
@@ -128,14 +136,70 @@ class Storage:
         except OSError as error:
             raise ArchiveError(f"{self.shown(table, name)}: not written: {one_line(error)}") from error
 
+    @contextmanager
+    def scratch(self, table: str) -> Iterator[Path]:
+        """A local file, to be made in the block and then published; gone after it.
+
+        Raises:
+            ArchiveError: the disk is full, or fails.
+        """
+        try:
+            temporary = self._scratch_file(table)
+            try:
+                yield temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+        except OSError as error:
+            raise ArchiveError(f"{self.shown(table)}: not written: {one_line(error)}") from error
+
+    def publish_once(self, scratch: Path, table: str, name: str) -> bool:
+        """As :meth:`write_once`, for a file that may be too large for the memory.
+
+        Raises:
+            ArchiveError: it could not be put there.
+        """
+        try:
+            return self._publish(scratch, table, name)
+        except OSError as error:
+            raise ArchiveError(f"{self.shown(table, name)}: not written: {one_line(error)}") from error
+
+    def remove(self, table: str, names: Iterable[str]) -> None:
+        """Remove files whose rows lie elsewhere; one that is gone already is no matter.
+
+        Raises:
+            ArchiveError: one cannot be removed.
+        """
+        try:
+            self._remove(table, names)
+        except OSError as error:
+            raise ArchiveError(f"{self.shown(table)}: cannot be tidied: {one_line(error)}") from error
+
+    @contextmanager
+    def compacting(self) -> Iterator[None]:
+        """Held by the one compaction at a time that a disk allows; an object store has no lock and needs none.
+
+        Raises:
+            ArchiveError: another process is at it, or there is no such archive.
+        """
+        yield
+
     def _create(self, table: str, name: str, data: memoryview) -> bool:
         raise NotImplementedError
 
     def _replace(self, table: str, name: str, data: memoryview) -> None:
         raise NotImplementedError
 
-    def sweep(self, table: str) -> None:
-        """Remove what writers that were killed left behind."""
+    def _scratch_file(self, table: str) -> Path:
+        raise NotImplementedError
+
+    def _publish(self, scratch: Path, table: str, name: str) -> bool:
+        raise NotImplementedError
+
+    def _remove(self, table: str, names: Iterable[str]) -> None:
+        raise NotImplementedError
+
+    def sweep(self, table: str, older_than: float = _STALE_SECONDS) -> None:
+        """Remove what writers that were killed this many seconds ago left behind."""
 
     def claim(self, owner: str) -> None:
         """Write down whose archive this is, or find that it is the owner's; harmless when repeated.
@@ -170,9 +234,11 @@ class Storage:
             ArchiveError: the folder is missing or cannot be read.
         """
         try:
-            found = self.filesystem.get_file_info(fs.FileSelector(self.path(table)))
+            # a table without compacted files has no folder of that name, and that is no fault
+            selector = fs.FileSelector(self.path(table), allow_not_found="/" in table)
+            found = self.filesystem.get_file_info(selector)
         except FileNotFoundError:
-            raise ArchiveError(
+            raise ArchiveMissingError(
                 f"{self.shown(table)}: no such folder; this is not an archive, or it is incomplete"
             ) from None
         except OSError as error:
@@ -215,33 +281,53 @@ class DiskStorage(Storage):
         folder.mkdir(parents=True, exist_ok=True)
         temporary = _write_temporary(folder, data)
         try:
-            try:
-                os.link(temporary, folder / name)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-                if (folder / name).exists():  # a file system without links: rename cannot refuse, so look first
-                    return False
-                temporary.rename(folder / name)
+            return _link(temporary, folder / name)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(folder)
-        return True
 
     def _replace(self, table: str, name: str, data: memoryview) -> None:
         temporary = _write_temporary(self._folder / table, data)
         try:
-            temporary.replace(self.path(table, name))
+            os.replace(temporary, self.path(table, name))
         finally:
             temporary.unlink(missing_ok=True)
 
-    def sweep(self, table: str) -> None:
-        """Remove hidden files that are older than an hour."""
+    def _scratch_file(self, table: str) -> Path:
+        folder = self._folder / table
+        folder.mkdir(parents=True, exist_ok=True)
+        return _temporary(folder)
+
+    def _publish(self, scratch: Path, table: str, name: str) -> bool:
+        sync(scratch)
+        written = _link(scratch, self._folder / table / name)
+        sync((self._folder / table).parent)  # the folder itself may be new
+        return written
+
+    def _remove(self, table: str, names: Iterable[str]) -> None:
+        for name in names:
+            (self._folder / table / name).unlink(missing_ok=True)
+
+    @contextmanager
+    def compacting(self) -> Iterator[None]:
+        """A lock on the archive's folder, which the system gives back however the process ends; it leaves no file."""
+        try:
+            handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise ArchiveError(f"{self.shown()}: no archive there: {error.strerror}") from None
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ArchiveError(f"{self.shown()}: another process is compacting it; wait for that one") from None
+            yield
+        finally:
+            os.close(handle)
+
+    def sweep(self, table: str, older_than: float = _STALE_SECONDS) -> None:
+        """Remove hidden files that are older than this many seconds."""
         for path in (self._folder / table).glob(f"{_TEMPORARY}*"):
             try:
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                if time.time() - path.stat().st_mtime >= older_than:
                     path.unlink()
             except FileNotFoundError:  # another process swept it
                 continue
@@ -295,6 +381,32 @@ class ObjectStorage(Storage):
     def _replace(self, table: str, name: str, data: memoryview) -> None:
         self._put(table, name, data)
 
+    def _scratch_file(self, table: str) -> Path:
+        return _temporary(Path(tempfile.gettempdir()))
+
+    def _publish(self, scratch: Path, table: str, name: str) -> bool:
+        if self.exists(table, name):
+            return False
+        with pa.memory_map(str(scratch)) as mapped:  # what is sent is taken from the file, piece by piece
+            data = memoryview(mapped.read_buffer()).cast("B")
+            self._put(table, name, data)
+            with self.filesystem.open_input_stream(self.path(table, name)) as stream:
+                pieces = (data[start : start + _CHUNK] for start in range(0, len(data), _CHUNK))
+                same = all(stream.read(len(piece)) == piece for piece in pieces) and not stream.read(1)
+            data.release()
+        return same
+
+    def _remove(self, table: str, names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(_REQUESTS) as pool:
+            for _ in pool.map(self._delete, (self.path(table, name) for name in names)):
+                pass
+
+    def _delete(self, path: str) -> None:
+        try:
+            self.filesystem.delete_file(path)
+        except FileNotFoundError:  # another compaction removed it
+            return
+
     def _put(self, table: str, name: str, data: memoryview) -> None:
         try:
             self._write(table, name, data)
@@ -304,7 +416,8 @@ class ObjectStorage(Storage):
 
     def _write(self, table: str, name: str, data: memoryview) -> None:
         with self.filesystem.open_output_stream(self.path(table, name)) as stream:
-            stream.write(data)
+            for start in range(0, len(data), _CHUNK):
+                stream.write(data[start : start + _CHUNK])
 
 
 def one_line(error: BaseException) -> str:
@@ -344,22 +457,32 @@ def _with_environment(location: str) -> str:
 
 def _write_temporary(folder: Path, data: memoryview) -> Path:
     """A synced file under a hidden name of its own; nothing is left where writing fails."""
-    temporary = folder / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
+    temporary = _temporary(folder)
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary.write_bytes(data)
+        sync(temporary)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return temporary
 
 
-def _sync_folder(folder: Path) -> None:
-    """A new name survives a power cut only when the folder is synced too."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _temporary(folder: Path) -> Path:
+    """A hidden name that no other writer has."""
+    return folder / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def _link(temporary: Path, target: Path) -> bool:
+    """Give a synced file its name, for good; False if the name is taken."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        os.link(temporary, target)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+        if target.exists():  # a file system without links: rename cannot refuse, so look first
+            return False
+        temporary.rename(target)
+    sync(target.parent)
+    return True

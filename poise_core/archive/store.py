@@ -6,7 +6,8 @@ example ``pandas.read_parquet("RUN_DIR/archive/candidates")``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from poise_core.archive.checking import find_faults, lineage_of
+from poise_core.archive.compaction import CompactedTable, compact_table
 from poise_core.archive.encoding import Row, build_table, to_parquet
 from poise_core.archive.errors import ArchiveConflictError, ArchiveError, ArchiveRowError
 from poise_core.archive.lineage import Lineage
@@ -101,14 +103,14 @@ class Archive:
         self._reader.check_version(spec)
         written = 0
         for name, data in built:
-            if self._storage.write_once(table, name, to_parquet(data)):
+            if self._write(spec, name, data):
                 written += data.num_rows
             elif not keep_existing:
                 self._compare(spec, name, data)
         return written
 
     def contains(self, table: str, **part_keys: Any) -> bool:
-        """Whether the part with these keys (all of the table's ``part_keys``) is there; costs one look-up.
+        """Whether the part with these keys (all of the table's ``part_keys``) is there, in a file of its own or compacted.
 
         Raises:
             ArchiveError: the file system does not answer.
@@ -117,7 +119,10 @@ class Archive:
         spec = _table(table)
         if set(part_keys) != set(spec.part_keys):
             raise ValueError(f"{table}: give {', '.join(spec.part_keys)}; got {', '.join(part_keys)}")
-        return self._storage.exists(table, part_name([part_keys[key] for key in spec.part_keys]))
+        name = part_name([part_keys[key] for key in spec.part_keys])
+        return self._storage.exists(table, name) or self._reader.settled(
+            lambda: self._reader.compacted.holding(spec, name) is not None
+        )
 
     def has(self, table: str) -> bool:
         """Whether the archive has this table: one made by an earlier version may lack it until a run goes on in it.
@@ -125,19 +130,17 @@ class Archive:
         Raises:
             ArchiveError: the file system does not answer.
         """
-        return self._storage.exists(_table(table).name, SCHEMA_FILE)
+        return self._storage.exists("", _table(table).name)
 
     def parts(self, table: str) -> list[dict[str, str]]:
-        """The part keys, as text, of every part of a table, from the file names alone.
+        """The part keys, as text, of every part of a table: from file names, and from the keys in compacted files.
 
         Raises:
             ArchiveError: the folder is missing or cannot be listed.
         """
         spec = _table(table)
-        values = (part_values(name) for name in self._storage.list(table))
-        return [
-            dict(zip(spec.part_keys, keys, strict=True)) for keys in values if keys and len(keys) == len(spec.part_keys)
-        ]
+        names = self._reader.settled(lambda: self._reader.all_names(spec))
+        return [dict(zip(spec.part_keys, part_values(name) or (), strict=True)) for name in names]
 
     def read(
         self, table: str, columns: Sequence[str] | None = None, *, unsealed: bool = False, **equals: Any
@@ -202,7 +205,24 @@ class Archive:
         """
         return lineage_of(self._reader)
 
-    def compact(self) -> list[str]:
+    def compact(self, say: Callable[[CompactedTable], None]) -> None:
+        """Rewrite the parts of every table into one file, two for evaluations; same rows, same readers.
+
+        Any process may read and append meanwhile and afterwards. Killed at any moment, it goes on when it is called again.
+
+        Args:
+            say: called after every table.
+
+        Raises:
+            ArchiveError: a part cannot be read, the disk is full, or another process is compacting; what was not rewritten
+                lies as it was.
+        """
+        with self._storage.compacting():
+            for table in filter(lambda table: self.has(table.name), TABLES.values()):
+                self._reader.check_version(table)
+                say(compact_table(self._storage, self._reader, table))
+
+    def refresh_snapshots(self) -> list[str]:
         """Write the snapshots that have fallen behind, so that the next process opens this archive quickly.
 
         Nothing but a derived file changes; any process may do it at any time, and none has to.
@@ -217,12 +237,12 @@ class Archive:
         for table in filter(snapshot_of, TABLES.values()):
             self._reader.check_version(table)
             sizes = {name: size for name, size in self._storage.sizes(table.name).items() if part_values(name)}
-            names = self._reader.names(table, {}, unsealed=False)
+            names = [name for name in self._reader.names(table, {}, unsealed=False) if name in sizes]
             current = load_snapshot(self._storage, table)
             known = current.sizes if current else {}
             behind = sum(known.get(name) != sizes.get(name) for name in names)
             if behind >= max(WORTH, len(names) // 10):
-                data = self._reader.cached(table, names)
+                data = self._reader.settled(partial(self._reader.known, table, names))
                 present = {name: sizes[name] for name in names if name in sizes}
                 written += [table.name] if write_snapshot(self._storage, table, data, present) else []
         return written
@@ -235,8 +255,21 @@ class Archive:
         """
         return find_faults(self._storage, self._reader)
 
+    def _write(self, table: Table, name: str, data: pa.Table) -> bool:
+        """Whether the part was written; False where its rows are there, in its own file or in a compacted one."""
+        held = self._reader.compacted.holding
+        if self._reader.settled(lambda: held(table, name)) is not None:
+            return False
+        if not self._storage.write_once(table.name, name, to_parquet(data)):
+            return False
+        if self._reader.settled(lambda: held(table, name)) is not None:
+            # between look and write another writer's part came and was compacted: that one was first
+            self._storage.remove(table.name, [name])
+            return False
+        return True
+
     def _compare(self, table: Table, name: str, given: pa.Table) -> None:
-        stored = self._reader.open(table, name).sort_by([(key, "ascending") for key in table.keys])
+        stored = self._reader.part(table, name).sort_by([(key, "ascending") for key in table.keys])
         if stored["content_digest"].equals(given["content_digest"]) and stored["row_key"].equals(given["row_key"]):
             return
         path = self._storage.shown(table.name, name)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from poise_core.cli import archive as cli_archive
 from poise_core.cli import testbed as cli_testbed
 from poise_core.cli.agents import context, cost
 from poise_core.cli.compare import compare_search
@@ -54,5 +55,6 @@ def options(
 for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, track, cost, context):
     app.command()(command)
 app.command()(compare_search)
+app.add_typer(cli_archive.app)
 app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)
 app.command(rich_help_panel="Testbed")(cli_testbed.build_policy)

@@ -137,7 +137,7 @@ class Evolution:
             if not chosen:
                 raise EvolutionError(f"nothing to select parents from: {self._why_no_scores()}")
             self.run.archive.append("selections", self._selection_rows(generation, chosen, bonuses))
-            self.run.archive.compact()
+            self.run.archive.refresh_snapshots()
         rows = self.run.archive.rows("selections", protocol=protocol, arm=ARM, generation=generation, selected=True)
         places = [
             Place(generation, slot, row["candidate_id"], names[row["candidate_id"]], repeat, row["reason"] or "")

@@ -102,7 +102,7 @@ def test_a_filled_archive_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -
 def test_snapshots_are_put_whole_and_used(store: str) -> None:
     archive = Archive(store).initialise()
     archive.append("candidates", [one(f"c-{number}") for number in range(WORTH + 1)])
-    assert archive.compact() == ["candidates"]
+    assert archive.refresh_snapshots() == ["candidates"]
     assert any(path.endswith(SNAPSHOT_FILE) for path in objects(store))
     assert len(Archive(store).rows("candidates")) == WORTH + 1
     assert archive.check() == []
@@ -187,6 +187,51 @@ def test_of_two_puts_at_one_time_one_learns_that_it_lost(store: str, monkeypatch
     assert [row["name"] for row in Archive(store).rows("candidates")] == ["Second"]
 
 
+def test_compaction_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -> None:
+    on_disk, protocol = samples.filled_archive(tmp_path)
+    archive = samples.fill(Archive(store).initialise(), protocol)
+    reader = Archive(store)
+    reader.rows("candidates")
+    for turn in range(3):
+        for each in (archive, on_disk):
+            each.append("candidates", [one(f"c-{turn}")])
+            each.append("trajectories", trajectory_rows(f"c-{turn}", "p", 0, samples.make_steps(5, turn)))
+            each.compact(lambda _: None)
+        for each in (archive, reader, Archive(store)):
+            assert digests(each) == digests(on_disk)
+        assert len([path for path in objects(store) if "/compacted/" in path]) == len(
+            list((tmp_path / "archive").rglob("compacted/*"))
+        )
+        assert [path for path in objects(store) if "candidates/part-" in path] == []
+        assert archive.append("candidates", [one(f"c-{turn}")]) == 0
+        with pytest.raises(ArchiveConflictError, match="holds other content in name"):
+            Archive(store).append("candidates", [one(f"c-{turn}", "Other")])
+    assert archive.check() == []
+
+
+def test_two_compactions_at_once_lose_nothing(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object store has no lock: the second begins when the first has listed, and ends before the first publishes."""
+    archive = Archive(store).initialise()
+    archive.append("candidates", [one(f"c-{number}") for number in range(4)])
+    publish, other = ObjectStorage._publish, threading.Event()
+
+    def overtaken(self: ObjectStorage, *arguments: Any) -> bool:
+        if not other.is_set():
+            other.set()
+            second = Archive(store)
+            second.append("candidates", [one("c-4")])
+            second.compact(lambda _: None)
+        return publish(self, *arguments)
+
+    monkeypatch.setattr(ObjectStorage, "_publish", overtaken)
+    archive.compact(lambda _: None)
+    assert [row["row_key"] for row in Archive(store).rows("candidates")] == [f"c-{number}" for number in range(5)]
+    archive.compact(lambda _: None)
+    assert [row["row_key"] for row in Archive(store).rows("candidates")] == [f"c-{number}" for number in range(5)]
+    assert len([path for path in objects(store) if "candidates/compacted/" in path]) == 1
+    assert archive.check() == []
+
+
 def write_shared(uri: str, writer: int, begin: Any) -> None:
     """One of eight writers: five parts that all write alike, six of its own."""
     archive = Archive(uri).initialise()
@@ -195,7 +240,7 @@ def write_shared(uri: str, writer: int, begin: Any) -> None:
     for number in range(5):
         archive.append("candidates", [one(f"shared-{number}")])
         archive.append("trajectories", trajectory_rows(f"own-{writer}", "p", number, samples.make_steps(20, number)))
-        archive.compact()
+        archive.refresh_snapshots()
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def snapshot(archive: Archive, table: str = "candidates") -> Path:
 
 def test_a_fresh_process_opens_one_file_and_reads_the_same(archive: Archive, opened: list[str]) -> None:
     before = archive.rows("candidates")
-    assert archive.compact() == ["candidates"]
+    assert archive.refresh_snapshots() == ["candidates"]
     archive.append("candidates", [row(COUNT)])
     opened.clear()
     fresh = Archive(archive.root)
@@ -68,18 +68,18 @@ def test_a_fresh_process_opens_one_file_and_reads_the_same(archive: Archive, ope
 
 
 def test_it_is_written_when_it_has_fallen_behind_only(archive: Archive) -> None:
-    assert archive.compact() == ["candidates"]
-    assert archive.compact() == []
+    assert archive.refresh_snapshots() == ["candidates"]
+    assert archive.refresh_snapshots() == []
     archive.append("candidates", [row(number) for number in range(COUNT, COUNT + WORTH - 1)])
-    assert archive.compact() == []
+    assert archive.refresh_snapshots() == []
     archive.append("candidates", [row(COUNT + WORTH)])
-    assert archive.compact() == ["candidates"]
+    assert archive.refresh_snapshots() == ["candidates"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "rubbish", "another file", "missing"])
 def test_a_snapshot_that_cannot_be_read_is_passed_over_and_made_anew(archive: Archive, damage: str) -> None:
     before = archive.rows("candidates")
-    archive.compact()
+    archive.refresh_snapshots()
     path = snapshot(archive)
     whole = path.read_bytes()
     if damage == "missing":
@@ -91,12 +91,12 @@ def test_a_snapshot_that_cannot_be_read_is_passed_over_and_made_anew(archive: Ar
     fresh = Archive(archive.root)
     assert fresh.rows("candidates") == before
     assert fresh.check() == []
-    assert fresh.compact() == ["candidates"]
+    assert fresh.refresh_snapshots() == ["candidates"]
     assert Archive(archive.root).rows("candidates") == before
 
 
 def test_a_part_that_is_gone_or_changed_is_not_covered_up(archive: Archive) -> None:
-    archive.compact()
+    archive.refresh_snapshots()
     folder = snapshot(archive).parent
     part = folder / "part-c-5.parquet"
     whole = part.read_bytes()
@@ -112,7 +112,7 @@ def test_a_part_that_is_gone_or_changed_is_not_covered_up(archive: Archive) -> N
 
 
 def test_a_snapshot_that_says_something_else_is_found_by_the_check(archive: Archive) -> None:
-    archive.compact()
+    archive.refresh_snapshots()
     path = snapshot(archive)
     table = pq.read_table(path)
     names = table.schema.names
@@ -128,14 +128,14 @@ def test_the_sealed_split_never_enters(tmp_path: Path) -> None:
             evaluation = samples.make_evaluation(protocol, 0.4, number, split)
             archive.append("evaluations", evaluation_rows("grpo-0", protocol.digest, evaluation))
     archive.rows("evaluations", unsealed=True)  # the cache holds both
-    assert archive.compact() == ["evaluations"]
+    assert archive.refresh_snapshots() == ["evaluations"]
     stored = pq.read_table(snapshot(archive, "evaluations"))
     assert set(stored["split"].to_pylist()) == {"search"}
     assert not any("report" in name for name in json.loads(stored.schema.metadata[b"poise.part_sizes"]))
     fresh = Archive(archive.root)
     assert {r["split"] for r in fresh.rows("evaluations")} == {"search"}
     assert len(fresh.rows("evaluations", unsealed=True)) == 2 * len(fresh.rows("evaluations"))
-    assert archive.compact() == []
+    assert archive.refresh_snapshots() == []
 
 
 def test_nobody_but_the_archive_sees_it_and_a_full_disk_only_means_no_snapshot(
@@ -143,7 +143,7 @@ def test_nobody_but_the_archive_sees_it_and_a_full_disk_only_means_no_snapshot(
 ) -> None:
     import pandas
 
-    archive.compact()
+    archive.refresh_snapshots()
     snapshot(archive).unlink()
 
     def full(self: DiskStorage, *_: object) -> None:
@@ -151,8 +151,8 @@ def test_nobody_but_the_archive_sees_it_and_a_full_disk_only_means_no_snapshot(
 
     with monkeypatch.context() as patch:
         patch.setattr(DiskStorage, "replace", full)
-        assert archive.compact() == []
-    archive.compact()
+        assert archive.refresh_snapshots() == []
+    archive.refresh_snapshots()
     assert len(pandas.read_parquet(snapshot(archive).parent)) == COUNT
     assert sorted(p.name for p in snapshot(archive).parent.glob(".*")) == [SNAPSHOT_FILE]
 
@@ -160,7 +160,7 @@ def test_nobody_but_the_archive_sees_it_and_a_full_disk_only_means_no_snapshot(
 def test_it_works_behind_a_pyarrow_file_system(archive: Archive, tmp_path: Path) -> None:
     remote = Archive("archive", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()))
     before = remote.rows("candidates")
-    assert remote.compact() == ["candidates"]
+    assert remote.refresh_snapshots() == ["candidates"]
     again = Archive("archive", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()))
     assert again.rows("candidates") == before
 

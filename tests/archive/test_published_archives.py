@@ -1,0 +1,40 @@
+"""The archives that lie beside the pages of results: few files, whole, and readable by anybody."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from poise_core.archive import TABLES, Archive
+from poise_core.run_directory import RunDirectory
+
+RESULTS = Path(__file__).parents[2] / "docs" / "results"
+PUBLISHED = sorted(path.parent for path in RESULTS.glob("*/preset.yaml"))
+LAPTOP_64 = {
+    "candidates": 65, "proposals": 252, "verifications": 64, "evaluations": 972, "trajectories": 8700, "reflections": 64,
+    "selections": 651, "failures": 0, "rungs": 125, "replications": 1, "calls": 0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_a_published_run_is_at_most_a_dozen_files_and_every_row_matches_its_digest(folder: Path) -> None:
+    assert len([path for path in folder.rglob("*") if path.is_file()]) <= 12
+    archive = RunDirectory.read(folder).archive
+    assert archive.check() == []
+    assert all(archive.read(table, unsealed=True).schema == TABLES[table].schema for table in TABLES)
+
+
+def test_the_rows_of_the_headline_run_are_all_there() -> None:
+    root = RESULTS / "laptop-64" / "archive"
+    archive = Archive(root)
+    assert {table: archive.read(table, unsealed=True).num_rows for table in TABLES} == LAPTOP_64
+    for table, count in LAPTOP_64.items():
+        if (root / table).exists():
+            frame = pd.read_parquet(root / table)
+            assert len(frame) == frame["row_key"].nunique() == count
+    parents = {row["candidate_id"]: row["parent_ids"] for row in archive.rows("candidates")}
+    assert sum(not given for given in parents.values()) == 2  # GRPO and the base policy
+    assert all(json.loads(row["report"]) for row in archive.rows("verifications"))
