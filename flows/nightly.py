@@ -29,7 +29,7 @@ from tasks.reports import evidence_of, leave_nightly_report, update_tracking
 from tasks.session import chosen_preset, evolution_session, next_generation
 
 
-@flow(name="nightly-generation", flow_run_name="night of {run_dir}", task_runner=WORKERS)
+@flow(name="nightly-generation", flow_run_name="nightly run of {run_dir}", task_runner=WORKERS)
 @with_typed_end
 def nightly_generation(
     run_dir: Text = "runs/nightly",

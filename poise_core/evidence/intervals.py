@@ -59,7 +59,7 @@ class Interval:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Interval:
-        """What :meth:`to_dict` has written."""
+        """From what ``to_dict`` has written."""
         low, high = plain["low"], plain["high"]
         bounds = (-math.inf if low is None else low, math.inf if high is None else high)
         return cls(plain["estimate"], *bounds, plain["seeds"])

@@ -1,6 +1,6 @@
 """What a run may say of its candidates, read from the archive once and handed to every view.
 
-A command, a page or a sync loads one :class:`RunEvidence` and shows that: all its numbers are of the same moment, and what is
+A command, a page or a sync loads one ``RunEvidence`` and shows that: all its numbers are of the same moment, and what is
 expensive (the noise floor, the declarations, every interval) is computed when it is first asked for and then kept.
 """
 
@@ -28,7 +28,7 @@ STOPPED_AT = {"proxy": "stopped at the proxy", "first": "stopped at one seed", "
 
 @dataclass(frozen=True, eq=False)
 class RunEvidence:
-    """The evidence of one protocol, as of the moment of :meth:`load`; the sealed split stays closed."""
+    """The evidence of one protocol, as of the moment of ``load``; the sealed split stays closed."""
 
     archive: Archive  # for what only one view asks for: curves, proposals, reflections
     protocol: Protocol

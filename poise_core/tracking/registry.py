@@ -95,7 +95,7 @@ def push_versions(
         client: an ``MlflowClient``.
         experiment: name of the experiment that the runs are in.
         protocol: of the experiment.
-        plans: from :func:`plan_versions`.
+        plans: from ``plan_versions``.
         run_ids: id of its run for every candidate of the archive.
 
     Returns:

@@ -110,8 +110,9 @@ def test_a_candidate_that_fails_with_fresh_seeds_is_no_champion(tmp_path: Path, 
     laboratory.fail[name] = CandidateFailure(FailureKind.DIVERGED, "train", "NaN")
     row = Replication(evolution.run, best).carry_out()
     assert (row["outcome"], row["delta"]) == ("failed", None)
-    assert view_candidate(evolution.run.archive, evolution.preset.protocol, best).state == "refuted"
-    assert view_candidate(evolution.run.archive, evolution.preset.protocol, best).overall is not None
+    view = view_candidate(RunEvidence.load(evolution.run.archive, evolution.preset.protocol), best)
+    assert view.state == "refuted"
+    assert view.overall is not None
 
 
 def test_killed_after_every_write_it_goes_on_and_trains_nothing_twice(tmp_path: Path, laboratory: Laboratory) -> None:

@@ -162,7 +162,7 @@ def test_plans_name_parents_before_children_and_follow_content(filled: tuple) ->
         assert plan.parent_key is None or plan.parent_key in seen
         seen.add(plan.key)
     states = {plan.key: plan.state for plan in plans}
-    assert {plan.key: plan.state for plan in plan_runs(Archive(archive.root), protocol)} == states
+    assert {plan.key: plan.state for plan in plan_runs(RunEvidence.load(Archive(archive.root), protocol))} == states
     extra = samples.make_evaluation(protocol, 0.45, 7)
     archive.append("evaluations", evaluation_rows(samples.GRPO, protocol.digest, extra))
     changed = {

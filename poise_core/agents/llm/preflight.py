@@ -11,6 +11,7 @@ from poise_core.agents.llm.ledger import cost, price_table
 from poise_core.agents.llm.literature import LiteratureError, load_notes
 from poise_core.agents.llm.prompts import SHIPPED, PromptError, load_prompt
 from poise_core.config.agents import ROLES, AgentSettings
+from poise_core.evidence.format import format_tokens
 
 TYPICAL_INPUT_TOKENS, TYPICAL_OUTPUT_TOKENS = 7000, 2000
 """Of one call, for the lower end of a forecast: contract, parent and evidence in, one form out."""
@@ -73,7 +74,8 @@ class Forecast:
 
     def __str__(self) -> str:
         """One line."""
-        text = f"{self.calls[0]} to {self.calls[1]} calls, {_short(self.tokens[0])} to {_short(self.tokens[1])} tokens"
+        fewest, most = map(format_tokens, self.tokens)
+        text = f"{self.calls[0]} to {self.calls[1]} calls, {fewest} to {most} tokens"
         if not self.unpriced:
             return f"{text}, {self.dollars[0]:.2f} to {self.dollars[1]:.2f} dollars"
         return f"{text}, no price known for {', '.join(self.unpriced)}"
@@ -117,7 +119,3 @@ def forecast(
             if price is None:
                 unpriced[own.model] = None
     return Forecast((calls[0], calls[1]), (tokens[0], tokens[1]), (dollars[0], dollars[1]), tuple(unpriced))
-
-
-def _short(tokens: int) -> str:
-    return f"{tokens / 1e6:.1f} M" if tokens >= 1_000_000 else f"{tokens / 1000:.0f} k"
