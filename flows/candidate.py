@@ -10,7 +10,7 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.evolve import WORKERS, climb, here
+from flows.evolve import WORKERS, here, submit_steps
 from flows.forms import Seeds, Text
 from poise_core.archive import ArchiveError
 from poise_core.evolution.trials import MANUAL_ARM
@@ -18,7 +18,7 @@ from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.views.nightly import candidate_headline
 from tasks.outcomes import raise_for_the_candidate, with_typed_end
 from tasks.reports import update_tracking
-from tasks.session import candidate_session, find_subject, make_run
+from tasks.session import candidate_session, find_candidate_ref, make_run
 from tasks.stages import admit
 
 
@@ -26,7 +26,7 @@ def _label() -> str:
     """``gen-03/VM-AV``; ``manual/NAME`` for a file that the run does not know yet."""
     given = flow_run.parameters
     try:
-        return find_subject(RunDirectory.read(given["run_dir"]).archive, given["candidate"]).label
+        return find_candidate_ref(RunDirectory.read(given["run_dir"]).archive, given["candidate"]).label
     except (RunDirectoryError, ArchiveError):
         return f"manual/{Path(given['candidate']).stem}"
 
@@ -50,13 +50,11 @@ def evaluate_candidate(
     make_run(run_dir, preset)
     with candidate_session(run_dir, seeds) as evolution:
         file = Path(candidate)
-        subject = evolution.trials.adopt(file) if file.is_file() else find_subject(evolution.run.archive, candidate)
-        admitted = admit.submit(run_dir, subject)
-        first, *further = here(evolution.rungs if subject.generation else ("all",))
-        measured, _ = climb(run_dir, [first.submit(run_dir, admitted)], further)
+        ref = evolution.trials.adopt(file) if file.is_file() else find_candidate_ref(evolution.run.archive, candidate)
+        admitted = admit.submit(run_dir, ref)
+        first, *further = here(evolution.rungs if ref.generation else ("all",))
+        measured, _ = submit_steps(run_dir, [first.submit(run_dir, admitted)], further)
         raise_for_the_candidate([admitted, *measured])
-        if evolution.run.archive.rows("candidates", candidate_id=subject.candidate_id, arm=MANUAL_ARM):
+        if evolution.run.archive.rows("candidates", candidate_id=ref.candidate_id, arm=MANUAL_ARM):
             update_tracking.submit(run_dir).wait()  # of its own candidates the evolution reports
-        return Completed(
-            message=candidate_headline(evolution.run.archive, evolution.preset.protocol, subject.candidate_id)
-        )
+        return Completed(message=candidate_headline(evolution.run.archive, evolution.preset.protocol, ref.candidate_id))

@@ -96,7 +96,7 @@ def establish_baseline(run_dir: str) -> PrefectFuture[str]:
         verified = verify_baseline.submit(run_dir)
         steps = measurement(evolution, rungs=("all",))
         first = steps[0].submit(run_dir, verified)
-        measured, scored = climb(run_dir, [first], steps[1:])
+        measured, scored = submit_steps(run_dir, [first], steps[1:])
         reflected = reflect.submit(run_dir, verified, allow_failure(scored[0]))
         raise_for_the_run([untrained, verified, *measured, reflected])
         return update_tracking.submit(run_dir, reflected)
@@ -112,11 +112,11 @@ def generation(run_dir: str, number: int) -> State[Any]:
         children: Futures = []
         begun: Futures = []
         child = None
-        for place in select_parents(run_dir, number):  # admitted one after the other: each sees the ideas before it
-            ideas = propose.submit(run_dir, place, allow_failure(child))
-            ranked = screen.submit(run_dir, place, ideas)
-            draft = implement.submit(run_dir, place, ranked)
-            child = verify.submit(run_dir, place, draft)
+        for slot in select_parents(run_dir, number):  # admitted one after the other: each sees the ideas before it
+            ideas = propose.submit(run_dir, slot, allow_failure(child))
+            ranked = screen.submit(run_dir, slot, ideas)
+            draft = implement.submit(run_dir, slot, ranked)
+            child = verify.submit(run_dir, slot, draft)
             designed += [ideas, ranked, draft]
             children.append(child)
             begun.append(first.submit(run_dir, child))
@@ -126,7 +126,7 @@ def generation(run_dir: str, number: int) -> State[Any]:
             versions = [repair.submit(run_dir, *pair) for pair in zip(versions, map(allow_failure, begun), strict=True)]
             designed += versions
             begun = [first.submit(run_dir, one) for one in versions]
-        measured, scored = climb(run_dir, begun, further)
+        measured, scored = submit_steps(run_dir, begun, further)
         reflected = [reflect.submit(run_dir, *pair) for pair in zip(children, map(allow_failure, scored), strict=True)]
         raise_for_the_run([*designed, *children, *measured, *reflected])
         show_leaderboard.submit(run_dir, reflected).wait()
@@ -159,7 +159,7 @@ def here(rungs: Sequence[str]) -> list[Step]:
     return [Step(task, rung) for rung in rungs for task in (train, evaluate)]
 
 
-def climb(run_dir: str, begun: Futures, further: Sequence[Step]) -> tuple[Futures, Futures]:
+def submit_steps(run_dir: str, begun: Futures, further: Sequence[Step]) -> tuple[Futures, Futures]:
     """All candidates take the next step, then the one after it.
 
     Args:

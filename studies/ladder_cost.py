@@ -26,7 +26,7 @@ from poise_core.evidence.intervals import Interval
 from poise_core.evidence.racing import proxy_reward
 from poise_core.evidence.rankings import rank_correlation
 from poise_core.evidence.stopping import Referee
-from poise_core.evolution import Evolution, Subject
+from poise_core.evolution import CandidateRef, Evolution
 from poise_core.run_directory import RunDirectory
 from poise_core.search.nodes import NodeRecord, shrunken_scores
 from studies.record import first_children
@@ -115,7 +115,7 @@ def read_run(run: RunDirectory, ladder: LadderSpec, children: int | None = None)
         # the archive keeps of a stopped one the steps that it was stopped at; it was trained on since then
         for seed in seeds:
             if 0 < len(steps.get(seed, [])) < protocol.training.steps:
-                steps[seed] = trials.unfinished_trajectory(Subject.of_row(row), seed)[0]
+                steps[seed] = trials.unfinished_trajectory(CandidateRef.of_row(row), seed)[0]
         whole = {seed: rows for seed, rows in steps.items() if len(rows) == protocol.training.steps}
         if name in failed or not set(seeds) <= overalls.keys() & whole.keys():
             continue
@@ -140,7 +140,7 @@ def _tokens(rows: Sequence[Mapping[str, float]]) -> int:
     return int(sum(row.get("tokens") or 0 for row in rows))
 
 
-def climb(
+def run_ladder(
     candidates: Sequence[Recorded], baseline: Recorded, seeds: Sequence[int], ladder: LadderSpec
 ) -> tuple[dict[str, tuple[int, ...]], int]:
     """Seeds that each candidate is scored with, none where it ends at the proxy, and training tokens without the baseline's."""
@@ -212,7 +212,7 @@ def replay(
         everything.tokens.append(cost)
         everything.regrets.append(regret)
         for spec, out in ladders:
-            kept, spent = climb(some, recorded[baseline], seeds, spec)
+            kept, spent = run_ladder(some, recorded[baseline], seeds, spec)
             found = best - truth[select(recorded, kept)]
             out.tokens.append(float(spent))
             out.regrets.append(found)

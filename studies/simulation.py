@@ -211,7 +211,7 @@ def simulate(
             shift, std = world.shift_for(total), float(rng.choice(stds))
             draws = shift + world.seed_shift(std) * rng.normal(size=seeds)
             child.rewards = {seed: proxy_slope * total + PROXY_STD * float(rng.normal()) for seed in range(seeds)}
-            run.trainings += _climb(world, rng, referee, child, draws)
+            run.trainings += _measure(world, rng, referee, child, draws)
             run.effects[child.name] = total
             everyone[child.name] = child
     measured = {name: one.evaluations for name, one in everyone.items() if one.evaluations}
@@ -236,8 +236,8 @@ def _referee(ladder: LadderSpec, seeds: int, known: Mapping[str, _Child]) -> Ref
     return Referee.learn(ladder, range(seeds), [BASELINE], rewards, overalls, {})
 
 
-def _climb(world: World, rng: np.random.Generator, referee: Referee | None, child: _Child, draws: Array) -> float:
-    """Measure one child as far as it climbs; the whole trainings that it cost. Rewards not seen are forgotten.
+def _measure(world: World, rng: np.random.Generator, referee: Referee | None, child: _Child, draws: Array) -> float:
+    """Measure one child as far as the ladder lets it; the whole trainings that it cost. Rewards not seen are forgotten.
 
     Args:
         world: the testbed.

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from poise_core.evolution import Evolution, Subject
+from poise_core.evolution import CandidateRef, Evolution
 from poise_core.failures import Cancelled, InfrastructureError
 from tasks.server_faults import infrastructure_faults
 from tasks.session import current_evolution
@@ -23,8 +23,8 @@ CANCEL_SECONDS = 20.0
 """How long the end of a cancelled run is waited for: its worker gives it as long to end its training."""
 
 
-@stage("{subject.label}/elsewhere")
-def evaluate_elsewhere(run_dir: str, subject: Subject) -> Subject:
+@stage("{candidate.label}/elsewhere")
+def evaluate_elsewhere(run_dir: str, candidate: CandidateRef) -> CandidateRef:
     """Have the candidate trained and evaluated by a worker; a failure of the candidate is raised as if it had happened here.
 
     Raises:
@@ -34,25 +34,25 @@ def evaluate_elsewhere(run_dir: str, subject: Subject) -> Subject:
         Cancelled: it was cancelled, or this run was.
     """
     evolution = current_evolution(run_dir)
-    if evolution.ended(subject) and evolution.trials.failure(subject) is None:
-        return subject  # what was repaired or read back need not travel again
+    if evolution.ended(candidate) and evolution.trials.failure(candidate) is None:
+        return candidate  # what was repaired or read back need not travel again
     with infrastructure_faults():
-        state = _carried_out(evolution, subject)
-    if failure := evolution.trials.failure(subject):
+        state = _carried_out(evolution, candidate)
+    if failure := evolution.trials.failure(candidate):
         raise failure
     if state.is_cancelled():
-        raise Cancelled(f"the flow run of {subject.label} was cancelled")
+        raise Cancelled(f"the flow run of {candidate.label} was cancelled")
     if not state.is_completed():
-        raise InfrastructureError(f"the flow run of {subject.label} ended as {state.name}: {state.message}")
-    return subject
+        raise InfrastructureError(f"the flow run of {candidate.label} ended as {state.name}: {state.message}")
+    return candidate
 
 
-def _carried_out(evolution: Evolution, subject: Subject) -> Any:
+def _carried_out(evolution: Evolution, candidate: CandidateRef) -> Any:
     """The final state of the candidate's flow run."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
-        run = _found_or_started(client, evolution, subject)
+        run = _found_or_started(client, evolution, candidate)
         while (state := client.read_flow_run(run).state) is None or not state.is_final():
             if evolution.stopped:
                 return _cancelled(client, run, evolution.stop_reason)
@@ -60,7 +60,7 @@ def _carried_out(evolution: Evolution, subject: Subject) -> Any:
         return state
 
 
-def _found_or_started(client: Any, evolution: Evolution, subject: Subject) -> UUID:
+def _found_or_started(client: Any, evolution: Evolution, candidate: CandidateRef) -> UUID:
     """The flow run of this candidate that is still going, or a new one."""
     from prefect.exceptions import ObjectNotFound
     from prefect.states import Scheduled
@@ -74,11 +74,11 @@ def _found_or_started(client: Any, evolution: Evolution, subject: Subject) -> UU
     while True:  # ends at the first key that was not used yet, at the latest
         run = client.create_flow_run_from_deployment(
             deployment.id,
-            name=subject.label,
-            parameters={"run_dir": str(evolution.run.path), "candidate": subject.candidate_id},
-            tags=[f"gen-{subject.generation:02d}"],
+            name=candidate.label,
+            parameters={"run_dir": str(evolution.run.path), "candidate": candidate.candidate_id},
+            tags=[f"gen-{candidate.generation:02d}"],
             state=Scheduled(message=f"for the evolution in {evolution.run.path}"),
-            idempotency_key=f"{evolution.run.path}:{subject.candidate_id}:{attempt}",
+            idempotency_key=f"{evolution.run.path}:{candidate.candidate_id}:{attempt}",
             parent_task_run_id=_task_run(),
         )
         if run.state is None or not run.state.is_final():

@@ -13,7 +13,7 @@ from pathlib import Path
 from poise_core.agents.llm.ledger import Allowance
 from poise_core.archive import Archive
 from poise_core.config import Preset, load_preset, with_overrides
-from poise_core.evolution import Event, Evolution, Observer, Subject, default_roles
+from poise_core.evolution import CandidateRef, Event, Evolution, Observer, default_roles
 from poise_core.evolution.events import ignore
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.views import find_candidate
@@ -123,14 +123,14 @@ def make_run(run_dir: str | Path, preset: str) -> None:
         RunDirectory.open(run_dir, load_preset(preset)).close()
 
 
-def find_subject(archive: Archive, wanted: str) -> Subject:
+def find_candidate_ref(archive: Archive, wanted: str) -> CandidateRef:
     """The candidate with this id, name, or beginning of an id.
 
     Raises:
         ArchiveError: none or several match.
     """
     (row,) = archive.rows("candidates", candidate_id=find_candidate(archive, wanted))
-    return Subject.of_row(row)
+    return CandidateRef.of_row(row)
 
 
 @contextmanager

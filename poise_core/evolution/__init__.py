@@ -3,21 +3,21 @@
 from poise_core.evolution.events import Event, Observer
 from poise_core.evolution.evolution import Evolution, EvolutionError
 from poise_core.evolution.ladder import Ladder, Rung
-from poise_core.evolution.records import Draft, Place
+from poise_core.evolution.records import ChildSlot, Draft
 from poise_core.evolution.roles import Roles, default_roles
-from poise_core.evolution.trials import Subject, Trials
+from poise_core.evolution.trials import CandidateRef, Trials
 
 __all__ = [
+    "CandidateRef",
+    "ChildSlot",
     "Draft",
     "Event",
     "Evolution",
     "EvolutionError",
     "Ladder",
     "Observer",
-    "Place",
     "Roles",
     "Rung",
-    "Subject",
     "Trials",
     "default_roles",
 ]

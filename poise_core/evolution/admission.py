@@ -1,12 +1,12 @@
-"""The places of a generation: from the evidence about a parent to a file that the gate admits, and back to its author.
+"""The slots of a generation: from the evidence about a parent to a file that the gate admits, and back to its author.
 
 Two bounded loops. Inner: the gate's report on a file goes back to the implementer (``search.revisions``), then the next-ranked
 idea has its turn (``search.ideas_tried``). Outer: a training that shows a clear fault in its first steps goes back as well, and the
 revised file of the same proposal passes the gate and trains as a candidate of its own (``search.repairs``); the failed one
-stays, with its failure. Every answer is a draft, numbered in its place and recorded before anybody acts on it.
+stays, with its failure. Every answer is a draft, numbered in its slot and recorded before anybody acts on it.
 
-Repairs of a generation run beside the admission of its later places. So that nobody's speed decides anything, a repaired file
-is seen by later generations only, and is compared with what the gate had admitted before its own place.
+Repairs of a generation run beside the admission of its later slots. So that nobody's speed decides anything, a repaired file
+is seen by later generations only, and is compared with what the gate had admitted before its own slot.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from poise_core.archive import failure_row, proposal_id, proposal_row
 from poise_core.evolution.early_faults import clear_fault
 from poise_core.evolution.events import announced
 from poise_core.evolution.history import Memory
-from poise_core.evolution.records import Draft, Place, failure_from_dict, failure_to_dict, load_record
+from poise_core.evolution.records import ChildSlot, Draft, failure_from_dict, failure_to_dict, load_record
 from poise_core.evolution.roles import Roles
-from poise_core.evolution.trials import Subject, Trials
+from poise_core.evolution.trials import CandidateRef, Trials
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 
 
 class Admission:
-    """The stages of every place up to its admitted child; what has finished is read back."""
+    """The stages of every slot up to its admitted child; what has finished is read back."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Admission:
         roles: Roles,
         *,
         first_seed: int,
-        context: Callable[[Place], ProposalContext],
+        context: Callable[[ChildSlot], ProposalContext],
         seed: Callable[..., int],
     ) -> None:
         """Bind to a run.
@@ -52,8 +52,8 @@ class Admission:
             memory: of the run.
             roles: who proposes, screens and implements.
             first_seed: the training seed whose first steps show early faults.
-            context: what the roles may know at a place.
-            seed: of the run's seed, for a purpose and a place.
+            context: what the roles may know at a slot.
+            seed: of the run's seed, for a purpose and a slot.
         """
         self.trials, self.memory, self.roles, self.context = trials, memory, roles, context
         self.run, self.archive = trials.run, trials.archive
@@ -62,32 +62,32 @@ class Admission:
 
     # ideas
 
-    def propose(self, place: Place) -> list[Proposal]:
-        """Ideas for a child of the place's parent."""
-        path = self._folder(place) / "proposals.json"
+    def propose(self, slot: ChildSlot) -> list[Proposal]:
+        """Ideas for a child of the slot's parent."""
+        path = self._folder(slot) / "proposals.json"
         stored = load_record(path)
         if stored is None:
-            with self._stage("propose", place.label, place.generation) as say:
-                context = self.context(place)
-                seed = self._seed("propose", place.generation, place.slot)
+            with self._stage("propose", slot.label, slot.generation) as say:
+                context = self.context(slot)
+                seed = self._seed("propose", slot.generation, slot.number)
                 try:
                     proposals = self.roles.proposer.propose(context, self.search.proposals, seed)
                 except CandidateFailure as failure:
-                    self._record_failure(place, failure, *child_to_be(place))
+                    self._record_failure(slot, failure, *child_to_be(slot))
                     proposals = []
                 stored = [proposal.model_dump(mode="json") for proposal in proposals]
                 write_record(path, stored)
                 say(", ".join(proposal.name for proposal in proposals) or "nothing new")
         return [Proposal.model_validate(document) for document in stored]
 
-    def screen(self, place: Place) -> list[int]:
+    def screen(self, slot: ChildSlot) -> list[int]:
         """Indices of the feasible proposals, best first, as many as may be implemented."""
-        path = self._folder(place) / "screening.json"
+        path = self._folder(slot) / "screening.json"
         stored = load_record(path)
         if stored is None:
-            proposals = self.propose(place)
-            with self._stage("screen", place.label, place.generation) as say:
-                ranked = self.roles.screener.rank(proposals, self.context(place))
+            proposals = self.propose(slot)
+            with self._stage("screen", slot.label, slot.generation) as say:
+                ranked = self.roles.screener.rank(proposals, self.context(slot))
                 stored = [
                     {
                         "index": proposals.index(one.proposal),
@@ -105,8 +105,8 @@ class Admission:
 
     # the inner loop: the gate
 
-    def implement(self, place: Place, refused: Draft | None = None) -> Draft:
-        """A candidate file for the place: of the best idea, or the next try after a refused one.
+    def implement(self, slot: ChildSlot, refused: Draft | None = None) -> Draft:
+        """A candidate file for the slot: of the best idea, or the next try after a refused one.
 
         Up to ``search.revisions`` further drafts answer the gate's report on the same idea, where the implementer has an
         answer; then the next-ranked idea has its turn, ``search.ideas_tried`` at most.
@@ -115,19 +115,19 @@ class Admission:
             CandidateFailure: no idea is left.
         """
         number = refused.number + 1 if refused else 0
-        draft = self._draft(place, number)
+        draft = self._draft(slot, number)
         while draft is not None and draft.failure is not None:
             number += 1
-            draft = self._draft(place, number)
+            draft = self._draft(slot, number)
         if draft is None:
-            self._settle(place)
-            failure = CandidateFailure(FailureKind.REJECTED, "implement", self._why_no_child(place))
-            if not self.drafts(place):  # otherwise every draft has a row of its own
-                self._record_failure(place, failure, *child_to_be(place))
+            self._settle(slot)
+            failure = CandidateFailure(FailureKind.REJECTED, "implement", self._why_no_child(slot))
+            if not self.drafts(slot):  # otherwise every draft has a row of its own
+                self._record_failure(slot, failure, *child_to_be(slot))
             raise failure
         return draft
 
-    def verify(self, place: Place, draft: Draft) -> Subject:
+    def verify(self, slot: ChildSlot, draft: Draft) -> CandidateRef:
         """The first draft that the gate admits, beginning with this one.
 
         Raises:
@@ -136,22 +136,22 @@ class Admission:
         """
         while True:
             try:
-                subject = self._admit(place, draft)
+                candidate = self._admit(slot, draft)
             except CandidateFailure:
-                draft = self.implement(place, draft)
+                draft = self.implement(slot, draft)
             else:
-                self._settle(place)
-                return subject
+                self._settle(slot)
+                return candidate
 
     # the outer loop: the first steps of training
 
-    def rounds(self, places: Sequence[Place]) -> int:
-        """How often children of these places may go back to their authors: the preset's bound, 0 where nobody could
+    def rounds(self, slots: Sequence[ChildSlot]) -> int:
+        """How often children of these slots may go back to their authors: the preset's bound, 0 where nobody could
         answer, and never less than what is on record."""
-        recorded = [len(_repaired(self.drafts(place))) for place in places]
+        recorded = [len(_repaired(self.drafts(slot))) for slot in slots]
         return max([self.search.repairs if self.roles.implementer.revises else 0, *recorded])
 
-    def repair(self, subject: Subject) -> Subject:
+    def repair(self, candidate: CandidateRef) -> CandidateRef:
         """The child to go on with: the same where nothing failed, otherwise a revised file that the gate has admitted.
 
         Raises:
@@ -159,61 +159,63 @@ class Admission:
                 or its repairs are used up, or no answer was admitted. It is the recorded failure of the training.
             InfrastructureError: the gate could not run, or a model cannot be used.
         """
-        failure = self.trials.failure(subject)
+        failure = self.trials.failure(candidate)
         if failure is None:
-            return subject
-        place = self._place(subject)
-        if place is None:  # not made by this search
+            return candidate
+        slot = self._slot(candidate)
+        if slot is None:  # not made by this search
             raise failure
-        number = 1 + max(draft.number for draft in self.drafts(place) if draft.candidate_id == subject.candidate_id)
-        while (draft := self._repair_draft(place, number, subject, failure)) is not None:
+        number = 1 + max(draft.number for draft in self.drafts(slot) if draft.candidate_id == candidate.candidate_id)
+        while (draft := self._repair_draft(slot, number, candidate, failure)) is not None:
             number += 1
             if draft.failure is None:
                 try:
-                    return self._admit(place, draft)
+                    return self._admit(slot, draft)
                 except CandidateFailure:  # refused by the gate: recorded, and answered by the next draft
                     continue
         raise failure
 
-    def latest(self, subject: Subject) -> Subject:
-        """The last admitted file of the child's place: the child itself, unless it was repaired."""
-        place = self._place(subject)
-        versions = self._versions(place) if place else []
-        return _subject(place, versions[-1]) if place and versions else subject
+    def latest(self, candidate: CandidateRef) -> CandidateRef:
+        """The last admitted file of the child's slot: the child itself, unless it was repaired."""
+        slot = self._slot(candidate)
+        versions = self._versions(slot) if slot else []
+        return _candidate_ref(slot, versions[-1]) if slot and versions else candidate
 
-    def ended(self, place: Place) -> bool:
-        """Whether the place has come to its end, in a reflection or without an admissible child."""
-        if not self.archive.contains("proposals", arm=ARM, generation=place.generation, slot=place.slot):
-            identity, _ = child_to_be(place)  # a place without a single idea has ended where that is on record
+    def ended(self, slot: ChildSlot) -> bool:
+        """Whether the slot has come to its end, in a reflection or without an admissible child."""
+        if not self.archive.contains("proposals", arm=ARM, generation=slot.generation, slot=slot.number):
+            identity, _ = child_to_be(slot)  # a slot without a single idea has ended where that is on record
             keys = {"protocol": self.protocol.digest, "stage": "implement", "attempt": 0}
             return self.archive.contains("failures", candidate_id=identity, **keys)
-        versions = self._versions(place)
+        versions = self._versions(slot)
         return not versions or self.memory.reflection(str(versions[-1].candidate_id)) is not None
 
-    def _repair_draft(self, place: Place, number: int, subject: Subject, failure: CandidateFailure) -> Draft | None:
-        stored = load_record(self._draft_path(place, number))
+    def _repair_draft(
+        self, slot: ChildSlot, number: int, candidate: CandidateRef, failure: CandidateFailure
+    ) -> Draft | None:
+        stored = load_record(self._draft_path(slot, number))
         if stored is not None:
             return Draft(**stored)
-        earlier = self.drafts(place)
-        tries = [draft for draft in earlier if draft.repairs == subject.candidate_id]
-        rounds = len(_repaired(earlier) | {subject.candidate_id})
+        earlier = self.drafts(slot)
+        tries = [draft for draft in earlier if draft.repairs == candidate.candidate_id]
+        rounds = len(_repaired(earlier) | {candidate.candidate_id})
         if tries:
             if len(tries) > self.search.revisions or tries[-1].failure:
                 return None
         elif (
             rounds > self.search.repairs
             or not self.roles.implementer.revises
-            or not self._clear_fault(subject, failure)
-            or self.memory.reflection(subject.candidate_id) is not None  # this place has ended
+            or not self._clear_fault(candidate, failure)
+            or self.memory.reflection(candidate.candidate_id) is not None  # this slot has ended
         ):
             return None
-        (own,) = [draft for draft in earlier if draft.candidate_id == subject.candidate_id][-1:]
-        return self._write_draft(place, number, own.index, repairs=subject.candidate_id)
+        (own,) = [draft for draft in earlier if draft.candidate_id == candidate.candidate_id][-1:]
+        return self._write_draft(slot, number, own.index, repairs=candidate.candidate_id)
 
-    def _clear_fault(self, subject: Subject, failure: CandidateFailure) -> bool:
+    def _clear_fault(self, candidate: CandidateRef, failure: CandidateFailure) -> bool:
         return clear_fault(
             failure,
-            self.archive.trajectory(subject.candidate_id, self.protocol.digest),
+            self.archive.trajectory(candidate.candidate_id, self.protocol.digest),
             first_seed=self.first_seed,
             within_steps=self.search.repair_steps,
             training_steps=self.protocol.training.steps,
@@ -221,47 +223,47 @@ class Admission:
 
     # drafts
 
-    def drafts(self, place: Place) -> list[Draft]:
-        """What the implementer has answered for the place, in order."""
+    def drafts(self, slot: ChildSlot) -> list[Draft]:
+        """What the implementer has answered for the slot, in order."""
         drafts: list[Draft] = []
-        while (stored := load_record(self._draft_path(place, len(drafts)))) is not None:
+        while (stored := load_record(self._draft_path(slot, len(drafts)))) is not None:
             drafts.append(Draft(**stored))
         return drafts
 
-    def _versions(self, place: Place) -> list[Draft]:
+    def _versions(self, slot: ChildSlot) -> list[Draft]:
         """The drafts that the gate has admitted: the child, and each repair of it."""
-        drafts = [draft for draft in self.drafts(place) if draft.candidate_id]
+        drafts = [draft for draft in self.drafts(slot) if draft.candidate_id]
         rows = self.archive.rows("verifications", candidate_id=[draft.candidate_id for draft in drafts], admitted=True)
         admitted = {row["candidate_id"] for row in rows}
         return [draft for draft in drafts if draft.candidate_id in admitted]
 
-    def _draft(self, place: Place, number: int) -> Draft | None:
+    def _draft(self, slot: ChildSlot, number: int) -> Draft | None:
         """The implementer's answer of this number; None where no idea is left to ask about."""
-        stored = load_record(self._draft_path(place, number))
+        stored = load_record(self._draft_path(slot, number))
         if stored is not None:
             return Draft(**stored)
-        earlier = self.drafts(place)[:number]
-        for index in self.screen(place):
+        earlier = self.drafts(slot)[:number]
+        for index in self.screen(slot):
             own = [draft for draft in earlier if draft.index == index]
             if len(own) <= self.search.revisions and not any(draft.failure for draft in own):
-                return self._write_draft(place, number, index)
+                return self._write_draft(slot, number, index)
         return None
 
-    def _write_draft(self, place: Place, number: int, index: int, repairs: str | None = None) -> Draft:
-        proposal = self.propose(place)[index]
-        earlier = [draft for draft in self.drafts(place)[:number] if draft.index == index and draft.candidate_id]
+    def _write_draft(self, slot: ChildSlot, number: int, index: int, repairs: str | None = None) -> Draft:
+        proposal = self.propose(slot)[index]
+        earlier = [draft for draft in self.drafts(slot)[:number] if draft.index == index and draft.candidate_id]
         attempts = [self._attempt(draft) for draft in earlier]
-        identity = proposal_id(ARM, place.generation, place.slot, index)
+        identity = proposal_id(ARM, slot.generation, slot.number, index)
         stage = "repair" if repairs else "implement"
         made, failed = None, None
-        with self._stage(stage, proposal.name, place.generation) as say:
+        with self._stage(stage, proposal.name, slot.generation) as say:
             try:
-                source = self.roles.implementer.implement(proposal, self.context(place), attempts)
+                source = self.roles.implementer.implement(proposal, self.context(slot), attempts)
                 made = self.register(
                     proposal.name,
                     source,
                     written_by=proposal.proposer,
-                    generation=place.generation,
+                    generation=slot.generation,
                     parent_ids=proposal.parent_ids,
                     composition=proposal.composition,
                     hypothesis=proposal.hypothesis,
@@ -275,10 +277,10 @@ class Admission:
             except CandidateFailure as failure:
                 made, failed = None, failure_to_dict(failure)
                 if not attempts:  # otherwise the refusal that could not be answered is on record
-                    self._record_failure(place, failure, identity, proposal.name)
+                    self._record_failure(slot, failure, identity, proposal.name)
                 say(f"{failure.kind}: {failure.message}")
             draft = Draft(number, index, len(earlier), made, proposal.name, failed, repairs)
-            write_record(self._draft_path(place, number), asdict(draft))
+            write_record(self._draft_path(slot, number), asdict(draft))
         return draft
 
     def _attempt(self, draft: Draft) -> Attempt:
@@ -293,12 +295,12 @@ class Admission:
         steps = self.archive.trajectory(str(draft.candidate_id), self.protocol.digest)
         return Attempt(candidate["source"], "train", training_report(failures["train"], steps))
 
-    def _admit(self, place: Place, draft: Draft) -> Subject:
-        subject = _subject(place, draft)
-        self.trials.verify(subject, unseen=self.memory.unseen(place.generation, place.slot))
-        return subject
+    def _admit(self, slot: ChildSlot, draft: Draft) -> CandidateRef:
+        candidate = _candidate_ref(slot, draft)
+        self.trials.verify(candidate, unseen=self.memory.unseen(slot.generation, slot.number))
+        return candidate
 
-    def register(self, name: str, source: str, **columns: Any) -> Subject:
+    def register(self, name: str, source: str, **columns: Any) -> CandidateRef:
         """Give a candidate its place in the run, with its composition where the catalogue can express it.
 
         Raises:
@@ -310,22 +312,22 @@ class Admission:
 
     # records
 
-    def _settle(self, place: Place) -> None:
-        """Archive the ideas of a place once it is known which of them were implemented."""
-        if self.archive.contains("proposals", arm=ARM, generation=place.generation, slot=place.slot):
+    def _settle(self, slot: ChildSlot) -> None:
+        """Archive the ideas of a slot once it is known which of them were implemented."""
+        if self.archive.contains("proposals", arm=ARM, generation=slot.generation, slot=slot.number):
             return
-        drafts = self.drafts(place)
+        drafts = self.drafts(slot)
         ranked = {
-            one["index"]: (rank, one) for rank, one in enumerate(load_record(self._folder(place) / "screening.json"))
+            one["index"]: (rank, one) for rank, one in enumerate(load_record(self._folder(slot) / "screening.json"))
         }
         rows = []
-        for index, proposal in enumerate(self.propose(place)):
+        for index, proposal in enumerate(self.propose(slot)):
             rank, screened = ranked[index]
             rows.append(
                 proposal_row(
                     proposal.model_dump(mode="json"),
-                    generation=place.generation,
-                    slot=place.slot,
+                    generation=slot.generation,
+                    slot=slot.number,
                     index=index,
                     written_by=proposal.proposer,
                     taken=any(draft.index == index and draft.candidate_id for draft in drafts),
@@ -340,46 +342,46 @@ class Admission:
             )
         self.archive.append("proposals", rows)
 
-    def _place(self, subject: Subject) -> Place | None:
+    def _slot(self, candidate: CandidateRef) -> ChildSlot | None:
         """Where the search made this candidate; None where it did not."""
-        rows = self.archive.rows("candidates", candidate_id=subject.candidate_id)
+        rows = self.archive.rows("candidates", candidate_id=candidate.candidate_id)
         identity = rows[0]["proposal_id"] if rows else None
         if identity is None:
             return None
         (proposal,) = self.archive.rows("proposals", proposal_id=identity)
         (parent,) = self.archive.rows("candidates", candidate_id=proposal["parent_ids"][0])
-        return Place(proposal["generation"], proposal["slot"], parent["candidate_id"], parent["name"])
+        return ChildSlot(proposal["generation"], proposal["slot"], parent["candidate_id"], parent["name"])
 
-    def _why_no_child(self, place: Place) -> str:
-        drafts = self.drafts(place)
+    def _why_no_child(self, slot: ChildSlot) -> str:
+        drafts = self.drafts(slot)
         if not drafts:
-            return f"no feasible proposal for {place.parent_name}"
-        return f"no admissible child of {place.parent_name} in {len(drafts)} drafts"
+            return f"no feasible proposal for {slot.parent_name}"
+        return f"no admissible child of {slot.parent_name} in {len(drafts)} drafts"
 
-    def _record_failure(self, place: Place, failure: CandidateFailure, identity: str, name: str) -> None:
+    def _record_failure(self, slot: ChildSlot, failure: CandidateFailure, identity: str, name: str) -> None:
         row = failure_row(
             failure,
             candidate_id=identity,
             protocol=self.protocol.digest,
             name=name,
-            generation=place.generation,
-            parent_id=place.parent_id,
+            generation=slot.generation,
+            parent_id=slot.parent_id,
         )
         self.archive.append("failures", [row], keep_existing=True)
 
-    def _stage(self, stage: str, subject: str, generation: int) -> AbstractContextManager[Callable[[str], None]]:
-        return announced(self.trials.observer, stage, subject, generation, self.trials.should_stop)
+    def _stage(self, stage: str, what: str, generation: int) -> AbstractContextManager[Callable[[str], None]]:
+        return announced(self.trials.observer, stage, what, generation, self.trials.should_stop)
 
-    def _folder(self, place: Place) -> Path:
-        return self.run.path / "generations" / place.label
+    def _folder(self, slot: ChildSlot) -> Path:
+        return self.run.path / "generations" / slot.label
 
-    def _draft_path(self, place: Place, number: int) -> Path:
-        return self._folder(place) / f"draft-{number}.json"
+    def _draft_path(self, slot: ChildSlot, number: int) -> Path:
+        return self._folder(slot) / f"draft-{number}.json"
 
 
-def child_to_be(place: Place) -> tuple[str, str]:
+def child_to_be(slot: ChildSlot) -> tuple[str, str]:
     """Identity and name of a child that there is no idea for yet."""
-    return f"{ARM}-g{place.generation}-s{place.slot}", f"child of {place.parent_name}"
+    return f"{ARM}-g{slot.generation}-s{slot.number}", f"child of {slot.parent_name}"
 
 
 def write_record(path: Path, document: Any) -> None:
@@ -388,13 +390,13 @@ def write_record(path: Path, document: Any) -> None:
     write_atomically(path, json.dumps(document, indent=1) + "\n")
 
 
-def _subject(place: Place, draft: Draft) -> Subject:
+def _candidate_ref(slot: ChildSlot, draft: Draft) -> CandidateRef:
     assert draft.candidate_id is not None
-    return Subject(draft.candidate_id, draft.name, place.generation, place.parent_id)
+    return CandidateRef(draft.candidate_id, draft.name, slot.generation, slot.parent_id)
 
 
 def _repaired(drafts: Sequence[Draft]) -> set[str]:
-    """The candidates that drafts of a place answer for."""
+    """The candidates that drafts of a slot answer for."""
     return {draft.repairs for draft in drafts if draft.repairs}
 
 

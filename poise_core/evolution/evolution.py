@@ -23,9 +23,9 @@ from poise_core.evolution.admission import Admission
 from poise_core.evolution.events import Observer, announced, ignore
 from poise_core.evolution.history import Memory, with_bonus
 from poise_core.evolution.ladder import Ladder, Rung
-from poise_core.evolution.records import Draft, Place
+from poise_core.evolution.records import ChildSlot, Draft
 from poise_core.evolution.roles import Roles, roles_for
-from poise_core.evolution.trials import ComputeSlot, Subject, Trials
+from poise_core.evolution.trials import CandidateRef, ComputeSlot, Trials
 from poise_core.failures import Cancelled
 from poise_core.run_directory import RunDirectory
 from poise_core.search.nodes import NodeRecord
@@ -102,11 +102,11 @@ class Evolution:
 
     # the baseline
 
-    def measure_base_policy(self) -> Subject:
+    def measure_base_policy(self) -> CandidateRef:
         """Score the untrained policy, to show what training itself gains."""
         return self.trials.evaluate_untrained(self.seeds)
 
-    def register_baseline(self) -> Subject:
+    def register_baseline(self) -> CandidateRef:
         """Put the baseline algorithm into the run."""
         from poise_core.algorithms import algorithm_path
 
@@ -114,15 +114,15 @@ class Evolution:
         name = path.stem.upper().replace("_", "-")
         return self.admission.register(name, path.read_text(), written_by="human", generation=0)
 
-    def verify_baseline(self, baseline: Subject) -> Subject:
+    def verify_baseline(self, baseline: CandidateRef) -> CandidateRef:
         """Put the baseline through the gate that its children will meet."""
         self.trials.verify(baseline, must_be_new=False)
         return baseline
 
     # from the archive to a child
 
-    def select_parents(self, generation: int) -> list[Place]:
-        """The places of a generation, each with its parent.
+    def select_parents(self, generation: int) -> list[ChildSlot]:
+        """The slots of a generation, each with its parent.
 
         Raises:
             EvolutionError: no candidate has a score yet.
@@ -139,87 +139,87 @@ class Evolution:
             self.run.archive.append("selections", self._selection_rows(generation, chosen, bonuses))
             self.run.archive.compact()
         rows = self.run.archive.rows("selections", protocol=protocol, arm=ARM, generation=generation, selected=True)
-        places = [
-            Place(generation, slot, row["candidate_id"], names[row["candidate_id"]], repeat, row["reason"] or "")
+        slots = [
+            ChildSlot(generation, slot, row["candidate_id"], names[row["candidate_id"]], repeat, row["reason"] or "")
             for row in rows
             for repeat, slot in enumerate(row["slots"])
         ]
-        return sorted(places, key=lambda place: place.slot)
+        return sorted(slots, key=lambda slot: slot.number)
 
-    def propose(self, place: Place) -> list[Proposal]:
+    def propose(self, slot: ChildSlot) -> list[Proposal]:
         """See :meth:`Admission.propose`."""
-        return self.admission.propose(place)
+        return self.admission.propose(slot)
 
-    def screen(self, place: Place) -> list[int]:
+    def screen(self, slot: ChildSlot) -> list[int]:
         """See :meth:`Admission.screen`."""
-        return self.admission.screen(place)
+        return self.admission.screen(slot)
 
-    def implement(self, place: Place, refused: Draft | None = None) -> Draft:
+    def implement(self, slot: ChildSlot, refused: Draft | None = None) -> Draft:
         """See :meth:`Admission.implement`."""
-        return self.admission.implement(place, refused)
+        return self.admission.implement(slot, refused)
 
-    def verify(self, place: Place, draft: Draft) -> Subject:
+    def verify(self, slot: ChildSlot, draft: Draft) -> CandidateRef:
         """See :meth:`Admission.verify`."""
-        return self.admission.verify(place, draft)
+        return self.admission.verify(slot, draft)
 
     def repair_rounds(self, generation: int) -> int:
         """How often a child of this generation may go from training back to its author; 0 where nobody could answer."""
         return self.admission.rounds(self.select_parents(generation))
 
-    def repair(self, subject: Subject) -> Subject:
+    def repair(self, candidate: CandidateRef) -> CandidateRef:
         """The child to go on with once it is trained on the lowest rung; see :meth:`Admission.repair`.
 
         Raises:
             Cancelled: it is neither trained nor failed, because an earlier stage was stopped or the machine failed.
         """
-        if self.trials.failure(subject) is None and not self.ladder.trained(subject, self.rungs[0]):
-            raise Cancelled(f"no repair of {subject.name}: its training has not come to an end yet")
-        return self.admission.repair(subject)
+        if self.trials.failure(candidate) is None and not self.ladder.trained(candidate, self.rungs[0]):
+            raise Cancelled(f"no repair of {candidate.name}: its training has not come to an end yet")
+        return self.admission.repair(candidate)
 
     # a child's measurements
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
-        """The rungs that every child climbs or is stopped at."""
+        """The rungs that every child goes through or is stopped at."""
         return self.ladder.rungs
 
-    def train(self, subject: Subject, rung: Rung = "all") -> Subject:
+    def train(self, candidate: CandidateRef, rung: Rung = "all") -> CandidateRef:
         """Train as far as a rung asks, by default with this run's seeds; see :meth:`Ladder.train`."""
-        self.ladder.train(subject, rung)
-        return subject
+        self.ladder.train(candidate, rung)
+        return candidate
 
-    def evaluate(self, subject: Subject, rung: Rung = "all") -> Subject:
+    def evaluate(self, candidate: CandidateRef, rung: Rung = "all") -> CandidateRef:
         """Score what was trained and decide whether the child goes on; see :meth:`Ladder.judge`."""
-        self.ladder.judge(subject, rung)
-        return subject
+        self.ladder.judge(candidate, rung)
+        return candidate
 
-    def ended(self, subject: Subject) -> bool:
+    def ended(self, candidate: CandidateRef) -> bool:
         """Whether nothing more will be measured of the candidate: it has all its scores, was stopped on the ladder or failed."""
-        if self.trials.failure(subject) is not None or self.ladder.stopped(subject) is not None:
+        if self.trials.failure(candidate) is not None or self.ladder.stopped(candidate) is not None:
             return True
-        return len(self.trials.evaluations(subject, self.seeds)) == len(self.seeds)
+        return len(self.trials.evaluations(candidate, self.seeds)) == len(self.seeds)
 
-    def reflect(self, subject: Subject) -> Reflection:
+    def reflect(self, candidate: CandidateRef) -> Reflection:
         """What the candidate taught, be it scored, stopped on the ladder or failed in training; of a child that went back to
         its author, what its last admitted file taught.
 
         Raises:
             Cancelled: it is neither yet, because an earlier stage was stopped or the machine failed.
         """
-        subject = self.admission.latest(subject)
-        if stored := self.memory.reflection(subject.candidate_id):
+        candidate = self.admission.latest(candidate)
+        if stored := self.memory.reflection(candidate.candidate_id):
             return stored
-        failure, stopped = self.trials.failure(subject), self.ladder.stopped(subject)
-        if not self.ended(subject):
-            raise Cancelled(f"no reflection on {subject.name}: it has neither a score nor a failure yet")
-        with self._stage("reflect", subject.name, subject.generation) as say:
+        failure, stopped = self.trials.failure(candidate), self.ladder.stopped(candidate)
+        if not self.ended(candidate):
+            raise Cancelled(f"no reflection on {candidate.name}: it has neither a score nor a failure yet")
+        with self._stage("reflect", candidate.name, candidate.generation) as say:
             directive = steering_text(self.preset.agents.steering)
             evidence = replace(
-                self.memory.evidence(subject, failure, stopped), directive=directive, generation=subject.generation
+                self.memory.evidence(candidate, failure, stopped), directive=directive, generation=candidate.generation
             )
             reflection = self.roles.reflector.reflect(evidence)
             row = reflection_row(
-                candidate_id=subject.candidate_id,
+                candidate_id=candidate.candidate_id,
                 protocol=self.preset.protocol.digest,
                 summary=reflection.summary,
                 markdown=reflection.as_text(),
@@ -232,11 +232,11 @@ class Evolution:
         return reflection
 
     def finished(self, generation: int) -> bool:
-        """Whether every place of the generation has come to its end, in a reflection or without an admissible child."""
+        """Whether every slot of the generation has come to its end, in a reflection or without an admissible child."""
         protocol = self.preset.protocol.digest
         if not self.run.archive.contains("selections", protocol=protocol, arm=ARM, generation=generation):
             return False
-        return all(self.admission.ended(place) for place in self.select_parents(generation))
+        return all(self.admission.ended(slot) for slot in self.select_parents(generation))
 
     def first_unfinished(self) -> int:
         """The number of the first generation that has not come to its end, begun or not."""
@@ -247,19 +247,19 @@ class Evolution:
 
     # what roles are given
 
-    def context(self, place: Place) -> ProposalContext:
-        """What the proposer and the screener of this place may know."""
-        nodes = self.memory.nodes(place.generation)
-        seed = self._seed("references", place.generation, place.slot)
+    def context(self, slot: ChildSlot) -> ProposalContext:
+        """What the proposer and the screener of this slot may know."""
+        nodes = self.memory.nodes(slot.generation)
+        seed = self._seed("references", slot.generation, slot.number)
         return ProposalContext(
-            parent=self.memory.record(place.parent_id),
-            references=self.memory.references(reference_set(nodes, place.parent_id, seed=seed)),
-            avoid=self.memory.tried(place.generation, place.slot),
+            parent=self.memory.record(slot.parent_id),
+            references=self.memory.references(reference_set(nodes, slot.parent_id, seed=seed)),
+            avoid=self.memory.tried(slot.generation, slot.number),
             directive=steering_text(self.preset.agents.steering),
-            generation=place.generation,
-            wide=self._is_wide(place.generation, nodes),
-            slot=place.slot,
-            ancestors=self.memory.ancestors(place.parent_id),
+            generation=slot.generation,
+            wide=self._is_wide(slot.generation, nodes),
+            slot=slot.number,
+            ancestors=self.memory.ancestors(slot.parent_id),
         )
 
     def plateau(self, nodes: Sequence[NodeRecord]) -> Plateau:
@@ -278,7 +278,7 @@ class Evolution:
 
     def _why_no_scores(self) -> str:
         for row in self.memory.candidates():
-            failure = self.trials.failure(Subject.of_row(row))
+            failure = self.trials.failure(CandidateRef.of_row(row))
             if failure is not None:
                 return f"{row['name']} {failure.kind} in {failure.stage}: {failure.message}"
         return "no candidate has been evaluated"
@@ -308,10 +308,10 @@ class Evolution:
             for score in chosen[0].scores
         ]
 
-    def _stage(self, stage: str, subject: str, generation: int) -> AbstractContextManager[Callable[[str], None]]:
-        return announced(self.observer, stage, subject, generation, self._stop.is_set)
+    def _stage(self, stage: str, what: str, generation: int) -> AbstractContextManager[Callable[[str], None]]:
+        return announced(self.observer, stage, what, generation, self._stop.is_set)
 
     def _seed(self, *parts: object) -> int:
-        """A seed for one purpose and place, from the run's seed."""
+        """A seed for one purpose and slot, from the run's seed."""
         text = "/".join(map(str, (self.preset.search.seed, *parts)))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])

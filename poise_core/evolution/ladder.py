@@ -1,4 +1,4 @@
-"""The ladder that a child climbs: the proxy, one whole training, all seeds; and what is decided between them.
+"""The ladder of a child's measurements: the proxy, one whole training, all seeds; and what is decided between them.
 
 The proxy is the beginning of the first seed's training, held at a checkpoint and gone on with exactly, so nothing is trained twice.
 A decision compares the child with its parent and the baseline, after a whole training with the best so far too, against noise
@@ -21,7 +21,7 @@ from poise_core.evidence.racing import Decision, proxy_reward
 from poise_core.evidence.stopping import Referee
 from poise_core.evolution.events import announced
 from poise_core.evolution.health import HealthWatch
-from poise_core.evolution.trials import Subject, Trials
+from poise_core.evolution.trials import CandidateRef, Trials
 
 Rung = Literal["proxy", "first", "all"]
 
@@ -49,74 +49,74 @@ class Ladder:
         lower: tuple[Rung, ...] = ("proxy",) if self.spec.proxy_steps else ()
         return (*lower, *(("first",) if len(self.seeds) > 1 else ()), "all")
 
-    def stopped(self, subject: Subject) -> dict[str, Any] | None:
+    def stopped(self, candidate: CandidateRef) -> dict[str, Any] | None:
         """The row of the rung at which the candidate was stopped."""
         rows = self.archive.rows(
-            "rungs", protocol=self.protocol.digest, candidate_id=subject.candidate_id, decision="stopped"
+            "rungs", protocol=self.protocol.digest, candidate_id=candidate.candidate_id, decision="stopped"
         )
         return rows[0] if rows else None
 
-    def trained(self, subject: Subject, rung: Rung) -> bool:
+    def trained(self, candidate: CandidateRef, rung: Rung) -> bool:
         """Whether a candidate that has not failed was trained as far as the rung asks, or was stopped before."""
-        if self.stopped(subject):
+        if self.stopped(candidate):
             return True
-        steps = self.archive.trajectory(subject.candidate_id, self.protocol.digest)
+        steps = self.archive.trajectory(candidate.candidate_id, self.protocol.digest)
         if rung != "proxy":
             return all(seed in steps for seed in self._rung_seeds(rung))
         first = self.seeds[0]
-        done = steps.get(first) or self.trials.unfinished_trajectory(subject, first)[0]
+        done = steps.get(first) or self.trials.unfinished_trajectory(candidate, first)[0]
         return len(done) >= self.spec.proxy_steps
 
-    def train(self, subject: Subject, rung: Rung) -> None:
+    def train(self, candidate: CandidateRef, rung: Rung) -> None:
         """Train as far as the rung asks; nothing where the candidate was stopped below it.
 
         Raises:
             CandidateFailure, InfrastructureError, Cancelled: see :meth:`Trials.train`.
         """
-        if self.stopped(subject) or self._decided(subject, rung):
+        if self.stopped(candidate) or self._decided(candidate, rung):
             return
         pause = self.spec.proxy_steps if rung == "proxy" else None
-        loss = self.trials.train(subject, self._rung_seeds(rung), pause_after=pause, watch=self._watch(subject))
+        loss = self.trials.train(candidate, self._rung_seeds(rung), pause_after=pause, watch=self._watch(candidate))
         if loss is not None:
-            self._record(subject, rung, "stopped", loss, cause="certain_loss")
+            self._record(candidate, rung, "stopped", loss, cause="certain_loss")
 
-    def judge(self, subject: Subject, rung: Rung) -> None:
+    def judge(self, candidate: CandidateRef, rung: Rung) -> None:
         """Measure what was trained for the rung, and decide whether the candidate goes on.
 
         Raises:
             CandidateFailure: the candidate failed in training.
             InfrastructureError, Cancelled: see :meth:`Trials.evaluate`.
         """
-        if self.stopped(subject):
+        if self.stopped(candidate):
             return
         if rung != "proxy":
-            self.trials.evaluate(subject, self._rung_seeds(rung))
-        if not self.spec.enabled or not subject.generation or self._decided(subject, rung):
+            self.trials.evaluate(candidate, self._rung_seeds(rung))
+        if not self.spec.enabled or not candidate.generation or self._decided(candidate, rung):
             return
-        if failure := self.trials.failure(subject):
+        if failure := self.trials.failure(candidate):
             raise failure
         if rung == self.rungs[-1]:
-            self._record(subject, rung, "finished", f"measured with {len(self.seeds)} seeds")
+            self._record(candidate, rung, "finished", f"measured with {len(self.seeds)} seeds")
             return
         trials = self.trials
-        with announced(trials.observer, "race", subject.name, subject.generation, trials.should_stop) as say:
-            decision = self._decide(subject, rung)
+        with announced(trials.observer, "race", candidate.name, candidate.generation, trials.should_stop) as say:
+            decision = self._decide(candidate, rung)
             if decision.stop and rung == "proxy":
-                trials.keep_trajectory(subject, self.seeds[0], self.spec.proxy_steps)
+                trials.keep_trajectory(candidate, self.seeds[0], self.spec.proxy_steps)
             outcome: Literal["stopped", "promoted"] = "stopped" if decision.stop else "promoted"
             cause = "race" if decision.stop else None
-            self._record(subject, rung, outcome, decision.message, cause=cause, judged=decision)
+            self._record(candidate, rung, outcome, decision.message, cause=cause, judged=decision)
             say(f"{outcome} after {_NAMES[rung]}: {decision.message}")
 
     # the decision
 
-    def _decide(self, subject: Subject, rung: Rung) -> Decision:
-        referee = self._referee(subject.generation)
-        mine = self._value(subject, rung)
+    def _decide(self, candidate: CandidateRef, rung: Rung) -> Decision:
+        referee = self._referee(candidate.generation)
+        mine = self._value(candidate, rung)
         names = {row["candidate_id"]: row["name"] for row in self.archive.rows("candidates")}
-        references = dict.fromkeys(one for one in (subject.parent_id, self._baseline()) if one)
+        references = dict.fromkeys(one for one in (candidate.parent_id, self._baseline()) if one)
         if rung == "proxy":
-            dynamics = self._dynamics(self._first_steps(subject))
+            dynamics = self._dynamics(self._first_steps(candidate))
             decision = referee.after_proxy(mine, dynamics, references)
         else:
             decision = referee.after_first(mine, references)
@@ -128,18 +128,18 @@ class Ladder:
             decision = replace(decision, message=text)
         return decision
 
-    def _value(self, subject: Subject, rung: Rung) -> float:
+    def _value(self, candidate: CandidateRef, rung: Rung) -> float:
         """Reward of the proxy or Overall of the first seed, percent; NaN where it is not finite or not there."""
         seed = self.seeds[0]
         if rung == "proxy":
-            return proxy_reward(self._first_steps(subject), self.spec.proxy_steps, self.spec.proxy_window)
-        evaluations = self.trials.evaluations(subject, (seed,))
+            return proxy_reward(self._first_steps(candidate), self.spec.proxy_steps, self.spec.proxy_window)
+        evaluations = self.trials.evaluations(candidate, (seed,))
         return evaluations[0].overall if evaluations else math.nan
 
-    def _first_steps(self, subject: Subject) -> Trajectory:
+    def _first_steps(self, candidate: CandidateRef) -> Trajectory:
         """Of the first seed, as far as it has come."""
-        stored = self.archive.trajectory(subject.candidate_id, self.protocol.digest).get(self.seeds[0])
-        return stored or self.trials.unfinished_trajectory(subject, self.seeds[0])[0]
+        stored = self.archive.trajectory(candidate.candidate_id, self.protocol.digest).get(self.seeds[0])
+        return stored or self.trials.unfinished_trajectory(candidate, self.seeds[0])[0]
 
     def _dynamics(self, steps: Trajectory) -> Dynamics | None:
         return proxy_dynamics(steps, self.spec.proxy_steps, self.spec.proxy_window)
@@ -168,16 +168,16 @@ class Ladder:
 
     # records
 
-    def _watch(self, subject: Subject) -> HealthWatch | None:
+    def _watch(self, candidate: CandidateRef) -> HealthWatch | None:
         """None for a root: the baseline has to be measured whatever it does."""
-        if not subject.generation or not self.health.enabled:
+        if not candidate.generation or not self.health.enabled:
             return None
-        parent = subject.parent_id
+        parent = candidate.parent_id
         return HealthWatch(self.health, self.archive.trajectory(parent, self.protocol.digest) if parent else {})
 
     def _record(
         self,
-        subject: Subject,
+        candidate: CandidateRef,
         rung: Rung,
         decision: Literal["promoted", "stopped", "finished"],
         message: str,
@@ -185,13 +185,13 @@ class Ladder:
         cause: str | None = None,
         judged: Decision | None = None,
     ) -> None:
-        steps = self._spent(subject, rung)
-        value = self._value(subject, rung) if decision != "finished" else self._mean_overall(subject)
+        steps = self._spent(candidate, rung)
+        value = self._value(candidate, rung) if decision != "finished" else self._mean_overall(candidate)
         gap = judged.difference if judged else None
         row = {
-            **self._keys(subject),
+            **self._keys(candidate),
             "rung": rung,
-            "generation": subject.generation,
+            "generation": candidate.generation,
             "seeds": sorted(steps),
             "steps": max((len(rows) for rows in steps.values()), default=0),
             "tokens": sum(int(row["tokens"]) for rows in steps.values() for row in rows),
@@ -208,26 +208,26 @@ class Ladder:
         }
         self.archive.append("rungs", [row])
 
-    def _spent(self, subject: Subject, rung: Rung) -> dict[int, list[dict[str, Any]]]:
+    def _spent(self, candidate: CandidateRef, rung: Rung) -> dict[int, list[dict[str, Any]]]:
         """Seed -> the steps trained for this rung and those below it."""
-        steps = self.archive.trajectory(subject.candidate_id, self.protocol.digest)
+        steps = self.archive.trajectory(candidate.candidate_id, self.protocol.digest)
         first = self.seeds[0]
         if rung == "proxy" and first not in steps:
-            steps[first] = self.trials.unfinished_trajectory(subject, first)[0][: self.spec.proxy_steps]
+            steps[first] = self.trials.unfinished_trajectory(candidate, first)[0][: self.spec.proxy_steps]
         return {seed: rows for seed, rows in steps.items() if seed in self._rung_seeds(rung)}
 
-    def _mean_overall(self, subject: Subject) -> float:
-        overalls = [one.overall for one in self.trials.evaluations(subject, self.seeds)]
+    def _mean_overall(self, candidate: CandidateRef) -> float:
+        overalls = [one.overall for one in self.trials.evaluations(candidate, self.seeds)]
         return sum(overalls) / len(overalls) if overalls else math.nan
 
     def _rung_seeds(self, rung: Rung) -> tuple[int, ...]:
         return self.seeds if rung == "all" else self.seeds[:1]
 
-    def _decided(self, subject: Subject, rung: Rung) -> bool:
-        return self.archive.contains("rungs", **self._keys(subject), rung=rung)
+    def _decided(self, candidate: CandidateRef, rung: Rung) -> bool:
+        return self.archive.contains("rungs", **self._keys(candidate), rung=rung)
 
-    def _keys(self, subject: Subject) -> dict[str, str]:
-        return {"protocol": self.protocol.digest, "candidate_id": subject.candidate_id}
+    def _keys(self, candidate: CandidateRef) -> dict[str, str]:
+        return {"protocol": self.protocol.digest, "candidate_id": candidate.candidate_id}
 
     def _baseline(self) -> str | None:
         roots = [row["candidate_id"] for row in self.archive.rows("candidates", arm=EVOLUTION_ARM, generation=0)]

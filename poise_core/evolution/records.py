@@ -11,25 +11,25 @@ from poise_core.failures import CandidateFailure, FailureKind, InfrastructureErr
 
 
 @dataclass(frozen=True)
-class Place:
-    """One place of a generation: a parent that gets one implemented child."""
+class ChildSlot:
+    """One slot of a generation: a parent that gets one implemented child."""
 
     generation: int
-    slot: int  # from 0
+    number: int  # in its generation, from 0
     parent_id: str
     parent_name: str
-    repeat: int = 0  # how many earlier places of this generation have the same parent
+    repeat: int = 0  # how many earlier slots of this generation have the same parent
     reason: str = ""  # why it was selected
 
     @property
     def label(self) -> str:
         """For people and for folders: ``gen-01/slot-0``."""
-        return f"gen-{self.generation:02d}/slot-{self.slot}"
+        return f"gen-{self.generation:02d}/slot-{self.number}"
 
 
 @dataclass(frozen=True)
 class Draft:
-    """One answer of the implementer for a place: a candidate file, or why there is none."""
+    """One answer of the implementer for a slot: a candidate file, or why there is none."""
 
     number: int  # from 0, in the order in which they were asked for
     index: int  # of the proposal

@@ -47,7 +47,7 @@ _STAGES = ("verify", "train", "evaluate")
 
 
 @dataclass(frozen=True)
-class Subject:
+class CandidateRef:
     """A candidate on its way through the stages."""
 
     candidate_id: str
@@ -56,7 +56,7 @@ class Subject:
     parent_id: str | None = None
 
     @classmethod
-    def of_row(cls, row: Mapping[str, Any]) -> Subject:
+    def of_row(cls, row: Mapping[str, Any]) -> CandidateRef:
         """The candidate of a row of ``candidates``."""
         return cls(row["candidate_id"], row["name"], row["generation"], next(iter(row["parent_ids"]), None))
 
@@ -93,7 +93,7 @@ class Trials:
         self.should_stop = should_stop
         self.compute_slot = compute_slot
 
-    def register(self, name: str, source: str, *, written_by: str, **columns: Any) -> Subject:
+    def register(self, name: str, source: str, *, written_by: str, **columns: Any) -> CandidateRef:
         """Give a source its place in the run: its file, and its row in ``candidates``.
 
         Args:
@@ -128,9 +128,9 @@ class Trials:
             )
             self.archive.append("candidates", [row])
         parents = columns.get("parent_ids") or [None]
-        return Subject(identity, name, columns.get("generation", 0), parents[0])
+        return CandidateRef(identity, name, columns.get("generation", 0), parents[0])
 
-    def adopt(self, file: Path) -> Subject:
+    def adopt(self, file: Path) -> CandidateRef:
         """The candidate of this run with the text of a file, or a new one by a human hand.
 
         Raises:
@@ -140,14 +140,16 @@ class Trials:
 
         source = file.read_text(errors="replace")
         for row in self.archive.rows("candidates", source_digest=source_digest(source)):
-            return Subject.of_row(row)
+            return CandidateRef.of_row(row)
         return self.register(file.stem, source, written_by="human", arm=MANUAL_ARM)
 
-    def verify(self, subject: Subject, *, must_be_new: bool = True, unseen: Collection[str] = frozenset()) -> None:
+    def verify(
+        self, candidate: CandidateRef, *, must_be_new: bool = True, unseen: Collection[str] = frozenset()
+    ) -> None:
         """Admit the candidate or refuse it.
 
         Args:
-            subject: registered.
+            candidate: registered.
             must_be_new: refuse what behaves exactly like an admitted candidate of this run.
             unseen: admitted candidates that it is not compared with.
 
@@ -156,22 +158,22 @@ class Trials:
             InfrastructureError: the gate could not run.
             Cancelled: ``should_stop`` said so.
         """
-        with self.stage(subject, "verify") as done:
-            report = self._stored_report(subject)
+        with self.stage(candidate, "verify") as done:
+            report = self._stored_report(candidate)
             if report is None:
-                folder = self.run.candidate_folder(subject.candidate_id)
+                folder = self.run.candidate_folder(candidate.candidate_id)
                 report = verify_file(
                     folder / "candidate.py",
-                    name=subject.name,
+                    name=candidate.name,
                     timeout_seconds=self.resources.verify_timeout_seconds,
-                    known_fingerprints=self._fingerprints(subject, unseen) if must_be_new else {},
+                    known_fingerprints=self._fingerprints(candidate, unseen) if must_be_new else {},
                     folder=folder,
                     should_stop=self.should_stop,
                 )
                 known = f", trains exactly as {report.duplicate_of}" if report.duplicate_of else ""
                 done(f"admitted after {len(report.checks)} checks{known}" if report.admitted else "refused")
             row = verification_row(
-                candidate_id=subject.candidate_id,
+                candidate_id=candidate.candidate_id,
                 admitted=report.admitted,
                 report=report.to_json(),
                 fingerprint=report.fingerprint or None,
@@ -184,7 +186,7 @@ class Trials:
 
     def train(
         self,
-        subject: Subject,
+        candidate: CandidateRef,
         seeds: Sequence[int],
         *,
         pause_after: int | None = None,
@@ -193,7 +195,7 @@ class Trials:
         """Train the candidate with every seed; the trajectories of finished seeds go to the archive.
 
         Args:
-            subject: admitted.
+            candidate: admitted.
             seeds: training seeds.
             pause_after: stop every seed at a checkpoint after so many steps; a later call goes on from there.
             watch: ends the training early, as a failure or as a certain loss.
@@ -207,84 +209,88 @@ class Trials:
             Cancelled: ``should_stop`` said so.
         """
         try:
-            with self.stage(subject, "train") as done:
+            with self.stage(candidate, "train") as done:
                 try:
-                    if all(self._contains("trajectories", subject, seed=seed) for seed in seeds):
-                        self._judge_again(subject, seeds, watch)
+                    if all(self._contains("trajectories", candidate, seed=seed) for seed in seeds):
+                        self._judge_again(candidate, seeds, watch)
                         return None
-                    done(self._train(subject, seeds, pause_after, watch))
+                    done(self._train(candidate, seeds, pause_after, watch))
                 except CertainLoss as loss:
-                    self._keep_unfinished(subject, seeds, watch)
+                    self._keep_unfinished(candidate, seeds, watch)
                     done(f"stopped: {loss}")
                     return str(loss)
         except CandidateFailure:
-            self._keep_unfinished(subject, seeds, watch)
+            self._keep_unfinished(candidate, seeds, watch)
             raise
         return None
 
-    def _train(self, subject: Subject, seeds: Sequence[int], pause_after: int | None, watch: HealthWatch | None) -> str:
+    def _train(
+        self, candidate: CandidateRef, seeds: Sequence[int], pause_after: int | None, watch: HealthWatch | None
+    ) -> str:
         from poise_core.evidence.intervals import counted_seeds
         from poise_core.training.launcher import train_candidate
 
         started = time.monotonic()
 
         def on_step(seed: int, row: dict[str, float]) -> None:
-            self.observer(Event("step", "train", subject.name, subject.generation, seed=seed, row=row))
+            self.observer(Event("step", "train", candidate.name, candidate.generation, seed=seed, row=row))
             if watch is not None:
                 watch.observe(seed, row)
 
-        job = self._job(subject, seeds, pause_after)
-        with self._alone(subject):
+        job = self._job(candidate, seeds, pause_after)
+        with self._alone(candidate):
             trained = train_candidate(job, on_step=on_step, should_stop=self.should_stop)
         for one in trained:
             steps = one.trajectory()
             if watch is not None:
                 watch.observe_all(one.seed, steps)  # what had finished before this process was not followed
             # one that was stopped and is trained further by hand keeps the steps that it was stopped at
-            if pause_after is None and not self._contains("trajectories", subject, seed=one.seed):
-                self._append_trajectory(subject, one.seed, steps, one.confinement)
+            if pause_after is None and not self._contains("trajectories", candidate, seed=one.seed):
+                self._append_trajectory(candidate, one.seed, steps, one.confinement)
         length = f"{pause_after} steps" if pause_after else counted_seeds(len(seeds))
         return f"{length} in {time.monotonic() - started:.0f} s"
 
-    def unfinished_trajectory(self, subject: Subject, seed: int) -> tuple[list[dict[str, float]], dict[str, str]]:
+    def unfinished_trajectory(
+        self, candidate: CandidateRef, seed: int
+    ) -> tuple[list[dict[str, float]], dict[str, str]]:
         """The steps that a training which is not archived has written so far, and how its process was confined."""
         from poise_core.training.launcher import unfinished_trajectory
 
-        return unfinished_trajectory(self._job(subject, [seed]), seed)
+        return unfinished_trajectory(self._job(candidate, [seed]), seed)
 
-    def keep_trajectory(self, subject: Subject, seed: int, steps: int) -> None:
+    def keep_trajectory(self, candidate: CandidateRef, seed: int, steps: int) -> None:
         """Archive the first ``steps`` steps of a training that goes no further."""
-        if not self._contains("trajectories", subject, seed=seed):
-            found, confinement = self.unfinished_trajectory(subject, seed)
-            self._append_trajectory(subject, seed, found[:steps], confinement)
+        if not self._contains("trajectories", candidate, seed=seed):
+            found, confinement = self.unfinished_trajectory(candidate, seed)
+            self._append_trajectory(candidate, seed, found[:steps], confinement)
 
-    def _judge_again(self, subject: Subject, seeds: Sequence[int], watch: HealthWatch | None) -> None:
+    def _judge_again(self, candidate: CandidateRef, seeds: Sequence[int], watch: HealthWatch | None) -> None:
         """Come to the verdict that was on its way when the last process ended."""
         if watch is not None:
-            stored = self.archive.trajectory(subject.candidate_id, self.protocol.digest)
+            stored = self.archive.trajectory(candidate.candidate_id, self.protocol.digest)
             for seed in seeds:
                 watch.observe_all(seed, stored[seed])
 
-    def _keep_unfinished(self, subject: Subject, seeds: Sequence[int], watch: HealthWatch | None) -> None:
+    def _keep_unfinished(self, candidate: CandidateRef, seeds: Sequence[int], watch: HealthWatch | None) -> None:
         """Archive the steps that a stopped candidate got to: they are the evidence for what went wrong.
 
         Where a rule stopped it, those up to that step: how much further the worker got is chance.
         """
         for seed in seeds:
-            steps, confinement = self.unfinished_trajectory(subject, seed)
+            steps, confinement = self.unfinished_trajectory(candidate, seed)
             judged = watch.judged(seed, steps) if watch is not None else len(steps)
-            if steps and not self._contains("trajectories", subject, seed=seed):
-                self._append_trajectory(subject, seed, steps[:judged], confinement)
+            if steps and not self._contains("trajectories", candidate, seed=seed):
+                self._append_trajectory(candidate, seed, steps[:judged], confinement)
             if watch is not None and watch.stopped:
                 return
 
     def _append_trajectory(
-        self, subject: Subject, seed: int, steps: Sequence[dict[str, float]], confinement: Mapping[str, str]
+        self, candidate: CandidateRef, seed: int, steps: Sequence[dict[str, float]], confinement: Mapping[str, str]
     ) -> None:
-        rows = trajectory_rows(subject.candidate_id, self.protocol.digest, seed, steps, confinement=confinement)
+        rows = trajectory_rows(candidate.candidate_id, self.protocol.digest, seed, steps, confinement=confinement)
         self.archive.append("trajectories", rows)
 
-    def evaluate(self, subject: Subject, seeds: Sequence[int]) -> list[SeedEvaluation]:
+    def evaluate(self, candidate: CandidateRef, seeds: Sequence[int]) -> list[SeedEvaluation]:
         """Score the trained policies on the ``search`` split.
 
         Raises:
@@ -296,21 +302,23 @@ class Trials:
         from poise_core.render.text import format_overall
         from poise_core.training.launcher import train_candidate
 
-        with self.stage(subject, "evaluate") as done:
-            if all(self._contains("evaluations", subject, split="search", seed=seed) for seed in seeds):
-                return self.evaluations(subject, seeds)
-            trained = train_candidate(self._job(subject, seeds), should_stop=self.should_stop)  # finished: reads only
+        with self.stage(candidate, "evaluate") as done:
+            if all(self._contains("evaluations", candidate, split="search", seed=seed) for seed in seeds):
+                return self.evaluations(candidate, seeds)
+            trained = train_candidate(self._job(candidate, seeds), should_stop=self.should_stop)  # finished: reads only
             policies = tuple((one.seed, one.policy_folder) for one in trained)
-            folder = self.run.evaluate_folder(subject.candidate_id)
+            folder = self.run.evaluate_folder(candidate.candidate_id)
             job = EvaluationJob(folder, self.protocol, self.resources, "search", policies)
-            with self._alone(subject):
+            with self._alone(candidate):
                 results = evaluate_policies(job, should_stop=self.should_stop)
             for result in results:
-                self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
+                self.archive.append(
+                    "evaluations", evaluation_rows(candidate.candidate_id, self.protocol.digest, result)
+                )
             done(f"Overall {format_overall(overall_interval(results, self.protocol))}")
             return results
 
-    def evaluate_untrained(self, seeds: Sequence[int]) -> Subject:
+    def evaluate_untrained(self, seeds: Sequence[int]) -> CandidateRef:
         """Score the policy that every training starts from, as a row of its own.
 
         It is evaluated once: sampling does not depend on the training seed. The result stands under every seed, so that
@@ -325,92 +333,94 @@ class Trials:
         from poise_core.render.text import format_overall
 
         source = f"# no algorithm: the policy {self.protocol.policy_digest}, before any training\n"
-        subject = self.register(UNTRAINED, source, written_by="poise", arm=UNTRAINED_ARM)
-        with self.stage(subject, "evaluate") as done:
-            if all(self._contains("evaluations", subject, split="search", seed=seed) for seed in seeds):
-                return subject
+        candidate = self.register(UNTRAINED, source, written_by="poise", arm=UNTRAINED_ARM)
+        with self.stage(candidate, "evaluate") as done:
+            if all(self._contains("evaluations", candidate, split="search", seed=seed) for seed in seeds):
+                return candidate
             policies = ((seeds[0], Path(self.protocol.policy)),)
-            folder = self.run.evaluate_folder(subject.candidate_id)
+            folder = self.run.evaluate_folder(candidate.candidate_id)
             job = EvaluationJob(folder, self.protocol, self.resources, "search", policies)
-            with self._alone(subject):
+            with self._alone(candidate):
                 (result,) = evaluate_policies(job, should_stop=self.should_stop)
             for seed in seeds:
                 copy = dataclasses.replace(result, seed=seed)
-                self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, copy))
+                self.archive.append("evaluations", evaluation_rows(candidate.candidate_id, self.protocol.digest, copy))
             done(f"Overall {format_overall(overall_interval([result], self.protocol))}")
-        return subject
+        return candidate
 
-    def evaluations(self, subject: Subject, seeds: Sequence[int] | None = None) -> list[SeedEvaluation]:
+    def evaluations(self, candidate: CandidateRef, seeds: Sequence[int] | None = None) -> list[SeedEvaluation]:
         """The recorded evaluations of a candidate; of these seeds only, where given."""
-        found = self.archive.evaluations(protocol=self.protocol.digest, candidate_id=subject.candidate_id)
-        evaluations = found.get(subject.candidate_id, [])
+        found = self.archive.evaluations(protocol=self.protocol.digest, candidate_id=candidate.candidate_id)
+        evaluations = found.get(candidate.candidate_id, [])
         return [one for one in evaluations if seeds is None or one.seed in seeds]
 
-    def failure(self, subject: Subject) -> CandidateFailure | None:
+    def failure(self, candidate: CandidateRef) -> CandidateFailure | None:
         """What this candidate has failed of, if anything."""
-        rows = self.archive.rows("failures", protocol=self.protocol.digest, candidate_id=subject.candidate_id)
+        rows = self.archive.rows("failures", protocol=self.protocol.digest, candidate_id=candidate.candidate_id)
         return failure_from_dict(rows[-1]) if rows else None
 
     @contextmanager
-    def _alone(self, subject: Subject) -> Iterator[None]:
+    def _alone(self, candidate: CandidateRef) -> Iterator[None]:
         """Hold the candidate, so that no other process works on it, and a share of the machine."""
 
         def wait() -> None:
             if self.should_stop():
-                raise Cancelled(f"stopped while another process works on {subject.name}")
+                raise Cancelled(f"stopped while another process works on {candidate.name}")
             time.sleep(LOCK_POLL_SECONDS)
 
-        with self.run.candidate_lock(subject.candidate_id, wait), self.compute_slot():
+        with self.run.candidate_lock(candidate.candidate_id, wait), self.compute_slot():
             yield
 
     @contextmanager
-    def stage(self, subject: Subject, stage: str) -> Iterator[Callable[[str], None]]:
+    def stage(self, candidate: CandidateRef, stage: str) -> Iterator[Callable[[str], None]]:
         """Announce a stage of a candidate that has not failed up to it, and record its failure in it."""
-        recorded = self.failure(subject)
+        recorded = self.failure(candidate)
         if recorded and _STAGES.index(recorded.stage) <= _STAGES.index(stage):
             raise recorded
-        with announced(self.observer, stage, subject.name, subject.generation, self.should_stop) as say:
+        with announced(self.observer, stage, candidate.name, candidate.generation, self.should_stop) as say:
             try:
                 yield say
             except CandidateFailure as failure:
-                self._record_failure(subject, failure)
+                self._record_failure(candidate, failure)
                 raise
 
-    def _record_failure(self, subject: Subject, failure: CandidateFailure) -> None:
+    def _record_failure(self, candidate: CandidateRef, failure: CandidateFailure) -> None:
         row = failure_row(
             failure,
-            candidate_id=subject.candidate_id,
+            candidate_id=candidate.candidate_id,
             protocol=self.protocol.digest,
-            name=subject.name,
-            generation=subject.generation,
-            parent_id=subject.parent_id,
+            name=candidate.name,
+            generation=candidate.generation,
+            parent_id=candidate.parent_id,
         )
         self.archive.append("failures", [row])
 
-    def _job(self, subject: Subject, seeds: Sequence[int], pause_after: int | None = None) -> Any:
+    def _job(self, candidate: CandidateRef, seeds: Sequence[int], pause_after: int | None = None) -> Any:
         from poise_core.training.launcher import TrainingJob
 
         return TrainingJob(
-            candidate_path=self.run.candidate_folder(subject.candidate_id) / "candidate.py",
-            candidate_name=subject.name,
-            folder=self.run.train_folder(subject.candidate_id),
+            candidate_path=self.run.candidate_folder(candidate.candidate_id) / "candidate.py",
+            candidate_name=candidate.name,
+            folder=self.run.train_folder(candidate.candidate_id),
             protocol=self.protocol,
             resources=self.resources,
             seeds=tuple(seeds),
             pause_after=pause_after,
         )
 
-    def _stored_report(self, subject: Subject) -> VerificationReport | None:
-        rows = self.archive.rows("verifications", candidate_id=subject.candidate_id)
+    def _stored_report(self, candidate: CandidateRef) -> VerificationReport | None:
+        rows = self.archive.rows("verifications", candidate_id=candidate.candidate_id)
         return VerificationReport.from_json(rows[0]["report"]) if rows else None
 
-    def _fingerprints(self, subject: Subject, unseen: Collection[str]) -> dict[str, str]:
+    def _fingerprints(self, candidate: CandidateRef, unseen: Collection[str]) -> dict[str, str]:
         rows = self.archive.rows("verifications", admitted=True)
         return {
             row["fingerprint"]: row["candidate_id"]
             for row in rows
-            if row["fingerprint"] and row["candidate_id"] != subject.candidate_id and row["candidate_id"] not in unseen
+            if row["fingerprint"]
+            and row["candidate_id"] != candidate.candidate_id
+            and row["candidate_id"] not in unseen
         }
 
-    def _contains(self, table: str, subject: Subject, **keys: Any) -> bool:
-        return self.archive.contains(table, protocol=self.protocol.digest, candidate_id=subject.candidate_id, **keys)
+    def _contains(self, table: str, candidate: CandidateRef, **keys: Any) -> bool:
+        return self.archive.contains(table, protocol=self.protocol.digest, candidate_id=candidate.candidate_id, **keys)

@@ -26,7 +26,7 @@ from poise_core.evidence.intervals import paired_delta
 from poise_core.evidence.noise import SeedNoise, moderated
 from poise_core.evidence.run_evidence import Standing, standing_of
 from poise_core.evolution.events import Event, Observer, announced, ignore
-from poise_core.evolution.trials import ComputeSlot, Subject
+from poise_core.evolution.trials import CandidateRef, ComputeSlot
 from poise_core.failures import CandidateFailure, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
@@ -72,10 +72,10 @@ class Replication:
             return stored
         standing = standing_of(self.archive, self.protocol)
         plan = self._plan(standing, count, undeclared)
-        subjects = [self._subject(plan["baseline"]), self._subject(self.candidate_id)]
+        candidates = [self._candidate_ref(plan["baseline"]), self._candidate_ref(self.candidate_id)]
         try:
-            for subject in subjects:
-                self._measure(subject, plan["seeds"])
+            for candidate in candidates:
+                self._measure(candidate, plan["seeds"])
         except CandidateFailure as failure:
             outcome = {"outcome": "failed", "message": f"{failure.kind} with fresh seeds: {failure.message}"}
         else:
@@ -115,7 +115,7 @@ class Replication:
         return plan
 
     def _check(self, standing: Standing, undeclared: bool) -> bool:
-        name = self._subject(self.candidate_id).name
+        name = self._candidate_ref(self.candidate_id).name
         if standing.baseline is None or standing.baseline not in standing.evaluations:
             raise ReplicationRefused("no baseline has been scored here; 'poise evolve' scores it first")
         if self.candidate_id == standing.baseline:
@@ -150,28 +150,28 @@ class Replication:
 
     # the measurement
 
-    def _subject(self, candidate: str) -> Subject:
+    def _candidate_ref(self, candidate: str) -> CandidateRef:
         (row,) = self.archive.rows("candidates", candidate_id=candidate)
-        return Subject.of_row(row)
+        return CandidateRef.of_row(row)
 
-    def _measure(self, subject: Subject, seeds: Sequence[int]) -> None:
+    def _measure(self, candidate: CandidateRef, seeds: Sequence[int]) -> None:
         """Train with the fresh seeds and score on the sealed split; what is there already is read back."""
         from poise_core.evaluation.launcher import evaluate_policies
         from poise_core.training.launcher import train_candidate
 
-        keys = {"protocol": self.protocol.digest, "candidate_id": subject.candidate_id, "split": "report"}
+        keys = {"protocol": self.protocol.digest, "candidate_id": candidate.candidate_id, "split": "report"}
         if all(self.archive.contains("evaluations", **keys, seed=seed) for seed in seeds):
             return
-        home = self.run.candidate_folder(subject.candidate_id)
+        home = self.run.candidate_folder(candidate.candidate_id)
         resources = self.run.preset.resources
 
         def on_step(seed: int, row: dict[str, float]) -> None:
-            self.observer(Event("step", "replicate", subject.name, subject.generation, seed=seed, row=row))
+            self.observer(Event("step", "replicate", candidate.name, candidate.generation, seed=seed, row=row))
 
-        with announced(self.observer, "replicate", subject.name, subject.generation, self.should_stop) as say:
+        with announced(self.observer, "replicate", candidate.name, candidate.generation, self.should_stop) as say:
             job = TrainingJob(
                 home / "candidate.py",
-                subject.name,
+                candidate.name,
                 home / "replicate" / "train",
                 self.protocol,
                 resources,
@@ -181,15 +181,17 @@ class Replication:
                 with self.compute_slot():
                     trained = train_candidate(job, on_step=on_step, should_stop=self.should_stop)
             except CandidateFailure as failure:
-                if subject.candidate_id == self.candidate_id:
+                if candidate.candidate_id == self.candidate_id:
                     raise
-                raise InfrastructureError(f"the baseline {subject.name} failed: {failure.message}") from failure
+                raise InfrastructureError(f"the baseline {candidate.name} failed: {failure.message}") from failure
             policies = tuple((one.seed, one.policy_folder) for one in trained)
             scored = EvaluationJob(home / "replicate" / "evaluate", self.protocol, resources, "report", policies)
             with self.compute_slot():
                 results = evaluate_policies(scored, should_stop=self.should_stop)
             for result in results:
-                self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
+                self.archive.append(
+                    "evaluations", evaluation_rows(candidate.candidate_id, self.protocol.digest, result)
+                )
             say(f"{len(seeds)} fresh seeds")
 
     def _compare(self, standing: Standing, plan: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
     def node(place: TreeNode) -> LineageNode:
         candidate = place.candidate_id
         record, evals = records[candidate], standing.evaluations.get(candidate)
-        parent, *lenders = record["parent_ids"] or [None]
+        parent, *donors = record["parent_ids"] or [None]
         judgements = sorted(judged.get(candidate, []), key=lambda row: row["generation"])
         return LineageNode(
             candidate_id=candidate,
@@ -71,7 +71,7 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
             generation=record["generation"],
             written_by=record["written_by"],
             change=record["change"],
-            other_parents=tuple(records[lender]["name"] for lender in lenders),
+            other_parents=tuple(records[donor]["name"] for donor in donors),
             overall=standing.overall(candidate, protocol, level),
             delta=standing.delta(candidate, parent, protocol, level) if parent else None,
             failure=failures[candidate]["kind"] if candidate in failures and not evals else None,
@@ -88,7 +88,7 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
 
 
 def lineage_tree(roots: list[LineageNode]) -> Tree:
-    """The trees from :func:`lineage` for a terminal; the delta is to the parent proper."""
+    """The trees from :func:`lineage` for a terminal; the delta is to the primary parent."""
     top = Tree(Text("Lineage: Overall, delta to the parent, what changed", style="bold"), hide_root=False)
     for root in roots:
         _grow(top, root)

@@ -1,4 +1,4 @@
-"""Whole evolutions whose roles are carried by a model behind a real socket, through the real LangChain client."""
+"""Whole evolutions whose roles are LLM-backed behind a real socket, through the real LangChain client."""
 
 import json
 import re

@@ -352,7 +352,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--generations", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="default: a temporary one")
-    parser.add_argument("--llm", action="store_true", help="roles carried by a language model on loopback")
+    parser.add_argument("--llm", action="store_true", help="LLM-backed roles on loopback")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     folder.mkdir(parents=True, exist_ok=True)

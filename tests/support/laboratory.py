@@ -1,6 +1,6 @@
 """A made-up laboratory: training, evaluation and the gate answer at once, with numbers that depend on the source alone.
 
-Everything else (search, agents, archive, records) is real. :meth:`Laboratory.install` puts it in the place of the child
+Everything else (search, agents, archive, records) is real. :meth:`Laboratory.install` puts it in the slot of the child
 processes.
 """
 
@@ -23,7 +23,7 @@ from poise_core.config import Preset
 from poise_core.evaluation.launcher import EvaluationJob
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evidence.intervals import benchmark_score, overall
-from poise_core.evolution import Evolution, Roles, Subject
+from poise_core.evolution import CandidateRef, Evolution, Roles
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.run_directory import RunDirectory
 from poise_core.training.launcher import SeedTraining, TrainingJob
@@ -168,7 +168,7 @@ def open_evolution(folder: Path, preset: Preset | None = None, roles: Roles | No
     return Evolution(RunDirectory.open(folder, preset or make_preset()), roles=roles, **options)
 
 
-def establish_baseline(evolution: Evolution) -> Subject:
+def establish_baseline(evolution: Evolution) -> CandidateRef:
     evolution.measure_base_policy()
     baseline = evolution.register_baseline()
     evolution.verify_baseline(baseline)
@@ -178,20 +178,20 @@ def establish_baseline(evolution: Evolution) -> Subject:
     return baseline
 
 
-def admit(evolution: Evolution, generation: int) -> list[Subject]:
-    """Children of every place, one after the other; places without an admissible one are left out."""
+def admit(evolution: Evolution, generation: int) -> list[CandidateRef]:
+    """Children of every slot, one after the other; slots without an admissible one are left out."""
     children = []
-    for place in evolution.select_parents(generation):
+    for slot in evolution.select_parents(generation):
         try:
-            evolution.propose(place)
-            evolution.screen(place)
-            children.append(evolution.verify(place, evolution.implement(place)))
+            evolution.propose(slot)
+            evolution.screen(slot)
+            children.append(evolution.verify(slot, evolution.implement(slot)))
         except CandidateFailure:
             continue
     return children
 
 
-def measure(evolution: Evolution, child: Subject) -> None:
+def measure(evolution: Evolution, child: CandidateRef) -> None:
     version = child
     try:
         for _ in range(evolution.repair_rounds(child.generation)):

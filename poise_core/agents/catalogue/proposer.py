@@ -80,15 +80,15 @@ class CatalogueProposer:
         base, left_out = composition_of_record(context.parent)
         tried = TriedIdeas.of(context, base)
         slot_weights, choice_weights = self._weights(context, base)
-        lenders = [(one.record, composition_of_record(one.record)[0]) for one in context.references]
+        donors = [(one.record, composition_of_record(one.record)[0]) for one in context.references]
         proposals: list[Proposal] = []
         for _ in range(100 * n):
             if len(proposals) == n:
                 break
-            variation, lender = self._vary(base, lenders, rng, slot_weights, choice_weights, wide=context.wide)
+            variation, donor = self._vary(base, donors, rng, slot_weights, choice_weights, wide=context.wide)
             if variation is None or not tried.add(variation.composition):
                 continue
-            proposal = write_proposal(context, base, left_out, variation, lender, tried)
+            proposal = write_proposal(context, base, left_out, variation, donor, tried)
             if proposal is None:
                 continue
             proposals.append(proposal)
@@ -99,16 +99,16 @@ class CatalogueProposer:
     def _vary(
         self,
         base: Composition,
-        lenders: Sequence[tuple[CandidateRecord, Composition]],
+        donors: Sequence[tuple[CandidateRecord, Composition]],
         rng: random.Random,
         slot_weights: Mapping[str, float],
         choice_weights: Mapping[tuple[str, str], float],
         *,
         wide: bool,
     ) -> tuple[Variation | None, CandidateRecord | None]:
-        if lenders and rng.random() < self.crossover_share:
-            lender, theirs = rng.choice(lenders)
-            return crossover(base, theirs, rng), lender
+        if donors and rng.random() < self.crossover_share:
+            donor, theirs = rng.choice(donors)
+            return crossover(base, theirs, rng), donor
         strength = 2 if rng.random() < self.double_share else 1
         strength += self.wider_by if wide else 0
         return mutate(base, rng, strength, slot_weights=slot_weights, choice_weights=choice_weights), None
@@ -198,7 +198,7 @@ def write_proposal(
     base: Composition,
     left_out: str,
     variation: Variation,
-    lender: CandidateRecord | None,
+    donor: CandidateRecord | None,
     tried: TriedIdeas,
 ) -> Proposal | None:
     """The proposal in words; None where its source has been tried under the same name."""
@@ -209,7 +209,7 @@ def write_proposal(
     answered = _answered(parent, changed)
     ideas = "; ".join(_idea(base, child, slot) for slot in slots)
     reason = f"{answered.text} " if answered else ""
-    change = variation.change + (f" (taken from {lender.name})" if lender else "")
+    change = variation.change + (f" (taken from {donor.name})" if donor else "")
     change += f". Not carried over: {left_out}" if left_out else ""
     proposal = Proposal(
         name=name,
@@ -218,7 +218,7 @@ def write_proposal(
         equations=tuple(formula for choice in changed for formula in choice.formulas),
         addresses=answered.text if answered else f"no diagnosed deficiency: explores {', '.join(slots)}",
         expectations=_expectations(base, child, slots),
-        parent_ids=(parent.candidate_id, *([lender.candidate_id] if lender else [])),
+        parent_ids=(parent.candidate_id, *([donor.candidate_id] if donor else [])),
         direction=slots[0],
         proposer="catalogue",
         composition=child.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""The screener that is carried by a language model."""
+"""The screener that is LLM-backed."""
 
 from __future__ import annotations
 
