@@ -10,10 +10,10 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.evolve import WORKERS, here, submit_steps
+from flows.evolve import WORKERS, Child, here
 from flows.forms import Seeds, Text
 from poise_core.archive import ArchiveError
-from poise_core.evolution.trials import MANUAL_ARM
+from poise_core.evolution.run_context import MANUAL_ARM
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.views.nightly import candidate_headline
 from tasks.outcomes import raise_for_the_candidate, with_typed_end
@@ -51,10 +51,10 @@ def evaluate_candidate(
     with candidate_session(run_dir, seeds) as evolution:
         file = Path(candidate)
         ref = evolution.trials.adopt(file) if file.is_file() else find_candidate_ref(evolution.run.archive, candidate)
-        admitted = admit.submit(run_dir, ref)
-        first, *further = here(evolution.rungs if ref.generation else ("all",))
-        measured, _ = submit_steps(run_dir, [first.submit(run_dir, admitted)], further)
-        raise_for_the_candidate([admitted, *measured])
+        child = Child.of(run_dir, admit.submit(run_dir, ref))
+        for step in here(evolution.rungs if ref.generation else ("all",)):
+            child.take(step)
+        raise_for_the_candidate(child.stages)
         if evolution.run.archive.rows("candidates", candidate_id=ref.candidate_id, arm=MANUAL_ARM):
             update_tracking.submit(run_dir).wait()  # of its own candidates the evolution reports
         return Completed(message=candidate_headline(evolution.run.archive, evolution.preset.protocol, ref.candidate_id))

@@ -30,6 +30,7 @@ def replicate(
     replication = Replication(
         evolution.run,
         candidate_id,
+        executor=evolution.executor,
         observer=evolution.observer,
         should_stop=lambda: evolution.stopped,
         compute_slot=evolution.trials.compute_slot,

@@ -30,8 +30,7 @@ from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means, benchmark_seeds
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval, paired_delta
 from poise_core.evidence.noise import NoiseFloor, noise_floor
-from poise_core.evolution.records import failure_to_dict
-from poise_core.evolution.trials import CandidateRef
+from poise_core.evolution.records import CandidateRef, failure_to_dict
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.search.nodes import NodeRecord
 from poise_core.search.references import ReferenceChoice

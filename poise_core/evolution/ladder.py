@@ -21,7 +21,8 @@ from poise_core.evidence.racing import Decision, proxy_reward
 from poise_core.evidence.stopping import Referee
 from poise_core.evolution.events import announced
 from poise_core.evolution.health import HealthWatch
-from poise_core.evolution.trials import CandidateRef, Trials
+from poise_core.evolution.records import CandidateRef
+from poise_core.evolution.trials import Trials
 
 Rung = Literal["proxy", "first", "all"]
 

@@ -16,21 +16,23 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from poise_core.archive import evaluation_rows
-from poise_core.evaluation.launcher import EvaluationJob
+from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.intervals import paired_delta
 from poise_core.evidence.noise import SeedNoise, moderated
 from poise_core.evidence.run_evidence import Standing, standing_of
 from poise_core.evolution.events import Event, Observer, announced, ignore
-from poise_core.evolution.trials import CandidateRef, ComputeSlot
+from poise_core.evolution.executor import Executor, default_executor
+from poise_core.evolution.records import CandidateRef
+from poise_core.evolution.run_context import ComputeSlot
 from poise_core.failures import CandidateFailure, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
-from poise_core.training.launcher import TrainingJob
+from poise_core.training.job import TrainingJob
 
 LEVEL = 0.95
 FEWEST_SEEDS = 2
@@ -46,6 +48,7 @@ class Replication:
 
     run: RunDirectory
     candidate_id: str
+    executor: Executor = field(default_factory=default_executor)
     observer: Observer = ignore
     should_stop: Callable[[], bool] = lambda: False
     compute_slot: ComputeSlot = nullcontext
@@ -156,9 +159,6 @@ class Replication:
 
     def _measure(self, candidate: CandidateRef, seeds: Sequence[int]) -> None:
         """Train with the fresh seeds and score on the sealed split; what is there already is read back."""
-        from poise_core.evaluation.launcher import evaluate_policies
-        from poise_core.training.launcher import train_candidate
-
         keys = {"protocol": self.protocol.digest, "candidate_id": candidate.candidate_id, "split": "report"}
         if all(self.archive.contains("evaluations", **keys, seed=seed) for seed in seeds):
             return
@@ -179,7 +179,7 @@ class Replication:
             )
             try:
                 with self.compute_slot():
-                    trained = train_candidate(job, on_step=on_step, should_stop=self.should_stop)
+                    trained = self.executor.train(job, on_step=on_step, should_stop=self.should_stop)
             except CandidateFailure as failure:
                 if candidate.candidate_id == self.candidate_id:
                     raise
@@ -187,7 +187,7 @@ class Replication:
             policies = tuple((one.seed, one.policy_folder) for one in trained)
             scored = EvaluationJob(home / "replicate" / "evaluate", self.protocol, resources, "report", policies)
             with self.compute_slot():
-                results = evaluate_policies(scored, should_stop=self.should_stop)
+                results = self.executor.evaluate(scored, should_stop=self.should_stop)
             for result in results:
                 self.archive.append(
                     "evaluations", evaluation_rows(candidate.candidate_id, self.protocol.digest, result)

@@ -22,7 +22,7 @@ from poise_core.agents.catalogue.proposer import CatalogueProposer
 from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.evolution import Event, Evolution, EvolutionError, Roles, default_roles
-from poise_core.evolution.trials import UNTRAINED
+from poise_core.evolution.stages.evaluate import UNTRAINED
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import Composition
 
@@ -378,9 +378,9 @@ def test_a_plateau_widens_mutation_and_control_arms_do_not_answer_it(
     from poise_core.search.plateau import Plateau
 
     stuck = Plateau(4, 3, 0.0, 1.0, True, 0.01, None, False)
-    monkeypatch.setattr("poise_core.evolution.evolution.assess_plateau", lambda *_, **__: stuck)
     for arm, wide in (("evolution", True), ("greedy", False), ("best-of-n", False), ("random", False)):
         opened = open_evolution(tmp_path / arm, make_preset(arm=arm))
+        monkeypatch.setattr(opened.search, "plateau", lambda nodes: stuck)
         establish_baseline(opened)
         (slot, _) = opened.select_parents(1)
         assert opened.context(slot).wide is wide

@@ -1,6 +1,7 @@
 """The morning summary: what it says of a night that ended well, and of one that came to the end of its budget."""
 
 import datetime as dt
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,12 @@ from poise_core.views.nightly import Night, candidate_headline, generation_headl
 BEGAN = dt.datetime(2026, 11, 24, 22, 30, tzinfo=dt.UTC)
 
 
+@pytest.fixture
+def laboratory() -> Iterator[Laboratory]:
+    with Laboratory() as made:
+        yield made
+
+
 def summary(evolution: Evolution, **night: object) -> str:
     given = {
         "generation": 1,
@@ -25,8 +32,7 @@ def summary(evolution: Evolution, **night: object) -> str:
     return morning_summary(evolution.run.archive, evolution.preset, Night(**given))
 
 
-def test_a_whole_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Laboratory().install(monkeypatch)
+def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     evolve(evolution)
     text = summary(evolution, hours=7.5, dollars=5.0)
@@ -49,8 +55,7 @@ def test_a_whole_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert row.generation == 0 or f"| Overall {shown}, 2 seeds, " in text
 
 
-def test_a_night_at_the_end_of_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    laboratory = Laboratory().install(monkeypatch)
+def test_a_night_at_the_end_of_its_budget(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     establish_baseline(evolution)
     failing, other = admit(evolution, 1)
@@ -65,8 +70,7 @@ def test_a_night_at_the_end_of_its_budget(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"**{other.name}**" not in text
 
 
-def test_single_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Laboratory().install(monkeypatch)
+def test_single_lines(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     archive, protocol = evolution.run.archive, evolution.preset.protocol
     assert run_headline(archive, protocol) == "0 generations; nothing is scored yet"
