@@ -30,11 +30,11 @@ def replicate_champion(
         undeclared: also a candidate that is no champion candidate; the record says so.
     """
     with evolution_session(run_dir) as evolution:
-        candidate = find_candidate_ref(evolution.run.archive, candidate)
-        done = replicate.submit(run_dir, candidate.candidate_id, candidate.name, seeds, undeclared)
+        found = find_candidate_ref(evolution.run.archive, candidate)
+        done = replicate.submit(run_dir, found.candidate_id, found.name, seeds, undeclared)
         try:
             raise_for_the_run([done])
         except ReplicationRefused as refusal:
             return Failed(name="Refused", message=str(refusal))
         row = done.result()
-        return Completed(name=str(row["outcome"]).capitalize(), message=f"{candidate.name}: {row['message']}")
+        return Completed(name=str(row["outcome"]).capitalize(), message=f"{found.name}: {row['message']}")

@@ -67,9 +67,7 @@ class Executor(Protocol):
     def unfinished_trajectory(self, job: TrainingJob, seed: int) -> tuple[Steps, dict[str, str]]:
         """The steps that a training has written so far, and how its process was confined."""
 
-    def evaluate(
-        self, job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None
-    ) -> Sequence[SeedEvaluation]:
+    def evaluate(self, job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None) -> list[SeedEvaluation]:
         """Score the policies of the job; see :func:`poise_core.evaluation.launcher.evaluate_policies`."""
 
 
@@ -114,9 +112,7 @@ class ChildProcesses:
 
         return unfinished_trajectory(job, seed)
 
-    def evaluate(
-        self, job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None
-    ) -> Sequence[SeedEvaluation]:
+    def evaluate(self, job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None) -> list[SeedEvaluation]:
         """See :meth:`Executor.evaluate`."""
         from poise_core.evaluation.launcher import evaluate_policies
 

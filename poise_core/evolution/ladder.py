@@ -11,23 +11,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from poise_core.archive import EVOLUTION_ARM
-from poise_core.evidence.forecast import Dynamics, proxy_dynamics
-from poise_core.evidence.racing import Decision, proxy_reward
-from poise_core.evidence.stopping import Referee
-from poise_core.evolution.events import announced
+from poise_core.evidence.racing import Decision
+from poise_core.evidence.stopping import Measurement, Referee, Rung
 from poise_core.evolution.health import HealthWatch
 from poise_core.evolution.records import CandidateRef
+from poise_core.evolution.stages.train import keep_trajectory
 from poise_core.evolution.trials import Trials
-
-Rung = Literal["proxy", "first", "all"]
-
-Trajectory = Sequence[Mapping[str, Any]]
-"""Rows of metrics, one per step."""
 
 
 class Ladder:
@@ -79,7 +73,8 @@ class Ladder:
         pause = self.spec.proxy_steps if rung == "proxy" else None
         loss = self.trials.train(candidate, self._rung_seeds(rung), pause_after=pause, watch=self._watch(candidate))
         if loss is not None:
-            self._record(candidate, rung, "stopped", loss, cause="certain_loss")
+            measured = self.measure(candidate, rung)
+            self._record(candidate, rung, measured, "stopped", loss, cause="certain_loss")
 
     def judge(self, candidate: CandidateRef, rung: Rung) -> None:
         """Measure what was trained for the rung, and decide whether the candidate goes on.
@@ -97,30 +92,34 @@ class Ladder:
         if failure := self.trials.failure(candidate):
             raise failure
         if rung == self.rungs[-1]:
-            self._record(candidate, rung, "finished", f"measured with {len(self.seeds)} seeds")
+            measured = self.measure(candidate, rung)
+            self._record(candidate, rung, measured, "finished", f"measured with {len(self.seeds)} seeds")
             return
-        trials = self.trials
-        with announced(trials.observer, "race", candidate.name, candidate.generation, trials.should_stop) as say:
-            decision = self._decide(candidate, rung)
+        with self.trials.announced("race", candidate.name, candidate.generation) as say:
+            measured = self.measure(candidate, rung)
+            decision = self._decide(candidate, rung, measured)
             if decision.stop and rung == "proxy":
-                trials.keep_trajectory(candidate, self.seeds[0], self.spec.proxy_steps)
+                keep_trajectory(self.trials, candidate, self.seeds[0], self.spec.proxy_steps)
             outcome: Literal["stopped", "promoted"] = "stopped" if decision.stop else "promoted"
             cause = "race" if decision.stop else None
-            self._record(candidate, rung, outcome, decision.message, cause=cause, judged=decision)
+            self._record(candidate, rung, measured, outcome, decision.message, cause=cause, judged=decision)
             say(f"{outcome} after {_NAMES[rung]}: {decision.message}")
 
     # the decision
 
-    def _decide(self, candidate: CandidateRef, rung: Rung) -> Decision:
-        referee = self._referee(candidate.generation)
-        mine = self._value(candidate, rung)
+    def measure(self, candidate: CandidateRef, rung: Rung) -> Measurement:
+        """Everything that was measured of the candidate with the seeds of this rung, and of those below it."""
+        seeds, first = self._rung_seeds(rung), self.seeds[0]
+        steps = self.archive.trajectory(candidate.candidate_id, self.protocol.digest)
+        if rung == "proxy" and not steps.get(first):  # not archived while its training may go on
+            steps[first] = self.trials.unfinished_trajectory(candidate, first)[0][: self.spec.proxy_steps]
+        overalls = {one.seed: one.overall for one in self.trials.evaluations(candidate, seeds)}
+        return Measurement.of({seed: rows for seed, rows in steps.items() if seed in seeds}, overalls, self.spec)
+
+    def _decide(self, candidate: CandidateRef, rung: Rung, measured: Measurement) -> Decision:
         names = {row["candidate_id"]: row["name"] for row in self.archive.rows("candidates")}
         references = dict.fromkeys(one for one in (candidate.parent_id, self._baseline()) if one)
-        if rung == "proxy":
-            dynamics = self._dynamics(self._first_steps(candidate))
-            decision = referee.after_proxy(mine, dynamics, references)
-        else:
-            decision = referee.after_first(mine, references)
+        decision = self._referee(candidate.generation).decide(measured, rung, references)
         if decision.reference:
             named = names[decision.reference]
             if decision.reference not in references:  # neither parent nor baseline
@@ -129,42 +128,21 @@ class Ladder:
             decision = replace(decision, message=text)
         return decision
 
-    def _value(self, candidate: CandidateRef, rung: Rung) -> float:
-        """Reward of the proxy or Overall of the first seed, percent; NaN where it is not finite or not there."""
-        seed = self.seeds[0]
-        if rung == "proxy":
-            return proxy_reward(self._first_steps(candidate), self.spec.proxy_steps, self.spec.proxy_window)
-        evaluations = self.trials.evaluations(candidate, (seed,))
-        return evaluations[0].overall if evaluations else math.nan
-
-    def _first_steps(self, candidate: CandidateRef) -> Trajectory:
-        """Of the first seed, as far as it has come."""
-        stored = self.archive.trajectory(candidate.candidate_id, self.protocol.digest).get(self.seeds[0])
-        return stored or self.trials.unfinished_trajectory(candidate, self.seeds[0])[0]
-
-    def _dynamics(self, steps: Trajectory) -> Dynamics | None:
-        return proxy_dynamics(steps, self.spec.proxy_steps, self.spec.proxy_window)
-
     def _referee(self, generation: int) -> Referee:
         """Who knows what candidates of earlier generations measured, with every seed they have."""
         with self._lock:
             if generation not in self._referees:
                 rows = self.archive.rows("candidates", arm=EVOLUTION_ARM)
                 known = [row["candidate_id"] for row in rows if row["generation"] < generation]
-                found = self.archive.evaluations(protocol=self.protocol.digest)
-                overalls = {name: {one.seed: one.overall for one in found.get(name, [])} for name in known}
-                rewards: dict[str, dict[int, float]] = {}
-                dynamics: dict[str, Dynamics] = {}
-                for name in known:
-                    proxies = self.archive.trajectory(name, self.protocol.digest)
-                    rewards[name] = {
-                        seed: proxy_reward(steps, self.spec.proxy_steps, self.spec.proxy_window)
-                        for seed, steps in proxies.items()
-                    }
-                    if (own := self._dynamics(proxies.get(self.seeds[0], []))) is not None:
-                        dynamics[name] = own
                 roots = [row["candidate_id"] for row in rows if not row["generation"]]
-                self._referees[generation] = Referee.learn(self.spec, self.seeds, roots, rewards, overalls, dynamics)
+                found = self.archive.evaluations(protocol=self.protocol.digest)
+                measured = {}
+                for name in known:
+                    steps = self.archive.trajectory(name, self.protocol.digest)
+                    measured[name] = Measurement.of(
+                        steps, {one.seed: one.overall for one in found.get(name, [])}, self.spec
+                    )
+                self._referees[generation] = Referee.learn(self.spec, self.seeds, roots, measured)
             return self._referees[generation]
 
     # records
@@ -180,22 +158,22 @@ class Ladder:
         self,
         candidate: CandidateRef,
         rung: Rung,
+        measured: Measurement,
         decision: Literal["promoted", "stopped", "finished"],
         message: str,
         *,
         cause: str | None = None,
         judged: Decision | None = None,
     ) -> None:
-        steps = self._spent(candidate, rung)
-        value = self._value(candidate, rung) if decision != "finished" else self._mean_overall(candidate)
+        value = measured.mean_overall if decision == "finished" else measured.value(rung, self.seeds[0])
         gap = judged.difference if judged else None
         row = {
             **self._keys(candidate),
             "rung": rung,
             "generation": candidate.generation,
-            "seeds": sorted(steps),
-            "steps": max((len(rows) for rows in steps.values()), default=0),
-            "tokens": sum(int(row["tokens"]) for rows in steps.values() for row in rows),
+            "seeds": sorted(measured.steps),
+            "steps": max(measured.steps.values(), default=0),
+            "tokens": sum(measured.tokens.values()),
             "decision": decision,
             "cause": cause,
             "value": value if math.isfinite(value) else None,
@@ -208,18 +186,6 @@ class Ladder:
             "written_by": "poise",
         }
         self.archive.append("rungs", [row])
-
-    def _spent(self, candidate: CandidateRef, rung: Rung) -> dict[int, list[dict[str, Any]]]:
-        """Seed -> the steps trained for this rung and those below it."""
-        steps = self.archive.trajectory(candidate.candidate_id, self.protocol.digest)
-        first = self.seeds[0]
-        if rung == "proxy" and first not in steps:
-            steps[first] = self.trials.unfinished_trajectory(candidate, first)[0][: self.spec.proxy_steps]
-        return {seed: rows for seed, rows in steps.items() if seed in self._rung_seeds(rung)}
-
-    def _mean_overall(self, candidate: CandidateRef) -> float:
-        overalls = [one.overall for one in self.trials.evaluations(candidate, self.seeds)]
-        return sum(overalls) / len(overalls) if overalls else math.nan
 
     def _rung_seeds(self, rung: Rung) -> tuple[int, ...]:
         return self.seeds if rung == "all" else self.seeds[:1]
