@@ -1,7 +1,7 @@
 """Who does the work that takes a process of its own: the gate, a training, an evaluation.
 
 An evolution is given one executor and asks nothing else to run anything. :class:`ChildProcesses` starts confined processes
-on this machine; the work pool (``tasks/dispatch.py``) hands whole candidates to other machines, whose workers use child
+on this machine; the work pool (``tasks/work_pool.py``) hands whole candidates to other machines, whose workers use child
 processes again; the tests' laboratory answers at once.
 """
 

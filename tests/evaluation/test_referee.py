@@ -146,3 +146,18 @@ def test_no_forecast_before_enough_is_known(spread: tuple[dict, dict]) -> None:
     known = learn(spec, (0,), ["c00"], {}, {name: overalls[name] for name in few}, dynamics)
     assert known.forecast is None
     assert not after_proxy(known, 50.0, (0.0, 5.0, -5.0, 0.0), ["c00"]).stop
+
+
+def test_a_measurement_by_hand() -> None:
+    """The proxy is three steps long, its last two count; the second training broke off after two steps."""
+    features = {"completion_length": 1.0, "entropy": 1.0, "kl": 1.0}  # logarithms 0
+    steps = [{"reward_mean": reward, "tokens": 10, **features} for reward in (0.1, 0.2, 0.4, 0.9)]
+    spec = LadderSpec(enabled=True, proxy_steps=3, proxy_window=2)
+    found = Measurement.of({0: steps, 1: steps[:2]}, {0: 70.0, 1: 72.0}, spec)
+    assert found.value("proxy", 0) == pytest.approx(30.0)  # 100 * (0.2 + 0.4) / 2
+    assert math.isnan(found.value("proxy", 1))
+    assert (found.value("first", 1), found.mean_overall) == (72.0, 71.0)
+    assert found.dynamics == {0: pytest.approx((0.3, 0.0, 0.0, 0.0))}  # of the second it is not known
+    assert (found.steps, found.tokens) == ({0: 4, 1: 2}, {0: 40, 1: 20})
+    assert math.isnan(found.value("first", 2))
+    assert math.isnan(Measurement().mean_overall)
