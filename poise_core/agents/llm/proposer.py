@@ -1,4 +1,4 @@
-"""The proposer that is LLM-backed: different directions are asked for, duplicates are merged."""
+"""The LLM-backed proposer: different directions are asked for, duplicates are merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The screener that is LLM-backed."""
+"""The LLM-backed screener."""
 
 from __future__ import annotations
 
