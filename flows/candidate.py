@@ -10,16 +10,16 @@ from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Completed
 
-from flows.evolve import WORKERS, climb, here
+from flows.evolve import WORKERS, Child, here
 from flows.forms import Seeds, Text
 from poise_core.archive import ArchiveError
-from poise_core.evolution.trials import MANUAL_ARM
+from poise_core.evolution.run_context import MANUAL_ARM
 from poise_core.render.lines import candidate_headline
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.views import leaderboard
 from tasks.outcomes import raise_for_the_candidate, with_typed_end
 from tasks.reports import evidence_of, update_tracking
-from tasks.session import candidate_session, find_subject, make_run
+from tasks.session import candidate_session, find_candidate_ref, make_run
 from tasks.stages import admit
 
 
@@ -27,7 +27,7 @@ def _label() -> str:
     """``gen-03/VM-AV``; ``manual/NAME`` for a file that the run does not know yet."""
     given = flow_run.parameters
     try:
-        return find_subject(RunDirectory.read(given["run_dir"]).archive, given["candidate"]).label
+        return find_candidate_ref(RunDirectory.read(given["run_dir"]).archive, given["candidate"]).label
     except (RunDirectoryError, ArchiveError):
         return f"manual/{Path(given['candidate']).stem}"
 
@@ -51,11 +51,11 @@ def evaluate_candidate(
     make_run(run_dir, preset)
     with candidate_session(run_dir, seeds) as evolution:
         file = Path(candidate)
-        subject = evolution.trials.adopt(file) if file.is_file() else find_subject(evolution.run.archive, candidate)
-        admitted = admit.submit(run_dir, subject)
-        first, *further = here(evolution.rungs if subject.generation else ("all",))
-        measured, _ = climb(run_dir, [first.submit(run_dir, admitted)], further)
-        raise_for_the_candidate([admitted, *measured])
-        if evolution.run.archive.rows("candidates", candidate_id=subject.candidate_id, arm=MANUAL_ARM):
+        ref = evolution.trials.adopt(file) if file.is_file() else find_candidate_ref(evolution.run.archive, candidate)
+        child = Child.of(run_dir, admit.submit(run_dir, ref))
+        for step in here(evolution.rungs if ref.generation else ("all",)):
+            child.take(step)
+        raise_for_the_candidate(child.stages)
+        if evolution.run.archive.rows("candidates", candidate_id=ref.candidate_id, arm=MANUAL_ARM):
             update_tracking.submit(run_dir).wait()  # of its own candidates the evolution reports
-        return Completed(message=candidate_headline(leaderboard(evidence_of(evolution.run)), subject.candidate_id))
+        return Completed(message=candidate_headline(leaderboard(evidence_of(evolution.run)), ref.candidate_id))

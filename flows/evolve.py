@@ -24,7 +24,7 @@ from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from flows.forms import Changes, Generations, Text
-from poise_core.evolution import Evolution
+from poise_core.evolution import ChildSlot, Evolution
 from poise_core.render.lines import generation_headline, run_headline
 from poise_core.views import leaderboard
 from tasks.dispatch import evaluate_elsewhere
@@ -44,6 +44,7 @@ from tasks.stages import (
     verify,
     verify_baseline,
 )
+from tasks.work_pool import WorkPool
 
 
 class CandidateWorkers(ThreadPoolTaskRunner[Any]):
@@ -94,12 +95,11 @@ def establish_baseline(run_dir: str) -> PrefectFuture[str]:
     """
     with evolution_session(run_dir) as evolution:
         untrained = measure_base_policy.submit(run_dir)
-        verified = verify_baseline.submit(run_dir)
-        steps = measurement(evolution, rungs=("all",))
-        first = steps[0].submit(run_dir, verified)
-        measured, scored = climb(run_dir, [first], steps[1:])
-        reflected = reflect.submit(run_dir, verified, allow_failure(scored[0]))
-        raise_for_the_run([untrained, verified, *measured, reflected])
+        baseline = Child.of(run_dir, verify_baseline.submit(run_dir))
+        for step in measurement(evolution, rungs=("all",)):
+            baseline.take(step)
+        reflected = baseline.reflect()
+        raise_for_the_run([untrained, *baseline.stages])
         return update_tracking.submit(run_dir, reflected)
 
 
@@ -109,30 +109,64 @@ def generation(run_dir: str, number: int) -> State[Any]:
     """One generation: a child of every selected parent."""
     with evolution_session(run_dir) as evolution:
         first, *further = measurement(evolution, evolution.rungs)
-        designed: Futures = []
-        children: Futures = []
-        begun: Futures = []
-        child = None
-        for place in select_parents(run_dir, number):  # admitted one after the other: each sees the ideas before it
-            ideas = propose.submit(run_dir, place, allow_failure(child))
-            ranked = screen.submit(run_dir, place, ideas)
-            draft = implement.submit(run_dir, place, ranked)
-            child = verify.submit(run_dir, place, draft)
-            designed += [ideas, ranked, draft]
+        children: list[Child] = []
+        for slot in select_parents(run_dir, number):
+            child = admit(run_dir, slot, after=children)
+            child.take(first)
             children.append(child)
-            begun.append(first.submit(run_dir, child))
-        versions = children
         for _ in range(evolution.repair_rounds(number)):
-            designed += begun
-            versions = [repair.submit(run_dir, *pair) for pair in zip(versions, map(allow_failure, begun), strict=True)]
-            designed += versions
-            begun = [first.submit(run_dir, one) for one in versions]
-        measured, scored = climb(run_dir, begun, further)
-        reflected = [reflect.submit(run_dir, *pair) for pair in zip(children, map(allow_failure, scored), strict=True)]
-        raise_for_the_run([*designed, *children, *measured, *reflected])
+            for child in children:
+                child.go_back_to_its_author()
+            for child in children:
+                child.take(first)
+        for step in further:  # all children take the next step, then the one after it
+            for child in children:
+                child.take(step)
+        reflected = [child.reflect() for child in children]
+        raise_for_the_run(stage for child in children for stage in child.stages)
         show_leaderboard.submit(run_dir, reflected).wait()
         update_tracking.submit(run_dir, reflected).wait()
         return Completed(message=generation_headline(leaderboard(evidence_of(evolution.run)), number))
+
+
+@dataclass
+class Child:
+    """The stages of one candidate that were submitted; the same order, without Prefect: poise_core.evolution.generation."""
+
+    run_dir: str
+    admitted: PrefectFuture[Any]
+    stages: Futures  # all of them, in order
+    version: PrefectFuture[Any]  # the file to go on with: the admitted one, or its author's answer to a fault
+    last: PrefectFuture[Any]  # what the next stage waits for
+
+    @classmethod
+    def of(cls, run_dir: str, admitted: PrefectFuture[Any], before: Sequence[PrefectFuture[Any]] = ()) -> Child:
+        """A candidate that the gate is to admit, after the stages ``before``."""
+        return cls(run_dir, admitted, [*before, admitted], admitted, admitted)
+
+    def take(self, step: Step) -> None:
+        """The next step of its measurement."""
+        self.last = step.submit(self.run_dir, self.last)
+        self.stages.append(self.last)
+
+    def go_back_to_its_author(self) -> None:
+        """Where its first steps of training ask for it."""
+        self.version = self.last = repair.submit(self.run_dir, self.version, allow_failure(self.last))
+        self.stages.append(self.last)
+
+    def reflect(self) -> PrefectFuture[Any]:
+        """Say what it taught, whatever became of it."""
+        reflected = reflect.submit(self.run_dir, self.admitted, allow_failure(self.last))
+        self.stages.append(reflected)
+        return reflected
+
+
+def admit(run_dir: str, slot: ChildSlot, after: Sequence[Child]) -> Child:
+    """The child of a slot; one after the other, because each proposer sees the ideas ``after`` which it is asked."""
+    ideas = propose.submit(run_dir, slot, allow_failure(after[-1].admitted if after else None))
+    ranked = screen.submit(run_dir, slot, ideas)
+    draft = implement.submit(run_dir, slot, ranked)
+    return Child.of(run_dir, verify.submit(run_dir, slot, draft), [ideas, ranked, draft])
 
 
 @dataclass(frozen=True)
@@ -152,27 +186,9 @@ class Step:
 
 def measurement(evolution: Evolution, rungs: Sequence[str]) -> list[Step]:
     """The steps of one candidate: train and evaluate on every rung, or all of that elsewhere."""
-    return [Step(evaluate_elsewhere)] if evolution.preset.resources.dispatch == "pool" else here(rungs)
+    return [Step(evaluate_elsewhere)] if isinstance(evolution.executor, WorkPool) else here(rungs)
 
 
 def here(rungs: Sequence[str]) -> list[Step]:
     """The steps of one candidate in this process."""
     return [Step(task, rung) for rung in rungs for task in (train, evaluate)]
-
-
-def climb(run_dir: str, begun: Futures, further: Sequence[Step]) -> tuple[Futures, Futures]:
-    """All candidates take the next step, then the one after it.
-
-    Args:
-        run_dir: of the run.
-        begun: the first step of each candidate.
-        further: the steps after it.
-
-    Returns:
-        All steps; and the last one of each candidate.
-    """
-    submitted, standing = list(begun), begun
-    for step in further:
-        standing = [step.submit(run_dir, one) for one in standing]
-        submitted += standing
-    return submitted, standing

@@ -13,7 +13,7 @@ from flows.forms import FreshSeeds, Text
 from poise_core.experiments.replication import ReplicationRefused
 from tasks.outcomes import raise_for_the_run, with_typed_end
 from tasks.replication import replicate
-from tasks.session import evolution_session, find_subject
+from tasks.session import evolution_session, find_candidate_ref
 
 
 @flow(name="replicate-champion", flow_run_name="replicate {candidate}", task_runner=WORKERS)
@@ -30,11 +30,11 @@ def replicate_champion(
         undeclared: also a candidate that is no champion candidate; the record says so.
     """
     with evolution_session(run_dir) as evolution:
-        subject = find_subject(evolution.run.archive, candidate)
-        done = replicate.submit(run_dir, subject.candidate_id, subject.name, seeds, undeclared)
+        found = find_candidate_ref(evolution.run.archive, candidate)
+        done = replicate.submit(run_dir, found.candidate_id, found.name, seeds, undeclared)
         try:
             raise_for_the_run([done])
         except ReplicationRefused as refusal:
             return Failed(name="Refused", message=str(refusal))
         row = done.result()
-        return Completed(name=str(row["outcome"]).capitalize(), message=f"{subject.name}: {row['message']}")
+        return Completed(name=str(row["outcome"]).capitalize(), message=f"{found.name}: {row['message']}")

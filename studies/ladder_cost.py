@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,13 +21,12 @@ import numpy as np
 from poise_core.archive import EVOLUTION_ARM
 from poise_core.config import LadderSpec
 from poise_core.config.protocol import FrozenModel
-from poise_core.evidence.forecast import Dynamics, foretold, proxy_dynamics
+from poise_core.evidence.forecast import Dynamics, foretold
 from poise_core.evidence.format import format_limits
 from poise_core.evidence.intervals import Interval
-from poise_core.evidence.racing import proxy_reward
 from poise_core.evidence.rankings import rank_correlation
-from poise_core.evidence.stopping import Referee
-from poise_core.evolution import Evolution, Subject
+from poise_core.evidence.stopping import Measurement, Referee
+from poise_core.evolution import CandidateRef, Evolution
 from poise_core.run_directory import RunDirectory
 from poise_core.search.nodes import NodeRecord, shrunken_scores
 from studies.record import first_children
@@ -63,6 +62,20 @@ class Recorded:
     dynamics: Mapping[int, Dynamics | None]  # seed -> the proxy's
     proxy_tokens: Mapping[int, int]
     tokens: Mapping[int, int]  # of the whole training
+
+    def measured(self, scored: Iterable[int], proxied: Iterable[int] = ()) -> Measurement:
+        """What a search knows of it.
+
+        Args:
+            scored: the seeds that it was evaluated with.
+            proxied: those that it was trained with, at least as far as the proxy; the same where not given.
+        """
+        scored, proxied = tuple(scored), tuple(proxied) or tuple(scored)
+        return Measurement(
+            {seed: self.overalls[seed] for seed in scored},
+            {seed: self.rewards[seed] for seed in proxied},
+            {seed: found for seed, found in self.dynamics.items() if found is not None},
+        )
 
 
 class Recording(FrozenModel):
@@ -116,32 +129,30 @@ def read_run(run: RunDirectory, ladder: LadderSpec, children: int | None = None)
         # the archive keeps of a stopped one the steps that it was stopped at; it was trained on since then
         for seed in seeds:
             if 0 < len(steps.get(seed, [])) < protocol.training.steps:
-                steps[seed] = trials.unfinished_trajectory(Subject.of_row(row), seed)[0]
+                steps[seed] = trials.unfinished_trajectory(CandidateRef.of_row(row), seed)[0]
         whole = {seed: rows for seed, rows in steps.items() if len(rows) == protocol.training.steps}
         if name in failed or not set(seeds) <= overalls.keys() & whole.keys():
             continue
         if not row["parent_ids"]:
             baseline = baseline or name
+        measured = Measurement.of({seed: whole[seed] for seed in seeds}, {s: overalls[s] for s in seeds}, ladder)
+        proxy = Measurement.of({seed: whole[seed][: ladder.proxy_steps] for seed in seeds}, {}, ladder)
         recorded[name] = Recorded(
             name,
             row["generation"],
             row["parent_ids"][0] if row["parent_ids"] else None,
-            {seed: overalls[seed] for seed in seeds},
-            {seed: proxy_reward(whole[seed], ladder.proxy_steps, ladder.proxy_window) for seed in seeds},
-            {seed: proxy_dynamics(whole[seed], ladder.proxy_steps, ladder.proxy_window) for seed in seeds},
-            {seed: _tokens(whole[seed][: ladder.proxy_steps]) for seed in seeds},
-            {seed: _tokens(whole[seed]) for seed in seeds},
+            measured.overalls,
+            measured.rewards,
+            {seed: measured.dynamics.get(seed) for seed in seeds},
+            proxy.tokens,
+            measured.tokens,
         )
     if baseline is None:
         raise ValueError(f"{run.path}: no baseline that was trained and scored with all seeds")
     return baseline, recorded
 
 
-def _tokens(rows: Sequence[Mapping[str, float]]) -> int:
-    return int(sum(row.get("tokens") or 0 for row in rows))
-
-
-def climb(
+def run_ladder(
     candidates: Sequence[Recorded], baseline: Recorded, seeds: Sequence[int], ladder: LadderSpec
 ) -> tuple[dict[str, tuple[int, ...]], int]:
     """Seeds that each candidate is scored with, none where it ends at the proxy, and training tokens without the baseline's."""
@@ -150,21 +161,16 @@ def climb(
     first, spent = seeds[0], 0
     proxied: dict[str, tuple[int, ...]] = {baseline.name: tuple(seeds)}
     for generation in sorted({one.generation for one in candidates}):
-        referee = Referee.learn(
-            ladder,
-            seeds,
-            [baseline.name],
-            {name: {s: every[name].rewards[s] for s in own} for name, own in proxied.items()},
-            {name: {s: every[name].overalls[s] for s in own} for name, own in kept.items()},
-            {name: found for name in proxied if (found := every[name].dynamics[first]) is not None},
-        )
+        known = {name: every[name].measured(kept.get(name, ()), own) for name, own in proxied.items()}
+        referee = Referee.learn(ladder, seeds, [baseline.name], known)
         new: dict[str, tuple[int, ...]] = {}
         for one in (one for one in candidates if one.generation == generation):
             against = [name for name in dict.fromkeys((one.parent or baseline.name, baseline.name)) if kept.get(name)]
-            if referee.after_proxy(one.rewards[first], one.dynamics[first], against).stop:
+            measured = one.measured([first])
+            if referee.decide(measured, "proxy", against).stop:
                 new[one.name], spent = (), spent + one.proxy_tokens[first]
                 continue
-            stop = referee.after_first(one.overalls[first], against).stop
+            stop = referee.decide(measured, "first", against).stop
             new[one.name] = (first,) if stop else tuple(seeds)
             spent += sum(one.tokens[seed] for seed in new[one.name])
         kept |= new
@@ -213,7 +219,7 @@ def replay(
         everything.tokens.append(cost)
         everything.regrets.append(regret)
         for spec, out in ladders:
-            kept, spent = climb(some, recorded[baseline], seeds, spec)
+            kept, spent = run_ladder(some, recorded[baseline], seeds, spec)
             found = best - truth[select(recorded, kept)]
             out.tokens.append(float(spent))
             out.regrets.append(found)

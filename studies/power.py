@@ -3,7 +3,7 @@
 ``python -m studies.power`` writes ``docs/results/power.md`` and a drawing. In every simulated evolution one proposal,
 at a random place, is truly worth 3 points; whatever descends from it keeps them, and no other change does anything. Found means
 that it or a descendant is declared champion candidate by the code of ``poise leaderboard``. Parents are chosen by the selectors of
-the arms. Children train with all seeds, or climb a ladder whose last rung may then afford more of them.
+the arms. Children train with all seeds, or go up a ladder whose last rung may then afford more of them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from poise_core.archive import EVOLUTION_ARM, Archive
-from poise_core.evolution import Evolution, Subject
+from poise_core.evolution import CandidateRef, Evolution
 from poise_core.evolution.events import Event
 from poise_core.failures import CandidateFailure
 from poise_core.run_directory import RunDirectory
@@ -49,12 +49,12 @@ def record(source: Path, copy: Path, children: int) -> int:
         partial.rename(copy)
     with RunDirectory.open(copy, RunDirectory.read(copy).current_preset) as run:
         evolution = Evolution(run, observer=_print)
-        first = [Subject.of_row(row) for row in first_children(run.archive, children)]
+        first = [CandidateRef.of_row(row) for row in first_children(run.archive, children)]
 
-        def measure(subject: Subject) -> bool:
+        def measure(candidate: CandidateRef) -> bool:
             try:
-                evolution.trials.train(subject, evolution.seeds)
-                evolution.trials.evaluate(subject, evolution.seeds)
+                evolution.trials.train(candidate, evolution.seeds)
+                evolution.trials.evaluate(candidate, evolution.seeds)
             except CandidateFailure:
                 return False
             return True

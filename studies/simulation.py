@@ -8,7 +8,7 @@ Problems have difficulties of their own, shared by all policies. Racing, noise, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.promotion import Declaration, declare
-from poise_core.evidence.stopping import Referee
+from poise_core.evidence.stopping import Measurement, Referee
 from poise_core.search.arms import RootSelector
 from poise_core.search.nodes import NodeRecord
 from poise_core.search.selection import ParentSelector
@@ -142,6 +142,11 @@ class _Child:
     def overalls(self) -> dict[int, float]:
         return {one.seed: one.overall for one in self.evaluations}
 
+    @property
+    def measured(self) -> Measurement:
+        """As the referee sees it."""
+        return Measurement(self.overalls, self.rewards)
+
     def node(self) -> NodeRecord:
         """As the search sees it."""
         overalls = [one.overall for one in self.evaluations]
@@ -200,7 +205,8 @@ def simulate(
         generation = 1 + first // per_generation
         own = effects[first : first + per_generation]
         nodes = [one.node() for one in known.values()]
-        referee = _referee(ladder, seeds, known) if ladder else None
+        measured = {name: one.measured for name, one in known.items()}
+        referee = Referee.learn(ladder, range(seeds), [BASELINE], measured) if ladder else None
         chosen = selector.select(nodes, len(own), int(rng.integers(2**31)))
         for slot, (effect, pick) in enumerate(zip(own, sorted(chosen, key=lambda one: one.slot), strict=True)):
             parent = known[pick.candidate_id]
@@ -211,16 +217,16 @@ def simulate(
             shift, std = world.shift_for(total), float(rng.choice(stds))
             draws = shift + world.seed_shift(std) * rng.normal(size=seeds)
             child.rewards = {seed: proxy_slope * total + PROXY_STD * float(rng.normal()) for seed in range(seeds)}
-            run.trainings += _climb(world, rng, referee, child, draws)
+            run.trainings += _measure(world, rng, referee, child, draws)
             run.effects[child.name] = total
             everyone[child.name] = child
-    measured = {name: one.evaluations for name, one in everyone.items() if one.evaluations}
-    declared = declare(measured, BASELINE, list(run.effects), world.protocol)
+    scored = {name: one.evaluations for name, one in everyone.items() if one.evaluations}
+    declared = declare(scored, BASELINE, list(run.effects), world.protocol)
     run.declared = _names(declared)
     if uncorrected:
-        plain = declare(measured, BASELINE, list(run.effects), world.protocol, alpha=0.05 * len(run.effects))
+        plain = declare(scored, BASELINE, list(run.effects), world.protocol, alpha=0.05 * len(run.effects))
         run.uncorrected = _names(plain)
-    run.best = max(measured, key=lambda name: sum(one.overall for one in measured[name]) / len(measured[name]))
+    run.best = max(scored, key=lambda name: sum(one.overall for one in scored[name]) / len(scored[name]))
     return run
 
 
@@ -230,14 +236,8 @@ def _mutated(choices: tuple[int, ...], rng: np.random.Generator) -> tuple[int, .
     return tuple((choice + step) % count if at == slot else choice for at, choice in enumerate(choices))
 
 
-def _referee(ladder: LadderSpec, seeds: int, known: Mapping[str, _Child]) -> Referee:
-    rewards = {name: one.rewards for name, one in known.items()}
-    overalls = {name: one.overalls for name, one in known.items()}
-    return Referee.learn(ladder, range(seeds), [BASELINE], rewards, overalls, {})
-
-
-def _climb(world: World, rng: np.random.Generator, referee: Referee | None, child: _Child, draws: Array) -> float:
-    """Measure one child as far as it climbs; the whole trainings that it cost. Rewards not seen are forgotten.
+def _measure(world: World, rng: np.random.Generator, referee: Referee | None, child: _Child, draws: Array) -> float:
+    """Measure one child as far as the ladder lets it; the whole trainings that it cost. Rewards not seen are forgotten.
 
     Args:
         world: the testbed.
@@ -253,10 +253,10 @@ def _climb(world: World, rng: np.random.Generator, referee: Referee | None, chil
     references = tuple(dict.fromkeys((*child.parents, BASELINE)))
     rewards = child.rewards
     child.rewards = {0: rewards[0]}
-    if referee.after_proxy(rewards[0], None, references).stop:
+    if referee.decide(child.measured, "proxy", references).stop:
         return PROXY_SHARE
     child.evaluations = [world.evaluate(draws[0], 0, rng)]
-    if referee.after_first(child.overalls[0], references).stop:
+    if referee.decide(child.measured, "first", references).stop:
         return 1.0
     child.rewards = rewards
     child.evaluations += [world.evaluate(draws[seed], seed, rng) for seed in range(1, seeds)]

@@ -8,7 +8,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.replication import Replication
-from tasks.session import current_evolution, find_subject
+from tasks.session import current_evolution, find_candidate_ref
 from tasks.stages import stage
 
 
@@ -30,6 +30,7 @@ def replicate(
     replication = Replication(
         evolution.run,
         candidate_id,
+        executor=evolution.executor,
         observer=evolution.observer,
         should_stop=lambda: evolution.stopped,
         compute_slot=evolution.trials.compute_slot,
@@ -49,4 +50,4 @@ def champion_candidate(run_dir: str) -> tuple[str, str] | None:
     if not waiting:
         return None
     best = max(waiting, key=lambda one: one.delta.estimate)
-    return best.candidate_id, find_subject(run.archive, best.candidate_id).name
+    return best.candidate_id, find_candidate_ref(run.archive, best.candidate_id).name

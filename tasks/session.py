@@ -13,14 +13,25 @@ from pathlib import Path
 from poise_core.agents.llm.ledger import Allowance
 from poise_core.archive import Archive
 from poise_core.config import Preset, load_preset, with_overrides
-from poise_core.evolution import Event, Evolution, Observer, Subject, default_roles
+from poise_core.evolution import (
+    CandidateRef,
+    ChildProcesses,
+    Event,
+    Evolution,
+    Executor,
+    Observer,
+    Roles,
+    default_roles,
+)
 from poise_core.evolution.events import ignore
+from poise_core.evolution.executor import default_executor
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.views import find_candidate
 from tasks.progress import ProgressArtifacts
 from tasks.run_log import log_event
 from tasks.slots import hold_slots
 from tasks.suspension import stopped_when_suspended
+from tasks.work_pool import WorkPool
 
 _open: dict[Path, Evolution] = {}
 
@@ -33,6 +44,7 @@ def evolution_session(
     observer: Observer = ignore,
     replay: Archive | None = None,
     allowance: Allowance | None = None,
+    roles: Roles | None = None,
 ) -> Iterator[Evolution]:
     """The run's evolution for the length of the block; within another such block of this process, the same one.
 
@@ -45,6 +57,7 @@ def evolution_session(
         observer: told what happens.
         replay: the archive of a recorded run to take all language models' answers from.
         allowance: what language models may cost.
+        roles: instead of those of the preset.
 
     Raises:
         RunDirectoryError: the directory cannot be used for this preset, or is in use.
@@ -59,7 +72,7 @@ def evolution_session(
         preset = RunDirectory.read(path).current_preset
     with (
         RunDirectory.open(path, preset() if callable(preset) else preset) as run,
-        _bound(run, observer, replay, allowance) as evolution,
+        _bound(run, executor_for(run.preset), observer, replay, allowance, roles) as evolution,
     ):
         yield evolution
 
@@ -84,8 +97,13 @@ def candidate_session(run_dir: str | Path, seeds: int | None = None) -> Iterator
     run = RunDirectory.join(path)
     if seeds is not None:
         run.preset = with_overrides(run.preset, [f"search.seeds_per_candidate={seeds}"])
-    with _bound(run, ignore, None, None) as evolution:
+    with _bound(run, default_executor()) as evolution:
         yield evolution
+
+
+def executor_for(preset: Preset) -> Executor:
+    """The work pool where the preset dispatches to one; otherwise child processes."""
+    return default_executor(WorkPool if preset.resources.dispatch == "pool" else ChildProcesses)
 
 
 def chosen_preset(run_dir: str | Path, preset: str, overrides: Sequence[str] = ()) -> Preset:
@@ -123,19 +141,24 @@ def make_run(run_dir: str | Path, preset: str) -> None:
         RunDirectory.open(run_dir, load_preset(preset)).close()
 
 
-def find_subject(archive: Archive, wanted: str) -> Subject:
+def find_candidate_ref(archive: Archive, wanted: str) -> CandidateRef:
     """The candidate with this id, name, or beginning of an id.
 
     Raises:
         ArchiveError: none or several match.
     """
     (row,) = archive.rows("candidates", candidate_id=find_candidate(archive, wanted))
-    return Subject.of_row(row)
+    return CandidateRef.of_row(row)
 
 
 @contextmanager
 def _bound(
-    run: RunDirectory, observer: Observer, replay: Archive | None, allowance: Allowance | None
+    run: RunDirectory,
+    executor: Executor,
+    observer: Observer = ignore,
+    replay: Archive | None = None,
+    allowance: Allowance | None = None,
+    roles: Roles | None = None,
 ) -> Iterator[Evolution]:
     """Register the evolution of a run for the length of the block."""
     resources = run.preset.resources
@@ -149,7 +172,15 @@ def _bound(
         slot = partial(
             hold_slots, resources.slots_limit, resources.processes_per_training, lambda: _open[run.path].stopped
         )
-        evolution = Evolution(run, observer=tell, replay=replay, compute_slot=slot, allowance=allowance)
+        evolution = Evolution(
+            run,
+            executor=executor,
+            roles=roles,
+            observer=tell,
+            replay=replay,
+            compute_slot=slot,
+            allowance=allowance,
+        )
         _open[run.path] = evolution
         try:
             with stopped_when_suspended(evolution.stop), _stopping(evolution):

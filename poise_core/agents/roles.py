@@ -1,7 +1,7 @@
 """Who does what in one generation, and the data that passes between them.
 
 Proposer -> Screener -> Implementer -> (verification, training, evaluation) -> Reflector. Every role has a catalogue or
-rule-based implementation that needs no key, and may have one carried by a language model; ``proposer`` and
+rule-based implementation that needs no key, and may have one that is LLM-backed; ``proposer`` and
 ``reflector`` say in each archived row which of the two wrote it.
 
 What is stored (:class:`Proposal`, :class:`Reflection`) is pydantic: ``model_dump(mode="json")`` and ``model_validate``
@@ -42,7 +42,7 @@ class Proposal(FrozenModel):
     equations: tuple[str, ...] = Field(default=(), description="of the changed mechanisms, one per line")
     addresses: str = Field(default="", description="the deficiency of the parent that this answers, with its evidence")
     expectations: tuple[Expectation, ...] = ()
-    parent_ids: tuple[str, ...] = Field(min_length=1, description="candidate ids; the first one is the parent proper")
+    parent_ids: tuple[str, ...] = Field(min_length=1, description="candidate ids; the first one is the primary parent")
     direction: str = Field(description="one word for the family of mechanisms that changes, for diversity")
     proposer: Literal["catalogue", "llm"]
     composition: dict[str, Any] | None = Field(
@@ -165,7 +165,7 @@ class ProposalContext:
     generation: int = 1
     wide: bool = False  # the search is on a plateau: change more at once
     slot: int = 0  # the place in the generation
-    ancestors: tuple[CandidateRecord, ...] = ()  # the parent's parent proper, then its, up to the root
+    ancestors: tuple[CandidateRecord, ...] = ()  # the parent's primary parent, then its, up to the root
 
     @property
     def scope(self) -> str:

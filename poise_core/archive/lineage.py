@@ -11,7 +11,7 @@ from poise_core.archive.errors import ArchiveError
 
 @dataclass(frozen=True)
 class TreeNode:
-    """A candidate with the candidates it is the parent proper of."""
+    """A candidate with the candidates it is the primary parent of."""
 
     candidate_id: str
     children: tuple[TreeNode, ...] = ()
@@ -21,8 +21,8 @@ class TreeNode:
 class Lineage:
     """Parent links of all candidates, in the order in which they were made.
 
-    A candidate's parent proper is the first of its ``parent_ids``; further ones only lent mechanisms. Trees follow the
-    parent proper, ``ancestors`` and ``descendants`` follow all links.
+    A candidate's primary parent is the first of its ``parent_ids``; further ones only lent mechanisms. Trees follow the
+    primary parent, ``ancestors`` and ``descendants`` follow all links.
     """
 
     parents: dict[str, tuple[str, ...]]
@@ -78,7 +78,7 @@ class Lineage:
         return [candidate for candidate, given in self.parents.items() if not given]
 
     def parent(self, candidate_id: str) -> str | None:
-        """The parent proper; ``None`` for a root."""
+        """The primary parent; ``None`` for a root."""
         given = self.parents[self._known(candidate_id)]
         return given[0] if given else None
 
@@ -102,7 +102,7 @@ class Lineage:
         return steps
 
     def tree(self, candidate_id: str) -> TreeNode:
-        """The candidate and what grew from it; every descendant stands once, under its parent proper."""
+        """The candidate and what grew from it; every descendant stands once, under its primary parent."""
         order, position = [self._known(candidate_id)], 0
         while position < len(order):  # breadth first, so that deep trees need no recursion
             order += self._own_children(order[position])

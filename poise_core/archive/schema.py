@@ -87,7 +87,7 @@ CANDIDATES = Table(
         _CANDIDATE,
         Field("name", _TEXT, "short name, for example VM-AV"),
         Field("generation", _INT, "0 for the baseline"),
-        Field("parent_ids", _TEXTS, "candidate ids, the parent proper first; empty for a root"),
+        Field("parent_ids", _TEXTS, "candidate ids, the primary parent first; empty for a root"),
         Field("arm", _TEXT, "which search made it; `evolution`, a control arm, or `untrained` for the base policy"),
         Field("source", _TEXT, "the candidate file"),
         Field("source_digest", _TEXT, "SHA-256 of the normalized source, 64 hex digits"),
@@ -116,7 +116,7 @@ PROPOSALS = Table(
         Field("slot", _INT, "place in the generation, from 0"),
         Field("index", _INT, "order in which the proposer gave it, from 0"),
         Field("name", _TEXT, "proposed name"),
-        Field("parent_ids", _TEXTS, "candidate ids, the parent proper first"),
+        Field("parent_ids", _TEXTS, "candidate ids, the primary parent first"),
         Field("hypothesis", _TEXT, "what should get better, and why"),
         Field("change", _TEXT, "what differs from the parent"),
         Field("content", _TEXT, "the whole proposal as JSON"),
@@ -245,7 +245,7 @@ FAILURES = Table(
         Field("detail", _TEXT, "traceback or report", counts=False),
         Field("name", _TEXT, "name of the candidate or the proposal", nullable=True),
         Field("generation", _INT, "of the candidate", nullable=True),
-        Field("parent_id", _TEXT, "the parent proper", nullable=True),
+        Field("parent_id", _TEXT, "the primary parent", nullable=True),
     ),
 )
 CALLS = Table(

@@ -97,7 +97,7 @@ def context(
     from poise_core.agents.llm.context import ContextTooSmallError, fit, place_sections
     from poise_core.agents.llm.literature import LiteratureError, load_notes
     from poise_core.agents.llm.prompts import estimate_tokens
-    from poise_core.evolution import Evolution, Place, default_roles
+    from poise_core.evolution import ChildSlot, Evolution, default_roles
     from poise_core.run_directory import RunDirectory
 
     with plain_errors():
@@ -106,11 +106,11 @@ def context(
         rows = {row["candidate_id"]: row for row in run.archive.rows("candidates")}
         generation = 1 + max(row["generation"] for row in rows.values())
         evolution = Evolution(run, roles=default_roles(run.preset))
-        place = Place(generation, 0, found, rows[found]["name"])
+        slot = ChildSlot(generation, 0, found, rows[found]["name"])
         settings = run.preset.agents
         try:
             notes = load_notes(settings.literature_folder)
-            sections = place_sections(evolution.context(place), notes, settings.literature_notes)
+            sections = place_sections(evolution.context(slot), notes, settings.literature_notes)
             budget = tokens or settings.for_role("proposer").context_tokens or 0
             fitted = fit(sections, budget)
         except (ContextTooSmallError, LiteratureError) as error:

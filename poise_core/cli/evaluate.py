@@ -22,7 +22,7 @@ from poise_core.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from poise_core.evolution import Subject, Trials
+    from poise_core.evolution import CandidateRef, Trials
     from poise_core.run_directory import RunDirectory
 
 
@@ -66,31 +66,31 @@ def evaluate(
             with ProgressDisplay(resolved, len(chosen)) as display:
                 trials = Trials(run, observer=display)
                 try:
-                    subject = _measure(trials, file, chosen)
+                    candidate = _measure(trials, file, chosen)
                 except CandidateFailure as failure:
                     if json:
                         typer.echo(json_module.dumps({"failure": _failure(failure)}, indent=1))
                     raise fail(
                         f"{file.stem}: {failure.kind} in {failure.stage}: {failure.message}", REFUSED
                     ) from failure
-            result = _result(run, trials, subject, chosen)
+            result = _result(run, trials, candidate, chosen)
     if json:
         typer.echo(json_module.dumps(result, indent=1))
     else:
         typer.echo(_text(result))
 
 
-def _measure(trials: Trials, file: Path, seeds: tuple[int, ...]) -> Subject:
+def _measure(trials: Trials, file: Path, seeds: tuple[int, ...]) -> CandidateRef:
     """Through the gate, the training and the evaluation; faults of the machine are retried as the preset says."""
     from poise_core.failures import InfrastructureError
 
-    subject = trials.adopt(file)
+    candidate = trials.adopt(file)
     for left in reversed(range(trials.resources.infrastructure_retries + 1)):
         try:
-            trials.verify(subject, must_be_new=False)
-            trials.train(subject, seeds)
-            trials.evaluate(subject, seeds)
-            return subject
+            trials.verify(candidate, must_be_new=False)
+            trials.train(candidate, seeds)
+            trials.evaluate(candidate, seeds)
+            return candidate
         except InfrastructureError:
             if not left:
                 raise
@@ -101,16 +101,16 @@ def _failure(failure: Any) -> dict[str, str]:
     return {"kind": str(failure.kind), "stage": failure.stage, "message": failure.message, "detail": failure.detail}
 
 
-def _result(run: RunDirectory, trials: Trials, subject: Subject, seeds: tuple[int, ...]) -> dict[str, Any]:
+def _result(run: RunDirectory, trials: Trials, candidate: CandidateRef, seeds: tuple[int, ...]) -> dict[str, Any]:
     from poise_core.evaluation.results import benchmark_means
     from poise_core.evidence.intervals import delta_between, distinguishable, overall_interval
     from poise_core.evidence.run_evidence import RunEvidence
 
-    protocol, identity = run.preset.protocol, subject.candidate_id
-    mine = trials.evaluations(subject, seeds)
+    protocol, identity = run.preset.protocol, candidate.candidate_id
+    mine = trials.evaluations(candidate, seeds)
     result: dict[str, Any] = {
         "candidate_id": identity,
-        "name": subject.name,
+        "name": candidate.name,
         "protocol": protocol.digest,
         "overall": overall_interval(mine, protocol).to_dict(),
         "seeds": {one.seed: one.overall for one in mine},

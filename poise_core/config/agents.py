@@ -163,7 +163,7 @@ class AgentSettings(ModelSettings):
 
     @property
     def enabled(self) -> bool:
-        """Whether any role is carried by a language model."""
+        """Whether any role is LLM-backed."""
         return any(self.for_role(role).model for role in ROLES)
 
     def for_role(self, role: str) -> ModelSettings:

@@ -5,28 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
-from poise_core.config import ResourceSpec
-from poise_core.config.protocol import Protocol
-from poise_core.environments import Split
+from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.failures import InfrastructureError
 from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import Limits
 from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
-
-
-@dataclass(frozen=True)
-class EvaluationJob:
-    """Trained policies of one candidate, to be scored on one split."""
-
-    folder: Path  # gets seed-<s>-<split>.json
-    protocol: Protocol
-    resources: ResourceSpec
-    split: Split
-    policies: tuple[tuple[int, Path], ...]  # (seed, policy folder)
 
 
 def evaluate_policies(job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None) -> list[SeedEvaluation]:

@@ -4,21 +4,72 @@ After the proxy: its reward against parent and baseline, then, where ``forecast_
 Overall that its dynamics forecast. After one whole training: Overall against both, then, where ``leader_stop_below`` asks for it,
 against the leader: whoever seeks the best alone need not measure what is better than its parent and still behind. A forecast is not
 compared with the leader: drawn towards the mean, it says of nobody that it will be far above it. The first comparison that ends a
-child decides.
+child decides. All of it is decided from one record, the candidate's :class:`Measurement`: by the run, the simulations and the
+replays alike.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any, Literal
 
 from poise_core.config import LadderSpec
-from poise_core.evidence.forecast import Dynamics, Forecast
-from poise_core.evidence.racing import Decision, Difference, Population, SeedModel, race
+from poise_core.evidence.forecast import Dynamics, Forecast, proxy_dynamics
+from poise_core.evidence.racing import Decision, Difference, Population, SeedModel, proxy_reward, race
+
+Rung = Literal["proxy", "first", "all"]
 
 PerSeed = Mapping[str, Mapping[int, float]]
 """Candidate -> seed -> percent."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one candidate, computed once: everything that a decision uses, and what it has cost."""
+
+    overalls: Mapping[int, float] = field(default_factory=dict)  # seed -> percent
+    rewards: Mapping[int, float] = field(
+        default_factory=dict
+    )  # seed -> of the proxy, percent; NaN where steps are missing
+    dynamics: Mapping[int, Dynamics] = field(default_factory=dict)  # seed -> of the proxy, where all of them are finite
+    steps: Mapping[int, int] = field(default_factory=dict)  # seed -> steps trained
+    tokens: Mapping[int, int] = field(default_factory=dict)  # seed -> completion tokens sampled in training
+
+    @classmethod
+    def of(
+        cls,
+        trajectories: Mapping[int, Sequence[Mapping[str, Any]]],
+        overalls: Mapping[int, float],
+        ladder: LadderSpec,
+    ) -> Measurement:
+        """From what is recorded.
+
+        Args:
+            trajectories: seed -> rows of metrics, one per step.
+            overalls: seed -> percent.
+            ladder: says what the proxy is.
+        """
+        proxy = ladder.proxy_steps, ladder.proxy_window
+        found = {seed: proxy_dynamics(rows, *proxy) for seed, rows in trajectories.items()}
+        return cls(
+            overalls,
+            {seed: proxy_reward(rows, *proxy) for seed, rows in trajectories.items()},
+            {seed: one for seed, one in found.items() if one is not None},
+            {seed: len(rows) for seed, rows in trajectories.items()},
+            {seed: int(sum(row.get("tokens") or 0 for row in rows)) for seed, rows in trajectories.items()},
+        )
+
+    def value(self, rung: Rung, seed: int) -> float:
+        """What a decision after this rung is about, percent: the proxy's reward, otherwise Overall; NaN where there is none."""
+        return (self.rewards if rung == "proxy" else self.overalls).get(seed, math.nan)
+
+    @property
+    def mean_overall(self) -> float:
+        """Over its seeds, percent; NaN without any."""
+        return sum(self.overalls.values()) / len(self.overalls) if self.overalls else math.nan
 
 
 @dataclass(frozen=True)
@@ -36,13 +87,7 @@ class Referee:
 
     @classmethod
     def learn(
-        cls,
-        ladder: LadderSpec,
-        seeds: Sequence[int],
-        roots: Iterable[str],
-        rewards: PerSeed,
-        overalls: PerSeed,
-        dynamics: Mapping[str, Dynamics],
+        cls, ladder: LadderSpec, seeds: Sequence[int], roots: Iterable[str], measured: Mapping[str, Measurement]
     ) -> Referee:
         """From all candidates of earlier generations, the roots among them.
 
@@ -53,11 +98,12 @@ class Referee:
             ladder: thresholds and guesses.
             seeds: of the last rung; the first one is that of the rungs below.
             roots: candidates that nothing was decided on.
-            rewards: of proxies.
-            overalls: of whole trainings.
-            dynamics: candidate -> of its proxy with the first seed; see :func:`poise_core.evidence.forecast.proxy_dynamics`.
+            measured: candidate -> everything known of it.
         """
         first, roots, settings = seeds[0], frozenset(roots), (ladder.noise_weight, ladder.shared_noise)
+        overalls = {name: one.overalls for name, one in measured.items()}
+        rewards = {name: one.rewards for name, one in measured.items()}
+        dynamics = {name: one.dynamics[first] for name, one in measured.items() if first in one.dynamics}
         scored = SeedModel.learn(_unselected(overalls, first, roots), ladder.overall_noise, *settings)
         firsts = {name: row[first] for name, row in overalls.items() if first in row}
         return cls(
@@ -71,15 +117,19 @@ class Referee:
             scored.leader(seeds[1:] or seeds) if ladder.leader_stop_below else None,
         )
 
-    def after_proxy(self, reward: float, dynamics: Dynamics | None, references: Iterable[str]) -> Decision:
-        """Whether a child goes on to a whole training.
+    def decide(self, measured: Measurement, rung: Rung, references: Iterable[str]) -> Decision:
+        """Whether a child goes on to the next rung.
 
         Args:
-            reward: of its proxy with the first seed, percent.
-            dynamics: of the same; None where something is not finite.
+            measured: of the child, as far as it has come.
+            rung: after which it is decided: ``proxy`` or ``first``.
             references: its parent and the baseline.
         """
         references = tuple(references)
+        return (self._after_proxy if rung == "proxy" else self._after_first)(measured, references)
+
+    def _after_proxy(self, measured: Measurement, references: Sequence[str]) -> Decision:
+        reward, dynamics = measured.value("proxy", self.first), measured.dynamics.get(self.first)
         decision = race(self.rewards.differences(reward, self.first, references), self.ladder.proxy_stop_below)
         if decision.stop or self.forecast is None or dynamics is None:
             return decision
@@ -87,14 +137,8 @@ class Referee:
         decision = race(gaps, self.ladder.forecast_stop_below)
         return replace(decision, message=f"forecast Overall {self.forecast.predict(dynamics):.1f}, {decision.message}")
 
-    def after_first(self, overall: float, references: Iterable[str]) -> Decision:
-        """Whether a child goes on to all seeds.
-
-        Args:
-            overall: with the first seed, percent.
-            references: its parent and the baseline.
-        """
-        gaps = partial(self._gaps, partial(self.overalls.differences, overall, self.first))
+    def _after_first(self, measured: Measurement, references: Sequence[str]) -> Decision:
+        gaps = partial(self._gaps, partial(self.overalls.differences, measured.value("first", self.first), self.first))
         decision = race(gaps(references), self.ladder.first_stop_below)
         if decision.stop or self.leader is None:
             return decision

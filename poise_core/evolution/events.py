@@ -16,7 +16,7 @@ class Event:
 
     kind: Literal["started", "step", "finished", "failed"]
     stage: str
-    subject: str  # name of the candidate, or of the place in the generation before there is one
+    subject: str  # name of the candidate, or of its slot in the generation before there is one
     generation: int
     message: str = ""  # what came out, for "finished" and "failed"
     seed: int | None = None  # for "step"

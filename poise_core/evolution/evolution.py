@@ -1,41 +1,32 @@
 """One run of the search: a baseline, then generations of children.
 
 Every method is one stage. A stage that has finished is read back, so calling all of them again in the same order costs
-look-ups only and goes on where the last process ended, however it ended. Places of a generation are admitted one after
+look-ups only and goes on where the last process ended, however it ended. Slots of a generation are admitted one after
 the other, because each proposer sees the ideas before it; training and all that follows may run side by side.
 """
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
-from typing import Any
+from contextlib import nullcontext
 
 from poise_core.agents.llm.ledger import Allowance
 from poise_core.agents.roles import Proposal, ProposalContext, Reflection
-from poise_core.agents.steering import steering_text
+from poise_core.algorithms import algorithm_path
 from poise_core.archive import EVOLUTION_ARM as ARM
-from poise_core.archive import Archive, reflection_row, selection_row
-from poise_core.evolution.admission import Admission
-from poise_core.evolution.events import Observer, announced, ignore
-from poise_core.evolution.history import Memory, with_bonus
+from poise_core.archive import Archive
+from poise_core.evolution.events import Observer, ignore
+from poise_core.evolution.executor import Executor
+from poise_core.evolution.history import Memory
 from poise_core.evolution.ladder import Ladder, Rung
-from poise_core.evolution.records import Draft, Place
+from poise_core.evolution.records import CandidateRef, ChildSlot, Draft
 from poise_core.evolution.roles import Roles, roles_for
-from poise_core.evolution.trials import ComputeSlot, Subject, Trials
+from poise_core.evolution.run_context import ComputeSlot
+from poise_core.evolution.search_context import SearchContext
+from poise_core.evolution.stages import evaluate, implement, propose, reflect, repair, select, verify
+from poise_core.evolution.trials import Trials
 from poise_core.failures import Cancelled
 from poise_core.run_directory import RunDirectory
-from poise_core.search.nodes import NodeRecord
-from poise_core.search.plateau import Plateau, assess_plateau
-from poise_core.search.references import reference_set
-from poise_core.search.selection import Selection
-
-
-class EvolutionError(Exception):
-    """The search cannot go on; the message is one line."""
 
 
 class Evolution:
@@ -45,6 +36,7 @@ class Evolution:
         self,
         run: RunDirectory,
         *,
+        executor: Executor | None = None,
         roles: Roles | None = None,
         observer: Observer = ignore,
         replay: Archive | None = None,
@@ -55,6 +47,7 @@ class Evolution:
 
         Args:
             run: opened.
+            executor: carries out gate, trainings and evaluations; by default child processes of this one.
             roles: instead of those of the preset.
             observer: told what happens.
             replay: the archive of a recorded run, whose language models' answers are taken instead of new ones.
@@ -69,13 +62,13 @@ class Evolution:
         self.roles = roles or roles_for(
             run.preset, run.archive, replay=replay, should_stop=self._stop.is_set, allowance=allowance
         )
-        self.trials = Trials(run, observer=observer, should_stop=self._stop.is_set, compute_slot=compute_slot)
-        self.memory = Memory(run.archive, run.preset.protocol)
-        self.ladder = Ladder(self.trials, self.seeds)
-        self.admission = Admission(
-            self.trials, self.memory, self.roles, first_seed=self.seeds[0], context=self.context, seed=self._seed
+        self.trials = Trials(
+            run, executor=executor, observer=observer, should_stop=self._stop.is_set, compute_slot=compute_slot
         )
-        self._wide: dict[int, bool] = {}  # generation -> whether its proposers are asked to change more at once
+        self.executor = self.trials.executor
+        self.memory = Memory(run.archive, run.preset.protocol)
+        self.search = SearchContext(self.trials, self.memory, self.roles)
+        self.ladder = Ladder(self.trials, self.seeds)
 
     def stop(self, reason: str = "") -> None:
         """Ask every running stage to end its child processes and to raise ``Cancelled``; callable from any thread.
@@ -98,145 +91,113 @@ class Evolution:
     @property
     def seeds(self) -> tuple[int, ...]:
         """The training seeds that every candidate of this run gets."""
-        return self.preset.protocol.seeds[: self.preset.search.seeds_per_candidate]
+        return self.search.seeds
 
     # the baseline
 
-    def measure_base_policy(self) -> Subject:
+    def measure_base_policy(self) -> CandidateRef:
         """Score the untrained policy, to show what training itself gains."""
-        return self.trials.evaluate_untrained(self.seeds)
+        return evaluate.evaluate_untrained(self.trials, self.seeds)
 
-    def register_baseline(self) -> Subject:
+    def register_baseline(self) -> CandidateRef:
         """Put the baseline algorithm into the run."""
-        from poise_core.algorithms import algorithm_path
-
         path = algorithm_path(self.preset.search.baseline)
         name = path.stem.upper().replace("_", "-")
-        return self.admission.register(name, path.read_text(), written_by="human", generation=0)
+        return implement.register(self.search, name, path.read_text(), written_by="human", generation=0)
 
-    def verify_baseline(self, baseline: Subject) -> Subject:
+    def verify_baseline(self, baseline: CandidateRef) -> CandidateRef:
         """Put the baseline through the gate that its children will meet."""
         self.trials.verify(baseline, must_be_new=False)
         return baseline
 
     # from the archive to a child
 
-    def select_parents(self, generation: int) -> list[Place]:
-        """The places of a generation, each with its parent.
+    def select_parents(self, generation: int) -> list[ChildSlot]:
+        """The slots of a generation, each with its parent.
 
         Raises:
             EvolutionError: no candidate has a score yet.
         """
-        protocol = self.preset.protocol.digest
-        names = {row["candidate_id"]: row["name"] for row in self.memory.candidates()}
-        if not self.run.archive.contains("selections", protocol=protocol, arm=ARM, generation=generation):
-            nodes = self.memory.nodes(generation)
-            bonuses = self.memory.steering_bonuses(nodes, self.preset.agents.steering)
-            steered = [with_bonus(node, bonuses.get(node.candidate_id, 0.0)) for node in nodes]
-            chosen = self.roles.selector.select(steered, self.preset.search.parents, self._seed("select", generation))
-            if not chosen:
-                raise EvolutionError(f"nothing to select parents from: {self._why_no_scores()}")
-            self.run.archive.append("selections", self._selection_rows(generation, chosen, bonuses))
-            self.run.archive.refresh_snapshots()
-        rows = self.run.archive.rows("selections", protocol=protocol, arm=ARM, generation=generation, selected=True)
-        places = [
-            Place(generation, slot, row["candidate_id"], names[row["candidate_id"]], repeat, row["reason"] or "")
-            for row in rows
-            for repeat, slot in enumerate(row["slots"])
-        ]
-        return sorted(places, key=lambda place: place.slot)
+        return select.select_parents(self.search, generation)
 
-    def propose(self, place: Place) -> list[Proposal]:
-        """See :meth:`Admission.propose`."""
-        return self.admission.propose(place)
+    def context(self, slot: ChildSlot) -> ProposalContext:
+        """What the proposer and the screener of this slot may know."""
+        return self.search.context(slot)
 
-    def screen(self, place: Place) -> list[int]:
-        """See :meth:`Admission.screen`."""
-        return self.admission.screen(place)
+    def propose(self, slot: ChildSlot) -> list[Proposal]:
+        """Ideas for a child of the slot's parent."""
+        return propose.propose(self.search, slot)
 
-    def implement(self, place: Place, refused: Draft | None = None) -> Draft:
-        """See :meth:`Admission.implement`."""
-        return self.admission.implement(place, refused)
+    def screen(self, slot: ChildSlot) -> list[int]:
+        """Indices of the feasible proposals, best first, as many as may be implemented."""
+        return implement.screen(self.search, slot)
 
-    def verify(self, place: Place, draft: Draft) -> Subject:
-        """See :meth:`Admission.verify`."""
-        return self.admission.verify(place, draft)
+    def implement(self, slot: ChildSlot) -> Draft:
+        """A candidate file of the slot's best idea, or of the next one; see :func:`stages.implement.implement`."""
+        return implement.implement(self.search, slot)
+
+    def verify(self, slot: ChildSlot, draft: Draft) -> CandidateRef:
+        """The first draft that the gate admits; see :func:`stages.verify.admitted_child`."""
+        return verify.admitted_child(self.search, slot, draft)
 
     def repair_rounds(self, generation: int) -> int:
         """How often a child of this generation may go from training back to its author; 0 where nobody could answer."""
-        return self.admission.rounds(self.select_parents(generation))
+        return repair.rounds(self.search, self.select_parents(generation))
 
-    def repair(self, subject: Subject) -> Subject:
-        """The child to go on with once it is trained on the lowest rung; see :meth:`Admission.repair`.
+    def repair(self, candidate: CandidateRef) -> CandidateRef:
+        """The child to go on with once it is trained on the lowest rung; see :func:`stages.repair.repair`.
 
         Raises:
             Cancelled: it is neither trained nor failed, because an earlier stage was stopped or the machine failed.
         """
-        if self.trials.failure(subject) is None and not self.ladder.trained(subject, self.rungs[0]):
-            raise Cancelled(f"no repair of {subject.name}: its training has not come to an end yet")
-        return self.admission.repair(subject)
+        if self.trials.failure(candidate) is None and not self.ladder.trained(candidate, self.rungs[0]):
+            raise Cancelled(f"no repair of {candidate.name}: its training has not come to an end yet")
+        return repair.repair(self.search, candidate)
 
     # a child's measurements
 
     @property
     def rungs(self) -> tuple[Rung, ...]:
-        """The rungs that every child climbs or is stopped at."""
+        """The rungs that every child goes through or is stopped at."""
         return self.ladder.rungs
 
-    def train(self, subject: Subject, rung: Rung = "all") -> Subject:
+    def train(self, candidate: CandidateRef, rung: Rung = "all") -> CandidateRef:
         """Train as far as a rung asks, by default with this run's seeds; see :meth:`Ladder.train`."""
-        self.ladder.train(subject, rung)
-        return subject
+        self.ladder.train(candidate, rung)
+        return candidate
 
-    def evaluate(self, subject: Subject, rung: Rung = "all") -> Subject:
+    def evaluate(self, candidate: CandidateRef, rung: Rung = "all") -> CandidateRef:
         """Score what was trained and decide whether the child goes on; see :meth:`Ladder.judge`."""
-        self.ladder.judge(subject, rung)
-        return subject
+        self.ladder.judge(candidate, rung)
+        return candidate
 
-    def ended(self, subject: Subject) -> bool:
+    def ended(self, candidate: CandidateRef) -> bool:
         """Whether nothing more will be measured of the candidate: it has all its scores, was stopped on the ladder or failed."""
-        if self.trials.failure(subject) is not None or self.ladder.stopped(subject) is not None:
+        if self.trials.failure(candidate) is not None or self.ladder.stopped(candidate) is not None:
             return True
-        return len(self.trials.evaluations(subject, self.seeds)) == len(self.seeds)
+        return len(self.trials.evaluations(candidate, self.seeds)) == len(self.seeds)
 
-    def reflect(self, subject: Subject) -> Reflection:
+    def reflect(self, candidate: CandidateRef) -> Reflection:
         """What the candidate taught, be it scored, stopped on the ladder or failed in training; of a child that went back to
         its author, what its last admitted file taught.
 
         Raises:
             Cancelled: it is neither yet, because an earlier stage was stopped or the machine failed.
         """
-        subject = self.admission.latest(subject)
-        if stored := self.memory.reflection(subject.candidate_id):
+        candidate = self.search.latest(candidate)
+        if stored := self.memory.reflection(candidate.candidate_id):
             return stored
-        failure, stopped = self.trials.failure(subject), self.ladder.stopped(subject)
-        if not self.ended(subject):
-            raise Cancelled(f"no reflection on {subject.name}: it has neither a score nor a failure yet")
-        with self._stage("reflect", subject.name, subject.generation) as say:
-            directive = steering_text(self.preset.agents.steering)
-            evidence = replace(
-                self.memory.evidence(subject, failure, stopped), directive=directive, generation=subject.generation
-            )
-            reflection = self.roles.reflector.reflect(evidence)
-            row = reflection_row(
-                candidate_id=subject.candidate_id,
-                protocol=self.preset.protocol.digest,
-                summary=reflection.summary,
-                markdown=reflection.as_text(),
-                content=reflection.model_dump(mode="json"),
-                written_by=reflection.reflector,
-                parent_id=reflection.parent_id,
-            )
-            self.run.archive.append("reflections", [row], keep_existing=True)
-            say(reflection.summary)
-        return reflection
+        if not self.ended(candidate):
+            raise Cancelled(f"no reflection on {candidate.name}: it has neither a score nor a failure yet")
+        failure, stopped = self.trials.failure(candidate), self.ladder.stopped(candidate)
+        return reflect.reflect(self.search, candidate, failure, stopped)
 
     def finished(self, generation: int) -> bool:
-        """Whether every place of the generation has come to its end, in a reflection or without an admissible child."""
+        """Whether every slot of the generation has come to its end, in a reflection or without an admissible child."""
         protocol = self.preset.protocol.digest
         if not self.run.archive.contains("selections", protocol=protocol, arm=ARM, generation=generation):
             return False
-        return all(self.admission.ended(place) for place in self.select_parents(generation))
+        return all(reflect.slot_ended(self.search, slot) for slot in self.select_parents(generation))
 
     def first_unfinished(self) -> int:
         """The number of the first generation that has not come to its end, begun or not."""
@@ -244,74 +205,3 @@ class Evolution:
         while self.finished(number):
             number += 1
         return number
-
-    # what roles are given
-
-    def context(self, place: Place) -> ProposalContext:
-        """What the proposer and the screener of this place may know."""
-        nodes = self.memory.nodes(place.generation)
-        seed = self._seed("references", place.generation, place.slot)
-        return ProposalContext(
-            parent=self.memory.record(place.parent_id),
-            references=self.memory.references(reference_set(nodes, place.parent_id, seed=seed)),
-            avoid=self.memory.tried(place.generation, place.slot),
-            directive=steering_text(self.preset.agents.steering),
-            generation=place.generation,
-            wide=self._is_wide(place.generation, nodes),
-            slot=place.slot,
-            ancestors=self.memory.ancestors(place.parent_id),
-        )
-
-    def plateau(self, nodes: Sequence[NodeRecord]) -> Plateau:
-        """Whether the search that has made these nodes still gets anywhere."""
-        search = self.preset.search
-        return assess_plateau(nodes, search.plateau, parents=search.parents)
-
-    def _is_wide(self, generation: int, nodes: Sequence[NodeRecord]) -> bool:
-        """Whether the search stands on a plateau and answers it; asked once per generation, whose nodes do not change."""
-        if generation not in self._wide:
-            answers = self.preset.search.arm == "evolution" and self.preset.search.plateau.answer
-            self._wide[generation] = answers and self.plateau(nodes).stalled
-        return self._wide[generation]
-
-    # records
-
-    def _why_no_scores(self) -> str:
-        for row in self.memory.candidates():
-            failure = self.trials.failure(Subject.of_row(row))
-            if failure is not None:
-                return f"{row['name']} {failure.kind} in {failure.stage}: {failure.message}"
-        return "no candidate has been evaluated"
-
-    def _selection_rows(
-        self, generation: int, chosen: Sequence[Selection], bonuses: Mapping[str, float]
-    ) -> list[dict[str, Any]]:
-        slots: dict[str, list[int]] = {}
-        reasons: dict[str, str] = {}
-        for one in chosen:
-            slots.setdefault(one.candidate_id, []).append(one.slot)
-            reasons.setdefault(one.candidate_id, one.reason)
-        return [
-            selection_row(
-                protocol=self.preset.protocol.digest,
-                generation=generation,
-                candidate_id=score.candidate_id,
-                terms={
-                    **score.terms,
-                    **({"steering": bonuses[score.candidate_id]} if score.candidate_id in bonuses else {}),
-                },
-                total=score.total,
-                slots=slots.get(score.candidate_id, ()),
-                reason=reasons.get(score.candidate_id),
-                arm=ARM,
-            )
-            for score in chosen[0].scores
-        ]
-
-    def _stage(self, stage: str, subject: str, generation: int) -> AbstractContextManager[Callable[[str], None]]:
-        return announced(self.observer, stage, subject, generation, self._stop.is_set)
-
-    def _seed(self, *parts: object) -> int:
-        """A seed for one purpose and place, from the run's seed."""
-        text = "/".join(map(str, (self.preset.search.seed, *parts)))
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])

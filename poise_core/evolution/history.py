@@ -30,15 +30,14 @@ from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means, benchmark_seeds
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval, paired_delta
 from poise_core.evidence.noise import NoiseFloor, noise_floor
-from poise_core.evolution.records import failure_to_dict
-from poise_core.evolution.trials import Subject
+from poise_core.evolution.records import CandidateRef, failure_to_dict
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.search.nodes import NodeRecord
 from poise_core.search.references import ReferenceChoice
 from poise_core.search.sketches import behaviour_sketch
 
 SETTLED_AT_ADMISSION = ("propose", "screen", "implement", "verify")
-"""Stages whose failures are known before the next place of the same generation begins."""
+"""Stages whose failures are known before the next slot of the same generation begins."""
 
 Row = Mapping[str, Any]
 
@@ -56,12 +55,12 @@ class Memory:
         return sorted(rows, key=lambda row: (row["generation"], row["proposal_id"] or "", row["candidate_id"]))
 
     def nodes(self, generation: int) -> list[NodeRecord]:
-        """The tree as the selection of ``generation`` sees it; of several files of one proposal, the last. A twin
-        (:meth:`twins`) has no score in it, as if the gate had refused it."""
+        """The tree as the selection of ``generation`` sees it; of several files of one proposal, the last. A
+        duplicate (:meth:`duplicates`) has no score in it, as if the gate had refused it."""
         rows = [row for row in self.candidates() if row["generation"] < generation]
-        superseded, twins = {row["revises"] for row in rows}, self.twins(rows)
-        evaluations = {name: found for name, found in self._evaluations().items() if name not in twins}
-        fingerprints = {name: found for name, found in self._fingerprints().items() if name not in twins}
+        superseded, duplicates = {row["revises"] for row in rows}, self.duplicates(rows)
+        evaluations = {name: found for name, found in self._evaluations().items() if name not in duplicates}
+        fingerprints = {name: found for name, found in self._fingerprints().items() if name not in duplicates}
         return [
             NodeRecord(
                 candidate_id=row["candidate_id"],
@@ -79,7 +78,7 @@ class Memory:
             if row["candidate_id"] not in superseded
         ]
 
-    def twins(self, rows: Sequence[Row]) -> dict[str, str]:
+    def duplicates(self, rows: Sequence[Row]) -> dict[str, str]:
         """Candidates that train exactly as one before them, and which. The gate refuses what it can compare; files that were
         repaired beside their siblings come to light here, in the next generation, whoever was faster.
 
@@ -150,7 +149,7 @@ class Memory:
         )
 
     def ancestors(self, candidate_id: str) -> tuple[CandidateRecord, ...]:
-        """The records of the parent proper, its parent proper and so on, up to the root."""
+        """The records of the primary parent, its primary parent and so on, up to the root."""
         rows = {row["candidate_id"]: row for row in self.candidates()}
         found: list[CandidateRecord] = []
         parents = rows[candidate_id]["parent_ids"] if candidate_id in rows else []
@@ -164,14 +163,14 @@ class Memory:
         return tuple(Reference(self.record(choice.candidate_id), choice.tier, choice.reason) for choice in choices)
 
     def tried(self, generation: int, slot: int) -> tuple[Tried, ...]:
-        """Every idea and every candidate before this place, for its proposer to avoid; of an idea, its last file."""
+        """Every idea and every candidate before this slot, for its proposer to avoid; of an idea, its last file."""
         unseen = self.unseen(generation, slot)
         seen = [row for row in self.candidates() if row["candidate_id"] not in unseen]
-        twins = {
+        duplicates = {
             name: {"kind": FailureKind.DUPLICATE, "message": f"trains exactly as {first}"}
-            for name, first in self.twins(seen).items()
+            for name, first in self.duplicates(seen).items()
         }
-        failures = {**twins, **self._failures(generation)}
+        failures = {**duplicates, **self._failures(generation)}
         superseded = {row["revises"] for row in seen}
         implemented = {row["proposal_id"]: row for row in seen if row["candidate_id"] not in superseded}
         roots = [_tried(row, failures) for row in implemented.values() if row["proposal_id"] is None]
@@ -196,8 +195,8 @@ class Memory:
         return (*roots, *ideas)
 
     def unseen(self, generation: int, slot: int) -> frozenset[str]:
-        """Candidates of this generation that came to exist beside this place: children of later places, and repairs of
-        other places' children. What a place sees may not depend on how far those are."""
+        """Candidates of this generation that came to exist beside this slot: children of later slots, and repairs of
+        other slots' children. What a slot sees may not depend on how far those are."""
         own = [row for row in self.candidates() if row["generation"] == generation and row["proposal_id"]]
         admitted = set(self.archive.read("verifications", ["candidate_id"], admitted=True)["candidate_id"].to_pylist())
         before = {row["candidate_id"]: row["revises"] for row in own}
@@ -225,29 +224,31 @@ class Memory:
         return Reflection.model_validate_json(rows[0]["content"]) if rows else None
 
     def evidence(
-        self, subject: Subject, failure: CandidateFailure | None, stopped: Row | None = None
+        self, candidate: CandidateRef, failure: CandidateFailure | None, stopped: Row | None = None
     ) -> ReflectionEvidence:
         """Everything that a reflector may use for this candidate; ``stopped`` is its row of ``rungs``, if it ended there."""
         evaluations = self._evaluations()
-        mine = evaluations.get(subject.candidate_id, [])
-        base = evaluations.get(subject.parent_id or "", [])
-        noise = self._noise_before(subject, evaluations)
-        delta = delta_between(subject.candidate_id, subject.parent_id or "", evaluations, self.protocol, noise)
+        mine = evaluations.get(candidate.candidate_id, [])
+        base = evaluations.get(candidate.parent_id or "", [])
+        noise = self._noise_before(candidate, evaluations)
+        delta = delta_between(candidate.candidate_id, candidate.parent_id or "", evaluations, self.protocol, noise)
         ended = failure_to_dict(failure) if failure else None
         if stopped and not mine:
             ended = {"kind": "stopped", "stage": f"rung {stopped['rung']}", "message": stopped["message"]}
         return ReflectionEvidence(
-            candidate=self._measured(subject.candidate_id, mine),
-            parent=self._measured(subject.parent_id, base) if subject.parent_id else None,
+            candidate=self._measured(candidate.candidate_id, mine),
+            parent=self._measured(candidate.parent_id, base) if candidate.parent_id else None,
             overall_delta=delta,
             benchmark_deltas=self._benchmark_deltas(mine, base) if delta else {},
             failure=ended,
         )
 
-    def _noise_before(self, subject: Subject, evaluations: Mapping[str, Sequence[SeedEvaluation]]) -> NoiseFloor | None:
+    def _noise_before(
+        self, candidate: CandidateRef, evaluations: Mapping[str, Sequence[SeedEvaluation]]
+    ) -> NoiseFloor | None:
         """The noise floor of the candidate with all of earlier generations: siblings may still be training."""
-        earlier = {row["candidate_id"] for row in self.candidates() if row["generation"] < subject.generation}
-        known = earlier | {subject.candidate_id}
+        earlier = {row["candidate_id"] for row in self.candidates() if row["generation"] < candidate.generation}
+        known = earlier | {candidate.candidate_id}
         return noise_floor({name: evals for name, evals in evaluations.items() if name in known})
 
     def _measured(self, candidate_id: str, evaluations: Sequence[SeedEvaluation]) -> Measured:

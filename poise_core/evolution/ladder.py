@@ -1,4 +1,4 @@
-"""The ladder that a child climbs: the proxy, one whole training, all seeds; and what is decided between them.
+"""The ladder of a child's measurements: the proxy, one whole training, all seeds; and what is decided between them.
 
 The proxy is the beginning of the first seed's training, held at a checkpoint and gone on with exactly, so nothing is trained twice.
 A decision compares the child with its parent and the baseline, after a whole training with the best so far too, against noise
@@ -11,22 +11,17 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from poise_core.archive import EVOLUTION_ARM
-from poise_core.evidence.forecast import Dynamics, proxy_dynamics
-from poise_core.evidence.racing import Decision, proxy_reward
-from poise_core.evidence.stopping import Referee
-from poise_core.evolution.events import announced
+from poise_core.evidence.racing import Decision
+from poise_core.evidence.stopping import Measurement, Referee, Rung
 from poise_core.evolution.health import HealthWatch
-from poise_core.evolution.trials import Subject, Trials
-
-Rung = Literal["proxy", "first", "all"]
-
-Trajectory = Sequence[Mapping[str, Any]]
-"""Rows of metrics, one per step."""
+from poise_core.evolution.records import CandidateRef
+from poise_core.evolution.stages.train import keep_trajectory
+from poise_core.evolution.trials import Trials
 
 
 class Ladder:
@@ -49,77 +44,82 @@ class Ladder:
         lower: tuple[Rung, ...] = ("proxy",) if self.spec.proxy_steps else ()
         return (*lower, *(("first",) if len(self.seeds) > 1 else ()), "all")
 
-    def stopped(self, subject: Subject) -> dict[str, Any] | None:
+    def stopped(self, candidate: CandidateRef) -> dict[str, Any] | None:
         """The row of the rung at which the candidate was stopped."""
         rows = self.archive.rows(
-            "rungs", protocol=self.protocol.digest, candidate_id=subject.candidate_id, decision="stopped"
+            "rungs", protocol=self.protocol.digest, candidate_id=candidate.candidate_id, decision="stopped"
         )
         return rows[0] if rows else None
 
-    def trained(self, subject: Subject, rung: Rung) -> bool:
+    def trained(self, candidate: CandidateRef, rung: Rung) -> bool:
         """Whether a candidate that has not failed was trained as far as the rung asks, or was stopped before."""
-        if self.stopped(subject):
+        if self.stopped(candidate):
             return True
-        steps = self.archive.trajectory(subject.candidate_id, self.protocol.digest)
+        steps = self.archive.trajectory(candidate.candidate_id, self.protocol.digest)
         if rung != "proxy":
             return all(seed in steps for seed in self._rung_seeds(rung))
         first = self.seeds[0]
-        done = steps.get(first) or self.trials.unfinished_trajectory(subject, first)[0]
+        done = steps.get(first) or self.trials.unfinished_trajectory(candidate, first)[0]
         return len(done) >= self.spec.proxy_steps
 
-    def train(self, subject: Subject, rung: Rung) -> None:
+    def train(self, candidate: CandidateRef, rung: Rung) -> None:
         """Train as far as the rung asks; nothing where the candidate was stopped below it.
 
         Raises:
             CandidateFailure, InfrastructureError, Cancelled: see :meth:`Trials.train`.
         """
-        if self.stopped(subject) or self._decided(subject, rung):
+        if self.stopped(candidate) or self._decided(candidate, rung):
             return
         pause = self.spec.proxy_steps if rung == "proxy" else None
-        loss = self.trials.train(subject, self._rung_seeds(rung), pause_after=pause, watch=self._watch(subject))
+        loss = self.trials.train(candidate, self._rung_seeds(rung), pause_after=pause, watch=self._watch(candidate))
         if loss is not None:
-            self._record(subject, rung, "stopped", loss, cause="certain_loss")
+            measured = self.measure(candidate, rung)
+            self._record(candidate, rung, measured, "stopped", loss, cause="certain_loss")
 
-    def judge(self, subject: Subject, rung: Rung) -> None:
+    def judge(self, candidate: CandidateRef, rung: Rung) -> None:
         """Measure what was trained for the rung, and decide whether the candidate goes on.
 
         Raises:
             CandidateFailure: the candidate failed in training.
             InfrastructureError, Cancelled: see :meth:`Trials.evaluate`.
         """
-        if self.stopped(subject):
+        if self.stopped(candidate):
             return
         if rung != "proxy":
-            self.trials.evaluate(subject, self._rung_seeds(rung))
-        if not self.spec.enabled or not subject.generation or self._decided(subject, rung):
+            self.trials.evaluate(candidate, self._rung_seeds(rung))
+        if not self.spec.enabled or not candidate.generation or self._decided(candidate, rung):
             return
-        if failure := self.trials.failure(subject):
+        if failure := self.trials.failure(candidate):
             raise failure
         if rung == self.rungs[-1]:
-            self._record(subject, rung, "finished", f"measured with {len(self.seeds)} seeds")
+            measured = self.measure(candidate, rung)
+            self._record(candidate, rung, measured, "finished", f"measured with {len(self.seeds)} seeds")
             return
-        trials = self.trials
-        with announced(trials.observer, "race", subject.name, subject.generation, trials.should_stop) as say:
-            decision = self._decide(subject, rung)
+        with self.trials.announced("race", candidate.name, candidate.generation) as say:
+            measured = self.measure(candidate, rung)
+            decision = self._decide(candidate, rung, measured)
             if decision.stop and rung == "proxy":
-                trials.keep_trajectory(subject, self.seeds[0], self.spec.proxy_steps)
+                keep_trajectory(self.trials, candidate, self.seeds[0], self.spec.proxy_steps)
             outcome: Literal["stopped", "promoted"] = "stopped" if decision.stop else "promoted"
             cause = "race" if decision.stop else None
-            self._record(subject, rung, outcome, decision.message, cause=cause, judged=decision)
+            self._record(candidate, rung, measured, outcome, decision.message, cause=cause, judged=decision)
             say(f"{outcome} after {_NAMES[rung]}: {decision.message}")
 
     # the decision
 
-    def _decide(self, subject: Subject, rung: Rung) -> Decision:
-        referee = self._referee(subject.generation)
-        mine = self._value(subject, rung)
+    def measure(self, candidate: CandidateRef, rung: Rung) -> Measurement:
+        """Everything that was measured of the candidate with the seeds of this rung, and of those below it."""
+        seeds, first = self._rung_seeds(rung), self.seeds[0]
+        steps = self.archive.trajectory(candidate.candidate_id, self.protocol.digest)
+        if rung == "proxy" and not steps.get(first):  # not archived while its training may go on
+            steps[first] = self.trials.unfinished_trajectory(candidate, first)[0][: self.spec.proxy_steps]
+        overalls = {one.seed: one.overall for one in self.trials.evaluations(candidate, seeds)}
+        return Measurement.of({seed: rows for seed, rows in steps.items() if seed in seeds}, overalls, self.spec)
+
+    def _decide(self, candidate: CandidateRef, rung: Rung, measured: Measurement) -> Decision:
         names = {row["candidate_id"]: row["name"] for row in self.archive.rows("candidates")}
-        references = dict.fromkeys(one for one in (subject.parent_id, self._baseline()) if one)
-        if rung == "proxy":
-            dynamics = self._dynamics(self._first_steps(subject))
-            decision = referee.after_proxy(mine, dynamics, references)
-        else:
-            decision = referee.after_first(mine, references)
+        references = dict.fromkeys(one for one in (candidate.parent_id, self._baseline()) if one)
+        decision = self._referee(candidate.generation).decide(measured, rung, references)
         if decision.reference:
             named = names[decision.reference]
             if decision.reference not in references:  # neither parent nor baseline
@@ -128,73 +128,52 @@ class Ladder:
             decision = replace(decision, message=text)
         return decision
 
-    def _value(self, subject: Subject, rung: Rung) -> float:
-        """Reward of the proxy or Overall of the first seed, percent; NaN where it is not finite or not there."""
-        seed = self.seeds[0]
-        if rung == "proxy":
-            return proxy_reward(self._first_steps(subject), self.spec.proxy_steps, self.spec.proxy_window)
-        evaluations = self.trials.evaluations(subject, (seed,))
-        return evaluations[0].overall if evaluations else math.nan
-
-    def _first_steps(self, subject: Subject) -> Trajectory:
-        """Of the first seed, as far as it has come."""
-        stored = self.archive.trajectory(subject.candidate_id, self.protocol.digest).get(self.seeds[0])
-        return stored or self.trials.unfinished_trajectory(subject, self.seeds[0])[0]
-
-    def _dynamics(self, steps: Trajectory) -> Dynamics | None:
-        return proxy_dynamics(steps, self.spec.proxy_steps, self.spec.proxy_window)
-
     def _referee(self, generation: int) -> Referee:
         """Who knows what candidates of earlier generations measured, with every seed they have."""
         with self._lock:
             if generation not in self._referees:
                 rows = self.archive.rows("candidates", arm=EVOLUTION_ARM)
                 known = [row["candidate_id"] for row in rows if row["generation"] < generation]
-                found = self.archive.evaluations(protocol=self.protocol.digest)
-                overalls = {name: {one.seed: one.overall for one in found.get(name, [])} for name in known}
-                rewards: dict[str, dict[int, float]] = {}
-                dynamics: dict[str, Dynamics] = {}
-                for name in known:
-                    proxies = self.archive.trajectory(name, self.protocol.digest)
-                    rewards[name] = {
-                        seed: proxy_reward(steps, self.spec.proxy_steps, self.spec.proxy_window)
-                        for seed, steps in proxies.items()
-                    }
-                    if (own := self._dynamics(proxies.get(self.seeds[0], []))) is not None:
-                        dynamics[name] = own
                 roots = [row["candidate_id"] for row in rows if not row["generation"]]
-                self._referees[generation] = Referee.learn(self.spec, self.seeds, roots, rewards, overalls, dynamics)
+                found = self.archive.evaluations(protocol=self.protocol.digest)
+                measured = {}
+                for name in known:
+                    steps = self.archive.trajectory(name, self.protocol.digest)
+                    measured[name] = Measurement.of(
+                        steps, {one.seed: one.overall for one in found.get(name, [])}, self.spec
+                    )
+                self._referees[generation] = Referee.learn(self.spec, self.seeds, roots, measured)
             return self._referees[generation]
 
     # records
 
-    def _watch(self, subject: Subject) -> HealthWatch | None:
+    def _watch(self, candidate: CandidateRef) -> HealthWatch | None:
         """None for a root: the baseline has to be measured whatever it does."""
-        if not subject.generation or not self.health.enabled:
+        if not candidate.generation or not self.health.enabled:
             return None
-        parent = subject.parent_id
+        parent = candidate.parent_id
         return HealthWatch(self.health, self.archive.trajectory(parent, self.protocol.digest) if parent else {})
 
     def _record(
         self,
-        subject: Subject,
+        candidate: CandidateRef,
         rung: Rung,
+        measured: Measurement,
         decision: Literal["promoted", "stopped", "finished"],
         message: str,
         *,
         cause: str | None = None,
         judged: Decision | None = None,
     ) -> None:
-        steps = self._spent(subject, rung)
-        value = self._value(subject, rung) if decision != "finished" else self._mean_overall(subject)
+        value = measured.mean_overall if decision == "finished" else measured.value(rung, self.seeds[0])
         gap = judged.difference if judged else None
         row = {
-            **self._keys(subject),
+            **self._keys(candidate),
             "rung": rung,
-            "generation": subject.generation,
-            "seeds": sorted(steps),
-            "steps": max((len(rows) for rows in steps.values()), default=0),
-            "tokens": sum(int(row["tokens"]) for rows in steps.values() for row in rows),
+            "generation": candidate.generation,
+            "seeds": sorted(measured.steps),
+            "steps": max(measured.steps.values(), default=0),
+            "tokens": sum(measured.tokens.values()),
             "decision": decision,
             "cause": cause,
             "value": value if math.isfinite(value) else None,
@@ -208,26 +187,14 @@ class Ladder:
         }
         self.archive.append("rungs", [row])
 
-    def _spent(self, subject: Subject, rung: Rung) -> dict[int, list[dict[str, Any]]]:
-        """Seed -> the steps trained for this rung and those below it."""
-        steps = self.archive.trajectory(subject.candidate_id, self.protocol.digest)
-        first = self.seeds[0]
-        if rung == "proxy" and first not in steps:
-            steps[first] = self.trials.unfinished_trajectory(subject, first)[0][: self.spec.proxy_steps]
-        return {seed: rows for seed, rows in steps.items() if seed in self._rung_seeds(rung)}
-
-    def _mean_overall(self, subject: Subject) -> float:
-        overalls = [one.overall for one in self.trials.evaluations(subject, self.seeds)]
-        return sum(overalls) / len(overalls) if overalls else math.nan
-
     def _rung_seeds(self, rung: Rung) -> tuple[int, ...]:
         return self.seeds if rung == "all" else self.seeds[:1]
 
-    def _decided(self, subject: Subject, rung: Rung) -> bool:
-        return self.archive.contains("rungs", **self._keys(subject), rung=rung)
+    def _decided(self, candidate: CandidateRef, rung: Rung) -> bool:
+        return self.archive.contains("rungs", **self._keys(candidate), rung=rung)
 
-    def _keys(self, subject: Subject) -> dict[str, str]:
-        return {"protocol": self.protocol.digest, "candidate_id": subject.candidate_id}
+    def _keys(self, candidate: CandidateRef) -> dict[str, str]:
+        return {"protocol": self.protocol.digest, "candidate_id": candidate.candidate_id}
 
     def _baseline(self) -> str | None:
         roots = [row["candidate_id"] for row in self.archive.rows("candidates", arm=EVOLUTION_ARM, generation=0)]

@@ -16,22 +16,24 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from poise_core.archive import evaluation_rows
-from poise_core.evaluation.launcher import EvaluationJob
+from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import paired_delta
 from poise_core.evidence.noise import SeedNoise, moderated
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.events import Event, Observer, announced, ignore
-from poise_core.evolution.trials import ComputeSlot, Subject
+from poise_core.evolution.executor import Executor, default_executor
+from poise_core.evolution.records import CandidateRef
+from poise_core.evolution.run_context import ComputeSlot
 from poise_core.failures import CandidateFailure, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
-from poise_core.training.launcher import TrainingJob
+from poise_core.training.job import TrainingJob
 
 LEVEL = 0.95
 FEWEST_SEEDS = 2
@@ -47,6 +49,7 @@ class Replication:
 
     run: RunDirectory
     candidate_id: str
+    executor: Executor = field(default_factory=default_executor)
     observer: Observer = ignore
     should_stop: Callable[[], bool] = lambda: False
     compute_slot: ComputeSlot = nullcontext
@@ -73,10 +76,10 @@ class Replication:
             return stored
         evidence = RunEvidence.load(self.archive, self.protocol)
         plan = self._plan(evidence, count, undeclared)
-        subjects = [self._subject(plan["baseline"]), self._subject(self.candidate_id)]
+        candidates = [self._candidate_ref(plan["baseline"]), self._candidate_ref(self.candidate_id)]
         try:
-            for subject in subjects:
-                self._measure(subject, plan["seeds"])
+            for candidate in candidates:
+                self._measure(candidate, plan["seeds"])
         except CandidateFailure as failure:
             outcome = {"outcome": "failed", "message": f"{failure.kind} with fresh seeds: {failure.message}"}
         else:
@@ -116,7 +119,7 @@ class Replication:
         return plan
 
     def _check(self, evidence: RunEvidence, undeclared: bool) -> bool:
-        name = self._subject(self.candidate_id).name
+        name = self._candidate_ref(self.candidate_id).name
         if evidence.baseline is None or evidence.baseline not in evidence.evaluations:
             raise ReplicationRefused("no baseline has been scored here; 'poise evolve' scores it first")
         if self.candidate_id == evidence.baseline:
@@ -149,28 +152,25 @@ class Replication:
 
     # the measurement
 
-    def _subject(self, candidate: str) -> Subject:
+    def _candidate_ref(self, candidate: str) -> CandidateRef:
         (row,) = self.archive.rows("candidates", candidate_id=candidate)
-        return Subject.of_row(row)
+        return CandidateRef.of_row(row)
 
-    def _measure(self, subject: Subject, seeds: Sequence[int]) -> None:
+    def _measure(self, candidate: CandidateRef, seeds: Sequence[int]) -> None:
         """Train with the fresh seeds and score on the sealed split; what is there already is read back."""
-        from poise_core.evaluation.launcher import evaluate_policies
-        from poise_core.training.launcher import train_candidate
-
-        keys = {"protocol": self.protocol.digest, "candidate_id": subject.candidate_id, "split": "report"}
+        keys = {"protocol": self.protocol.digest, "candidate_id": candidate.candidate_id, "split": "report"}
         if all(self.archive.contains("evaluations", **keys, seed=seed) for seed in seeds):
             return
-        home = self.run.candidate_folder(subject.candidate_id)
+        home = self.run.candidate_folder(candidate.candidate_id)
         resources = self.run.preset.resources
 
         def on_step(seed: int, row: dict[str, float]) -> None:
-            self.observer(Event("step", "replicate", subject.name, subject.generation, seed=seed, row=row))
+            self.observer(Event("step", "replicate", candidate.name, candidate.generation, seed=seed, row=row))
 
-        with announced(self.observer, "replicate", subject.name, subject.generation, self.should_stop) as say:
+        with announced(self.observer, "replicate", candidate.name, candidate.generation, self.should_stop) as say:
             job = TrainingJob(
                 home / "candidate.py",
-                subject.name,
+                candidate.name,
                 home / "replicate" / "train",
                 self.protocol,
                 resources,
@@ -178,17 +178,19 @@ class Replication:
             )
             try:
                 with self.compute_slot():
-                    trained = train_candidate(job, on_step=on_step, should_stop=self.should_stop)
+                    trained = self.executor.train(job, on_step=on_step, should_stop=self.should_stop)
             except CandidateFailure as failure:
-                if subject.candidate_id == self.candidate_id:
+                if candidate.candidate_id == self.candidate_id:
                     raise
-                raise InfrastructureError(f"the baseline {subject.name} failed: {failure.message}") from failure
+                raise InfrastructureError(f"the baseline {candidate.name} failed: {failure.message}") from failure
             policies = tuple((one.seed, one.policy_folder) for one in trained)
             scored = EvaluationJob(home / "replicate" / "evaluate", self.protocol, resources, "report", policies)
             with self.compute_slot():
-                results = evaluate_policies(scored, should_stop=self.should_stop)
+                results = self.executor.evaluate(scored, should_stop=self.should_stop)
             for result in results:
-                self.archive.append("evaluations", evaluation_rows(subject.candidate_id, self.protocol.digest, result))
+                self.archive.append(
+                    "evaluations", evaluation_rows(candidate.candidate_id, self.protocol.digest, result)
+                )
             say(f"{len(seeds)} fresh seeds")
 
     def _compare(self, evidence: RunEvidence, plan: dict[str, Any]) -> dict[str, Any]:

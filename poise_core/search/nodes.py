@@ -48,7 +48,7 @@ class NodeTable:
 
     ids: Sequence[str]
     names: Sequence[str]
-    parent: Indices  # (n,) row of the parent proper; -1 for a root, an unknown parent and a loop of parents
+    parent: Indices  # (n,) row of the primary parent; -1 for a root, an unknown parent and a loop of parents
     raw: Array  # (n,) Overall in percent; NaN where there is none
     seeds: Array  # (n,) seeds behind it
     variance: float | None  # of Overall between seeds; None where no node has two seeds

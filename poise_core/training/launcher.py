@@ -23,31 +23,17 @@ from typing import TextIO
 
 import psutil
 
-from poise_core.config import ResourceSpec
-from poise_core.config.protocol import Protocol
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import GRANTED, Limits
 from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
+from poise_core.training.job import TrainingJob
 
 LINE_CHARACTERS = 1 << 20  # of a trajectory; the trainer writes a few hundred
 OUTCOME_BYTES = 1 << 20
 HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
 PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """One candidate, trained with some of the protocol's seeds."""
-
-    candidate_path: Path  # the .py file
-    candidate_name: str
-    folder: Path  # gets seed-<s>/ for every seed
-    protocol: Protocol
-    resources: ResourceSpec
-    seeds: tuple[int, ...]
-    pause_after: int | None = None  # steps after which every seed stops at a checkpoint; None: it trains to its end
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class RungReport:
 def rung_report(evidence: RunEvidence, ladder: LadderSpec) -> RungReport:
     """The ladder of one protocol, climbed or not.
 
-    Every candidate with a whole training says what its proxy would have been, climbed or not, so correlations do not need
+    Every candidate with a whole training says what its proxy would have been, on the ladder or not, so correlations do not need
     the ladder to be switched on. "others" is the mean Overall of the seeds beside the first one: a value and its own mean
     would agree by themselves. "forecast" is that of ``poise_core.evidence.forecast.foretold``. Candidates that a rung stopped
     are missing above it, which lowers what can be seen.

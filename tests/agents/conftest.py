@@ -32,5 +32,6 @@ def no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def laboratory(monkeypatch: pytest.MonkeyPatch) -> Laboratory:
-    return Laboratory().install(monkeypatch)
+def laboratory() -> Iterator[Laboratory]:
+    with Laboratory() as made:
+        yield made

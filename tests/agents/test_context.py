@@ -13,7 +13,7 @@ from poise_core.agents.roles import CandidateRecord, Diagnosis, ProposalContext,
 from poise_core.agents.rules.diagnoses import DIAGNOSES
 from poise_core.archive import evaluation_rows
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
-from poise_core.evolution import Evolution, Place
+from poise_core.evolution import ChildSlot, Evolution
 from poise_core.mechanisms.catalogue import SLOTS
 
 
@@ -67,7 +67,7 @@ def test_a_context_holds_what_the_issue_lists(laboratory: Laboratory, tmp_path: 
     evolution = open_evolution(tmp_path / "run")
     evolve(evolution)
     child = evolution.run.archive.rows("candidates", generation=1)[0]
-    context = evolution.context(Place(3, 0, child["candidate_id"], child["name"]))
+    context = evolution.context(ChildSlot(3, 0, child["candidate_id"], child["name"]))
     text = fit(place_sections(context, load_notes()), 60_000).text
     for name in ("parent_scores", "parent_code", "parent_reflection", "parent_trajectory", "ideas_so_far", "literature",
                  "references", "contract", "ancestors"):  # fmt: skip
@@ -86,7 +86,7 @@ def test_nothing_of_the_report_split_reaches_a_prompt(laboratory: Laboratory, tm
         baseline.candidate_id, evolution.trials.protocol.digest, SeedEvaluation(0, "report", 87.654321, (sealed,), 1.0)
     )
     evolution.run.archive.append("evaluations", rows)
-    context = evolution.context(Place(1, 0, baseline.candidate_id, baseline.name))
+    context = evolution.context(ChildSlot(1, 0, baseline.candidate_id, baseline.name))
     text = fit(place_sections(context, load_notes()), 100_000).text
     assert "87.65" not in text
     assert "sealed-exam" not in text
@@ -201,5 +201,5 @@ def test_the_steering_of_a_preset_reaches_the_context(laboratory: Laboratory, tm
     preset = type(make_preset()).model_validate({**document, "agents": {"steering": steering}})
     evolution = open_evolution(tmp_path / "run", preset)
     baseline = establish_baseline(evolution)
-    context = evolution.context(Place(1, 0, baseline.candidate_id, baseline.name))
+    context = evolution.context(ChildSlot(1, 0, baseline.candidate_id, baseline.name))
     assert context.directive == "shorten\nSecondary aim: decrease length_end (weight 1)."

@@ -1,4 +1,4 @@
-"""Whole evolutions whose roles are carried by a model behind a real socket, through the real LangChain client."""
+"""Whole evolutions whose roles are LLM-backed behind a real socket, through the real LangChain client."""
 
 import json
 import re
@@ -11,12 +11,11 @@ from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
 from llm_server import Fail, Hang, LoopbackServer, Say, asked_form, prompt_of
 from script import SOFT, diverging_at_first, good_answers, implementation, preset_for, softened_when_told
 
-import poise_core.evolution.admission
-import poise_core.evolution.evolution
 from poise_core.agents.llm.faults import AgentsUnusable
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.evolution import Evolution
+from poise_core.evolution.stages import implement, propose, reflect
 
 Serve = Callable[..., LoopbackServer]
 
@@ -245,7 +244,7 @@ def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
     undisturbed = open_evolution(tmp_path / "undisturbed", preset_for(server))
     evolve(undisturbed)
     asked, kills = len(server.requests), set()
-    write, make_row = poise_core.evolution.admission.write_record, poise_core.evolution.evolution.reflection_row
+    write, make_row = propose.write_record, reflect.reflection_row
 
     def die_once(key: str) -> None:
         if key not in kills:
@@ -260,8 +259,9 @@ def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
         die_once(columns["candidate_id"])
         return make_row(**columns)
 
-    monkeypatch.setattr("poise_core.evolution.admission.write_record", dying_write)
-    monkeypatch.setattr("poise_core.evolution.evolution.reflection_row", dying_row)
+    for stage in (propose, implement):
+        monkeypatch.setattr(stage, "write_record", dying_write)
+    monkeypatch.setattr(reflect, "reflection_row", dying_row)
     for _ in range(20):
         evolution = open_evolution(tmp_path / "run", preset_for(server))
         try:

@@ -23,7 +23,7 @@ def test_relatives(family: Lineage) -> None:
     assert family.parent("e") == "b"
     assert family.parent("a") is None
     assert family.children("a") == ["b", "c"]
-    assert family.children("c") == ["e"], "a lender of mechanisms has the child too"
+    assert family.children("c") == ["e"], "a donor of mechanisms has the child too"
     assert family.ancestors("e") == ["b", "c", "a"], "nearest first, each once"
     assert family.descendants("a") == ["b", "c", "d", "e"]
     assert family.descendants("f") == []

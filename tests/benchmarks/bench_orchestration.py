@@ -34,8 +34,7 @@ def run(variant: str, generations: int, folder: Path) -> None:
 
     laboratory.STEPS = STEPS
     preset = make_preset(generations=generations, parents=PARENTS)
-    with pytest.MonkeyPatch.context() as patch:
-        Laboratory().install(patch)
+    with pytest.MonkeyPatch.context() as patch, Laboratory():
         if variant == "stages":
             evolve(open_evolution(folder, preset))
             return

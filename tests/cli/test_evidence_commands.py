@@ -1,7 +1,7 @@
 """``poise rungs`` and ``poise replicate`` as a user types them: what they print, and their exit status."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import mlflow
@@ -20,8 +20,9 @@ def poise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resu
 
 
 @pytest.fixture
-def laboratory(monkeypatch: pytest.MonkeyPatch) -> Laboratory:
-    return Laboratory().install(monkeypatch)
+def laboratory() -> Iterator[Laboratory]:
+    with Laboratory() as made:
+        yield made
 
 
 def test_a_champion_candidate_is_replicated_and_shown(

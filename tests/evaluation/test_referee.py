@@ -9,15 +9,31 @@ import pytest
 from test_forecast import world
 
 from poise_core.config import LadderSpec
-from poise_core.evidence.racing import Population, SeedModel
-from poise_core.evidence.stopping import Referee
+from poise_core.evidence.racing import Decision, Population, SeedModel
+from poise_core.evidence.stopping import Measurement, Referee
 
 PAIR = {name: {0: mean - 1.0, 1: mean + 1.0, 2: mean} for name, mean in {"grpo": 70.0, "best": 80.0}.items()}
 
 
+def learn(spec: LadderSpec, seeds, roots, rewards: dict, overalls: dict, dynamics: dict) -> Referee:
+    names = rewards.keys() | overalls.keys() | dynamics.keys()
+    own = {name: {seeds[0]: one} for name, one in dynamics.items()}
+    measured = {name: Measurement(overalls.get(name, {}), rewards.get(name, {}), own.get(name, {})) for name in names}
+    return Referee.learn(spec, seeds, roots, measured)
+
+
+def after_first(referee: Referee, overall: float, references: list[str]) -> Decision:
+    return referee.decide(Measurement({0: overall}), "first", references)
+
+
+def after_proxy(referee: Referee, reward: float, dynamics: tuple | None, references: list[str]) -> Decision:
+    known = {} if dynamics is None else {0: dynamics}
+    return referee.decide(Measurement(rewards={0: reward}, dynamics=known), "proxy", references)
+
+
 def judged(overall: float, seeds: tuple[int, ...] = (0, 1, 2), **ladder: float) -> tuple[bool, str | None]:
     spec = LadderSpec(enabled=True, overall_noise=1.0, **ladder)
-    decision = Referee.learn(spec, seeds, ["grpo"], {}, PAIR, {}).after_first(overall, ["grpo"])
+    decision = after_first(learn(spec, seeds, ["grpo"], {}, PAIR, {}), overall, ["grpo"])
     return decision.stop, decision.reference
 
 
@@ -31,7 +47,7 @@ def test_a_child_that_is_better_than_its_parent_ends_behind_the_leader_alone() -
 
 def test_who_was_chosen_by_the_first_seed_is_known_by_the_others() -> None:
     overalls = {"grpo": {0: 70.0, 1: 70.0, 2: 70.0}, "up": {0: 79.0, 1: 70.0, 2: 71.0}, "stopped": {0: 66.0}}
-    known = Referee.learn(LadderSpec(enabled=True), (0, 1, 2), ["grpo"], overalls, overalls, {})
+    known = learn(LadderSpec(enabled=True), (0, 1, 2), ["grpo"], overalls, overalls, {})
     for model in (known.overalls, known.rewards):
         assert model.values == {**overalls, "up": {1: 70.0, 2: 71.0}}
 
@@ -67,10 +83,10 @@ def test_a_child_as_good_as_the_baseline_is_lost_as_often_as_stated_in_late_gene
         effects = rng.normal(0, math.sqrt(2.0), 6)
         overalls = {"grpo": dict(enumerate(effects + rng.normal(0, math.sqrt(2.0), 6)))}
         for generation in range(12):
-            known = Referee.learn(spec, seeds, ["grpo"], {}, overalls, {})
+            known = learn(spec, seeds, ["grpo"], {}, overalls, {})
             for child in range(3):
                 scores = effects + rng.normal(0, math.sqrt(2.0), 6)
-                stop = known.after_first(float(scores[0]), ["grpo"]).stop
+                stop = after_first(known, float(scores[0]), ["grpo"]).stop
                 overalls[f"c{generation}-{child}"] = {0: scores[0]} if stop else dict(enumerate(scores))
                 if generation >= 4:
                     late.append(stop)
@@ -90,9 +106,9 @@ def test_a_child_as_good_as_the_leader_is_lost_about_as_often_as_stated(threshol
         overalls = {
             name: dict(enumerate(level + effects + rng.normal(0, math.sqrt(2.0), 3))) for name, level in true.items()
         }
-        known = Referee.learn(spec, range(3), ["grpo"], {}, overalls, {})
+        known = learn(spec, range(3), ["grpo"], {}, overalls, {})
         assert known.leader is not None
-        lost += known.after_first(true[known.leader] + effects[0] + rng.normal(0, math.sqrt(2.0)), []).stop
+        lost += after_first(known, true[known.leader] + effects[0] + rng.normal(0, math.sqrt(2.0)), []).stop
     assert lost / trials <= threshold + 0.05
 
 
@@ -109,8 +125,8 @@ def test_a_forecast_ends_what_its_reward_would_not(spread: tuple[dict, dict]) ->
 
     def after(features: tuple[float, ...] | None, reward: float = 50.0, **ladder: float) -> tuple[bool, str]:
         spec = LadderSpec(enabled=True, **{"proxy_stop_below": 0.05, "forecast_stop_below": 0.0, **ladder})
-        known = Referee.learn(spec, (0,), ["c00"], rewards, overalls, dynamics)
-        decision = known.after_proxy(reward, features, ["c00"])
+        known = learn(spec, (0,), ["c00"], rewards, overalls, dynamics)
+        decision = after_proxy(known, reward, features, ["c00"])
         return decision.stop, decision.message
 
     assert after(low)[0] is False  # not asked
@@ -127,6 +143,21 @@ def test_no_forecast_before_enough_is_known(spread: tuple[dict, dict]) -> None:
     dynamics, overalls = spread
     few = sorted(overalls)[:7]
     spec = LadderSpec(enabled=True, forecast_stop_below=0.9)
-    known = Referee.learn(spec, (0,), ["c00"], {}, {name: overalls[name] for name in few}, dynamics)
+    known = learn(spec, (0,), ["c00"], {}, {name: overalls[name] for name in few}, dynamics)
     assert known.forecast is None
-    assert not known.after_proxy(50.0, (0.0, 5.0, -5.0, 0.0), ["c00"]).stop
+    assert not after_proxy(known, 50.0, (0.0, 5.0, -5.0, 0.0), ["c00"]).stop
+
+
+def test_a_measurement_by_hand() -> None:
+    """The proxy is three steps long, its last two count; the second training broke off after two steps."""
+    features = {"completion_length": 1.0, "entropy": 1.0, "kl": 1.0}  # logarithms 0
+    steps = [{"reward_mean": reward, "tokens": 10, **features} for reward in (0.1, 0.2, 0.4, 0.9)]
+    spec = LadderSpec(enabled=True, proxy_steps=3, proxy_window=2)
+    found = Measurement.of({0: steps, 1: steps[:2]}, {0: 70.0, 1: 72.0}, spec)
+    assert found.value("proxy", 0) == pytest.approx(30.0)  # 100 * (0.2 + 0.4) / 2
+    assert math.isnan(found.value("proxy", 1))
+    assert (found.value("first", 1), found.mean_overall) == (72.0, 71.0)
+    assert found.dynamics == {0: pytest.approx((0.3, 0.0, 0.0, 0.0))}  # of the second it is not known
+    assert (found.steps, found.tokens) == ({0: 4, 1: 2}, {0: 40, 1: 20})
+    assert math.isnan(found.value("first", 2))
+    assert math.isnan(Measurement().mean_overall)

@@ -8,8 +8,9 @@ from poise_core.evolution import Evolution
 
 
 @pytest.fixture
-def laboratory(monkeypatch: pytest.MonkeyPatch) -> Laboratory:
-    return Laboratory().install(monkeypatch)
+def laboratory() -> Iterator[Laboratory]:
+    with Laboratory() as made:
+        yield made
 
 
 @pytest.fixture

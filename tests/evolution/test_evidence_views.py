@@ -15,7 +15,7 @@ from test_ladder import LADDER, PROXY, drops
 from poise_core.archive import TABLES, evaluation_rows, trajectory_rows
 from poise_core.evidence.intervals import paired_delta
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.evolution import Evolution, Subject
+from poise_core.evolution import CandidateRef, Evolution
 from poise_core.render.terminal import render_candidate, render_leaderboard, render_lineage, render_rungs
 from poise_core.views import leaderboard, lineage, view_candidate
 from poise_core.views.rungs import rung_report
@@ -34,7 +34,7 @@ def plain(renderable: RenderableType) -> str:
 
 
 @pytest.fixture
-def climbed(tmp_path: Path, laboratory: Laboratory) -> Evolution:
+def laddered(tmp_path: Path, laboratory: Laboratory) -> Evolution:
     """Three generations of two, some of which end at the proxy or after one seed."""
     laboratory.step = drops(3)
     evolution = open_evolution(tmp_path / "run", make_preset(ladder={**LADDER, "first_stop_below": 0.3}, generations=3))
@@ -42,9 +42,9 @@ def climbed(tmp_path: Path, laboratory: Laboratory) -> Evolution:
     return evolution
 
 
-def test_every_rung_is_counted_with_its_tokens(climbed: Evolution) -> None:
-    archive, protocol = climbed.run.archive, climbed.preset.protocol
-    report = rung_report(RunEvidence.load(archive, protocol), climbed.preset.ladder)
+def test_every_rung_is_counted_with_its_tokens(laddered: Evolution) -> None:
+    archive, protocol = laddered.run.archive, laddered.preset.protocol
+    report = rung_report(RunEvidence.load(archive, protocol), laddered.preset.ladder)
     rungs = {row["rung"]: row for row in report.rungs}
     stopped = {rung: rungs[rung]["stopped"] for rung in rungs}
     assert rungs["proxy"]["candidates"] == 6
@@ -63,8 +63,8 @@ def test_every_rung_is_counted_with_its_tokens(climbed: Evolution) -> None:
     text(render_rungs(report))
 
 
-def test_a_stopped_candidate_is_listed_as_such_in_every_view(climbed: Evolution) -> None:
-    archive, protocol = climbed.run.archive, climbed.preset.protocol
+def test_a_stopped_candidate_is_listed_as_such_in_every_view(laddered: Evolution) -> None:
+    archive, protocol = laddered.run.archive, laddered.preset.protocol
     rows = leaderboard(RunEvidence.load(archive, protocol))
     stopped = next(row for row in rows if row.state == "stopped at the proxy")
     assert (stopped.status, stopped.rank, stopped.overall, stopped.failure) == ("stopped", None, None, None)
@@ -81,8 +81,8 @@ def test_a_stopped_candidate_is_listed_as_such_in_every_view(climbed: Evolution)
     assert "not finished" not in tree
 
 
-def test_every_overall_comes_with_its_seeds_and_limits_or_says_that_it_has_none(climbed: Evolution) -> None:
-    archive, protocol = climbed.run.archive, climbed.preset.protocol
+def test_every_overall_comes_with_its_seeds_and_limits_or_says_that_it_has_none(laddered: Evolution) -> None:
+    archive, protocol = laddered.run.archive, laddered.preset.protocol
     for row in leaderboard(RunEvidence.load(archive, protocol)):
         if row.overall is not None:
             shown = f"{row.overall.estimate:.1f} "
@@ -102,7 +102,7 @@ def test_the_reflection_and_the_page_give_the_same_difference(tmp_path: Path, la
     evolve(evolution)
     archive, protocol = evolution.run.archive, evolution.preset.protocol
     (row,) = archive.rows("candidates", generation=6)
-    evidence = evolution.memory.evidence(Subject.of_row(row), None)
+    evidence = evolution.memory.evidence(CandidateRef.of_row(row), None)
     assert evidence.parent is not None
     view = view_candidate(RunEvidence.load(archive, protocol), row["candidate_id"])
     assert evidence.overall_delta == view.deltas[evidence.parent.name]
@@ -131,10 +131,10 @@ def test_a_rung_that_does_not_predict_is_reported(tmp_path: Path, laboratory: La
     assert "No candidate has climbed a ladder here" in plain(render_rungs(report))
 
 
-def test_another_protocol_in_the_directory_and_nan_change_nothing(climbed: Evolution) -> None:
-    archive, protocol = climbed.run.archive, climbed.preset.protocol
+def test_another_protocol_in_the_directory_and_nan_change_nothing(laddered: Evolution) -> None:
+    archive, protocol = laddered.run.archive, laddered.preset.protocol
     before = RunEvidence.load(archive, protocol)
-    shown = plain(render_rungs(rung_report(RunEvidence.load(archive, protocol), climbed.preset.ladder)))
+    shown = plain(render_rungs(rung_report(RunEvidence.load(archive, protocol), laddered.preset.ladder)))
     some = next(name for name in before.evaluations if name.startswith("grpo"))
     (evaluation, *_) = before.evaluations[some]
     archive.append("evaluations", evaluation_rows(some, "another", evaluation))
@@ -144,22 +144,22 @@ def test_another_protocol_in_the_directory_and_nan_change_nothing(climbed: Evolu
     after = RunEvidence.load(archive, protocol)
     assert after.evaluations == before.evaluations
     assert (after.tried, after.noise, after.declarations) == (before.tried, before.noise, before.declarations)
-    again = plain(render_rungs(rung_report(RunEvidence.load(archive, protocol), climbed.preset.ladder)))
+    again = plain(render_rungs(rung_report(RunEvidence.load(archive, protocol), laddered.preset.ladder)))
     assert again.split("Training tokens")[0] == shown.split("Training tokens")[0]
     # the next generation is decided beside the NaN
-    assert climbed.ladder._referee(4).rewards.noise.variance > 0
+    assert laddered.ladder._referee(4).rewards.noise.variance > 0
     assert set(TABLES) >= {"rungs", "replications"}
 
 
-def test_an_archive_of_an_earlier_version_without_the_new_tables_is_read(climbed: Evolution) -> None:
+def test_an_archive_of_an_earlier_version_without_the_new_tables_is_read(laddered: Evolution) -> None:
     import shutil
 
     for table in ("rungs", "replications"):
-        shutil.rmtree(Path(climbed.run.archive.root) / table)
+        shutil.rmtree(Path(laddered.run.archive.root) / table)
     from poise_core.archive import Archive
 
-    archive, protocol = Archive(climbed.run.archive.root), climbed.preset.protocol
+    archive, protocol = Archive(laddered.run.archive.root), laddered.preset.protocol
     assert leaderboard(RunEvidence.load(archive, protocol))
     assert lineage(RunEvidence.load(archive, protocol))
-    assert rung_report(RunEvidence.load(archive, protocol), climbed.preset.ladder).stopped == []
+    assert rung_report(RunEvidence.load(archive, protocol), laddered.preset.ladder).stopped == []
     assert view_candidate(RunEvidence.load(archive, protocol), "GRPO").rungs == []

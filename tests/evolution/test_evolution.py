@@ -22,7 +22,7 @@ from poise_core.agents.catalogue.proposer import CatalogueProposer
 from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.evolution import Event, Evolution, EvolutionError, Roles, default_roles
-from poise_core.evolution.trials import UNTRAINED
+from poise_core.evolution.stages.evaluate import UNTRAINED
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import Composition
 
@@ -64,14 +64,14 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_other_children(tmp_path: Pa
 
 
 def test_the_order_in_which_children_finish_changes_nothing(tmp_path: Path, laboratory: Laboratory) -> None:
-    """Once the ideas of the second place depended on whether the first child had been scored already."""
+    """Once the ideas of the second slot depended on whether the first child had been scored already."""
     one_by_one, all_at_once = open_evolution(tmp_path / "a"), open_evolution(tmp_path / "b")
     evolve(all_at_once)
     establish_baseline(one_by_one)
     for generation in (1, 2):
-        for place in one_by_one.select_parents(generation):
-            child = one_by_one.verify(place, one_by_one.implement(place))
-            measure(one_by_one, child)  # before the next place begins
+        for slot in one_by_one.select_parents(generation):
+            child = one_by_one.verify(slot, one_by_one.implement(slot))
+            measure(one_by_one, child)  # before the next slot begins
     assert contents(one_by_one.run.archive) == contents(all_at_once.run.archive)
 
 
@@ -106,9 +106,9 @@ def test_the_log_says_an_overall_with_its_limits_and_seeds(tmp_path: Path, labor
 
 
 def test_the_base_policy_is_scored_once_and_is_no_parent(evolution: Evolution, laboratory: Laboratory) -> None:
-    subject = evolution.measure_base_policy()
+    candidate = evolution.measure_base_policy()
     evolution.measure_base_policy()
-    scores = evolution.trials.evaluations(subject)
+    scores = evolution.trials.evaluations(candidate)
     assert [score.seed for score in scores] == [0, 1]
     assert scores[0].benchmarks == scores[1].benchmarks
     assert len(laboratory.evaluated) == 1
@@ -134,15 +134,15 @@ def test_a_failure_in_training_is_a_typed_row_and_the_generation_goes_on(
     assert rows(evolution, "reflections", candidate_id=bad.candidate_id)
     assert len(rows(evolution, "evaluations", candidate_id=good.candidate_id)) == 4
     assert evolution.finished(1)
-    # gone through again it is still the admitted child of its place, and not taken for a refused draft
+    # gone through again it is still the admitted child of its slot, and not taken for a refused draft
     assert [child.name for child in admit(evolution, 1)] == [bad.name, good.name]
     # recorded once, raised again from the record, never trained again, never a parent
     laboratory.trained.clear()
     with pytest.raises(CandidateFailure, match="it went wrong at step 6"):
         evolution.train(bad)
     assert not laboratory.trained
-    places = evolution.select_parents(2)
-    assert bad.candidate_id not in {place.parent_id for place in places}
+    slots = evolution.select_parents(2)
+    assert bad.candidate_id not in {slot.parent_id for slot in slots}
 
 
 def test_a_fault_of_the_machine_leaves_no_row_and_the_stage_is_done_later(
@@ -183,9 +183,9 @@ def test_a_refused_idea_gives_way_to_the_next_ranked_one(tmp_path: Path, laborat
     laboratory.refuse = refuse_first
     evolution = open_evolution(tmp_path / "run", make_preset(parents=1))
     establish_baseline(evolution)
-    (place,) = evolution.select_parents(1)
-    ranked = [evolution.propose(place)[index].name for index in evolution.screen(place)]
-    child = evolution.verify(place, evolution.implement(place))
+    (slot,) = evolution.select_parents(1)
+    ranked = [evolution.propose(slot)[index].name for index in evolution.screen(slot)]
+    child = evolution.verify(slot, evolution.implement(slot))
     assert (refused, child.name) == (ranked[:1], ranked[1])
     (failure,) = rows(evolution, "failures")
     assert (failure["kind"], failure["stage"], failure["message"]) == (
@@ -200,10 +200,10 @@ def test_when_every_idea_is_refused_the_place_ends_without_a_child(tmp_path: Pat
     laboratory.refuse = lambda name, source: None if name == "GRPO" else "no"
     evolution = open_evolution(tmp_path / "run", make_preset(parents=1, proposals=5))
     establish_baseline(evolution)
-    (place,) = evolution.select_parents(1)
+    (slot,) = evolution.select_parents(1)
     for _ in range(2):  # the second time from the record
         with pytest.raises(CandidateFailure, match="no admissible child of GRPO"):
-            evolution.verify(place, evolution.implement(place))
+            evolution.verify(slot, evolution.implement(slot))
     assert (
         len(rows(evolution, "failures"))
         == len(rows(evolution, "verifications", admitted=False))
@@ -236,12 +236,12 @@ def test_an_implementer_may_answer_the_gate_a_bounded_number_of_times(tmp_path: 
     roles = Roles(roles.selector, roles.proposer, roles.screener, reviser, roles.reflector)
     evolution = open_evolution(tmp_path / "run", preset, roles)
     establish_baseline(evolution)
-    (place,) = evolution.select_parents(1)
-    child = evolution.verify(place, evolution.implement(place))
+    (slot,) = evolution.select_parents(1)
+    child = evolution.verify(slot, evolution.implement(slot))
     assert reviser.asked == [0, 1, 2] == list(range(preset.search.revisions + 1))
     assert {row["candidate_id"] for row in rows(evolution, "verifications", admitted=True)} >= {child.candidate_id}
     assert len({row["proposal_id"] for row in rows(evolution, "candidates", generation=1)}) == 1
-    evolution.verify(place, evolution.implement(place))
+    evolution.verify(slot, evolution.implement(slot))
     assert reviser.asked == [0, 1, 2]  # no answer is asked for twice
 
 
@@ -257,9 +257,9 @@ def test_a_child_that_behaves_like_an_admitted_one_is_a_duplicate(tmp_path: Path
     roles = Roles(roles.selector, roles.proposer, roles.screener, Copyist(), roles.reflector)
     evolution = open_evolution(tmp_path / "run", preset, roles)
     establish_baseline(evolution)
-    (place,) = evolution.select_parents(1)
+    (slot,) = evolution.select_parents(1)
     with pytest.raises(CandidateFailure):
-        evolution.verify(place, evolution.implement(place))
+        evolution.verify(slot, evolution.implement(slot))
     assert {row["kind"] for row in rows(evolution, "failures")} == {"duplicate"}
 
 
@@ -366,8 +366,8 @@ def test_a_seed_that_is_missing_makes_a_score_weaker_and_no_zero(evolution: Evol
     partial = nodes[second.candidate_id]
     assert partial.overall is not None
     assert (partial.overall.seeds, len(partial.seed_overalls)) == (1, 1)
-    places = evolution.select_parents(2)
-    assert {place.parent_id for place in places} <= nodes.keys()
+    slots = evolution.select_parents(2)
+    assert {slot.parent_id for slot in slots} <= nodes.keys()
     (row,) = rows(evolution, "selections", generation=2, candidate_id=second.candidate_id)
     assert row["total"] is not None
 
@@ -378,12 +378,12 @@ def test_a_plateau_widens_mutation_and_control_arms_do_not_answer_it(
     from poise_core.search.plateau import Plateau
 
     stuck = Plateau(4, 3, 0.0, 1.0, True, 0.01, None, False)
-    monkeypatch.setattr("poise_core.evolution.evolution.assess_plateau", lambda *_, **__: stuck)
     for arm, wide in (("evolution", True), ("greedy", False), ("best-of-n", False), ("random", False)):
         opened = open_evolution(tmp_path / arm, make_preset(arm=arm))
+        monkeypatch.setattr(opened.search, "plateau", lambda nodes: stuck)
         establish_baseline(opened)
-        (place, _) = opened.select_parents(1)
-        assert opened.context(place).wide is wide
+        (slot, _) = opened.select_parents(1)
+        assert opened.context(slot).wide is wide
         opened.run.close()
 
 

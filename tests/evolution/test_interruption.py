@@ -70,7 +70,7 @@ def test_an_unreadable_record_is_one_clear_line(tmp_path: Path, laboratory: Labo
     evolve(run)
     record = next((tmp_path / "run" / "generations").rglob("proposals.json"))
     record.write_text("[{")
-    (place, _) = run.select_parents(1)
+    (slot, _) = run.select_parents(1)
     with pytest.raises(InfrastructureError, match=r"proposals\.json: not readable, left as it is"):
-        run.propose(place)
+        run.propose(slot)
     assert record.read_text() == "[{"

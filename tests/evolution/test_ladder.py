@@ -222,7 +222,7 @@ def test_a_failure_on_a_higher_rung_takes_the_score_of_the_lower_one_away(
     assert [row["kind"] for row in rows(evolution, "failures")] == ["diverged"]
     (node,) = [one for one in evolution.memory.nodes(2) if one.candidate_id == child.candidate_id]
     assert not node.scored
-    assert evolution.finished(1) is False  # the other place has not ended
+    assert evolution.finished(1) is False  # the other slot has not ended
     assert rows(evolution, "reflections", candidate_id=child.candidate_id)
 
 

@@ -32,9 +32,9 @@ def test_a_candidate_that_goes_wrong(tmp_path: Path, sabotage: str, kind: str, s
     assert sabotage in source
     with RunDirectory.open(tmp_path / "run", preset) as run:
         trials = Trials(run)
-        subject = trials.register("SABOTEUR", source, written_by="human", arm="manual")
+        candidate = trials.register("SABOTEUR", source, written_by="human", arm="manual")
         with pytest.raises(CandidateFailure) as raised:
-            trials.train(subject, (0,))
+            trials.train(candidate, (0,))
         assert str(raised.value.kind) == kind
         (row,) = run.archive.rows("failures")
         assert (row["kind"], row["stage"], row["name"]) == (kind, "train", "SABOTEUR")

@@ -158,7 +158,7 @@ def test_repairs_are_bounded_and_end_in_the_last_files_failure(tmp_path: Path, f
 
 
 @pytest.mark.parametrize(
-    ("place", "kind", "search"),
+    ("slot", "kind", "search"),
     [
         ((0, 0, 5), FailureKind.DIVERGED, {"repair_steps": 4}),  # too late
         ((0, 1, 1), FailureKind.DIVERGED, {}),  # the first seed went through
@@ -166,9 +166,9 @@ def test_repairs_are_bounded_and_end_in_the_last_files_failure(tmp_path: Path, f
     ],
 )
 def test_what_is_no_clear_fault_is_not_mended(
-    tmp_path: Path, faults: Faults, place: tuple[int, int, int], kind: FailureKind, search: dict[str, Any]
+    tmp_path: Path, faults: Faults, slot: tuple[int, int, int], kind: FailureKind, search: dict[str, Any]
 ) -> None:
-    faults.at[place] = kind
+    faults.at[slot] = kind
     evolution, author, child = one_child(tmp_path, **search)
     measure(evolution, child)
     assert len(author.asked) == 1
@@ -328,8 +328,8 @@ def test_whether_siblings_are_repaired_before_or_after_a_place_is_admitted_chang
         establish_baseline(evolution)
         for generation in (1, 2):
             waiting = []
-            for place in evolution.select_parents(generation):
-                child = evolution.verify(place, evolution.implement(place))
+            for slot in evolution.select_parents(generation):
+                child = evolution.verify(slot, evolution.implement(slot))
                 if name == "one by one":
                     measure(evolution, child)
                 else:

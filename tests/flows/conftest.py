@@ -14,9 +14,10 @@ def prefect_server() -> Iterator[None]:
 
 
 @pytest.fixture
-def laboratory(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
+def laboratory(prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Laboratory]:
     """Real flows, tasks, server and search; training, evaluation, gate and MLflow are made up."""
     from poise_core.tracking.sync import SyncReport, Tracker
 
     monkeypatch.setattr(Tracker, "sync_archive", lambda *_, **__: SyncReport())
-    return Laboratory().install(monkeypatch)
+    with Laboratory() as made:
+        yield made

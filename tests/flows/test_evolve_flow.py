@@ -24,12 +24,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("prefect")]
 LAST_TASK = "update MLflow"
 
 
-def run_flow(folder: Path, preset: Preset, observer: Any = lambda event: None) -> Any:
+def run_flow(folder: Path, preset: Preset, observer: Any = lambda event: None, roles: Any = None) -> Any:
     """The final state of the evolution's flow run."""
     from flows.evolve import evolve
     from tasks.session import evolution_session
 
-    with evolution_session(folder, preset, observer=observer):
+    with evolution_session(folder, preset, observer=observer, roles=roles):
         return evolve(str(folder), return_state=True)
 
 
@@ -122,14 +122,13 @@ def test_a_lasting_fault_on_a_lower_rung_stops_the_run(tmp_path: Path, laborator
 
 @pytest.mark.parametrize("ladder", [{}, {"enabled": True, "proxy_stop_below": 0.0, "first_stop_below": 0.0}])
 def test_an_early_fault_goes_through_the_stages_again_as_it_would_in_order(
-    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch, ladder: dict[str, Any]
+    tmp_path: Path, laboratory: Laboratory, ladder: dict[str, Any]
 ) -> None:
     preset = make_preset({"parallel_candidates": 2}, ladder, generations=1, parents=2)
-    monkeypatch.setattr("poise_core.evolution.evolution.roles_for", lambda preset, *_, **__: with_author(preset))
     Faults(laboratory).at[0, 0, 2] = FailureKind.DIVERGED
-    in_order = open_evolution(tmp_path / "in order", preset)
+    in_order = open_evolution(tmp_path / "in order", preset, with_author(preset))
     evolve_in_order(in_order)
-    assert run_flow(tmp_path / "flow", preset).is_completed()
+    assert run_flow(tmp_path / "flow", preset, roles=with_author(preset)).is_completed()
     run = RunDirectory.read(tmp_path / "flow")
     assert contents(run.archive) == contents(in_order.run.archive)
     assert len(run.archive.rows("failures", kind="diverged")) == 2

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -5,8 +6,9 @@ from laboratory import Laboratory, evolve, make_preset, open_evolution
 
 
 @pytest.fixture
-def laboratory(monkeypatch: pytest.MonkeyPatch) -> Laboratory:
-    return Laboratory().install(monkeypatch)
+def laboratory() -> Iterator[Laboratory]:
+    with Laboratory() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
@@ -22,8 +24,7 @@ def two_generations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _evolved(folder: Path, generations: int) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        Laboratory().install(patch)
+    with Laboratory():
         evolution = open_evolution(folder, make_preset(generations=generations))
         with evolution.run:
             evolve(evolution)

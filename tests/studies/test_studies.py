@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
 from studies import headline, ladder_cost, null_runs, power, record
 from studies.drawing import Series, line_chart
-from studies.ladder_cost import Recorded, climb, read_run, replay, select
+from studies.ladder_cost import Recorded, read_run, replay, run_ladder, select
 from studies.simulation import GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, share, simulate
 
 LADDER = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.1, first_stop_below=0.2)
@@ -107,15 +108,15 @@ def test_a_replay_by_hand() -> None:
     good = recorded("good", 1, 75.0, 55.0)  # has all three: 180
     orphan = recorded("orphan", 2, 71.0, 50.0, "low")  # its parent is no reference any more
     every = {one.name: one for one in (base, low, weak, good, orphan)}
-    kept, spent = climb([low, weak, good, orphan], base, [0, 1, 2], LADDER)
+    kept, spent = run_ladder([low, weak, good, orphan], base, [0, 1, 2], LADDER)
     assert kept == {"base": (0, 1, 2), "low": (), "weak": (0,), "good": (0, 1, 2), "orphan": (0, 1, 2)}
     assert spent == 20 + 60 + 180 + 180
     assert select(every, kept) == "good"
     never = LADDER.model_copy(update={"proxy_stop_below": 0.0, "first_stop_below": 0.0})
-    assert climb([low, weak, good, orphan], base, [0, 1, 2], never)[1] == 4 * 180
+    assert run_ladder([low, weak, good, orphan], base, [0, 1, 2], never)[1] == 4 * 180
     # in the second generation the leader is `good`, which `orphan` is four points behind
     ahead = never.model_copy(update={"leader_stop_below": 0.25})
-    kept, spent = climb([low, weak, good, orphan], base, [0, 1, 2], ahead)
+    kept, spent = run_ladder([low, weak, good, orphan], base, [0, 1, 2], ahead)
     assert (kept["good"], kept["weak"], kept["orphan"]) == ((0, 1, 2), (0,), (0,))
     assert spent == 60 + 60 + 180 + 60
 
@@ -158,8 +159,9 @@ def test_it_runs_on_a_run_directory_and_says_what_judged(tmp_path: Path, laborat
 
 
 @pytest.fixture
-def laboratory(monkeypatch: pytest.MonkeyPatch) -> Laboratory:
-    return Laboratory().install(monkeypatch)
+def laboratory() -> Iterator[Laboratory]:
+    with Laboratory() as made:
+        yield made
 
 
 def test_the_commands_write_their_pages(tmp_path: Path) -> None:

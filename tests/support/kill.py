@@ -6,7 +6,7 @@ An undisturbed evolution comes first. Then evolutions in directories of their ow
 chosen (the flow, its Prefect server, a training, an evaluation or the gate at work), waited for, and killed after a random
 delay. A killed flow is started again with the same command, at once and without waiting for its children to be gone. When an
 evolution has come to its end, its archive is compared with the undisturbed one, row by row, and the next one begins, until
-the wanted number of kills is reached. ``--llm`` has a language model on loopback carry the roles, and counts what it is asked.
+the wanted number of kills is reached. ``--llm`` makes the roles LLM-backed, by a model on loopback, and counts what it is asked.
 
 What counts as a fault: another archive; a fault found by ``check()``; a stage that says twice that it has finished; an end
 of the command that is neither done (0), nor a fault of the machine (3), nor the kill itself; a traceback; a process that
@@ -352,7 +352,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--generations", type=int, default=2)
     parser.add_argument("--folder", type=Path, help="default: a temporary one")
-    parser.add_argument("--llm", action="store_true", help="roles carried by a language model on loopback")
+    parser.add_argument("--llm", action="store_true", help="LLM-backed roles on loopback")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kills-"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,11 @@
 """A made-up laboratory: training, evaluation and the gate answer at once, with numbers that depend on the source alone.
 
-Everything else (search, agents, archive, records) is real. :meth:`Laboratory.install` puts it in the place of the child
+Everything else (search, agents, archive, records) is real. :meth:`Laboratory.install` puts it in the slot of the child
 processes.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import random
@@ -15,18 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from poise_core.archive import TABLES, Archive
 from poise_core.candidate.loading import source_digest
 from poise_core.config import Preset
-from poise_core.evaluation.launcher import EvaluationJob
+from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
-from poise_core.evolution import Evolution, Roles, Subject
-from poise_core.failures import Cancelled, CandidateFailure, FailureKind
+from poise_core.evolution import CandidateRef, Evolution, Roles
+from poise_core.evolution import generation as in_order
+from poise_core.evolution.executor import executed_by
+from poise_core.evolution.generation import establish_baseline, measure
+from poise_core.failures import Cancelled, FailureKind
 from poise_core.run_directory import RunDirectory
-from poise_core.training.launcher import SeedTraining, TrainingJob
+from poise_core.training.job import TrainingJob
+from poise_core.training.launcher import SeedTraining, unfinished_trajectory
 from poise_core.verification import CheckResult, VerificationReport
 
 STEPS = 12
@@ -83,11 +84,13 @@ class Laboratory:
         """One row of a trajectory; tests may put another function here."""
         return self._noise_step(name, digest, seed, step)
 
-    def install(self, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
-        monkeypatch.setattr("poise_core.evolution.trials.verify_file", self.verify)
-        monkeypatch.setattr("poise_core.training.launcher.train_candidate", self.train)
-        monkeypatch.setattr("poise_core.evaluation.launcher.evaluate_policies", self.evaluate)
+    def __enter__(self) -> Laboratory:
+        self._block = executed_by(self)
+        self._block.__enter__()
         return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._block.__exit__(*error)
 
     def verify(self, path: Path, *, name: str, known_fingerprints: dict[str, str], **_: Any) -> VerificationReport:
         source = path.read_text()
@@ -98,6 +101,9 @@ class Laboratory:
             failure, message = FailureKind.DUPLICATE, f"trains exactly as {known_fingerprints[fingerprint]}"
         check = CheckResult("made-up", "nothing", failure is None, message or "", 0.0)
         return VerificationReport(name, source_digest(source), failure is None, (check,), fingerprint, failure=failure)
+
+    def unfinished_trajectory(self, job: TrainingJob, seed: int) -> tuple[list[dict[str, float]], dict[str, str]]:
+        return unfinished_trajectory(job, seed)
 
     def train(self, job: TrainingJob, *, on_step: Any = None, should_stop: Any = None) -> list[SeedTraining]:
         last = job.pause_after or STEPS
@@ -168,51 +174,18 @@ def open_evolution(folder: Path, preset: Preset | None = None, roles: Roles | No
     return Evolution(RunDirectory.open(folder, preset or make_preset()), roles=roles, **options)
 
 
-def establish_baseline(evolution: Evolution) -> Subject:
-    evolution.measure_base_policy()
-    baseline = evolution.register_baseline()
-    evolution.verify_baseline(baseline)
-    evolution.train(baseline)
-    evolution.evaluate(baseline)
-    evolution.reflect(baseline)
-    return baseline
-
-
-def admit(evolution: Evolution, generation: int) -> list[Subject]:
-    """Children of every place, one after the other; places without an admissible one are left out."""
-    children = []
-    for place in evolution.select_parents(generation):
-        try:
-            evolution.propose(place)
-            evolution.screen(place)
-            children.append(evolution.verify(place, evolution.implement(place)))
-        except CandidateFailure:
-            continue
-    return children
-
-
-def measure(evolution: Evolution, child: Subject) -> None:
-    version = child
-    try:
-        for _ in range(evolution.repair_rounds(child.generation)):
-            with contextlib.suppress(CandidateFailure):
-                evolution.train(version, evolution.rungs[0])
-            version = evolution.repair(version)
-        for rung in evolution.rungs:
-            evolution.train(version, rung)
-            evolution.evaluate(version, rung)
-    except CandidateFailure:
-        pass
-    evolution.reflect(child)
+def admit(evolution: Evolution, generation: int) -> list[CandidateRef]:
+    """Children of every slot, one after the other; slots without an admissible one are left out."""
+    slots = evolution.select_parents(generation)
+    return [child for slot in slots if (child := in_order.admit(evolution, slot)) is not None]
 
 
 def evolve(evolution: Evolution) -> None:
     """The order of the flow, without the flow."""
     establish_baseline(evolution)
-    for generation in range(1, evolution.preset.search.generations + 1):
-        for child in admit(evolution, generation):
-            measure(evolution, child)
-        assert evolution.finished(generation)
+    for number in range(1, evolution.preset.search.generations + 1):
+        in_order.generation(evolution, number)
+        assert evolution.finished(number)
 
 
 def contents(archive: Archive) -> dict[str, dict[str, str]]:

@@ -27,10 +27,9 @@ def main(folder: str, seconds: float, patience: float = 600.0) -> int:
         say(f"training {name}")
         time.sleep(seconds)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, Laboratory(before_training=before_training):
         patch.setattr(Tracker, "sync_archive", lambda *_, **__: SyncReport())
         patch.setattr(flows.server, "START_SECONDS", patience)
-        Laboratory(before_training=before_training).install(patch)
         try:
             evolve_here(make_preset(generations=1), Path(folder), observer=lambda event: None, say=say)
         except InfrastructureError as error:

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import pytest
 from laboratory import Laboratory, evolve, open_evolution
 from llm_server import LoopbackServer
 from script import diverging_at_first, good_answers, preset_for, softened_when_told
@@ -61,12 +60,13 @@ def recorded_page(folder: Path, server: LoopbackServer, laboratory: Laboratory) 
 
 def main() -> None:
     """Run, and write the page."""
-    patch = pytest.MonkeyPatch()
-    laboratory = Laboratory().install(patch)
-    with tempfile.TemporaryDirectory() as folder, LoopbackServer(good_answers()) as server:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        LoopbackServer(good_answers()) as server,
+        Laboratory() as laboratory,
+    ):
         PAGE.parent.mkdir(exist_ok=True)
         PAGE.write_text(recorded_page(Path(folder) / "run", server, laboratory))
-    patch.undo()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The nightly report: what it says of a run that ended well, and of one that came to the end of its budget."""
 
 import datetime as dt
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,12 @@ from poise_core.views import leaderboard
 from poise_core.views.nightly import NightlyRun, nightly_report
 
 BEGAN = dt.datetime(2026, 11, 24, 22, 30, tzinfo=dt.UTC)
+
+
+@pytest.fixture
+def laboratory() -> Iterator[Laboratory]:
+    with Laboratory() as made:
+        yield made
 
 
 def report(evolution: Evolution, **nightly: object) -> str:
@@ -32,8 +39,7 @@ def evidence_of(evolution: Evolution) -> RunEvidence:
     return RunEvidence.load(evolution.run.archive, evolution.preset.protocol)
 
 
-def test_a_whole_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Laboratory().install(monkeypatch)
+def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     evolve(evolution)
     text = report(evolution, hours=7.5, dollars=5.0)
@@ -56,8 +62,7 @@ def test_a_whole_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert row.generation == 0 or f"| Overall {shown}, 2 seeds, " in text
 
 
-def test_a_night_at_the_end_of_its_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    laboratory = Laboratory().install(monkeypatch)
+def test_a_night_at_the_end_of_its_budget(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     establish_baseline(evolution)
     failing, other = admit(evolution, 1)
@@ -72,8 +77,7 @@ def test_a_night_at_the_end_of_its_budget(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"**{other.name}**" not in text
 
 
-def test_single_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Laboratory().install(monkeypatch)
+def test_single_lines(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     rows = leaderboard(evidence_of(evolution))
     assert run_headline(rows) == "0 generations; nothing is scored yet"

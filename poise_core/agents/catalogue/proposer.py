@@ -35,15 +35,15 @@ class CatalogueProposer:
         base, left_out = composition_of_record(context.parent)
         tried = TriedIdeas.of(context, base)
         slot_weights, choice_weights = self._weights(context, base)
-        lenders = [(one.record, composition_of_record(one.record)[0]) for one in context.references]
+        donors = [(one.record, composition_of_record(one.record)[0]) for one in context.references]
         proposals: list[Proposal] = []
         for _ in range(100 * n):
             if len(proposals) == n:
                 break
-            variation, lender = self._vary(base, lenders, rng, slot_weights, choice_weights, wide=context.wide)
+            variation, donor = self._vary(base, donors, rng, slot_weights, choice_weights, wide=context.wide)
             if variation is None or not tried.add(variation.composition):
                 continue
-            proposal = write_proposal(context, base, left_out, variation, lender, tried)
+            proposal = write_proposal(context, base, left_out, variation, donor, tried)
             if proposal is None:
                 continue
             proposals.append(proposal)
@@ -54,16 +54,16 @@ class CatalogueProposer:
     def _vary(
         self,
         base: Composition,
-        lenders: Sequence[tuple[CandidateRecord, Composition]],
+        donors: Sequence[tuple[CandidateRecord, Composition]],
         rng: random.Random,
         slot_weights: Mapping[str, float],
         choice_weights: Mapping[tuple[str, str], float],
         *,
         wide: bool,
     ) -> tuple[Variation | None, CandidateRecord | None]:
-        if lenders and rng.random() < self.crossover_share:
-            lender, theirs = rng.choice(lenders)
-            return crossover(base, theirs, rng), lender
+        if donors and rng.random() < self.crossover_share:
+            donor, theirs = rng.choice(donors)
+            return crossover(base, theirs, rng), donor
         strength = 2 if rng.random() < self.double_share else 1
         strength += self.wider_by if wide else 0
         return mutate(base, rng, strength, slot_weights=slot_weights, choice_weights=choice_weights), None

@@ -21,7 +21,7 @@ def write_proposal(
     base: Composition,
     left_out: str,
     variation: Variation,
-    lender: CandidateRecord | None,
+    donor: CandidateRecord | None,
     tried: TriedIdeas,
 ) -> Proposal | None:
     """The proposal in words; None where its source has been tried under the same name."""
@@ -32,7 +32,7 @@ def write_proposal(
     answered = _answered(parent, changed)
     ideas = "; ".join(_idea(base, child, slot) for slot in slots)
     reason = f"{answered.text} " if answered else ""
-    change = variation.change + (f" (taken from {lender.name})" if lender else "")
+    change = variation.change + (f" (taken from {donor.name})" if donor else "")
     change += f". Not carried over: {left_out}" if left_out else ""
     proposal = Proposal(
         name=name,
@@ -41,7 +41,7 @@ def write_proposal(
         equations=tuple(formula for choice in changed for formula in choice.formulas),
         addresses=answered.text if answered else f"no diagnosed deficiency: explores {', '.join(slots)}",
         expectations=_expectations(base, child, slots),
-        parent_ids=(parent.candidate_id, *([lender.candidate_id] if lender else [])),
+        parent_ids=(parent.candidate_id, *([donor.candidate_id] if donor else [])),
         direction=slots[0],
         proposer="catalogue",
         composition=child.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""The implementer that is carried by a language model: plan, generate, check against the proposal, answer reports."""
+"""The LLM-backed implementer: plan, generate, check against the proposal, answer reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The proposer that is carried by a language model: different directions are asked for, duplicates are merged."""
+"""The LLM-backed proposer: different directions are asked for, duplicates are merged."""
 
 from __future__ import annotations
 

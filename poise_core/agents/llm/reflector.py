@@ -1,4 +1,4 @@
-"""The reflector that is carried by a language model, on the ground of what the rules measured.
+"""The LLM-backed reflector, on the ground of what the rules measured.
 
 The rules come first: their diagnoses, the scored expectations, benchmarks up and down and the digest are measurements and stand as
 they are. The model adds the explanation. Its claims cite numbered evidence rows; one that cites none is kept, and marked.

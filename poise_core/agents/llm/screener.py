@@ -1,4 +1,4 @@
-"""The screener that is carried by a language model."""
+"""The LLM-backed screener."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The four roles as the preset wants them: carried by a language model where one is named, otherwise as they were."""
+"""The four roles as the preset wants them: LLM-backed where one is named, otherwise as they were."""
 
 from __future__ import annotations
 

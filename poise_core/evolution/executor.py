@@ -1,0 +1,138 @@
+"""Who does the work that takes a process of its own: the gate, a training, an evaluation.
+
+An evolution is given one executor and asks nothing else to run anything. :class:`ChildProcesses` starts confined processes
+on this machine; the work pool (``tasks/work_pool.py``) hands whole candidates to other machines, whose workers use child
+processes again; the tests' laboratory answers at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from poise_core.evaluation.job import EvaluationJob
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.training.job import TrainingJob
+from poise_core.verification import VerificationReport, verify_file
+
+Steps = list[dict[str, float]]
+"""Rows of a trajectory, one per step."""
+
+
+class SeedTraining(Protocol):
+    """One seed, trained to its end or to its pause; see :class:`poise_core.training.launcher.SeedTraining`."""
+
+    @property
+    def seed(self) -> int:
+        """The training seed."""
+
+    @property
+    def policy_folder(self) -> Path:
+        """Where the trained policy is, once the training has finished."""
+
+    @property
+    def confinement(self) -> Mapping[str, str]:
+        """Measure -> "granted", or why it was not."""
+
+    def trajectory(self) -> Steps:
+        """The rows of the trajectory."""
+
+
+class Executor(Protocol):
+    """Carries out single pieces of work; each may be asked for again, and what has finished is then read back."""
+
+    def verify(
+        self,
+        path: Path,
+        *,
+        name: str,
+        timeout_seconds: float,
+        known_fingerprints: Mapping[str, str],
+        folder: Path,
+        should_stop: Callable[[], bool],
+    ) -> VerificationReport:
+        """Put a file through the gate; see :func:`poise_core.verification.verify_file`."""
+
+    def train(
+        self,
+        job: TrainingJob,
+        *,
+        on_step: Callable[[int, dict[str, float]], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Sequence[SeedTraining]:
+        """Train every seed of the job; see :func:`poise_core.training.launcher.train_candidate`."""
+
+    def unfinished_trajectory(self, job: TrainingJob, seed: int) -> tuple[Steps, dict[str, str]]:
+        """The steps that a training has written so far, and how its process was confined."""
+
+    def evaluate(self, job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None) -> list[SeedEvaluation]:
+        """Score the policies of the job; see :func:`poise_core.evaluation.launcher.evaluate_policies`."""
+
+
+class ChildProcesses:
+    """The executor of a run on this machine. The launchers, and torch with them, are imported when they are needed."""
+
+    def verify(
+        self,
+        path: Path,
+        *,
+        name: str,
+        timeout_seconds: float,
+        known_fingerprints: Mapping[str, str],
+        folder: Path,
+        should_stop: Callable[[], bool],
+    ) -> VerificationReport:
+        """See :meth:`Executor.verify`."""
+        return verify_file(
+            path,
+            name=name,
+            timeout_seconds=timeout_seconds,
+            known_fingerprints=known_fingerprints,
+            folder=folder,
+            should_stop=should_stop,
+        )
+
+    def train(
+        self,
+        job: TrainingJob,
+        *,
+        on_step: Callable[[int, dict[str, float]], None] | None = None,
+        should_stop: Callable[[], bool] | None = None,
+    ) -> Sequence[SeedTraining]:
+        """See :meth:`Executor.train`."""
+        from poise_core.training.launcher import train_candidate
+
+        return train_candidate(job, on_step=on_step, should_stop=should_stop)
+
+    def unfinished_trajectory(self, job: TrainingJob, seed: int) -> tuple[Steps, dict[str, str]]:
+        """See :meth:`Executor.unfinished_trajectory`."""
+        from poise_core.training.launcher import unfinished_trajectory
+
+        return unfinished_trajectory(job, seed)
+
+    def evaluate(self, job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None) -> list[SeedEvaluation]:
+        """See :meth:`Executor.evaluate`."""
+        from poise_core.evaluation.launcher import evaluate_policies
+
+        return evaluate_policies(job, should_stop=should_stop)
+
+
+_given: list[Executor] = []  # of the open blocks of executed_by, the innermost last
+
+
+@contextmanager
+def executed_by(executor: Executor) -> Iterator[None]:
+    """Within the block, whatever of this process is not told its executor gets this one, in every thread: for runs whose work
+    is made up, and commands that make their own evolution."""
+    _given.append(executor)
+    try:
+        yield
+    finally:
+        _given.remove(executor)
+
+
+def default_executor(otherwise: Callable[[], Executor] = ChildProcesses) -> Executor:
+    """That of the innermost open block of :func:`executed_by`; without one a new one."""
+    return _given[-1] if _given else otherwise()

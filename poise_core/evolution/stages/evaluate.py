@@ -1,0 +1,75 @@
+"""Evaluation: trained policies of a candidate, scored on the ``search`` split; the untrained policy too, once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from poise_core.archive import UNTRAINED_ARM, evaluation_rows
+from poise_core.evaluation.job import EvaluationJob
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evidence.format import format_overall
+from poise_core.evidence.intervals import overall_interval
+from poise_core.evolution.records import CandidateRef
+from poise_core.evolution.run_context import RunContext
+
+UNTRAINED = "base policy"
+"""Name of the row that holds the scores of the policy before any training."""
+
+
+def evaluate(context: RunContext, candidate: CandidateRef, seeds: Sequence[int]) -> list[SeedEvaluation]:
+    """Score the trained policies on the ``search`` split.
+
+    Raises:
+        InfrastructureError: the evaluation could not be done.
+        Cancelled: ``should_stop`` said so.
+    """
+
+    with context.stage(candidate, "evaluate") as done:
+        if all(context.contains("evaluations", candidate, split="search", seed=seed) for seed in seeds):
+            return context.evaluations(candidate, seeds)
+        trained = context.executor.train(
+            context.training_job(candidate, seeds), should_stop=context.should_stop
+        )  # finished: reads only
+        policies = tuple((one.seed, one.policy_folder) for one in trained)
+        folder = context.run.evaluate_folder(candidate.candidate_id)
+        job = EvaluationJob(folder, context.protocol, context.resources, "search", policies)
+        with context.alone(candidate):
+            results = context.executor.evaluate(job, should_stop=context.should_stop)
+        for result in results:
+            context.archive.append(
+                "evaluations", evaluation_rows(candidate.candidate_id, context.protocol.digest, result)
+            )
+        done(f"Overall {format_overall(overall_interval(results, context.protocol))}")
+        return results
+
+
+def evaluate_untrained(context: RunContext, seeds: Sequence[int]) -> CandidateRef:
+    """Score the policy that every training starts from, as a row of its own.
+
+    It is evaluated once: sampling does not depend on the training seed. The result stands under every seed, so that
+    it can be paired with the candidates'.
+
+    Raises:
+        InfrastructureError: the evaluation could not be done.
+        Cancelled: ``should_stop`` said so.
+    """
+
+    source = f"# no algorithm: the policy {context.protocol.policy_digest}, before any training\n"
+    candidate = context.register(UNTRAINED, source, written_by="poise", arm=UNTRAINED_ARM)
+    with context.stage(candidate, "evaluate") as done:
+        if all(context.contains("evaluations", candidate, split="search", seed=seed) for seed in seeds):
+            return candidate
+        policies = ((seeds[0], Path(context.protocol.policy)),)
+        folder = context.run.evaluate_folder(candidate.candidate_id)
+        job = EvaluationJob(folder, context.protocol, context.resources, "search", policies)
+        with context.alone(candidate):
+            (result,) = context.executor.evaluate(job, should_stop=context.should_stop)
+        for seed in seeds:
+            copy = dataclasses.replace(result, seed=seed)
+            context.archive.append(
+                "evaluations", evaluation_rows(candidate.candidate_id, context.protocol.digest, copy)
+            )
+        done(f"Overall {format_overall(overall_interval([result], context.protocol))}")
+    return candidate

@@ -1,0 +1,98 @@
+"""The gate: a candidate is admitted or refused, and a refused draft of a slot gives way to the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from poise_core.archive import verification_row
+from poise_core.evolution.records import CandidateRef, ChildSlot, Draft
+from poise_core.evolution.run_context import RunContext
+from poise_core.evolution.search_context import SearchContext
+from poise_core.evolution.stages.implement import implement, settle
+from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.verification import VerificationReport
+
+
+def admitted_child(search: SearchContext, slot: ChildSlot, draft: Draft) -> CandidateRef:
+    """The first draft of the slot that the gate admits, beginning with this one.
+
+    Raises:
+        CandidateFailure: none was admitted.
+        InfrastructureError: the gate could not run.
+    """
+    while True:
+        try:
+            candidate = admit(search, slot, draft)
+        except CandidateFailure:
+            draft = implement(search, slot, draft)
+        else:
+            settle(search, slot)
+            return candidate
+
+
+def admit(search: SearchContext, slot: ChildSlot, draft: Draft) -> CandidateRef:
+    """The candidate of a draft, once the gate has admitted it.
+
+    Raises:
+        CandidateFailure: refused.
+        InfrastructureError: the gate could not run.
+    """
+    candidate = draft.candidate(slot)
+    verify(search.run_context, candidate, unseen=search.memory.unseen(slot.generation, slot.number))
+    return candidate
+
+
+def verify(
+    context: RunContext, candidate: CandidateRef, *, must_be_new: bool = True, unseen: Collection[str] = frozenset()
+) -> None:
+    """Admit the candidate or refuse it.
+
+    Args:
+        candidate: registered.
+        must_be_new: refuse what behaves exactly like an admitted candidate of this run.
+        unseen: admitted candidates that it is not compared with.
+
+    Raises:
+        CandidateFailure: refused; recorded, with the gate's sentence.
+        InfrastructureError: the gate could not run.
+        Cancelled: ``should_stop`` said so.
+    """
+    with context.stage(candidate, "verify") as done:
+        report = _stored_report(context, candidate)
+        if report is None:
+            folder = context.run.candidate_folder(candidate.candidate_id)
+            report = context.executor.verify(
+                folder / "candidate.py",
+                name=candidate.name,
+                timeout_seconds=context.resources.verify_timeout_seconds,
+                known_fingerprints=_fingerprints(context, candidate, unseen) if must_be_new else {},
+                folder=folder,
+                should_stop=context.should_stop,
+            )
+            known = f", trains exactly as {report.duplicate_of}" if report.duplicate_of else ""
+            done(f"admitted after {len(report.checks)} checks{known}" if report.admitted else "refused")
+        row = verification_row(
+            candidate_id=candidate.candidate_id,
+            admitted=report.admitted,
+            report=report.to_json(),
+            fingerprint=report.fingerprint or None,
+            seconds=report.seconds,
+        )
+        context.archive.append("verifications", [row])
+        if not report.admitted:
+            kind = report.failure or FailureKind.REJECTED
+            raise CandidateFailure(kind, "verify", report.message, report.to_json())
+
+
+def _stored_report(context: RunContext, candidate: CandidateRef) -> VerificationReport | None:
+    rows = context.archive.rows("verifications", candidate_id=candidate.candidate_id)
+    return VerificationReport.from_json(rows[0]["report"]) if rows else None
+
+
+def _fingerprints(context: RunContext, candidate: CandidateRef, unseen: Collection[str]) -> dict[str, str]:
+    rows = context.archive.rows("verifications", admitted=True)
+    return {
+        row["fingerprint"]: row["candidate_id"]
+        for row in rows
+        if row["fingerprint"] and row["candidate_id"] != candidate.candidate_id and row["candidate_id"] not in unseen
+    }

@@ -1,0 +1,22 @@
+"""What a training is asked to do; data alone, so that whoever plans one needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from poise_core.config import ResourceSpec
+from poise_core.config.protocol import Protocol
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One candidate, trained with some of the protocol's seeds."""
+
+    candidate_path: Path  # the .py file
+    candidate_name: str
+    folder: Path  # gets seed-<s>/ for every seed
+    protocol: Protocol
+    resources: ResourceSpec
+    seeds: tuple[int, ...]
+    pause_after: int | None = None  # steps after which every seed stops at a checkpoint; None: it trains to its end
