@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 from laboratory import STEPS, Laboratory, evolve, make_preset, noise, open_evolution
+from ladder_samples import LADDER, PROXY, drops
 from rich.console import Console, RenderableType
-from test_ladder import LADDER, PROXY, drops
 
 from poise_core.archive import TABLES, evaluation_rows, trajectory_rows
 from poise_core.evidence.intervals import paired_delta

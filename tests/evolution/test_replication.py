@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from interruption import Killed, dies_after_one_write
 from laboratory import Laboratory, evolved
-from test_interruption import Killed, dies_after_one_write
 
 import poise_core
 from poise_core.evidence.run_evidence import standing_of

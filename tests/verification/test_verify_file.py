@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confinement_levels import LEVELS
 from gate_fixtures import BASE, edited
-from test_sandbox import LEVELS
 
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate.loading import source_digest
