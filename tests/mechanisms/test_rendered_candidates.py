@@ -127,7 +127,7 @@ def test_random_compositions_keep_the_contract() -> None:
         check_contract(random_composition(rng))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_thousand_random_compositions_keep_the_contract() -> None:
     rng = random.Random(1)
     for _ in range(1000):

@@ -216,7 +216,7 @@ def test_random_compositions_are_admitted() -> None:
     assert refused_in_a_fresh_process(seed=7, count=15) == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1500)
 def test_a_thousand_random_compositions_are_admitted() -> None:
     """A check that rejects an honest algorithm is a bug of the check."""

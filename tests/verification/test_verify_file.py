@@ -232,7 +232,11 @@ def test_a_cancelled_verification_ends_within_five_seconds(source: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [FOREVER, SILENT], ids=["loops", "loops with its pipes closed"])
+@pytest.mark.parametrize(
+    "source",
+    [FOREVER, pytest.param(SILENT, marks=pytest.mark.exhaustive)],
+    ids=["loops", "loops with its pipes closed"],
+)
 def test_the_gate_takes_no_longer_than_its_limit(source: str, tmp_path: Path) -> None:
     report = verify_file(written(tmp_path, source), static=False, timeout_seconds=15)
     assert report.failure_kind is FailureKind.TIMED_OUT
