@@ -85,6 +85,7 @@ def digests(archive: Archive) -> dict[str, list[tuple[str, str]]]:
     }
 
 
+@pytest.mark.slow
 def test_a_filled_archive_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -> None:
     on_disk, protocol = samples.filled_archive(tmp_path)
     archive = samples.fill(Archive(store).initialise(), protocol)
@@ -100,6 +101,7 @@ def test_a_filled_archive_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -
     assert archive.contains("candidates", candidate_id=samples.AV)
 
 
+@pytest.mark.slow
 def test_snapshots_are_put_whole_and_used(store: str) -> None:
     archive = Archive(store).initialise()
     archive.append("candidates", [one(f"c-{number}") for number in range(WORTH + 1)])
@@ -251,6 +253,7 @@ def preset_at(uri: str | None) -> Any:
     return samples.make_preset().model_copy(update={"archive": uri})
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_archive_in_the_object_store(store: str, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with RunDirectory.open(path, preset_at(store)) as run:

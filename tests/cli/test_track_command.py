@@ -1,5 +1,6 @@
 """``poise track`` as a user types it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_run_is_pushed_once_wherever_it_is_to_go(folder: Path, tmp_path: Path, poise: Callable[..., Result]) -> None:
+def test_a_run_is_pushed_once_wherever_it_is_to_go(
+    folder: Path, tmp_path: Path, poise: Callable[..., Result], empty_store: Path
+) -> None:
+    shutil.copy(empty_store, tmp_path / "other.db")
     other = f"sqlite:///{tmp_path / 'other.db'}"
     for number, arguments in enumerate(((), ("--uri", other), ())):
         done = poise("track", folder, *arguments)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +34,29 @@ def plain(renderable: RenderableType) -> str:
     return " ".join(text(renderable, 100).split())
 
 
+PRESET = make_preset(ladder={**LADDER, "first_stop_below": 0.3}, generations=3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of three generations of two, some of which end at the proxy or after one seed; to copy."""
+    folder = tmp_path_factory.mktemp("climbed") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        Laboratory().install(patch).step = drops(3)
+        evolution = open_evolution(folder, PRESET)
+        with evolution.run:
+            evolve(evolution)
+    return folder
+
+
 @pytest.fixture
-def climbed(tmp_path: Path, laboratory: Laboratory) -> Evolution:
-    """Three generations of two, some of which end at the proxy or after one seed."""
+def climbed(tmp_path: Path, laboratory: Laboratory, finished: Path) -> Iterator[Evolution]:
+    """That evolution in a directory of the test's own."""
     laboratory.step = drops(3)
-    evolution = open_evolution(tmp_path / "run", make_preset(ladder={**LADDER, "first_stop_below": 0.3}, generations=3))
-    evolve(evolution)
-    return evolution
+    shutil.copytree(finished, tmp_path / "run")
+    evolution = open_evolution(tmp_path / "run", PRESET)
+    with evolution.run:
+        yield evolution
 
 
 def test_every_rung_is_counted_with_its_tokens(climbed: Evolution) -> None:
@@ -149,7 +167,6 @@ def test_another_protocol_in_the_directory_and_nan_change_nothing(climbed: Evolu
 
 
 def test_an_archive_of_an_earlier_version_without_the_new_tables_is_read(climbed: Evolution) -> None:
-    import shutil
 
     for table in ("rungs", "replications"):
         shutil.rmtree(Path(climbed.run.archive.root) / table)
