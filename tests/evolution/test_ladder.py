@@ -235,7 +235,7 @@ def test_a_rule_that_stops_a_training_leaves_the_steps_up_to_it(
     assert not rows(evolution, "evaluations", candidate_id=child.candidate_id)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_after_every_single_write_on_the_ladder(tmp_path: Path, laboratory: Laboratory) -> None:
     health = {"enabled": True, "grace_steps": 0, "patience": 3, "loss_window": 4, "loss_margin": 0.2}
     preset = make_preset(ladder={**LADDER, "first_stop_below": 0.4}, health=health, generations=2)

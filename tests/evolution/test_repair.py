@@ -348,7 +348,7 @@ def test_of_two_siblings_repaired_alike_the_first_is_the_one_that_counts(tmp_pat
     assert runs[0] == runs[1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("ladder", [{}, LADDER])
 def test_killed_after_every_single_write_of_a_repair(
     tmp_path: Path, laboratory: Laboratory, faults: Faults, ladder: dict[str, Any]

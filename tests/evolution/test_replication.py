@@ -120,6 +120,7 @@ def test_a_candidate_that_fails_with_fresh_seeds_is_no_champion(tmp_path: Path, 
     assert view_candidate(evolution.run.archive, evolution.preset.protocol, best).overall is not None
 
 
+@pytest.mark.slow
 def test_killed_after_every_write_it_goes_on_and_trains_nothing_twice(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution, (_, best, *_) = evolved(tmp_path, laboratory)
     laboratory.steps.clear()

@@ -7,9 +7,12 @@ processes.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import random
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -229,16 +232,45 @@ def preset_with(seeds: tuple[int, ...]) -> Preset:
     return preset.model_copy(update={"protocol": preset.protocol.model_copy(update={"seeds": seeds})})
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run directory to copy, and what its laboratory had been asked."""
+
+    folder: tempfile.TemporaryDirectory[str]
+    candidates: list[str]
+    asked: Laboratory
+
+
+_FINISHED: dict[tuple[int, ...], Finished] = {}
+
+
 def evolved(
     tmp_path: Path, laboratory: Laboratory, seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 ) -> tuple[Evolution, list[str]]:
-    """A baseline that solves three problems in ten, one child that solves nine, and others like the baseline."""
-    evolution = open_evolution(tmp_path / "run", preset_with(seeds))
-    baseline = evolution.register_baseline()
-    laboratory.skills[baseline.candidate_id] = 0.3
-    establish_baseline(evolution)
-    children = admit(evolution, 1)
-    for number, child in enumerate(children):
-        laboratory.skills[child.candidate_id] = 0.3 if number else 0.9
-        measure(evolution, child)
-    return evolution, [baseline.candidate_id, *(child.candidate_id for child in children)]
+    """A baseline that solves three problems in ten, one child that solves nine, and others like the baseline.
+
+    The first test evolves it, the others get copies.
+    """
+    preset = preset_with(seeds)
+    if seeds not in _FINISHED:
+        _FINISHED[seeds] = _evolved(tempfile.TemporaryDirectory(), laboratory, preset)
+    found = _FINISHED[seeds]
+    shutil.copytree(Path(found.folder.name) / "run", tmp_path / "run")
+    for name in ("skills", "trained", "steps", "evaluated", "splits"):
+        setattr(laboratory, name, copy.copy(getattr(found.asked, name)))
+    return open_evolution(tmp_path / "run", preset), list(found.candidates)
+
+
+def _evolved(folder: tempfile.TemporaryDirectory[str], laboratory: Laboratory, preset: Preset) -> Finished:
+    evolution = open_evolution(Path(folder.name) / "run", preset)
+    with evolution.run:
+        baseline = evolution.register_baseline()
+        laboratory.skills[baseline.candidate_id] = 0.3
+        establish_baseline(evolution)
+        children = admit(evolution, 1)
+        for number, child in enumerate(children):
+            laboratory.skills[child.candidate_id] = 0.3 if number else 0.9
+            measure(evolution, child)
+    return Finished(
+        folder, [baseline.candidate_id, *(child.candidate_id for child in children)], copy.deepcopy(laboratory)
+    )
