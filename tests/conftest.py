@@ -20,7 +20,14 @@ for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "MLFLOW_TRACK
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first, so that at the end no worker waits for another one's long test."""
-    items.sort(key=lambda item: not any(item.iter_markers("slow")) and not any(item.iter_markers("exhaustive")))
+
+    def shortness(item: pytest.Item) -> float:
+        if not (item.get_closest_marker("slow") or item.get_closest_marker("exhaustive")):
+            return 1.0
+        limit = item.get_closest_marker("timeout")
+        return -float(limit.args[0]) if limit else 0.0
+
+    items.sort(key=shortness)
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,7 @@ from kill import PATIENT, Storm, differences, language_model, told_twice
 
 def storm(test: Callable[[Path], None]) -> Callable[[Path], None]:
     """A test that evolves for real, again and again."""
-    for mark in (pytest.mark.exhaustive, pytest.mark.timeout(3600), pytest.mark.xdist_group("evolve")):
-        test = mark(test)
-    return test
+    return pytest.mark.exhaustive(pytest.mark.timeout(3600)(test))
 
 
 SMOKE: list[object] = ["--preset", "smoke", "--generations", 1, *PATIENT]

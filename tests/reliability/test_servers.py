@@ -21,7 +21,7 @@ from poise_core.archive import Archive
 from poise_core.run_directory import RunDirectory
 from poise_core.tracking.sync import Tracker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("evolve")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SCRIPT = Path(__file__).parents[1] / "support" / "made_up.py"
 
