@@ -10,15 +10,15 @@ import pytest
 from kill import PATIENT, Storm, differences, language_model, told_twice
 
 
-def storm(test: Callable[[Path], None]) -> Callable[[Path], None]:
-    """A test that evolves for real, again and again."""
+def exertion(test: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Marks a test that evolves for real, again and again."""
     return pytest.mark.exhaustive(pytest.mark.timeout(3600)(test))
 
 
 SMOKE: list[object] = ["--preset", "smoke", "--generations", 1, *PATIENT]
 
 
-@storm
+@exertion
 def test_after_random_kills_the_archive_is_that_of_an_undisturbed_run(tmp_path: Path) -> None:
     storm = Storm(tmp_path, SMOKE, kills=5, seed=random.randrange(10**6))
     report = storm.run()
@@ -28,7 +28,7 @@ def test_after_random_kills_the_archive_is_that_of_an_undisturbed_run(tmp_path: 
     assert report.equal == report.evolutions > 0
 
 
-@storm
+@exertion
 def test_no_answer_of_a_language_model_is_paid_twice(tmp_path: Path) -> None:
     storm = Storm(tmp_path, list(SMOKE), kills=3, seed=random.randrange(10**6))
     with language_model(lambda: storm.report) as options:
