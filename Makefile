@@ -1,6 +1,7 @@
 # make evolve     install what is missing and evolve GRPO on this machine (RUN_DIR=... PRESET=... to change)
-# make test       install what is missing, then lint, types, import fences and the whole test suite
+# make test       install what is missing, then lint, types, import fences and all tests but the exhaustive ones
 # make test-fast  the same without the slow tests
+# make test-all   make test, then the exhaustive tests: kill storms, a thousand compositions, stacks of real servers
 # make setup      only install
 # make clean      remove what the tools cache; runs/ and .venv stay
 
@@ -11,6 +12,7 @@ RUN_DIR ?= runs/$(PRESET)
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup
 STAMP := $(VENV)/.installed
 PACKAGES := poise_core flows tasks studies tests infra examples
 
@@ -27,16 +29,26 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE := 1
 export LANGSMITH_TRACING := false
 
-.PHONY: evolve test test-fast setup lint format types imports clean
+.PHONY: evolve test test-fast test-all test-exhaustive checks setup lint format types imports clean
 
 evolve: setup
 	$(BIN)/poise evolve --preset $(PRESET) --run-dir $(RUN_DIR)
 
-test: lint types imports
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup
+test: checks
+	$(PYTEST) -m "not exhaustive"
 
-test-fast: lint types imports
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not slow"
+test-fast: checks
+	$(PYTEST) -m "not slow and not exhaustive"
+
+test-all: test
+	$(MAKE) --no-print-directory test-exhaustive
+
+test-exhaustive: setup
+	$(PYTEST) -m exhaustive
+
+# side by side: mypy keeps one processor busy for as long as the others take together
+checks: setup
+	@$(MAKE) --no-print-directory --jobs 3 lint types imports
 
 setup: $(STAMP)
 

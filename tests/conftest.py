@@ -1,6 +1,9 @@
 """Settings of every test: no telemetry, no look-ups, no servers or stores from outside, one thread."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 os.environ.update(
     DO_NOT_TRACK="true",
@@ -13,3 +16,25 @@ os.environ.update(
 )
 for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI"):
     os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, so that at the end no worker waits for another one's long test."""
+
+    def shortness(item: pytest.Item) -> float:
+        if not (item.get_closest_marker("slow") or item.get_closest_marker("exhaustive")):
+            return 1.0
+        limit = item.get_closest_marker("timeout")
+        return -float(limit.args[0]) if limit else 0.0
+
+    items.sort(key=shortness)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database with MLflow's tables: making them takes seconds, copying them none."""
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    import mlflow
+
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path

@@ -5,8 +5,8 @@ import sys
 from typing import Any
 
 import pytest
+from context_samples import place, reflection
 from script import CLIPPED, LINE
-from test_context import place, reflection
 
 from poise_core.agents.llm.consistency import contradictions
 from poise_core.agents.llm.forms import (

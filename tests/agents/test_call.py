@@ -5,42 +5,24 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from call_samples import GOOD, Colour, outcomes, question, script_of
 from langchain.chat_models import base
 from llm_server import Drip, Fail, Hang, Loop, LoopbackServer, NoChoices, Say
-from pydantic import BaseModel, Field
 
 from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
-from poise_core.agents.llm.question import Answer, Question
+from poise_core.agents.llm.question import Answer
 from poise_core.agents.llm.wire import run_bounded
 from poise_core.archive import Archive, ArchiveError
 from poise_core.config.agents import AgentSettings
 from poise_core.failures import Cancelled
 
 Serve = Callable[..., LoopbackServer]
-
-
-class Colour(BaseModel):
-    """A colour."""
-
-    name: str = Field(min_length=1)
-    red: int
-
-
-GOOD = {"name": "green", "red": 0}
-
-
-def question(**changes: Any) -> Question[Colour]:
-    given: dict[str, Any] = {
-        "role": "proposer", "scope": "gen-01/slot-0", "generation": 1, "kind": Colour,
-        "build": lambda budget: ("Answer.", f"Which colour? {'x' * min(budget, 4000)}"), "prompt": "proposer.md v1 @0",
-    }  # fmt: skip
-    return Question(**{**given, **changes})
 
 
 @pytest.fixture
@@ -56,23 +38,6 @@ def caller_for(archive: Archive) -> Callable[..., Caller]:
         return Caller(archive, AgentSettings.model_validate(given), backoff_seconds=0.01, **options)
 
     return make
-
-
-def script_of(*answers: Any) -> Callable[[dict[str, Any]], Any]:
-    """These answers one after the other, the last one for ever."""
-    left: Iterator[Any] = iter(answers)
-    last = [answers[-1]]
-
-    def script(body: dict[str, Any]) -> Any:
-        last[0] = next(left, last[0])
-        return last[0]
-
-    return script
-
-
-def outcomes(archive: Archive) -> list[str]:
-    rows = sorted(archive.rows("calls"), key=lambda row: row["created_at"])
-    return [row["outcome"] for row in rows]
 
 
 CASES: dict[str, tuple[Any, dict[str, Any], list[str], str | None]] = {

@@ -1,31 +1,20 @@
 """What a prompt holds: by priority, within its budget, nothing sealed, and no text that could pass for an instruction."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from context_samples import place, reflection
 from laboratory import Laboratory, establish_baseline, evolve, make_preset, open_evolution
 
 from poise_core.agents.llm.context import ContextTooSmallError, Section, boundaries_text, fit, place_sections
 from poise_core.agents.llm.literature import LiteratureError, load_notes, retrieve
 from poise_core.agents.llm.prompts import PromptError, data_block, estimate_tokens, load_prompt
-from poise_core.agents.roles import CandidateRecord, Diagnosis, ProposalContext, Reflection, Tried
+from poise_core.agents.roles import CandidateRecord, Tried
 from poise_core.agents.rules.diagnoses import DIAGNOSES
 from poise_core.archive import evaluation_rows
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evolution import ChildSlot, Evolution
 from poise_core.mechanisms.catalogue import SLOTS
-
-
-def reflection(*codes: str, **changes: Any) -> Reflection:
-    diagnoses = tuple(Diagnosis(code=code, text=code, slots=DIAGNOSES[code].slots) for code in codes)
-    given: dict[str, Any] = {"candidate_id": "p", "parent_id": None, "reflector": "rules", "summary": "s"}
-    return Reflection(**{**given, "diagnoses": diagnoses, **changes})
-
-
-def place(taught: Reflection | None = None, **changes: Any) -> ProposalContext:
-    parent = CandidateRecord("p", "PARENT", "SOURCE = 1\n", reflection=taught)
-    return ProposalContext(parent, **changes)
 
 
 def test_sections_are_given_up_by_priority_and_kept_in_order() -> None:

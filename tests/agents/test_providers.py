@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from call_samples import GOOD, Colour, outcomes, question, script_of
 from laboratory import Laboratory, evolve, make_preset, open_evolution
 from llm_server import Fail, Hang, Say
 from provider_servers import DIALECTS, INPUT_TOKENS, OUTPUT_TOKENS, ProviderServer
 from script import answer_to
-from test_call import GOOD, Colour, outcomes, question, script_of
 
 from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.faults import AgentsUnusable, CallFailed

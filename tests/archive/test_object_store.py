@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import subprocess
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 import archive_samples as samples
 import pytest
 from pyarrow import fs
+from typer.testing import CliRunner
 
 from poise_core.archive import (
     TABLES,
@@ -29,6 +29,7 @@ from poise_core.archive import (
 )
 from poise_core.archive.snapshot import SNAPSHOT_FILE, WORTH
 from poise_core.archive.storage import ObjectStorage, open_storage
+from poise_core.cli import app
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 
 pytest.importorskip("moto.server")
@@ -84,6 +85,7 @@ def digests(archive: Archive) -> dict[str, list[tuple[str, str]]]:
     }
 
 
+@pytest.mark.slow
 def test_a_filled_archive_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -> None:
     on_disk, protocol = samples.filled_archive(tmp_path)
     archive = samples.fill(Archive(store).initialise(), protocol)
@@ -99,6 +101,7 @@ def test_a_filled_archive_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -
     assert archive.contains("candidates", candidate_id=samples.AV)
 
 
+@pytest.mark.slow
 def test_snapshots_are_put_whole_and_used(store: str) -> None:
     archive = Archive(store).initialise()
     archive.append("candidates", [one(f"c-{number}") for number in range(WORTH + 1)])
@@ -243,7 +246,7 @@ def write_shared(uri: str, writer: int, begin: Any) -> None:
         archive.refresh_snapshots()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_eight_concurrent_writers_lose_and_double_nothing(store: str) -> None:
     context = multiprocessing.get_context("spawn")  # a client of S3 does not survive a fork
     barrier = context.Barrier(8)
@@ -272,7 +275,7 @@ for seed in range(10**6):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killing_a_writer_leaves_only_whole_parts(store: str) -> None:
     for attempt in range(4):
         arguments = [sys.executable, "-c", KILLED, store, str(attempt)]
@@ -295,6 +298,7 @@ def preset_at(uri: str | None) -> Any:
     return samples.make_preset().model_copy(update={"archive": uri})
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_archive_in_the_object_store(store: str, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with RunDirectory.open(path, preset_at(store)) as run:
@@ -307,11 +311,8 @@ def test_a_run_keeps_its_archive_in_the_object_store(store: str, tmp_path: Path)
     with pytest.raises(RunDirectoryError, match=f"its archive is at {store}, not at s3://{BUCKET}/elsewhere"):
         RunDirectory.open(path, preset_at(f"s3://{BUCKET}/elsewhere"))
     for command in (["leaderboard", path], ["lineage", path], ["show", path, "VM-AV"]):
-        program = [str(Path(sys.executable).parent / "poise"), *map(str, command)]
-        shown = subprocess.run(
-            program, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"}
-        )
-        assert shown.returncode == 0, shown.stderr
+        shown = CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(argument) for argument in command])
+        assert shown.exit_code == 0, shown.output
         assert "VM-AV" in shown.stdout
 
 

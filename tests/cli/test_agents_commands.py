@@ -47,9 +47,8 @@ def stumbling(body: dict[str, Any]) -> Any:
     return answer
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
-@pytest.mark.xdist_group("evolve")
 def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(
     poise: Poise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

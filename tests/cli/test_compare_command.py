@@ -9,7 +9,7 @@ import pytest
 
 from poise_core.run_directory import RunDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.xdist_group("evolve")]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
 
 
 def test_two_arms(poise: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from laboratory import Laboratory, evolved
 from typer.testing import CliRunner, Result
@@ -25,6 +24,7 @@ def laboratory() -> Iterator[Laboratory]:
         yield made
 
 
+@pytest.mark.slow
 def test_a_champion_candidate_is_replicated_and_shown(
     tmp_path: Path, poise: Callable[..., Result], laboratory: Laboratory
 ) -> None:
@@ -44,7 +44,9 @@ def test_a_champion_candidate_is_replicated_and_shown(
     assert "replicated" in poise("leaderboard", "run").output
     assert "report split" in poise("show", "run", best).output
     assert RunDirectory.read("run").settings_changes == []
-    client = mlflow.MlflowClient(RunDirectory.read("run").tracking_uri)
+    from mlflow import MlflowClient  # takes seconds, which the other tests here need not pay
+
+    client = MlflowClient(RunDirectory.read("run").tracking_uri)
     (model,) = client.search_registered_models()
     version = client.get_model_version(model.name, model.aliases["champion"])
     assert version.tags["candidate"] == row["candidate_id"], "the alias moves with the replication, not a night later"
@@ -55,6 +57,7 @@ def test_a_champion_candidate_is_replicated_and_shown(
     assert "no champion candidate" in line
 
 
+@pytest.mark.slow
 def test_what_is_refuted_has_its_own_exit_status(
     tmp_path: Path, poise: Callable[..., Result], laboratory: Laboratory
 ) -> None:

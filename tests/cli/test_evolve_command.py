@@ -16,9 +16,11 @@ from typing import Any
 import psutil
 import pytest
 from laboratory import contents
+from typer.testing import CliRunner, Result
 
 from poise_core.algorithms import algorithm_path
 from poise_core.archive import TABLES, Archive
+from poise_core.cli import app
 from poise_core.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.xdist_group("evolve")]
@@ -86,6 +88,11 @@ def query(database: Path, statement: str) -> list[Any]:
         return connection.execute(statement).fetchall()
 
 
+def look(*arguments: object) -> Result:
+    """A command that only reads, in this process."""
+    return CliRunner(env={"COLUMNS": "140"}).invoke(app, [str(argument) for argument in arguments])
+
+
 def test_a_finished_run_is_only_read(undisturbed: Undisturbed, poise: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[0], folder)
@@ -97,15 +104,15 @@ def test_a_finished_run_is_only_read(undisturbed: Undisturbed, poise: Callable[.
     assert contents(Archive(folder / "archive")) == before
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("trajectory.jsonl")} == trained
 
-    rows = json.loads(poise("leaderboard", folder, "--json").stdout)
+    rows = json.loads(look("leaderboard", folder, "--json").stdout)
     assert {row["name"] for row in rows} >= {"GRPO", "base policy"}
-    (root,) = json.loads(poise("lineage", folder, "--json").stdout)
+    (root,) = json.loads(look("lineage", folder, "--json").stdout)
     assert (root["name"], len(root["children"])) == ("GRPO", 2)
-    shown = json.loads(poise("show", folder, "GRPO", "--json").stdout)
+    shown = json.loads(look("show", folder, "GRPO", "--json").stdout)
     assert len(shown["curves"]["reward_mean"]) == 4
 
     # the baseline's own file has its scores already; another one is compared with them
-    own = json.loads(poise("evaluate", algorithm_path("grpo"), *SMOKE, "--run-dir", folder, "--json").stdout)
+    own = json.loads(look("evaluate", algorithm_path("grpo"), *SMOKE, "--run-dir", folder, "--json").stdout)
     assert (own["candidate_id"], own["baseline"]) == (root["candidate_id"], None)
     assert own["overall"]["estimate"] == root["overall"]["estimate"]
     other = poise("evaluate", algorithm_path("rloo"), *SMOKE, "--run-dir", folder, "--seeds", "1", "--json")

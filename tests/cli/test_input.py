@@ -151,6 +151,7 @@ def test_evaluating_what_is_not_there(poise: Callable[..., Result], tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_verify_admits_and_refuses(poise: Callable[..., Result], tmp_path: Path) -> None:
     admitted = poise("verify", algorithm_path("rloo"))
     assert admitted.exit_code == 0
@@ -201,6 +202,7 @@ def test_looking_costs_no_heavy_import(run_dir: Path, arguments: list[str]) -> N
     assert done.stdout.strip().splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_opening_a_run_leaves_prefect_unread(run_dir: Path) -> None:
     """Its settings are read at its first import, and the address of the run's own server is not known before."""
     script = (

@@ -1,15 +1,22 @@
 """``poise track`` as a user types it."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import archive_samples as samples
 import pytest
+from typer.testing import CliRunner, Result
 
+from poise_core.cli import app
 from poise_core.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def poise() -> Callable[..., Result]:
+    return lambda *arguments: CliRunner(env={"COLUMNS": "140"}).invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -20,11 +27,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_run_is_pushed_once_wherever_it_is_to_go(folder: Path, tmp_path: Path, poise: Callable[..., Any]) -> None:
+def test_a_run_is_pushed_once_wherever_it_is_to_go(
+    folder: Path, tmp_path: Path, poise: Callable[..., Result], empty_store: Path
+) -> None:
+    shutil.copy(empty_store, tmp_path / "other.db")
     other = f"sqlite:///{tmp_path / 'other.db'}"
     for number, arguments in enumerate(((), ("--uri", other), ())):
         done = poise("track", folder, *arguments)
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         where = other if arguments else f"sqlite:///{folder / 'mlflow.db'}"
         # a generation, a candidate, three seeds
         counts = "0 runs made, 0 mended, 5 as they were" if number == 2 else "5 runs made, 0 mended, 0 as they were"
@@ -35,14 +45,14 @@ def experiment(folder: Path) -> str:
     return f"poise/made-up/{RunDirectory.read(folder).preset.protocol.digest}"
 
 
-def test_a_server_that_is_down_is_one_line_and_status_3(folder: Path, poise: Callable[..., Any]) -> None:
+def test_a_server_that_is_down_is_one_line_and_status_3(folder: Path, poise: Callable[..., Result]) -> None:
     done = poise("track", folder, "--uri", "http://127.0.0.1:9")
-    assert done.returncode == 3
+    assert done.exit_code == 3
     assert done.stderr.splitlines()[-1].startswith("poise: MLflow at http://127.0.0.1:9: ")
     assert "Traceback" not in done.stderr
 
 
-def test_what_is_no_run_directory_is_refused(tmp_path: Path, poise: Callable[..., Any]) -> None:
+def test_what_is_no_run_directory_is_refused(tmp_path: Path, poise: Callable[..., Result]) -> None:
     done = poise("track", tmp_path)
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "not a run directory" in done.stderr

@@ -8,22 +8,10 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.linear_model import Ridge
+from worlds import world
 
-from poise_core.evidence.forecast import FEWEST, PENALTIES, Dynamics, Forecast, foretold, proxy_dynamics
+from poise_core.evidence.forecast import FEWEST, PENALTIES, Forecast, foretold, proxy_dynamics
 from poise_core.evidence.racing import Population, SeedModel
-
-
-def world(
-    candidates: int, slope: float, rng: np.random.Generator, noise: float = 1.0
-) -> tuple[dict[str, Dynamics], dict[str, float]]:
-    """Candidates whose level falls with the second and rises with the third feature."""
-    dynamics, overalls = {}, {}
-    for index in range(candidates):
-        features = rng.normal(size=4)
-        level = 70.0 + slope * (features[2] - features[1])
-        dynamics[f"c{index:02d}"] = tuple(features)
-        overalls[f"c{index:02d}"] = level + noise * float(rng.normal())
-    return dynamics, overalls
 
 
 def test_penalty_and_error_are_those_of_leaving_one_out() -> None:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from test_forecast import world
+from worlds import world
 
 from poise_core.config import LadderSpec
 from poise_core.evidence.racing import Decision, Population, SeedModel
@@ -74,6 +74,7 @@ def test_a_chosen_reference_by_hand() -> None:
     assert (plain.estimate, plain.noise.variance) == (pytest.approx(-2.0), pytest.approx(2.0 * 2.0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threshold", [0.1, 0.5])
 def test_a_child_as_good_as_the_baseline_is_lost_as_often_as_stated_in_late_generations_too(threshold: float) -> None:
     """Whoever has more seeds was chosen by the first; what that seed seems to do to all must not be learned from them."""
@@ -95,7 +96,9 @@ def test_a_child_as_good_as_the_baseline_is_lost_as_often_as_stated_in_late_gene
     assert np.mean(late) <= threshold + 0.06
 
 
-@pytest.mark.parametrize("threshold", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize(
+    "threshold", [pytest.param(0.1, marks=pytest.mark.slow), 0.25, pytest.param(0.5, marks=pytest.mark.slow)]
+)
 def test_a_child_as_good_as_the_leader_is_lost_about_as_often_as_stated(threshold: float) -> None:
     """The best of many is not as good as it looks; compared with the raw maximum, twice as many were lost."""
     rng, spec = np.random.default_rng(2), LadderSpec(enabled=True, leader_stop_below=threshold, first_stop_below=0.0)

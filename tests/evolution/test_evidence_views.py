@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from laboratory import STEPS, Laboratory, evolve, make_preset, noise, open_evolution
+from ladder_samples import LADDER, PROXY, drops
 from rich.console import Console, RenderableType
-from test_ladder import LADDER, PROXY, drops
 
 from poise_core.archive import TABLES, evaluation_rows, trajectory_rows
 from poise_core.evidence.intervals import paired_delta
@@ -33,13 +35,29 @@ def plain(renderable: RenderableType) -> str:
     return " ".join(text(renderable, 100).split())
 
 
+PRESET = make_preset(ladder={**LADDER, "first_stop_below": 0.3}, generations=3)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of three generations of two, some of which end at the proxy or after one seed; to copy."""
+    folder = tmp_path_factory.mktemp("climbed") / "run"
+    with Laboratory() as made:
+        made.step = drops(3)
+        evolution = open_evolution(folder, PRESET)
+        with evolution.run:
+            evolve(evolution)
+    return folder
+
+
 @pytest.fixture
-def laddered(tmp_path: Path, laboratory: Laboratory) -> Evolution:
-    """Three generations of two, some of which end at the proxy or after one seed."""
+def laddered(tmp_path: Path, laboratory: Laboratory, finished: Path) -> Iterator[Evolution]:
+    """That evolution in a directory of the test's own."""
     laboratory.step = drops(3)
-    evolution = open_evolution(tmp_path / "run", make_preset(ladder={**LADDER, "first_stop_below": 0.3}, generations=3))
-    evolve(evolution)
-    return evolution
+    shutil.copytree(finished, tmp_path / "run")
+    evolution = open_evolution(tmp_path / "run", PRESET)
+    with evolution.run:
+        yield evolution
 
 
 def test_every_rung_is_counted_with_its_tokens(laddered: Evolution) -> None:
@@ -152,7 +170,6 @@ def test_another_protocol_in_the_directory_and_nan_change_nothing(laddered: Evol
 
 
 def test_an_archive_of_an_earlier_version_without_the_new_tables_is_read(laddered: Evolution) -> None:
-    import shutil
 
     for table in ("rungs", "replications"):
         shutil.rmtree(Path(laddered.run.archive.root) / table)

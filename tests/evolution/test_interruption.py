@@ -1,32 +1,12 @@
 """Whatever was written last when a process dies, the next one goes on and the run ends as if nothing had happened."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from interruption import Killed, dies_after_one_write
 from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
 
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nothing catches it."""
-
-
-def dies_after_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every durable write of a run ends in a link or a rename; the first of them is the last thing that is done."""
-
-    def last(write: Callable[..., Any]) -> Callable[..., Any]:
-        def write_and_die(source: Any, target: Any, **options: Any) -> None:
-            write(source, target, **options)
-            raise Killed(str(target))
-
-        return write_and_die
-
-    monkeypatch.setattr(os, "link", last(os.link))
-    monkeypatch.setattr(os, "replace", last(os.replace))
 
 
 @pytest.mark.slow

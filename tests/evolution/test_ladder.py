@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from interruption import Killed, dies_after_one_write
 from laboratory import (
     STEPS,
     Laboratory,
@@ -20,35 +20,11 @@ from laboratory import (
     measure,
     open_evolution,
 )
-from test_interruption import Killed, dies_after_one_write
+from ladder_samples import LADDER, PROXY, drops, rewards
 
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution
 from poise_core.failures import CandidateFailure, FailureKind
-
-PROXY = 6
-LADDER = {"enabled": True, "proxy_steps": PROXY, "proxy_window": 3, "proxy_stop_below": 0.05}
-
-
-def rewards(level: dict[str, float]) -> Any:
-    """Trajectories whose reward is ``level`` of the candidate's name, by default the baseline's 0.6."""
-
-    def step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
-        row = Laboratory._noise_step(name, digest, seed, step)
-        return {**row, "reward_mean": level.get(name, 0.6), "kl": 0.1, "entropy": 0.3, "clip_fraction": 0.0,
-                "truncated": 0.0, "completion_length": 10.0}  # fmt: skip
-
-    return step
-
-
-def drops(every: int) -> Any:
-    """One in ``every`` children has hardly any reward; which ones follows from their source."""
-
-    def step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
-        low = name != "GRPO" and int(hashlib.sha256(digest.encode()).hexdigest(), 16) % every == 0
-        return rewards({name: 0.1} if low else {})(name, digest, seed, step)
-
-    return step
 
 
 def rows(evolution: Evolution, table: str, **equals: object) -> list[dict]:
@@ -261,7 +237,7 @@ def test_a_rule_that_stops_a_training_leaves_the_steps_up_to_it(
     assert not rows(evolution, "evaluations", candidate_id=child.candidate_id)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_after_every_single_write_on_the_ladder(tmp_path: Path, laboratory: Laboratory) -> None:
     health = {"enabled": True, "grace_steps": 0, "patience": 3, "loss_window": 4, "loss_margin": 0.2}
     preset = make_preset(ladder={**LADDER, "first_stop_below": 0.4}, health=health, generations=2)

@@ -23,7 +23,11 @@ DIVERGE = (
 
 @pytest.mark.parametrize(
     ("sabotage", "kind", "says"),
-    [(CRASH, "crashed", "boom at step 2"), (DIVERGE, "diverged", ""), (HANG, "timed_out", "limit of")],
+    [
+        (CRASH, "crashed", "boom at step 2"),
+        pytest.param(DIVERGE, "diverged", "", marks=pytest.mark.exhaustive),
+        pytest.param(HANG, "timed_out", "limit of", marks=pytest.mark.exhaustive),
+    ],
 )
 def test_a_candidate_that_goes_wrong(tmp_path: Path, sabotage: str, kind: str, says: str) -> None:
     limit = 30 if kind == "timed_out" else 240

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import yaml
+from authors import Author, Faults, file_of, with_author
+from interruption import Killed, dies_after_one_write
 from laboratory import (
     Laboratory,
     admit,
@@ -22,13 +24,11 @@ from laboratory import (
     open_evolution,
 )
 from pyarrow import parquet
-from test_interruption import Killed, dies_after_one_write
 
 from poise_core.agents.roles import Attempt, Proposal, ProposalContext
-from poise_core.candidate.loading import source_digest
 from poise_core.config import Preset
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.evolution import Evolution, Roles, default_roles
+from poise_core.evolution import Evolution
 from poise_core.evolution.early_faults import MENDABLE, clear_fault
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.render.markdown import fenced
@@ -36,43 +36,6 @@ from poise_core.render.terminal import render_lineage
 from poise_core.views import leaderboard, lineage
 
 LADDER = {"enabled": True, "proxy_steps": 6, "proxy_window": 3, "proxy_stop_below": 0.0, "first_stop_below": 0.0}
-
-
-class Author:
-    """An implementer that answers every report: the nth file of an idea says in its text that it is the nth."""
-
-    revises = True
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, list[Attempt]]] = []
-
-    def implement(self, proposal: Proposal, context: ProposalContext, attempts: Sequence[Attempt] = ()) -> str:
-        self.asked.append((proposal.name, list(attempts)))
-        return file_of(proposal.name, len(attempts))
-
-
-def file_of(name: str, number: int) -> str:
-    return f'"""{name}, file {number}."""\n'
-
-
-class Faults:
-    """Trainings that go wrong: (file's number, seed, step) -> the kind of failure."""
-
-    def __init__(self, laboratory: Laboratory) -> None:
-        self.at: dict[tuple[int, int, int], FailureKind] = {}
-        laboratory.step = self.step
-
-    def step(self, name: str, digest: str, seed: int, step: int) -> dict[str, float]:
-        number = next((n for n in range(9) if source_digest(file_of(name, n)) == digest), None)
-        kind = self.at.get((number, seed, step)) if number is not None else None
-        if kind is not None:
-            raise CandidateFailure(kind, "train", f"it went wrong at step {step}", "Traceback: boom")
-        return Laboratory._noise_step(name, digest, seed, step)
-
-
-def with_author(preset: Preset, author: Author | None = None) -> Roles:
-    roles = default_roles(preset)
-    return Roles(roles.selector, roles.proposer, roles.screener, author or Author(), roles.reflector)
 
 
 def authored(folder: Path, author: Author, preset: Preset) -> Evolution:
@@ -387,7 +350,7 @@ def test_of_two_siblings_repaired_alike_the_first_is_the_one_that_counts(tmp_pat
     assert runs[0] == runs[1]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("ladder", [{}, LADDER])
 def test_killed_after_every_single_write_of_a_repair(
     tmp_path: Path, laboratory: Laboratory, faults: Faults, ladder: dict[str, Any]

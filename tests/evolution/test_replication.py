@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from interruption import Killed, dies_after_one_write
 from laboratory import Laboratory, evolved
-from test_interruption import Killed, dies_after_one_write
 
 import poise_core
 from poise_core.evidence.run_evidence import RunEvidence
@@ -115,6 +115,7 @@ def test_a_candidate_that_fails_with_fresh_seeds_is_no_champion(tmp_path: Path, 
     assert view.overall is not None
 
 
+@pytest.mark.slow
 def test_killed_after_every_write_it_goes_on_and_trains_nothing_twice(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution, (_, best, *_) = evolved(tmp_path, laboratory)
     laboratory.steps.clear()

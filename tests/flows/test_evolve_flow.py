@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from authors import Faults, with_author
 from laboratory import Laboratory, contents, make_preset, open_evolution
 from laboratory import evolve as evolve_in_order
-from test_repair import Faults, with_author
 
 from poise_core.config import Preset
 from poise_core.evolution import Event

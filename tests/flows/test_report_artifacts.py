@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import pytest
 
 from poise_core.evidence.intervals import Interval
 from poise_core.views import LeaderboardRow
-from tasks.reports import _cells
+
+pytestmark = pytest.mark.xdist_group("prefect")
+
+
+def _cells(row: LeaderboardRow) -> dict[str, Any]:
+    from tasks.reports import _cells  # imports Prefect, which only the worker with this group needs
+
+    return _cells(row)
 
 
 def row(name: str, **known: object) -> LeaderboardRow:

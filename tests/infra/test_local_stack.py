@@ -177,7 +177,7 @@ def test_a_port_that_is_taken_is_named_with_its_setting(tmp_path: Path) -> None:
 
 
 @needs_postgresql
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(2400)
 @pytest.mark.xdist_group("local-stack")
 class TestStack:

@@ -115,19 +115,21 @@ def check_order(candidate: Candidate, base: Update, text: str) -> None:
     torch.testing.assert_close(found.gradient, base.gradient[order], rtol=1e-4, atol=1e-6, msg=text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("composition", every_choice(), ids=lambda c: c.to_text().replace(" ", ""))
 def test_each_choice_alone_keeps_the_contract(composition: Composition) -> None:
     assert not conflicts(composition)
     check_contract(composition)
 
 
-def test_random_compositions_keep_the_contract() -> None:
+@pytest.mark.parametrize("count", [15, pytest.param(120, marks=pytest.mark.slow)])
+def test_random_compositions_keep_the_contract(count: int) -> None:
     rng = random.Random(0)
-    for _ in range(120):
+    for _ in range(count):
         check_contract(random_composition(rng))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_thousand_random_compositions_keep_the_contract() -> None:
     rng = random.Random(1)
     for _ in range(1000):

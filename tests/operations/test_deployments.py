@@ -13,7 +13,7 @@ from operations_stack import Operations
 from poise_core.archive import TABLES, Archive
 from poise_core.run_directory import RunDirectory
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000), pytest.mark.xdist_group("operations")]
+pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(3000), pytest.mark.xdist_group("operations")]
 
 CANCEL_SECONDS = 10.0
 

@@ -75,6 +75,7 @@ def test_a_full_disk_leaves_whole_files_and_the_same_append_goes_on(small_disk: 
     assert [fault for fault in archive.check() if "not a readable" in fault] == []
 
 
+@pytest.mark.slow
 def test_an_evolution_stops_on_a_full_disk_and_goes_on_with_more_room(
     small_disk: Callable[[int], Path], expected: dict[str, dict[str, str]]
 ) -> None:
@@ -105,7 +106,12 @@ def test_an_evolution_stops_on_a_full_disk_and_goes_on_with_more_room(
 # ---- a truncated file
 
 
-@pytest.mark.parametrize("table", ["candidates", "verifications", "evaluations", "trajectories", "selections"])
+LATER = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("candidates", "verifications", "trajectories", "selections")
+]
+
+
+@pytest.mark.parametrize("table", ["evaluations", *LATER])
 def test_a_truncated_part_stops_the_run_by_name_and_its_remedy_works(
     table: str, tmp_path: Path, one_generation: Path, expected: dict[str, dict[str, str]]
 ) -> None:

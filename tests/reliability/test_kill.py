@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from kill import PATIENT, Storm, differences, language_model, told_twice
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("evolve")]
+
+def exertion(test: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Marks a test that evolves for real, again and again."""
+    return pytest.mark.exhaustive(pytest.mark.timeout(3600)(test))
+
 
 SMOKE: list[object] = ["--preset", "smoke", "--generations", 1, *PATIENT]
 
 
+@exertion
 def test_after_random_kills_the_archive_is_that_of_an_undisturbed_run(tmp_path: Path) -> None:
     storm = Storm(tmp_path, SMOKE, kills=5, seed=random.randrange(10**6))
     report = storm.run()
@@ -22,6 +28,7 @@ def test_after_random_kills_the_archive_is_that_of_an_undisturbed_run(tmp_path: 
     assert report.equal == report.evolutions > 0
 
 
+@exertion
 def test_no_answer_of_a_language_model_is_paid_twice(tmp_path: Path) -> None:
     storm = Storm(tmp_path, list(SMOKE), kills=3, seed=random.randrange(10**6))
     with language_model(lambda: storm.report) as options:

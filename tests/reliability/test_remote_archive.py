@@ -42,7 +42,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_after_every_few_puts_it_ends_as_on_a_disk(
     tmp_path: Path, bucket: str, one_generation: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from poise_core.archive import Archive
 from poise_core.run_directory import RunDirectory
 from poise_core.tracking.sync import Tracker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("evolve")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SCRIPT = Path(__file__).parents[1] / "support" / "made_up.py"
 
@@ -115,6 +115,7 @@ def own_server(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], No
 OwnServer = tuple[dict[str, str], Callable[[], None], Callable[[], None]]
 
 
+@pytest.mark.exhaustive
 def test_a_prefect_server_that_is_restarted_is_waited_for(
     tmp_path: Path, own_server: OwnServer, expected: dict[str, dict[str, str]]
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_prefect_server_that_is_restarted_is_waited_for(
     assert contents(RunDirectory.read(tmp_path / "run").archive) == expected
 
 
+@pytest.mark.exhaustive
 def test_a_prefect_server_that_stays_away_is_one_line_and_the_run_goes_on_later(
     tmp_path: Path, own_server: OwnServer, expected: dict[str, dict[str, str]]
 ) -> None:
@@ -170,6 +172,7 @@ def stop_mlflow(processes: list[subprocess.Popen[bytes]]) -> None:
     process.wait()
 
 
+@pytest.mark.exhaustive
 def test_mlflow_that_was_down_for_a_while_catches_up(
     tmp_path: Path, mlflow_server: tuple[str, list[subprocess.Popen[bytes]]]
 ) -> None:

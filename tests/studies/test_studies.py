@@ -180,6 +180,7 @@ def test_a_chart_places_its_points() -> None:
         line_chart([], "x", "y")
 
 
+@pytest.mark.slow
 def test_the_headline_page_says_what_the_archives_say(tmp_path: Path, laboratory: Laboratory) -> None:
     folder = tmp_path / "arms"
     for arm in ("evolution", "random"):
@@ -207,6 +208,7 @@ def test_the_headline_page_says_what_the_archives_say(tmp_path: Path, laboratory
         headline.main([str(tmp_path / "results")])
 
 
+@pytest.mark.slow
 def test_a_recording_completes_what_the_ladder_stopped_and_leaves_the_run_alone(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:

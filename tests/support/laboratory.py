@@ -1,14 +1,17 @@
 """A made-up laboratory: training, evaluation and the gate answer at once, with numbers that depend on the source alone.
 
-Everything else (search, agents, archive, records) is real. :meth:`Laboratory.install` puts it in the slot of the child
-processes.
+Everything else (search, agents, archive, records) is real. It is an executor: inside ``with Laboratory():``
+evolutions are given it instead of the child processes.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import random
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,16 +205,45 @@ def preset_with(seeds: tuple[int, ...]) -> Preset:
     return preset.model_copy(update={"protocol": preset.protocol.model_copy(update={"seeds": seeds})})
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A run directory to copy, and what its laboratory had been asked."""
+
+    folder: tempfile.TemporaryDirectory[str]
+    candidates: list[str]
+    asked: dict[str, Any]  # of the laboratory's records
+
+
+_FINISHED: dict[tuple[int, ...], Finished] = {}
+
+
 def evolved(
     tmp_path: Path, laboratory: Laboratory, seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
 ) -> tuple[Evolution, list[str]]:
-    """A baseline that solves three problems in ten, one child that solves nine, and others like the baseline."""
-    evolution = open_evolution(tmp_path / "run", preset_with(seeds))
-    baseline = evolution.register_baseline()
-    laboratory.skills[baseline.candidate_id] = 0.3
-    establish_baseline(evolution)
-    children = admit(evolution, 1)
-    for number, child in enumerate(children):
-        laboratory.skills[child.candidate_id] = 0.3 if number else 0.9
-        measure(evolution, child)
-    return evolution, [baseline.candidate_id, *(child.candidate_id for child in children)]
+    """A baseline that solves three problems in ten, one child that solves nine, and others like the baseline.
+
+    The first test evolves it, the others get copies.
+    """
+    preset = preset_with(seeds)
+    if seeds not in _FINISHED:
+        _FINISHED[seeds] = _evolved(tempfile.TemporaryDirectory(), laboratory, preset)
+    found = _FINISHED[seeds]
+    shutil.copytree(Path(found.folder.name) / "run", tmp_path / "run")
+    for name, record in found.asked.items():
+        setattr(laboratory, name, copy.copy(record))
+    return open_evolution(tmp_path / "run", preset), list(found.candidates)
+
+
+def _evolved(folder: tempfile.TemporaryDirectory[str], laboratory: Laboratory, preset: Preset) -> Finished:
+    evolution = open_evolution(Path(folder.name) / "run", preset)
+    with evolution.run:
+        baseline = evolution.register_baseline()
+        laboratory.skills[baseline.candidate_id] = 0.3
+        establish_baseline(evolution)
+        children = admit(evolution, 1)
+        for number, child in enumerate(children):
+            laboratory.skills[child.candidate_id] = 0.3 if number else 0.9
+            measure(evolution, child)
+    names = ("skills", "trained", "steps", "evaluated", "splits")
+    asked = {name: copy.copy(getattr(laboratory, name)) for name in names}
+    return Finished(folder, [baseline.candidate_id, *(child.candidate_id for child in children)], asked)

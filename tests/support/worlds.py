@@ -8,6 +8,7 @@ import numpy as np
 
 from poise_core.config import Preset, load_preset
 from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evidence.forecast import Dynamics
 from studies.simulation import World
 
 
@@ -25,3 +26,16 @@ def candidate(
     """Truly ``effect`` points from the baseline, ``std`` points between seeds."""
     shift = world.shift_for(effect)
     return [world.evaluate(shift + rng.normal(0, world.seed_shift(std)), seed, rng) for seed in seeds]
+
+
+def world(
+    candidates: int, slope: float, rng: np.random.Generator, noise: float = 1.0
+) -> tuple[dict[str, Dynamics], dict[str, float]]:
+    """Candidates whose level falls with the second and rises with the third feature."""
+    dynamics, overalls = {}, {}
+    for index in range(candidates):
+        features = rng.normal(size=4)
+        level = 70.0 + slope * (features[2] - features[1])
+        dynamics[f"c{index:02d}"] = tuple(features)
+        overalls[f"c{index:02d}"] = level + noise * float(rng.normal())
+    return dynamics, overalls

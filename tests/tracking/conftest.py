@@ -13,16 +13,6 @@ from poise_core.config.protocol import Protocol
 from poise_core.tracking.sync import Tracker
 
 
-@pytest.fixture(scope="session")
-def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables: making them takes seconds, copying them none."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    import mlflow
-
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def filled(tmp_path: Path) -> tuple[Archive, Protocol]:
     return samples.filled_archive(tmp_path)

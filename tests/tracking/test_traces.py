@@ -1,6 +1,7 @@
 """Calls of language models as MLflow traces: each once, in the run's own store, whatever store came before."""
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ def call(number: int, outcome: str = "ok") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_each_call_is_one_trace_in_its_own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_call_is_one_trace_in_its_own_store(tmp_path: Path, empty_store: Path) -> None:
     from laboratory import make_preset
     from mlflow import MlflowClient
 
@@ -30,6 +31,7 @@ def test_each_call_is_one_trace_in_its_own_store(tmp_path: Path, monkeypatch: py
     for name in ("first", "second"):
         archive = Archive(tmp_path / name).initialise()
         archive.append("calls", [call(0), call(1, "timed_out")])
+        shutil.copy(empty_store, tmp_path / f"{name}.db")
         uri = f"sqlite:///{tmp_path / name}.db"
         tracker = Tracker(uri, "poise/test", artifact_folder=tmp_path / f"{name}-artifacts")
         assert tracker.sync_archive(archive, protocol).complete

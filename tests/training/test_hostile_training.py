@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_launcher import LONG, job_of, nothing_stays
+from training_jobs import LONG, job_of, nothing_stays
 from training_samples import REINFORCE, protocol_of
 
 import poise_core.training.launcher as launcher

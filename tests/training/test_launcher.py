@@ -6,45 +6,20 @@ import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from training_samples import REINFORCE, TRAINING, protocol_of
+from training_jobs import job_of, nothing_stays
+from training_samples import REINFORCE
 
 import poise_core.training.launcher as launcher
 from poise_core.algorithms import algorithm_path
-from poise_core.config import ResourceSpec
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.training.launcher import SeedTraining, TrainingJob, train_candidate
-
-LONG = TRAINING.model_copy(update={"steps": 6})
-
-
-def job_of(
-    policy: Path, folder: Path, source: Path | str, seeds: tuple[int, ...] = (0,), **resources: float
-) -> TrainingJob:
-    if isinstance(source, str):
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "candidate.py"
-        path.write_text(source)
-    else:
-        path = source
-    limits = ResourceSpec(**{"checkpoint_steps": 2, "train_timeout_seconds": 280, **resources})  # type: ignore[arg-type]
-    return TrainingJob(path, "tested", folder / "train", protocol_of(policy, LONG), limits, seeds)
-
-
-@contextmanager
-def nothing_stays(marker: str) -> Iterator[None]:
-    """Afterwards no process lives below this one or with ``marker`` in its command line."""
-    before = set(psutil.Process().children(recursive=True))
-    yield
-    assert set(psutil.Process().children(recursive=True)) <= before
-    assert [p.pid for p in psutil.process_iter(["cmdline"]) if marker in " ".join(p.info["cmdline"] or [])] == []
 
 
 def workers() -> list[psutil.Process]:

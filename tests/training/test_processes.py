@@ -31,6 +31,7 @@ def results(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.xdist_group("processes")  # one run of each kind for all
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_two_processes_train_to_the_weights_of_one(

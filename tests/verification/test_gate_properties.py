@@ -89,7 +89,16 @@ def assert_close(first: torch.Tensor, second: torch.Tensor, mask: torch.Tensor) 
     torch.testing.assert_close(first[mask], second[mask], rtol=2e-4, atol=2e-4 * scale + 1e-9)
 
 
-@pytest.mark.parametrize("name", ["grpo", "dapo", "vm_av", "gmpo", "gspo", "reinforce_plus_plus"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "grpo",
+        *(
+            pytest.param(one, marks=pytest.mark.slow)
+            for one in ("dapo", "vm_av", "gmpo", "gspo", "reinforce_plus_plus")
+        ),
+    ],
+)
 @FEW
 @given(probe=probes(), seed=st.integers(0, 2**20))
 def test_algorithms_keep_the_promises_that_the_gate_checks(name: str, probe: Probe, seed: int) -> None:
@@ -213,11 +222,12 @@ def refused_in_a_fresh_process(seed: int, count: int) -> list[str]:
         return pool.submit(compositions, seed, count).result()
 
 
+@pytest.mark.slow
 def test_random_compositions_are_admitted() -> None:
     assert refused_in_a_fresh_process(seed=7, count=15) == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1500)
 def test_a_thousand_random_compositions_are_admitted() -> None:
     """A check that rejects an honest algorithm is a bug of the check."""

@@ -8,7 +8,8 @@ import pytest
 from corpus_runner import outcome, refused_by_language, run_all, run_alone, surroundings
 from hostile_corpus import CORPUS, REFUSED, Hostile
 
-SAMPLE = ("parent_environ", "daemon")  # through the real gate; the whole corpus is a slow test
+# through the real gate; the whole corpus is a slow test
+SAMPLE = ("parent_environ", pytest.param("daemon", marks=pytest.mark.slow))
 
 
 def test_the_corpus_is_large_and_covers_every_family() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confinement_levels import LEVELS
 
 from poise_core.sandbox import command as sandbox
 from poise_core.sandbox.command import GRANTED, Limits, confined_command, end_process_tree
@@ -64,18 +64,6 @@ print(json.dumps({
     "cwd": os.getcwd(),
 }))
 """
-
-LEVELS = [
-    level
-    for level in sandbox.LEVELS
-    if not sandbox.probe_machine().get(
-        {"namespaces": "user and network namespaces", "network namespace": "user and network namespaces"}.get(
-            level, level
-        ),
-        "",
-    )
-    and (level != "bubblewrap" or shutil.which("bwrap"))
-]
 
 
 @pytest.fixture(scope="module")

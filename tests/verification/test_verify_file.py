@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from confinement_levels import LEVELS
 from gate_fixtures import BASE, edited
-from test_sandbox import LEVELS
 
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate.loading import source_digest
@@ -49,6 +49,7 @@ def test_a_sound_candidate_gets_a_full_report(tmp_path: Path) -> None:
     assert VerificationReport.from_json(stored) == report
 
 
+@pytest.mark.slow
 def test_an_archived_behaviour_is_a_duplicate(tmp_path: Path) -> None:
     grpo = algorithm_path("grpo")
     first = verify_file(grpo)
@@ -123,6 +124,7 @@ def test_how_the_worker_ended_decides_the_kind_of_failure(status: int | None, ki
     assert message in report.message
 
 
+@pytest.mark.slow
 def test_a_worker_that_somebody_killed_is_asked_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever ends processes, the kernel or a person, a sound candidate must not be the one to pay for it."""
     run, kills = verify.run_until, [137, -9]
@@ -180,6 +182,7 @@ def test_what_is_no_report_is_a_value_error(text: str) -> None:
         VerificationReport.from_json(text)
 
 
+@pytest.mark.slow
 def test_a_worker_that_prints_does_not_confuse_the_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     shouting = edited(
@@ -212,9 +215,8 @@ SILENT = FOREVER.replace(
 )  # no pipe says that it lives
 
 
-@pytest.mark.parametrize(
-    "source", [pytest.param(FOREVER, marks=pytest.mark.slow), SILENT], ids=["loops", "loops with its pipes closed"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("source", [FOREVER, SILENT], ids=["loops", "loops with its pipes closed"])
 def test_a_cancelled_verification_ends_within_five_seconds(source: str, tmp_path: Path) -> None:
     begun: list[float] = []
 
@@ -232,7 +234,11 @@ def test_a_cancelled_verification_ends_within_five_seconds(source: str, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", [FOREVER, SILENT], ids=["loops", "loops with its pipes closed"])
+@pytest.mark.parametrize(
+    "source",
+    [FOREVER, pytest.param(SILENT, marks=pytest.mark.exhaustive)],
+    ids=["loops", "loops with its pipes closed"],
+)
 def test_the_gate_takes_no_longer_than_its_limit(source: str, tmp_path: Path) -> None:
     report = verify_file(written(tmp_path, source), static=False, timeout_seconds=15)
     assert report.failure_kind is FailureKind.TIMED_OUT

@@ -1,0 +1,37 @@
+"""Trainings as child processes, in miniature, and the proof that nothing of one stays behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from training_samples import TRAINING, protocol_of
+
+from poise_core.config import ResourceSpec
+from poise_core.training.launcher import TrainingJob
+
+LONG = TRAINING.model_copy(update={"steps": 6})
+
+
+def job_of(
+    policy: Path, folder: Path, source: Path | str, seeds: tuple[int, ...] = (0,), **resources: float
+) -> TrainingJob:
+    if isinstance(source, str):
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "candidate.py"
+        path.write_text(source)
+    else:
+        path = source
+    limits = ResourceSpec(**{"checkpoint_steps": 2, "train_timeout_seconds": 280, **resources})  # type: ignore[arg-type]
+    return TrainingJob(path, "tested", folder / "train", protocol_of(policy, LONG), limits, seeds)
+
+
+@contextmanager
+def nothing_stays(marker: str) -> Iterator[None]:
+    """Afterwards no process lives below this one or with ``marker`` in its command line."""
+    before = set(psutil.Process().children(recursive=True))
+    yield
+    assert set(psutil.Process().children(recursive=True)) <= before
+    assert [p.pid for p in psutil.process_iter(["cmdline"]) if marker in " ".join(p.info["cmdline"] or [])] == []
