@@ -53,6 +53,7 @@ def test_a_run_leaves_a_row_for_every_stage_of_every_candidate(evolution: Evolut
     assert laboratory.splits == {"search"}
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_runs_and_other_seeds_other_children(tmp_path: Path, laboratory: Laboratory) -> None:
     runs = [open_evolution(tmp_path / name) for name in ("first", "second")]
     runs.append(open_evolution(tmp_path / "third", make_preset(seed=1)))
@@ -63,6 +64,7 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_other_children(tmp_path: Pa
     assert first["candidates"].keys() != third["candidates"].keys()
 
 
+@pytest.mark.slow
 def test_the_order_in_which_children_finish_changes_nothing(tmp_path: Path, laboratory: Laboratory) -> None:
     """Once the ideas of the second slot depended on whether the first child had been scored already."""
     one_by_one, all_at_once = open_evolution(tmp_path / "a"), open_evolution(tmp_path / "b")
