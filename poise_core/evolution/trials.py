@@ -16,6 +16,7 @@ from typing import Any
 
 from poise_core.archive import (
     UNTRAINED_ARM,
+    Archive,
     candidate_row,
     evaluation_rows,
     failure_row,
@@ -26,7 +27,7 @@ from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.events import Event, Observer, announced, ignore
 from poise_core.evolution.health import CertainLoss, HealthWatch
 from poise_core.evolution.records import failure_from_dict
-from poise_core.failures import Cancelled, CandidateFailure, FailureKind
+from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory, candidate_id
 from poise_core.verification import VerificationReport, verify_file
@@ -64,6 +65,15 @@ class Subject:
     def label(self) -> str:
         """For people: ``gen-03/VM-AV``."""
         return f"gen-{self.generation:02d}/{self.name}"
+
+
+def admitted_digest(archive: Archive, candidate_id: str) -> str | None:
+    """Digest of the text that the gate admitted; of the registered one where the gate was not asked, as for a baseline."""
+    for row in archive.rows("verifications", candidate_id=candidate_id, admitted=True):
+        return VerificationReport.from_json(row["report"]).source_digest
+    for row in archive.rows("candidates", candidate_id=candidate_id):
+        return str(row["source_digest"])
+    return None
 
 
 class Trials:
@@ -168,6 +178,7 @@ class Trials:
                     folder=folder,
                     should_stop=self.should_stop,
                 )
+                self._require_registered(subject, report.source_digest)
                 known = f", trains exactly as {report.duplicate_of}" if report.duplicate_of else ""
                 done(f"admitted after {len(report.checks)} checks{known}" if report.admitted else "refused")
             row = verification_row(
@@ -398,7 +409,18 @@ class Trials:
             resources=self.resources,
             seeds=tuple(seeds),
             pause_after=pause_after,
+            source_digest=admitted_digest(self.archive, subject.candidate_id),
         )
+
+    def _require_registered(self, subject: Subject, verified: str) -> None:
+        """What the gate read must be the text that was registered: the verdict is filed under that."""
+        for row in self.archive.rows("candidates", candidate_id=subject.candidate_id):
+            if row["source_digest"] != verified:
+                path = self.run.candidate_folder(subject.candidate_id) / "candidate.py"
+                raise InfrastructureError(
+                    f"{path} is not the text that was registered as {subject.name}; put that text back (column source of "
+                    "the table candidates)"
+                )
 
     def _stored_report(self, subject: Subject) -> VerificationReport | None:
         rows = self.archive.rows("verifications", candidate_id=subject.candidate_id)

@@ -26,7 +26,7 @@ from poise_core.evidence.intervals import paired_delta
 from poise_core.evidence.noise import SeedNoise, moderated
 from poise_core.evidence.run_evidence import Standing, standing_of
 from poise_core.evolution.events import Event, Observer, announced, ignore
-from poise_core.evolution.trials import ComputeSlot, Subject
+from poise_core.evolution.trials import ComputeSlot, Subject, admitted_digest
 from poise_core.failures import CandidateFailure, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
@@ -176,6 +176,7 @@ class Replication:
                 self.protocol,
                 resources,
                 tuple(seeds),
+                source_digest=admitted_digest(self.archive, subject.candidate_id),
             )
             try:
                 with self.compute_slot():

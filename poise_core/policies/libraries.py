@@ -50,6 +50,10 @@ def load_transformers() -> None:
         import transformers.models.auto.tokenization_auto
         import transformers.models.qwen2.modeling_qwen2
         import transformers.tokenization_utils_fast  # noqa: F401
+        from transformers import conversion_mapping
+
+    # compiles a thousand patterns at its first call, which is that of the first policy loaded
+    conversion_mapping.get_checkpoint_conversion_mapping("qwen2")
 
 
 def load_libraries() -> None:

@@ -1,6 +1,6 @@
 """The fork server: a process that has imported the libraries, and forks one process for every request.
 
-Started by ``poise_core.sandbox.warm``, one for each process that asks, as ``python -I -m poise_core.sandbox.forkserver FD ENTRY...``
+Started by ``poise_core.sandbox.warm``, one for each process that asks, as ``python -I -m poise_core.sandbox.forkserver FD``
 with a scrubbed environment, so that nothing which a candidate must not see was ever in its memory. It has one thread.
 
 Over the control socket FD it is sent the name of an entry and one end of a socket. It imports what the entry needs, once,
@@ -34,9 +34,15 @@ from typing import Any, NoReturn
 
 from poise_core.sandbox import confine, kernel
 
-TITLE_BYTES = 4096  # room in the command line for the command of a forked process
+ENTRIES = (
+    "poise_core.verification.worker",
+    "poise_core.evaluation.worker",
+    "poise_core.training.startup",
+)
+"""Modules that can be forked. What an entry needs is imported after what the ones before it need, in this order always."""
+
 REQUEST_FDS = 4  # stdin, stdout, stderr, and a file with the request as JSON
-PADDING = "-" * TITLE_BYTES
+PADDING = " " * 4096  # the last argument: room in the command line for the command of a forked process
 
 
 @dataclass
@@ -52,8 +58,8 @@ class _Forked:
 class Server:
     """The loop: requests, ends of processes, ends of those who asked."""
 
-    def __init__(self, control: socket.socket, entries: Sequence[str]) -> None:
-        self._control, self._entries = control, entries
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
         self._poll = select.epoll()
         self._poll.register(control.fileno(), select.EPOLLIN)
         self._forked: dict[int, _Forked] = {}
@@ -94,8 +100,7 @@ class Server:
         _say(connection, {"pid": pid})
 
     def _warm_up(self, entry: str) -> None:
-        """Import what an entry needs, and what the entries before it need: then it is there in the same order always."""
-        for name in self._entries[: self._entries.index(entry) + 1]:
+        for name in ENTRIES[: ENTRIES.index(entry) + 1]:
             if name not in self._memory:
                 importlib.import_module(name).warm_up()
                 gc.collect()
@@ -135,7 +140,9 @@ class Server:
                 limits = specification["limits"]
                 if limits["memory_bytes"] is not None:
                     limits["memory_bytes"] += max(0, more_memory)
-                self._retitle([specification["command"][0], "-m", "poise_core.sandbox.confine", *specification["command"]])
+                self._retitle(
+                    [specification["command"][0], "-m", "poise_core.sandbox.confine", *specification["command"]]
+                )
                 status = confine.confine(specification, self._call)
         except BaseException:
             traceback.print_exc()
@@ -208,10 +215,10 @@ def _receive(connection: socket.socket) -> dict[str, Any] | None:
     for number, handle in enumerate(streams):
         os.dup2(handle, number)
         os.close(handle)
-    text = {"encoding": sys.stdout.encoding, "closefd": False}
-    sys.stdin = open(0, errors=sys.stdin.errors, **text)
-    sys.stdout = open(1, "w", errors=sys.stdout.errors, **text)
-    sys.stderr = open(2, "w", errors=sys.stderr.errors, buffering=1, **text)
+    encoding = sys.stdout.encoding
+    sys.stdin = open(0, encoding=encoding, errors=sys.stdin.errors, closefd=False)
+    sys.stdout = open(1, "w", encoding=encoding, errors=sys.stdout.errors, closefd=False)
+    sys.stderr = open(2, "w", 1, encoding=encoding, errors=sys.stderr.errors, closefd=False)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])
@@ -236,8 +243,8 @@ def _leave(status: int) -> NoReturn:
 
 
 def main() -> None:
-    """Serve on the socket whose number is the first argument; the last one only makes room for titles."""
-    Server(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:-1]).run()
+    """Serve on the socket whose number is the first argument."""
+    Server(socket.socket(fileno=int(sys.argv[1]))).run()
     os._exit(0)
 
 

@@ -56,9 +56,7 @@ def run_until(
         output, errors, cpu_seconds = bytearray(), bytearray(), 0.0
         status: int | None = None
         try:
-            for handle in theirs:
-                os.close(handle)
-            theirs.clear()
+            _close(theirs)
             clock = _Clock(deadline, should_stop)
             if _exchange(ours[0], given, {ours[1]: output, ours[2]: errors}, clock, output_limit):
                 status = _wait(process, clock)
@@ -71,13 +69,19 @@ def run_until(
 def _pipes(streams: contextlib.ExitStack) -> tuple[list[int], list[IO[bytes]]]:
     """Descriptors for stdin, stdout and stderr of a process, and our ends of them; all closed with ``streams``."""
     theirs: list[int] = []
-    streams.callback(lambda: [os.close(handle) for handle in theirs])
-    ours = []
+    ours: list[IO[bytes]] = []
+    streams.callback(lambda: _close(theirs))
     for number in range(3):
         reading, writing = os.pipe()
-        theirs.append(reading if number == 0 else writing)
-        ours.append(streams.enter_context(open(writing if number == 0 else reading, "wb" if number == 0 else "rb", 0)))
+        mine, other, mode = (writing, reading, "wb") if number == 0 else (reading, writing, "rb")
+        theirs.append(other)
+        ours.append(streams.enter_context(open(mine, mode, 0)))
     return theirs, ours
+
+
+def _close(handles: list[int]) -> None:
+    while handles:
+        os.close(handles.pop())
 
 
 @dataclass(frozen=True)

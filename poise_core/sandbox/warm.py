@@ -31,20 +31,16 @@ from typing import IO, Any, Protocol
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.sandbox import allowlist
 from poise_core.sandbox.command import ConfinedCommand, end_process_tree
-from poise_core.sandbox.forkserver import PADDING
+from poise_core.sandbox.forkserver import ENTRIES, PADDING
 
-ENTRIES = (
-    "poise_core.verification.worker",
-    "poise_core.evaluation.worker",
-    "poise_core.training.startup",
+START_SECONDS = (
+    300.0  # within which a server answers; its imports take seconds, on a machine that is overloaded a minute
 )
-"""Modules that can be forked: what the later ones need holds what the earlier ones need."""
-
-START_SECONDS = 300.0  # within which a server answers; its imports take seconds, on a machine that is overloaded a minute
 POLL_SECONDS = 0.1
 _SERVER_VARIABLES = {
     # a library that made its threads on import would leave them behind in a fork; the entries set their own number
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
+    "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow has two allocators, and uses the other one
     "CUDA_VISIBLE_DEVICES": "",
     "DO_NOT_TRACK": "true",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -101,7 +97,9 @@ def start(
                 break
             except _ServerDiedError as error:
                 if attempt == 2:
-                    raise InfrastructureError(f"the process that forks candidates' processes has died: {error}") from None
+                    raise InfrastructureError(
+                        f"the process that forks candidates' processes has died: {error}"
+                    ) from None
     return subprocess.Popen(
         confined.argv, env=confined.env, stdin=stdin, stdout=stdout, stderr=stderr, start_new_session=True
     )
@@ -158,7 +156,7 @@ class _Server:
         self._errors: IO[bytes] = tempfile.TemporaryFile()
         with theirs:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "poise_core.sandbox.forkserver", str(theirs.fileno()), *ENTRIES, PADDING],
+                [sys.executable, "-I", "-m", "poise_core.sandbox.forkserver", str(theirs.fileno()), PADDING],
                 env=allowlist.kept_environment() | _SERVER_VARIABLES,
                 cwd="/",
                 stdin=subprocess.DEVNULL,

@@ -21,6 +21,8 @@ from poise_core.policies.libraries import leave, load_libraries
 def warm_up() -> None:
     """Import what a training needs."""
     load_libraries()
+    import datasets  # noqa: F401  by the training set
+
     import poise_core.training.worker  # noqa: F401
 
 
@@ -49,6 +51,7 @@ def main(processes: int, job_file: str) -> int:
         0 when all have succeeded, 128 + SIGXCPU when one has reached its limit of processor time, else 1.
     """
     if processes == 1:
+        load_libraries()
         from poise_core.training import worker
 
         return worker.main(job_file)

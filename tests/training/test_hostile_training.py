@@ -298,7 +298,7 @@ def test_the_agent_passes_on_how_a_worker_ended(exitcode: int, status: int, monk
 
     monkeypatch.setattr(startup, "load_libraries", lambda: None)
     monkeypatch.setattr(api, "elastic_launch", launched)
-    assert startup.main(1, "job.json") == status
+    assert startup.main(2, "job.json") == status
 
 
 def test_every_limit_is_set_and_memory_is_shared(untrained: Path, tmp_path: Path) -> None:
