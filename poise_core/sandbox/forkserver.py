@@ -216,9 +216,9 @@ def _receive(connection: socket.socket) -> dict[str, Any] | None:
         os.dup2(handle, number)
         os.close(handle)
     encoding = sys.stdout.encoding
-    sys.stdin = open(0, encoding=encoding, errors=sys.stdin.errors, closefd=False)
-    sys.stdout = open(1, "w", encoding=encoding, errors=sys.stdout.errors, closefd=False)
-    sys.stderr = open(2, "w", 1, encoding=encoding, errors=sys.stderr.errors, closefd=False)
+    sys.stdin = os.fdopen(0, encoding=encoding, errors=sys.stdin.errors, closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding=encoding, errors=sys.stdout.errors, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, encoding=encoding, errors=sys.stderr.errors, closefd=False)
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["folder"])

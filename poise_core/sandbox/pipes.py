@@ -75,7 +75,7 @@ def _pipes(streams: contextlib.ExitStack) -> tuple[list[int], list[IO[bytes]]]:
         reading, writing = os.pipe()
         mine, other, mode = (writing, reading, "wb") if number == 0 else (reading, writing, "rb")
         theirs.append(other)
-        ours.append(streams.enter_context(open(mine, mode, 0)))
+        ours.append(streams.enter_context(os.fdopen(mine, mode, 0)))
     return theirs, ours
 
 

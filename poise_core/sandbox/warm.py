@@ -153,7 +153,7 @@ class _Server:
     def __init__(self) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(START_SECONDS)
-        self._errors: IO[bytes] = tempfile.TemporaryFile()
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the server
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-m", "poise_core.sandbox.forkserver", str(theirs.fileno()), PADDING],

@@ -92,11 +92,12 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("level", "warm"), [*((level, "1") for level in LEVELS), (next(iter(LEVELS)), "0")])
 def test_what_candidate_code_can_reach_in_training(
-    level: str, tiny_policy: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+    level: str, warm: str, tiny_policy: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run directory as it is in an evolution: another candidate, the archive, a finished seed and one to be trained."""
+    monkeypatch.setenv("POISE_WARM", warm)
     monkeypatch.setattr(sandbox, "best_level", lambda: level)
     own_world = level in ("namespaces", "bubblewrap")
     for name in ("OPENAI_API_KEY", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "AWS_SECRET_ACCESS_KEY"):
