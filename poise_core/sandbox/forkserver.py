@@ -120,6 +120,8 @@ class Server:
             elif handle == forked.connection.fileno():
                 forked.unwanted = True
                 self._poll.unregister(handle)
+                if not forked.ended:  # nobody watches it any more
+                    signal.pidfd_send_signal(forked.pidfd, signal.SIGTERM)
             if forked.ended and forked.unwanted:
                 os.waitpid(pid, 0)
                 os.close(forked.pidfd)

@@ -153,7 +153,7 @@ class _Server:
     def __init__(self) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.control.settimeout(START_SECONDS)
-        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the server
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  read by whoever is told last that it died
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-m", "poise_core.sandbox.forkserver", str(theirs.fileno()), PADDING],
@@ -169,8 +169,8 @@ class _Server:
     def why_it_died(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(1.0)
-        self._errors.seek(0)
-        lines = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        text = os.pread(self._errors.fileno(), 1 << 16, 0)
+        lines = text.decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else f"status {self.process.returncode}"
 
     def close(self) -> None:
@@ -181,7 +181,6 @@ class _Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        self._errors.close()
 
     def leave_to_parent(self) -> None:
         """In a fork of this process: the server is not this one's, and must not outlive its owner."""
@@ -266,6 +265,8 @@ class ForkedProcess:
         while not self._readable(POLL_SECONDS):
             if should_stop():
                 raise Cancelled("stopped before the process was there")
+            if self._server.process.poll() is not None:  # what it forked last may hold the other end open
+                raise _ServerDiedError(self._server.why_it_died())
             if time.monotonic() > deadline:
                 self._give_up()
         answer = self._message()

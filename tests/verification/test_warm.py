@@ -232,6 +232,20 @@ def test_nothing_outlives_whoever_asked(tmp_path: Path) -> None:
         assert alive == []
 
 
+def test_a_process_that_nobody_watches_any_more_is_ended(tmp_path: Path) -> None:
+    """As when the thread that asked was interrupted before it could end what it had started."""
+    reading, writing = os.pipe()
+    gate = [sys.executable, "-I", "-m", "poise_core.verification.worker"]
+    process = warm.start(confined_command(gate), stdin=reading, stdout=writing, stderr=writing)
+    assert isinstance(process, warm.ForkedProcess)
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    process.close()
+    _, alive = psutil.wait_procs(family, timeout=8)
+    assert alive == []
+    os.close(reading)
+    os.close(writing)
+
+
 def test_a_server_that_is_killed_is_the_machines_fault_and_replaced(tmp_path: Path) -> None:
     """Nothing of it is left; whoever was waiting is told, and whoever asks next gets another."""
     killed: list[psutil.Process] = []
