@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +16,17 @@ import torch
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.evaluate import evaluate_policy
 from poise_core.files import write_atomically
-from poise_core.policies.libraries import leave
+from poise_core.policies.libraries import leave, load_transformers
+
+
+def warm_up() -> None:
+    """Import what an evaluation needs."""
+    load_transformers()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Evaluate the job in the file that the only argument names."""
+    return main(arguments[0])
 
 
 def main(job_file: str) -> int:
@@ -32,4 +43,4 @@ def main(job_file: str) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(sys.argv[1]))
+    leave(run(sys.argv[1:]))

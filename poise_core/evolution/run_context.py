@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from poise_core.archive import candidate_row, failure_row
+from poise_core.archive import Archive, candidate_row, failure_row
 from poise_core.candidate.identity import source_digest
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.events import Observer, announced, ignore
@@ -18,6 +18,7 @@ from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory, candidate_id
 from poise_core.training.job import TrainingJob
+from poise_core.verification import VerificationReport
 
 LOCK_POLL_SECONDS = 0.5
 
@@ -29,6 +30,15 @@ MANUAL_ARM = "manual"
 
 _STAGES = ("verify", "train", "evaluate")
 """In order: a candidate that has failed in one does not enter those after it."""
+
+
+def admitted_digest(archive: Archive, candidate_id: str) -> str | None:
+    """Digest of the text that the gate admitted; of the registered one where the gate was not asked, as for a baseline."""
+    for row in archive.rows("verifications", candidate_id=candidate_id, admitted=True):
+        return VerificationReport.from_json(row["report"]).source_digest
+    for row in archive.rows("candidates", candidate_id=candidate_id):
+        return str(row["source_digest"])
+    return None
 
 
 class RunContext:
@@ -102,7 +112,7 @@ class RunContext:
         Raises:
             OSError: the file cannot be read.
         """
-        source = file.read_text(errors="replace")
+        source = file.read_text(encoding="utf-8-sig", errors="replace")
         for row in self.archive.rows("candidates", source_digest=source_digest(source)):
             return CandidateRef.of_row(row)
         return self.register(file.stem, source, written_by="human", arm=MANUAL_ARM)
@@ -134,6 +144,7 @@ class RunContext:
             resources=self.resources,
             seeds=tuple(seeds),
             pause_after=pause_after,
+            source_digest=admitted_digest(self.archive, candidate.candidate_id),
         )
 
     def unfinished_trajectory(

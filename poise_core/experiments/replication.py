@@ -29,7 +29,7 @@ from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.events import Event, Observer, announced, ignore
 from poise_core.evolution.executor import Executor, default_executor
 from poise_core.evolution.records import CandidateRef
-from poise_core.evolution.run_context import ComputeSlot
+from poise_core.evolution.run_context import ComputeSlot, admitted_digest
 from poise_core.failures import CandidateFailure, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
@@ -175,6 +175,7 @@ class Replication:
                 self.protocol,
                 resources,
                 tuple(seeds),
+                source_digest=admitted_digest(self.archive, candidate.candidate_id),
             )
             try:
                 with self.compute_slot():

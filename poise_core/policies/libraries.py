@@ -43,11 +43,23 @@ def quiet_deepspeed() -> Any:
     return deepspeed
 
 
+def load_transformers() -> None:
+    """Import what loading a policy and its tokenizer needs, so that processes forked from this one have it."""
+    with skipped_imports("scipy"):  # for a loss of object detection
+        import transformers.modeling_utils
+        import transformers.models.auto.tokenization_auto
+        import transformers.models.qwen2.modeling_qwen2
+        import transformers.tokenization_utils_fast  # noqa: F401
+        from transformers import conversion_mapping
+
+    # compiles a thousand patterns at its first call, which is that of the first policy loaded
+    conversion_mapping.get_checkpoint_conversion_mapping("qwen2")
+
+
 def load_libraries() -> None:
     """Import what a training needs, so that processes forked from this one have it."""
     quiet_deepspeed()
-    with skipped_imports("scipy"):  # for a loss of object detection
-        import transformers.modeling_utils  # noqa: F401
+    load_transformers()
 
 
 def leave(status: int) -> NoReturn:

@@ -53,7 +53,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class ConfinedCommand:
-    """What to hand to ``subprocess.Popen(argv, env=env, start_new_session=True)``.
+    """What to hand to ``poise_core.sandbox.warm.start``, or to ``subprocess.Popen(argv, env=env, start_new_session=True)``.
 
     ``granted`` says for each measure "granted" or why it is missing; store it with the row. The launcher exits with 124 when
     the wall time is over, with 125 and one line on stderr when it could not confine, else with the command's status.
@@ -62,6 +62,7 @@ class ConfinedCommand:
     argv: list[str]
     env: dict[str, str]
     granted: dict[str, str] = field(default_factory=dict)
+    specification: Mapping[str, Any] | None = None  # what the launcher takes; None where bubblewrap is the launcher
 
 
 def confined_command(
@@ -127,7 +128,8 @@ def confined_command(
     if level not in ("plain", "landlock") and not network:
         environment |= {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
     granted = _granted(specification, level)
-    return ConfinedCommand(argv, environment | dict(env or {}), granted)
+    kept = specification if level != "bubblewrap" else None
+    return ConfinedCommand(argv, environment | dict(env or {}), granted, kept)
 
 
 # ---- what goes into the specification

@@ -1,8 +1,9 @@
 """The launcher: confines itself as its specification says, then becomes the command.
 
-:func:`main` runs in a fresh Python process whose argument is the specification that
-:func:`poise_core.sandbox.command.confined_command` writes as JSON. It needs the standard library only and has done
-its work before any candidate code runs.
+``main`` runs in a fresh Python process whose argument is the specification that
+``poise_core.sandbox.command.confined_command`` writes as JSON; ``confine`` is the same in a process forked from the fork
+server (``poise_core.sandbox.forkserver``), which calls a function where the other executes a program. This module needs the
+standard library only and has done its work before any candidate code runs.
 Where a step that it was told to take fails, it exits with status 125 and one line on stderr; nothing runs half-confined.
 
 Processes: the launcher (outside, leads its own session, enforces the wall time) -> init (process 1 of the namespace) ->
@@ -32,6 +33,8 @@ _XCPU_GRACE_SECONDS = 5  # at its limit of processor time a process gets SIGXCPU
 _BACKSTOP_SECONDS = 3.0  # beyond the wall time, at which whoever started the launcher normally ends it
 
 Specification = dict[str, Any]
+Run = Callable[[Specification], NoReturn]
+"""What a process does once it is confined: execute the command, or call it."""
 
 
 def main() -> None:
@@ -41,14 +44,18 @@ def main() -> None:
         return
     specification = json.loads(sys.argv[2] if sys.argv[1] == "--inner" else sys.argv[1])
     if sys.argv[1] == "--inner":
-        _become(specification)
+        _become(specification, _execute)
+    sys.exit(confine(specification, _execute))
+
+
+def confine(specification: Specification, run: Run) -> int:
+    """Make this process the launcher of a confined one, which calls ``run``; its status, as ``main`` exits with it."""
     with contextlib.suppress(OSError):  # already a leader: the caller asked for a new session
         os.setsid()
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)
     if _is_gone(specification["parent"]):
-        sys.exit(
-            SETUP_FAILED
-        )  # it died before the line above, and the death of whoever adopted this process says nothing
+        # it died before the line above, and the death of whoever adopted this process says nothing
+        return SETUP_FAILED
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     if specification["namespaces"]:
         _or_exit(lambda: _enter_namespaces(specification))
@@ -57,10 +64,10 @@ def main() -> None:
     if child == 0:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         if specification["namespaces"]:
-            _init(specification)
-        _become(specification)
+            _init(specification, run)
+        _become(specification, run)
     wall_seconds = specification["limits"]["wall_seconds"]
-    sys.exit(_supervise(child, None if wall_seconds is None else wall_seconds + _BACKSTOP_SECONDS))
+    return _supervise(child, None if wall_seconds is None else wall_seconds + _BACKSTOP_SECONDS)
 
 
 def _is_gone(caller: int) -> bool:
@@ -153,14 +160,14 @@ def _enter_namespaces(specification: Specification) -> None:
         kernel.bring_loopback_up()
 
 
-def _init(specification: Specification) -> None:
+def _init(specification: Specification, run: Run) -> None:
     """Process 1: builds the file-system view, starts the command, collects orphans, ends when the command does."""
     if specification["view"]:
         _or_exit(lambda: _build_view(specification))
     child = os.fork()
     if child == 0:
         kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-        _become(specification)
+        _become(specification, run)
     os._exit(_supervise(child, None))
 
 
@@ -220,11 +227,15 @@ def _bind(handle: int, target: str, attributes: int) -> None:
 # ---- the process that becomes the command
 
 
-def _become(specification: Specification) -> NoReturn:
-    """Take the limits and filters, then exec; never returns."""
-    command = specification["command"]
+def _become(specification: Specification, run: Run) -> NoReturn:
+    """Take the limits and filters, then run; never returns."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_FORWARDED, signal.SIGCHLD})
     _or_exit(lambda: _restrict(specification))
+    run(specification)
+
+
+def _execute(specification: Specification) -> NoReturn:
+    command = specification["command"]
     try:
         os.execvp(command[0], command)
     except OSError as error:

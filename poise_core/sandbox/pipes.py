@@ -7,12 +7,13 @@ import os
 import selectors
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import IO
 
 from poise_core.failures import Cancelled
-from poise_core.sandbox.command import cpu_seconds_of_tree, end_process_tree
+from poise_core.sandbox import warm
+from poise_core.sandbox.command import ConfinedCommand, cpu_seconds_of_tree
 
 
 @dataclass(frozen=True)
@@ -29,52 +30,58 @@ POLL_SECONDS = 0.1
 
 
 def run_until(
-    argv: Sequence[str],
-    env: Mapping[str, str],
+    confined: ConfinedCommand,
     given: bytes,
     deadline: float,
     output_limit: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Finished:
-    """Run a process in a session of its own; whatever ends this function, no process of its tree is left.
+    """Run a confined command in a session of its own; whatever ends this function, no process of its tree is left.
 
     Args:
-        argv: the command line.
-        env: its whole environment.
+        confined: the command.
         given: what it reads on stdin.
-        deadline: on the clock of :func:`time.monotonic`.
+        deadline: on the clock of ``time.monotonic``.
         output_limit: bytes kept of each of stdout and stderr.
         should_stop: polled while it runs.
 
     Raises:
         OSError: it does not start.
         Cancelled: ``should_stop`` said so.
+        InfrastructureError: what it was forked from has died.
     """
-    process = subprocess.Popen(
-        argv,
-        env=dict(env),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    output, errors, cpu_seconds = bytearray(), bytearray(), 0.0
-    status: int | None = None
-    try:
-        readers = {process.stdout: output, process.stderr: errors}
-        clock = _Clock(deadline, should_stop)
-        if _exchange(process.stdin, given, readers, clock, output_limit):
-            status = _wait(process, clock)
-    finally:
-        cpu_seconds = cpu_seconds_of_tree(process.pid)
-        end_process_tree(process.pid, grace_seconds=0.0)
-        process.wait()
-        for stream in (process.stdin, process.stdout, process.stderr):
-            stream.close()
+    with contextlib.ExitStack() as streams:
+        theirs, ours = _pipes(streams)
+        process = warm.start(confined, stdin=theirs[0], stdout=theirs[1], stderr=theirs[2], should_stop=should_stop)
+        output, errors, cpu_seconds = bytearray(), bytearray(), 0.0
+        status: int | None = None
+        try:
+            _close(theirs)
+            clock = _Clock(deadline, should_stop)
+            if _exchange(ours[0], given, {ours[1]: output, ours[2]: errors}, clock, output_limit):
+                status = _wait(process, clock)
+        finally:
+            cpu_seconds = cpu_seconds_of_tree(process.pid)
+            warm.end(process, grace_seconds=0.0)
     return Finished(bytes(output), bytes(errors), status, cpu_seconds)
+
+
+def _pipes(streams: contextlib.ExitStack) -> tuple[list[int], list[IO[bytes]]]:
+    """Descriptors for stdin, stdout and stderr of a process, and our ends of them; all closed with ``streams``."""
+    theirs: list[int] = []
+    ours: list[IO[bytes]] = []
+    streams.callback(lambda: _close(theirs))
+    for number in range(3):
+        reading, writing = os.pipe()
+        mine, other, mode = (writing, reading, "wb") if number == 0 else (reading, writing, "rb")
+        theirs.append(other)
+        ours.append(streams.enter_context(os.fdopen(mine, mode, 0)))
+    return theirs, ours
+
+
+def _close(handles: list[int]) -> None:
+    while handles:
+        os.close(handles.pop())
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,7 @@ class _Clock:
         return min(remaining, POLL_SECONDS) if remaining > 0 else None
 
 
-def _wait(process: subprocess.Popen[bytes], clock: _Clock) -> int | None:
+def _wait(process: warm.Process, clock: _Clock) -> int | None:
     """The status of a process that has closed its pipes; None when the deadline comes first."""
     while (seconds := clock.wait()) is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):

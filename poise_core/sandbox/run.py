@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from poise_core.failures import Cancelled, InfrastructureError
-from poise_core.sandbox.command import Limits, confined_command, end_process_tree
+from poise_core.sandbox import warm
+from poise_core.sandbox.command import Limits, confined_command
 
 POLL_SECONDS = 0.1
 
@@ -45,15 +47,15 @@ def run_confined(
     if on_start is not None:
         on_start(confined.granted)
     deadline = time.monotonic() + (limits.wall_seconds if limits.wall_seconds is not None else float("inf"))
-    with log.open("ab") as stream:
+    with log.open("ab") as stream, open(os.devnull, "rb") as nothing:
+        output = stream.fileno()
         try:
-            process = subprocess.Popen(
-                confined.argv,
-                env=confined.env,
-                stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+            process = warm.start(
+                confined,
+                stdin=nothing.fileno(),
+                stdout=output,
+                stderr=output,
+                should_stop=should_stop or (lambda: False),
             )
         except OSError as error:
             raise InfrastructureError(f"cannot start {command[0]}: {error}") from error
@@ -70,8 +72,7 @@ def run_confined(
                 if on_poll is not None:
                     on_poll()
         finally:
-            end_process_tree(process.pid)
-            process.wait()
+            warm.end(process)
 
 
 def log_tail(log: Path, characters: int = 2000) -> str:

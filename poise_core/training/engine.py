@@ -25,10 +25,17 @@ _LATEST = "latest.json"  # in a folder of checkpoints, names the one to go on fr
 
 
 def start_processes() -> tuple[int, int, torch.device]:
-    """Join the process group that torchrun described; (rank, world size, device of this process)."""
+    """Join the process group that torchrun described, or make one of this process alone.
+
+    Returns:
+        Rank, world size, device of this process.
+    """
     deepspeed = quiet_deepspeed()
     cuda = torch.cuda.is_available()
     if not dist.is_initialized():
+        if "RANK" not in os.environ:  # nobody to meet: no port, no agent
+            os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
+            dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
     if cuda:

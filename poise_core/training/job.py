@@ -20,3 +20,4 @@ class TrainingJob:
     resources: ResourceSpec
     seeds: tuple[int, ...]
     pause_after: int | None = None  # steps after which every seed stops at a checkpoint; None: it trains to its end
+    source_digest: str | None = None  # of the text that the gate admitted; None: whatever the file holds is trained

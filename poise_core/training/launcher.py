@@ -32,6 +32,7 @@ from poise_core.training.job import TrainingJob
 
 LINE_CHARACTERS = 1 << 20  # of a trajectory; the trainer writes a few hundred
 OUTCOME_BYTES = 1 << 20
+CHANGED_FILE = "changed file"  # the outcome of a worker that was not given the text which the gate admitted
 HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
 PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
 
@@ -76,7 +77,7 @@ def train_candidate(
 
     Raises:
         CandidateFailure: the candidate raised, diverged, or took longer than ``resources.train_timeout_seconds``.
-        InfrastructureError: the process died for another reason.
+        InfrastructureError: the process died for another reason, or the file is not what the gate admitted.
         Cancelled: ``should_stop`` said so.
     """
     open_seeds = [seed for seed in job.seeds if _record_path(job, seed) is None]
@@ -220,6 +221,8 @@ def _run(
     follower.poll()
     with _suspected(), contextlib.suppress(FileNotFoundError):
         document = json.loads(read_untrusted(outcome, OUTCOME_BYTES))
+        if document["kind"] == CHANGED_FILE:
+            raise InfrastructureError(str(document["message"]))
         kind, message, detail = FailureKind(document["kind"]), str(document["message"]), str(document["detail"])
         raise CandidateFailure(kind, "train", message, detail)
     if status == 128 + signal.SIGXCPU:
@@ -240,6 +243,7 @@ def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path
         "seeds": seeds,
         "candidate_path": str(job.candidate_path.resolve()),
         "candidate_name": job.candidate_name,
+        "source_digest": job.source_digest,
         "pause_after": job.pause_after,
     }
     write_atomically(job_file, json.dumps(document))

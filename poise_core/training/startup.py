@@ -1,10 +1,10 @@
-"""Starting the processes of one training: torchrun's agent, with its workers forked from it.
+"""Starting the processes of one training: this one alone, or torchrun's agent with its workers forked from it.
 
-The ``torchrun`` command starts every worker as a new interpreter, which imports torch once more. Here the agent imports
-what the workers need and forks them, and every candidate starts that much earlier. Where there is CUDA, whose state does
-not survive a fork, the workers are spawned.
+The ``torchrun`` command starts every worker as a new interpreter, which imports torch once more. Here one process of a
+training is this process itself, and of several the agent imports what they need and forks them. Where there is CUDA,
+whose state does not survive a fork, several are spawned.
 
-Run as ``python -I -m poise_core.training.startup PROCESSES JOB_FILE``.
+Run as ``python -I -m poise_core.training.startup PROCESSES JOB_FILE``, or forked from a process that has called ``warm_up``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,22 @@ import signal
 import sys
 import traceback
 import uuid
+from collections.abc import Sequence
 
 from poise_core.policies.libraries import leave, load_libraries
+
+
+def warm_up() -> None:
+    """Import what a training needs."""
+    load_libraries()
+    import datasets  # noqa: F401  by the training set
+
+    import poise_core.training.worker  # noqa: F401
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train in as many processes as the first argument says; the second one is the job file."""
+    return main(int(arguments[0]), arguments[1])
 
 
 def work(job_file: str) -> None:
@@ -31,11 +45,16 @@ def work(job_file: str) -> None:
 
 
 def main(processes: int, job_file: str) -> int:
-    """Start the workers of a job on this machine and wait for them.
+    """Train with so many processes on this machine.
 
     Returns:
         0 when all have succeeded, 128 + SIGXCPU when one has reached its limit of processor time, else 1.
     """
+    if processes == 1:
+        load_libraries()
+        from poise_core.training import worker
+
+        return worker.main(job_file)
     import torch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -63,4 +82,4 @@ def main(processes: int, job_file: str) -> int:
 
 
 if __name__ == "__main__":
-    leave(main(int(sys.argv[1]), sys.argv[2]))
+    leave(run(sys.argv[1:]))

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from poise_core.candidate.loading import Candidate, CandidateError, load_candidate
+from poise_core.candidate.loading import Candidate, CandidateError, load_candidate_source, source_digest
 from poise_core.config import ResourceSpec
 from poise_core.config.protocol import EnvironmentSpec, TrainingSpec
 from poise_core.environments import get_environment
@@ -30,6 +30,7 @@ from poise_core.policies.libraries import leave, skipped_imports
 from poise_core.policies.model import PromptCodec, load_model, save_policy
 from poise_core.randomness import hash_key
 from poise_core.training.engine import Engine, start_processes
+from poise_core.training.launcher import CHANGED_FILE
 from poise_core.training.trainer import Trainer, TrainerState
 
 Row = dict[str, float]
@@ -126,6 +127,31 @@ def _finish(job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: l
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
+class _ChangedFileError(Exception):
+    """The candidate's file does not hold what the gate admitted."""
+
+
+def _load(document: dict[str, Any]) -> Candidate:
+    """The candidate of a job, from the text that is compared with the one that the gate admitted.
+
+    Raises:
+        CandidateError: the text is no candidate.
+        _ChangedFileError: it is another text.
+    """
+    path, admitted = Path(document["candidate_path"]), document.get("source_digest")
+    content = path.read_bytes()
+    if admitted is not None and source_digest(content.decode("utf-8-sig", "replace")) != admitted:
+        raise _ChangedFileError(
+            f"{path} has changed since the gate admitted it; put the admitted text (SHA-256 {admitted[:12]}...) back, or "
+            "register the new text as a candidate of its own"
+        )
+    try:
+        source = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CandidateError(f"the file is not UTF-8 text: {error}") from error
+    return load_candidate_source(source, document["candidate_name"])
+
+
 def main(job_file: str) -> int:
     """Train every seed of a job; 0 when all are finished, 1 after a failure described in ``outcome.json``."""
     document = json.loads(Path(job_file).read_text())
@@ -133,12 +159,15 @@ def main(job_file: str) -> int:
     outcome = Path(document["outcome"])
     try:
         try:
-            candidate = load_candidate(Path(document["candidate_path"]), document["candidate_name"])
+            candidate = _load(document)
         except CandidateError as error:
             raise CandidateFailure(FailureKind.CRASHED, "train", str(error)) from error
         job = _Job(document)
         for seed in job.seeds:
             _train_seed(job, candidate, seed)
+    except _ChangedFileError as error:  # nobody's failure: somebody changed the file behind the gate's back
+        write_atomically(outcome, json.dumps({"kind": CHANGED_FILE, "message": str(error), "detail": ""}))
+        return 1
     except CandidateFailure as failure:
         detail = "".join(traceback.format_exception(failure.__cause__)) if failure.__cause__ else failure.detail
         write_atomically(outcome, json.dumps({"kind": failure.kind, "message": failure.message, "detail": detail}))

@@ -127,10 +127,10 @@ def _verify_with(
     )
     given = json.dumps(asdict(job)).encode()
     try:
-        finished = run_until(confined.argv, confined.env, given, deadline, OUTPUT_BYTES, should_stop)
+        finished = run_until(confined, given, deadline, OUTPUT_BYTES, should_stop)
         if finished.status in KILLED:
             again = time.monotonic() + job.timeout_seconds
-            finished = run_until(confined.argv, confined.env, given, again, OUTPUT_BYTES, should_stop)
+            finished = run_until(confined, given, again, OUTPUT_BYTES, should_stop)
     except OSError as error:
         raise InfrastructureError(f"the verification process does not start: {error}") from error
     report = _read_report(finished, job.nonce, job.name, job.source, job.timeout_seconds, job.static)

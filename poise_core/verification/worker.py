@@ -10,13 +10,26 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import NoReturn
 
 from poise_core.sandbox.seccomp import forbid_new_processes
 from poise_core.verification.report import CheckResult
 
 
-def main() -> None:
+def warm_up() -> None:
+    """Import what the gate needs, and observe the known algorithms."""
+    import torch
+
+    torch.set_num_threads(1)
+    import poise_core.verification.gate  # noqa: F401
+    from poise_core.verification.checks.novelty import known_behaviours
+
+    known_behaviours()
+
+
+def run(arguments: Sequence[str] = ()) -> NoReturn:
     """Read the job, run the gate, write the events."""
     job = json.loads(sys.stdin.buffer.read())
     channel = os.fdopen(os.dup(1), "w", buffering=1)
@@ -29,13 +42,9 @@ def main() -> None:
     def on_check(event: CheckResult | str) -> None:
         emit("started", event) if isinstance(event, str) else emit("finished", asdict(event))
 
-    import torch
-
-    torch.set_num_threads(1)
-    from poise_core.verification.checks.novelty import known_behaviours
+    warm_up()
     from poise_core.verification.gate import run_checks
 
-    known_behaviours()
     with contextlib.suppress(OSError):  # a machine without seccomp; the report says so
         forbid_new_processes()
 
@@ -52,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -46,4 +46,4 @@ def test_a_candidate_that_goes_wrong(tmp_path: Path, sabotage: str, kind: str, s
         assert run.archive.rows("evaluations") == []
         assert len(run.archive.rows("trajectories")) == 2  # the steps before it went wrong
     left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
-    assert not [command for command in left if "poise_core.training.worker" in " ".join(command)]
+    assert not [command for command in left if "poise_core.training." in " ".join(command)]

@@ -46,6 +46,7 @@ VICTIMS = {
     "training": "poise_core.training.startup",
     "evaluation": "poise_core.evaluation.worker",
     "gate": "poise_core.verification.worker",
+    "fork server": "poise_core.sandbox.forkserver",
 }
 """Kind of process -> what its command line contains."""
 
@@ -61,6 +62,7 @@ SHARES = (
     "evaluation",
     "evaluation",
     "gate",
+    "fork server",
 )
 """How often each kind is drawn, in random order, before it is drawn again."""
 

@@ -10,6 +10,7 @@ import psutil
 from training_samples import TRAINING, protocol_of
 
 from poise_core.config import ResourceSpec
+from poise_core.sandbox import warm
 from poise_core.training.launcher import TrainingJob
 
 LONG = TRAINING.model_copy(update={"steps": 6})
@@ -28,10 +29,15 @@ def job_of(
     return TrainingJob(path, "tested", folder / "train", protocol_of(policy, LONG), limits, seeds)
 
 
+def children() -> set[psutil.Process]:
+    """All processes below this one, but for the fork server, which stays."""
+    return {p for p in psutil.Process().children(recursive=True) if p.pid != warm.server_pid()}
+
+
 @contextmanager
 def nothing_stays(marker: str) -> Iterator[None]:
     """Afterwards no process lives below this one or with ``marker`` in its command line."""
-    before = set(psutil.Process().children(recursive=True))
+    before = children()
     yield
-    assert set(psutil.Process().children(recursive=True)) <= before
+    assert children() <= before
     assert [p.pid for p in psutil.process_iter(["cmdline"]) if marker in " ".join(p.info["cmdline"] or [])] == []

@@ -100,11 +100,12 @@ def port() -> Iterator[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("level", "warm"), [*((level, "1") for level in LEVELS), (next(iter(LEVELS)), "0")])
 def test_what_candidate_code_can_reach_in_training(
-    level: str, tiny_policy: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
+    level: str, warm: str, tiny_policy: Path, tmp_path: Path, port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run directory as it is in an evolution: another candidate, the archive, a finished seed and one to be trained."""
+    monkeypatch.setenv("POISE_WARM", warm)
     monkeypatch.setattr(sandbox, "best_level", lambda: level)
     own_world = level in ("namespaces", "bubblewrap")
     for name in ("OPENAI_API_KEY", "MLFLOW_TRACKING_URI", "PREFECT_API_URL", "AWS_SECRET_ACCESS_KEY"):
@@ -306,7 +307,7 @@ def test_the_agent_passes_on_how_a_worker_ended(exitcode: int, status: int, monk
 
     monkeypatch.setattr(startup, "load_libraries", lambda: None)
     monkeypatch.setattr(api, "elastic_launch", launched)
-    assert startup.main(1, "job.json") == status
+    assert startup.main(2, "job.json") == status
 
 
 def test_every_limit_is_set_and_memory_is_shared(untrained: Path, tmp_path: Path) -> None:

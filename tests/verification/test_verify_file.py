@@ -130,7 +130,7 @@ def test_a_worker_that_somebody_killed_is_asked_once_more(tmp_path: Path, monkey
     run, kills = verify.run_until, [137, -9]
 
     def killed_once(*arguments: object) -> Finished:
-        given = json.loads(arguments[2])  # type: ignore[call-overload]
+        given = json.loads(arguments[1])  # type: ignore[call-overload]
         return (
             Finished(f'{given["nonce"]} ["started", "purity"]\n'.encode(), b"", kills.pop())
             if kills

@@ -9,7 +9,7 @@ from poise_core.evolution.records import CandidateRef, ChildSlot, Draft
 from poise_core.evolution.run_context import RunContext
 from poise_core.evolution.search_context import SearchContext
 from poise_core.evolution.stages.implement import implement, settle
-from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.verification import VerificationReport
 
 
@@ -69,6 +69,7 @@ def verify(
                 folder=folder,
                 should_stop=context.should_stop,
             )
+            _require_registered(context, candidate, report.source_digest)
             known = f", trains exactly as {report.duplicate_of}" if report.duplicate_of else ""
             done(f"admitted after {len(report.checks)} checks{known}" if report.admitted else "refused")
         row = verification_row(
@@ -82,6 +83,17 @@ def verify(
         if not report.admitted:
             kind = report.failure or FailureKind.REJECTED
             raise CandidateFailure(kind, "verify", report.message, report.to_json())
+
+
+def _require_registered(context: RunContext, candidate: CandidateRef, verified: str) -> None:
+    """What the gate read must be the text that was registered: the verdict is filed under that."""
+    for row in context.archive.rows("candidates", candidate_id=candidate.candidate_id):
+        if row["source_digest"] != verified:
+            path = context.run.candidate_folder(candidate.candidate_id) / "candidate.py"
+            raise InfrastructureError(
+                f"{path} is not the text that was registered as {candidate.name}; put that text back (column source of "
+                "the table candidates)"
+            )
 
 
 def _stored_report(context: RunContext, candidate: CandidateRef) -> VerificationReport | None:
