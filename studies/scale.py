@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from poise_core.archive import Archive, candidate_row
+from poise_core.archive.typed import CandidateRow
 from poise_core.config.search import AcquisitionSpec
 from poise_core.evidence.intervals import Interval
 from poise_core.search.acquisition import AcquisitionSelector, judge
@@ -151,7 +151,7 @@ def time_archive(sizes: Sequence[int], plain: int) -> tuple[list[Timing], list[T
     return appends, lineages, without
 
 
-def make_candidate(number: int, parent: int) -> dict[str, Any]:
+def make_candidate(number: int, parent: int) -> CandidateRow:
     """A candidate as it is appended, its parent and number given."""
     return candidate_row(
         candidate_id=f"c-{number}",

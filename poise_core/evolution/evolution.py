@@ -12,13 +12,13 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 from poise_core.agents.llm.ledger import Allowance
 from poise_core.agents.roles import Proposal, ProposalContext, Reflection
 from poise_core.agents.steering import steering_text
 from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import Archive, reflection_row, selection_row
+from poise_core.archive.typed import SelectionRow
 from poise_core.evolution.admission import Admission
 from poise_core.evolution.events import Observer, announced, ignore
 from poise_core.evolution.history import Memory, with_bonus
@@ -285,7 +285,7 @@ class Evolution:
 
     def _selection_rows(
         self, generation: int, chosen: Sequence[Selection], bonuses: Mapping[str, float]
-    ) -> list[dict[str, Any]]:
+    ) -> list[SelectionRow]:
         slots: dict[str, list[int]] = {}
         reasons: dict[str, str] = {}
         for one in chosen:

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from poise_core.archive import EVOLUTION_ARM
+from poise_core.archive.typed import RungRow
 from poise_core.evidence.forecast import Dynamics, proxy_dynamics
 from poise_core.evidence.racing import Decision, proxy_reward
 from poise_core.evidence.stopping import Referee
@@ -49,7 +50,7 @@ class Ladder:
         lower: tuple[Rung, ...] = ("proxy",) if self.spec.proxy_steps else ()
         return (*lower, *(("first",) if len(self.seeds) > 1 else ()), "all")
 
-    def stopped(self, subject: Subject) -> dict[str, Any] | None:
+    def stopped(self, subject: Subject) -> RungRow | None:
         """The row of the rung at which the candidate was stopped."""
         rows = self.archive.rows(
             "rungs", protocol=self.protocol.digest, candidate_id=subject.candidate_id, decision="stopped"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def failure_to_dict(failure: CandidateFailure) -> dict[str, str]:
     }
 
 
-def failure_from_dict(document: dict[str, Any]) -> CandidateFailure:
+def failure_from_dict(document: Mapping[str, Any]) -> CandidateFailure:
     """Undo :func:`failure_to_dict`; also reads a row of the ``failures`` table."""
     return CandidateFailure(
         FailureKind(document["kind"]), document["stage"], document["message"], document["detail"] or ""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from poise_core.archive import UNTRAINED_ARM, Archive
+from poise_core.archive.typed import EvaluationRow
 from poise_core.config.protocol import Protocol
 from poise_core.tracking.registry import ALGORITHM_FOLDER, plan_versions
 from poise_core.views.leaderboard import LeaderboardRow, last_failures, leaderboard
@@ -76,7 +77,7 @@ def plan_runs(archive: Archive, protocol: Protocol, run_dir: Path | None = None)
     for part in archive.parts("trajectories"):
         if part["protocol"] == protocol.digest:
             trained.setdefault(part["candidate_id"], set()).add(int(part["seed"]))
-    scores: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    scores: dict[tuple[str, int], list[EvaluationRow]] = {}
     for score in archive.rows("evaluations", protocol=protocol.digest):
         scores.setdefault((score["candidate_id"], score["seed"]), []).append(score)
     names = {record["candidate_id"]: record["name"] for record in records}

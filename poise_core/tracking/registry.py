@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise_core.archive import Archive
+from poise_core.archive.typed import CandidateRow
 from poise_core.config.protocol import Protocol
 from poise_core.evidence.run_evidence import Standing, standing_of
 
@@ -47,7 +48,7 @@ def plan_versions(archive: Archive, protocol: Protocol) -> list[VersionPlan]:
     return [_version(record, standing, protocol) for record in records]
 
 
-def _version(record: dict[str, Any], standing: Standing, protocol: Protocol) -> VersionPlan:
+def _version(record: CandidateRow, standing: Standing, protocol: Protocol) -> VersionPlan:
     candidate = record["candidate_id"]
     overall = standing.overall(candidate, protocol)
     declaration, replication = standing.declarations.get(candidate), standing.replications.get(candidate)

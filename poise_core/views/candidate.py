@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from rich.console import Group, RenderableType
 from rich.markdown import Markdown
@@ -16,6 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from poise_core.archive import Archive, ArchiveError
+from poise_core.archive.typed import (
+    CandidateRow,
+    FailureRow,
+    ProposalRow,
+    ReflectionRow,
+    ReplicationRow,
+    RungRow,
+    VerificationRow,
+)
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import benchmark_means
 from poise_core.evidence.intervals import Interval, distinguishable
@@ -33,27 +42,29 @@ CURVES = (
     "all_fail_fraction",
 )
 
+Row = TypeVar("Row")
+
 
 @dataclass(frozen=True)
 class CandidateView:
     """Everything the archive holds of one candidate, the sealed split aside."""
 
-    record: dict[str, Any]  # the row of candidates
+    record: CandidateRow  # the row of candidates
     parents: dict[str, str]  # candidate id -> name
     children: dict[str, str]
-    proposal: dict[str, Any] | None
-    verification: dict[str, Any] | None
+    proposal: ProposalRow | None
+    verification: VerificationRow | None
     seeds: dict[int, float]  # seed -> Overall, percent
     benchmarks: dict[str, float]  # percent, mean over seeds
     parent_benchmarks: dict[str, float]
     overall: Interval | None
     deltas: dict[str, Interval]  # name of the parent and of the baseline -> paired difference
     curves: dict[str, dict[int, float]]  # metric -> step -> mean over seeds
-    reflection: dict[str, Any] | None
-    failures: list[dict[str, Any]]
+    reflection: ReflectionRow | None
+    failures: list[FailureRow]
     state: str = ""  # see Standing.state
-    rungs: list[dict[str, Any]] = field(default_factory=list)  # of the ladder, from below
-    replication: dict[str, Any] | None = None
+    rungs: list[RungRow] = field(default_factory=list)  # of the ladder, from below
+    replication: ReplicationRow | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times as ISO text, embedded JSON as objects."""
@@ -123,7 +134,7 @@ def view_candidate(archive: Archive, protocol: Protocol, wanted: str, *, level: 
     )
 
 
-def _rungs(archive: Archive, protocol: Protocol, candidate: str) -> list[dict[str, Any]]:
+def _rungs(archive: Archive, protocol: Protocol, candidate: str) -> list[RungRow]:
     if not archive.has("rungs"):
         return []
     rows = archive.rows("rungs", candidate_id=candidate, protocol=protocol.digest)
@@ -268,7 +279,7 @@ def _failures(view: CandidateView) -> RenderableType:
     return Group(*lines)
 
 
-def _only(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _only(rows: list[Row]) -> Row | None:
     return rows[0] if rows else None
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from poise_core.archive import UNTRAINED_ARM, Archive
+from poise_core.archive.typed import FailureRow
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import benchmark_means
 from poise_core.evidence.intervals import Interval, distinguishable
@@ -85,7 +86,9 @@ def leaderboard(
     rows = []
     for record in records:
         candidate = record["candidate_id"]
-        common = {name: record[name] for name in ("candidate_id", "name", "generation", "written_by", "arm")}
+        common: dict[str, Any] = {
+            name: record[name] for name in ("candidate_id", "name", "generation", "written_by", "arm")
+        }
         common["state"] = standing.state(candidate)
         if rung := standing.rungs.get(candidate):
             common["rung"] = {name: rung[name] for name in ("rung", "decision", "message", "tokens")}
@@ -104,7 +107,7 @@ def leaderboard(
     return _ranked(rows)
 
 
-def last_failures(archive: Archive, protocol: Protocol) -> dict[str, dict[str, Any]]:
+def last_failures(archive: Archive, protocol: Protocol) -> dict[str, FailureRow]:
     """The last failure of each candidate that has one."""
     rows = archive.rows("failures", protocol=protocol.digest)
     rows.sort(key=lambda row: (row["created_at"], row["attempt"]))

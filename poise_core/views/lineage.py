@@ -10,6 +10,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from poise_core.archive import UNTRAINED_ARM, Archive, TreeNode
+from poise_core.archive.typed import SelectionRow
 from poise_core.config.protocol import Protocol
 from poise_core.evidence.intervals import Interval, counted_seeds, distinguishable
 from poise_core.evidence.run_evidence import standing_of
@@ -56,7 +57,7 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
     standing = standing_of(archive, protocol)
     failures = last_failures(archive, protocol)
     revised = {record["revises"] for record in records.values()}
-    judged: dict[str, list[dict[str, Any]]] = {}
+    judged: dict[str, list[SelectionRow]] = {}
     for row in archive.rows("selections", protocol=protocol.digest):
         judged.setdefault(row["candidate_id"], []).append(row)
 
