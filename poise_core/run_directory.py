@@ -31,6 +31,7 @@ from pydantic import ValidationError
 
 from poise_core.archive import Archive, ArchiveLocationError, ArchiveOwnedError, check_location
 from poise_core.config import Preset
+from poise_core.files import write_atomically
 
 _PRESET, _SETTINGS, _LOCK, _OWNER = "preset.yaml", "settings.json", ".lock", ".archive-owner"
 _HEADER = "# The preset of this run as resolved at its first start. The protocol is frozen: results depend on it.\n"
@@ -357,14 +358,7 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, lis
 
 def _write(path: Path, text: str) -> None:
     """Replace the file as a whole, or leave it as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_atomically(path, text)
     except OSError as error:
         raise RunDirectoryError(f"{path}: not written: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from poise_core.config import LadderSpec, load_preset
+from poise_core.files import write_atomically
 from studies.simulation import BASELINE, GRPO_SEED_STD, PANEL_SEED_STDS, Evolution, World, share, simulate
 
 CHILDREN = 63
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command += f" --runs {given.runs} --children {given.children} --seeds {' '.join(map(str, given.seeds))}"
     page = render(study(given.runs, given.seeds, given.children), given.children, command)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(page)
+    write_atomically(given.out, page)
     print(page)
 
 

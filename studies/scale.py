@@ -22,6 +22,7 @@ from poise_core.archive import Archive, candidate_row
 from poise_core.archive.typed import CandidateRow
 from poise_core.config.search import AcquisitionSpec
 from poise_core.evidence.intervals import Interval
+from poise_core.files import write_atomically
 from poise_core.search.acquisition import AcquisitionSelector, judge
 from poise_core.search.nodes import NodeRecord, NodeTable
 from poise_core.search.selection import pick_spread
@@ -238,7 +239,7 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     }
     options.out.mkdir(parents=True, exist_ok=True)
     text = page(curves, os.getloadavg()[0])
-    (options.out / "scale.md").write_text(text)
+    write_atomically(options.out / "scale.md", text)
     draw(curves, options.out / "scale.svg")
     say(text)
 

@@ -75,6 +75,7 @@ def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
 def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
     from rich.console import Console
 
+    from poise_core.files import write_atomically
     from poise_core.run_directory import RunDirectory
     from poise_core.views.arms import best_so_far, compare_arms, draw_comparison, render_comparison
 
@@ -84,7 +85,7 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
         steps.setdefault(run.arm, []).append(best_so_far(archive, run.preset.protocol))
     curves = compare_arms(steps)
     document = json_module.dumps([curve.to_dict() for curve in curves], indent=1)
-    (folder / "comparison.json").write_text(document + "\n")
+    write_atomically(folder / "comparison.json", document + "\n")
     draw_comparison(curves, folder / "comparison.svg")
     if json:
         typer.echo(document)

@@ -13,6 +13,7 @@ from poise_core.config.protocol import Protocol
 from poise_core.environments import Split
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.failures import InfrastructureError
+from poise_core.files import write_atomically
 from poise_core.policies.model import policy_files, resolve_policy
 from poise_core.sandbox.command import Limits
 from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
@@ -51,7 +52,8 @@ def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Cal
         (seed, str(resolve_policy(policy).resolve()), str(result))
         for (seed, policy), result in zip(job.policies, results, strict=True)
     ]
-    job_file.write_text(
+    write_atomically(
+        job_file,
         json.dumps(
             {
                 "protocol": job.protocol.model_dump(mode="json"),
@@ -60,7 +62,7 @@ def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Cal
                 "base": str(base),
                 "policies": policies,
             }
-        )
+        ),
     )
     try:
         status = run_confined(
