@@ -22,6 +22,7 @@ from poise_core.archive import EVOLUTION_ARM, TABLES, Archive
 from poise_core.evidence.format import format_duration, format_interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.arms import ARMS
+from poise_core.files import write_atomically
 from poise_core.render.lines import outlook_note
 from poise_core.render.markdown import fenced
 from poise_core.render.svg import draw_comparison
@@ -283,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.out is not None:
         command += f" --out {given.out.name if given.out.is_absolute() else given.out}"
     page = render(runs, steps, curves, command, out.with_suffix(".svg").name)
-    out.write_text(page)
+    write_atomically(out, page)
     draw_comparison(curves, out.with_suffix(".svg"))
     copy = out.with_suffix("")
     shutil.rmtree(copy, ignore_errors=True)

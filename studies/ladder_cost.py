@@ -27,6 +27,7 @@ from poise_core.evidence.intervals import Interval
 from poise_core.evidence.rankings import rank_correlation
 from poise_core.evidence.stopping import Measurement, Referee
 from poise_core.evolution import CandidateRef, Evolution
+from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
 from poise_core.search.nodes import NodeRecord, shrunken_scores
 from studies.record import first_children
@@ -319,8 +320,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = replay(candidates, baseline, count, recording.ladder, given.replays)
         lines += render_replays(rows, seeds, count)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text("\n".join(lines))
-    data.write_text(recording.model_dump_json(indent=1) + "\n")
+    write_atomically(given.out, "\n".join(lines))
+    write_atomically(data, recording.model_dump_json(indent=1) + "\n")
     print("\n".join(lines))
 
 

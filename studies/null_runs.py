@@ -15,6 +15,7 @@ import numpy as np
 
 from poise_core.config import LadderSpec, load_preset
 from poise_core.evidence.format import format_limits
+from poise_core.files import write_atomically
 from studies.simulation import BASELINE, GRPO_SEED_STD, PANEL_SEED_STDS, Evolution, World, share, simulate
 
 CHILDREN = 63
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command += f" --runs {given.runs} --children {given.children} --seeds {' '.join(map(str, given.seeds))}"
     page = render(study(given.runs, given.seeds, given.children), given.children, command)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(page)
+    write_atomically(given.out, page)
     print(page)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from poise_core.config.search import AcquisitionSpec
 from poise_core.evidence.format import format_limits
 from poise_core.evidence.intervals import Interval
+from poise_core.files import write_atomically
 from poise_core.search.acquisition import Judgement, judge
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
 from poise_core.search.selection import pick_spread
@@ -267,7 +268,7 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     replays = {order: [replay(nodes, order, seed, spec) for seed in range(options.orders)] for order in ORDERS}
     levels, differences = summarise(replays)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "paper_tree.md").write_text(page(levels, differences, options.orders, spec, len(nodes)))
+    write_atomically(options.out / "paper_tree.md", page(levels, differences, options.orders, spec, len(nodes)))
     draw(differences, options.out / "paper_tree.svg")
     say("\n".join(verdicts(differences)))
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from poise_core.config import LadderSpec, load_preset
 from poise_core.evidence.format import format_limits
+from poise_core.files import write_atomically
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
 from poise_core.search.selection import ParentSelector
@@ -149,8 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     drawing = given.out.with_suffix(".svg")
     page = render(rows, given.children, given.effect, command, drawing.name)
     given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(page)
-    drawing.write_text(draw(rows))
+    write_atomically(given.out, page)
+    write_atomically(drawing, draw(rows))
     print(page)
 
 

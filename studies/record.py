@@ -12,16 +12,16 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from poise_core.archive import EVOLUTION_ARM, Archive
+from poise_core.archive.typed import CandidateRow
 from poise_core.evolution import CandidateRef, Evolution
 from poise_core.evolution.events import Event
 from poise_core.failures import CandidateFailure
 from poise_core.run_directory import RunDirectory
 
 
-def first_children(archive: Archive, count: int | None) -> list[dict[str, Any]]:
+def first_children(archive: Archive, count: int | None) -> list[CandidateRow]:
     """Rows of the first children in the order in which they were made; None: all of them."""
     rows = sorted(archive.rows("candidates", arm=EVOLUTION_ARM), key=lambda row: row["created_at"])
     return [row for row in rows if row["generation"]][:count]

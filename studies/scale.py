@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from poise_core.archive import Archive, candidate_row
+from poise_core.archive.typed import CandidateRow
 from poise_core.config.search import AcquisitionSpec
 from poise_core.evidence.intervals import Interval
+from poise_core.files import write_atomically
 from poise_core.search.acquisition import AcquisitionSelector, judge
 from poise_core.search.nodes import NodeRecord, NodeTable
 from poise_core.search.selection import pick_spread
@@ -151,7 +152,7 @@ def time_archive(sizes: Sequence[int], plain: int) -> tuple[list[Timing], list[T
     return appends, lineages, without
 
 
-def make_candidate(number: int, parent: int) -> dict[str, Any]:
+def make_candidate(number: int, parent: int) -> CandidateRow:
     """A candidate as it is appended, its parent and number given."""
     return candidate_row(
         candidate_id=f"c-{number}",
@@ -238,7 +239,7 @@ def main(arguments: Sequence[str] | None = None, say: Callable[[str], None] = pr
     }
     options.out.mkdir(parents=True, exist_ok=True)
     text = page(curves, os.getloadavg()[0])
-    (options.out / "scale.md").write_text(text)
+    write_atomically(options.out / "scale.md", text)
     draw(curves, options.out / "scale.svg")
     say(text)
 

@@ -94,7 +94,7 @@ class PartReader:
                 return self.open(table, name)
             texts = zip(table.part_keys, part_values(name) or (), strict=True)
             keys = {key: pa.scalar(text).cast(table.schema.field(key).type).as_py() for key, text in texts}
-            return self.compacted.load(table, [compacted], _condition(table, keys, unsealed=True))
+            return self.compacted.load(table, [compacted], _condition(table, keys, True))
 
         return self.settled(read)
 

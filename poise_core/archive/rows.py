@@ -6,15 +6,24 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from poise_core.archive.encoding import Row
 from poise_core.archive.errors import ArchiveRowError
 from poise_core.archive.schema import EVOLUTION_ARM, TRAJECTORIES
+from poise_core.archive.typed import (
+    CandidateRow,
+    EvaluationRow,
+    FailureRow,
+    ProposalRow,
+    ReflectionRow,
+    SelectionRow,
+    TrajectoryRow,
+    VerificationRow,
+)
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.failures import CandidateFailure
 
-MutableRow = dict[str, Any]
 _STEP_COLUMNS = tuple(
     field.name
     for field in TRAJECTORIES.own_fields
@@ -38,7 +47,7 @@ def candidate_row(
     change: str | None = None,
     proposal_id: str | None = None,
     revises: str | None = None,
-) -> MutableRow:
+) -> CandidateRow:
     """The row of an implemented candidate; ``mechanisms`` is slot -> choice."""
     return {
         "candidate_id": candidate_id,
@@ -84,7 +93,7 @@ def proposal_row(
     feasible: bool | None = None,
     reasons: Sequence[str] = (),
     screened_by: str | None = None,
-) -> MutableRow:
+) -> ProposalRow:
     """The row of one idea.
 
     Args:
@@ -126,7 +135,7 @@ def proposal_row(
 
 def verification_row(
     *, candidate_id: str, admitted: bool, report: str, fingerprint: str | None = None, seconds: float | None = None
-) -> MutableRow:
+) -> VerificationRow:
     """The row of an admission; ``report`` is the gate's report as JSON."""
     return {
         "candidate_id": candidate_id,
@@ -138,7 +147,7 @@ def verification_row(
     }
 
 
-def evaluation_rows(candidate_id: str, protocol: str, evaluation: SeedEvaluation) -> list[MutableRow]:
+def evaluation_rows(candidate_id: str, protocol: str, evaluation: SeedEvaluation) -> list[EvaluationRow]:
     """One row per benchmark; ``protocol`` is the digest."""
     return [
         {
@@ -201,7 +210,7 @@ def trajectory_rows(
     steps: Iterable[Mapping[str, Any]],
     *,
     confinement: Mapping[str, str] | None = None,
-) -> list[MutableRow]:
+) -> list[TrajectoryRow]:
     """One row per step of ``trajectory.jsonl``; what is no standard column goes into ``metrics``.
 
     Args:
@@ -214,7 +223,7 @@ def trajectory_rows(
     Raises:
         ArchiveRowError: a step has no ``step``.
     """
-    rows = []
+    rows: list[TrajectoryRow] = []
     confined = None if confinement is None else _json(confinement)
     for values in steps:
         if "step" not in values:
@@ -229,7 +238,7 @@ def trajectory_rows(
             if name not in _STEP_COLUMNS and name != "seed" and value is not None
         }
         keys = {"protocol": protocol, "candidate_id": candidate_id, "seed": seed, "written_by": "poise"}
-        rows.append({**own, **keys, "confinement": confined, "metrics": other})
+        rows.append(cast("TrajectoryRow", {**own, **keys, "confinement": confined, "metrics": other}))
     return rows
 
 
@@ -248,7 +257,7 @@ def reflection_row(
     content: Mapping[str, Any],
     written_by: str,
     parent_id: str | None = None,
-) -> MutableRow:
+) -> ReflectionRow:
     """The row of a reflection; ``content`` is ``Reflection.model_dump(mode="json")``."""
     return {
         "protocol": protocol,
@@ -271,7 +280,7 @@ def selection_row(
     slots: Sequence[int] = (),
     reason: str | None = None,
     arm: str = EVOLUTION_ARM,
-) -> MutableRow:
+) -> SelectionRow:
     """How one node was judged in one generation; it was selected where it fills a slot."""
     return {
         "protocol": protocol,
@@ -296,7 +305,7 @@ def failure_row(
     name: str | None = None,
     generation: int | None = None,
     parent_id: str | None = None,
-) -> MutableRow:
+) -> FailureRow:
     """The row of a candidate's failure."""
     return {
         "protocol": protocol,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import pyarrow as pa
 from pyarrow import fs
@@ -25,6 +25,19 @@ from poise_core.archive.rows import seed_evaluations, trajectory_step
 from poise_core.archive.schema import TABLES, Table
 from poise_core.archive.snapshot import WORTH, load_snapshot, snapshot_of, write_snapshot
 from poise_core.archive.storage import open_storage
+from poise_core.archive.typed import (
+    CallRow,
+    CandidateRow,
+    EvaluationRow,
+    FailureRow,
+    ProposalRow,
+    ReflectionRow,
+    ReplicationRow,
+    RungRow,
+    SelectionRow,
+    TrajectoryRow,
+    VerificationRow,
+)
 from poise_core.evaluation.results import SeedEvaluation
 
 
@@ -160,10 +173,49 @@ class Archive:
         data = self._reader.select(spec, equals, unsealed)
         return data.select(list(columns)) if columns is not None else data
 
-    def rows(self, table: str, *, unsealed: bool = False, **equals: Any) -> list[dict[str, Any]]:
+    @overload
+    def rows(self, table: Literal["candidates"], *, unsealed: bool = False, **equals: Any) -> list[CandidateRow]: ...
+
+    @overload
+    def rows(self, table: Literal["proposals"], *, unsealed: bool = False, **equals: Any) -> list[ProposalRow]: ...
+
+    @overload
+    def rows(
+        self, table: Literal["verifications"], *, unsealed: bool = False, **equals: Any
+    ) -> list[VerificationRow]: ...
+
+    @overload
+    def rows(self, table: Literal["evaluations"], *, unsealed: bool = False, **equals: Any) -> list[EvaluationRow]: ...
+
+    @overload
+    def rows(self, table: Literal["trajectories"], *, unsealed: bool = False, **equals: Any) -> list[TrajectoryRow]: ...
+
+    @overload
+    def rows(self, table: Literal["reflections"], *, unsealed: bool = False, **equals: Any) -> list[ReflectionRow]: ...
+
+    @overload
+    def rows(self, table: Literal["selections"], *, unsealed: bool = False, **equals: Any) -> list[SelectionRow]: ...
+
+    @overload
+    def rows(self, table: Literal["failures"], *, unsealed: bool = False, **equals: Any) -> list[FailureRow]: ...
+
+    @overload
+    def rows(self, table: Literal["rungs"], *, unsealed: bool = False, **equals: Any) -> list[RungRow]: ...
+
+    @overload
+    def rows(
+        self, table: Literal["replications"], *, unsealed: bool = False, **equals: Any
+    ) -> list[ReplicationRow]: ...
+
+    @overload
+    def rows(self, table: Literal["calls"], *, unsealed: bool = False, **equals: Any) -> list[CallRow]: ...
+
+    @overload
+    def rows(self, table: str, *, unsealed: bool = False, **equals: Any) -> list[dict[str, Any]]: ...
+
+    def rows(self, table: str, *, unsealed: bool = False, **equals: Any) -> Any:
         """As :meth:`read`, one dictionary per row; map columns become dictionaries."""
-        found: list[dict[str, Any]] = self.read(table, unsealed=unsealed, **equals).to_pylist(maps_as_pydicts="strict")
-        return found
+        return self.read(table, unsealed=unsealed, **equals).to_pylist(maps_as_pydicts="strict")
 
     def evaluations(
         self, *, protocol: str, candidate_id: str | None = None, split: str = "search", unsealed: bool = False

@@ -76,6 +76,7 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
     from rich.console import Console
 
     from poise_core.evidence.run_evidence import RunEvidence
+    from poise_core.files import write_atomically
     from poise_core.render.svg import draw_comparison
     from poise_core.render.terminal import render_comparison
     from poise_core.run_directory import RunDirectory
@@ -87,7 +88,7 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
         steps.setdefault(run.arm, []).append(best_so_far(RunEvidence.load(archive, run.preset.protocol)))
     curves = compare_arms(steps)
     document = json_module.dumps([curve.to_dict() for curve in curves], indent=1)
-    (folder / "comparison.json").write_text(document + "\n")
+    write_atomically(folder / "comparison.json", document + "\n")
     draw_comparison(curves, folder / "comparison.svg")
     if json:
         typer.echo(document)

@@ -84,12 +84,14 @@ def _judge(preset: Preset, names: Sequence[str], seeds: int, folder: Path) -> Su
 
 
 def _replace_measured(path: Path, page: str) -> None:
+    from poise_core.files import write_atomically
+
     text = path.read_text() if path.exists() else f"# Testbed\n\n{_BEGIN}\n{_END}\n"
     head, _, rest = text.partition(_BEGIN)
     _, found, tail = rest.partition(_END)
     if not found:
         raise typer.BadParameter(f"{path} lacks the lines {_BEGIN} and {_END} around the part to replace")
-    path.write_text(f"{head}{_BEGIN}\n{page}{_END}{tail}")
+    write_atomically(path, f"{head}{_BEGIN}\n{page}{_END}{tail}")
 
 
 def build_policy(

@@ -10,6 +10,7 @@ from pathlib import Path
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.failures import InfrastructureError
+from poise_core.files import write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import Limits
 from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
@@ -38,7 +39,8 @@ def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Cal
         for (seed, policy), result in zip(job.policies, results, strict=True)
     ]
     protocol = job.protocol.model_copy(update={"environment": job.protocol.environment.absolute()})
-    job_file.write_text(
+    write_atomically(
+        job_file,
         json.dumps(
             {
                 "protocol": protocol.model_dump(mode="json"),
@@ -47,7 +49,7 @@ def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Cal
                 "base": str(base),
                 "policies": policies,
             }
-        )
+        ),
     )
     try:
         status = run_confined(

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, Lineage
+from poise_core.archive.typed import CandidateRow, FailureRow, ReplicationRow, RungRow
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval
@@ -32,11 +33,11 @@ class RunEvidence:
 
     archive: Archive  # for what only one view asks for: curves, proposals, reflections
     protocol: Protocol
-    candidates: Mapping[str, Row]  # of every protocol, since candidates belong to none
+    candidates: Mapping[str, CandidateRow]  # of every protocol, since candidates belong to none
     evaluations: Mapping[str, Sequence[SeedEvaluation]]  # of candidates that have not failed in training
-    failures: Sequence[Row]  # in the order in which they happened
-    rungs: Sequence[Row]  # of the ladder, whatever was decided on it
-    replications: Mapping[str, Row]  # candidate -> row
+    failures: Sequence[FailureRow]  # in the order in which they happened
+    rungs: Sequence[RungRow]  # of the ladder, whatever was decided on it
+    replications: Mapping[str, ReplicationRow]  # candidate -> row
     trained_seeds: Mapping[str, frozenset[int]]  # candidate -> seeds of which a training lies in the archive
     _intervals: dict[tuple[str, str, float], Interval | None] = field(default_factory=dict, repr=False)
 
@@ -49,9 +50,8 @@ class RunEvidence:
         """
         digest = protocol.digest
         # what is written later is read first, so that whatever is named below has its candidate beside a run that goes on
-        replications, rungs = (
-            archive.rows(table, protocol=digest) if archive.has(table) else [] for table in ("replications", "rungs")
-        )
+        replications = archive.rows("replications", protocol=digest) if archive.has("replications") else []
+        rungs = archive.rows("rungs", protocol=digest) if archive.has("rungs") else []
         failures = archive.rows("failures", protocol=digest)
         failed = {row["candidate_id"] for row in failures if row["stage"] in ("train", "evaluate")}
         found = archive.evaluations(protocol=digest)
@@ -88,7 +88,7 @@ class RunEvidence:
         return next((root for root in roots if self.candidates[root]["arm"] == EVOLUTION_ARM), None)
 
     @cached_property
-    def last_failures(self) -> Mapping[str, Row]:
+    def last_failures(self) -> Mapping[str, FailureRow]:
         """The last failure of each candidate, and of each idea that never became one, that has any."""
         return {row["candidate_id"]: row for row in self.failures}
 
@@ -98,7 +98,7 @@ class RunEvidence:
         return frozenset(row["revises"] for row in self.candidates.values() if row["revises"])
 
     @cached_property
-    def highest_rungs(self) -> Mapping[str, Row]:
+    def highest_rungs(self) -> Mapping[str, RungRow]:
         """Of each candidate that has climbed the ladder, the row of the highest rung."""
         return {row["candidate_id"]: row for row in sorted(self.rungs, key=lambda row: RUNGS.index(row["rung"]))}
 

@@ -13,9 +13,10 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 from poise_core.archive import EVOLUTION_ARM
+from poise_core.archive.typed import RungRow
 from poise_core.evidence.racing import Decision
 from poise_core.evidence.stopping import Measurement, Referee, Rung
 from poise_core.evolution.health import HealthWatch
@@ -44,7 +45,7 @@ class Ladder:
         lower: tuple[Rung, ...] = ("proxy",) if self.spec.proxy_steps else ()
         return (*lower, *(("first",) if len(self.seeds) > 1 else ()), "all")
 
-    def stopped(self, candidate: CandidateRef) -> dict[str, Any] | None:
+    def stopped(self, candidate: CandidateRef) -> RungRow | None:
         """The row of the rung at which the candidate was stopped."""
         rows = self.archive.rows(
             "rungs", protocol=self.protocol.digest, candidate_id=candidate.candidate_id, decision="stopped"

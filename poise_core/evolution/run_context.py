@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from poise_core.archive import Archive, candidate_row, failure_row
+from poise_core.archive.typed import FailureRow
 from poise_core.candidate.identity import source_digest
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.events import Observer, announced, ignore
@@ -36,8 +37,8 @@ def admitted_digest(archive: Archive, candidate_id: str) -> str | None:
     """Digest of the text that the gate admitted; of the registered one where the gate was not asked, as for a baseline."""
     for row in archive.rows("verifications", candidate_id=candidate_id, admitted=True):
         return VerificationReport.from_json(row["report"]).source_digest
-    for row in archive.rows("candidates", candidate_id=candidate_id):
-        return str(row["source_digest"])
+    for registered in archive.rows("candidates", candidate_id=candidate_id):
+        return registered["source_digest"]
     return None
 
 
@@ -182,7 +183,7 @@ class RunContext:
         """Tell the observer of a stage; see :func:`poise_core.evolution.events.announced`."""
         return announced(self.observer, stage, what, generation, self.should_stop)
 
-    def failure_row(self, candidate: CandidateRef, failure: CandidateFailure) -> dict[str, Any]:
+    def failure_row(self, candidate: CandidateRef, failure: CandidateFailure) -> FailureRow:
         """A row of ``failures``."""
         return failure_row(
             failure,

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from poise_core.archive import evaluation_rows
+from poise_core.archive.typed import ReplicationRow
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.format import format_interval
@@ -57,7 +58,7 @@ class Replication:
     def __post_init__(self) -> None:
         self.archive, self.protocol = self.run.archive, self.run.preset.protocol
 
-    def carry_out(self, count: int | None = None, *, undeclared: bool = False) -> dict[str, Any]:
+    def carry_out(self, count: int | None = None, *, undeclared: bool = False) -> ReplicationRow:
         """Replicate, or go on, or read back what came out.
 
         Args:
@@ -94,9 +95,11 @@ class Replication:
             **outcome,
         }
         self.archive.append("replications", [row])
-        return self._stored() or row
+        stored = self._stored()
+        assert stored is not None  # as it was just written
+        return stored
 
-    def _stored(self) -> dict[str, Any] | None:
+    def _stored(self) -> ReplicationRow | None:
         rows = self.archive.rows("replications", protocol=self.protocol.digest, candidate_id=self.candidate_id)
         return rows[0] if rows else None
 

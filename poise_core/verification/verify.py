@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import signal
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 
 from poise_core.candidate.identity import source_digest
 from poise_core.failures import FailureKind, InfrastructureError
+from poise_core.files import write_atomically
 from poise_core.sandbox.command import Limits, confined_command, has_private_scratch
 from poise_core.sandbox.confine import SETUP_FAILED, WALL_TIME_OVER
 from poise_core.sandbox.pipes import Finished, run_until
@@ -197,8 +197,6 @@ def _incomplete(
 def _store(report: VerificationReport, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / "verification.json.partial"
-        partial.write_text(report.to_json() + "\n", encoding="utf-8")
-        os.replace(partial, folder / "verification.json")
+        write_atomically(folder / "verification.json", report.to_json() + "\n")
     except OSError as error:
         raise InfrastructureError(f"{folder}: the verification report cannot be written: {error.strerror}") from error

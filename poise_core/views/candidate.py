@@ -7,34 +7,45 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from poise_core.archive import Archive, ArchiveError
+from poise_core.archive.typed import (
+    CandidateRow,
+    FailureRow,
+    ProposalRow,
+    ReflectionRow,
+    ReplicationRow,
+    RungRow,
+    VerificationRow,
+)
 from poise_core.evaluation.results import benchmark_means
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import Row, RunEvidence
+
+AnyRow = TypeVar("AnyRow")
 
 
 @dataclass(frozen=True)
 class CandidateView:
     """Everything the archive holds of one candidate, the sealed split aside."""
 
-    record: dict[str, Any]  # the row of candidates
+    record: CandidateRow  # the row of candidates
     parents: dict[str, str]  # candidate id -> name
     children: dict[str, str]
-    proposal: dict[str, Any] | None
-    verification: dict[str, Any] | None
+    proposal: ProposalRow | None
+    verification: VerificationRow | None
     seeds: dict[int, float]  # seed -> Overall, percent
     benchmarks: dict[str, float]  # percent, mean over seeds
     parent_benchmarks: dict[str, float]
     overall: Interval | None
     deltas: dict[str, Interval]  # name of the parent and of the baseline -> paired difference
     curves: dict[str, dict[int, float]]  # metric -> step -> mean over seeds
-    reflection: dict[str, Any] | None
-    failures: list[dict[str, Any]]
+    reflection: ReflectionRow | None
+    failures: list[FailureRow]
     state: str = ""  # see RunEvidence.state
-    rungs: list[dict[str, Any]] = field(default_factory=list)  # of the ladder, from below
-    replication: dict[str, Any] | None = None
+    rungs: list[RungRow] = field(default_factory=list)  # of the ladder, from below
+    replication: ReplicationRow | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times as ISO text, embedded JSON as objects."""
@@ -84,10 +95,10 @@ def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -
         if delta is not None:
             deltas[records[other]["name"]] = delta
     parent = record["parent_ids"][0] if record["parent_ids"] else ""
-    rungs = [dict(row) for row in evidence.rungs if row["candidate_id"] == candidate]
+    rungs = [row for row in evidence.rungs if row["candidate_id"] == candidate]
     replication = evidence.replications.get(candidate)
     return CandidateView(
-        record=dict(record),
+        record=record,
         parents={key: records[key]["name"] for key in record["parent_ids"]},
         children={key: records[key]["name"] for key in evidence.lineage.children(candidate)},
         proposal=_only(archive.rows("proposals", proposal_id=record["proposal_id"])) if record["proposal_id"] else None,
@@ -102,7 +113,7 @@ def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -
         failures=archive.rows("failures", candidate_id=candidate, protocol=digest),
         state=evidence.state(candidate),
         rungs=sorted(rungs, key=lambda row: row["tokens"]),
-        replication=dict(replication) if replication else None,
+        replication=replication,
     )
 
 
@@ -120,7 +131,7 @@ def mean_curves(seeds: dict[int, list[dict[str, Any]]]) -> dict[str, dict[int, f
     }
 
 
-def _only(rows: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _only(rows: list[AnyRow]) -> AnyRow | None:
     return rows[0] if rows else None
 
 

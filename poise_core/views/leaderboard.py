@@ -57,7 +57,9 @@ def leaderboard(evidence: RunEvidence, *, level: float = 0.95) -> list[Leaderboa
     """
     rows = []
     for candidate, record in evidence.candidates.items():
-        common = {name: record[name] for name in ("candidate_id", "name", "generation", "written_by", "arm")}
+        common: dict[str, Any] = {
+            name: record[name] for name in ("candidate_id", "name", "generation", "written_by", "arm")
+        }
         common["state"] = evidence.state(candidate)
         if rung := evidence.highest_rungs.get(candidate):
             common["rung"] = {name: rung[name] for name in ("rung", "decision", "message", "tokens")}

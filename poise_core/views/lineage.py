@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from poise_core.archive import UNTRAINED_ARM, TreeNode
+from poise_core.archive.typed import SelectionRow
 from poise_core.evidence.intervals import Interval, distinguishable
 from poise_core.evidence.run_evidence import RunEvidence
 
@@ -46,14 +47,14 @@ def lineage(evidence: RunEvidence, *, level: float = 0.95) -> list[LineageNode]:
         poise_core.archive.ArchiveError: a file cannot be read, or a parent is missing.
     """
     records = evidence.candidates
-    judged: dict[str, list[dict[str, Any]]] = {}
+    judged: dict[str, list[SelectionRow]] = {}
     for row in evidence.archive.rows("selections", protocol=evidence.protocol.digest):
         judged.setdefault(row["candidate_id"], []).append(row)
 
     def node(place: TreeNode) -> LineageNode:
         candidate = place.candidate_id
         record, failure = records[candidate], evidence.last_failures.get(candidate)
-        parent, *donors = record["parent_ids"] or [None]
+        parent, donors = next(iter(record["parent_ids"]), None), record["parent_ids"][1:]
         judgements = sorted(judged.get(candidate, []), key=lambda row: row["generation"])
         return LineageNode(
             candidate_id=candidate,

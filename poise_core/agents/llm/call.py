@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -256,15 +256,17 @@ class Caller:
             "written_by": "llm",
         }
 
-    def _recorded(self, call_id: str) -> dict[str, Any] | None:
+    def _recorded(self, call_id: str) -> Mapping[str, Any] | None:
         """The row of an earlier attempt, here or in the recording, from which it is copied."""
-        row = self.ledger.find(call_id)
-        if row is None and self._replay is not None and self._replay.contains("calls", call_id=call_id):
+        if (own := self.ledger.find(call_id)) is not None:
+            return own
+        if self._replay is not None and self._replay.contains("calls", call_id=call_id):
             (recorded,) = self._replay.rows("calls", call_id=call_id)
             row = {key: value for key, value in recorded.items() if key not in ("row_key", "content_digest")}
             row["replayed"] = True
             self.ledger.write(row)
-        return row
+            return row
+        return None
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds

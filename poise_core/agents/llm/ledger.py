@@ -19,6 +19,7 @@ import yaml
 
 from poise_core.agents.llm.faults import AgentsUnusable, CallFailed, Outcome
 from poise_core.archive import Archive
+from poise_core.archive.typed import CallRow
 from poise_core.config.agents import AgentSettings, Cap, Price
 from poise_core.failures import Cancelled
 
@@ -139,7 +140,7 @@ class Ledger:
                 for cap, period in ((self._caps.generation, generation), (self._caps.run, None))
             )
 
-    def find(self, call_id: str) -> dict[str, Any] | None:
+    def find(self, call_id: str) -> CallRow | None:
         """The row of a call.
 
         Raises:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import selection_row
+from poise_core.archive.typed import SelectionRow
 from poise_core.evolution.history import with_bonus
 from poise_core.evolution.records import CandidateRef, ChildSlot
 from poise_core.evolution.search_context import SearchContext
@@ -45,7 +45,7 @@ def select_parents(search: SearchContext, generation: int) -> list[ChildSlot]:
 
 def _selection_rows(
     search: SearchContext, generation: int, chosen: Sequence[Selection], bonuses: Mapping[str, float]
-) -> list[dict[str, Any]]:
+) -> list[SelectionRow]:
     slots: dict[str, list[int]] = {}
     reasons: dict[str, str] = {}
     for one in chosen:

@@ -84,9 +84,9 @@ def _proposal(view: CandidateView) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    for title, key in (("hypothesis", "hypothesis"), ("change", "change")):
-        if view.record[key]:
-            table.add_row(title, Text(view.record[key]))
+    for title, said in (("hypothesis", view.record["hypothesis"]), ("change", view.record["change"])):
+        if said:
+            table.add_row(title, Text(said))
     if view.proposal:
         for expected in json.loads(view.proposal["content"]).get("expectations", []):
             sentence = f"{expected['metric']} to {expected['direction']}: {expected['why']}"
