@@ -331,8 +331,13 @@ class ForkedProcess:
         return status
 
     def close(self) -> None:
-        """Let the server collect the process."""
-        self._connection.close()
+        """Let the server collect the process, and wait until it has."""
+        with contextlib.suppress(OSError), self._connection as connection:
+            connection.shutdown(socket.SHUT_WR)
+            deadline = time.monotonic() + 1.0
+            while (remaining := deadline - time.monotonic()) > 0 and self._readable(remaining):
+                if self._message() is None:
+                    break
 
     def _readable(self, seconds: float | None) -> bool:
         poll = select.poll()  # select would not take numbers above 1023

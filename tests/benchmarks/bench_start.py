@@ -30,7 +30,12 @@ def processor_seconds() -> float:
     """Of this process, of what it has waited for, and of its fork server with what that has collected."""
     own = time.process_time() + sum(psutil.Process().cpu_times()[2:4])
     pid = warm.server_pid()
-    return own + (sum(psutil.Process(pid).cpu_times()[:4]) if pid is not None else 0.0)
+    if pid is None:
+        return own
+    server = psutil.Process(pid)
+    while server.children():  # what has ended counts once the server has collected it
+        time.sleep(0.01)
+    return own + sum(server.cpu_times()[:4])
 
 
 def gate() -> float:
@@ -61,12 +66,11 @@ def measured(what: Callable[[], float], repeats: int) -> dict[str, list[tuple[fl
     """Way -> (wall seconds, processor seconds) of every repeat; the ways take turns."""
     found: dict[str, list[tuple[float, float]]] = {"first fork": [], "fork": [], "program": []}
     for number in range(repeats + 1):
-        for way in ("fork", "program"):
+        for way in ("fork", "program") if number else ("fork",):
             os.environ["POISE_WARM"] = str(int(way == "fork"))
             before = processor_seconds()
             seconds = what()
-            if number or way == "fork":
-                found["first fork" if number == 0 else way].append((seconds, processor_seconds() - before))
+            found[way if number else "first fork"].append((seconds, processor_seconds() - before))
     return found
 
 
