@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+def warm_up() -> None:
+    """Import what making a training set needs, which takes seconds the first time in a process."""
+    import datasets  # noqa: F401
+
+
 def training_set(spec: EnvironmentSpec, seed: int) -> Dataset:
     """Rows of prompt, answer and kind, kinds drawn with the shares of ``spec.mixture``; prompts may repeat.
 

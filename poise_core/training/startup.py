@@ -21,9 +21,10 @@ from poise_core.policies.libraries import leave, load_libraries
 def warm_up() -> None:
     """Import what a training needs."""
     load_libraries()
-    import datasets  # noqa: F401  by the training set
-
     import poise_core.training.worker  # noqa: F401
+    from poise_core.environments import prompts
+
+    prompts.warm_up()
 
 
 def run(arguments: Sequence[str]) -> int:
