@@ -28,7 +28,7 @@ from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.environments import Environment, Problem
 from poise_core.policies.model import PromptCodec
 from poise_core.reductions import group_max, group_min, masked_mean
-from poise_core.sampling.local import hash_key, sample_completions, score_completions, uniforms
+from poise_core.sampling.local import hash_key, sample_completions, score_completions, separates_packed, uniforms
 from poise_core.training.algorithm import Algorithm, TrainingSignal, not_finite
 from poise_core.training.batches import GlobalBatch, gather_batch
 from poise_core.training.engine import Engine, micro_batch_count
@@ -70,6 +70,7 @@ class Trainer:
         self.environment, self.problems, self.training, self.resources = environment, problems, training, resources
         self.seed, self.rank, self.device = seed, rank, device
         self.state = TrainerState()
+        self._packed = separates_packed(reference)
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Run the remaining steps, yielding one trajectory row after each.
@@ -171,6 +172,7 @@ class Trainer:
             part.completion_mask,
             temperature=self.training.temperature,
             entropies=entropies,
+            packed=self._packed,
         )
 
     def _rollout_metrics(self, batch: GlobalBatch) -> dict[str, float]:
