@@ -22,7 +22,7 @@ from poise_core.policies.libraries import skipped_imports
 from poise_core.policies.model import PromptCodec, load_model
 from poise_core.sampling.local import sample_completions, uniforms
 
-ROWS_PER_BATCH = 1024
+ROWS_PER_BATCH = 2048
 
 
 def benchmark_problems(environment: Environment, spec: BenchmarkSpec, split: Split) -> list[Problem]:
