@@ -123,6 +123,7 @@ def measure(preset_name: str, algorithm: str, steps: int, seed: int, operators: 
         save_policy(model, trainer.codec, folder)
         if operators:
             _print_operators("one evaluation", lambda: evaluate_policy(folder, preset.protocol, "search", seed))
+            return result
         started, clock = _user_seconds(), time.perf_counter()
         found = evaluate_policy(folder, preset.protocol, "search", seed)
         result |= {"evaluation": _user_seconds() - started, "evaluation_wall": time.perf_counter() - clock}
@@ -141,9 +142,9 @@ def _print_operators(what: str, run) -> None:
         groups[name] += event.self_cpu_time_total
         calls += event.count
     total = sum(groups.values())
-    print(f"{what}: {calls} operator calls")
+    print(f"{what}: {calls} operator calls", flush=True)
     for name, value in sorted(groups.items(), key=lambda pair: -pair[1]):
-        print(f"  {name:32s} {value / total:5.0%}")
+        print(f"  {name:32s} {value / total:5.0%}", flush=True)
 
 
 def run_in(checkout: Path, arguments: argparse.Namespace) -> dict[str, float]:
