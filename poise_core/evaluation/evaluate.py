@@ -23,7 +23,7 @@ from poise_core.policies.model import PromptCodec, load_model
 from poise_core.randomness import uniforms
 from poise_core.sampling.local import sample_completions
 
-ROWS_PER_BATCH = 1024
+ROWS_PER_BATCH = 2048
 
 
 def benchmark_problems(environment: Environment, spec: BenchmarkSpec, split: Split) -> list[Problem]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +60,7 @@ class PromptCodec:
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Left-padded ids and mask, both (N, P): int64 and bool."""
-        rows = [self.tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+        rows = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
         mask = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -70,11 +71,11 @@ class PromptCodec:
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Texts of completions, (B, T) ids and mask; the end-of-sequence token is left out."""
-        texts = []
-        for row, kept in zip(ids.tolist(), mask.tolist(), strict=True):
-            tokens = [token for token, keep in zip(row, kept, strict=True) if keep and token != self.eos_id]
-            texts.append(self.tokenizer.decode(tokens, clean_up_tokenization_spaces=False))
-        return texts
+        kept = (mask & (ids != self.eos_id)).tolist()
+        rows = [tuple(compress(row, keep)) for row, keep in zip(ids.tolist(), kept, strict=True)]
+        # short completions of one prompt are often the same
+        texts = {row: self.tokenizer.decode(list(row), clean_up_tokenization_spaces=False) for row in set(rows)}
+        return [texts[row] for row in rows]
 
 
 def save_policy(model: PreTrainedModel, codec: PromptCodec, folder: Path) -> None:

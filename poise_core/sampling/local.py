@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 COMPACT_SHARE = 0.1
 """The batch is compacted when at least this share of its sequences has finished; compaction copies the cache."""
 
+PACKED_WIDTH = 64
+"""Packed rows are at least this wide, in tokens: wider ones have less padding at their ends, but attention grows with the width."""
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -149,27 +152,75 @@ def score_completions(
     *,
     temperature: float = 1.0,
     entropies: bool = True,
+    packed: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities of the completions' tokens, and entropies, both (B, T) float32, with gradient if enabled.
 
-    Entropies are zeros where ``entropies`` is False. Columns that no row uses may be cut off beforehand.
+    Both are zero outside the mask, and entropies are zeros where ``entropies`` is False. The model sees every sequence
+    without its padding: prompt and completion next to each other, from the left. ``packed`` puts several short ones into
+    one row; it is for models that :func:`separates_packed` finds able to tell them apart.
     """
-    ids = torch.cat([prompt_ids, completion_ids], dim=1)
-    attention = torch.cat([prompt_mask, completion_mask], dim=1)
-    positions = (attention.long().cumsum(-1) - 1).clamp(min=0)
-    length = completion_ids.shape[1]
-    # right padding is never attended by a real token, so only left padding needs a mask
-    left_padded = not bool(prompt_mask.all())
-    output = model(
-        input_ids=ids,
-        attention_mask=attention.long() if left_padded else None,
-        position_ids=positions,
-        use_cache=False,
-        logits_to_keep=length + 1,
-    )
-    logits = output.logits[:, :-1].float() / temperature  # (B, T, V)
-    log_probabilities = torch.log_softmax(logits, dim=-1)
-    logprobs = log_probabilities.gather(-1, completion_ids.unsqueeze(-1)).squeeze(-1)
+    real = torch.cat([prompt_mask, completion_mask], dim=1)  # (B, P + T)
+    prompts = prompt_mask.sum(-1)
+    place, width = _places(real.sum(-1).tolist(), PACKED_WIDTH if packed else 0)
+    row, start = place.to(real.device).unbind(-1)  # (B,) each
+    columns = start.unsqueeze(-1) + real.long().cumsum(-1) - 1  # of every real token in its row
+    rows = int(row.max()) + 1
+    ids = torch.zeros((rows, width), dtype=torch.int64, device=real.device)
+    ids[row.unsqueeze(-1).expand_as(columns)[real], columns[real]] = torch.cat([prompt_ids, completion_ids], dim=1)[
+        real
+    ]
+    begin = torch.zeros_like(ids)
+    begin[row, start] = start
+    # positions begin anew with every sequence, and go on in what is left of a row: no real token attends there
+    positions = torch.arange(width, device=real.device) - begin.cummax(-1).values
+    first = int((start + prompts).min()) - 1  # the first column that predicts a completion's token
+    output = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=width - first)
+    predicting = row.unsqueeze(-1) * (width - first) + columns[:, prompt_mask.shape[1] :] - 1 - first
+    logits = output.logits.flatten(0, 1).index_select(0, predicting[completion_mask])  # (tokens, V)
+    log_probabilities = torch.log_softmax(logits.float() / temperature, dim=-1)
+    chosen = log_probabilities.gather(-1, completion_ids[completion_mask].unsqueeze(-1)).squeeze(-1)
+    zeros = torch.zeros(completion_mask.shape, dtype=torch.float32, device=real.device)
+    logprobs = zeros.masked_scatter(completion_mask, chosen)
     if not entropies:
-        return logprobs, torch.zeros_like(logprobs)
-    return logprobs, -(log_probabilities.exp() * log_probabilities).sum(-1)
+        return logprobs, zeros
+    return logprobs, zeros.masked_scatter(completion_mask, -(log_probabilities.exp() * log_probabilities).sum(-1))
+
+
+def _places(lengths: list[int], width: int) -> tuple[Tensor, int]:
+    """Where sequences of these lengths lie in rows of ``width`` tokens, or of the longest's where that is more.
+
+    First fit decreasing: from the longest, each goes into the first row that has room. With a ``width`` of 0 every sequence
+    has a row of its own.
+
+    Returns:
+        (B, 2) int64, row and first column of each sequence, and the width of the rows.
+    """
+    if width == 0:
+        return torch.stack([torch.arange(len(lengths)), torch.zeros(len(lengths), dtype=torch.int64)], dim=-1), max(
+            lengths
+        )
+    width = max(width, *lengths)
+    used: list[int] = []
+    places = [(0, 0)] * len(lengths)
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        row = next((row for row, length in enumerate(used) if length + lengths[index] <= width), len(used))
+        if row == len(used):
+            used.append(0)
+        places[index] = (row, used[row])
+        used[row] += lengths[index]
+    return torch.tensor(places), max(used)
+
+
+@torch.no_grad()
+def separates_packed(model: Any) -> bool:
+    """Whether a model keeps apart the sequences of one row that only their positions tell apart.
+
+    Transformers masks them from each other in models that hand positions on to its masks. It is tried: what comes before a
+    sequence in its row must not change a bit of its logits.
+    """
+    device = next(model.parameters()).device
+    positions = torch.arange(3, device=device).repeat(2).unsqueeze(0)
+    rows = [torch.tensor([[before] * 3 + [0, 1, 0]], device=device) for before in (0, 1)]
+    one, other = (model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 3:] for ids in rows)
+    return torch.equal(one, other)

@@ -62,6 +62,7 @@ def deepspeed_config(training: TrainingSpec, resources: ResourceSpec, world_size
                 "eps": 1e-8,
                 "weight_decay": training.weight_decay,
                 "torch_adam": True,
+                "fused": True,  # one kernel per update in place of some ten for every parameter
             },
         },
         "zero_optimization": {"stage": resources.zero_stage, **plain},

@@ -29,7 +29,7 @@ from poise_core.environments import Environment, Problem
 from poise_core.policies.model import PromptCodec
 from poise_core.randomness import hash_key, uniforms
 from poise_core.reductions import group_max, group_min, masked_mean
-from poise_core.sampling.local import sample_completions, score_completions
+from poise_core.sampling.local import sample_completions, score_completions, separates_packed
 from poise_core.training.algorithm import Algorithm, TrainingSignal, not_finite
 from poise_core.training.batches import GlobalBatch, gather_batch
 from poise_core.training.engine import Engine, micro_batch_count
@@ -71,6 +71,7 @@ class Trainer:
         self.environment, self.problems, self.training, self.resources = environment, problems, training, resources
         self.seed, self.rank, self.device = seed, rank, device
         self.state = TrainerState()
+        self._packed = separates_packed(reference)
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Run the remaining steps, yielding one trajectory row after each.
@@ -172,6 +173,7 @@ class Trainer:
             part.completion_mask,
             temperature=self.training.temperature,
             entropies=entropies,
+            packed=self._packed,
         )
 
     def _rollout_metrics(self, batch: GlobalBatch) -> dict[str, float]:

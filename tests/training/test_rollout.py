@@ -7,7 +7,13 @@ import torch
 
 from poise_core.policies.model import PromptCodec, load_model
 from poise_core.randomness import hash_key, uniforms
-from poise_core.sampling.local import Completions, sample_completions, score_completions
+from poise_core.sampling.local import (
+    PACKED_WIDTH,
+    Completions,
+    sample_completions,
+    score_completions,
+    separates_packed,
+)
 
 LENGTH = 10
 SPREAD = 3.0  # a temperature at which completions have many lengths
@@ -67,6 +73,59 @@ def test_logprobs_and_entropies_are_those_of_a_plain_forward_pass(model, codec) 
         torch.testing.assert_close(entropies[kept], sampled.entropies[kept], atol=2e-6, rtol=0)
         assert (sampled.logprobs[~kept] == 0).all()
         assert (sampled.ids[~kept] == codec.pad_id).all()
+
+
+def scored(model, codec, sampled: Completions, rows: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+    ids, mask = codec.encode(PROMPTS)
+    return score_completions(model, ids[rows], mask[rows], sampled.ids, sampled.mask, **kwargs)
+
+
+def test_packed_sequences_have_the_numbers_and_gradients_of_separate_ones(model, codec, monkeypatch) -> None:
+    sampled = sample(model, codec, PROMPTS, [16] * 4, uniforms(64, LENGTH, 8), temperature=SPREAD)
+    rows = torch.arange(4).repeat_interleave(16)
+    shapes: list[tuple[int, int]] = []
+    forward = type(model).forward
+
+    def watching(self, *args, **kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", watching)
+    weight = torch.linspace(-1, 1, sampled.mask.numel()).view(sampled.mask.shape)
+    found = []
+    for packed in (False, True):
+        logprobs, entropies = scored(model, codec, sampled, rows, packed=packed)
+        assert not logprobs[~sampled.mask].any()
+        assert not entropies[~sampled.mask].any()
+        gradients = torch.autograd.grad((weight * (logprobs + entropies)).sum(), list(model.parameters()))
+        found.append((logprobs.detach(), entropies.detach(), gradients))
+    prompts = codec.encode(PROMPTS)[1].sum(-1)
+    lengths = prompts[rows] + sampled.mask.sum(-1)
+    assert shapes[0] == (64, int(lengths.max()))
+    assert shapes[1][1] <= PACKED_WIDTH
+    assert shapes[1][0] * shapes[1][1] < 64 * int(lengths.max())
+    (logprobs, entropies, gradients), (packed_logprobs, packed_entropies, packed_gradients) = found
+    torch.testing.assert_close(packed_logprobs, logprobs, atol=2e-6, rtol=0)
+    torch.testing.assert_close(packed_entropies, entropies, atol=2e-6, rtol=0)
+    for one, other in zip(packed_gradients, gradients, strict=True):
+        # sums over the tokens run in another order: float32 round-off of a sum of some 500 terms
+        torch.testing.assert_close(one, other, atol=1e-5 * float(other.abs().max()) + 1e-5, rtol=0)
+
+
+def test_a_model_that_mixes_the_sequences_of_a_row_is_found_out(model) -> None:
+    assert separates_packed(model)
+
+    class Mixing(torch.nn.Module):
+        """Masks from an attention mask, as a model does that gives its masks no positions."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, input_ids, **kwargs):
+            return self.inner(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **kwargs)
+
+    assert not separates_packed(Mixing())
 
 
 def test_greedy_is_transformers_generate(model, codec) -> None:

@@ -222,7 +222,7 @@ def test_a_candidate_sees_its_own_rows(tiny_policy: Path, device: torch.device) 
 
 
 class Counter:
-    """Counts calls of a model's forward pass."""
+    """Counts a model's forward passes and the sequences in them; several may lie in one row, each from position 0 on."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.calls = self.rows = 0
@@ -230,7 +230,7 @@ class Counter:
 
     def _count(self, module, args, kwargs) -> None:
         self.calls += 1
-        self.rows += len(kwargs["input_ids"])
+        self.rows += int((kwargs["position_ids"] == 0).sum())
 
 
 def run_counted(policy: Path, candidate: Candidate, device: torch.device, monkeypatch) -> tuple[int, set[bool]]:
