@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import torch
+from safetensors.torch import load_file
 from training_samples import TRAINING, protocol_of
 
 from poise_core.config import ResourceSpec
 from poise_core.sandbox import warm
-from poise_core.training.launcher import TrainingJob
+from poise_core.training.launcher import SeedTraining, TrainingJob
 
 LONG = TRAINING.model_copy(update={"steps": 6})
 
@@ -41,3 +43,18 @@ def nothing_stays(marker: str) -> Iterator[None]:
     yield
     assert children() <= before
     assert [p.pid for p in psutil.process_iter(["cmdline"]) if marker in " ".join(p.info["cmdline"] or [])] == []
+
+
+def files_of(training: SeedTraining) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
+    """Weights, and the trajectory without wall times."""
+    rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in training.trajectory()]
+    return load_file(training.policy_folder / "model.safetensors"), rows
+
+
+def assert_same(found: list[SeedTraining], expected: list[SeedTraining]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        (weights, rows), (expected_weights, expected_rows) = files_of(one), files_of(other)
+        assert rows == expected_rows
+        assert (one.seed, one.tokens) == (other.seed, other.tokens)
+        for name, value in expected_weights.items():
+            assert torch.equal(weights[name], value), name

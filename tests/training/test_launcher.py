@@ -11,36 +11,19 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
-from training_jobs import job_of, nothing_stays
+from training_jobs import assert_same, job_of, nothing_stays
 from training_samples import REINFORCE
 
 import poise_core.training.launcher as launcher
 from poise_core.algorithms import algorithm_path
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
-from poise_core.training.launcher import SeedTraining, TrainingJob, train_candidate
+from poise_core.training.launcher import TrainingJob, train_candidate
 
 
 def workers() -> list[psutil.Process]:
     """The processes that train: those without children in the tree of the launched process."""
     tree = psutil.Process().children(recursive=True)
     return [p for p in tree if "startup" in " ".join(p.cmdline()) and not p.children()]
-
-
-def files_of(training: SeedTraining) -> tuple[dict[str, torch.Tensor], list[dict[str, float]]]:
-    """Weights, and the trajectory without wall times."""
-    rows = [{k: v for k, v in row.items() if not k.startswith("seconds")} for row in training.trajectory()]
-    return load_file(training.policy_folder / "model.safetensors"), rows
-
-
-def assert_same(found: list[SeedTraining], expected: list[SeedTraining]) -> None:
-    for one, other in zip(found, expected, strict=True):
-        (weights, rows), (expected_weights, expected_rows) = files_of(one), files_of(other)
-        assert rows == expected_rows
-        assert (one.seed, one.tokens) == (other.seed, other.tokens)
-        for name, value in expected_weights.items():
-            assert torch.equal(weights[name], value), name
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from test_launcher import assert_same, children, job_of, nothing_stays
+from training_jobs import assert_same, children, job_of, nothing_stays
 from training_samples import REINFORCE
 
 from poise_core.algorithms import algorithm_path

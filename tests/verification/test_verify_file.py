@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from confinement_levels import LEVELS
+from gate_files import FOREVER, written
 from gate_fixtures import BASE, edited
 
 from poise_core.algorithms import algorithm_path
@@ -23,13 +24,6 @@ from poise_core.verification import CheckResult, VerificationReport, verify, ver
 from poise_core.verification.gate import CHECKS
 
 WEAKER = [level for level in LEVELS if level not in ("namespaces", "bubblewrap")]
-
-
-def written(folder: Path, source: str) -> Path:
-    """The source as a file."""
-    path = folder / "child.py"
-    path.write_text(source, encoding="utf-8")
-    return path
 
 
 def test_a_sound_candidate_gets_a_full_report(tmp_path: Path) -> None:
@@ -209,7 +203,6 @@ def test_the_gate_works_at_every_level_of_confinement(
     assert set(Path(tempfile.gettempdir()).glob("poise-gate-*")) <= before
 
 
-FOREVER = edited(("    clipped = ratio", "    while True:\n        pass\n    clipped = ratio"))
 SILENT = FOREVER.replace(
     "        pass\n", "        __import__('os').closerange(0, 1000)\n"
 )  # no pipe says that it lives
