@@ -3,7 +3,7 @@
 Prefect can start a private server by itself. That one is in the terminal's process group, so a Ctrl-C ends it before the
 flow can say that it was stopped, and a killed flow leaves it running. This one outlives Ctrl-C, follows a kill, and is started
 again at the same address when it dies before its flow: Prefect's client repeats for a minute what finds nobody there.
-Import this module, and enter :func:`prefect_server`, before ``prefect`` is imported: it reads its settings then.
+Import this module, and enter ``prefect_server``, before ``prefect`` is imported: it reads its settings then.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 LOSS_AGGREGATIONS = ("token-mean", "sequence-mean", "sequence-sum")
-"""Allowed values of ``LOSS_AGGREGATION``; the formulas are in :func:`poise_core.reductions.aggregate_loss`."""
+"""Allowed values of ``LOSS_AGGREGATION``; the formulas are in ``poise_core.reductions.aggregate_loss``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Failures by type: what a candidate did wrong is evidence, what the machine did wrong is not.
 
-A :class:`CandidateFailure` becomes a row of the archive's ``failures`` table and is never turned into a score. An
-:class:`InfrastructureError` belongs to nobody: it is retried, and if it persists the run stops and can be resumed.
+A ``CandidateFailure`` becomes a row of the archive's ``failures`` table and is never turned into a score. An
+``InfrastructureError`` belongs to nobody: it is retried, and if it persists the run stops and can be resumed.
 """
 
 from __future__ import annotations

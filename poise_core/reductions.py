@@ -138,7 +138,7 @@ def aggregate_loss(
     Args:
         token_loss: (B, T).
         mask: (B, T) bool; rows without any True position add nothing, and by default count as no completion.
-        aggregation: one of :data:`poise_core.contract.LOSS_AGGREGATIONS`.
+        aggregation: one of ``poise_core.contract.LOSS_AGGREGATIONS``.
         token_count: denominator of ``token-mean``.
         sequence_count: number of completions with at least one trained token.
         max_length: T of the length limit for ``sequence-sum``; defaults to ``mask.shape[1]``.

@@ -3,7 +3,7 @@
 ``python -m studies.ladder_cost RUN_DIR [--out PAGE]``. A run whose candidates were all trained and scored with all
 seeds says what every ladder would have seen and decided. Each is replayed many times: a random four fifths of the candidates, and
 the seeds in random order, of which the first ``--search-seeds`` are the search's. What is selected is the best shrunken estimate
-(:func:`poise_core.search.selection.shrunken_scores`), as in the search. Regret is judged by the seeds that the search did not use,
+(``poise_core.search.selection.shrunken_scores``), as in the search. Regret is judged by the seeds that the search did not use,
 so that it is not the winner's luck that is measured; without any left, by all seeds, and the page says so.
 """
 
@@ -89,7 +89,7 @@ class Recording(FrozenModel):
 
     @classmethod
     def of_run(cls, run: RunDirectory, children: int | None = None) -> Recording:
-        """See :func:`read_run`."""
+        """See ``read_run``."""
         ladder = run.current_preset.ladder
         baseline, candidates = read_run(run, ladder, children)
         return cls(name=run.path.name, baseline=baseline, ladder=ladder, candidates=candidates)

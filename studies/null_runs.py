@@ -1,7 +1,7 @@
 """How often a champion is declared where there is none: evolutions in which every child equals GRPO plus seed noise.
 
 ``python -m studies.null_runs`` writes ``docs/results/null_runs.md``. The code that declares is the one of
-``poise leaderboard``; training and evaluation are simulated (:mod:`studies.simulation`).
+``poise leaderboard``; training and evaluation are simulated (``studies.simulation``).
 """
 
 from __future__ import annotations

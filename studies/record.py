@@ -1,4 +1,4 @@
-"""Full evaluations of candidates that a ladder has stopped, for :mod:`studies.ladder_cost`.
+"""Full evaluations of candidates that a ladder has stopped, for ``studies.ladder_cost``.
 
 ``python -m studies.record RUN_DIR COPY [--children 40]`` copies a run and measures the first children of the copy, in
 the order in which they were made, with all seeds of the search. Nothing is chosen by score, and the run itself stays as it was.
@@ -39,7 +39,7 @@ def record(source: Path, copy: Path, children: int) -> int:
         How many have all seeds; failed candidates have not.
 
     Raises:
-        InfrastructureError, Cancelled: see :class:`poise_core.evolution.trials.Trials`; the same call goes on.
+        InfrastructureError, Cancelled: see ``poise_core.evolution.trials.Trials``; the same call goes on.
         RunDirectoryError: a directory cannot be used.
     """
     if not copy.exists():

@@ -1,1 +1,1 @@
-"""Prefect tasks: the stages of :mod:`poise_core.evolution` with retries, names and artifacts. Nothing else is here."""
+"""Prefect tasks: the stages of ``poise_core.evolution`` with retries, names and artifacts. Nothing else is here."""

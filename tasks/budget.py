@@ -18,7 +18,7 @@ class Budget:
         """Begin to count.
 
         Args:
-            hours: from when :meth:`kept` is entered.
+            hours: from when ``kept`` is entered.
             dollars: None for no limit.
             since: with a time zone; calls made earlier are not counted.
         """

@@ -13,7 +13,7 @@ def evaluate_elsewhere(run_dir: str, candidate: CandidateRef) -> CandidateRef:
     """Have the candidate measured by a worker; a failure of the candidate is raised as if it had happened here.
 
     Raises:
-        CandidateFailure, InfrastructureError, Cancelled: see :meth:`tasks.work_pool.WorkPool.measure`.
+        CandidateFailure, InfrastructureError, Cancelled: see ``tasks.work_pool.WorkPool.measure``.
     """
     evolution = current_evolution(run_dir)
     assert isinstance(evolution.executor, WorkPool)  # flows.evolve.measurement asks for this task only then

@@ -1,4 +1,4 @@
-"""The stages of a run, one task each; what they do is in :class:`poise_core.evolution.Evolution`.
+"""The stages of a run, one task each; what they do is in ``poise_core.evolution.Evolution``.
 
 A stage takes the result of the one before it, so that the graph of a run shows the stages; what it works on is named by
 small values and lies in the run directory and its archive. Time limits are those of the child processes: a thread that

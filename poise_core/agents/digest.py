@@ -1,7 +1,7 @@
 """What a training run did, condensed to the numbers a diagnosis needs.
 
 Input are the rows of ``trajectory.jsonl`` (one mapping of metric to number per step, for each seed); output is a
-:class:`TrajectoryDigest`. Nothing here judges: thresholds and wording are in ``poise_core.agents.rules``.
+``TrajectoryDigest``. Nothing here judges: thresholds and wording are in ``poise_core.agents.rules``.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Proposer -> Screener -> Implementer -> (verification, training, evaluation) -> R
 rule-based implementation that needs no key, and may have one that is LLM-backed; ``proposer`` and
 ``reflector`` say in each archived row which of the two wrote it.
 
-What is stored (:class:`Proposal`, :class:`Reflection`) is pydantic: ``model_dump(mode="json")`` and ``model_validate``
-are the way into and out of the archive. What is only handed over (:class:`ProposalContext`,
-:class:`ReflectionEvidence`) is a frozen dataclass.
+What is stored (``Proposal``, ``Reflection``) is pydantic: ``model_dump(mode="json")`` and ``model_validate``
+are the way into and out of the archive. What is only handed over (``ProposalContext``,
+``ReflectionEvidence``) is a frozen dataclass.
 """
 
 from __future__ import annotations

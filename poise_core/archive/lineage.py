@@ -59,7 +59,7 @@ class Lineage:
         """From rows of ``candidates``, put into the order in which generations made them.
 
         Raises:
-            ArchiveError: as :meth:`build`.
+            ArchiveError: as ``build``.
         """
         # the place in its generation says more than the clock, which may have been set back or be another machine's
         keys = ("generation", "proposal_id", "created_at", "candidate_id")

@@ -73,7 +73,7 @@ def proposal_id(arm: str, generation: int, slot: int, index: int) -> str:
 
 
 def proposal_slot(identity: str | None) -> int | None:
-    """The slot in a name that :func:`proposal_id` gave; None for any other text."""
+    """The slot in a name that ``proposal_id`` gave; None for any other text."""
     found = re.fullmatch(r".*-g\d+-s(\d+)-p\d+", identity or "")
     return int(found.group(1)) if found else None
 
@@ -171,7 +171,7 @@ def evaluation_rows(candidate_id: str, protocol: str, evaluation: SeedEvaluation
 
 
 def seed_evaluations(rows: Iterable[Row]) -> dict[str, list[SeedEvaluation]]:
-    """Undo :func:`evaluation_rows`: evaluations by candidate, seeds in order, benchmarks by name.
+    """Undo ``evaluation_rows``: evaluations by candidate, seeds in order, benchmarks by name.
 
     The rows must be of one split and one protocol.
     """
@@ -243,7 +243,7 @@ def trajectory_rows(
 
 
 def trajectory_step(row: Row) -> dict[str, Any]:
-    """Undo :func:`trajectory_rows` for one row: the step's metrics by name."""
+    """Undo ``trajectory_rows`` for one row: the step's metrics by name."""
     standard = {name: row[name] for name in _STEP_COLUMNS if row[name] is not None}
     return {**standard, **row["metrics"]}
 

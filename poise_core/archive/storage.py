@@ -9,7 +9,7 @@ part is whole or absent; it is visible to everybody when it has returned; a writ
 is there; and whoever has put reads back, so that of two who put side by side the one that lost learns of it. What remains: of two
 writers that put the same part in the same moment the later one's columns that are not compared (times, durations) stay. Two
 writers with *different* content for one key cannot be told apart by an object store alone; that no second run writes
-into an archive is kept by :meth:`Storage.claim`.
+into an archive is kept by ``Storage.claim``.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class Storage:
             raise ArchiveError(f"{self.shown(table)}: not written: {one_line(error)}") from error
 
     def publish_once(self, scratch: Path, table: str, name: str) -> bool:
-        """As :meth:`write_once`, for a file that may be too large for the memory.
+        """As ``write_once``, for a file that may be too large for the memory.
 
         Raises:
             ArchiveError: it could not be put there.
@@ -273,7 +273,7 @@ class DiskStorage(Storage):
         return fs.LocalFileSystem()
 
     def path(self, *parts: str) -> str:
-        """See :meth:`Storage.path`."""
+        """See ``Storage.path``."""
         return str(self._folder.joinpath(*parts))
 
     def _create(self, table: str, name: str, data: memoryview) -> bool:
@@ -366,7 +366,7 @@ class ObjectStorage(Storage):
         return self._opened[0]
 
     def path(self, *parts: str) -> str:
-        """See :meth:`Storage.path`."""
+        """See ``Storage.path``."""
         return "/".join(part for part in (self._opened[1], *parts) if part)
 
     def shown(self, *parts: str) -> str:

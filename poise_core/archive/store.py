@@ -95,7 +95,7 @@ class Archive:
         Rows with the same part keys make one file. Writing the same rows again changes nothing.
 
         Args:
-            table: name of a table of :mod:`poise_core.archive.schema`.
+            table: name of a table of ``poise_core.archive.schema``.
             rows: one mapping per row; ``row_key`` and ``content_digest`` are computed, ``created_at`` is filled in.
             keep_existing: where a part is there already, leave it and compare nothing; for content that cannot be made
                 twice alike, such as a language model's.
@@ -214,7 +214,7 @@ class Archive:
     def rows(self, table: str, *, unsealed: bool = False, **equals: Any) -> list[dict[str, Any]]: ...
 
     def rows(self, table: str, *, unsealed: bool = False, **equals: Any) -> Any:
-        """As :meth:`read`, one dictionary per row; map columns become dictionaries."""
+        """As ``read``, one dictionary per row; map columns become dictionaries."""
         return self.read(table, unsealed=unsealed, **equals).to_pylist(maps_as_pydicts="strict")
 
     def evaluations(

@@ -13,7 +13,7 @@ from poise_core.archive.schema import TABLES, Field, Table
 from poise_core.files import write_atomically
 
 COMPUTED = ("row_key", "created_at", "content_digest")
-"""Columns that :meth:`Archive.append` fills in: every row that was read has them, none that is to be written needs them."""
+"""Columns that ``Archive.append`` fills in: every row that was read has them, none that is to be written needs them."""
 
 _HEAD = '''"""Rows of the archive's tables, column by column. Made by ``python -m poise_core.archive.typed_source``; do not edit.
 

@@ -111,7 +111,7 @@ def call_controller(candidate: Candidate, state: Mapping[str, float], dynamics: 
 
 
 def guarded(what: str, call: Callable[[], Any]) -> Any:
-    """The result of a call into candidate code; what it raises becomes a :class:`ContractViolation` with its line."""
+    """The result of a call into candidate code; what it raises becomes a ``ContractViolation`` with its line."""
     try:
         return call()
     except (ContractViolation, MemoryError):

@@ -53,11 +53,11 @@ class Candidate:
         return "entropies" in self.reads
 
     def compute_advantages(self, batch: RolloutBatch, dynamics: Dynamics) -> Advantages:
-        """Whole-batch advantages, see :mod:`poise_core.contract`."""
+        """Whole-batch advantages, see ``poise_core.contract``."""
         return self.advantages_function(batch, self.hyperparameters, dynamics)
 
     def compute_loss(self, inputs: LossInputs, dynamics: Dynamics) -> LossOutputs:
-        """Per-token loss of one micro-batch, see :mod:`poise_core.contract`."""
+        """Per-token loss of one micro-batch, see ``poise_core.contract``."""
         return self.loss_function(inputs, self.hyperparameters, dynamics)
 
     def update_controller(self, state: Mapping[str, float], dynamics: Dynamics) -> dict[str, float]:

@@ -55,7 +55,7 @@ def resolve_preset(name: str, overrides: list[str] | None, **settings: int | Non
         **settings: keys of ``search``; ``None`` leaves the preset's value.
 
     Raises:
-        PresetError: see :func:`poise_core.config.load_preset`.
+        PresetError: see ``poise_core.config.load_preset``.
     """
     from poise_core.config import load_preset
 

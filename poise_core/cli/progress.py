@@ -34,7 +34,7 @@ class _Running:
 
 
 class ProgressDisplay:
-    """An observer of :class:`poise_core.evolution.Evolution`; a context manager that draws while it is open.
+    """An observer of ``poise_core.evolution.Evolution``; a context manager that draws while it is open.
 
     On a terminal one line per running stage is redrawn four times a second; elsewhere only what begins and ends is
     printed, a line each.

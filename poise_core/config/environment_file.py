@@ -28,7 +28,7 @@ class EnvironmentFile:
 
     @property
     def name(self) -> str:
-        """Undo :meth:`parse`."""
+        """Undo ``parse``."""
         return f"{self.path}:{self.class_name}" + (f"#{self.digest}" if self.digest else "")
 
     def present_digest(self) -> str:

@@ -1,8 +1,8 @@
 """Presets: the YAML files that say what a run does, validated before anything is written.
 
-A preset is a :class:`Preset`: the protocol, which decides comparability, and the settings of search, resources and
+A preset is a ``Preset``: the protocol, which decides comparability, and the settings of search, resources and
 tracking, which do not. A file may say ``extends: NAME`` and give only what differs. ``load_preset`` takes the name of a shipped
-preset or a path, applies ``key=value`` overrides and raises :class:`PresetError` with one line that names the key and what is
+preset or a path, applies ``key=value`` overrides and raises ``PresetError`` with one line that names the key and what is
 allowed.
 """
 
@@ -37,7 +37,7 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pres
     """Read, override and validate a preset.
 
     Args:
-        name_or_path: a name from :func:`shipped_presets`, or the path of a YAML file.
+        name_or_path: a name from ``shipped_presets``, or the path of a YAML file.
         overrides: ``dotted.key=value`` strings; values are read as YAML.
 
     Raises:
@@ -47,10 +47,10 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pres
 
 
 def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
-    """The preset with some keys changed, as :func:`load_preset` would have made it.
+    """The preset with some keys changed, as ``load_preset`` would have made it.
 
     Raises:
-        PresetError: see :func:`load_preset`.
+        PresetError: see ``load_preset``.
     """
     return _validated(preset.model_dump(mode="json"), overrides) if overrides else preset
 
@@ -84,7 +84,7 @@ def _read_document(name_or_path: str | Path, heirs: tuple[str, ...] = ()) -> dic
     """The keys of a preset file, over those of the file that it extends.
 
     Args:
-        name_or_path: see :func:`load_preset`; what a file extends is a shipped name, or a path from its own folder.
+        name_or_path: see ``load_preset``; what a file extends is a shipped name, or a path from its own folder.
         heirs: the files that led here through ``extends``, the first one asked for first.
     """
     name = str(name_or_path)

@@ -1,6 +1,6 @@
 """The protocol: everything that must be equal for two numbers to be compared, frozen and hashed.
 
-Every evaluation row of the archive carries :attr:`Protocol.digest`; numbers with different digests are never ranked
+Every evaluation row of the archive carries ``Protocol.digest``; numbers with different digests are never ranked
 together. What only changes speed (processes, micro-batch size, time limits) is no part of it.
 """
 

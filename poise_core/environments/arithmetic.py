@@ -9,7 +9,7 @@ A prompt is an expression and ``=``: ``47+385=``. A completion is read as follow
 is correct when it is valid and its number equals the problem's. Anything else (no marker, two markers, text after the
 answer, a length limit reached inside the scratchpad) is malformed.
 
-The demonstrations (:func:`demonstrate`) show several behaviours, so that reinforcement learning has something to choose
+The demonstrations (``demonstrate``) show several behaviours, so that reinforcement learning has something to choose
 between: direct answers (short, often wrong on the harder kinds), scratchpads (longer, more often right) and malformed
 ones. They train the base policy only; candidates never see them.
 """
@@ -98,7 +98,7 @@ class ArithmeticEnvironment:
     name = "arithmetic"
 
     def problems(self, split: Split, kinds: Sequence[str], count: int, seed: str) -> list[Problem]:
-        """See :meth:`poise_core.environments.base.Environment.problems`."""
+        """See ``poise_core.environments.base.Environment.problems``."""
         for kind in kinds:
             if kind not in KINDS:
                 raise ValueError(f"unknown kind of problem {kind!r}; the arithmetic environment has {', '.join(KINDS)}")
@@ -122,7 +122,7 @@ class ArithmeticEnvironment:
         return _SMALL_POOLS.get(kind, 5000)
 
     def verify(self, problem: Problem, completion: str) -> Outcome:
-        """See :meth:`poise_core.environments.base.Environment.verify`."""
+        """See ``poise_core.environments.base.Environment.verify``."""
         match = _ANSWER.fullmatch(completion)
         if match is None:
             return Outcome(correctness=0.0, format_valid=False)

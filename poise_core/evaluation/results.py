@@ -1,4 +1,4 @@
-"""What an evaluation gives back: one :class:`SeedEvaluation` per trained policy, with the counts of every problem.
+"""What an evaluation gives back: one ``SeedEvaluation`` per trained policy, with the counts of every problem.
 
 Counts, not only scores, are kept, so that intervals can resample problems and another pass@k can be computed later.
 """
@@ -72,7 +72,7 @@ class SeedEvaluation:
 
     @classmethod
     def from_json(cls, text: str) -> SeedEvaluation:
-        """Undo :meth:`to_json`.
+        """Undo ``to_json``.
 
         Raises:
             ValueError: the text is not JSON, or the numbers contradict each other.

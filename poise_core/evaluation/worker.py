@@ -1,6 +1,6 @@
 """The evaluation process: scores trained policies and leaves one file per seed.
 
-Started by :mod:`poise_core.evaluation.launcher`; it never imports or reads candidate code. Of a trained policy it takes
+Started by ``poise_core.evaluation.launcher``; it never imports or reads candidate code. Of a trained policy it takes
 the weights only, as safetensors: architecture and tokenizer are those of the policy that every training starts from.
 """
 

@@ -1,9 +1,9 @@
-"""Paired bootstrap over problems and seeds, crossed: the check on the intervals of :mod:`poise_core.evidence.intervals`.
+"""Paired bootstrap over problems and seeds, crossed: the check on the intervals of ``poise_core.evidence.intervals``.
 
 Seeds are drawn with replacement, problems of every benchmark too, and both draws apply to the same table of paired differences
 (Owen 2007, The pigeonhole bootstrap, arXiv 0712.1111). Its variance expects var(seed) (n-1)/n^2 + var(problem) (m-1)/m^2 and about
 three times the rest. With few seeds the first factor makes it too narrow, the last one too wide, and which of them wins depends on
-how much of the noise lies between seeds. What is printed is therefore the interval of :mod:`~poise_core.evidence.intervals`;
+how much of the noise lies between seeds. What is printed is therefore the interval of ``poise_core.evidence.intervals``;
 ``docs/evidence.md`` has the coverage and the width of both.
 """
 

@@ -102,7 +102,7 @@ class Forecast:
     def differences(
         self, dynamics: Dynamics, seed: int, model: SeedModel, references: Iterable[str], population: Population | None
     ) -> dict[str, Difference]:
-        """As :meth:`SeedModel.differences`, of a candidate of which only the proxy is known."""
+        """As ``SeedModel.differences``, of a candidate of which only the proxy is known."""
         gaps = model.differences(self.predict(dynamics), seed, references, population)
         return {
             name: Difference(

@@ -17,9 +17,9 @@ Small samples: one seed says nothing of seed noise, so its limits are infinite. 
 freedom are too hopeful, so the t-interval over the two per-seed values is taken where it is wider (its 95 % quantile is
 12.7: such limits exclude little, and rightly so). Coverage, and the width against a bootstrap's, are simulated in
 ``tests/evaluation/test_statistics.py``. Nothing is corrected for the number of candidates compared: that is done by
-:mod:`poise_core.evidence.promotion`, through ``level``.
+``poise_core.evidence.promotion``, through ``level``.
 
-Where the noise between seeds is known from elsewhere (:mod:`poise_core.evidence.noise`), its variance over n takes the place of
+Where the noise between seeds is known from elsewhere (``poise_core.evidence.noise``), its variance over n takes the place of
 ``V_seed`` and its degrees of freedom that of n - 1. One seed then has limits too; its rest cannot be told from its problems'
 part and stays in, which makes them wider.
 """
@@ -118,7 +118,7 @@ def delta_between(
     noise: NoiseFloor | None,
     level: float = 0.95,
 ) -> Interval | None:
-    """:func:`paired_delta` of two candidates with the noise floor, where there is one; None without a seed in common.
+    """``paired_delta`` of two candidates with the noise floor, where there is one; None without a seed in common.
 
     Whatever says how a candidate stands to another one says it through this function: reflections, pages, declarations.
     """
@@ -134,7 +134,7 @@ def paired_problem_scores(
     """Per shared seed, per benchmark: weighted percent of every problem, ``child`` minus ``base``.
 
     Raises:
-        ValueError: as :func:`paired_delta`.
+        ValueError: as ``paired_delta``.
     """
     children, bases = _by_seed(child), _by_seed(base)
     shared = [number for number in children if number in bases]

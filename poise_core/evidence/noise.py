@@ -88,7 +88,7 @@ def noise_floor(evaluations: Mapping[str, Sequence[SeedEvaluation]]) -> NoiseFlo
 
 
 def noise_of(values: Mapping[str, Mapping[int, float]]) -> NoiseFloor | None:
-    """As :func:`noise_floor`, of any number measured per candidate and seed."""
+    """As ``noise_floor``, of any number measured per candidate and seed."""
     table = repeated(values)
     if len(table) < FEWEST_CANDIDATES:
         return None
@@ -136,7 +136,7 @@ def two_way(table: Mapping[str, Mapping[int, float]]) -> TwoWay:
     """Candidates are centred first; the seeds' effects then solve S equations, whatever the number of candidates.
 
     Args:
-        table: candidate -> seed -> value, two seeds or more each; see :func:`repeated`.
+        table: candidate -> seed -> value, two seeds or more each; see ``repeated``.
     """
     seeds = sorted({seed for row in table.values() for seed in row})
     place = {seed: i for i, seed in enumerate(seeds)}

@@ -8,7 +8,7 @@ were never measured and do not count. Stopping a candidate early can only take d
 of its own. A candidate needs two seeds to be declared.
 
 What is declared is a *champion candidate*: the search chose it, and its estimate is biased upward by that. Only a replication with
-fresh seeds on the sealed split (:mod:`poise_core.experiments.replication`) makes it a champion.
+fresh seeds on the sealed split (``poise_core.experiments.replication``) makes it a champion.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ candidates: two chances to be wrong). A child that equals the baseline is thus l
 one less often, whatever the number of children. v and tau^2 are learned from all candidates of earlier generations, with a stated
 guess as prior of weight f_0.
 
-A reference that was chosen for being high, a parent or the leader, is not as high as it looks. With a :class:`Population` of which
+A reference that was chosen for being high, a parent or the leader, is not as high as it looks. With a ``Population`` of which
 it is one (mean m, variance w) its level is the posterior mean, m + B (x - m) with B = w / (w + v / n) for n seeds (empirical Bayes;
 Efron and Morris 1975), and d and V follow:
 
@@ -151,7 +151,7 @@ class SeedModel:
     def differences(
         self, value: float, seed: int, references: Iterable[str], population: Population | None = None
     ) -> dict[str, Difference]:
-        """As :meth:`difference` to each of several, those that were not measured left out."""
+        """As ``difference`` to each of several, those that were not measured left out."""
         found = {name: self.difference(value, seed, name, population) for name in references}
         return {name: gap for name, gap in found.items() if gap is not None}
 

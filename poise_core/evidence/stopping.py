@@ -4,7 +4,7 @@ After the proxy: its reward against parent and baseline, then, where ``forecast_
 Overall that its dynamics forecast. After one whole training: Overall against both, then, where ``leader_stop_below`` asks for it,
 against the leader: whoever seeks the best alone need not measure what is better than its parent and still behind. A forecast is not
 compared with the leader: drawn towards the mean, it says of nobody that it will be far above it. The first comparison that ends a
-child decides. All of it is decided from one record, the candidate's :class:`Measurement`: by the run, the simulations and the
+child decides. All of it is decided from one record, the candidate's ``Measurement``: by the run, the simulations and the
 replays alike.
 """
 

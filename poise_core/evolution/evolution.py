@@ -80,12 +80,12 @@ class Evolution:
         self._stop.set()
 
     def go_on(self) -> None:
-        """Undo :meth:`stop`. Only while no stage is running: one that has not seen the stop yet would not end."""
+        """Undo ``stop``. Only while no stage is running: one that has not seen the stop yet would not end."""
         self._stop.clear()
 
     @property
     def stopped(self) -> bool:
-        """Whether :meth:`stop` was called."""
+        """Whether ``stop`` was called."""
         return self._stop.is_set()
 
     @property
@@ -133,11 +133,11 @@ class Evolution:
         return implement.screen(self.search, slot)
 
     def implement(self, slot: ChildSlot) -> Draft:
-        """A candidate file of the slot's best idea, or of the next one; see :func:`stages.implement.implement`."""
+        """A candidate file of the slot's best idea, or of the next one; see ``stages.implement.implement``."""
         return implement.implement(self.search, slot)
 
     def verify(self, slot: ChildSlot, draft: Draft) -> CandidateRef:
-        """The first draft that the gate admits; see :func:`stages.verify.admitted_child`."""
+        """The first draft that the gate admits; see ``stages.verify.admitted_child``."""
         return verify.admitted_child(self.search, slot, draft)
 
     def repair_rounds(self, generation: int) -> int:
@@ -145,7 +145,7 @@ class Evolution:
         return repair.rounds(self.search, self.select_parents(generation))
 
     def repair(self, candidate: CandidateRef) -> CandidateRef:
-        """The child to go on with once it is trained on the lowest rung; see :func:`stages.repair.repair`.
+        """The child to go on with once it is trained on the lowest rung; see ``stages.repair.repair``.
 
         Raises:
             Cancelled: it is neither trained nor failed, because an earlier stage was stopped or the machine failed.
@@ -162,12 +162,12 @@ class Evolution:
         return self.ladder.rungs
 
     def train(self, candidate: CandidateRef, rung: Rung = "all") -> CandidateRef:
-        """Train as far as a rung asks, by default with this run's seeds; see :meth:`Ladder.train`."""
+        """Train as far as a rung asks, by default with this run's seeds; see ``Ladder.train``."""
         self.ladder.train(candidate, rung)
         return candidate
 
     def evaluate(self, candidate: CandidateRef, rung: Rung = "all") -> CandidateRef:
-        """Score what was trained and decide whether the child goes on; see :meth:`Ladder.judge`."""
+        """Score what was trained and decide whether the child goes on; see ``Ladder.judge``."""
         self.ladder.judge(candidate, rung)
         return candidate
 

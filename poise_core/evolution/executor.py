@@ -1,6 +1,6 @@
 """Who does the work that takes a process of its own: the gate, a training, an evaluation.
 
-An evolution is given one executor and asks nothing else to run anything. :class:`ChildProcesses` starts confined processes
+An evolution is given one executor and asks nothing else to run anything. ``ChildProcesses`` starts confined processes
 on this machine; the work pool (``tasks/work_pool.py``) hands whole candidates to other machines, whose workers use child
 processes again; the tests' laboratory answers at once.
 """
@@ -22,7 +22,7 @@ Steps = list[dict[str, float]]
 
 
 class SeedTraining(Protocol):
-    """One seed, trained to its end or to its pause; see :class:`poise_core.training.launcher.SeedTraining`."""
+    """One seed, trained to its end or to its pause; see ``poise_core.training.launcher.SeedTraining``."""
 
     @property
     def seed(self) -> int:
@@ -53,7 +53,7 @@ class Executor(Protocol):
         folder: Path,
         should_stop: Callable[[], bool],
     ) -> VerificationReport:
-        """Put a file through the gate; see :func:`poise_core.verification.verify_file`."""
+        """Put a file through the gate; see ``poise_core.verification.verify_file``."""
 
     def train(
         self,
@@ -62,13 +62,13 @@ class Executor(Protocol):
         on_step: Callable[[int, dict[str, float]], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Sequence[SeedTraining]:
-        """Train every seed of the job; see :func:`poise_core.training.launcher.train_candidate`."""
+        """Train every seed of the job; see ``poise_core.training.launcher.train_candidate``."""
 
     def unfinished_trajectory(self, job: TrainingJob, seed: int) -> tuple[Steps, dict[str, str]]:
         """The steps that a training has written so far, and how its process was confined."""
 
     def evaluate(self, job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None) -> list[SeedEvaluation]:
-        """Score the policies of the job; see :func:`poise_core.evaluation.launcher.evaluate_policies`."""
+        """Score the policies of the job; see ``poise_core.evaluation.launcher.evaluate_policies``."""
 
 
 class ChildProcesses:
@@ -84,7 +84,7 @@ class ChildProcesses:
         folder: Path,
         should_stop: Callable[[], bool],
     ) -> VerificationReport:
-        """See :meth:`Executor.verify`."""
+        """See ``Executor.verify``."""
         return verify_file(
             path,
             name=name,
@@ -101,19 +101,19 @@ class ChildProcesses:
         on_step: Callable[[int, dict[str, float]], None] | None = None,
         should_stop: Callable[[], bool] | None = None,
     ) -> Sequence[SeedTraining]:
-        """See :meth:`Executor.train`."""
+        """See ``Executor.train``."""
         from poise_core.training.launcher import train_candidate
 
         return train_candidate(job, on_step=on_step, should_stop=should_stop)
 
     def unfinished_trajectory(self, job: TrainingJob, seed: int) -> tuple[Steps, dict[str, str]]:
-        """See :meth:`Executor.unfinished_trajectory`."""
+        """See ``Executor.unfinished_trajectory``."""
         from poise_core.training.launcher import unfinished_trajectory
 
         return unfinished_trajectory(job, seed)
 
     def evaluate(self, job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None) -> list[SeedEvaluation]:
-        """See :meth:`Executor.evaluate`."""
+        """See ``Executor.evaluate``."""
         from poise_core.evaluation.launcher import evaluate_policies
 
         return evaluate_policies(job, should_stop=should_stop)
@@ -134,5 +134,5 @@ def executed_by(executor: Executor) -> Iterator[None]:
 
 
 def default_executor(otherwise: Callable[[], Executor] = ChildProcesses) -> Executor:
-    """That of the innermost open block of :func:`executed_by`; without one a new one."""
+    """That of the innermost open block of ``executed_by``; without one a new one."""
     return _given[-1] if _given else otherwise()

@@ -4,8 +4,8 @@ A rule judges the steps after ``grace_steps`` and fires when ``patience`` steps 
 not a spike. Whether and where a training is stopped is a function of its trajectory alone: it does not depend on when the watcher
 looked, and a resumed training is stopped at the same step.
 
-Four rules are failures of the candidate, each a :class:`poise_core.failures.FailureKind`; a certain loss to the parent is none
-(:class:`CertainLoss`): the algorithm works, and is worse.
+Four rules are failures of the candidate, each a ``poise_core.failures.FailureKind``; a certain loss to the parent is none
+(``CertainLoss``): the algorithm works, and is worse.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CertainLoss(Exception):
 
 @dataclass
 class HealthWatch:
-    """Judges the steps of one candidate's trainings as they come; call :meth:`observe` with every row of every seed in order.
+    """Judges the steps of one candidate's trainings as they come; call ``observe`` with every row of every seed in order.
 
     Args:
         spec: the thresholds.
@@ -72,7 +72,7 @@ class HealthWatch:
             raise CertainLoss(f"{loss} at step {step} of seed {seed}")
 
     def observe_all(self, seed: int, rows: Sequence[Row]) -> None:
-        """:meth:`observe` every row."""
+        """``observe`` every row."""
         for row in rows:
             self.observe(seed, row)
 

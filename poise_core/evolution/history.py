@@ -56,7 +56,7 @@ class Memory:
 
     def nodes(self, generation: int) -> list[NodeRecord]:
         """The tree as the selection of ``generation`` sees it; of several files of one proposal, the last. A
-        duplicate (:meth:`duplicates`) has no score in it, as if the gate had refused it."""
+        duplicate (``duplicates``) has no score in it, as if the gate had refused it."""
         rows = [row for row in self.candidates() if row["generation"] < generation]
         superseded, duplicates = {row["revises"] for row in rows}, self.duplicates(rows)
         evaluations = {name: found for name, found in self._evaluations().items() if name not in duplicates}
@@ -83,7 +83,7 @@ class Memory:
         repaired beside their siblings come to light here, in the next generation, whoever was faster.
 
         Args:
-            rows: of candidates, in the order of :meth:`candidates`.
+            rows: of candidates, in the order of ``candidates``.
         """
         fingerprints = self._fingerprints()
         first: dict[str, str] = {}
@@ -122,7 +122,7 @@ class Memory:
         }
 
     def _run_metrics(self, candidate_id: str, names: Sequence[str]) -> dict[str, float | None]:
-        """Means over seeds of metrics of :data:`poise_core.trajectory.RUN_METRICS`."""
+        """Means over seeds of metrics of ``poise_core.trajectory.RUN_METRICS``."""
         trajectories = self.archive.trajectory(candidate_id, self.protocol.digest).values()
         values = {name: [run_metric(rows, name) for rows in trajectories] for name in names}
         return {

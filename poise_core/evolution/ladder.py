@@ -67,7 +67,7 @@ class Ladder:
         """Train as far as the rung asks; nothing where the candidate was stopped below it.
 
         Raises:
-            CandidateFailure, InfrastructureError, Cancelled: see :meth:`Trials.train`.
+            CandidateFailure, InfrastructureError, Cancelled: see ``Trials.train``.
         """
         if self.stopped(candidate) or self._decided(candidate, rung):
             return
@@ -82,7 +82,7 @@ class Ladder:
 
         Raises:
             CandidateFailure: the candidate failed in training.
-            InfrastructureError, Cancelled: see :meth:`Trials.evaluate`.
+            InfrastructureError, Cancelled: see ``Trials.evaluate``.
         """
         if self.stopped(candidate):
             return

@@ -106,7 +106,7 @@ def failure_to_dict(failure: CandidateFailure) -> dict[str, str]:
 
 
 def failure_from_dict(document: Mapping[str, Any]) -> CandidateFailure:
-    """Undo :func:`failure_to_dict`; also reads a row of the ``failures`` table."""
+    """Undo ``failure_to_dict``; also reads a row of the ``failures`` table."""
     return CandidateFailure(
         FailureKind(document["kind"]), document["stage"], document["message"], document["detail"] or ""
     )

@@ -58,7 +58,7 @@ def roles_for(
     should_stop: Callable[[], bool] = lambda: False,
     allowance: Allowance | None = None,
 ) -> Roles:
-    """The roles of a run: those of :func:`default_roles`, with a language model where the preset names one.
+    """The roles of a run: those of ``default_roles``, with a language model where the preset names one.
 
     Args:
         preset: of the run.

@@ -79,7 +79,7 @@ class RunContext:
             name: of the candidate.
             source: text of the candidate file.
             written_by: ``catalogue``, ``llm`` or ``human``.
-            **columns: further columns of :func:`poise_core.archive.candidate_row`.
+            **columns: further columns of ``poise_core.archive.candidate_row``.
 
         Raises:
             CandidateFailure: another proposal of this run has led to the very same file (DUPLICATE).
@@ -136,7 +136,7 @@ class RunContext:
     def training_job(
         self, candidate: CandidateRef, seeds: Sequence[int], pause_after: int | None = None
     ) -> TrainingJob:
-        """What the executor is asked to train; see :class:`poise_core.training.job.TrainingJob`."""
+        """What the executor is asked to train; see ``poise_core.training.job.TrainingJob``."""
         return TrainingJob(
             candidate_path=self.run.candidate_folder(candidate.candidate_id) / "candidate.py",
             candidate_name=candidate.name,
@@ -180,7 +180,7 @@ class RunContext:
                 raise
 
     def announced(self, stage: str, what: str, generation: int) -> AbstractContextManager[Callable[[str], None]]:
-        """Tell the observer of a stage; see :func:`poise_core.evolution.events.announced`."""
+        """Tell the observer of a stage; see ``poise_core.evolution.events.announced``."""
         return announced(self.observer, stage, what, generation, self.should_stop)
 
     def failure_row(self, candidate: CandidateRef, failure: CandidateFailure) -> FailureRow:

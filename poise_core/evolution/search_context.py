@@ -1,4 +1,4 @@
-"""What the stages of the search share beyond :mod:`poise_core.evolution.run_context`: who proposes and judges, what is known of
+"""What the stages of the search share beyond ``poise_core.evolution.run_context``: who proposes and judges, what is known of
 earlier generations, and what is on record for every slot."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SearchContext:
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6])
 
     def announced(self, stage: str, what: str, generation: int) -> AbstractContextManager[Callable[[str], None]]:
-        """Tell the observer of a stage; see :meth:`RunContext.announced`."""
+        """Tell the observer of a stage; see ``RunContext.announced``."""
         return self.run_context.announced(stage, what, generation)
 
     # what roles are given

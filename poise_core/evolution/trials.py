@@ -18,12 +18,12 @@ from poise_core.evolution.stages.verify import verify
 
 
 class Trials(RunContext):
-    """The stages that measure a candidate, bound to one run; see :class:`RunContext` for how it is made."""
+    """The stages that measure a candidate, bound to one run; see ``RunContext`` for how it is made."""
 
     def verify(
         self, candidate: CandidateRef, *, must_be_new: bool = True, unseen: Collection[str] = frozenset()
     ) -> None:
-        """Admit the candidate or refuse it; see :func:`poise_core.evolution.stages.verify.verify`."""
+        """Admit the candidate or refuse it; see ``poise_core.evolution.stages.verify.verify``."""
         verify(self, candidate, must_be_new=must_be_new, unseen=unseen)
 
     def train(
@@ -34,9 +34,9 @@ class Trials(RunContext):
         pause_after: int | None = None,
         watch: HealthWatch | None = None,
     ) -> str | None:
-        """Train the candidate with every seed; see :func:`poise_core.evolution.stages.train.train`."""
+        """Train the candidate with every seed; see ``poise_core.evolution.stages.train.train``."""
         return train(self, candidate, seeds, pause_after=pause_after, watch=watch)
 
     def evaluate(self, candidate: CandidateRef, seeds: Sequence[int]) -> list[SeedEvaluation]:
-        """Score the trained policies; see :func:`poise_core.evolution.stages.evaluate.evaluate`."""
+        """Score the trained policies; see ``poise_core.evolution.stages.evaluate.evaluate``."""
         return evaluate(self, candidate, seeds)

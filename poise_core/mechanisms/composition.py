@@ -92,7 +92,7 @@ class Composition(FrozenModel):
 
     @classmethod
     def from_text(cls, text: str) -> Composition:
-        """Undo :meth:`to_text`; blanks and line breaks do not count.
+        """Undo ``to_text``; blanks and line breaks do not count.
 
         Raises:
             ValueError: the text is not a composition.

@@ -31,7 +31,7 @@ def conflicts(composition: Composition) -> list[Conflict]:
 
 
 def incompatibilities(composition: Composition) -> list[str]:
-    """The reasons of :func:`conflicts`, as sentences."""
+    """The reasons of ``conflicts``, as sentences."""
     return [conflict.reason for conflict in conflicts(composition)]
 
 

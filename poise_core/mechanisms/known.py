@@ -93,7 +93,7 @@ KNOWN: Mapping[str, Known] = {
         "its entropy controller, which is exponential",
     ),
 }
-"""By the name of the file in :mod:`poise_core.algorithms`; a file that is missing here cannot be varied."""
+"""By the name of the file in ``poise_core.algorithms``; a file that is missing here cannot be varied."""
 
 
 def composition_for(source: str) -> Known | None:

@@ -1,8 +1,8 @@
 """The parts of the catalogue: a slot is a design decision, a choice is one answer to it, with its code.
 
 A choice carries the lines that it contributes to a candidate file, by stage. The stages of ``compute_advantages`` are
-:data:`ADVANTAGE_STAGES`, in that order; every stage reads and rewrites the local ``reward`` or ``advantage``, shape
-(B,), or, from ``tokens`` on, ``values``, shape (B, T). Those of ``compute_loss`` are :data:`LOSS_STAGES`.
+``ADVANTAGE_STAGES``, in that order; every stage reads and rewrites the local ``reward`` or ``advantage``, shape
+(B,), or, from ``tokens`` on, ``values``, shape (B, T). Those of ``compute_loss`` are ``LOSS_STAGES``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a composition to a candidate file, as one would write it by hand, and back.
 
 Only the code of the chosen mechanisms is written. The docstring ends in the composition's text form;
-:func:`composition_of` trusts it only if rendering it again gives the same code, so a file that was edited afterwards is
+``composition_of`` trusts it only if rendering it again gives the same code, so a file that was edited afterwards is
 recognised as no longer that composition.
 """
 

@@ -1,6 +1,6 @@
 """Choices for who gets which signal: failed groups, routing, length and format.
 
-Notation as in :mod:`poise_core.mechanisms.advantage_choices`.
+Notation as in ``poise_core.mechanisms.advantage_choices``.
 """
 
 from __future__ import annotations

@@ -40,10 +40,10 @@ def candidate_id(name: str, source: str) -> str:
 
 
 class RunDirectory:
-    """An opened run. :meth:`open` is for the evolution and holds the lock, :meth:`read` is for looking at it."""
+    """An opened run. ``open`` is for the evolution and holds the lock, ``read`` is for looking at it."""
 
     def __init__(self, path: Path, preset: Preset, lock: Lock | None = None) -> None:
-        """Use :meth:`open` or :meth:`read`."""
+        """Use ``open`` or ``read``."""
         self.path = path
         self.preset = preset
         self._lock = lock
@@ -51,7 +51,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path, preset: Preset) -> Self:
-        """Make the folder or go on in it, and hold its lock until :meth:`close` or the end of the process.
+        """Make the folder or go on in it, and hold its lock until ``close`` or the end of the process.
 
         Args:
             path: the folder; made with its parents where it is missing.

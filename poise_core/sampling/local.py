@@ -158,7 +158,7 @@ def score_completions(
 
     Both are zero outside the mask, and entropies are zeros where ``entropies`` is False. The model sees every sequence
     without its padding: prompt and completion next to each other, from the left. ``packed`` puts several short ones into
-    one row; it is for models that :func:`separates_packed` finds able to tell them apart.
+    one row; it is for models that ``separates_packed`` finds able to tell them apart.
     """
     real = torch.cat([prompt_mask, completion_mask], dim=1)  # (B, P + T)
     prompts = prompt_mask.sum(-1)

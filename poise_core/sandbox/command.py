@@ -1,6 +1,6 @@
 """Confinement of processes that run candidate code, and their end.
 
-:func:`confined_command` wraps a command in everything that the machine grants: a scrubbed environment, a session of its
+``confined_command`` wraps a command in everything that the machine grants: a scrubbed environment, a session of its
 own that dies with its parent, limits, no network but loopback, a file system of which only the listed folders exist and
 only the writable ones can be written, no capabilities, and no system calls that training does not need. What the
 machine refuses is found by trying it once per process, logged once, and returned for the record.
@@ -87,7 +87,7 @@ def confined_command(
         network: True leaves the machine's network reachable, for training over several nodes.
         loopback: whether it talks to itself over 127.0.0.1, as torchrun and gloo do. Without a network namespace, False
             still allows to forbid internet sockets.
-        level: one of :data:`LEVELS` to use no more than that, for tests; None takes the best that works here.
+        level: one of ``LEVELS`` to use no more than that, for tests; None takes the best that works here.
 
     Raises:
         ValueError: there is no such level.
@@ -211,7 +211,7 @@ def probe_machine() -> Mapping[str, str]:
 
 @lru_cache(maxsize=1)
 def best_level() -> str:
-    """The first of :data:`LEVELS` under which a Python process starts here."""
+    """The first of ``LEVELS`` under which a Python process starts here."""
     machine = probe_machine()
     why: list[str] = []
     for level in LEVELS:

@@ -1,6 +1,6 @@
 """The Linux calls that confinement needs and Python's standard library lacks, through ctypes; standard library only.
 
-Every function raises :class:`OSError` with the call's name where the kernel refuses. Numbers are those of the kernel's
+Every function raises ``OSError`` with the call's name where the kernel refuses. Numbers are those of the kernel's
 headers for x86-64 and arm64; on any other machine the calls raise ``OSError(ENOSYS)``.
 """
 

@@ -43,7 +43,7 @@ def performance(table: NodeTable) -> Array:
     """U_perf = (shrunken - low) / (high - low), clipped to [0, 1]; 0.5 where all scores are equal.
 
     The range is that of the scores before shrinking, so that differences which are mostly noise stay small beside the other
-    terms; its lower end is the lowest score that is no collapse (:func:`poise_core.evidence.noise.winsorized`).
+    terms; its lower end is the lowest score that is no collapse (``poise_core.evidence.noise.winsorized``).
     """
     raw = table.raw[table.scored]
     if not len(raw):
@@ -86,7 +86,7 @@ def _judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
 
 @dataclass(frozen=True)
 class AcquisitionSelector:
-    """The best nodes by :func:`judge`, spread over lineages; see :class:`poise_core.search.selection.ParentSelector`.
+    """The best nodes by ``judge``, spread over lineages; see ``poise_core.search.selection.ParentSelector``.
 
     On a plateau the last of several places goes to the most novel node among those with the fewest children instead.
     """
@@ -95,7 +95,7 @@ class AcquisitionSelector:
     plateau: PlateauSpec = field(default_factory=PlateauSpec)
 
     def select(self, nodes: Sequence[NodeRecord], count: int, seed: int) -> list[Selection]:
-        """See :class:`poise_core.search.selection.ParentSelector`."""
+        """See ``poise_core.search.selection.ParentSelector``."""
         table = NodeTable.of(nodes)
         judgement = judge(table, self.spec)
         picks = pick_spread(table, judgement.total, count, self.spec.lineage_penalty, seed)

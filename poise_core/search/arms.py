@@ -19,7 +19,7 @@ class GreedySelector:
     """Every child from the node with the best raw Overall: hill climbing on what was measured, luck included."""
 
     def select(self, nodes: Sequence[NodeRecord], count: int, seed: int) -> list[Selection]:
-        """See :class:`poise_core.search.selection.ParentSelector`."""
+        """See ``poise_core.search.selection.ParentSelector``."""
         table = NodeTable.of(nodes)
         if not table.scored.any():
             return []
@@ -32,7 +32,7 @@ class RootSelector:
     """Every child from the root: best of N independent children of the baseline."""
 
     def select(self, nodes: Sequence[NodeRecord], count: int, seed: int) -> list[Selection]:
-        """See :class:`poise_core.search.selection.ParentSelector`."""
+        """See ``poise_core.search.selection.ParentSelector``."""
         table = NodeTable.of(nodes)
         roots = table.scored & (table.depth == 0)
         if not roots.any():

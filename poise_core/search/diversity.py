@@ -48,7 +48,7 @@ def novelty(table: NodeTable, neighbours: int) -> Array:
 
 
 def distances(table: NodeTable, rows: Indices, others: Indices) -> Array:
-    """(len(rows), len(others)) see :func:`novelty`; 0 where two nodes have no part in common."""
+    """(len(rows), len(others)) see ``novelty``; 0 where two nodes have no part in common."""
     structure = _share_of_different_slots(table.mechanisms[rows], table.mechanisms[others])
     behaviour = _relative_distance(table.sketch[rows], table.sketch[others])
     known = np.isfinite(structure).astype(np.float64) + np.isfinite(behaviour)

@@ -1,6 +1,6 @@
 """The tree as the search sees it: one record per candidate, and the same as arrays.
 
-Selection is arithmetic over arrays of all nodes (:class:`NodeTable`), so that a million of them are no matter of
+Selection is arithmetic over arrays of all nodes (``NodeTable``), so that a million of them are no matter of
 patience. A node without a score is never a parent and never counts as zero; it still counts as an expansion of its parent.
 """
 
@@ -86,7 +86,7 @@ class NodeTable:
 
     @cached_property
     def shrunken(self) -> Array:
-        """(n,) empirical-Bayes estimate of Overall; NaN without a score. See :func:`poise_core.search.shrinkage.shrink`."""
+        """(n,) empirical-Bayes estimate of Overall; NaN without a score. See ``poise_core.search.shrinkage.shrink``."""
         return shrink(self.raw, self.seeds, self.variance)
 
     @cached_property
@@ -139,7 +139,7 @@ def expansions(nodes: Sequence[NodeRecord]) -> dict[str, int]:
 
 
 def shrunken_scores(nodes: Sequence[NodeRecord]) -> dict[str, float]:
-    """:func:`poise_core.search.shrinkage.shrink` of every scored node's Overall, by candidate id."""
+    """``poise_core.search.shrinkage.shrink`` of every scored node's Overall, by candidate id."""
     raw, seeds, variance = overalls(nodes)
     values = shrink(raw, seeds, variance).tolist()
     return {node.candidate_id: value for node, value in zip(nodes, values, strict=True) if value == value}

@@ -57,7 +57,7 @@ def assess_plateau(
     seeds would have to exceed.
 
     Another generation's expected gain in true Overall: E[max(best of its children - best so far, 0)], see
-    :func:`expected_improvement`, with its children like those of the last ``window`` generations, see :func:`true_scores`. It
+    ``expected_improvement``, with its children like those of the last ``window`` generations, see ``true_scores``. It
     is worth its cost while that is at least ``spec.worth`` noise floors: a smaller gain could not be told from none. Nothing
     is said of it where fewer than two recent children have a score, or where the spread tau^2 of all nodes is estimated as
     0: that is the edge of what the estimate can say, not a measurement that all children are alike.

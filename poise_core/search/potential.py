@@ -116,8 +116,8 @@ class NodeFeatures:
 
 
 def descendant_potential(table: NodeTable, spec: AcquisitionSpec) -> Potential:
-    """The upper confidence bound mean + kappa * std of a Gaussian process over :class:`NodeFeatures` (GP-UCB, Srinivas
-    et al., arXiv 0912.3995), trained on :func:`descendant_gain`.
+    """The upper confidence bound mean + kappa * std of a Gaussian process over ``NodeFeatures`` (GP-UCB, Srinivas
+    et al., arXiv 0912.3995), trained on ``descendant_gain``.
 
     A target that rests on k descendants has noise variance ``target_noise``^2 / k: one child says less than many, and
     nodes with equal features stay apart by that noise. Amplitude and length of the kernel maximise the marginal

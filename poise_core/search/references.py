@@ -31,7 +31,7 @@ def reference_set(
     """Nodes to show beside the parent: strong ones, structurally different ones, ones from other lineages.
 
     ``pareto``: dominated by no other node in the shrunken benchmark vector, by shrunken score. ``complementary``: largest
-    distance to the parent in mechanisms and behaviour (:func:`poise_core.search.diversity.distances`), then score.
+    distance to the parent in mechanisms and behaviour (``poise_core.search.diversity.distances``), then score.
     ``exploratory``: neither ancestor nor descendant of the parent, least expanded first. Only scored nodes; never the
     parent; no node twice.
 

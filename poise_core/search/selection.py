@@ -60,7 +60,7 @@ def pick_spread(table: NodeTable, totals: Array, count: int, penalty: float, see
         table: of n nodes.
         totals: (n,) NaN where a node cannot be a parent.
         count: places to fill.
-        penalty: see :meth:`NodeTable.kinship`.
+        penalty: see ``NodeTable.kinship``.
         seed: for ties.
     """
     eligible = np.isfinite(totals)

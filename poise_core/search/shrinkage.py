@@ -26,7 +26,7 @@ class Posterior:
 
 
 def shrink(values: Array, seeds: Array, variance: float | None) -> Array:
-    """The mean of :func:`posterior` alone."""
+    """The mean of ``posterior`` alone."""
     return posterior(values, seeds, variance).mean
 
 

@@ -1,6 +1,6 @@
 """Is the testbed worth measuring on? Statistics of a panel of known algorithms, and the page that states them.
 
-Pure functions over evaluations; ``poise calibrate`` trains the panel and calls :func:`summarize` and :func:`render`.
+Pure functions over evaluations; ``poise calibrate`` trains the panel and calls ``summarize`` and ``render``.
 """
 
 from __future__ import annotations

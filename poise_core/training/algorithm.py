@@ -46,7 +46,7 @@ class MicroLoss:
 class Algorithm:
     """A candidate in training.
 
-    Every method raises :class:`CandidateFailure`.
+    Every method raises ``CandidateFailure``.
     """
 
     def __init__(self, candidate: Candidate, max_length: int) -> None:

@@ -1,6 +1,6 @@
 """One process of a training: trains a candidate with each seed of a job, one after the other.
 
-Started through :mod:`poise_core.training.startup`, so that the start-up cost is paid once per candidate; it is also what
+Started through ``poise_core.training.startup``, so that the start-up cost is paid once per candidate; it is also what
 ``torchrun -m poise_core.training.worker JOB_FILE`` runs. Every seed leaves ``seed-<s>/`` with the trajectory, checkpoints
 while it runs, and at its end the policy and ``result.json``, written last: a folder with a result is finished. A job may ask
 for a pause: the seed then stops at a checkpoint and leaves ``paused.json``, and a later job goes on from there. A failure of

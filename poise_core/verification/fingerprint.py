@@ -68,7 +68,7 @@ def observe(candidate: Candidate) -> tuple[Observation, ...]:
 
 
 def observe_one_by_one(candidate: Candidate) -> Iterator[Observation]:
-    """As :func:`observe`, probe by probe, for a caller that may have seen enough."""
+    """As ``observe``, probe by probe, for a caller that may have seen enough."""
     state: Mapping[str, float] = {}
     for probe in scenario():
         run = run_candidate(candidate, replace(probe, dynamics=replace(probe.dynamics, controller=state)))
@@ -111,7 +111,7 @@ def _directions(size: int, seed: int) -> Tensor:
 def fingerprint(observations: tuple[Observation, ...]) -> str:
     """``<16 hex digits>.<base64>``: a hash of the quantized behaviour, then a 32-number sketch of the gradients.
 
-    The hash names the behaviour; the sketch lets :func:`same_behaviour` compare stored fingerprints without the code, and
+    The hash names the behaviour; the sketch lets ``same_behaviour`` compare stored fingerprints without the code, and
     is not upset by a number that lies on the edge of a quantum.
     """
     gradient = torch.cat([observation.gradient for observation in observations])

@@ -1,7 +1,7 @@
 """The gate: the checks in order, each with what it proves, run in this process on a candidate's text.
 
-:func:`run_checks` executes candidate code. Outside tests it is called by the confined worker only; use
-:func:`poise_core.verification.verify_file`.
+``run_checks`` executes candidate code. Outside tests it is called by the confined worker only; use
+``poise_core.verification.verify_file``.
 """
 
 from __future__ import annotations

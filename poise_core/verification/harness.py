@@ -1,7 +1,7 @@
 """Running a candidate on a probe the way the trainer does, and saying in words what went wrong.
 
 The trainer computes advantages once on the whole batch without gradients, hands each micro-batch its rows, masks with
-``torch.where`` and reduces with global denominators (:func:`poise_core.reductions.aggregate_loss`).
+``torch.where`` and reduces with global denominators (``poise_core.reductions.aggregate_loss``).
 """
 
 from __future__ import annotations

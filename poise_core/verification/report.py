@@ -58,7 +58,7 @@ class VerificationReport:
 
     @classmethod
     def from_json(cls, text: str) -> VerificationReport:
-        """Read what :meth:`to_json` wrote.
+        """Read what ``to_json`` wrote.
 
         Raises:
             ValueError: the text is not such a report.

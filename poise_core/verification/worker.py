@@ -1,6 +1,6 @@
 """The process in which candidate code runs during verification: a job on stdin, one JSON line per event on stdout.
 
-Started by :func:`poise_core.verification.verify.verify_file` inside the sandbox. Every line begins with the job's
+Started by ``poise_core.verification.verify.verify_file`` inside the sandbox. Every line begins with the job's
 nonce, so that text which a candidate prints is not taken for a result.
 """
 

@@ -123,7 +123,7 @@ def run_update(
 ) -> Update:
     """Advantages, loss and gradients as the trainer computes them for one batch in one piece.
 
-    ``policy`` holds the current log-probabilities and entropies, see :func:`current_policy`.
+    ``policy`` holds the current log-probabilities and entropies, see ``current_policy``.
     """
     with torch.no_grad():
         advantages = candidate.compute_advantages(batch, dynamics)

@@ -1,7 +1,7 @@
 """Servers on loopback that speak other providers' protocols: Anthropic Messages, Gemini generateContent, Ollama chat.
 
-Each is scripted as :mod:`llm_server` is: a function gets the request's body and says what to answer. What a script returns is
-the same for all (a dictionary, ``Say``, ``Fail``, ``Hang``); a :class:`Dialect` turns it into the provider's own documents.
+Each is scripted as ``llm_server`` is: a function gets the request's body and says what to answer. What a script returns is
+the same for all (a dictionary, ``Say``, ``Fail``, ``Hang``); a ``Dialect`` turns it into the provider's own documents.
 """
 
 from __future__ import annotations

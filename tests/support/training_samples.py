@@ -55,7 +55,7 @@ def compute_loss(inputs, hp, dynamics):
 
 
 def candidate_with(*changes: tuple[str, str], extra: str = "") -> Candidate:
-    """:data:`REINFORCE` with parts of its text replaced, and more text at its end."""
+    """``REINFORCE`` with parts of its text replaced, and more text at its end."""
     source = REINFORCE
     for old, new in changes:
         assert source.count(old) == 1, old

@@ -13,7 +13,7 @@ from poise_core.failures import CandidateFailure, FailureKind
 
 @dataclass(frozen=True)
 class CatalogueImplementer:
-    """Renders the proposal's composition; see :class:`poise_core.agents.roles.Implementer`."""
+    """Renders the proposal's composition; see ``poise_core.agents.roles.Implementer``."""
 
     revises = False  # a composition has one file
 

@@ -22,7 +22,7 @@ from poise_core.mechanisms.operators import Variation, crossover, mutate
 
 @dataclass(frozen=True)
 class CatalogueProposer:
-    """Varies the parent's composition; see :class:`poise_core.agents.roles.Proposer`."""
+    """Varies the parent's composition; see ``poise_core.agents.roles.Proposer``."""
 
     crossover_share: float = 0.25  # of proposals, where references exist
     double_share: float = 0.4  # of mutations that change two slots

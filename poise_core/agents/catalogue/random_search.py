@@ -15,7 +15,7 @@ from poise_core.mechanisms.operators import Variation, describe_change, random_c
 
 @dataclass(frozen=True)
 class RandomProposer:
-    """Compositions drawn from the whole catalogue; see :class:`poise_core.agents.roles.Proposer`.
+    """Compositions drawn from the whole catalogue; see ``poise_core.agents.roles.Proposer``.
 
     What was tried in this run does not come again, as in every arm: a repetition would only waste the budget.
     """
@@ -41,7 +41,7 @@ class RandomProposer:
 
 @dataclass(frozen=True)
 class FirstComeScreener:
-    """Keeps the proposer's order and only sorts out what cannot be implemented; see :class:`Screener`."""
+    """Keeps the proposer's order and only sorts out what cannot be implemented; see ``Screener``."""
 
     def rank(self, proposals: Sequence[Proposal], context: ProposalContext) -> list[Screened]:
         """All proposals; infeasible ones last."""

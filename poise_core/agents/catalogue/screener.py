@@ -32,7 +32,7 @@ class CatalogueScreener:
     )
 
     def rank(self, proposals: Sequence[Proposal], context: ProposalContext) -> list[Screened]:
-        """See :class:`poise_core.agents.roles.Screener`; ties fall by name."""
+        """See ``poise_core.agents.roles.Screener``; ties fall by name."""
         screened = [self._screen(proposal, context) for proposal in proposals]
         return sorted(screened, key=lambda s: (not s.feasible, -round(s.score, 9), s.proposal.name))
 

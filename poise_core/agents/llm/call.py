@@ -1,7 +1,7 @@
 """One question to a language model, to the end: caps, recordings, retries, fallbacks, within one wall-clock limit.
 
 This is the only retry layer. What follows each way in which an attempt can end is the table in
-:mod:`poise_core.agents.llm.faults`; what is counted here is how often. Every attempt leaves a row in the archive's table
+``poise_core.agents.llm.faults``; what is counted here is how often. Every attempt leaves a row in the archive's table
 ``calls`` before its answer is used; a question that was answered before is answered from there.
 """
 

@@ -1,6 +1,6 @@
-"""What the agents are told about a place in the search, fitted to a budget: pure functions of a :class:`ProposalContext`.
+"""What the agents are told about a place in the search, fitted to a budget: pure functions of a ``ProposalContext``.
 
-A prompt's data is a list of sections. :func:`fit` takes them by priority until the budget is spent; what does not fit whole is
+A prompt's data is a list of sections. ``fit`` takes them by priority until the budget is spent; what does not fit whole is
 cut at a line where that still says something, and otherwise left out and named. Only the search split reaches a
 ``ProposalContext``, and no benchmark item does.
 """

@@ -19,7 +19,7 @@ from poise_core.failures import CandidateFailure, FailureKind
 
 @dataclass(frozen=True)
 class ModelImplementer:
-    """See :class:`poise_core.agents.roles.Implementer`."""
+    """See ``poise_core.agents.roles.Implementer``."""
 
     caller: Caller
     prompt: Prompt

@@ -2,7 +2,7 @@
 
 A note is a Markdown file: a head of ``key: value`` lines (title, source, answers, slots), an empty line, then text with the
 mechanism, its equation, what it fixes and when it hurts. ``answers`` lists diagnoses of
-:data:`poise_core.agents.rules.diagnoses.DIAGNOSES` that the method speaks to, ``slots`` the mechanism slots it changes.
+``poise_core.agents.rules.diagnoses.DIAGNOSES`` that the method speaks to, ``slots`` the mechanism slots it changes.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A file begins with ``version: N`` and has the headings ``# system`` and ``# user``; ``$name`` is filled in. A file of the same
 name in ``agents.prompts_folder`` replaces a shipped one. The hash of the file stands in every row that came of it.
 
-Whatever comes from logs, from candidates or from a model is data: :func:`data_block` limits its length, marks where it begins
+Whatever comes from logs, from candidates or from a model is data: ``data_block`` limits its length, marks where it begins
 and ends with a tag that it cannot close, and the system part says that nothing between such tags is an instruction.
 """
 

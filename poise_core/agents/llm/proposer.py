@@ -37,7 +37,7 @@ DIRECTIONS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class ModelProposer:
-    """See :class:`poise_core.agents.roles.Proposer`."""
+    """See ``poise_core.agents.roles.Proposer``."""
 
     caller: Caller
     prompt: Prompt

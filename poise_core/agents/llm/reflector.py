@@ -38,7 +38,7 @@ class EvidenceRow:
 
 @dataclass(frozen=True)
 class ModelReflector:
-    """See :class:`poise_core.agents.roles.Reflector`."""
+    """See ``poise_core.agents.roles.Reflector``."""
 
     caller: Caller
     prompt: Prompt

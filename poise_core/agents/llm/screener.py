@@ -20,7 +20,7 @@ WEIGHTS = {"logic": 0.3, "feasibility": 0.2, "novelty": 0.2, "expected_gain": 0.
 
 @dataclass(frozen=True)
 class ModelScreener:
-    """See :class:`poise_core.agents.roles.Screener`."""
+    """See ``poise_core.agents.roles.Screener``."""
 
     caller: Caller
     prompt: Prompt

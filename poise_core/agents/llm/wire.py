@@ -2,7 +2,7 @@
 
 An attempt runs on one background event loop under a wall-clock limit. At the limit it is cancelled, which closes its
 connection; should even that hang, the caller goes on without it. A byte now and then keeps no attempt alive, and a request
-to stop ends the wait within a fifth of a second. Clients do not retry: the one retry layer is in :mod:`poise_core.agents.llm.call`.
+to stop ends the wait within a fifth of a second. Clients do not retry: the one retry layer is in ``poise_core.agents.llm.call``.
 """
 
 from __future__ import annotations

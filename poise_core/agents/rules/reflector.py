@@ -43,7 +43,7 @@ LABELS: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class RuleReflector:
-    """See :class:`poise_core.agents.roles.Reflector`; deterministic."""
+    """See ``poise_core.agents.roles.Reflector``; deterministic."""
 
     level: float = 0.95  # of the intervals over seeds of trajectory metrics
     suggestions: int = 3  # at most, per diagnosis

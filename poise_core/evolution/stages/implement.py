@@ -151,7 +151,7 @@ def register(search: SearchContext, name: str, source: str, **columns: Any) -> C
     """Give a candidate its place in the run, with its composition where the catalogue can express it.
 
     Raises:
-        CandidateFailure: see :meth:`RunContext.register`.
+        CandidateFailure: see ``RunContext.register``.
     """
     composition = columns.pop("composition", None) or _known_composition(source)
     mechanisms = composition["choices"] if composition else None

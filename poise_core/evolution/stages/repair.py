@@ -28,7 +28,7 @@ def repair(search: SearchContext, candidate: CandidateRef) -> CandidateRef:
     """The child to go on with: the same where nothing failed, otherwise a revised file that the gate has admitted.
 
     Raises:
-        CandidateFailure: it failed, and of nothing that its author could mend (:mod:`poise_core.evolution.early_faults`);
+        CandidateFailure: it failed, and of nothing that its author could mend (``poise_core.evolution.early_faults``);
             or its repairs are used up, or no answer was admitted. It is the recorded failure of the training.
         InfrastructureError: the gate could not run, or a model cannot be used.
     """

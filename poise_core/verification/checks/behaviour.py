@@ -63,7 +63,7 @@ def check_gradient(runs: Sequence[tuple[Probe, Run]]) -> None:
     """Check 5: where the gradient goes.
 
     Args:
-        runs: those of :func:`check_finite`, the ordinary batch first.
+        runs: those of ``check_finite``, the ordinary batch first.
 
     Raises:
         ContractViolation: with the sentence for the author.

@@ -47,7 +47,7 @@ def find_duplicate(
 
     Args:
         own: the candidate's fingerprint.
-        nearest: from :func:`nearest_algorithms`.
+        nearest: from ``nearest_algorithms``.
         archived: fingerprint -> id of archived candidates.
 
     Returns:

@@ -17,7 +17,7 @@ def find_aliases(function: ast.FunctionDef, returning: frozenset[str] = frozense
 
     Args:
         function: to be read.
-        returning: functions of the file whose result may be what they were given, see :func:`returns_given`.
+        returning: functions of the file whose result may be what they were given, see ``returns_given``.
     """
     return frozenset(name for part in ast.walk(function) for name in _bound_to_given(part, returning))
 

@@ -1,7 +1,7 @@
 """Check 1: the file is written in the small language that candidates need, judged from its syntax tree alone.
 
 Nothing is executed. Every syntax node, module member, attribute, keyword and built-in has to be listed in
-:mod:`poise_core.verification.language.vocabulary` or below; what is not listed is refused with its line and, where there is
+``poise_core.verification.language.vocabulary`` or below; what is not listed is refused with its line and, where there is
 one, the alternative. The file that passes is run as it stands: no rewriting stands between what was checked and what
 trains.
 """

@@ -1,7 +1,7 @@
 """The part of check 1 that decides what every name means, as Python itself decides it.
 
-Two readings that share no code. :func:`assigned_names` serves the reader of the syntax tree: what a function binds in its own
-scope, which a comprehension's target is not part of. :func:`scope_findings` asks the compiler's symbol table afterwards,
+Two readings that share no code. ``assigned_names`` serves the reader of the syntax tree: what a function binds in its own
+scope, which a comprehension's target is not part of. ``scope_findings`` asks the compiler's symbol table afterwards,
 for every scope of the file (module, class, functions, comprehensions), and refuses what the first reading should have
 refused: a global that the file does not define and the language does not list, and a binding that hides a built-in.
 """

@@ -78,7 +78,7 @@ BUILTINS = words("""
 """Built-in functions that may be called."""
 
 ANNOTATIONS = words("str object")
-"""Built-in names that may stand in annotations beside :data:`BUILTINS`; no annotation is ever evaluated."""
+"""Built-in names that may stand in annotations beside ``BUILTINS``; no annotation is ever evaluated."""
 
 INPLACE_POSITION: dict[str, int] = {
     **dict.fromkeys(words("relu relu6 selu silu mish hardsigmoid"), 1), **dict.fromkeys(words("celu elu leaky_relu"), 2),
@@ -109,7 +109,7 @@ CONTRACT_MEMBERS = words("""
     carry logprobs advantages mask step progress entropy kl reward_mean completion_length clip_fraction
     all_fail_fraction grad_norm controller token_loss metrics
 """)
-"""Fields of the dataclasses in :mod:`poise_core.contract`."""
+"""Fields of the dataclasses in ``poise_core.contract``."""
 
 MEMBERS = TENSOR_MEMBERS | CONTAINER_MEMBERS | CONTRACT_MEMBERS
 """Every attribute that may be read."""
