@@ -1,6 +1,6 @@
 """Random ``kill -9`` against a real evolution, again and again; at the end it must be as if nothing had happened.
 
-    python -m tests.reliability.kill --kills 50 --seed 1 --folder /tmp/kills
+    python tests/support/kill.py --kills 50 --seed 1 --folder /tmp/kills
 
 An undisturbed evolution comes first. Then evolutions in directories of their own are disturbed: a process of one kind is
 chosen (the flow, its Prefect server, a training, an evaluation or the gate at work), waited for, and killed after a random
