@@ -5,6 +5,8 @@ Every variant is the base with one or two lines changed, so that what is wrong i
 
 from __future__ import annotations
 
+from pathlib import Path
+
 BASE = '''"""Base: group-relative advantages with a clipped ratio, for tests."""
 
 from dataclasses import dataclass
@@ -244,3 +246,13 @@ BROKEN: dict[str, dict[str, tuple[str, str]]] = {
     },
 }  # fmt: skip
 """check -> name -> (source, part of the message)."""
+
+
+def written(folder: Path, source: str) -> Path:
+    """The source as a file."""
+    path = folder / "child.py"
+    path.write_text(source, encoding="utf-8")
+    return path
+
+
+FOREVER = edited(("    clipped = ratio", "    while True:\n        pass\n    clipped = ratio"))

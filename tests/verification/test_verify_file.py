@@ -11,8 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from confinement_levels import LEVELS
-from gate_files import FOREVER, written
-from gate_fixtures import BASE, edited
+from gate_fixtures import BASE, FOREVER, edited, written
 
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate.loading import source_digest

@@ -18,8 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from gate_files import FOREVER, written
-from gate_fixtures import BASE
+from gate_fixtures import BASE, FOREVER, written
 
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.sandbox import command as sandbox
