@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise_core.archive import evaluation_rows
-from poise_core.archive.typed import ReplicationRow
 from poise_core.evaluation.launcher import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.intervals import paired_delta
@@ -93,9 +92,9 @@ class Replication:
         self.archive.append("replications", [row])
         return self._stored() or row
 
-    def _stored(self) -> ReplicationRow | None:
+    def _stored(self) -> dict[str, Any] | None:
         rows = self.archive.rows("replications", protocol=self.protocol.digest, candidate_id=self.candidate_id)
-        return rows[0] if rows else None
+        return dict[str, Any](rows[0]) if rows else None
 
     # the plan
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -21,7 +22,6 @@ from poise_core.archive.typed import (
     FailureRow,
     ProposalRow,
     ReflectionRow,
-    ReplicationRow,
     RungRow,
     VerificationRow,
 )
@@ -64,7 +64,7 @@ class CandidateView:
     failures: list[FailureRow]
     state: str = ""  # see Standing.state
     rungs: list[RungRow] = field(default_factory=list)  # of the ladder, from below
-    replication: ReplicationRow | None = None
+    replication: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times as ISO text, embedded JSON as objects."""
@@ -210,9 +210,9 @@ def _proposal(view: CandidateView) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    for title, key in (("hypothesis", "hypothesis"), ("change", "change")):
-        if view.record[key]:
-            table.add_row(title, Text(view.record[key]))
+    for title, text in (("hypothesis", view.record["hypothesis"]), ("change", view.record["change"])):
+        if text:
+            table.add_row(title, Text(text))
     if view.proposal:
         for expected in json.loads(view.proposal["content"]).get("expectations", []):
             sentence = f"{expected['metric']} to {expected['direction']}: {expected['why']}"

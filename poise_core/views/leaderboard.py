@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class LeaderboardRow:
     benchmarks: dict[str, float] = field(default_factory=dict)  # percent, mean over seeds
     completion_length: float | None = None  # tokens
     format_valid: float | None = None  # share, 0 to 1
-    failure: dict[str, Any] | None = None  # stage, kind, message, attempt
+    failure: Mapping[str, Any] | None = None  # stage, kind, message, attempt
     state: str = ""  # see Standing.state; or revised, of a failed file that was answered
     rung: dict[str, Any] | None = None  # of the ladder, the highest one reached: rung, decision, message, tokens
 
@@ -140,7 +140,7 @@ def _evaluated(common: dict[str, Any], standing: Standing, protocol: Protocol, l
     )
 
 
-def _without_code(candidate: str, failure: dict[str, Any]) -> LeaderboardRow:
+def _without_code(candidate: str, failure: Mapping[str, Any]) -> LeaderboardRow:
     return LeaderboardRow(
         rank=None,
         candidate_id=candidate,

@@ -64,7 +64,7 @@ def lineage(archive: Archive, protocol: Protocol, *, level: float = 0.95) -> lis
     def node(place: TreeNode) -> LineageNode:
         candidate = place.candidate_id
         record, evals = records[candidate], standing.evaluations.get(candidate)
-        parent, *lenders = record["parent_ids"] or [None]
+        parent, lenders = next(iter(record["parent_ids"]), None), record["parent_ids"][1:]
         judgements = sorted(judged.get(candidate, []), key=lambda row: row["generation"])
         return LineageNode(
             candidate_id=candidate,

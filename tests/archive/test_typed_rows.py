@@ -36,14 +36,14 @@ def test_a_row_that_was_read_has_every_column_and_one_to_be_written_those_that_a
             assert set(row) == columns.__required_keys__ | columns.__optional_keys__
 
 
-MISSPELT = '''
+MISSPELT = """
 from poise_core.archive import Archive, candidate_row
 archive = Archive("x")
 archive.rows("candidates")[0]["parent_id"]
 archive.rows("candidates")[0]["parent_ids"].append(3)
 archive.rows(str())[0]["anything"]
 candidate_row(candidate_id="c", name="n", source="s", source_digest="d", written_by="human")["colour"]
-'''
+"""
 
 
 @pytest.mark.slow
@@ -52,7 +52,9 @@ def test_mypy_finds_a_misspelt_column(tmp_path: Path) -> None:
 
     program = tmp_path / "program.py"
     program.write_text(MISSPELT)
-    report, _, _ = api.run([str(program), "--follow-imports=silent", "--ignore-missing-imports", "--cache-dir", str(tmp_path)])
+    report, _, _ = api.run(
+        [str(program), "--follow-imports=silent", "--ignore-missing-imports", "--cache-dir", str(tmp_path)]
+    )
     lines = [line.split(":", 2)[1:] for line in report.splitlines() if "error" in line]
     assert [number for number, _ in lines] == ["4", "5", "7"]
     assert 'TypedDict "CandidateRow" has no key "parent_id"' in lines[0][1]
