@@ -44,7 +44,12 @@ def cases(rows: int, parts: int) -> list[Case]:
     """Candidates in a file each; as many rows as the largest case in steps of trainings; candidates that joined a large file."""
     return [
         Case(f"{parts:,} candidates, none compacted before", "candidates", 0, parts),
-        Case(f"{rows:,} training steps, none compacted before", "trajectories", 0, rows // STEPS),
+        Case(
+            f"{rows:,} training steps in {rows // STEPS:,} parts, none compacted before",
+            "trajectories",
+            0,
+            rows // STEPS,
+        ),
         Case(f"{rows:,} candidates, {rows - parts:,} of them compacted before", "candidates", rows - parts, parts),
     ]
 

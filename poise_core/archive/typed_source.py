@@ -21,8 +21,6 @@ Every column is there in a row that was read. Of a row that is to be written, th
 left out.
 """
 
-from __future__ import annotations
-
 import datetime as dt
 from typing import NotRequired, TypedDict
 '''

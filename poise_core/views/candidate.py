@@ -15,7 +15,6 @@ from poise_core.archive.typed import (
     FailureRow,
     ProposalRow,
     ReflectionRow,
-    ReplicationRow,
     RungRow,
     VerificationRow,
 )
@@ -45,7 +44,7 @@ class CandidateView:
     failures: list[FailureRow]
     state: str = ""  # see RunEvidence.state
     rungs: list[RungRow] = field(default_factory=list)  # of the ladder, from below
-    replication: ReplicationRow | None = None
+    replication: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times as ISO text, embedded JSON as objects."""

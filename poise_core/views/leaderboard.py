@@ -34,7 +34,7 @@ class LeaderboardRow:
     benchmarks: dict[str, float] = field(default_factory=dict)  # percent, mean over seeds
     completion_length: float | None = None  # tokens
     format_valid: float | None = None  # share, 0 to 1
-    failure: dict[str, Any] | None = None  # stage, kind, message, attempt
+    failure: Mapping[str, Any] | None = None  # stage, kind, message, attempt
     state: str = ""  # see RunEvidence.state; or revised, of a failed file that was answered
     rung: dict[str, Any] | None = None  # of the ladder, the highest one reached: rung, decision, message, tokens
 

@@ -55,6 +55,6 @@ def test_mypy_finds_a_misspelt_column(tmp_path: Path) -> None:
     report, _, _ = api.run(
         [str(program), "--follow-imports=silent", "--ignore-missing-imports", "--cache-dir", str(tmp_path)]
     )
-    lines = [line.split(":", 2)[1:] for line in report.splitlines() if "error" in line]
+    lines = [line.split(":", 2)[1:] for line in report.splitlines() if ": error: " in line]
     assert [number for number, _ in lines] == ["4", "5", "7"]
     assert 'TypedDict "CandidateRow" has no key "parent_id"' in lines[0][1]

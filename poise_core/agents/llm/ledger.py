@@ -19,7 +19,6 @@ import yaml
 
 from poise_core.agents.llm.faults import AgentsUnusable, CallFailed, Outcome
 from poise_core.archive import Archive
-from poise_core.archive.typed import CallRow
 from poise_core.config.agents import AgentSettings, Cap, Price
 from poise_core.failures import Cancelled
 
@@ -140,7 +139,7 @@ class Ledger:
                 for cap, period in ((self._caps.generation, generation), (self._caps.run, None))
             )
 
-    def find(self, call_id: str) -> CallRow | None:
+    def find(self, call_id: str) -> dict[str, Any] | None:
         """The row of a call.
 
         Raises:
@@ -151,7 +150,7 @@ class Ledger:
         if not self.archive.contains("calls", call_id=call_id):
             return None
         (row,) = self.archive.rows("calls", call_id=call_id)
-        return row
+        return dict[str, Any](row)
 
     def write(self, row: dict[str, Any]) -> None:
         """Archive a call. Written before anybody acts on its answer.
