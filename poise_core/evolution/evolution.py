@@ -17,7 +17,7 @@ from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import Archive
 from poise_core.evolution.events import Observer, ignore
 from poise_core.evolution.executor import Executor
-from poise_core.evolution.history import Memory
+from poise_core.evolution.history import History
 from poise_core.evolution.ladder import Ladder, Rung
 from poise_core.evolution.records import CandidateRef, ChildSlot, Draft
 from poise_core.evolution.roles import Roles, roles_for
@@ -66,8 +66,8 @@ class Evolution:
             run, executor=executor, observer=observer, should_stop=self._stop.is_set, compute_slot=compute_slot
         )
         self.executor = self.trials.executor
-        self.memory = Memory(run.archive, run.preset.protocol)
-        self.search = SearchContext(self.trials, self.memory, self.roles)
+        self.history = History(run.archive, run.preset.protocol)
+        self.search = SearchContext(self.trials, self.history, self.roles)
         self.ladder = Ladder(self.trials, self.seeds)
 
     def stop(self, reason: str = "") -> None:
@@ -185,7 +185,7 @@ class Evolution:
             Cancelled: it is neither yet, because an earlier stage was stopped or the machine failed.
         """
         candidate = self.search.latest(candidate)
-        if stored := self.memory.reflection(candidate.candidate_id):
+        if stored := self.history.reflection(candidate.candidate_id):
             return stored
         if not self.ended(candidate):
             raise Cancelled(f"no reflection on {candidate.name}: it has neither a score nor a failure yet")

@@ -42,7 +42,7 @@ SETTLED_AT_ADMISSION = ("propose", "screen", "implement", "verify")
 Row = Mapping[str, Any]
 
 
-class Memory:
+class History:
     """Reads; writes nothing."""
 
     def __init__(self, archive: Archive, protocol: Protocol) -> None:

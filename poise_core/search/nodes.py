@@ -128,16 +128,6 @@ class NodeTable:
         return common / either
 
 
-def expansions(nodes: Sequence[NodeRecord]) -> dict[str, int]:
-    """How many children each node has had, failed ones included."""
-    counts = {node.candidate_id: 0 for node in nodes}
-    for node in nodes:
-        for parent in node.parent_ids[:1]:  # a reference that lent a mechanism was not expanded
-            if parent in counts:
-                counts[parent] += 1
-    return counts
-
-
 def shrunken_scores(nodes: Sequence[NodeRecord]) -> dict[str, float]:
     """``poise_core.search.shrinkage.shrink`` of every scored node's Overall, by candidate id."""
     raw, seeds, variance = overalls(nodes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from poise_core.config import Preset
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.evolution.history import Memory
+from poise_core.evolution.history import History
 from poise_core.search.plateau import Plateau, assess_plateau
 
 
@@ -14,7 +14,7 @@ def outlook(evidence: RunEvidence, preset: Preset) -> Plateau:
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
     """
-    nodes = Memory(evidence.archive, evidence.protocol).nodes(10**9)
+    nodes = History(evidence.archive, evidence.protocol).nodes(10**9)
     made = max((node.generation for node in nodes), default=0)
     spent = evidence.training_tokens
     children = sum(spent.get(node.candidate_id, 0) for node in nodes if node.generation > 0)

@@ -120,7 +120,7 @@ def test_the_reflection_and_the_page_give_the_same_difference(tmp_path: Path, la
     evolve(evolution)
     archive, protocol = evolution.run.archive, evolution.preset.protocol
     (row,) = archive.rows("candidates", generation=6)
-    evidence = evolution.memory.evidence(CandidateRef.of_row(row), None)
+    evidence = evolution.history.evidence(CandidateRef.of_row(row), None)
     assert evidence.parent is not None
     view = view_candidate(RunEvidence.load(archive, protocol), row["candidate_id"])
     assert evidence.overall_delta == view.deltas[evidence.parent.name]

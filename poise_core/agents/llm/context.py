@@ -90,7 +90,7 @@ def _beginning(section: Section, tokens: int) -> str:
     return data_block(section.name, f"{lines}\n[cut: the rest did not fit]")
 
 
-def place_sections(context: ProposalContext, notes: Sequence[Note] = (), note_count: int = 6) -> list[Section]:
+def slot_sections(context: ProposalContext, notes: Sequence[Note] = (), note_count: int = 6) -> list[Section]:
     """What the proposer and the screener may know, in reading order.
 
     Priorities, from what is given up last: directive, the parent's code and scores, its reflection and trajectory, failure

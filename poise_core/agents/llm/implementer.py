@@ -51,7 +51,7 @@ class ModelImplementer:
         )
 
     def _ask(self, proposal: Proposal, context: ProposalContext, tries: Sequence[Attempt]) -> ImplementationForm:
-        question = Question.about_place(
+        question = Question.about_slot(
             "implementer",
             context,
             ImplementationForm,

@@ -94,13 +94,13 @@ def forecast(
         revisions: answers to the gate's reports at most for one file.
         repairs: how often a child goes back to its author at most after an early fault in training.
     """
-    places = generations * parents
+    slots = generations * parents
     drafts = (ideas + repairs) * (1 + revisions) * (1 + settings.consistency_revisions)
     per_role = {
-        "proposer": (places, places),
-        "screener": (places, places),
-        "implementer": (places, places * drafts),
-        "reflector": (places + 1, places + 1),  # the baseline is reflected on as well
+        "proposer": (slots, slots),
+        "screener": (slots, slots),
+        "implementer": (slots, slots * drafts),
+        "reflector": (slots + 1, slots + 1),  # the baseline is reflected on as well
     }
     prices = price_table(settings)
     calls, tokens, dollars = [0, 0], [0, 0], [0.0, 0.0]

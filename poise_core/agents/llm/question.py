@@ -29,7 +29,7 @@ class Question(Generic[A]):
     prompt: str  # label of the prompt file
 
     @classmethod
-    def about_place(
+    def about_slot(
         cls,
         role: str,
         context: ProposalContext,

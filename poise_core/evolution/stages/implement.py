@@ -129,7 +129,7 @@ def write_draft(search: SearchContext, slot: ChildSlot, number: int, index: int,
             if not attempts:  # otherwise the refusal that could not be answered is on record
                 search.record_failure(slot, failure, identity, proposal.name)
             say(f"{failure.kind}: {failure.message}")
-        draft = Draft(number, index, len(earlier), made, proposal.name, failed, repairs)
+        draft = Draft(number, index, made, proposal.name, failed, repairs)
         write_record(search.draft_path(slot, number), asdict(draft))
     return draft
 

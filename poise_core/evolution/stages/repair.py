@@ -64,7 +64,7 @@ def _repair_draft(
         rounds > search.preset.search.repairs
         or not search.roles.implementer.revises
         or not _clear_fault(search, candidate, failure)
-        or search.memory.reflection(candidate.candidate_id) is not None  # this slot has ended
+        or search.history.reflection(candidate.candidate_id) is not None  # this slot has ended
     ):
         return None
     (own,) = [draft for draft in earlier if draft.candidate_id == candidate.candidate_id][-1:]

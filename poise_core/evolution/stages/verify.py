@@ -38,7 +38,7 @@ def admit(search: SearchContext, slot: ChildSlot, draft: Draft) -> CandidateRef:
         InfrastructureError: the gate could not run.
     """
     candidate = draft.candidate(slot)
-    verify(search.run_context, candidate, unseen=search.memory.unseen(slot.generation, slot.number))
+    verify(search.run_context, candidate, unseen=search.history.unseen(slot.generation, slot.number))
     return candidate
 
 
