@@ -98,7 +98,7 @@ def wait_until_healthy(url: str, should_stop: Callable[[], bool] = lambda: False
     """Return when the API answers.
 
     Raises:
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
         InfrastructureError: it does not within ten minutes; on a machine that is busy it has taken two.
     """
     deadline = time.monotonic() + START_SECONDS

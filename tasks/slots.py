@@ -27,7 +27,7 @@ def hold_slots(limit: str | None, count: int, should_stop: Callable[[], bool]) -
 
     Raises:
         InfrastructureError: there is no such limit, or the server does not answer.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
     """
     if limit is None:
         yield

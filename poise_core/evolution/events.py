@@ -41,7 +41,7 @@ def announced(
         A function to be called with what came out.
 
     Raises:
-        Cancelled: ``should_stop`` says so.
+        Cancelled: ``should_stop`` returned true.
         InfrastructureError: the system failed within the stage (the disk is full, a folder is not writable).
     """
     if should_stop():

@@ -71,7 +71,7 @@ class Replication:
         Raises:
             ReplicationRefused: not a champion candidate, or no fresh seeds left.
             InfrastructureError: a process failed, or the baseline did; the same call goes on.
-            Cancelled: ``should_stop`` said so.
+            Cancelled: ``should_stop`` returned true.
         """
         if stored := self._stored():
             return stored

@@ -76,7 +76,7 @@ class ModelProposer:
 
 
 def wanted_directions(context: ProposalContext, n: int, seed: int) -> list[str]:
-    """``n`` different directions (at most all): those that the parent's diagnoses point to first, the rest by lot."""
+    """``n`` different directions (at most all): first those that the parent's diagnoses point to, the rest at random."""
     reflection = context.parent.reflection
     pointed = [slot for one in (reflection.diagnoses if reflection else ()) for slot in one.slots[:2]]
     pointed = [slot for slot in dict.fromkeys(pointed) if slot in DIRECTIONS]

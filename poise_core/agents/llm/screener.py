@@ -29,9 +29,9 @@ class ModelScreener:
     may_fall_back: bool = True
 
     def rank(self, proposals: Sequence[Proposal], context: ProposalContext) -> list[Screened]:
-        """All proposals, best first. Ideas that only the catalogue has are ranked by the catalogue.
+        """All proposals, best first; the catalogue ranks them where no language model wrote any.
 
-        Where the model gives no answer the catalogue ranks; with ``on_failure: fail`` none of the proposals is let through.
+        Where the model gives no answer the catalogue ranks, too; with ``on_failure: fail`` no proposal is feasible then.
         """
         known = self.catalogue.rank(proposals, context)
         if not any(proposal.proposer == "llm" for proposal in proposals):

@@ -23,7 +23,7 @@ def evaluate(context: RunContext, candidate: CandidateRef, seeds: Sequence[int])
 
     Raises:
         InfrastructureError: the evaluation could not be done.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
     """
 
     with context.stage(candidate, "evaluate") as done:
@@ -53,7 +53,7 @@ def evaluate_untrained(context: RunContext, seeds: Sequence[int]) -> CandidateRe
 
     Raises:
         InfrastructureError: the evaluation could not be done.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
     """
 
     source = f"# no algorithm: the policy {context.protocol.policy_digest}, before any training\n"

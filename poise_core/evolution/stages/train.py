@@ -39,7 +39,7 @@ def train(
     Raises:
         CandidateFailure: it crashed, diverged, took too long or broke a rule of ``watch``; recorded.
         InfrastructureError: something else ended the training.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
     """
     try:
         with context.stage(candidate, "train") as done:

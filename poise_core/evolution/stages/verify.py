@@ -55,7 +55,7 @@ def verify(
     Raises:
         CandidateFailure: refused; recorded, with the gate's sentence.
         InfrastructureError: the gate could not run.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
     """
     with context.stage(candidate, "verify") as done:
         report = _stored_report(context, candidate)
