@@ -1,4 +1,4 @@
-"""Whether the search still gets anywhere, and whether another generation is worth its cost."""
+"""Whether the search is on a plateau, and whether another generation is worth its cost."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def assess_plateau(
     ``expected_improvement``, with its children like those of the last ``window`` generations, see ``true_scores``. It
     is worth its cost while that is at least ``spec.worth`` noise floors: a smaller gain could not be told from none. Nothing
     is said of it where fewer than two recent children have a score, or where the spread tau^2 of all nodes is estimated as
-    0: that is the edge of what the estimate can say, not a measurement that all children are alike.
+    0, which does not show that all children are alike.
 
     A child without a score (stopped at the proxy, failed) is one of the children that a generation makes and pays for but
     can never be the best. So each of the ``parents`` children gets a score with the share p of recent children that got one;
-    they do not count as low scores, which would be a number nobody measured.
+    they do not count as low scores, since none was measured.
 
     Args:
         nodes: all, failed ones included.

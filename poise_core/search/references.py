@@ -1,4 +1,4 @@
-"""Which candidates are shown to the proposer beside the parent: strong ones, unlike ones, ones from elsewhere."""
+"""Which candidates are shown to the proposer beside the parent: strong, different, and from other lineages."""
 
 from __future__ import annotations
 
