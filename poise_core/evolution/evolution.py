@@ -52,7 +52,7 @@ class Evolution:
             observer: told what happens.
             replay: the archive of a recorded run, whose language models' answers are taken instead of new ones.
             compute_slot: held while a training or an evaluation runs.
-            allowance: what language models may cost; the call that could cost more is not made, and the run stops.
+            allowance: the cost budget of language models; a call that could exceed it is not made, and the run stops.
         """
         self.run = run
         self.preset = run.preset
@@ -141,7 +141,7 @@ class Evolution:
         return verify.admitted_child(self.search, slot, draft)
 
     def repair_rounds(self, generation: int) -> int:
-        """How often a child of this generation may go from training back to its author; 0 where nobody could answer."""
+        """How often a child of this generation may go from training back to its author; 0 where no author can revise."""
         return repair.rounds(self.search, self.select_parents(generation))
 
     def repair(self, candidate: CandidateRef) -> CandidateRef:
@@ -182,7 +182,7 @@ class Evolution:
         its author, what its last admitted file taught.
 
         Raises:
-            Cancelled: it is neither yet, because an earlier stage was stopped or the machine failed.
+            Cancelled: its measurement has not ended, because an earlier stage was stopped or the machine failed.
         """
         candidate = self.search.latest(candidate)
         if stored := self.history.reflection(candidate.candidate_id):

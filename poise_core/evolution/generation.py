@@ -1,6 +1,6 @@
 """The order of the stages, one after the other in this process; ``flows/evolve.py`` gives the same order to Prefect.
 
-A failure of a candidate ends its own way and nobody else's; every other exception ends the run.
+A failure of a candidate ends the stages of that candidate only; every other exception ends the run.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def repaired(evolution: Evolution, child: CandidateRef) -> CandidateRef:
     """The file to go on with once the first steps of training show no fault that its author could mend.
 
     Raises:
-        CandidateFailure: it failed of something else, or of the same too often.
+        CandidateFailure: it failed, and not of an early fault, or its repairs are used up.
     """
     version = child
     for _ in range(evolution.repair_rounds(child.generation)):

@@ -1,4 +1,4 @@
-"""Who selects, proposes, screens, implements and reflects in a run."""
+"""The roles of a run: which implementations select, propose, screen, implement and reflect."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def roles_for(
         archive: where calls are recorded.
         replay: the archive of a recorded run to take all answers from.
         should_stop: ends every wait for a model.
-        allowance: what the models may cost.
+        allowance: the cost budget of the models' calls.
     """
     roles = default_roles(preset)
     if not preset.agents.enabled:

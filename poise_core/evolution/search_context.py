@@ -1,5 +1,5 @@
-"""What the stages of the search share beyond ``poise_core.evolution.run_context``: who proposes and judges, what is known of
-earlier generations, and what is on record for every slot."""
+"""What the stages of the search share beyond ``poise_core.evolution.run_context``: the roles, the run's history, and the
+records of every child slot."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ class SearchContext:
         )
 
     def plateau(self, nodes: Sequence[NodeRecord]) -> Plateau:
-        """Whether the search that has made these nodes still gets anywhere."""
+        """Whether the search that has made these nodes is on a plateau."""
         search = self.preset.search
         return assess_plateau(nodes, search.plateau, parents=search.parents)
 
     def _is_wide(self, generation: int, nodes: Sequence[NodeRecord]) -> bool:
-        """Whether the search stands on a plateau and answers it; asked once per generation, whose nodes do not change."""
+        """Whether proposers change more at once because the search is on a plateau; decided once per generation."""
         if generation not in self._wide:
             answers = self.preset.search.arm == "evolution" and self.preset.search.plateau.answer
             self._wide[generation] = answers and self.plateau(nodes).stalled

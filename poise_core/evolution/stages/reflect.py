@@ -26,7 +26,7 @@ def reflect(
     Args:
         search: of the run.
         candidate: measured as far as it will be.
-        failure: what it failed of.
+        failure: its failure, where it has failed.
         stopped: its row of ``rungs``, where the ladder stopped it.
     """
     with search.announced("reflect", candidate.name, candidate.generation) as say:

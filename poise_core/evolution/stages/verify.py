@@ -1,4 +1,4 @@
-"""The gate: a candidate is admitted or refused, and a refused draft of a slot gives way to the next one."""
+"""The gate: a candidate is admitted or refused, and the next draft of a slot follows a refused one."""
 
 from __future__ import annotations
 
