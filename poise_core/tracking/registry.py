@@ -1,4 +1,4 @@
-"""Champions in MLflow's model registry, drawn from the archive. Knows no MLflow: it is handed a client.
+"""Champions in MLflow's model registry, drawn from the archive. The client is an argument; MLflow is not imported here.
 
 One registered model per protocol, with one version per champion candidate: a version points to the folder
 ``algorithm/`` of the candidate's run, which holds the algorithm file. The alias ``champion`` stands on a version only after
@@ -24,7 +24,7 @@ _TAG_LENGTH = 5000
 
 @dataclass(frozen=True)
 class VersionPlan:
-    """One version of the registered model as it should be."""
+    """What one version of the registered model should hold."""
 
     candidate_id: str
     description: str
@@ -89,7 +89,7 @@ def model_name(experiment: str) -> str:
 def push_versions(
     client: Any, experiment: str, protocol: Protocol, plans: Sequence[VersionPlan], run_ids: dict[str, str]
 ) -> int:
-    """Make the versions that are missing, mend the others, and put the alias where it belongs.
+    """Make the versions that are missing, update the others, and put the alias on the champion.
 
     Args:
         client: an ``MlflowClient``.

@@ -1,7 +1,7 @@
 """Arms of search against each other: the best so far over the training tokens spent.
 
 *Best* is the shrunken estimate of the candidate that a run would name at that moment. It is no running maximum and may fall:
-what looked good among few may turn out to be noise among more.
+with more candidates known, a high score may turn out to be noise.
 """
 
 from __future__ import annotations

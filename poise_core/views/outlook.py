@@ -1,4 +1,4 @@
-"""Whether the search of a run still gets anywhere."""
+"""The outlook of a run: whether its search is on a plateau, and whether another generation is worth its cost."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from poise_core.search.plateau import Plateau, assess_plateau
 
 
 def outlook(evidence: RunEvidence, preset: Preset) -> Plateau:
-    """The state of the search after all generations there are, with the training tokens that one has cost on average.
+    """The plateau state of the search after its last generation, with the mean training tokens of a generation.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.

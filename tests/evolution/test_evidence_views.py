@@ -146,7 +146,7 @@ def test_a_rung_that_does_not_predict_is_reported(tmp_path: Path, laboratory: La
     assert not one.predicts  # rewards are noise here
     assert "not shown to predict" in plain(render_rungs(report))
     assert report.correlations["first -> others"].predicts
-    assert "No candidate has climbed a ladder here" in plain(render_rungs(report))
+    assert "No candidate was measured on the rungs here" in plain(render_rungs(report))
 
 
 def test_another_protocol_in_the_directory_and_nan_change_nothing(laddered: Evolution) -> None:

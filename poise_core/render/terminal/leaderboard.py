@@ -28,7 +28,7 @@ def render_leaderboard(
     width: int = FULL_WIDTH,
     outlook: str = "",
 ) -> RenderableType:
-    """The leaderboard for a terminal; one narrower than 100 columns is spared lengths and format validity.
+    """The leaderboard for a terminal; lengths and format validity are left out below 100 columns.
 
     Args:
         rows: from ``leaderboard``, all or some.
