@@ -14,8 +14,8 @@ count against every child that is judged by it. With d the estimate, V its varia
 
 and the candidate stops where this falls below ``stop_below`` for its parent or the baseline (divided by two where they are two
 candidates: two chances to be wrong). A child that equals the baseline is thus stopped with a probability of at most ``stop_below``
-per rung, a better one less often, whatever the number of children. v and tau^2 are learned from all candidates of earlier generations, with a stated
-guess as prior of weight f_0.
+per rung, a better one less often, whatever the number of children. v and tau^2 are learned from all candidates of earlier
+generations, with a stated guess as prior of weight f_0.
 
 A reference that was chosen for its high score, a parent or the leader, is overestimated. With a ``Population`` of which
 it is one (mean m, variance w) its level is the posterior mean, m + B (x - m) with B = w / (w + v / n) for n seeds (empirical Bayes;

@@ -3,8 +3,8 @@
 The proxy is the beginning of the first seed's training, paused at a checkpoint and resumed exactly, so nothing is trained twice.
 A decision compares the child with its parent and the baseline, after a whole training with the best so far too, against noise
 learned from earlier generations: like every role, the ladder sees measurements of generations before the child's only, so no
-decision depends on which child is faster. Every decision is a row of the ``rungs`` table; a child that is stopped keeps what was measured of it and
-is neither failed nor zero.
+decision depends on which child is faster. Every decision is a row of the ``rungs`` table; a child that is stopped keeps what was
+measured of it and is neither failed nor zero.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def keep_trajectory(context: RunContext, candidate: CandidateRef, seed: int, ste
 
 
 def _judge_again(context: RunContext, candidate: CandidateRef, seeds: Sequence[int], watch: HealthWatch | None) -> None:
-    """Judge the steps again that the last process had not judged when it ended."""
+    """Judge the archived steps again, since the last process may have ended before its verdict was recorded."""
     if watch is not None:
         stored = context.archive.trajectory(candidate.candidate_id, context.protocol.digest)
         for seed in seeds:
