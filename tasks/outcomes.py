@@ -80,7 +80,7 @@ def leave_if_suspended() -> None:
 
 
 def raise_for_the_run(futures: Iterable[PrefectFuture[Any]]) -> None:
-    """Wait for all of them, then raise what concerns the whole run; failures of candidates do not.
+    """Wait for all futures, then raise what ends the whole run; the failure of a candidate does not.
 
     Args:
         futures: of every stage: one that was never started because a stage before it failed does not say why.

@@ -1,6 +1,6 @@
 """The evolution that this process runs, found by tasks through the path of its run directory.
 
-Tasks are handed paths and names only, never the object: their parameters are stored and shown by Prefect.
+Tasks take paths and names, never the object: Prefect stores and shows their parameters.
 """
 
 from __future__ import annotations

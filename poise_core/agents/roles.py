@@ -1,4 +1,4 @@
-"""Who does what in one generation, and the data that passes between them.
+"""The roles of a generation, as protocols, and the data that passes between them.
 
 Proposer -> Screener -> Implementer -> (verification, training, evaluation) -> Reflector. Every role has a catalogue or
 rule-based implementation that needs no key, and may have one that is LLM-backed; ``proposer`` and

@@ -82,7 +82,7 @@ def evolve(
         except Cancelled as error:
             raise fail(f"stopped; {resume}", STOPPED) from error
         except InfrastructureError as error:
-            raise fail(f"{str(error).splitlines()[0]}; once that is mended, {resume}", FAULT) from error
+            raise fail(f"{str(error).splitlines()[0]}; once that is corrected, {resume}", FAULT) from error
         except EvolutionError as error:
             raise fail(error, 1) from error
         console = Console()

@@ -81,7 +81,7 @@ class ProgressDisplay:
                     running.rewards.append(event.row["reward_mean"])
                 return
             self._running.pop(key, None)
-        if event.kind == "failed" or event.message:  # what was finished before this process is not told again
+        if event.kind == "failed" or event.message:  # what was finished before this process is not shown again
             self._console.print(self._line(event, running))
 
     def _line(self, event: Event, running: _Running | None) -> Text:

@@ -113,7 +113,7 @@ class Forecast:
         }
 
 
-def foretold(
+def forecast_each(
     generations: Mapping[str, int], dynamics: Mapping[str, Dynamics], overalls: Mapping[str, float]
 ) -> dict[str, float]:
     """The forecast of each candidate's Overall from its proxy and earlier generations, whether or not the ladder has used it.

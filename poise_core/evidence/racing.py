@@ -6,8 +6,8 @@ effects; Searle, Casella and McCulloch 1992, Variance components):
     x_cs = c + s + e_cs,  var(s) = tau^2,  var(e_cs) = v
 
 The difference of a child with one seed to a candidate with several is estimated by generalised least squares with a flat
-prior on candidates. Where seeds do much to all alike (large tau) that is the difference at the shared seed, where they do nothing
-it is the difference to the other's mean over all its seeds. So a seed with which the baseline happened to score high does not
+prior on candidates. Where a seed shifts all candidates much (large tau) that is the difference at the shared seed, where it does
+not it is the difference to the other's mean over all its seeds. So a seed with which the baseline happened to score high does not
 count against every child that is judged by it. With d the estimate, V its variance and f its degrees of freedom,
 
     P(better) = T_f(d / sqrt(V))

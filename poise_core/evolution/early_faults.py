@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from poise_core.failures import CandidateFailure, FailureKind
 
-MENDABLE = frozenset(
+REPAIRABLE = frozenset(
     {
         FailureKind.CRASHED,
         FailureKind.DIVERGED,
@@ -47,4 +47,4 @@ def clear_fault(
     done = len(trajectories.get(first_seed, ()))
     alone = not any(rows for seed, rows in trajectories.items() if seed != first_seed)
     early = alone and done <= within_steps and done < training_steps
-    return failure.stage == "train" and failure.kind in MENDABLE and early
+    return failure.stage == "train" and failure.kind in REPAIRABLE and early

@@ -42,7 +42,7 @@ def admit(evolution: Evolution, slot: ChildSlot) -> CandidateRef | None:
 
 
 def measure(evolution: Evolution, child: CandidateRef) -> Reflection:
-    """Repair the child where its first steps ask for it, train and score it rung by rung, and say what it taught."""
+    """Repair the child where its first steps show an early fault, train and score it rung by rung, and reflect on it."""
     with contextlib.suppress(CandidateFailure):
         version = repaired(evolution, child)
         for rung in evolution.rungs:
@@ -52,7 +52,7 @@ def measure(evolution: Evolution, child: CandidateRef) -> Reflection:
 
 
 def repaired(evolution: Evolution, child: CandidateRef) -> CandidateRef:
-    """The file to go on with once the first steps of training show no fault that its author could mend.
+    """The file to go on with once the first steps of training show no fault that its author could repair.
 
     Raises:
         CandidateFailure: it failed, and not of an early fault, or its repairs are used up.

@@ -124,7 +124,7 @@ def certain_loss(losses: Sequence[float], spec: HealthSpec) -> str:
     """One sentence on how far the reward is certainly below the parent's; empty where that is not certain.
 
     ``losses`` are the parent's reward minus the child's, step by step on the same prompts. Over the last ``loss_window`` of them
-    the mean must be at least ``loss_margin`` and lie ``loss_errors`` standard errors above half of it. Neighbours are alike,
+    the mean must be at least ``loss_margin`` and lie ``loss_errors`` standard errors above half of it. Steps in a row are correlated,
     so the standard error is inflated by sqrt((1 + r) / (1 - r)), r the lag-1 correlation (at least 0, at most 0.9).
     """
     count = spec.loss_window
@@ -135,8 +135,8 @@ def certain_loss(losses: Sequence[float], spec: HealthSpec) -> str:
     rest = [loss - mean for loss in recent]
     squares = math.fsum(one * one for one in rest)
     lagged = math.fsum(one * other for one, other in itertools.pairwise(rest))
-    alike = min(max(lagged / squares, 0.0), 0.9) if squares > 0 else 0.0
-    error = math.sqrt(squares / (count - 1) / count * (1 + alike) / (1 - alike))
+    lag_one = min(max(lagged / squares, 0.0), 0.9) if squares > 0 else 0.0
+    error = math.sqrt(squares / (count - 1) / count * (1 + lag_one) / (1 - lag_one))
     if mean < spec.loss_margin or mean - spec.loss_errors * error < spec.loss_margin / 2:
         return ""
     return f"reward is {mean:.3f} +- {error:.3f} below the parent's on the same prompts, mean of {count} steps,"

@@ -40,11 +40,11 @@ def default_roles(preset: Preset) -> Roles:
         selector = AcquisitionSelector(search.acquisition, search.plateau)
     elif search.arm == "greedy":
         selector = GreedySelector()
-    blind = search.arm == "random"
+    random = search.arm == "random"
     return Roles(
         selector=selector,
-        proposer=RandomProposer() if blind else CatalogueProposer(),
-        screener=FirstComeScreener() if blind else CatalogueScreener(),
+        proposer=RandomProposer() if random else CatalogueProposer(),
+        screener=FirstComeScreener() if random else CatalogueScreener(),
         implementer=CatalogueImplementer(),
         reflector=RuleReflector(),
     )

@@ -30,7 +30,7 @@ def pareto_strength(benchmarks: Array) -> Array:
     between equal nodes what one of them would have alone, and is not zero for a dominated node.
 
     Args:
-        benchmarks: (n, m) percent, higher is better, finite; shrunken, so that luck moves little.
+        benchmarks: (n, m) percent, higher is better, finite; shrunken, so that noise moves little.
 
     Returns:
         (n,) in [0, 1]; 1 for all where every node is equal or there is no benchmark.

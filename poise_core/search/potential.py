@@ -119,8 +119,8 @@ def descendant_potential(table: NodeTable, spec: AcquisitionSpec) -> Potential:
     """The upper confidence bound mean + kappa * std of a Gaussian process over ``NodeFeatures`` (GP-UCB, Srinivas
     et al., arXiv 0912.3995), trained on ``descendant_gain``.
 
-    A target that rests on k descendants has noise variance ``target_noise``^2 / k: one child says less than many, and
-    nodes with equal features stay apart by that noise. Amplitude and length of the kernel maximise the marginal
+    A target that rests on k descendants has noise variance ``target_noise``^2 / k, so that one child counts less than many
+    and nodes with equal features may have different targets. Amplitude and length of the kernel maximise the marginal
     likelihood; with more than ``max_targets`` targets it is fitted on the better half of that many and a random other half
     (subset of data), so that the cost does not grow with the cube of the tree.
 

@@ -1,9 +1,9 @@
 """Champions in MLflow's model registry, drawn from the archive. The client is an argument; MLflow is not imported here.
 
 One registered model per protocol, with one version per champion candidate: a version points to the folder
-``algorithm/`` of the candidate's run, which holds the algorithm file. The alias ``champion`` stands on a version only after
-that candidate was declared, trained again with fresh seeds and confirmed, which is a row of ``replications``. Of several such it
-stands on the one with the highest Overall of the search: the sealed split confirms, it does not choose.
+``algorithm/`` of the candidate's run, which holds the algorithm file. The alias ``champion`` is set on a version only after
+that candidate was declared, trained again with fresh seeds and confirmed, which is a row of ``replications``. Of several such candidates
+the one with the highest Overall of the search has it: the sealed split confirms, it does not choose.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
 
 
 def champion_of(plans: Sequence[VersionPlan]) -> str | None:
-    """Id of the candidate on which the alias stands; None while none is confirmed."""
+    """Id of the candidate whose version has the alias; None while none is confirmed."""
     confirmed = [plan for plan in plans if plan.confirmed]
     return max(confirmed, key=lambda plan: (plan.overall, plan.candidate_id)).candidate_id if confirmed else None
 

@@ -29,7 +29,7 @@ from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.config import Preset
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution
-from poise_core.evolution.early_faults import MENDABLE, clear_fault
+from poise_core.evolution.early_faults import REPAIRABLE, clear_fault
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.render.markdown import fenced
 from poise_core.render.terminal import render_lineage
@@ -145,13 +145,13 @@ def test_clear_faults_are_early_ones_of_the_first_seed() -> None:
         failure = CandidateFailure(kind, stage, "")
         return clear_fault(failure, trajectories, first_seed=7, within_steps=20, training_steps=60)
 
-    assert all(clear(kind, {7: 20}) for kind in MENDABLE)
+    assert all(clear(kind, {7: 20}) for kind in REPAIRABLE)
     assert clear(FailureKind.CRASHED, {})  # before its first step
     assert not clear(FailureKind.CRASHED, {7: 21})
     assert not clear(FailureKind.CRASHED, {7: 60, 8: 1})
     assert not clear(FailureKind.CRASHED, {8: 1})
     assert not clear(FailureKind.OUT_OF_MEMORY, {7: 1}, "verify")
-    assert not any(clear(kind, {7: 1}) for kind in set(FailureKind) - MENDABLE)
+    assert not any(clear(kind, {7: 1}) for kind in set(FailureKind) - REPAIRABLE)
     short = clear_fault(
         CandidateFailure(FailureKind.CRASHED, "train", ""),
         {7: [{}] * 4},
@@ -266,7 +266,7 @@ def test_a_run_made_before_there_were_repairs_opens_and_goes_on(tmp_path: Path, 
         del document["preset"]["search"][key]
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     for draft in (tmp_path / "run" / "generations").rglob("draft-*.json"):
-        record = json.loads(draft.read_text())
+        record = json.loads(draft.read_text()) | {"revision": 0}  # a field that this version does not have
         del record["repairs"]
         draft.write_text(json.dumps(record))
     for part in (tmp_path / "run" / "archive" / "candidates").glob("part-*.parquet"):

@@ -60,7 +60,7 @@ class Caller:
         backoff_seconds: float = 1.0,
         allowance: Allowance | None = None,
     ) -> None:
-        """Reads the ledger; contacts nobody.
+        """Read the ledger; no server is contacted.
 
         Args:
             archive: where calls are recorded.

@@ -1,7 +1,7 @@
 """What the agents are told about a child slot, fitted to a token budget: pure functions of a ``ProposalContext``.
 
 A prompt's data is a list of sections. ``fit`` takes them by priority until the budget is spent; what does not fit whole is
-cut at a line where that still says something, and otherwise left out and named. Only the search split reaches a
+cut at a line where its beginning is useful, and otherwise left out and named. Only the search split reaches a
 ``ProposalContext``, and no benchmark item does.
 """
 
@@ -22,7 +22,7 @@ _WORTH_CUTTING = 150
 """Tokens below which the beginning of a section is not worth showing."""
 
 _EXCERPT = 1500
-"""Characters of a text that another model or a log wrote, where it stands among others."""
+"""Characters of one text by another model or from a log, in a section that holds several."""
 
 
 class ContextTooSmallError(ValueError):

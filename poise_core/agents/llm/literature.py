@@ -79,8 +79,8 @@ def retrieve(notes: Iterable[Note], context: ProposalContext, count: int) -> lis
 
     def relevance(note: Note) -> float:
         shared = sum(weight for code, weight in wanted.items() if code in note.answers)
-        told = set(_WORD.findall(f"{note.title} {note.text}".lower()))
-        return shared + 0.5 * len(slots & note.slots) + len(words & told)
+        in_note = set(_WORD.findall(f"{note.title} {note.text}".lower()))
+        return shared + 0.5 * len(slots & note.slots) + len(words & in_note)
 
     ordered = sorted(notes, key=lambda note: note.name)
     turn = context.generation * count % len(ordered) if ordered else 0
@@ -94,7 +94,7 @@ _COMMON = {"keep", "with", "that", "this", "from", "than", "more", "less", "whil
 def _wanted(context: ProposalContext) -> tuple[dict[str, float], set[str]]:
     reflection = context.parent.reflection
     diagnoses: Sequence[str] = [one.code for one in reflection.diagnoses] if reflection else []
-    weights = {code: max(1.0, 3.0 - 0.5 * place) for place, code in enumerate(diagnoses)}
+    weights = {code: max(1.0, 3.0 - 0.5 * rank) for rank, code in enumerate(diagnoses)}
     for code in sorted(wanted_answers(context) - set(diagnoses)):
         weights[code] = 2.0  # called for by the directive
     slots = {slot for one in (reflection.diagnoses if reflection else ()) for slot in one.slots[:2]}

@@ -92,7 +92,7 @@ def forecast(
         parents: per generation.
         ideas: that are implemented at most for one parent.
         revisions: answers to the gate's reports at most for one file.
-        repairs: how often a child goes back to its author at most after an early fault in training.
+        repairs: how often at most a child goes back to its author after an early fault in training.
     """
     slots = generations * parents
     drafts = (ideas + repairs) * (1 + revisions) * (1 + settings.consistency_revisions)

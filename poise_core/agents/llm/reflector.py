@@ -48,8 +48,7 @@ class ModelReflector:
     def reflect(self, evidence: ReflectionEvidence) -> Reflection:
         """The rules' reflection with the model's explanation, or the rules' alone where the model gives no answer.
 
-        Without ``may_fall_back`` the reflection then says so and holds the scored expectations only: a measured candidate
-        keeps its measurements.
+        Without ``may_fall_back`` such a reflection says that there was no answer, and holds the scored expectations only.
         """
         ground = self.rules.reflect(evidence)
         rows = evidence_rows(evidence, ground)

@@ -48,7 +48,7 @@ def evaluate(context: RunContext, candidate: CandidateRef, seeds: Sequence[int])
 def evaluate_untrained(context: RunContext, seeds: Sequence[int]) -> CandidateRef:
     """Score the policy that every training starts from, as a row of its own.
 
-    It is evaluated once: sampling does not depend on the training seed. The result stands under every seed, so that
+    It is evaluated once: sampling does not depend on the training seed. The result is recorded under every seed, so that
     it can be paired with the candidates'.
 
     Raises:

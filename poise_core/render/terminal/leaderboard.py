@@ -32,7 +32,7 @@ def render_leaderboard(
 
     Args:
         rows: from ``leaderboard``, all or some.
-        protocol: whose digest stands in the title.
+        protocol: whose digest is shown in the title.
         others: from ``other_protocols``.
         evidence: what the rows were made from, for the notes below the table.
         level: the confidence level that the rows were made with.
