@@ -131,7 +131,7 @@ def generation(run_dir: str, number: int) -> State[Any]:
 
 @dataclass
 class Child:
-    """The stages of one candidate that were submitted; the same order, without Prefect: poise_core.evolution.generation."""
+    """The submitted stages of one candidate; their order is that of poise_core.evolution.generation, which needs no Prefect."""
 
     run_dir: str
     admitted: PrefectFuture[Any]
@@ -145,24 +145,24 @@ class Child:
         return cls(run_dir, admitted, [*before, admitted], admitted, admitted)
 
     def take(self, step: Step) -> None:
-        """The next step of its measurement."""
+        """Submit the next step of the candidate's measurement."""
         self.last = step.submit(self.run_dir, self.last)
         self.stages.append(self.last)
 
     def go_back_to_its_author(self) -> None:
-        """Where its first steps of training ask for it."""
+        """Submit a repair, which asks the author for another file where the first training steps show an early fault."""
         self.version = self.last = repair.submit(self.run_dir, self.version, allow_failure(self.last))
         self.stages.append(self.last)
 
     def reflect(self) -> PrefectFuture[Any]:
-        """Say what it taught, whatever became of it."""
+        """Submit the reflection on the candidate, whether it was scored, stopped or failed."""
         reflected = reflect.submit(self.run_dir, self.admitted, allow_failure(self.last))
         self.stages.append(reflected)
         return reflected
 
 
 def admit(run_dir: str, slot: ChildSlot, after: Sequence[Child]) -> Child:
-    """The child of a slot; one after the other, because each proposer sees the ideas ``after`` which it is asked."""
+    """Submit the stages that make the child of a slot; they wait for the slots ``after`` which it comes, whose ideas they see."""
     ideas = propose.submit(run_dir, slot, allow_failure(after[-1].admitted if after else None))
     ranked = screen.submit(run_dir, slot, ideas)
     draft = implement.submit(run_dir, slot, ranked)

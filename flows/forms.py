@@ -1,4 +1,4 @@
-"""Types of the parameters of deployed flows: what Prefect's form accepts. What each means is in the flows' docstrings."""
+"""Types of the parameters of deployed flows: what Prefect's form accepts. The flows' docstrings say what each means."""
 
 from __future__ import annotations
 

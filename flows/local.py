@@ -37,7 +37,7 @@ def evolve_here(
         preset: as loaded.
         run_dir: made where it is missing.
         observer: told what the stages do.
-        say: told in a few words what happens around them.
+        say: called with a few words on what happens before and after the stages.
         replay: the archive of a recorded run to take all language models' answers from.
 
     Returns:
@@ -82,7 +82,7 @@ def _evolve_once(evolution: Evolution, asked: threading.Event) -> bool:
             state: Any = evolve(str(evolution.run.path), return_state=True)
         finally:
             _send_what_is_left()
-        if state.is_cancelled() or asked.is_set():  # a fault stops the stages too, and is no wish
+        if state.is_cancelled() or asked.is_set():  # a fault stops the stages too, but is no request to stop
             raise Cancelled("stopped")
         state.result()
     except Exception as error:
@@ -117,7 +117,7 @@ def _stopped_by_signals(evolution: Evolution, say: Callable[[str], None]) -> Ite
     """The first Ctrl-C or SIGTERM ends the stages in order, the second one ends everything at once.
 
     Yields:
-        What is set by the first one.
+        An event that the first signal sets.
     """
     asked = threading.Event()
 
@@ -137,7 +137,7 @@ def _stopped_by_signals(evolution: Evolution, say: Callable[[str], None]) -> Ite
 
 
 def _send_what_is_left() -> None:
-    """Logs and events go to the server in the background; it must still be there for the last of them."""
+    """Wait until logs and events, which go to the server in the background, are sent; the server must still be there."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogHandler
 

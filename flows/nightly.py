@@ -1,6 +1,6 @@
-"""The nightly run: one generation more on the archive of the nights before, within a budget, with a report for the morning.
+"""The nightly run: one more generation on the archive of earlier runs, within a budget, and a nightly report.
 
-A night that comes to the end of its budget stops at checkpoints; the next one goes on with the same generation.
+A run that comes to the end of its budget stops at checkpoints; the next one goes on with the same generation.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ def nightly_generation(
     replicate_champion: bool = True,
     changes: Changes = [],  # noqa: B006  (never changed, and shown as it is in the form)
 ) -> State[Any]:
-    """One generation on the archive of the night before, within a budget of time and money; a report for the morning.
+    """One more generation on the archive of earlier nightly runs, within a budget of time and money, and a nightly report.
 
     Args:
-        run_dir: the archive that every night adds to; absolute or relative to the clone. Made where it is missing.
+        run_dir: the run directory that every nightly run adds to; absolute or relative to the clone. Made where it is missing.
         preset: laptop, smoke, or the path of a YAML file. Only for a new run directory: a run that is there keeps its own.
-        hours: the time budget. At its end trainings stop at their checkpoints; the next night goes on from there.
-        dollars: the cost budget of language models. The call that could pass it is not made; what needs no further call is
-            finished, and the rest waits for the next night. Empty for no limit.
-        replicate_champion: put a new champion candidate to the proof with fresh seeds.
+        hours: the time budget. At its end trainings stop at their checkpoints; the next nightly run goes on from there.
+        dollars: the cost budget of language models. A call that could exceed it is not made; what needs no further call is
+            finished, and the rest waits for the next nightly run. Empty for no limit.
+        replicate_champion: replicate a new champion candidate with fresh seeds.
         changes: to the preset, KEY=VALUE: search.parents=3, resources.dispatch=pool, agents.model=openai:NAME.
     """
     number = next_generation(run_dir)
@@ -95,7 +95,7 @@ def prove_champion(run_dir: str) -> str:
     """Replicate the champion candidate, if there is one that was not.
 
     Returns:
-        What came out, one sentence; empty where there was none.
+        The outcome in one sentence; empty where there was no such candidate.
     """
     found = champion_candidate(run_dir)
     if found is None:

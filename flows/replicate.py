@@ -1,4 +1,4 @@
-"""A champion candidate put to the proof: fresh seeds, the sealed report split, beside the baseline."""
+"""The replication of a champion candidate: trained beside the baseline with fresh seeds, and read on the sealed report split."""
 
 from __future__ import annotations
 

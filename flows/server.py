@@ -1,8 +1,8 @@
 """The Prefect server of a run: the one that is configured, or a private one that lives no longer than this process.
 
 Prefect can start a private server by itself. That one is in the terminal's process group, so a Ctrl-C ends it before the
-flow can say that it was stopped, and a killed flow leaves it running. This one outlives Ctrl-C, follows a kill, and is started
-again at the same address when it dies before its flow: Prefect's client repeats for a minute what finds nobody there.
+flow can report that it was stopped, and a killed flow leaves it running. This one outlives Ctrl-C, ends when its flow is killed,
+and is started again at the same address when it dies before its flow: Prefect's client repeats an unanswered request for a minute.
 Import this module, and enter ``prefect_server``, before ``prefect`` is imported: it reads its settings then.
 """
 
@@ -25,7 +25,7 @@ from poise_core.failures import Cancelled, InfrastructureError
 START_SECONDS = 600.0
 
 MOST_STARTS = 20
-"""Of one private server; one that dies again and again has a lasting fault, which its log tells."""
+"""How often one private server is started; one that dies that often has a lasting fault, which its log shows."""
 
 
 @contextmanager
@@ -65,7 +65,7 @@ class _PrivateServer:
         self._keeper.start()
 
     def close(self) -> None:
-        """End it, in order where it lets itself be ended within ten seconds."""
+        """End the server: it shuts down when its input closes, and is killed where that takes longer than ten seconds."""
         self._closing.set()
         self._keeper.join()
         assert self._process.stdin is not None
@@ -98,7 +98,7 @@ def wait_until_healthy(url: str, should_stop: Callable[[], bool] = lambda: False
     """Return when the API answers.
 
     Raises:
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
         InfrastructureError: it does not within ten minutes; on a machine that is busy it has taken two.
     """
     deadline = time.monotonic() + START_SECONDS

@@ -21,7 +21,7 @@ import numpy as np
 from poise_core.archive import EVOLUTION_ARM
 from poise_core.config import LadderSpec
 from poise_core.config.protocol import FrozenModel
-from poise_core.evidence.forecast import Dynamics, foretold
+from poise_core.evidence.forecast import Dynamics, forecast_each
 from poise_core.evidence.format import format_limits
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.rankings import rank_correlation
@@ -239,7 +239,7 @@ def render(name: str, recorded: Mapping[str, Recorded], baseline: str) -> list[s
         key: statistics.fmean(one.overalls[s] for s in numbers[1:]) if numbers[1:] else math.nan
         for key, one in recorded.items()
     }
-    forecasts = foretold(
+    forecasts = forecast_each(
         {key: one.generation for key, one in recorded.items()},
         {key: found for key, one in recorded.items() if (found := one.dynamics[first]) is not None},
         firsts,

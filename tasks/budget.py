@@ -1,4 +1,4 @@
-"""What one nightly run may take: hours of time, and dollars of language models."""
+"""The budget of one nightly run: hours of time, and dollars for language models."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from poise_core.evolution import Evolution
 
 
 class Budget:
-    """A time limit that stops the evolution, and an allowance that its language models are held to."""
+    """A time budget, at whose end the evolution is stopped, and a cost budget of its language models (``allowance``)."""
 
     def __init__(self, hours: float, dollars: float | None, since: dt.datetime) -> None:
-        """Begin to count.
+        """Set the limits.
 
         Args:
             hours: from when ``kept`` is entered.
@@ -28,7 +28,7 @@ class Budget:
 
     @property
     def used_up(self) -> bool:
-        """Whether it is a limit of this budget that has stopped the evolution."""
+        """Whether a limit of this budget has stopped the evolution."""
         return self._late.is_set() or (self.allowance is not None and self.allowance.refused)
 
     @contextmanager

@@ -33,7 +33,7 @@ MOST_RETRIES = 100
 
 
 def worth_retrying(task: Task[Any, Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether the stage failed of the machine and may be tried again under this run's preset."""
+    """Whether the stage failed because of the machine and may be tried again under this run's preset."""
     lasting = (ArchiveConflictError, ArchiveRowError, AgentsUnusable)  # the same would be refused again
     fault = isinstance(state.data, InfrastructureError) and not isinstance(state.data, lasting)
     return fault and task_run.run_count <= retry_limit()
@@ -43,7 +43,7 @@ def with_typed_end(stage: Callable[P, R]) -> Callable[P, R]:
     """Turn a candidate's failure into a failed state that carries its kind as its name, and a stop into a cancelled one.
 
     For the functions of tasks and flows. All these states are final and say in their message what happened; whatever else
-    is raised goes to Prefect as it is. A flow run that was suspended leaves its state to who resumes it.
+    is raised goes to Prefect as it is. A flow run that was suspended stays in that state, from which it can be resumed.
     """
 
     @functools.wraps(stage)
@@ -80,13 +80,13 @@ def leave_if_suspended() -> None:
 
 
 def raise_for_the_run(futures: Iterable[PrefectFuture[Any]]) -> None:
-    """Wait for all of them, then raise what concerns the whole run; failures of candidates do not.
+    """Wait for all futures, then raise what ends the whole run; the failure of a candidate does not.
 
     Args:
         futures: of every stage: one that was never started because a stage before it failed does not say why.
 
     Raises:
-        InfrastructureError: a stage failed of the machine more often than the preset allows.
+        InfrastructureError: a stage failed because of the machine more often than the preset allows.
         Cancelled: a stage was stopped.
     """
     states = []

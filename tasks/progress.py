@@ -51,7 +51,7 @@ class ProgressArtifacts:
             self._thread.join(2 * INTERVAL_SECONDS)
 
     def __call__(self, event: Event) -> None:
-        """Take note of a training's step."""
+        """Record the step of a training, to be drawn later."""
         from prefect.context import TaskRunContext
 
         context = TaskRunContext.get()
@@ -74,7 +74,7 @@ class ProgressArtifacts:
                 moved = [bar for bar in self._bars.values() if bar.percent != bar.shown]
             try:
                 self._send(moved)
-            except Exception as error:  # whatever the server or the network does: bars are for looking at
+            except Exception as error:  # no fault of the server or the network may end a training
                 logger.debug("progress is not shown: %s", error)
             if last:
                 return

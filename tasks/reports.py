@@ -1,4 +1,4 @@
-"""What a run leaves for people: leaderboard, lineage and summaries as artifacts, and everything in MLflow."""
+"""Tasks that publish results: leaderboard, lineage and nightly report as artifacts, and everything in MLflow."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def show_leaderboard(run_dir: str, after: Any = None) -> str:
 
 @task(task_run_name="update MLflow")
 def update_tracking(run_dir: str, after: Any = None) -> str:
-    """Push what MLflow does not have yet; that MLflow is down is a warning, and the next update catches up."""
+    """Push what MLflow does not have yet; a fault of MLflow is a warning, and the next update catches up."""
     run = current_evolution(run_dir).run
     tracker = Tracker.for_run(run)
     report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path)
@@ -52,7 +52,7 @@ def update_tracking(run_dir: str, after: Any = None) -> str:
 
 @task(task_run_name="nightly report")
 def leave_nightly_report(run_dir: str, nightly: NightlyRun) -> str:
-    """What the nightly run has brought, as an artifact and as a file of the run directory; the path of the file."""
+    """Write the nightly report as an artifact and as a file of the run directory; returns the path of the file."""
     run = current_evolution(run_dir).run
     text = render_nightly_report(nightly_report(evidence_of(run), run.preset, nightly))
     path = report_file(run.path, nightly)

@@ -34,5 +34,5 @@ def forget_outcome() -> None:
 
 
 def last_outcome() -> str:
-    """What the stage that runs in this context has said last; empty where it was finished before."""
+    """The last message of the stage that runs in this context; empty where the stage was finished before."""
     return _outcome.get()

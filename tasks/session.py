@@ -1,6 +1,6 @@
 """The evolution that this process runs, found by tasks through the path of its run directory.
 
-Tasks are handed paths and names only, never the object: their parameters are stored and shown by Prefect.
+Tasks take paths and names, never the object: Prefect stores and shows their parameters.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def evolution_session(
 ) -> Iterator[Evolution]:
     """The run's evolution for the length of the block; within another such block of this process, the same one.
 
-    Whatever exception leaves the block first asks all running stages to end, so that nothing waits for them in vain. A flow
-    run that is suspended does the same.
+    An exception that leaves the block first asks all running stages to end, so that none is waited for. A flow run that is
+    suspended does the same.
 
     Args:
         run_dir: made where it is missing.
         preset: as loaded, or what loads it; not needed where the session is open already, or the run is there.
         observer: told what happens.
         replay: the archive of a recorded run to take all language models' answers from.
-        allowance: what language models may cost.
+        allowance: the cost budget of language models.
         roles: instead of those of the preset.
 
     Raises:

@@ -10,7 +10,7 @@ from poise_core.failures import Cancelled, InfrastructureError
 from tasks.server_faults import infrastructure_faults
 
 POLL_SECONDS = 3.0
-"""How long one request for slots may wait before it is asked whether anybody still wants them."""
+"""How long one request for slots may wait before ``should_stop`` is asked again."""
 
 LEASE_SECONDS = 60.0
 """Slots of a process that was killed are free again after this time; living ones renew their lease."""
@@ -27,7 +27,7 @@ def hold_slots(limit: str | None, count: int, should_stop: Callable[[], bool]) -
 
     Raises:
         InfrastructureError: there is no such limit, or the server does not answer.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
     """
     if limit is None:
         yield

@@ -96,7 +96,7 @@ def train(run_dir: str, candidate: CandidateRef, rung: Rung = "all") -> Candidat
 
 @stage("{candidate.label}/repair")
 def repair(run_dir: str, candidate: CandidateRef, trained: Any) -> CandidateRef:
-    """The child to go on with after the first steps of training (``trained``): itself, or its author's answer to their fault."""
+    """The child to go on with after the first steps of training (``trained``): itself, or its author's revised file."""
     return current_evolution(run_dir).repair(candidate)
 
 

@@ -1,4 +1,4 @@
-"""What "Suspend" in Prefect's UI does to a run: stages stop at their checkpoints, the process leaves, "Resume" starts a new one."""
+"""What "Suspend" in Prefect's UI does to a run: stages stop at their checkpoints, the process exits, "Resume" starts a new one."""
 
 from __future__ import annotations
 

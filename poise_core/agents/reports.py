@@ -25,7 +25,7 @@ _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\"':]+/)+(?=[^\s/\"':])")
 
 
 def without_folders(text: str) -> str:
-    """The text with absolute paths cut to their last part: where a run lies is nobody's business in a prompt."""
+    """The text with absolute paths cut to their last part, so that a prompt does not depend on where a run is stored."""
     return _FOLDERS.sub("", text)
 
 

@@ -1,4 +1,4 @@
-"""Who does what in one generation, and the data that passes between them.
+"""The roles of a generation, as protocols, and the data that passes between them.
 
 Proposer -> Screener -> Implementer -> (verification, training, evaluation) -> Reflector. Every role has a catalogue or
 rule-based implementation that needs no key, and may have one that is LLM-backed; ``proposer`` and
@@ -144,7 +144,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Tried:
-    """An idea of this run. It must not come again unless its outcome is ``not_taken``; its name never does."""
+    """An idea of this run. It may be proposed again only if its outcome is ``not_taken``, and not under its old name."""
 
     name: str
     outcome: str  # "evaluated", "not_taken" or a value of poise_core.failures.FailureKind
@@ -164,12 +164,12 @@ class ProposalContext:
     directive: str = ""
     generation: int = 1
     wide: bool = False  # the search is on a plateau: change more at once
-    slot: int = 0  # the place in the generation
+    slot: int = 0  # number of the child slot in its generation
     ancestors: tuple[CandidateRecord, ...] = ()  # the parent's primary parent, then its, up to the root
 
     @property
     def scope(self) -> str:
-        """Name of the place, for the ledger."""
+        """Name of the child slot, for the ledger."""
         return f"gen-{self.generation:02d}/slot-{self.slot}"
 
 

@@ -49,7 +49,7 @@ def options(
         typer.Option("--version", is_eager=True, callback=print_version, help="Print the versions and the platform."),
     ] = False,
 ) -> None:
-    """Options of the command itself; what it does stands in its subcommands."""
+    """Options of the command itself; its subcommands do the work."""
 
 
 for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, track, cost, context):

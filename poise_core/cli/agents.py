@@ -94,7 +94,7 @@ def context(
 
     Example: poise context runs/laptop GRPO
     """
-    from poise_core.agents.llm.context import ContextTooSmallError, fit, place_sections
+    from poise_core.agents.llm.context import ContextTooSmallError, fit, slot_sections
     from poise_core.agents.llm.literature import LiteratureError, load_notes
     from poise_core.agents.llm.prompts import estimate_tokens
     from poise_core.evolution import ChildSlot, Evolution, default_roles
@@ -110,7 +110,7 @@ def context(
         settings = run.preset.agents
         try:
             notes = load_notes(settings.literature_folder)
-            sections = place_sections(evolution.context(slot), notes, settings.literature_notes)
+            sections = slot_sections(evolution.context(slot), notes, settings.literature_notes)
             budget = tokens or settings.for_role("proposer").context_tokens or 0
             fitted = fit(sections, budget)
         except (ContextTooSmallError, LiteratureError) as error:

@@ -24,14 +24,14 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for progra
 
 
 def fail(message: object, status: int) -> typer.Exit:
-    """One line on standard error; raise what this returns."""
+    """Print one line on standard error; the caller raises the returned exit."""
     typer.echo(f"poise: {' '.join(str(message).split())}", err=True)
     return typer.Exit(status)
 
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Say in one line what is wrong with the input (status 2) or with the machine (3)."""
+    """Print one line on what is wrong with the input (status 2) or with the machine (3), and exit."""
     from poise_core.config import PresetError
     from poise_core.failures import Cancelled, InfrastructureError
     from poise_core.run_directory import RunDirectoryError
@@ -64,7 +64,7 @@ def resolve_preset(name: str, overrides: list[str] | None, **settings: int | Non
 
 
 def default_run_dir(preset: Preset) -> Path:
-    """Where a run goes that is given no directory: the same command finds it again."""
+    """The run directory where none is given; the same command finds it again."""
     return Path("runs") / preset.name
 
 

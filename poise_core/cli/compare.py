@@ -33,8 +33,8 @@ def compare_search(
     """Run the search and its control arms with as many children each, and compare their best so far over training tokens.
 
     Each arm and seed is a whole run below the folder, readable with the other commands. The baseline is trained once.
-    The numbers are those of the search split, so the best of many is still flattered; and not all arms alike where a ladder
-    measured more candidates, or with more seeds, in one than in another.
+    The numbers are those of the search split, so the best of many is overestimated, and by different amounts where a
+    ladder measured more candidates, or with more seeds, in one arm than in another.
 
     Example: poise compare-search --preset laptop --search-seeds 3
     """
@@ -56,7 +56,7 @@ def compare_search(
 
 
 def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
-    """A process of its own for every run; a signal reaches both, and the child ends its own children first."""
+    """Run one arm in a process of its own; a signal reaches both, and the child ends its own children first."""
     settings = [f"search.arm={run.arm}", f"search.seed={run.seed}"]
     sets = [part for override in (*overrides, *settings) for part in ("--set", override)]
     arguments = ["evolve", "--preset", preset, "--run-dir", str(run.folder), *sets]

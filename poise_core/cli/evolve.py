@@ -39,7 +39,7 @@ def evolve(
         str | None, typer.Option(metavar="PROVIDER:NAME", help="Let a language model propose, write and reflect.")
     ] = None,
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server of an openai: model.")] = None,
-    directive: Annotated[str | None, typer.Option(help="In words, where the search shall go.")] = None,
+    directive: Annotated[str | None, typer.Option(help="In words, what the search should aim for.")] = None,
     replay: Annotated[
         Path | None, typer.Option(help="A recorded run: take its models' answers instead of asking.")
     ] = None,
@@ -82,7 +82,7 @@ def evolve(
         except Cancelled as error:
             raise fail(f"stopped; {resume}", STOPPED) from error
         except InfrastructureError as error:
-            raise fail(f"{str(error).splitlines()[0]}; once that is mended, {resume}", FAULT) from error
+            raise fail(f"{str(error).splitlines()[0]}; once that is corrected, {resume}", FAULT) from error
         except EvolutionError as error:
             raise fail(error, 1) from error
         console = Console()

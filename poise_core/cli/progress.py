@@ -1,4 +1,4 @@
-"""The live display of a running evolution: what is worked on now, and above it what came out."""
+"""The live display of a running evolution: the running stages, and above them the results of those that have ended."""
 
 from __future__ import annotations
 
@@ -61,13 +61,13 @@ class ProgressDisplay:
             self._live.stop()
 
     def say(self, status: str) -> None:
-        """What the line below the stages says."""
+        """Set the text of the line below the stages."""
         self._status = status
         if not self._console.is_terminal:
             self._console.print(Text(status, "dim"))
 
     def __call__(self, event: Event) -> None:
-        """Take note of an event; called from any thread."""
+        """Show an event; called from any thread."""
         key = (event.stage, event.subject)
         with self._lock:
             if event.kind == "started":
@@ -81,7 +81,7 @@ class ProgressDisplay:
                     running.rewards.append(event.row["reward_mean"])
                 return
             self._running.pop(key, None)
-        if event.kind == "failed" or event.message:  # what was finished before this process is not told again
+        if event.kind == "failed" or event.message:  # what was finished before this process is not shown again
             self._console.print(self._line(event, running))
 
     def _line(self, event: Event, running: _Running | None) -> Text:

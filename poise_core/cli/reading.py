@@ -1,4 +1,4 @@
-"""``poise leaderboard``, ``poise lineage`` and ``poise show``: a run as its archive tells it."""
+"""``poise leaderboard``, ``poise lineage``, ``poise rungs`` and ``poise show``: views of a run, read from its archive."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def show(
 
 
 def find_candidate_id(run: RunDirectory, wanted: str) -> str:
-    """The candidate that is meant; one line and status 2 where there is none, or where there are several."""
+    """Id of the candidate with this name or id; one line and status 2 where there is none, or where there are several."""
     from poise_core.archive import ArchiveError
     from poise_core.views import find_candidate
 
-    run.archive.read("candidates")  # what is wrong with the archive itself is told as that
+    run.archive.read("candidates")  # an error of the archive itself comes first
     try:
         return find_candidate(run.archive, wanted)
     except ArchiveError as error:

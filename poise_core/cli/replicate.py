@@ -20,7 +20,7 @@ def replicate(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Put a champion candidate to the proof: fresh seeds, the sealed report split, beside the baseline.
+    """Replicate a champion candidate: train it and the baseline with fresh seeds, and read the sealed report split.
 
     A candidate is replicated once; asked again, the record is shown. Interrupted, the same command goes on.
 

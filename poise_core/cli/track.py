@@ -35,6 +35,6 @@ def track(
     if report.error:
         raise fail(f"MLflow at {tracker.uri}: {report.error}", FAULT)
     typer.echo(
-        f"{tracker.experiment} at {tracker.uri}: {report.created} runs made, {report.updated} mended, "
-        f"{report.unchanged} as they were"
+        f"{tracker.experiment} at {tracker.uri}: {report.created} runs made, {report.updated} updated, "
+        f"{report.unchanged} unchanged"
     )

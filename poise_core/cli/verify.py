@@ -23,7 +23,7 @@ def verify(
 ) -> None:
     """Put an algorithm file through the admission gate, in a confined process.
 
-    Every check that says no comes with a sentence that says what to change. Exit status 0: admitted, 1: refused.
+    Every failed check comes with a sentence that says what to change. Exit status 0: admitted, 1: refused.
 
     Example: poise verify my_algorithm.py
     """
@@ -71,7 +71,7 @@ def _print(report: VerificationReport) -> None:
 
 
 def _likeness(report: VerificationReport) -> list[str]:
-    """What it behaves like; 0 is the same update on every probe, 1 and more an unrelated one."""
+    """The algorithms that it behaves like; distance 0 is the same update on every probe, 1 and more an unrelated one."""
     lines = []
     if report.duplicate_of:
         lines.append(f"trains exactly as {report.duplicate_of}")
@@ -86,7 +86,7 @@ def _likeness(report: VerificationReport) -> list[str]:
 
 
 def _confinement(report: VerificationReport) -> list[str]:
-    """What of the confinement this machine did not grant."""
+    """The measures of confinement that this machine did not grant."""
     if not report.confinement:
         return []  # nothing was run
     missing = [f"{name} ({text})" for name, text in report.confinement.items() if text != "granted"]

@@ -28,7 +28,7 @@ def _version_of(distribution: str) -> str:
 
 
 def print_version(wanted: bool) -> None:
-    """Print the line and leave, where it was asked for."""
+    """Print the line and exit where the option is given."""
     if wanted:
         typer.echo(version_line())
         raise typer.Exit

@@ -1,1 +1,1 @@
-"""What measurements allow one to say: intervals, noise, decisions to stop, promotion."""
+"""Statistics of measurements: intervals, noise, decisions to stop, promotion."""

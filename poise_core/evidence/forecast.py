@@ -1,15 +1,15 @@
-"""Overall forecast from what a short training does to the policy: what the proxy is judged by where it has learned to predict.
+"""The forecast of Overall from the dynamics of a short training, by which the proxy is judged once enough is known.
 
-The proxy's reward predicts Overall badly where Overall counts what reward does not (pass@k of hard problems lives on diversity).
-How far the policy has moved, how spread its answers are and how long they have become say more. What they mean for Overall is not
-assumed but learned from the candidates of earlier generations: ridge regression of Overall on the means of ``FEATURES`` over the
-proxy's last steps, one seed of each candidate, the one that children are judged by. More seeds of those that have them would say
-more, but who has them was decided by this one. The penalty minimises the leave-one-out error
+The proxy's reward predicts Overall badly where Overall counts what reward does not (pass@k of hard problems needs diversity).
+How far the policy has moved, how spread its answers are and how long they have become predict it better. Their weights are
+learned from the candidates of earlier generations: ridge regression of Overall on the means of ``FEATURES`` over the proxy's
+last steps, with one seed of each candidate, the one that children are judged by. Further seeds are left out, because that seed
+has decided which candidates have any. The penalty minimises the leave-one-out error
 
     e_c = (y_c - yhat_c) / (1 - h_c),  h = the diagonal of the hat matrix
 
 (Allen 1974, the PRESS statistic; Golub, Heath and Wahba 1979), and the mean square of e is the variance of a forecast: it holds the
-noise of the one seed, too. A regression that predicts nothing is a wide forecast of the mean and stops nobody.
+noise of the one seed, too. A regression that predicts nothing is a wide forecast of the mean and stops no child.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FEWEST = 2 * len(FEATURES)
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0)
 """Of the ridge, for features of unit spread; the last one is nearly the mean alone."""
 
-_SMALLEST = 1e-4  # below which logarithms say nothing
+_SMALLEST = 1e-4  # smallest value before the logarithm
 _FARTHEST = 3.0  # standard deviations; beyond them a feature is not extrapolated
 
 Dynamics = tuple[float, ...]
@@ -113,10 +113,10 @@ class Forecast:
         }
 
 
-def foretold(
+def forecast_each(
     generations: Mapping[str, int], dynamics: Mapping[str, Dynamics], overalls: Mapping[str, float]
 ) -> dict[str, float]:
-    """What every candidate's proxy forecast when it was made, whether or not the ladder asked: to compare with what came true.
+    """The forecast of each candidate's Overall from its proxy and earlier generations, whether or not the ladder has used it.
 
     Args:
         generations: candidate -> its generation. Each is forecast from earlier ones only.

@@ -1,7 +1,7 @@
 """Numbers as text: how an estimate is printed with its limits and its seeds, and how lengths of time are.
 
-Whatever prints an Overall, a difference or a share with limits does it through this module, so that the same number reads alike
-in a terminal, on a page, in a message of the run and in MLflow.
+All code that prints an Overall, a difference or a share with limits uses this module, so that a number reads the same in a
+terminal, on a page, in a message of the run and in MLflow.
 """
 
 from __future__ import annotations

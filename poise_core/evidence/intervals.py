@@ -11,11 +11,11 @@ at seed s and problem p is ``delta + seed_s + problem_p + rest_sp``, the parts i
 so ``V = V_seed + V_problem - V_rest`` is unbiased for the variance of the mean (two-way random effects; Searle, Casella
 and McCulloch, Variance Components, ch. 4), held at no less than the larger of its first two parts. Benchmarks add up
 with the squares of their weights. The limits are t quantiles with Satterthwaite's degrees of freedom, not below n - 1.
-A bootstrap over seeds and problems was not taken: it counts the rest three times over, and few seeds starve it.
+A bootstrap over seeds and problems is not used: it counts the rest three times, and is too narrow with few seeds.
 
 Small samples: one seed says nothing of seed noise, so its limits are infinite. With two seeds Satterthwaite's degrees of
-freedom are too hopeful, so the t-interval over the two per-seed values is taken where it is wider (its 95 % quantile is
-12.7: such limits exclude little, and rightly so). Coverage, and the width against a bootstrap's, are simulated in
+freedom are too many, so the t-interval over the two per-seed values is taken where it is wider (its 95 % quantile is
+12.7, so such limits exclude little). Coverage, and the width against a bootstrap's, are simulated in
 ``tests/evaluation/test_statistics.py``. Nothing is corrected for the number of candidates compared: that is done by
 ``poise_core.evidence.promotion``, through ``level``.
 
@@ -120,7 +120,7 @@ def delta_between(
 ) -> Interval | None:
     """``paired_delta`` of two candidates with the noise floor, where there is one; None without a seed in common.
 
-    Whatever says how a candidate stands to another one says it through this function: reflections, pages, declarations.
+    All comparisons of two candidates use this function: those in reflections, pages and declarations.
     """
     mine, theirs = evaluations.get(child, ()), evaluations.get(base, ())
     if not {one.seed for one in mine} & {one.seed for one in theirs}:

@@ -1,7 +1,7 @@
 """How much Overall differs between seeds, learned from all candidates of a protocol together: the noise floor.
 
-Three seeds say little of their own variance (two degrees of freedom), sixty candidates with three seeds say much of it. Seeds are
-shared, so the layout is candidates x seeds and what a seed does to all candidates alike is no noise of a difference:
+Three seeds estimate their own variance badly (two degrees of freedom), sixty candidates with three seeds each estimate it well.
+Seeds are shared, so the layout is candidates x seeds, and what a seed does to all candidates is no noise of a difference:
 
     x_cs = candidate_c + seed_s + e_cs,  var(e_cs) = v_c
 
@@ -139,11 +139,11 @@ def two_way(table: Mapping[str, Mapping[int, float]]) -> TwoWay:
         table: candidate -> seed -> value, two seeds or more each; see ``repeated``.
     """
     seeds = sorted({seed for row in table.values() for seed in row})
-    place = {seed: i for i, seed in enumerate(seeds)}
+    column = {seed: i for i, seed in enumerate(seeds)}
     normal, right = np.zeros((len(seeds), len(seeds))), np.zeros(len(seeds))
     centred = {}
     for name, row in table.items():
-        at = np.array([place[seed] for seed in row])
+        at = np.array([column[seed] for seed in row])
         values = np.array(list(row.values()))
         centred[name] = (at, values - values.mean())
         normal[at, at] += 1.0

@@ -1,10 +1,10 @@
-"""Who may be called better than the baseline, after all that were tried.
+"""Which candidates are declared better than the baseline, corrected for the number of all that were tried.
 
 The best of m noisy numbers is high by chance, so the level of every interval is 1 - alpha / m (Bonferroni): over all candidates
 tried together, the chance that one which is no better is declared is at most alpha / 2, since only errors upward count. m counts
-every candidate of the protocol on which anything was measured, the baseline aside: those stopped on the ladder, and those that
-failed in training. Each of them could have become the champion; none is forgotten because it did not. Ideas that the gate refused
-were never measured and do not count. Stopping a candidate early can only take declarations away, so the ladder needs no correction
+every candidate of the protocol on which anything was measured, the baseline aside, including those stopped on the ladder and those
+that failed in training, since each of them could have become the champion. Ideas that the gate refused were never measured and do
+not count. Stopping a candidate early can only take declarations away, so the ladder needs no correction
 of its own. A candidate needs two seeds to be declared.
 
 What is declared is a *champion candidate*: the search chose it, and its estimate is biased upward by that. Only a replication with
@@ -30,7 +30,7 @@ FEWEST_SEEDS = 2
 
 @dataclass(frozen=True)
 class Declaration:
-    """One candidate against the baseline, at the level that allows for all that were tried."""
+    """The comparison of one candidate with the baseline at the corrected level, and whether it makes a champion candidate."""
 
     candidate_id: str
     delta: Interval  # at ``level``, percent points

@@ -1,4 +1,4 @@
-"""Which candidates go up the ladder: the decision after one rung, from differences and known noise.
+"""Which candidates go on to the next rung of the ladder, decided from differences and known noise.
 
 What one training measures is taken as candidate + seed + noise, and what a seed does to all candidates as random (crossed random
 effects; Searle, Casella and McCulloch 1992, Variance components):
@@ -6,18 +6,18 @@ effects; Searle, Casella and McCulloch 1992, Variance components):
     x_cs = c + s + e_cs,  var(s) = tau^2,  var(e_cs) = v
 
 The difference of a child with one seed to a candidate with several is estimated by generalised least squares with a flat
-prior on candidates. Where seeds do much to all alike (large tau) that is the difference at the shared seed, where they do nothing
-it is the difference to the other's mean over all its seeds. So the luck that the baseline had with the one seed on which all
-children are judged is not held against each of them. With d the estimate, V its variance and f its degrees of freedom,
+prior on candidates. Where a seed shifts all candidates much (large tau) that is the difference at the shared seed, where it does
+not it is the difference to the other's mean over all its seeds. So a seed with which the baseline happened to score high does not
+count against every child that is judged by it. With d the estimate, V its variance and f its degrees of freedom,
 
     P(better) = T_f(d / sqrt(V))
 
 and the candidate stops where this falls below ``stop_below`` for its parent or the baseline (divided by two where they are two
-candidates: two chances to be wrong). A child that equals the baseline is thus lost with at most ``stop_below`` per rung, a better
-one less often, whatever the number of children. v and tau^2 are learned from all candidates of earlier generations, with a stated
-guess as prior of weight f_0.
+candidates: two chances to be wrong). A child that equals the baseline is thus stopped with a probability of at most ``stop_below``
+per rung, a better one less often, whatever the number of children. v and tau^2 are learned from all candidates of earlier
+generations, with a stated guess as prior of weight f_0.
 
-A reference that was chosen for being high, a parent or the leader, is not as high as it looks. With a ``Population`` of which
+A reference that was chosen for its high score, a parent or the leader, is overestimated. With a ``Population`` of which
 it is one (mean m, variance w) its level is the posterior mean, m + B (x - m) with B = w / (w + v / n) for n seeds (empirical Bayes;
 Efron and Morris 1975), and d and V follow:
 
@@ -50,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided after a rung, and on what ground."""
+    """What was decided after a rung, and the comparison that decided it."""
 
     stop: bool
     reference: str | None  # the one that the candidate compares worst with; None where there was none to compare with
@@ -81,14 +81,14 @@ def race(differences: Mapping[str, Difference], stop_below: float) -> Decision:
 
 @dataclass(frozen=True)
 class Population:
-    """Whom the children of a run are like, as far as one seed of each says it, percent."""
+    """The distribution of the children's true levels, estimated from one seed of each, percent."""
 
     mean: float  # with what that seed does to all
     variance: float  # between true levels
 
     @classmethod
     def learn(cls, firsts: Iterable[float], noise: SeedNoise) -> Population | None:
-        """From the same seed of all children, so that nobody was chosen by it; None with fewer than ``FEWEST_CANDIDATES``.
+        """From the same seed of all children, so that none was chosen by it; None with fewer than ``FEWEST_CANDIDATES``.
 
         Args:
             firsts: one measurement of each child; what is not finite is left out.
@@ -103,7 +103,7 @@ class Population:
 
 @dataclass(frozen=True)
 class SeedModel:
-    """What earlier generations say of one number measured per candidate and seed: see the module's docstring."""
+    """The model of one number per candidate and seed, learned from earlier generations: see the module's docstring."""
 
     values: Mapping[str, Mapping[int, float]]  # candidate -> seed -> measured, finite
     noise: SeedNoise  # v

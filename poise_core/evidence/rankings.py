@@ -30,7 +30,7 @@ class Correlation:
         return self.low > 0.0
 
     def sentence(self) -> str:
-        """For people: what was found, and whether that is any use."""
+        """For people: the correlation, and whether it is shown to predict."""
         if not math.isfinite(self.rho):
             return f"not measurable with {self.pairs} candidates"
         verdict = "" if self.predicts else "; not shown to predict"

@@ -1,7 +1,7 @@
-"""What a run may say of its candidates, read from the archive once and handed to every view.
+"""What a run may say of its candidates under one protocol, read from the archive once and handed to every view.
 
-A command, a page or a sync loads one ``RunEvidence`` and shows that: all its numbers are of the same moment, and what is
-expensive (the noise floor, the declarations, every interval) is computed when it is first asked for and then kept.
+A command, a page or a sync loads one ``RunEvidence`` and shows that, so all its numbers are of the same moment. What is
+expensive (the noise floor, the declarations, every interval) is computed when it is first needed and then kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class RunEvidence:
 
     archive: Archive  # for what only one view asks for: curves, proposals, reflections
     protocol: Protocol
-    candidates: Mapping[str, CandidateRow]  # of every protocol, since candidates belong to none
+    candidates: Mapping[str, CandidateRow]  # of every protocol, since a candidate belongs to none
     evaluations: Mapping[str, Sequence[SeedEvaluation]]  # of candidates that have not failed in training
     failures: Sequence[FailureRow]  # in the order in which they happened
     rungs: Sequence[RungRow]  # of the ladder, whatever was decided on it
@@ -70,7 +70,7 @@ class RunEvidence:
             trained_seeds={name: frozenset(seeds) for name, seeds in trained.items()},
         )
 
-    # who there is
+    # the candidates
 
     @cached_property
     def lineage(self) -> Lineage:
@@ -99,7 +99,7 @@ class RunEvidence:
 
     @cached_property
     def highest_rungs(self) -> Mapping[str, RungRow]:
-        """Of each candidate that has climbed the ladder, the row of the highest rung."""
+        """For each candidate that has reached a rung, the row of the highest one."""
         return {row["candidate_id"]: row for row in sorted(self.rungs, key=lambda row: RUNGS.index(row["rung"]))}
 
     @cached_property
@@ -111,7 +111,7 @@ class RunEvidence:
             spent[candidate] = spent.get(candidate, 0) + (tokens or 0)
         return spent
 
-    # what the numbers say
+    # the statistics
 
     @cached_property
     def noise(self) -> NoiseFloor | None:
@@ -127,7 +127,7 @@ class RunEvidence:
 
     @cached_property
     def declarations(self) -> Mapping[str, Declaration]:
-        """Candidate -> its comparison with the baseline at the level that allows for all that were tried; the best first."""
+        """Candidate -> its comparison with the baseline, corrected for all that were tried; the best first."""
         if self.baseline is None or self.baseline not in self._trained:
             return {}
         declared = declare(self._trained, self.baseline, self.tried, self.protocol, noise=self.noise)
@@ -140,7 +140,7 @@ class RunEvidence:
 
     @cached_property
     def _trained(self) -> Mapping[str, Sequence[SeedEvaluation]]:
-        """One seed's evaluation of the base policy stands under every seed: it has no noise of its own."""
+        """The evaluations without the base policy's: one evaluation of it is kept under every seed, so it shows no noise."""
         untrained = {name for name, row in self.candidates.items() if row["arm"] == UNTRAINED_ARM}
         return {name: evals for name, evals in self.evaluations.items() if name not in untrained}
 
@@ -164,8 +164,8 @@ class RunEvidence:
     def state(self, candidate: str) -> str:
         """``champion candidate``, ``replicated``, ``refuted``, ``stopped at ...``, or nothing.
 
-        Only who was declared and then replicated is a champion. ``replicated, undeclared`` has passed the second of these tests
-        alone, and of candidates no better than the baseline one in forty does.
+        Only a candidate that was declared and then replicated is a champion. One that is ``replicated, undeclared`` has passed
+        the second test alone, which one in forty candidates that are no better than the baseline passes.
         """
         if replication := self.replications.get(candidate):
             if replication["outcome"] != "replicated":

@@ -2,10 +2,9 @@
 
 After the proxy: its reward against parent and baseline, then, where ``forecast_stop_below`` asks for it and enough is known, the
 Overall that its dynamics forecast. After one whole training: Overall against both, then, where ``leader_stop_below`` asks for it,
-against the leader: whoever seeks the best alone need not measure what is better than its parent and still behind. A forecast is not
-compared with the leader: drawn towards the mean, it says of nobody that it will be far above it. The first comparison that ends a
-child decides. All of it is decided from one record, the candidate's ``Measurement``: by the run, the simulations and the
-replays alike.
+against the leader: a search for the best candidate alone need not measure one that is better than its parent but behind the leader.
+A forecast is not compared with the leader: it is drawn towards the mean, so it puts no child far above it. The first comparison
+that stops a child decides. The run, the simulations and the replays all decide from one record, the candidate's ``Measurement``.
 """
 
 from __future__ import annotations
@@ -74,7 +73,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Referee:
-    """Knows the generations before one."""
+    """Decides whether a child goes on, from the measurements of the generations before it."""
 
     ladder: LadderSpec
     first: int  # the seed that children are judged by
@@ -91,7 +90,7 @@ class Referee:
     ) -> Referee:
         """From all candidates of earlier generations, the roots among them.
 
-        Who has more seeds than the first was decided by the first. So a child that has more is known by the others alone, and
+        The first seed has decided which children have further ones. So a child with further seeds counts by those alone, and
         what the first seed does to all is learned from the roots, which have all seeds whatever they score.
 
         Args:
@@ -150,7 +149,7 @@ class Referee:
         differences: Callable[[Iterable[str], Population | None], dict[str, Difference]],
         references: Iterable[str],
     ) -> dict[str, Difference]:
-        """To the roots as measured, to those that were chosen as far as they are to be trusted."""
+        """Differences to the references: to roots as measured, to selected candidates corrected by the population."""
         references = dict.fromkeys(references)
         chosen = [name for name in references if name not in self.roots]
         known = differences([name for name in references if name in self.roots], None)

@@ -1,9 +1,9 @@
-"""When a failed training is a clear fault of the candidate's file, which its author can mend.
+"""Early faults: failures of training that go back to the author of the candidate's file.
 
-Clear means two things. The kind is one that the file decides: it raised, its numbers left the finite ones, it took the memory
-or the time of the whole training for its first steps, or the policy that it makes breaks a health rule. And it is early:
-within the first steps of the first seed. What goes wrong later, or with a later seed when the first one went through, is what
-the algorithm does; that is measured, reflected on, and not mended away. A certain loss to the parent is no failure at all.
+An early fault is of a kind that the file decides: it raised, its numbers were not finite, it took the memory or the time of
+the whole training for its first steps, or its policy broke a health rule. And it happened within the first steps of the first
+seed. A later failure, or one with a later seed, is a property of the algorithm: it is measured and reflected on, not repaired.
+A certain loss to the parent (``poise_core.evolution.health``) is no failure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from poise_core.failures import CandidateFailure, FailureKind
 
-MENDABLE = frozenset(
+REPAIRABLE = frozenset(
     {
         FailureKind.CRASHED,
         FailureKind.DIVERGED,
@@ -47,4 +47,4 @@ def clear_fault(
     done = len(trajectories.get(first_seed, ()))
     alone = not any(rows for seed, rows in trajectories.items() if seed != first_seed)
     early = alone and done <= within_steps and done < training_steps
-    return failure.stage == "train" and failure.kind in MENDABLE and early
+    return failure.stage == "train" and failure.kind in REPAIRABLE and early

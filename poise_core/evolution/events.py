@@ -1,4 +1,4 @@
-"""What a running evolution tells whoever watches it."""
+"""The events that a running evolution reports to its observer."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ Observer = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """The observer of those who do not watch."""
+    """An observer that does nothing."""
 
 
 @contextmanager
 def announced(
     observer: Observer, stage: str, subject: str, generation: int, should_stop: Callable[[], bool]
 ) -> Iterator[Callable[[str], None]]:
-    """Tell the observer that a stage begins and how it ends; refuse to begin one after a stop.
+    """Report to the observer that a stage begins and how it ends; after a stop no stage begins.
 
     Yields:
         A function to be called with what came out.
 
     Raises:
-        Cancelled: ``should_stop`` says so.
+        Cancelled: ``should_stop`` returned true.
         InfrastructureError: the system failed within the stage (the disk is full, a folder is not writable).
     """
     if should_stop():

@@ -17,7 +17,7 @@ from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import Archive
 from poise_core.evolution.events import Observer, ignore
 from poise_core.evolution.executor import Executor
-from poise_core.evolution.history import Memory
+from poise_core.evolution.history import History
 from poise_core.evolution.ladder import Ladder, Rung
 from poise_core.evolution.records import CandidateRef, ChildSlot, Draft
 from poise_core.evolution.roles import Roles, roles_for
@@ -52,7 +52,7 @@ class Evolution:
             observer: told what happens.
             replay: the archive of a recorded run, whose language models' answers are taken instead of new ones.
             compute_slot: held while a training or an evaluation runs.
-            allowance: what language models may cost; the call that could cost more is not made, and the run stops.
+            allowance: the cost budget of language models; a call that could exceed it is not made, and the run stops.
         """
         self.run = run
         self.preset = run.preset
@@ -66,8 +66,8 @@ class Evolution:
             run, executor=executor, observer=observer, should_stop=self._stop.is_set, compute_slot=compute_slot
         )
         self.executor = self.trials.executor
-        self.memory = Memory(run.archive, run.preset.protocol)
-        self.search = SearchContext(self.trials, self.memory, self.roles)
+        self.history = History(run.archive, run.preset.protocol)
+        self.search = SearchContext(self.trials, self.history, self.roles)
         self.ladder = Ladder(self.trials, self.seeds)
 
     def stop(self, reason: str = "") -> None:
@@ -141,7 +141,7 @@ class Evolution:
         return verify.admitted_child(self.search, slot, draft)
 
     def repair_rounds(self, generation: int) -> int:
-        """How often a child of this generation may go from training back to its author; 0 where nobody could answer."""
+        """How often a child of this generation may go from training back to its author; 0 where no author can revise."""
         return repair.rounds(self.search, self.select_parents(generation))
 
     def repair(self, candidate: CandidateRef) -> CandidateRef:
@@ -182,10 +182,10 @@ class Evolution:
         its author, what its last admitted file taught.
 
         Raises:
-            Cancelled: it is neither yet, because an earlier stage was stopped or the machine failed.
+            Cancelled: its measurement has not ended, because an earlier stage was stopped or the machine failed.
         """
         candidate = self.search.latest(candidate)
-        if stored := self.memory.reflection(candidate.candidate_id):
+        if stored := self.history.reflection(candidate.candidate_id):
             return stored
         if not self.ended(candidate):
             raise Cancelled(f"no reflection on {candidate.name}: it has neither a score nor a failure yet")

@@ -1,8 +1,8 @@
-"""Who does the work that takes a process of its own: the gate, a training, an evaluation.
+"""The executor: what runs the gate, a training or an evaluation, each of which takes a process of its own.
 
-An evolution is given one executor and asks nothing else to run anything. ``ChildProcesses`` starts confined processes
-on this machine; the work pool (``tasks/work_pool.py``) hands whole candidates to other machines, whose workers use child
-processes again; the tests' laboratory answers at once.
+An evolution runs all of them through one executor. ``ChildProcesses`` starts confined processes on this machine; the work
+pool (``tasks/work_pool.py``) hands whole candidates to other machines, whose workers use child processes again; the tests'
+laboratory returns made-up results.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ _given: list[Executor] = []  # of the open blocks of executed_by, the innermost 
 
 @contextmanager
 def executed_by(executor: Executor) -> Iterator[None]:
-    """Within the block, whatever of this process is not told its executor gets this one, in every thread: for runs whose work
-    is made up, and commands that make their own evolution."""
+    """Make this executor the default of the process, in every thread, for the length of the block: for runs with made-up
+    results, and for commands that make their own evolution."""
     _given.append(executor)
     try:
         yield
@@ -134,5 +134,5 @@ def executed_by(executor: Executor) -> Iterator[None]:
 
 
 def default_executor(otherwise: Callable[[], Executor] = ChildProcesses) -> Executor:
-    """That of the innermost open block of ``executed_by``; without one a new one."""
+    """The executor of the innermost open block of ``executed_by``; ``otherwise()`` where no block is open."""
     return _given[-1] if _given else otherwise()

@@ -1,6 +1,6 @@
 """The order of the stages, one after the other in this process; ``flows/evolve.py`` gives the same order to Prefect.
 
-A failure of a candidate ends its own way and nobody else's; every other exception ends the run.
+A failure of a candidate ends the stages of that candidate only; every other exception ends the run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def admit(evolution: Evolution, slot: ChildSlot) -> CandidateRef | None:
 
 
 def measure(evolution: Evolution, child: CandidateRef) -> Reflection:
-    """Repair the child where its first steps ask for it, train and score it rung by rung, and say what it taught."""
+    """Repair the child where its first steps show an early fault, train and score it rung by rung, and reflect on it."""
     with contextlib.suppress(CandidateFailure):
         version = repaired(evolution, child)
         for rung in evolution.rungs:
@@ -52,10 +52,10 @@ def measure(evolution: Evolution, child: CandidateRef) -> Reflection:
 
 
 def repaired(evolution: Evolution, child: CandidateRef) -> CandidateRef:
-    """The file to go on with once the first steps of training show no fault that its author could mend.
+    """The file to go on with once the first steps of training show no fault that its author could repair.
 
     Raises:
-        CandidateFailure: it failed of something else, or of the same too often.
+        CandidateFailure: it failed, and not of an early fault, or its repairs are used up.
     """
     version = child
     for _ in range(evolution.repair_rounds(child.generation)):

@@ -1,11 +1,11 @@
 """Rules that end a training early, read from its trajectory by the process that watches the worker.
 
-A rule judges the steps after ``grace_steps`` and fires when ``patience`` steps in a row break it, so what is stopped is a state and
-not a spike. Whether and where a training is stopped is a function of its trajectory alone: it does not depend on when the watcher
+A rule judges the steps after ``grace_steps`` and fires when ``patience`` steps in a row break it, so that no single spike stops a
+training. Whether and where a training is stopped is a function of its trajectory alone: it does not depend on when the watcher
 looked, and a resumed training is stopped at the same step.
 
-Four rules are failures of the candidate, each a ``poise_core.failures.FailureKind``; a certain loss to the parent is none
-(``CertainLoss``): the algorithm works, and is worse.
+Four rules are failures of the candidate, each a ``poise_core.failures.FailureKind``. The fifth stops a training whose reward is
+certainly below the parent's (``CertainLoss``), which is no failure: the algorithm works, but is worse.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Row = Mapping[str, float]
 
 
 class CertainLoss(Exception):
-    """The training cannot catch up with the parent's; not a failure. One sentence."""
+    """The reward of a training is certainly below the parent's, so that it ends early; not a failure. One sentence."""
 
 
 @dataclass
@@ -42,11 +42,11 @@ class HealthWatch:
     _losses: dict[int, list[float]] = field(default_factory=dict)
 
     def observe(self, seed: int, row: Row) -> None:
-        """Take note of one step; a trajectory that is read again from its start is judged anew.
+        """Judge one more step; a trajectory that is read again from its start is judged anew.
 
         Raises:
             CandidateFailure: KL_BLOWUP, ENTROPY_COLLAPSE, LENGTH_DRIFT or CLIP_SATURATION.
-            CertainLoss: the parent's reward is out of reach.
+            CertainLoss: the reward is certainly below the parent's.
         """
         step = int(row["step"])
         if step == 0:
@@ -121,10 +121,10 @@ class HealthWatch:
 
 
 def certain_loss(losses: Sequence[float], spec: HealthSpec) -> str:
-    """What is certain about the loss to the parent; empty where nothing is.
+    """One sentence on how far the reward is certainly below the parent's; empty where that is not certain.
 
     ``losses`` are the parent's reward minus the child's, step by step on the same prompts. Over the last ``loss_window`` of them
-    the mean must be at least ``loss_margin`` and lie ``loss_errors`` standard errors above half of it. Neighbours are alike,
+    the mean must be at least ``loss_margin`` and lie ``loss_errors`` standard errors above half of it. Steps in a row are correlated,
     so the standard error is inflated by sqrt((1 + r) / (1 - r)), r the lag-1 correlation (at least 0, at most 0.9).
     """
     count = spec.loss_window
@@ -135,8 +135,8 @@ def certain_loss(losses: Sequence[float], spec: HealthSpec) -> str:
     rest = [loss - mean for loss in recent]
     squares = math.fsum(one * one for one in rest)
     lagged = math.fsum(one * other for one, other in itertools.pairwise(rest))
-    alike = min(max(lagged / squares, 0.0), 0.9) if squares > 0 else 0.0
-    error = math.sqrt(squares / (count - 1) / count * (1 + alike) / (1 - alike))
+    lag_one = min(max(lagged / squares, 0.0), 0.9) if squares > 0 else 0.0
+    error = math.sqrt(squares / (count - 1) / count * (1 + lag_one) / (1 - lag_one))
     if mean < spec.loss_margin or mean - spec.loss_errors * error < spec.loss_margin / 2:
         return ""
     return f"reward is {mean:.3f} +- {error:.3f} below the parent's on the same prompts, mean of {count} steps,"

@@ -1,8 +1,8 @@
-"""What a run knows, read from its archive in the form that each role takes.
+"""The history of a run, read from its archive in the form that each role takes.
 
 One rule makes a run repeatable although its children train side by side: for generation g the roles see every candidate
-admitted or refused so far, but measurements, failures of training and reflections only of generations before g. What a
-sibling that is still training will turn out to be never depends on who was faster.
+admitted or refused so far, but measurements, failures of training and reflections only of generations before g. So no
+result depends on which sibling was faster.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ SETTLED_AT_ADMISSION = ("propose", "screen", "implement", "verify")
 Row = Mapping[str, Any]
 
 
-class Memory:
-    """Reads; writes nothing."""
+class History:
+    """Reads the archive of a run under one protocol; writes nothing."""
 
     def __init__(self, archive: Archive, protocol: Protocol) -> None:
         self.archive = archive
@@ -79,8 +79,8 @@ class Memory:
         ]
 
     def duplicates(self, rows: Sequence[Row]) -> dict[str, str]:
-        """Candidates that train exactly as one before them, and which. The gate refuses what it can compare; files that were
-        repaired beside their siblings come to light here, in the next generation, whoever was faster.
+        """Candidates that train exactly as one before them, with the name of that one. The gate refuses most of them; a file
+        that was repaired beside its siblings is compared with theirs here, in the next generation.
 
         Args:
             rows: of candidates, in the order of ``candidates``.
@@ -219,7 +219,7 @@ class Memory:
         return Proposal.model_validate_json(rows[0]["content"]) if rows else None
 
     def reflection(self, candidate_id: str) -> Reflection | None:
-        """What the candidate taught."""
+        """The archived reflection on a candidate; None where there is none."""
         rows = self.archive.rows("reflections", protocol=self.protocol.digest, candidate_id=candidate_id)
         return Reflection.model_validate_json(rows[0]["content"]) if rows else None
 
@@ -278,7 +278,7 @@ class Memory:
         return {one.name: paired_delta(mine, base, self._alone(one)) for one in self.protocol.benchmarks}
 
     def _evaluations(self, candidate_id: str | None = None) -> dict[str, list[SeedEvaluation]]:
-        """Of candidates that have not failed: one that failed at its second seed has no score, whatever its first one said."""
+        """Of candidates that have not failed: one that failed at its second seed has no score, although its first seed has."""
         found = self.archive.evaluations(protocol=self.protocol.digest, candidate_id=candidate_id)
         only: dict[str, Any] = {} if candidate_id is None else {"candidate_id": candidate_id}
         rows = self.archive.rows("failures", protocol=self.protocol.digest, **only)
@@ -299,7 +299,7 @@ class Memory:
 
 
 def with_bonus(node: NodeRecord, points: float) -> NodeRecord:
-    """The node as the selection shall see it: Overall, limits and seeds moved by the points."""
+    """The node with Overall, its limits and its seeds' values moved by the points."""
     if node.overall is None or points == 0.0:
         return node
     low, high = node.overall.low + points, node.overall.high + points

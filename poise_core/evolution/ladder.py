@@ -1,10 +1,10 @@
 """The ladder of a child's measurements: the proxy, one whole training, all seeds; and what is decided between them.
 
-The proxy is the beginning of the first seed's training, held at a checkpoint and gone on with exactly, so nothing is trained twice.
+The proxy is the beginning of the first seed's training, paused at a checkpoint and resumed exactly, so nothing is trained twice.
 A decision compares the child with its parent and the baseline, after a whole training with the best so far too, against noise
-learned from earlier generations: like every role, the ladder sees measurements of generations before the child's only, so who is
-faster decides nothing. Every decision is a row of the ``rungs`` table; a child that is stopped keeps what was measured of it and
-is neither failed nor zero.
+learned from earlier generations: like every role, the ladder sees measurements of generations before the child's only, so no
+decision depends on which child is faster. Every decision is a row of the ``rungs`` table; a child that is stopped keeps what was
+measured of it and is neither failed nor zero.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Ladder:
         return decision
 
     def _referee(self, generation: int) -> Referee:
-        """Who knows what candidates of earlier generations measured, with every seed they have."""
+        """The referee, learned from every measurement of candidates of earlier generations."""
         with self._lock:
             if generation not in self._referees:
                 rows = self.archive.rows("candidates", arm=EVOLUTION_ARM)

@@ -61,7 +61,6 @@ class Draft:
 
     number: int  # from 0, in the order in which they were asked for
     index: int  # of the proposal
-    revision: int  # how often the same proposal was implemented before
     candidate_id: str | None
     name: str
     failure: dict[str, str] | None = None  # kind, stage, message, detail; exactly where there is no file

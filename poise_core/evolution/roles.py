@@ -1,4 +1,4 @@
-"""Who selects, proposes, screens, implements and reflects in a run."""
+"""The roles of a run: which implementations select, propose, screen, implement and reflect."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ def default_roles(preset: Preset) -> Roles:
         selector = AcquisitionSelector(search.acquisition, search.plateau)
     elif search.arm == "greedy":
         selector = GreedySelector()
-    blind = search.arm == "random"
+    random = search.arm == "random"
     return Roles(
         selector=selector,
-        proposer=RandomProposer() if blind else CatalogueProposer(),
-        screener=FirstComeScreener() if blind else CatalogueScreener(),
+        proposer=RandomProposer() if random else CatalogueProposer(),
+        screener=FirstComeScreener() if random else CatalogueScreener(),
         implementer=CatalogueImplementer(),
         reflector=RuleReflector(),
     )
@@ -65,7 +65,7 @@ def roles_for(
         archive: where calls are recorded.
         replay: the archive of a recorded run to take all answers from.
         should_stop: ends every wait for a model.
-        allowance: what the models may cost.
+        allowance: the cost budget of the models' calls.
     """
     roles = default_roles(preset)
     if not preset.agents.enabled:

@@ -1,4 +1,4 @@
-"""What every stage of a run shares: its directory and archive, who carries out the work, who watches, and what is on record."""
+"""What every stage of a run shares: its directory and archive, the executor, the observer, and look-ups of what is recorded."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ ComputeSlot = Callable[[], AbstractContextManager[None]]
 """Makes a context manager that holds a share of the machine for as long as it is open."""
 
 MANUAL_ARM = "manual"
-"""Of candidates that a person has brought."""
+"""The arm of candidates whose files a person has added to the run."""
 
 _STAGES = ("verify", "train", "evaluate")
 """In order: a candidate that has failed in one does not enter those after it."""
 
 
 def admitted_digest(archive: Archive, candidate_id: str) -> str | None:
-    """Digest of the text that the gate admitted; of the registered one where the gate was not asked, as for a baseline."""
+    """Digest of the text that the gate admitted; of the registered text where the gate has admitted none."""
     for row in archive.rows("verifications", candidate_id=candidate_id, admitted=True):
         return VerificationReport.from_json(row["report"]).source_digest
     for registered in archive.rows("candidates", candidate_id=candidate_id):
@@ -73,7 +73,7 @@ class RunContext:
         self.compute_slot = compute_slot
 
     def register(self, name: str, source: str, *, written_by: str, **columns: Any) -> CandidateRef:
-        """Give a source its place in the run: its file, and its row in ``candidates``.
+        """Make a source a candidate of the run: write its file, and its row in ``candidates``.
 
         Args:
             name: of the candidate.
@@ -108,7 +108,7 @@ class RunContext:
         return CandidateRef(identity, name, columns.get("generation", 0), parents[0])
 
     def adopt(self, file: Path) -> CandidateRef:
-        """The candidate of this run with the text of a file, or a new one by a human hand.
+        """The candidate of this run that has the text of this file, registered as written by a human where it is new.
 
         Raises:
             OSError: the file cannot be read.
@@ -125,7 +125,7 @@ class RunContext:
         return [one for one in evaluations if seeds is None or one.seed in seeds]
 
     def failure(self, candidate: CandidateRef) -> CandidateFailure | None:
-        """What this candidate has failed of, if anything."""
+        """The last recorded failure of this candidate; None where it has not failed."""
         rows = self.archive.rows("failures", protocol=self.protocol.digest, candidate_id=candidate.candidate_id)
         return failure_from_dict(rows[-1]) if rows else None
 

@@ -1,5 +1,5 @@
-"""What the stages of the search share beyond ``poise_core.evolution.run_context``: who proposes and judges, what is known of
-earlier generations, and what is on record for every slot."""
+"""What the stages of the search share beyond ``poise_core.evolution.run_context``: the roles, the run's history, and the
+records of every child slot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from poise_core.agents.roles import ProposalContext
 from poise_core.agents.steering import steering_text
-from poise_core.evolution.history import Memory
+from poise_core.evolution.history import History
 from poise_core.evolution.records import CandidateRef, ChildSlot, Draft, load_record
 from poise_core.evolution.roles import Roles
 from poise_core.evolution.run_context import RunContext
@@ -23,15 +23,15 @@ from poise_core.search.references import reference_set
 class SearchContext:
     """Handed to the stages that make children: select, propose, implement, verify, repair, reflect."""
 
-    def __init__(self, run_context: RunContext, memory: Memory, roles: Roles) -> None:
+    def __init__(self, run_context: RunContext, history: History, roles: Roles) -> None:
         """Bind to a run.
 
         Args:
             run_context: of the run.
-            memory: of the run.
+            history: of the run.
             roles: who selects, proposes, screens, implements and reflects.
         """
-        self.run_context, self.memory, self.roles = run_context, memory, roles
+        self.run_context, self.history, self.roles = run_context, history, roles
         self.run, self.archive = run_context.run, run_context.archive
         self.preset = self.run.preset
         self.protocol = self.preset.protocol
@@ -55,26 +55,26 @@ class SearchContext:
 
     def context(self, slot: ChildSlot) -> ProposalContext:
         """What the proposer and the screener of this slot may know."""
-        nodes = self.memory.nodes(slot.generation)
+        nodes = self.history.nodes(slot.generation)
         seed = self.seed("references", slot.generation, slot.number)
         return ProposalContext(
-            parent=self.memory.record(slot.parent_id),
-            references=self.memory.references(reference_set(nodes, slot.parent_id, seed=seed)),
-            avoid=self.memory.tried(slot.generation, slot.number),
+            parent=self.history.record(slot.parent_id),
+            references=self.history.references(reference_set(nodes, slot.parent_id, seed=seed)),
+            avoid=self.history.tried(slot.generation, slot.number),
             directive=steering_text(self.preset.agents.steering),
             generation=slot.generation,
             wide=self._is_wide(slot.generation, nodes),
             slot=slot.number,
-            ancestors=self.memory.ancestors(slot.parent_id),
+            ancestors=self.history.ancestors(slot.parent_id),
         )
 
     def plateau(self, nodes: Sequence[NodeRecord]) -> Plateau:
-        """Whether the search that has made these nodes still gets anywhere."""
+        """Whether the search that has made these nodes is on a plateau."""
         search = self.preset.search
         return assess_plateau(nodes, search.plateau, parents=search.parents)
 
     def _is_wide(self, generation: int, nodes: Sequence[NodeRecord]) -> bool:
-        """Whether the search stands on a plateau and answers it; asked once per generation, whose nodes do not change."""
+        """Whether proposers change more at once because the search is on a plateau; decided once per generation."""
         if generation not in self._wide:
             answers = self.preset.search.arm == "evolution" and self.preset.search.plateau.answer
             self._wide[generation] = answers and self.plateau(nodes).stalled
@@ -93,7 +93,10 @@ class SearchContext:
     def draft(self, slot: ChildSlot, number: int) -> Draft | None:
         """The recorded answer of this number; None where there is none."""
         stored = load_record(self.draft_path(slot, number))
-        return None if stored is None else Draft(**stored)
+        if stored is None:
+            return None
+        stored.pop("revision", None)  # records of earlier versions counted the drafts of a proposal
+        return Draft(**stored)
 
     def drafts(self, slot: ChildSlot) -> list[Draft]:
         """What the implementer has answered for the slot, in order."""

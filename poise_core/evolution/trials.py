@@ -1,4 +1,4 @@
-"""Single candidates of a run put through gate, training and evaluation, by hand or by the ladder.
+"""Gate, training and evaluation of single candidates of a run, whether a person or the ladder asks for them.
 
 Every method may be called again at any time, in this process or a later one: what is recorded is read back, what was
 interrupted goes on where its files stand. A failure of the candidate is recorded once and raised again from the record.
@@ -18,7 +18,7 @@ from poise_core.evolution.stages.verify import verify
 
 
 class Trials(RunContext):
-    """The stages that measure a candidate, bound to one run; see ``RunContext`` for how it is made."""
+    """The three stages that measure one candidate, bound to one run; its arguments are those of ``RunContext``."""
 
     def verify(
         self, candidate: CandidateRef, *, must_be_new: bool = True, unseen: Collection[str] = frozenset()

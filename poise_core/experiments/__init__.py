@@ -1,1 +1,1 @@
-"""Questions put to a run, apart from its loop."""
+"""Experiments beside the search loop: the replication of a champion candidate, and the comparison of arms."""

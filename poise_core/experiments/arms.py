@@ -46,12 +46,12 @@ def arm_runs(preset: Preset, folder: Path, arms: Sequence[Arm] = ARMS, seeds: Se
 
 
 def share_baseline(run: ArmRun, others: Sequence[ArmRun]) -> bool:
-    """Give a run that has not begun the baseline of one that has it: the same training need not be done twice.
+    """Copy a measured baseline into a run that has not begun, so that it is trained only once.
 
     Its tokens count in every arm, since its trajectories do.
 
     Returns:
-        Whether there was anything to give.
+        Whether a baseline was copied.
 
     Raises:
         RunDirectoryError: the run's folder cannot be used.

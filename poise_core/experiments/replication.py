@@ -2,11 +2,11 @@
 
 This module is the only reader of a run's ``report`` split (``tests/evolution/test_replication.py`` looks for others; the
 calibration of the testbed evaluates known algorithms on it, in a directory of its own, and selects nothing). A candidate is
-replicated once: the seeds are written down before anything is trained, the outcome is a row of ``replications``, and asking again
-shows that row. More seeds until it fits is not on offer.
+replicated once: the seeds are written down before anything is trained, the outcome is a row of ``replications``, and a later call
+returns that row. So seeds cannot be added until the result is the wanted one.
 
-Fresh seeds are those of the protocol with which nothing of the run was trained or scored for the search. Noise between seeds is the
-floor of the search, moderated by the fresh seeds' own; nothing else of the search enters.
+Fresh seeds are those of the protocol with which nothing of the run was trained or scored for the search. The noise between seeds is
+the noise floor of the search, moderated by the fresh seeds' own noise; no other number of the search is used.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Replication:
         self.archive, self.protocol = self.run.archive, self.run.preset.protocol
 
     def carry_out(self, count: int | None = None, *, undeclared: bool = False) -> ReplicationRow:
-        """Replicate, or go on, or read back what came out.
+        """Replicate the candidate, go on with its replication, or read back the outcome.
 
         Args:
             count: how many fresh seeds; by default all there are.
-            undeclared: also a candidate that was not declared champion candidate; the row says so.
+            undeclared: also replicate a candidate that is no champion candidate; the row says so.
 
         Returns:
             The row of ``replications``.
@@ -71,7 +71,7 @@ class Replication:
         Raises:
             ReplicationRefused: not a champion candidate, or no fresh seeds left.
             InfrastructureError: a process failed, or the baseline did; the same call goes on.
-            Cancelled: ``should_stop`` said so.
+            Cancelled: ``should_stop`` returned true.
         """
         if stored := self._stored():
             return stored

@@ -12,7 +12,7 @@ from poise_core.mechanisms.render import composition_of
 
 
 class Known(NamedTuple):
-    """A shipped algorithm in the catalogue's words."""
+    """A shipped algorithm as a composition."""
 
     composition: Composition
     left_out: str = ""  # what the file does and the composition does not; empty where they compute the same numbers
@@ -97,7 +97,7 @@ KNOWN: Mapping[str, Known] = {
 
 
 def composition_for(source: str) -> Known | None:
-    """What the catalogue knows of a candidate file: one that it rendered, or a shipped one; None for any other."""
+    """The composition of a candidate file that the catalogue has rendered or that is shipped; None for any other."""
     rendered = composition_of(source)
     if rendered is not None:
         return Known(rendered)

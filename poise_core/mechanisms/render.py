@@ -1,4 +1,4 @@
-"""From a composition to a candidate file, as one would write it by hand, and back.
+"""Renders a composition as a candidate file that reads as if written by hand, and reads the composition back.
 
 Only the code of the chosen mechanisms is written. The docstring ends in the composition's text form;
 ``composition_of`` trusts it only if rendering it again gives the same code, so a file that was edited afterwards is
@@ -54,7 +54,7 @@ def render(
 
 
 def composition_of(source: str) -> Composition | None:
-    """The composition that a rendered file carries; None where it carries none or where the code is another's."""
+    """The composition that a rendered file carries; None where it carries none, or where its code is not that of it."""
     try:
         tree = ast.parse(source)
         docstring = ast.get_docstring(tree) or ""

@@ -1,4 +1,4 @@
-"""What a candidate, a generation or a run has come to, in one line each."""
+"""One-line summaries of a candidate, a generation or a run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run_headline(rows: Sequence[LeaderboardRow]) -> str:
 
 
 def outcome(row: LeaderboardRow) -> str:
-    """What a candidate came to, in a few words."""
+    """The result of a candidate in a few words."""
     if row.overall is None:
         if row.failure:
             return f"failed in {row.failure['stage']} ({row.failure['kind'].replace('_', ' ')})"
@@ -49,6 +49,6 @@ def judgement(row: LeaderboardRow) -> str:
 
 
 def outlook_note(outlook: Plateau) -> str:
-    """Whether the search still gets anywhere; empty while there are too few generations to say anything."""
+    """One sentence on whether the search is on a plateau; empty while there are too few generations to say anything."""
     described = outlook.describe()
     return f"{'Plateau' if outlook.stalled else 'No plateau'}: {described}" if described else ""

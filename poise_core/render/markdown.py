@@ -28,7 +28,7 @@ def fenced(view: RenderableType, width: int) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; line breaks and bars within a cell are made harmless."""
+    """A Markdown table; line breaks and bars within a cell are escaped."""
     titles = " ".join(f"| {title}".rstrip() for title in head) + " |"
     body = (f"| {' | '.join(map(_cell, row))} |" for row in rows)
     return "\n".join([titles, "|---" * len(head) + "|", *body])
@@ -58,9 +58,11 @@ def _lead(report: NightlyReport) -> str:
     if run.finished:
         lines.append("The generation is complete.")
     else:
-        lines.append(f"The generation is not complete; the next night goes on with it ({run.stopped or 'stopped'}).")
+        lines.append(
+            f"The generation is not complete; the next nightly run goes on with it ({run.stopped or 'stopped'})."
+        )
     if run.finished and run.stopped:
-        lines.append(f"The night ended early: {run.stopped}.")
+        lines.append(f"The nightly run ended early: {run.stopped}.")
     if best is not None:
         news = " It is new." if best.generation == run.generation else ""
         lines.append(f"Best so far: **{best.name}**, {outcome(best)}.{news}")
@@ -71,7 +73,7 @@ def _lead(report: NightlyReport) -> str:
 
 def _tried(children: Sequence[Tried]) -> str:
     if not children:
-        return "Nothing has come so far as to be a candidate."
+        return "No child has become a candidate."
     cells = [(child.row.name, ", ".join(child.parents), child.change, outcome(child.row)) for child in children]
     return table(("candidate", "parent", "change", "outcome"), cells)
 

@@ -88,7 +88,7 @@ def _judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
 class AcquisitionSelector:
     """The best nodes by ``judge``, spread over lineages; see ``poise_core.search.selection.ParentSelector``.
 
-    On a plateau the last of several places goes to the most novel node among those with the fewest children instead.
+    On a plateau the last of several slots goes to the most novel node among those with the fewest children instead.
     """
 
     spec: AcquisitionSpec = field(default_factory=AcquisitionSpec)
@@ -106,7 +106,7 @@ class AcquisitionSelector:
         branch = self._unexplored(table, judgement, picks, seed) if stuck.stalled and self.plateau.answer else None
         chosen = []
         for slot, pick in enumerate(picks):
-            reason = self._reason(table, judgement, pick, len(picks))
+            reason = self._reason(table, judgement, pick)
             if branch is not None and slot == count - 1:
                 pick, reason = Pick(branch, 0, 0, 0.0), self._branch_reason(table, branch, stuck)
             chosen.append(Selection(table.ids[pick.row], slot, pick.repeat, reason, scores))
@@ -114,7 +114,7 @@ class AcquisitionSelector:
 
     @staticmethod
     def _unexplored(table: NodeTable, judgement: Judgement, picks: Sequence[Pick], seed: int) -> int | None:
-        """The most novel of the least expanded nodes that no earlier place holds; None where there is only one place."""
+        """The most novel of the nodes with the fewest children that no earlier slot has; None where there is only one slot."""
         free = table.scored.copy()
         free[[pick.row for pick in picks[:-1]]] = False
         if len(picks) < 2 or not free.any():
@@ -123,7 +123,7 @@ class AcquisitionSelector:
         values = np.where(free & (table.children == fewest), judgement.diversity, -np.inf)
         return best_row(table.ids, values, seed)
 
-    def _reason(self, table: NodeTable, judgement: Judgement, pick: Pick, places: int) -> str:
+    def _reason(self, table: NodeTable, judgement: Judgement, pick: Pick) -> str:
         row, spec, scored = pick.row, self.spec, int(table.scored.sum())
         seeds = int(table.seeds[row])
         off = f" - {pick.penalty:.2f} for the lineage it shares with parents chosen before" if pick.penalty else ""

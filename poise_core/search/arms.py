@@ -1,6 +1,6 @@
-"""Control arms: ways to search that anything cleverer has to beat at the same budget.
+"""Selectors of the control arms, with which the acquisition is compared at the same budget.
 
-They take the same roles, the same gate, the same trainings and seeds, and differ in one thing each.
+The arms have the same roles, gate, trainings and seeds; each differs from the evolution in one thing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from poise_core.search.selection import NodeScore, Selection, best_row
 
 @dataclass(frozen=True)
 class GreedySelector:
-    """Every child from the node with the best raw Overall: hill climbing on what was measured, luck included."""
+    """Every child from the node with the best raw Overall: hill climbing on unshrunken, noisy scores."""
 
     def select(self, nodes: Sequence[NodeRecord], count: int, seed: int) -> list[Selection]:
         """See ``poise_core.search.selection.ParentSelector``."""

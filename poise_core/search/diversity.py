@@ -1,4 +1,4 @@
-"""U_div: how unlike the others a node is, in what it is made of and in what it does."""
+"""U_div: how much a node differs from the others in its mechanisms and in its behaviour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from poise_core.search.nodes import Array, Indices, NodeTable
 
 SAMPLE = 256
-"""Nodes that distances are taken to where there are more; drawn once per tree size, always alike."""
+"""How many nodes distances are taken to at most; of more nodes, a random sample that depends on their number alone."""
 
 CHUNK = 20_000
 

@@ -1,7 +1,7 @@
 """The tree as the search sees it: one record per candidate, and the same as arrays.
 
-Selection is arithmetic over arrays of all nodes (``NodeTable``), so that a million of them are no matter of
-patience. A node without a score is never a parent and never counts as zero; it still counts as an expansion of its parent.
+Selection is arithmetic over arrays of all nodes (``NodeTable``), so that it stays fast with a million of them. A node
+without a score is never a parent and never counts as zero; it still counts as a child of its parent.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ class NodeTable:
         return path
 
     def kinship(self, row: int) -> Array:
-        """(n,) how much ancestry each node shares with ``row``: |common| / |either|, each node its own ancestor.
+        """(n,) Jaccard similarity of each node's set of ancestors with that of ``row``; every node is its own ancestor.
 
-        1 for the node itself, 0 for a node of another tree; (d + 1) / (d + 2) between a node at depth d and its child.
+        It is 1 for the node itself, 0 for a node of another tree, (d + 1) / (d + 2) between a node at depth d and its child.
         """
         path = self.ancestry(row)
         common = np.zeros(self.size, np.int64)
@@ -126,16 +126,6 @@ class NodeTable:
             common[level] = path[level] + np.where(above >= 0, common[np.maximum(above, 0)], 0)
         either = (self.depth + 1) + (self.depth[row] + 1) - common
         return common / either
-
-
-def expansions(nodes: Sequence[NodeRecord]) -> dict[str, int]:
-    """How many children each node has had, failed ones included."""
-    counts = {node.candidate_id: 0 for node in nodes}
-    for node in nodes:
-        for parent in node.parent_ids[:1]:  # a reference that lent a mechanism was not expanded
-            if parent in counts:
-                counts[parent] += 1
-    return counts
 
 
 def shrunken_scores(nodes: Sequence[NodeRecord]) -> dict[str, float]:
@@ -180,7 +170,7 @@ def _estimate(node: NodeRecord) -> float:
 
 
 def _benchmark_matrix(nodes: Sequence[NodeRecord], scored: Sequence[bool]) -> Array:
-    """Each benchmark shrunken by its own noise; NaN and absence are no zero but the mean of what was measured."""
+    """Each benchmark shrunken by its own noise; a missing value becomes the mean of those that were measured."""
     names = sorted({name for node in nodes for name in node.benchmarks})
     matrix = np.full((len(nodes), len(names)), np.nan)
     for column, name in enumerate(names):

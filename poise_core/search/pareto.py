@@ -25,12 +25,12 @@ def pareto_strength(benchmarks: Array) -> Array:
     largest of the nodes' volumes, the cost of an airport game, whose Shapley value is known in closed form (Littlechild
     and Owen 1973): with volumes v_1 >= v_2 >= ... the node of rank i gets sum over j >= i of (v_j - v_{j+1}) / j.
 
-    Why not the dominance rank: with six noisy benchmarks most nodes are dominated by nobody, and which ones are is
+    Why not the dominance rank: with six noisy benchmarks most nodes are dominated by no other, and which ones are is
     decided by noise. The share is continuous in the scores, never lets a node fall below one that it dominates, splits
     between equal nodes what one of them would have alone, and is not zero for a dominated node.
 
     Args:
-        benchmarks: (n, m) percent, higher is better, finite; shrunken, so that luck moves little.
+        benchmarks: (n, m) percent, higher is better, finite; shrunken, so that noise moves little.
 
     Returns:
         (n,) in [0, 1]; 1 for all where every node is equal or there is no benchmark.

@@ -1,4 +1,4 @@
-"""Whether the search still gets anywhere, and whether another generation is worth its cost."""
+"""Whether the search is on a plateau, and whether another generation is worth its cost."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ def assess_plateau(
 
     Stalled: the best shrunken Overall of all nodes exceeds that of the nodes which are at least ``window`` generations old
     by no more than the noise floor sqrt(v / n_now + v / n_old), with v the variance between seeds and n_now, n_old the seeds
-    of these two nodes. Both are read off today's estimates, so that a lucky number that was shrunken since then does not
-    count as a loss. Where both are the same node the gain is 0, and the floor sqrt(2 v / n) is what a rival with as many
-    seeds would have to exceed.
+    of these two nodes. Both are taken from today's estimates, so that a score that was shrunken since then does not count as
+    a loss. Where both are the same node the gain is 0, and the floor sqrt(2 v / n) is what another node with as many seeds
+    would have to exceed.
 
     Another generation's expected gain in true Overall: E[max(best of its children - best so far, 0)], see
     ``expected_improvement``, with its children like those of the last ``window`` generations, see ``true_scores``. It
     is worth its cost while that is at least ``spec.worth`` noise floors: a smaller gain could not be told from none. Nothing
     is said of it where fewer than two recent children have a score, or where the spread tau^2 of all nodes is estimated as
-    0: that is the edge of what the estimate can say, not a measurement that all children are alike.
+    0, which does not show that all children are alike.
 
     A child without a score (stopped at the proxy, failed) is one of the children that a generation makes and pays for but
     can never be the best. So each of the ``parents`` children gets a score with the share p of recent children that got one;
-    they do not count as low scores, which would be a number nobody measured.
+    they do not count as low scores, since none was measured.
 
     Args:
         nodes: all, failed ones included.
@@ -100,8 +100,8 @@ def true_scores(belief: Posterior, rows: npt.NDArray[np.bool_]) -> tuple[float, 
     sd^2 = var(s) + mean(tau^2 (v / n) / (tau^2 + v / n)), s the shrunken scores (collapses raised, they cost nothing). With
     one seed each, var(s) alone is tau^4 / (tau^2 + v), too small by the factor tau^2 / (tau^2 + v). tau^2 is that of all
     nodes: a few children's own tau^2 is often 0 by chance, and the best so far is shrunken by the same one, so that both
-    sides of the comparison are estimates under one model. (That a ladder gives more seeds to children which began well would
-    not matter with m and tau^2 known; their estimates by moments it pulls a little down, those of both sides alike.)
+    sides of the comparison are estimates under one model. (A ladder gives more seeds to children that began well. With m and
+    tau^2 known that would not matter; it lowers their estimates by moments a little, on both sides of the comparison.)
     """
     typical = winsorized(belief.mean[rows])
     return float(typical.mean()), math.sqrt(float(typical.var(ddof=1)) + float(belief.variance[rows].mean()))

@@ -1,4 +1,4 @@
-"""alpha_GP: how much a node's descendants are likely to gain over it, with a bonus for not knowing."""
+"""alpha_GP: how much a node's descendants are likely to gain over it, with a bonus for uncertainty."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Potential:
     """(n,) each; NaN for nodes without a score."""
 
     mean: Array  # expected discounted gain of the best descendants, in [-1, 1]
-    std: Array  # what is not known about it
+    std: Array  # posterior standard deviation of that gain
     upper: Array  # mean + confidence * std
     target: Array  # the observed gain; NaN where no descendant has a score
-    fitted: bool  # False: too few targets, the prior stands in
+    fitted: bool  # False: there are too few targets, and the prior is used
 
 
 def top_descendants(table: NodeTable, count: int) -> tuple[Array, Indices]:
@@ -57,7 +57,7 @@ def descendant_gain(table: NodeTable, spec: AcquisitionSpec) -> tuple[Array, Ind
     """y_d = mean over the top-K descendants c of gamma^depth(c, d) * tanh((U(c) - U(d)) / beta), the paper's target.
 
     U is the shrunken Overall. With fewer than K scored descendants the mean is over those there are; a leaf, a node whose
-    descendants all failed and a node without a score have no target: that nothing is known is not a gain of zero.
+    descendants all failed and a node without a score have no target, which is not a gain of zero.
 
     Returns:
         (n,) in [-1, 1], NaN where there is no target; (n,) how many descendants it rests on, at most K.
@@ -119,14 +119,14 @@ def descendant_potential(table: NodeTable, spec: AcquisitionSpec) -> Potential:
     """The upper confidence bound mean + kappa * std of a Gaussian process over ``NodeFeatures`` (GP-UCB, Srinivas
     et al., arXiv 0912.3995), trained on ``descendant_gain``.
 
-    A target that rests on k descendants has noise variance ``target_noise``^2 / k: one child says less than many, and
-    nodes with equal features stay apart by that noise. Amplitude and length of the kernel maximise the marginal
+    A target that rests on k descendants has noise variance ``target_noise``^2 / k, so that one child counts less than many
+    and nodes with equal features may have different targets. Amplitude and length of the kernel maximise the marginal
     likelihood; with more than ``max_targets`` targets it is fitted on the better half of that many and a random other half
     (subset of data), so that the cost does not grow with the cube of the tree.
 
     With fewer than ``min_targets`` targets the process is not fitted. The mean is then sum(y) / (1 + count) over what
-    targets there are, the same for all, and the deviation ``prior_std`` / sqrt(1 + children): every child that was tried
-    makes a node better known.
+    targets there are, the same for all, and the deviation ``prior_std`` / sqrt(1 + children): every child makes a node's
+    potential less uncertain.
     """
     target, support = descendant_gain(table, spec)
     rows = np.flatnonzero(table.scored)
@@ -158,7 +158,7 @@ def _subset(table: NodeTable, rows: Indices, most: int) -> Indices:
 
 
 def _fit(features: Array, targets: Array, support: Indices, spec: AcquisitionSpec) -> _Process | None:
-    """The process with its kernel's two numbers at their most likely; None where the arithmetic fails."""
+    """The process with the two parameters of its kernel at maximum likelihood; None where the arithmetic fails."""
     shape: Kernel = Matern(1.0, (0.3, 10.0), nu=2.5) if spec.kernel == "matern" else RBF(1.0, (0.3, 10.0))
     noise = spec.target_noise**2 / support + JITTER
     offset = float(np.average(targets, weights=support))
@@ -174,7 +174,7 @@ def _fit(features: Array, targets: Array, support: Indices, spec: AcquisitionSpe
 
 @dataclass(frozen=True)
 class _Process:
-    """A process around a constant, which it falls back to far from all that is known."""
+    """A Gaussian process with a constant mean, to which it returns far from all observations."""
 
     regressor: GaussianProcessRegressor
     offset: float

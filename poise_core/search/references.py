@@ -1,4 +1,4 @@
-"""Which candidates are shown to the proposer beside the parent: strong ones, unlike ones, ones from elsewhere."""
+"""Which candidates are shown to the proposer beside the parent: strong, different, and from other lineages."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def _frontier(table: NodeTable, ranked: Sequence[int], most: int) -> list[int]:
         return []
     vectors = table.benchmarks[list(ranked)]
     front: list[int] = []
-    for place, row in enumerate(ranked):
-        if non_dominated(vectors, place):
+    for rank, row in enumerate(ranked):
+        if non_dominated(vectors, rank):
             front.append(row)
             if len(front) == most:
                 break

@@ -1,4 +1,4 @@
-"""What a way to select parents takes and gives, and the pick that spreads parents over lineages."""
+"""The interface of parent selection, and the sequential pick that spreads parents over lineages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from poise_core.search.nodes import Array, NodeRecord, NodeTable
 
 @dataclass(frozen=True)
 class NodeScore:
-    """How one node was judged in one round; ``total`` is None where the node could not be a parent."""
+    """How one node was judged in one generation; ``total`` is None where the node could not be a parent."""
 
     candidate_id: str
     total: float | None
@@ -26,10 +26,10 @@ class Selection:
     """One chosen parent."""
 
     candidate_id: str
-    slot: int  # 0-based place in the round
-    repeat: int  # how many earlier slots of this round hold the same parent; feeds the proposer's seed
+    slot: int  # number of the child slot in its generation, from 0
+    repeat: int  # how many earlier slots of this generation hold the same parent; feeds the proposer's seed
     reason: str
-    scores: tuple[NodeScore, ...]  # of every node, the same tuple in every selection of a round
+    scores: tuple[NodeScore, ...]  # of every node, the same tuple in every selection of a generation
 
 
 class ParentSelector(Protocol):
@@ -42,7 +42,7 @@ class ParentSelector(Protocol):
 
 @dataclass(frozen=True)
 class Pick:
-    """One place of a round as the sequential pick filled it."""
+    """The node that the sequential pick has put into one child slot."""
 
     row: int
     repeat: int
@@ -54,12 +54,12 @@ def pick_spread(table: NodeTable, totals: Array, count: int, penalty: float, see
     """The best node; then again and again the best of total - penalty * (largest kinship to an earlier pick).
 
     Nodes are distinct while there are enough; with fewer than ``count`` the list starts again from its beginning.
-    Ties fall by a hash of seed and id, so that they depend on neither order nor name.
+    Ties are broken by a hash of seed and id, so that they depend on neither order nor name.
 
     Args:
         table: of n nodes.
         totals: (n,) NaN where a node cannot be a parent.
-        count: places to fill.
+        count: slots to fill.
         penalty: see ``NodeTable.kinship``.
         seed: for ties.
     """
@@ -86,5 +86,5 @@ def best_row(ids: Sequence[str], values: Array, seed: int) -> int:
 
 
 def tie_break(seed: int, candidate_id: str) -> str:
-    """An order that depends on the seed and says nothing else."""
+    """A hash of seed and id, by which equal values are ordered."""
     return hashlib.sha256(f"{seed}:{candidate_id}".encode()).hexdigest()

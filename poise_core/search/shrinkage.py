@@ -1,4 +1,4 @@
-"""Scores without their luck: empirical-Bayes shrinkage, and the noise between seeds that it rests on."""
+"""Empirical-Bayes shrinkage of noisy scores, and the noise between seeds that it rests on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Posterior:
-    """What measurements with noise say of true scores; n values."""
+    """The posterior of n true scores, given noisy measurements."""
 
     mean: Array  # (n,) the shrunken values; NaN where nothing was measured
     variance: Array  # (n,) of the true score around it; NaN where nothing was measured or the noise is unknown
@@ -36,7 +36,7 @@ def posterior(values: Array, seeds: Array, variance: float | None) -> Posterior:
     The mean is m + w (x - m) and the variance tau^2 (v / n) / (tau^2 + v / n) = w v / n, with w = tau^2 / (tau^2 + v / n),
     for every finite value; NaN stays NaN. m is the mean of the values and tau^2 = max(var(x) - mean(v / n), 0) the spread
     that noise does not explain (normal means with unequal variances, method of moments; Efron and Morris, JASA 1975). Both
-    are taken with collapses raised (``winsorized``): one would otherwise pass for spread and keep the luck of the best.
+    are taken with collapses raised (``winsorized``): one would otherwise count as spread and weaken the shrinkage.
     With one value, or where v is unknown, nothing is shrunk.
 
     Args:
@@ -68,9 +68,9 @@ def pooled_variance(seeds: Sequence[Sequence[float]]) -> float | None:
 
 
 def seed_variance(overalls: Sequence[Interval]) -> float | None:
-    """The same from intervals alone, half-widths read as t * sqrt(v / n).
+    """Variance between seeds from intervals alone, whose half-widths are read as t * sqrt(v / n).
 
-    Too much by the problems' share: all candidates answer the same problems.
+    It is too large by the noise of the problems, which the intervals contain and all candidates share.
     """
     finite = [o for o in overalls if o.seeds > 1 and math.isfinite(o.high - o.low)]
     if not finite:

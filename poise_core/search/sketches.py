@@ -1,7 +1,7 @@
 """The behaviour sketch within a stored fingerprint, read without the library that made it.
 
-``poise_core.verification.fingerprint`` writes ``<16 hex digits>.<base64 of 32 little-endian float32>``; a test holds the two
-together.
+``poise_core.verification.fingerprint`` writes ``<16 hex digits>.<base64 of 32 little-endian float32>``; a test compares
+the two.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ _STATUSES = {
 
 @dataclass
 class RunPlan:
-    """One run as it should be."""
+    """What one run of MLflow should hold."""
 
     key: str
     name: str
@@ -52,7 +52,7 @@ class RunPlan:
     metrics: list[tuple[str, float, int]] = field(default_factory=list)  # name, value, step
     texts: dict[str, str] = field(default_factory=dict)  # artifact file -> content
     curves: tuple[str, int | None] | None = None  # candidate whose curves belong here; its seed, None for their mean
-    color: str = ""  # of its curves; given when the run is made, and the user's from then on
+    color: str = ""  # of its curves; set when the run is made, later changes by the user stay
     report: tuple[str, ...] = ()  # candidates whose page belongs here; several make the page of a generation
     depends: str = ""  # digest of what else its page shows
     state: str = ""  # digest of the content, and of which curves there are
@@ -170,7 +170,7 @@ def _generation_plan(generation: int, members: Sequence[Row], known: _Known) -> 
         report=tuple(record["candidate_id"] for record in members),
         depends=_digest([row.to_dict() for row in board]),
     )
-    # the step is how many candidates are settled, so the newest value is the last one
+    # the step is how many candidates have come to an end, so the newest value is the last one
     failed, stopped = (sum(row.status == status for row in board) for status in ("failed", "stopped"))
     step = len(scored) + failed + stopped
     plan.metrics = [("candidates", len(board), step), ("evaluated", len(scored), step)]

@@ -1,9 +1,9 @@
-"""Champions in MLflow's model registry, drawn from the archive. Knows no MLflow: it is handed a client.
+"""Champions in MLflow's model registry, drawn from the archive. The client is an argument; MLflow is not imported here.
 
 One registered model per protocol, with one version per champion candidate: a version points to the folder
-``algorithm/`` of the candidate's run, which holds the algorithm file. The alias ``champion`` stands on a version only after
-that candidate was declared, trained again with fresh seeds and confirmed, which is a row of ``replications``. Of several such it
-stands on the one with the highest Overall of the search: the sealed split confirms, it does not choose.
+``algorithm/`` of the candidate's run, which holds the algorithm file. The alias ``champion`` is set on a version only after
+that candidate was declared, trained again with fresh seeds and confirmed, which is a row of ``replications``. Of several such candidates
+the one with the highest Overall of the search has it: the sealed split confirms, it does not choose.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TAG_LENGTH = 5000
 
 @dataclass(frozen=True)
 class VersionPlan:
-    """One version of the registered model as it should be."""
+    """What one version of the registered model should hold."""
 
     candidate_id: str
     description: str
@@ -76,7 +76,7 @@ def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
 
 
 def champion_of(plans: Sequence[VersionPlan]) -> str | None:
-    """Id of the candidate on which the alias stands; None while none is confirmed."""
+    """Id of the candidate whose version has the alias; None while none is confirmed."""
     confirmed = [plan for plan in plans if plan.confirmed]
     return max(confirmed, key=lambda plan: (plan.overall, plan.candidate_id)).candidate_id if confirmed else None
 
@@ -89,7 +89,7 @@ def model_name(experiment: str) -> str:
 def push_versions(
     client: Any, experiment: str, protocol: Protocol, plans: Sequence[VersionPlan], run_ids: dict[str, str]
 ) -> int:
-    """Make the versions that are missing, mend the others, and put the alias where it belongs.
+    """Make the versions that are missing, update the others, and put the alias on the champion.
 
     Args:
         client: an ``MlflowClient``.

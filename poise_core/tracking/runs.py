@@ -1,4 +1,4 @@
-"""One run of MLflow brought to its plan: numbers, tags, texts, curves and its page.
+"""Writes to one run of MLflow what its plan says: numbers, tags, texts, curves and its page.
 
 MLflow takes two seconds to import and is imported by the first call, not before.
 """
@@ -53,7 +53,7 @@ def create_run(client: MlflowClient, experiment_id: str, plan: RunPlan, known: K
 
 
 def fill_run(client: MlflowClient, run_id: str, plan: RunPlan, evidence: RunEvidence, *, had_curves: bool) -> None:
-    """Bring one run to its plan; the state tag comes last, so an interrupted run is filled again."""
+    """Write what the plan says to its run; the state tag comes last, so an interrupted run is filled again."""
     from mlflow.entities import Metric, Param, RunTag
 
     # a fixed time makes a point that is pushed again the same point, a later one makes it the newest at its step

@@ -52,7 +52,7 @@ class SyncReport:
     updated: int = 0  # runs that were there and got more
     unchanged: int = 0  # runs that were complete
     error: str = ""  # why it stopped; what was not pushed is pushed by the next sync
-    deferred: bool = False  # another thread's sync is at work and will do this one's too
+    deferred: bool = False  # another thread's sync is running and will push this one's too
 
     @property
     def complete(self) -> bool:
@@ -61,7 +61,7 @@ class SyncReport:
 
 
 class MovedRunError(RuntimeError):
-    """A run's own MLflow database keeps artifacts where the run was before; what they are of may still be there."""
+    """A run's own MLflow database keeps artifacts where the run was before it was moved, which may still exist."""
 
 
 _shared: dict[tuple[str, str], Tracker] = {}
@@ -74,7 +74,7 @@ class Tracker:
     def __init__(
         self, uri: str, experiment: str, *, artifact_folder: str | Path | None = None, retry_seconds: float = 30.0
     ) -> None:
-        """Nothing is imported or contacted yet.
+        """Name the experiment; nothing is imported or contacted yet.
 
         Args:
             uri: MLflow's tracking URI.
@@ -118,7 +118,7 @@ class Tracker:
         force: bool = False,
         evidence: RunEvidence | None = None,
     ) -> SyncReport:
-        """Push what is missing. Never raises for MLflow's sake: a failure is a warning in the log and in the report.
+        """Push what is missing. A fault of MLflow is not raised: it is a warning in the log and in the report.
 
         Args:
             archive: what to push.
@@ -178,7 +178,7 @@ class Tracker:
                 with _traces_to(self.uri):
                     push_calls(client, experiment_id, calls)
             self._not_before = 0.0
-        except Exception as failure:  # MLflow, its database driver and its HTTP client raise all sorts
+        except Exception as failure:  # MLflow, its database driver and its HTTP client share no class of errors
             if isinstance(failure, ArchiveError):
                 raise
             self._client = None
@@ -189,7 +189,7 @@ class Tracker:
 
     def _connect(self) -> MlflowClient:
         if self._client is None:
-            # a server that is down must cost seconds, not minutes; whoever set these knows better
+            # a server that is down must cost seconds, not minutes; the user's values stay
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")

@@ -1,4 +1,4 @@
-"""Calls of language models as MLflow traces, drawn from the archive's table ``calls``. Knows no MLflow: it is handed a client."""
+"""Calls of language models as MLflow traces, drawn from the archive's table ``calls``. MLflow is not imported here."""
 
 from __future__ import annotations
 

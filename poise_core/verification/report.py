@@ -38,11 +38,6 @@ class VerificationReport:
     failure: FailureKind | None = None  # set exactly when the candidate is not admitted
 
     @property
-    def failure_kind(self) -> FailureKind | None:
-        """The typed failure for the archive; None when the candidate is admitted."""
-        return self.failure
-
-    @property
     def failed(self) -> tuple[CheckResult, ...]:
         """The checks that said no."""
         return tuple(check for check in self.checks if not check.passed)

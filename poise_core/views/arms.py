@@ -1,7 +1,7 @@
 """Arms of search against each other: the best so far over the training tokens spent.
 
 *Best* is the shrunken estimate of the candidate that a run would name at that moment. It is no running maximum and may fall:
-what looked good among few may turn out to be noise among more.
+with more candidates known, a high score may turn out to be noise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.special import stdtrit
 
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.evolution.history import Memory
+from poise_core.evolution.history import History
 from poise_core.search.nodes import NodeRecord, shrunken_scores
 
 POINTS = 25
@@ -48,7 +48,7 @@ class ArmCurve:
 def best_so_far(evidence: RunEvidence) -> list[Step]:
     """A run's steps, generation 0 (the baseline) first; empty before the baseline has a score."""
     spent = evidence.training_tokens
-    nodes = Memory(evidence.archive, evidence.protocol).nodes(10**9)
+    nodes = History(evidence.archive, evidence.protocol).nodes(10**9)
     steps = []
     for generation in range(max((node.generation for node in nodes), default=-1) + 1):
         made: Sequence[NodeRecord] = [node for node in nodes if node.generation <= generation]

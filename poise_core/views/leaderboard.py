@@ -49,7 +49,7 @@ class LeaderboardRow:
 def leaderboard(evidence: RunEvidence, *, level: float = 0.95) -> list[LeaderboardRow]:
     """Evaluated candidates by Overall, best first; then unfinished ones, then failures.
 
-    The base policy before any training stands among them as a reference without a rank.
+    The base policy before any training is among them as a reference without a rank.
 
     Args:
         evidence: of the protocol whose evaluations count.

@@ -51,8 +51,8 @@ def lineage(evidence: RunEvidence, *, level: float = 0.95) -> list[LineageNode]:
     for row in evidence.archive.rows("selections", protocol=evidence.protocol.digest):
         judged.setdefault(row["candidate_id"], []).append(row)
 
-    def node(place: TreeNode) -> LineageNode:
-        candidate = place.candidate_id
+    def node(link: TreeNode) -> LineageNode:
+        candidate = link.candidate_id
         record, failure = records[candidate], evidence.last_failures.get(candidate)
         parent, donors = next(iter(record["parent_ids"]), None), record["parent_ids"][1:]
         judgements = sorted(judged.get(candidate, []), key=lambda row: row["generation"])
@@ -71,7 +71,7 @@ def lineage(evidence: RunEvidence, *, level: float = 0.95) -> list[LineageNode]:
             selected=sum(len(row["slots"]) for row in judgements),
             terms=judgements[-1]["terms"] if judgements else {},
             total=judgements[-1]["total"] if judgements else None,
-            children=tuple(node(child) for child in place.children),
+            children=tuple(node(child) for child in link.children),
         )
 
     links = evidence.lineage

@@ -1,4 +1,4 @@
-"""What a nightly run has brought: what was tried, what was learned, what it cost, and where its reports are kept."""
+"""The nightly report: what the run has tried, what was learned, what it cost; and where reports are kept."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Tried:
 
 @dataclass(frozen=True)
 class NightlyReport:
-    """What ``nightly_report`` finds."""
+    """The content of a nightly report."""
 
     run: NightlyRun
     rows: tuple[LeaderboardRow, ...]  # of all candidates
@@ -53,7 +53,7 @@ class NightlyReport:
 
 
 def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> NightlyReport:
-    """Everything that the report of a nightly run says.
+    """Collect the content of the nightly report from a run's evidence.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
@@ -91,7 +91,7 @@ def report_file(run_dir: Path, run: NightlyRun) -> Path:
 
 
 def kept_reports(run_dir: Path, generation: int) -> dict[str, str]:
-    """What the nightly runs that worked on a generation have left: file, relative to the run directory, and text."""
+    """The nightly reports on a generation: file, relative to the run directory, and text."""
     paths = sorted((run_dir / _FOLDER).glob(f"*{_suffix(generation)}"))
     return {path.relative_to(run_dir).as_posix(): path.read_text(encoding="utf-8") for path in paths}
 

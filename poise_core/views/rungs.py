@@ -9,7 +9,7 @@ from typing import Any
 
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.config import LadderSpec
-from poise_core.evidence.forecast import foretold, proxy_dynamics
+from poise_core.evidence.forecast import forecast_each, proxy_dynamics
 from poise_core.evidence.racing import proxy_reward
 from poise_core.evidence.rankings import Correlation, rank_correlation
 from poise_core.evidence.run_evidence import RunEvidence
@@ -17,7 +17,7 @@ from poise_core.evidence.run_evidence import RunEvidence
 
 @dataclass(frozen=True)
 class RungReport:
-    """What ``rung_report`` finds."""
+    """Costs, decisions and predictive value of the rungs of one protocol."""
 
     rungs: list[dict[str, Any]]  # per rung: rung, candidates, promoted, stopped, finished, tokens
     correlations: dict[str, Correlation]  # "proxy -> first", "forecast -> others" and the like, over candidates
@@ -36,11 +36,11 @@ class RungReport:
 
 
 def rung_report(evidence: RunEvidence, ladder: LadderSpec) -> RungReport:
-    """The ladder of one protocol, climbed or not.
+    """The ladder of one protocol, whether or not a candidate has reached a rung.
 
-    Every candidate with a whole training says what its proxy would have been, on the ladder or not, so correlations do not need
-    the ladder to be switched on. "others" is the mean Overall of the seeds beside the first one: a value and its own mean
-    would agree by themselves. "forecast" is that of ``poise_core.evidence.forecast.foretold``. Candidates that a rung stopped
+    The proxy of every candidate with a whole training is known, on the ladder or not, so correlations do not need the ladder
+    to be switched on. "others" is the mean Overall of the seeds beside the first one: a value and its own mean
+    would agree by themselves. "forecast" is that of ``poise_core.evidence.forecast.forecast_each``. Candidates that a rung stopped
     are missing above it, which lowers what can be seen.
 
     Raises:
@@ -49,9 +49,9 @@ def rung_report(evidence: RunEvidence, ladder: LadderSpec) -> RungReport:
     rows = evidence.rungs
     known = _known(evidence, ladder)
     whole = [row["tokens"] for row in rows if row["rung"] == "all" and row["decision"] == "finished"]
-    climbed = {row["candidate_id"] for row in rows}
+    on_ladder = {row["candidate_id"] for row in rows}
     spent = evidence.training_tokens
-    below = sum(tokens for name, tokens in spent.items() if name not in climbed)
+    below = sum(tokens for name, tokens in spent.items() if name not in on_ladder)
     return RungReport(
         rungs=[_rung(rung, [row for row in rows if row["rung"] == rung]) for rung in ("proxy", "first", "all")],
         correlations={
@@ -62,7 +62,7 @@ def rung_report(evidence: RunEvidence, ladder: LadderSpec) -> RungReport:
             "first -> others": rank_correlation(known.firsts, known.others),
         },
         tokens=sum(spent.values()),
-        tokens_without=round(below + len(climbed) * sum(whole) / len(whole)) if whole else None,
+        tokens_without=round(below + len(on_ladder) * sum(whole) / len(whole)) if whole else None,
         stopped=[
             {"name": evidence.candidates[row["candidate_id"]]["name"], **row}
             for row in rows
@@ -97,7 +97,7 @@ def _known(evidence: RunEvidence, ladder: LadderSpec) -> _Known:
             rewards[name] = proxy_reward(steps, ladder.proxy_steps, ladder.proxy_window)
             if (found := proxy_dynamics(steps, ladder.proxy_steps, ladder.proxy_window)) is not None:
                 dynamics[name] = found
-    return _Known(rewards, foretold(generations, dynamics, firsts), firsts, others)
+    return _Known(rewards, forecast_each(generations, dynamics, firsts), firsts, others)
 
 
 def _rung(rung: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -180,7 +180,7 @@ def test_a_forecast_says_least_and_most() -> None:
     prices = {"openai:x": {"input": 1.0, "output": 10.0}}
     settings = AgentSettings(model="openai:x", prices=prices, context_tokens=10_000, max_output_tokens=1000)
     found = forecast(settings, generations=2, parents=3, ideas=3, revisions=2)
-    # 6 places: 6 proposers, 6 screeners, 6 to 6 * 3 * 3 * 2 implementers, 7 reflectors
+    # 6 slots: 6 proposers, 6 screeners, 6 to 6 * 3 * 3 * 2 implementers, 7 reflectors
     assert found.calls == (25, 127)
     assert found.tokens == (25 * 8000, 127 * 11_000)
     assert found.dollars == (pytest.approx(25 * 0.017), pytest.approx(127 * 0.02))

@@ -6,7 +6,7 @@ import pytest
 from context_samples import place, reflection
 from laboratory import Laboratory, establish_baseline, evolve, make_preset, open_evolution
 
-from poise_core.agents.llm.context import ContextTooSmallError, Section, boundaries_text, fit, place_sections
+from poise_core.agents.llm.context import ContextTooSmallError, Section, boundaries_text, fit, slot_sections
 from poise_core.agents.llm.literature import LiteratureError, load_notes, retrieve
 from poise_core.agents.llm.prompts import PromptError, data_block, estimate_tokens, load_prompt
 from poise_core.agents.roles import CandidateRecord, Tried
@@ -49,7 +49,7 @@ def test_a_section_that_does_not_fit_whole_is_cut_at_a_line_and_says_so() -> Non
 @pytest.mark.parametrize("budget", [3000, 6000, 12_000, 24_000])
 def test_the_whole_context_keeps_its_budget(budget: int) -> None:
     context = place(reflection("entropy_collapse", "kl_spike"), directive="shorter answers")
-    assert fit(place_sections(context, load_notes()), budget).tokens <= budget
+    assert fit(slot_sections(context, load_notes()), budget).tokens <= budget
 
 
 def test_a_context_holds_what_the_issue_lists(laboratory: Laboratory, tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_a_context_holds_what_the_issue_lists(laboratory: Laboratory, tmp_path: 
     evolve(evolution)
     child = evolution.run.archive.rows("candidates", generation=1)[0]
     context = evolution.context(ChildSlot(3, 0, child["candidate_id"], child["name"]))
-    text = fit(place_sections(context, load_notes()), 60_000).text
+    text = fit(slot_sections(context, load_notes()), 60_000).text
     for name in ("parent_scores", "parent_code", "parent_reflection", "parent_trajectory", "ideas_so_far", "literature",
                  "references", "contract", "ancestors"):  # fmt: skip
         assert f'<data name="{name}">' in text, name
@@ -76,7 +76,7 @@ def test_nothing_of_the_report_split_reaches_a_prompt(laboratory: Laboratory, tm
     )
     evolution.run.archive.append("evaluations", rows)
     context = evolution.context(ChildSlot(1, 0, baseline.candidate_id, baseline.name))
-    text = fit(place_sections(context, load_notes()), 100_000).text
+    text = fit(slot_sections(context, load_notes()), 100_000).text
     assert "87.65" not in text
     assert "sealed-exam" not in text
     assert "sums" in text  # a benchmark of the search split is named, its items are nowhere

@@ -87,7 +87,7 @@ def test_rungs_of_a_run_without_a_ladder(tmp_path: Path, poise: Callable[..., Re
     evolved(tmp_path, laboratory)[0].run.close()
     result = poise("rungs", "run")
     assert result.exit_code == 0, result.output
-    assert "No candidate has climbed a ladder here" in " ".join(result.output.split())
+    assert "No candidate was measured on the rungs here" in " ".join(result.output.split())
     document = json.loads(poise("rungs", "run", "--json").stdout)
     assert set(document["correlations"]) == {
         f"{rung} -> {of}" for rung in ("proxy", "forecast") for of in ("first", "others")

@@ -37,7 +37,7 @@ def test_a_run_is_pushed_once_wherever_it_is_to_go(
         assert done.exit_code == 0, done.stderr
         where = other if arguments else f"sqlite:///{folder / 'mlflow.db'}"
         # a generation, a candidate, three seeds
-        counts = "0 runs made, 0 mended, 5 as they were" if number == 2 else "5 runs made, 0 mended, 0 as they were"
+        counts = "0 runs made, 0 updated, 5 unchanged" if number == 2 else "5 runs made, 0 updated, 0 unchanged"
         assert done.stdout.splitlines()[-1] == f"{experiment(folder)} at {where}: {counts}"
 
 

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.linear_model import Ridge
 from worlds import world
 
-from poise_core.evidence.forecast import FEWEST, PENALTIES, Forecast, foretold, proxy_dynamics
+from poise_core.evidence.forecast import FEWEST, PENALTIES, Forecast, forecast_each, proxy_dynamics
 from poise_core.evidence.racing import Population, SeedModel
 
 
@@ -97,13 +97,13 @@ def test_dynamics_are_means_over_the_last_steps_of_the_proxy() -> None:
     assert proxy_dynamics([{"reward_mean": 0.3}] * 4, 3, 2) is None
 
 
-def test_foretold_looks_at_earlier_generations_only() -> None:
+def test_forecast_each_looks_at_earlier_generations_only() -> None:
     dynamics, overalls = world(40, 2.0, np.random.default_rng(5))
     generations = {name: index // 4 for index, name in enumerate(sorted(dynamics))}
-    said = foretold(generations, dynamics, overalls)
+    said = forecast_each(generations, dynamics, overalls)
     assert min(generations[name] for name in said) == FEWEST // 4
     assert len(said) == 40 - FEWEST
     last = max(generations.values())
     changed = {name: 0.0 if generations[name] == last else one for name, one in overalls.items()}
-    assert foretold(generations, dynamics, changed) == said
-    assert foretold(generations, dynamics, {**changed, "c00": 20.0}) != said
+    assert forecast_each(generations, dynamics, changed) == said
+    assert forecast_each(generations, dynamics, {**changed, "c00": 20.0}) != said

@@ -120,7 +120,7 @@ def test_the_reflection_and_the_page_give_the_same_difference(tmp_path: Path, la
     evolve(evolution)
     archive, protocol = evolution.run.archive, evolution.preset.protocol
     (row,) = archive.rows("candidates", generation=6)
-    evidence = evolution.memory.evidence(CandidateRef.of_row(row), None)
+    evidence = evolution.history.evidence(CandidateRef.of_row(row), None)
     assert evidence.parent is not None
     view = view_candidate(RunEvidence.load(archive, protocol), row["candidate_id"])
     assert evidence.overall_delta == view.deltas[evidence.parent.name]
@@ -146,7 +146,7 @@ def test_a_rung_that_does_not_predict_is_reported(tmp_path: Path, laboratory: La
     assert not one.predicts  # rewards are noise here
     assert "not shown to predict" in plain(render_rungs(report))
     assert report.correlations["first -> others"].predicts
-    assert "No candidate has climbed a ladder here" in plain(render_rungs(report))
+    assert "No candidate was measured on the rungs here" in plain(render_rungs(report))
 
 
 def test_another_protocol_in_the_directory_and_nan_change_nothing(laddered: Evolution) -> None:

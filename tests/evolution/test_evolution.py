@@ -330,7 +330,7 @@ def test_refused_and_failed_ideas_do_not_come_again_from_the_same_parent(
         for child in admit(evolution, generation):
             laboratory.fail[child.name] = CandidateFailure(FailureKind.DIVERGED, "train", "made up")
             measure(evolution, child)
-    (root,) = [row for row in evolution.memory.candidates() if row["generation"] == 0]
+    (root,) = [row for row in evolution.history.candidates() if row["generation"] == 0]
     assert {row["parent_id"] for row in rows(evolution, "failures")} == {root["candidate_id"]}
     proposed = sorted(rows(evolution, "proposals"), key=lambda row: (row["generation"], row["slot"], row["index"]))
     assert len(proposed) >= 8
@@ -353,7 +353,7 @@ def test_scores_of_another_protocol_are_not_seen_by_the_selection(evolution: Evo
         for computed in ("row_key", "content_digest"):
             del row[computed]
     evolution.run.archive.append("evaluations", foreign)
-    scored = {node.candidate_id: node.scored for node in evolution.memory.nodes(3)}
+    scored = {node.candidate_id: node.scored for node in evolution.history.nodes(3)}
     assert scored[child.candidate_id]
     assert not scored[stranger.candidate_id]
 
@@ -364,7 +364,7 @@ def test_a_seed_that_is_missing_makes_a_score_weaker_and_no_zero(evolution: Evol
     measure(evolution, first)
     evolution.trials.train(second, evolution.seeds[:1])
     evolution.trials.evaluate(second, evolution.seeds[:1])
-    nodes = {node.candidate_id: node for node in evolution.memory.nodes(2)}
+    nodes = {node.candidate_id: node for node in evolution.history.nodes(2)}
     partial = nodes[second.candidate_id]
     assert partial.overall is not None
     assert (partial.overall.seeds, len(partial.seed_overalls)) == (1, 1)
@@ -393,7 +393,7 @@ def test_a_plateau_widens_mutation_and_control_arms_do_not_answer_it(
 def test_control_arms_run_with_the_same_interface_and_budget(tmp_path: Path, laboratory: Laboratory, arm: str) -> None:
     opened = open_evolution(tmp_path / arm, make_preset(arm=arm))
     evolve(opened)
-    candidates = opened.memory.candidates()
+    candidates = opened.history.candidates()
     assert Counter(row["generation"] for row in candidates) == {0: 1, 1: 2, 2: 2}
     parents = {row["parent_ids"][0] for row in candidates if row["generation"] == 2}
     root = candidates[0]["candidate_id"]
@@ -403,5 +403,5 @@ def test_control_arms_run_with_the_same_interface_and_budget(tmp_path: Path, lab
 
 
 def _best(evolution: Evolution) -> str:
-    nodes = [node for node in evolution.memory.nodes(2) if node.overall]
+    nodes = [node for node in evolution.history.nodes(2) if node.overall]
     return max(nodes, key=lambda node: node.overall.estimate if node.overall else 0.0).candidate_id

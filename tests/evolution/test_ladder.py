@@ -59,7 +59,7 @@ def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
     assert not rows(evolution, "failures")
     assert not rows(evolution, "evaluations", candidate_id=bad.candidate_id)
     assert len(rows(evolution, "trajectories", candidate_id=bad.candidate_id)) == PROXY
-    (node,) = [one for one in evolution.memory.nodes(2) if one.candidate_id == bad.candidate_id]
+    (node,) = [one for one in evolution.history.nodes(2) if one.candidate_id == bad.candidate_id]
     assert not node.scored  # absent, not zero
     assert "stopped at rung proxy" in rows(evolution, "reflections", candidate_id=bad.candidate_id)[0]["summary"]
 
@@ -111,7 +111,7 @@ def test_a_child_stopped_at_one_seed_counts_with_that_seed(tmp_path: Path, labor
     measure(evolution, child)
     row = {one["rung"]: one for one in rows(evolution, "rungs", candidate_id=child.candidate_id)}["first"]
     assert row["decision"] == "stopped"
-    (node,) = [one for one in evolution.memory.nodes(2) if one.candidate_id == child.candidate_id]
+    (node,) = [one for one in evolution.history.nodes(2) if one.candidate_id == child.candidate_id]
     assert node.overall is not None
     assert (node.overall.seeds, node.overall.high) == (1, float("inf"))
     assert evolution.select_parents(2)  # partial evidence does not disturb the selection
@@ -196,7 +196,7 @@ def test_a_failure_on_a_higher_rung_takes_the_score_of_the_lower_one_away(
     laboratory.fail[child.name] = CandidateFailure(FailureKind.DIVERGED, "train", "NaN")
     measure(evolution, child)
     assert [row["kind"] for row in rows(evolution, "failures")] == ["diverged"]
-    (node,) = [one for one in evolution.memory.nodes(2) if one.candidate_id == child.candidate_id]
+    (node,) = [one for one in evolution.history.nodes(2) if one.candidate_id == child.candidate_id]
     assert not node.scored
     assert evolution.finished(1) is False  # the other slot has not ended
     assert rows(evolution, "reflections", candidate_id=child.candidate_id)

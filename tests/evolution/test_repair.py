@@ -29,7 +29,7 @@ from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.config import Preset
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution
-from poise_core.evolution.early_faults import MENDABLE, clear_fault
+from poise_core.evolution.early_faults import REPAIRABLE, clear_fault
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.render.markdown import fenced
 from poise_core.render.terminal import render_lineage
@@ -88,9 +88,9 @@ def test_an_early_fault_goes_back_and_the_revised_file_is_a_candidate_of_its_own
         assert told in attempt.report
     assert evolution.run.archive.check() == []
     # later generations know the idea by its last file, and neither failure nor score of the first one
-    (idea,) = [one for one in evolution.memory.tried(2, 0) if one.name == child.name and one.outcome != "not_taken"]
+    (idea,) = [one for one in evolution.history.tried(2, 0) if one.name == child.name and one.outcome != "not_taken"]
     assert (idea.outcome, idea.source_digest) == ("evaluated", mended["source_digest"])
-    nodes = {node.candidate_id: node for node in evolution.memory.nodes(2)}
+    nodes = {node.candidate_id: node for node in evolution.history.nodes(2)}
     assert nodes[mended["candidate_id"]].scored
     assert child.candidate_id not in nodes  # an idea that took two files is one expansion of its parent
     # people see which file was answered, and the idea once
@@ -116,7 +116,7 @@ def test_repairs_are_bounded_and_end_in_the_last_files_failure(tmp_path: Path, f
     assert evolution.finished(1)
     measure(evolution, child)
     assert len(author.asked) == 1 + bound  # nothing is asked again
-    (idea,) = [one for one in evolution.memory.tried(2, 0) if one.name == child.name and one.outcome != "not_taken"]
+    (idea,) = [one for one in evolution.history.tried(2, 0) if one.name == child.name and one.outcome != "not_taken"]
     assert idea.outcome == "diverged"
 
 
@@ -145,13 +145,13 @@ def test_clear_faults_are_early_ones_of_the_first_seed() -> None:
         failure = CandidateFailure(kind, stage, "")
         return clear_fault(failure, trajectories, first_seed=7, within_steps=20, training_steps=60)
 
-    assert all(clear(kind, {7: 20}) for kind in MENDABLE)
+    assert all(clear(kind, {7: 20}) for kind in REPAIRABLE)
     assert clear(FailureKind.CRASHED, {})  # before its first step
     assert not clear(FailureKind.CRASHED, {7: 21})
     assert not clear(FailureKind.CRASHED, {7: 60, 8: 1})
     assert not clear(FailureKind.CRASHED, {8: 1})
     assert not clear(FailureKind.OUT_OF_MEMORY, {7: 1}, "verify")
-    assert not any(clear(kind, {7: 1}) for kind in set(FailureKind) - MENDABLE)
+    assert not any(clear(kind, {7: 1}) for kind in set(FailureKind) - REPAIRABLE)
     short = clear_fault(
         CandidateFailure(FailureKind.CRASHED, "train", ""),
         {7: [{}] * 4},
@@ -266,7 +266,7 @@ def test_a_run_made_before_there_were_repairs_opens_and_goes_on(tmp_path: Path, 
         del document["preset"]["search"][key]
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     for draft in (tmp_path / "run" / "generations").rglob("draft-*.json"):
-        record = json.loads(draft.read_text())
+        record = json.loads(draft.read_text()) | {"revision": 0}  # a field that this version does not have
         del record["repairs"]
         draft.write_text(json.dumps(record))
     for part in (tmp_path / "run" / "archive" / "candidates").glob("part-*.parquet"):
@@ -316,9 +316,9 @@ def test_a_place_sees_neither_later_children_nor_repairs_of_other_places(tmp_pat
     assert len(repaired) == 2
     (of_first,) = [one for one in repaired if one.rsplit("-", 1)[0] == first.candidate_id.rsplit("-", 1)[0]]
     (of_second,) = repaired - {of_first}
-    assert evolution.memory.unseen(1, 0) == {second.candidate_id, of_second}
-    assert evolution.memory.unseen(1, 1) == {of_first}
-    assert evolution.memory.unseen(2, 0) == frozenset()
+    assert evolution.history.unseen(1, 0) == {second.candidate_id, of_second}
+    assert evolution.history.unseen(1, 1) == {of_first}
+    assert evolution.history.unseen(2, 0) == frozenset()
 
 
 def test_of_two_siblings_repaired_alike_the_first_is_the_one_that_counts(tmp_path: Path, faults: Faults) -> None:
@@ -337,12 +337,12 @@ def test_of_two_siblings_repaired_alike_the_first_is_the_one_that_counts(tmp_pat
         children = admit(evolution, 1)
         for child in children[::order]:
             measure(evolution, child)
-        first, second = [row for row in evolution.memory.candidates() if row["source"] == cure]
+        first, second = [row for row in evolution.history.candidates() if row["source"] == cure]
         assert first["proposal_id"] < second["proposal_id"]
-        nodes = {node.candidate_id: node for node in evolution.memory.nodes(2)}
+        nodes = {node.candidate_id: node for node in evolution.history.nodes(2)}
         assert nodes[first["candidate_id"]].scored
         assert not nodes[second["candidate_id"]].scored  # never a parent, but still an expansion of its own
-        told = {one.name: one for one in evolution.memory.tried(2, 0) if one.source_digest}
+        told = {one.name: one for one in evolution.history.tried(2, 0) if one.source_digest}
         assert told[first["name"]].outcome == "evaluated"
         assert told[second["name"]].outcome == "duplicate"
         assert told[second["name"]].reason == f"trains exactly as {first['candidate_id']}"

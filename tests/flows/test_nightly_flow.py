@@ -59,7 +59,7 @@ def test_a_night_stops_at_its_time_and_the_next_one_goes_on(tmp_path: Path, labo
     assert (state.is_completed(), state.name) == (True, "BudgetUsedUp")
     assert "the time budget of 0.00138889 h is used up" in state.message
     (path,) = (folder / "nights").iterdir()
-    assert "the next night goes on with it" in path.read_text()
+    assert "the next nightly run goes on with it" in path.read_text()
 
     laboratory.before_training = lambda name: None
     state = night(folder, preset, hours=1.0)

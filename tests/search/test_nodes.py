@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trees import lucky, node
 
 from poise_core.evidence.noise import winsorized
-from poise_core.search.nodes import NodeTable, expansions, shrunken_scores
+from poise_core.search.nodes import NodeTable, shrunken_scores
 from poise_core.search.shrinkage import posterior, shrink
 
 
@@ -78,7 +78,7 @@ def test_benchmarks_are_shrunken_each_by_its_own_noise_and_absence_is_the_mean()
     assert still[:4] == pytest.approx([10.0, 20.0, 30.0, 20.0])
 
 
-def test_depths_levels_kinship_and_expansions() -> None:
+def test_depths_levels_kinship_and_children() -> None:
     nodes = [
         node("r", 1.0),
         node("a", 1.0, ("r",)),
@@ -90,8 +90,7 @@ def test_depths_levels_kinship_and_expansions() -> None:
     assert table.depth.tolist() == [0, 1, 2, 2, 0]
     assert [sorted(level.tolist()) for level in table.levels] == [[0, 4], [1], [2, 3]]
     assert table.kinship(2).tolist() == pytest.approx([1 / 3, 2 / 3, 1.0, 2 / 4, 0.0])
-    assert table.children.tolist() == [1, 2, 0, 0, 0]  # lending a mechanism is no expansion
-    assert expansions(nodes) == {"r": 1, "a": 2, "b": 0, "c": 0, "s": 0}
+    assert table.children.tolist() == [1, 2, 0, 0, 0]  # failed ones included; lending a mechanism makes no child
 
 
 def test_loops_and_missing_parents_become_roots() -> None:

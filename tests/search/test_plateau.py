@@ -11,7 +11,7 @@ import pytest
 from trees import node
 
 from poise_core.config.search import AcquisitionSpec, PlateauSpec
-from poise_core.evolution.history import Memory
+from poise_core.evolution.history import History
 from poise_core.run_directory import RunDirectory
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.nodes import NodeRecord, shrunken_scores
@@ -194,7 +194,7 @@ def test_the_stated_gain_is_the_realised_one_on_average(lost: float) -> None:
 def headline() -> dict[int, Plateau]:
     """Generation -> what would have been said after it, of the run whose archive lies beside the page of its results."""
     run = RunDirectory.read(HEADLINE)
-    nodes = Memory(run.archive, run.preset.protocol).nodes(10**9)
+    nodes = History(run.archive, run.preset.protocol).nodes(10**9)
     search = run.current_preset.search
     return {
         generation: assess_plateau(

@@ -138,7 +138,7 @@ def run_alone(hostile: Hostile, around: Surroundings, *, static: bool, seconds: 
 
 def outcome(report: VerificationReport) -> str:
     """The report's outcome in the corpus's words."""
-    return OUTCOMES[report.failure_kind]
+    return OUTCOMES[report.failure]
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ def test_only_this_check_catches_it(check: str, name: str, archived: Mapping[str
     assert [result.name for result in report.failed] == [check], [f"{r.name}: {r.message}" for r in report.failed]
     assert phrase in report.failed[0].message
     assert not report.admitted
-    assert report.failure_kind == (FailureKind.DUPLICATE if check == "novelty" else FailureKind.REJECTED)
+    assert report.failure == (FailureKind.DUPLICATE if check == "novelty" else FailureKind.REJECTED)
 
 
 def test_every_check_has_two_broken_candidates_of_its_own() -> None:
@@ -42,7 +42,7 @@ def test_the_base_of_the_broken_candidates_is_sound(archived: Mapping[str, str])
     report = run_checks(BASE, known_fingerprints=archived)
     assert report.admitted, report.message
     assert [result.name for result in report.checks] == [check.name for check in CHECKS]
-    assert report.failure_kind is None
+    assert report.failure is None
     assert report.message == ""
 
 

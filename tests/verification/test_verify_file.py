@@ -32,7 +32,7 @@ def test_a_sound_candidate_gets_a_full_report(tmp_path: Path) -> None:
     assert report.source_digest == source_digest(BASE)
     assert [check.name for check in report.checks] == [check.name for check in CHECKS]
     assert all(check.proves and check.seconds >= 0 and check.message == "" for check in report.checks)
-    assert report.failure_kind is None
+    assert report.failure is None
     assert report.duplicate_of is None
     assert report.fingerprint
     assert len(report.nearest) >= 19
@@ -50,7 +50,7 @@ def test_an_archived_behaviour_is_a_duplicate(tmp_path: Path) -> None:
     assert first.duplicate_of is None
     again = verify_file(grpo, known_fingerprints={first.fingerprint: "grpo-0123456789"})
     assert not again.admitted
-    assert again.failure_kind is FailureKind.DUPLICATE
+    assert again.failure is FailureKind.DUPLICATE
     assert again.duplicate_of == "grpo-0123456789"
     assert (
         again.message
@@ -61,7 +61,7 @@ def test_an_archived_behaviour_is_a_duplicate(tmp_path: Path) -> None:
 def test_a_rejected_candidate_names_line_and_remedy(tmp_path: Path) -> None:
     report = verify_file(written(tmp_path, edited(("import torch\n", "import os\n\nimport torch\n"))), folder=tmp_path)
     assert not report.admitted
-    assert report.failure_kind is FailureKind.REJECTED
+    assert report.failure is FailureKind.REJECTED
     assert report.message.startswith("language: line 5: importing os is not allowed; importable are dataclasses, math")
     assert VerificationReport.from_json((tmp_path / "verification.json").read_text()) == report
 
@@ -73,7 +73,7 @@ def test_a_rejected_candidate_names_line_and_remedy(tmp_path: Path) -> None:
 def test_what_is_no_text_is_refused_without_running_anything(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "child.py").write_bytes(content)
     report = verify_file(tmp_path / "child.py", folder=tmp_path)
-    assert report.failure_kind is FailureKind.REJECTED
+    assert report.failure is FailureKind.REJECTED
     assert message in report.message
     assert report.confinement == {}
 
@@ -112,7 +112,7 @@ def report_of(
 def test_how_the_worker_ended_decides_the_kind_of_failure(status: int | None, kind: FailureKind, message: str) -> None:
     report = report_of(status)
     assert not report.admitted
-    assert report.failure_kind is kind
+    assert report.failure is kind
     assert report.message.startswith("finite: ")
     assert message in report.message
 
@@ -233,5 +233,5 @@ def test_a_cancelled_verification_ends_within_five_seconds(source: str, tmp_path
 )
 def test_the_gate_takes_no_longer_than_its_limit(source: str, tmp_path: Path) -> None:
     report = verify_file(written(tmp_path, source), static=False, timeout_seconds=15)
-    assert report.failure_kind is FailureKind.TIMED_OUT
+    assert report.failure is FailureKind.TIMED_OUT
     assert 15 <= report.seconds < 17

@@ -69,7 +69,7 @@ def test_a_night_at_the_end_of_its_budget(tmp_path: Path, laboratory: Laboratory
     laboratory.fail[failing.name] = CandidateFailure(FailureKind.DIVERGED, "train", "loss is not finite")
     measure(evolution, failing)
     text = report(evolution, finished=False, stopped="the time budget of 2 h is used up")
-    assert "the next night goes on with it (the time budget of 2 h is used up)" in text
+    assert "the next nightly run goes on with it (the time budget of 2 h is used up)" in text
     assert "Children: 1 unfinished, 1 failed." in text
     assert f"| {failing.name} | GRPO |" in text
     assert "failed in train (diverged) |" in text

@@ -1,4 +1,4 @@
-"""What the catalogue knows of a place in the search: compositions of candidates, of what was tried, and what is asked for."""
+"""Compositions of candidates and of tried ideas, and the diagnoses that the next proposals should answer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read_composition(data: Mapping[str, object] | None) -> Composition | None:
 
 
 def composition_of_record(record: CandidateRecord) -> tuple[Composition, str]:
-    """A candidate in the catalogue's words, and what these words leave out ('' where nothing).
+    """A candidate as a composition, and what the composition leaves out ('' where nothing).
 
     A file that the catalogue does not know counts as GRPO, and the second value says so.
     """
@@ -66,7 +66,7 @@ def wanted_answers(context: ProposalContext) -> set[str]:
 
 @dataclass
 class TriedIdeas:
-    """What must not come again, growing with every proposal of the round."""
+    """Compositions, sources and names that may not be proposed again; each new proposal is added."""
 
     keys: set[str]
     digests: set[str]
@@ -84,7 +84,7 @@ class TriedIdeas:
         )
 
     def add(self, composition: Composition) -> bool:
-        """Whether the composition is new; it is not new a second time."""
+        """Add the composition, and say whether it was new."""
         new = composition.key not in self.keys
         self.keys.add(composition.key)
         return new

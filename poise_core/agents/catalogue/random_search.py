@@ -1,4 +1,4 @@
-"""Random search over the mechanism catalogue, as a control: ideas that know nothing of what was measured."""
+"""Random search over the mechanism catalogue, as a control: its ideas do not depend on any measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A variation of a composition in words: the proposal that is archived, and the candidate file that it stands for."""
+"""Writes a variation of a composition as a proposal, and the candidate file of a proposal."""
 
 from __future__ import annotations
 

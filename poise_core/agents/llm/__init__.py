@@ -1,1 +1,1 @@
-"""The roles that a language model plays, and the wire to it."""
+"""The LLM-backed roles, and the calls to a language model that they make."""

@@ -55,7 +55,7 @@ def _strict(node: Any, definitions: dict[str, Any]) -> Any:
 
 
 def read_answer(reply: Reply, kind: type[A]) -> A:
-    """The answer in a reply: a tool call's arguments, or JSON in its text (also in a fence, or after reasoning).
+    """The answer in a reply: a tool call's arguments, or JSON in its text (also in a code block, or after reasoning).
 
     Raises:
         CallFailed: EMPTY, REFUSED, TRUNCATED or INVALID, with what is wrong.

@@ -1,8 +1,8 @@
-"""One question to a language model, to the end: caps, recordings, retries, fallbacks, within one wall-clock limit.
+"""Asks a language model one question: caps, recorded answers, retries and fallbacks within one wall-clock limit.
 
-This is the only retry layer. What follows each way in which an attempt can end is the table in
-``poise_core.agents.llm.faults``; what is counted here is how often. Every attempt leaves a row in the archive's table
-``calls`` before its answer is used; a question that was answered before is answered from there.
+This is the only retry layer. The table in ``poise_core.agents.llm.faults`` says what follows each outcome of an attempt;
+this module counts the attempts. Every attempt leaves a row in the archive's table ``calls`` before its answer is used; a
+question that was answered before is answered from its row.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Caller:
         backoff_seconds: float = 1.0,
         allowance: Allowance | None = None,
     ) -> None:
-        """Reads the ledger; contacts nobody.
+        """Read the ledger; no server is contacted.
 
         Args:
             archive: where calls are recorded.
@@ -68,7 +68,7 @@ class Caller:
             replay: the archive of a recorded run: answers come from there alone, and nothing is sent.
             should_stop: ends every wait.
             backoff_seconds: the first pause before a retry; doubles each time, up to half a minute.
-            allowance: what the calls may cost, beside the caps of the settings.
+            allowance: the cost budget of the calls, beside the caps of the settings.
         """
         self.settings = settings
         self.ledger = Ledger(archive, settings, allowance)
@@ -82,9 +82,9 @@ class Caller:
         """The answer, of the first model that gives a usable one.
 
         Raises:
-            CallFailed: none did within ``total_seconds``, or a cap stood against the call.
+            CallFailed: no model did within ``total_seconds``, or the call could pass a cap.
             AgentsUnusable: the settings cannot work, or the recording lacks the question.
-            poise_core.failures.Cancelled: ``should_stop`` said so.
+            poise_core.failures.Cancelled: ``should_stop`` returned true.
         """
         settings = self.settings.for_role(question.role)
         deadline = time.monotonic() + (settings.total_seconds or 0.0)
@@ -137,7 +137,7 @@ class Caller:
                 self._prepare_next(course, error, settings, deadline)
 
     def _prepare_next(self, course: _Course, failure: CallFailed, settings: ModelSettings, deadline: float) -> None:
-        """Change the course for the next attempt, or raise ``failure`` where there is none."""
+        """Change what the next attempt sends, or raise ``failure`` where there is no further attempt."""
         rule = RULES[failure.outcome]
         if rule.retry == "ask" and course.asks < FORMAT_RETRIES:
             course.asks += 1
@@ -153,7 +153,7 @@ class Caller:
             pause = pause if failure.retry_after is None else failure.retry_after
             if self._replay is None:
                 if time.monotonic() + pause >= deadline:
-                    raise failure  # waiting would take longer than the answer may
+                    raise failure  # the pause would end after the deadline
                 self._wait(pause)
         elif failure.outcome is Outcome.UNSUPPORTED and len(course.methods) > 1:
             course.methods.pop(0)
@@ -232,7 +232,7 @@ class Caller:
             estimated = None in counted
             used = [guess if counted[0] is None else counted[0], written if counted[1] is None else counted[1]]
         elif failure is not None and failure.outcome is Outcome.TIMED_OUT:
-            used, estimated = [guess, 0], True  # a provider may charge for what nobody waited for
+            used, estimated = [guess, 0], True  # a provider may charge for an abandoned request
         return {
             "call_id": call_id,
             "scope": question.scope,

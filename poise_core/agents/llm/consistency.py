@@ -78,7 +78,7 @@ def _wrong_parts(tree: ast.Module, proposal: Proposal, parent_source: str) -> li
 
 
 def _parts(tree: ast.Module) -> dict[str, str]:
-    """Each part's syntax without docstrings and places; everything else but imports and MECHANISMS under ''."""
+    """Each part's syntax without docstrings and line numbers; everything else but imports and MECHANISMS under ''."""
     found: dict[str, str] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

@@ -1,7 +1,7 @@
-"""What the agents are told about a place in the search, fitted to a budget: pure functions of a ``ProposalContext``.
+"""What the agents are told about a child slot, fitted to a token budget: pure functions of a ``ProposalContext``.
 
 A prompt's data is a list of sections. ``fit`` takes them by priority until the budget is spent; what does not fit whole is
-cut at a line where that still says something, and otherwise left out and named. Only the search split reaches a
+cut at a line where its beginning is useful, and otherwise left out and named. Only the search split reaches a
 ``ProposalContext``, and no benchmark item does.
 """
 
@@ -22,16 +22,16 @@ _WORTH_CUTTING = 150
 """Tokens below which the beginning of a section is not worth showing."""
 
 _EXCERPT = 1500
-"""Characters of a text that another model or a log wrote, where it stands among others."""
+"""Characters of one text by another model or from a log, in a section that holds several."""
 
 
 class ContextTooSmallError(ValueError):
-    """What a role cannot do without does not fit into its budget."""
+    """A section that a role needs does not fit into its token budget."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the data; the higher the priority, the later it is given up."""
+    """One part of the data; the higher the priority, the later it is left out."""
 
     name: str
     text: str
@@ -40,7 +40,7 @@ class Section:
 
     @property
     def block(self) -> str:
-        """As it stands in a prompt."""
+        """The section as a prompt holds it."""
         return data_block(self.name, self.text, 1_000_000)
 
 
@@ -55,7 +55,7 @@ class Fitted:
 
 
 def fit(sections: Iterable[Section], budget: int) -> Fitted:
-    """As much as ``budget`` tokens hold, by priority, in the order given.
+    """The sections that ``budget`` tokens hold, taken by priority and kept in the order given.
 
     Raises:
         ContextTooSmallError: a required section does not fit.
@@ -90,10 +90,10 @@ def _beginning(section: Section, tokens: int) -> str:
     return data_block(section.name, f"{lines}\n[cut: the rest did not fit]")
 
 
-def place_sections(context: ProposalContext, notes: Sequence[Note] = (), note_count: int = 6) -> list[Section]:
+def slot_sections(context: ProposalContext, notes: Sequence[Note] = (), note_count: int = 6) -> list[Section]:
     """What the proposer and the screener may know, in reading order.
 
-    Priorities, from what is given up last: directive, the parent's code and scores, its reflection and trajectory, failure
+    Priorities, from what is left out last: directive, the parent's code and scores, its reflection and trajectory, failure
     boundaries, ideas so far, literature, references, the contract's text, earlier ancestors.
     """
     parent = context.parent
@@ -138,7 +138,7 @@ def digest_text(record: CandidateRecord) -> str:
 
 
 def boundaries_text(context: ProposalContext) -> str:
-    """What failed or made things worse in the parent's lineage: lines that were crossed already."""
+    """Ideas of the parent's lineage that failed or made results worse, one per line."""
     lineage = {context.parent.candidate_id, *(one.candidate_id for one in context.ancestors)}
     lines = [
         f"- {tried.name}: {tried.outcome}: {tried.reason[:_EXCERPT]}"

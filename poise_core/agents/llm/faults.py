@@ -1,4 +1,4 @@
-"""How a call can end, and what follows from each end: the one table that callers and tests go by."""
+"""The outcomes of a call, and one table of what follows each of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Outcome(StrEnum):
     TRUNCATED = "truncated"  # the answer hit the output limit
     EMPTY = "empty_answer"  # no choice, nothing in it, or a page that is no completion
     RATE_LIMITED = "rate_limited"  # 429
-    QUOTA = "quota"  # 429 that no waiting mends
+    QUOTA = "quota"  # 429 that does not pass with time
     UNAVAILABLE = "unavailable"  # 5xx, or no connection
     TIMED_OUT = "timed_out"  # the attempt's wall-clock limit
     OVERFLOW = "context_overflow"  # the prompt does not fit the model
@@ -35,7 +35,7 @@ class Rule:
 
     reply: bool  # whether the server answered, so that the answer is paid for and kept
     retry: str  # "wait": the same again after a pause; "ask": again with the fault named; "adapt"; "": no
-    stops_run: bool = False  # a mistake in the settings: nothing else could be expected of later calls
+    stops_run: bool = False  # a mistake in the settings, with which later calls would fail too
 
 
 RULES: dict[Outcome, Rule] = {
@@ -66,7 +66,7 @@ class CallFailed(Exception):
 
 
 class AgentsUnusable(InfrastructureError):
-    """The settings of the agents cannot work (a refused key, an unknown model); the run stops and can go on once mended."""
+    """The settings of the agents cannot work (a refused key, an unknown model); the run stops until they are corrected."""
 
 
 _OVERFLOW = re.compile(r"context.{0,20}(length|window|size)|maximum context|too many tokens|prompt is too long", re.I)
@@ -77,7 +77,7 @@ _QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing|cre
 def classify(error: BaseException) -> tuple[Outcome, float | None]:
     """The outcome that an exception of a provider's client stands for, and the seconds it asks to wait.
 
-    Providers have classes of their own; what they share are an HTTP status, headers and names, so these are read.
+    Providers raise classes of their own, which share an HTTP status, headers and names only; so these are read.
     """
     chain = list(_chain(error))
     text = " ".join(f"{type(one).__name__} {one}" for one in chain)
@@ -106,7 +106,7 @@ def classify(error: BaseException) -> tuple[Outcome, float | None]:
     if names & {"JSONDecodeError", "ValidationError", "OutputParserException", "APIResponseValidationError"}:
         return Outcome.INVALID, None
     if names & {"TypeError", "IndexError", "KeyError", "AttributeError"}:
-        return Outcome.EMPTY, None  # clients stumble over bodies without choices
+        return Outcome.EMPTY, None  # clients raise on bodies without choices
     return (Outcome.UNAVAILABLE if isinstance(error, OSError) else Outcome.INVALID), None
 
 
@@ -121,7 +121,7 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 def _status(error: BaseException) -> int | None:
     for holder in (error, getattr(error, "response", None)):
         code = getattr(holder, "status_code", None) or getattr(holder, "code", None)
-        if isinstance(code, int) and code >= 400:  # a client that stumbles over a good response hands that on
+        if isinstance(code, int) and code >= 400:  # a client that cannot read a successful response raises it, too
             return code
     return None
 

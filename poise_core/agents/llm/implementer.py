@@ -51,7 +51,7 @@ class ModelImplementer:
         )
 
     def _ask(self, proposal: Proposal, context: ProposalContext, tries: Sequence[Attempt]) -> ImplementationForm:
-        question = Question.about_place(
+        question = Question.about_slot(
             "implementer",
             context,
             ImplementationForm,
@@ -85,6 +85,6 @@ class ModelImplementer:
 
 
 def _plain(source: str) -> str:
-    """The file without a fence around it."""
+    """The file without a Markdown code block around it."""
     fenced = re.fullmatch(r"\s*```\w*\n(.*?)\n?```\s*", source, re.DOTALL)
     return (fenced.group(1) if fenced else source).strip() + "\n"

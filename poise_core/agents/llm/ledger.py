@@ -1,7 +1,7 @@
 """What every call cost, and the caps that are checked before the next one. The archive's table ``calls`` is the ledger.
 
-A row is written with the call, holds request and reply, and is keyed by what was asked: whoever asks the same in the same
-place again is answered from the row. That makes a killed run pay nothing twice, and a recorded run replayable.
+A row is written with the call, holds request and reply, and is keyed by the request: the same request for the same child
+slot is answered from the row. So a resumed run pays for no call twice, and a recorded run can be replayed.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Spent:
 
 @dataclass
 class Allowance:
-    """What the calls of one sitting may cost. A cap is answered without the model; an allowance stops the run, to go on later."""
+    """A cost budget, for the calls made after a moment. Where a call could pass a cap of the settings, its role answers without
+    the model; where it could pass this budget, the run stops and can go on later."""
 
     dollars: float
     since: dt.datetime  # with a time zone; calls made before that are not counted
@@ -88,7 +89,7 @@ class Ledger:
     def __init__(self, archive: Archive, settings: AgentSettings, allowance: Allowance | None = None) -> None:
         self.archive = archive
         self._allowance = allowance
-        self._sitting = Spent()  # what counts against the allowance
+        self._sitting = Spent()  # what counts against the cost budget
         self.prices = price_table(settings)
         self._caps = settings.caps
         self._lock = threading.Lock()
@@ -109,8 +110,8 @@ class Ledger:
 
         Raises:
             CallFailed: BUDGET, naming the cap that the call could pass.
-            Cancelled: the call could cost more than is left of the allowance.
-            AgentsUnusable: there is an allowance, and the model has no price.
+            Cancelled: the call could cost more than is left of the cost budget.
+            AgentsUnusable: there is a cost budget, and the model has no price.
         """
         dollars = cost(self.prices.get(model), input_tokens, output_tokens)
         most = Spent(1, input_tokens, output_tokens, dollars or 0.0)
@@ -132,7 +133,7 @@ class Ledger:
                 )
 
     def seconds_left(self, generation: int) -> float:
-        """How long a call of this generation may take by the caps; infinite where they do not say."""
+        """How long a call of this generation may take by the caps; infinite where none limits it."""
         with self._lock:
             return min(
                 math.inf if cap.seconds is None else max(0.0, cap.seconds - self._sum(self._spent, period).seconds)
@@ -153,10 +154,10 @@ class Ledger:
         return dict[str, Any](row)
 
     def write(self, row: dict[str, Any]) -> None:
-        """Archive a call. Written before anybody acts on its answer.
+        """Archive a call, before its answer is used.
 
         Raises:
-            ArchiveError: it cannot be written now; it is kept, and written when somebody asks for it.
+            ArchiveError: it cannot be written now; it is kept in memory, and written when ``find`` looks for it.
         """
         self._unwritten[row["call_id"]] = row
         written = self.archive.append("calls", [row], keep_existing=True)

@@ -1,8 +1,8 @@
-"""Literature priors: short notes on known methods, found by what the parent suffers from.
+"""Literature priors: short notes on known methods, chosen by the parent's diagnoses.
 
 A note is a Markdown file: a head of ``key: value`` lines (title, source, answers, slots), an empty line, then text with the
 mechanism, its equation, what it fixes and when it hurts. ``answers`` lists diagnoses of
-``poise_core.agents.rules.diagnoses.DIAGNOSES`` that the method speaks to, ``slots`` the mechanism slots it changes.
+``poise_core.agents.rules.diagnoses.DIAGNOSES`` that the method addresses, ``slots`` the mechanism slots it changes.
 """
 
 from __future__ import annotations
@@ -69,18 +69,18 @@ def _read(name: str, text: str) -> Note:
 
 
 def retrieve(notes: Iterable[Note], context: ProposalContext, count: int) -> list[Note]:
-    """The notes that speak most to the parent's diagnoses and to the directive, best first; ties fall by name.
+    """The notes that match the parent's diagnoses and the directive best, best first; ties are broken by name.
 
     A shared diagnosis counts 3 for the parent's gravest and down to 1 for its last, a shared slot half a point, a word of the
-    directive one. Without any diagnosis or directive the order turns with the generation, so that all are met in time.
+    directive one. Without any diagnosis or directive the order rotates with the generation, so that every note gets shown.
     """
     wanted, slots = _wanted(context)
     words = set(_WORD.findall(context.directive.lower())) - _COMMON
 
     def relevance(note: Note) -> float:
         shared = sum(weight for code, weight in wanted.items() if code in note.answers)
-        told = set(_WORD.findall(f"{note.title} {note.text}".lower()))
-        return shared + 0.5 * len(slots & note.slots) + len(words & told)
+        in_note = set(_WORD.findall(f"{note.title} {note.text}".lower()))
+        return shared + 0.5 * len(slots & note.slots) + len(words & in_note)
 
     ordered = sorted(notes, key=lambda note: note.name)
     turn = context.generation * count % len(ordered) if ordered else 0
@@ -94,7 +94,7 @@ _COMMON = {"keep", "with", "that", "this", "from", "than", "more", "less", "whil
 def _wanted(context: ProposalContext) -> tuple[dict[str, float], set[str]]:
     reflection = context.parent.reflection
     diagnoses: Sequence[str] = [one.code for one in reflection.diagnoses] if reflection else []
-    weights = {code: max(1.0, 3.0 - 0.5 * place) for place, code in enumerate(diagnoses)}
+    weights = {code: max(1.0, 3.0 - 0.5 * rank) for rank, code in enumerate(diagnoses)}
     for code in sorted(wanted_answers(context) - set(diagnoses)):
         weights[code] = 2.0  # called for by the directive
     slots = {slot for one in (reflection.diagnoses if reflection else ()) for slot in one.slots[:2]}

@@ -1,4 +1,4 @@
-"""What can be said before the first call: whether the settings can work, and what a run may cost."""
+"""Checks before the first call: whether the settings can work, and what a run may cost."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class AgentSettingsError(ValueError):
 
 
 def check_agents(settings: AgentSettings) -> None:
-    """Look at everything that can be looked at without a call.
+    """Check everything that can be checked without a call.
 
     Raises:
         AgentSettingsError: a package, a variable, a folder, a file or a price is missing.
@@ -65,7 +65,7 @@ def _check_model(model: str, settings: AgentSettings, priced: bool) -> None:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Calls, tokens and dollars of a run: where everything works at once, and where every bounded loop is used up."""
+    """Calls, tokens and dollars of a run as (fewest, most): every answer is usable at once, or every loop runs to its bound."""
 
     calls: tuple[int, int]
     tokens: tuple[int, int]
@@ -84,7 +84,7 @@ class Forecast:
 def forecast(
     settings: AgentSettings, *, generations: int, parents: int, ideas: int, revisions: int, repairs: int = 0
 ) -> Forecast:
-    """What a run may cost, without retries after faults of the wire and without caps.
+    """What a run may cost, without retries after network faults and without caps.
 
     Args:
         settings: of the run.
@@ -92,15 +92,15 @@ def forecast(
         parents: per generation.
         ideas: that are implemented at most for one parent.
         revisions: answers to the gate's reports at most for one file.
-        repairs: how often a child goes back to its author at most after an early fault in training.
+        repairs: how often at most a child goes back to its author after an early fault in training.
     """
-    places = generations * parents
+    slots = generations * parents
     drafts = (ideas + repairs) * (1 + revisions) * (1 + settings.consistency_revisions)
     per_role = {
-        "proposer": (places, places),
-        "screener": (places, places),
-        "implementer": (places, places * drafts),
-        "reflector": (places + 1, places + 1),  # the baseline is reflected on as well
+        "proposer": (slots, slots),
+        "screener": (slots, slots),
+        "implementer": (slots, slots * drafts),
+        "reflector": (slots + 1, slots + 1),  # the baseline is reflected on as well
     }
     prices = price_table(settings)
     calls, tokens, dollars = [0, 0], [0, 0], [0.0, 0.0]

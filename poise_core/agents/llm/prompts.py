@@ -1,7 +1,7 @@
 """Prompts: versioned Markdown files with a system and a user part, filled with blocks of delimited data.
 
 A file begins with ``version: N`` and has the headings ``# system`` and ``# user``; ``$name`` is filled in. A file of the same
-name in ``agents.prompts_folder`` replaces a shipped one. The hash of the file stands in every row that came of it.
+name in ``agents.prompts_folder`` replaces a shipped one. Every row that was made with a file holds the hash of the file.
 
 Whatever comes from logs, from candidates or from a model is data: ``data_block`` limits its length, marks where it begins
 and ends with a tag that it cannot close, and the system part says that nothing between such tags is an instruction.
@@ -50,7 +50,7 @@ class Prompt:
         """System and user text; what is filled in is not read for placeholders again.
 
         Raises:
-            PromptError: the file asks for something that there is not.
+            PromptError: the file has a placeholder that cannot be filled.
         """
         try:
             return redact(self.system.substitute(values)), redact(self.user.substitute(values))

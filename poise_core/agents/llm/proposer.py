@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from poise_core.agents.llm.call import Caller
-from poise_core.agents.llm.context import fit, place_sections
+from poise_core.agents.llm.context import fit, slot_sections
 from poise_core.agents.llm.faults import CallFailed
 from poise_core.agents.llm.forms import ProposalForm, ProposalsForm
 from poise_core.agents.llm.literature import Note
@@ -51,7 +51,7 @@ class ModelProposer:
             poise_core.failures.CandidateFailure: no answer, and no fallback.
         """
         directions = wanted_directions(context, n, seed)
-        question = Question.about_place(
+        question = Question.about_slot(
             "proposer", context, ProposalsForm, self.prompt, lambda budget: self._fill(context, directions, budget)
         )
         if self.fallback is None:
@@ -66,7 +66,7 @@ class ModelProposer:
     def _fill(self, context: ProposalContext, directions: Sequence[str], budget: int) -> tuple[str, str]:
         fixed = estimate_tokens(self.prompt.system.template + self.prompt.user.template) + 600
         count = self.caller.settings.literature_notes
-        data = fit(place_sections(context, self.notes, count), budget - fixed)
+        data = fit(slot_sections(context, self.notes, count), budget - fixed)
         return self.prompt.fill(
             count=str(len(directions)),
             directions="\n".join(f"- {one}: {DIRECTIONS[one]}" for one in directions),
@@ -76,7 +76,7 @@ class ModelProposer:
 
 
 def wanted_directions(context: ProposalContext, n: int, seed: int) -> list[str]:
-    """``n`` different directions (at most all): those that the parent's diagnoses point to first, the rest by lot."""
+    """``n`` different directions (at most all): first those that the parent's diagnoses point to, the rest at random."""
     reflection = context.parent.reflection
     pointed = [slot for one in (reflection.diagnoses if reflection else ()) for slot in one.slots[:2]]
     pointed = [slot for slot in dict.fromkeys(pointed) if slot in DIRECTIONS]

@@ -19,17 +19,17 @@ A = TypeVar("A", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Question(Generic[A]):
-    """What a role wants to know."""
+    """What a role asks a language model."""
 
     role: str
-    scope: str  # what it is about, for example gen-01/slot-0: equal prompts of two places are two questions
+    scope: str  # what it is about, for example gen-01/slot-0: equal prompts of two slots are two questions
     generation: int
     kind: type[A]  # of the answer
     build: Callable[[int], tuple[str, str]]  # context budget in tokens -> system and user text
     prompt: str  # label of the prompt file
 
     @classmethod
-    def about_place(
+    def about_slot(
         cls,
         role: str,
         context: ProposalContext,
@@ -37,13 +37,13 @@ class Question(Generic[A]):
         prompt: Prompt,
         build: Callable[[int], tuple[str, str]],
     ) -> Question[A]:
-        """What a role asks about one place of a generation."""
+        """What a role asks about one child slot."""
         return Question(role, context.scope, context.generation, kind, build, prompt.label)
 
 
 @dataclass(frozen=True)
 class Answer(Generic[A]):
-    """What came back."""
+    """An answer that was read from a reply."""
 
     value: A
     call_id: str
@@ -53,7 +53,7 @@ class Answer(Generic[A]):
 
 @contextmanager
 def failing_as(stage: str, name: str) -> Iterator[None]:
-    """A question without an answer becomes a typed failure of the candidate."""
+    """Turn a question without an answer into a typed failure of the candidate."""
     try:
         yield
     except CallFailed as failure:

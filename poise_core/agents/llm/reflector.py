@@ -1,4 +1,4 @@
-"""The LLM-backed reflector, on the ground of what the rules measured.
+"""The LLM-backed reflector, which explains what the rules have measured.
 
 The rules come first: their diagnoses, the scored expectations, benchmarks up and down and the digest are measurements and stand as
 they are. The model adds the explanation. Its claims cite numbered evidence rows; one that cites none is kept, and marked.
@@ -48,8 +48,7 @@ class ModelReflector:
     def reflect(self, evidence: ReflectionEvidence) -> Reflection:
         """The rules' reflection with the model's explanation, or the rules' alone where the model gives no answer.
 
-        Without ``may_fall_back`` the reflection then says so and holds the scored expectations only: a measured candidate
-        keeps its measurements.
+        Without ``may_fall_back`` such a reflection says that there was no answer, and holds the scored expectations only.
         """
         ground = self.rules.reflect(evidence)
         rows = evidence_rows(evidence, ground)
@@ -130,7 +129,7 @@ def _numbers(delta: Interval) -> dict[str, float]:
 
 
 def merge(ground: Reflection, answer: Answer[ReflectionForm], rows: Sequence[EvidenceRow]) -> Reflection:
-    """The stored reflection: measurements of the rules, words of the model, each claim with the rows it cites."""
+    """The stored reflection: the rules' measurements and the model's explanation, each claim with the rows it cites."""
     form, by_id = answer.value, {row.id: row for row in rows}
     fired = {one.code: one for one in ground.diagnoses}
     told = {one.code: one.text for one in form.diagnoses}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from poise_core.agents.llm.call import Caller
-from poise_core.agents.llm.context import Section, fit, place_sections
+from poise_core.agents.llm.context import Section, fit, slot_sections
 from poise_core.agents.llm.faults import CallFailed
 from poise_core.agents.llm.forms import JudgementForm, ScreeningForm
 from poise_core.agents.llm.literature import Note
@@ -29,14 +29,14 @@ class ModelScreener:
     may_fall_back: bool = True
 
     def rank(self, proposals: Sequence[Proposal], context: ProposalContext) -> list[Screened]:
-        """All proposals, best first. Ideas that only the catalogue has are ranked by the catalogue.
+        """All proposals, best first; the catalogue ranks them where no language model wrote any.
 
-        Where the model gives no answer the catalogue ranks; with ``on_failure: fail`` none of the proposals is let through.
+        Where the model gives no answer the catalogue ranks, too; with ``on_failure: fail`` no proposal is feasible then.
         """
         known = self.catalogue.rank(proposals, context)
         if not any(proposal.proposer == "llm" for proposal in proposals):
             return known
-        question = Question.about_place(
+        question = Question.about_slot(
             "screener", context, ScreeningForm, self.prompt, lambda budget: self._fill(proposals, context, budget)
         )
         try:
@@ -58,7 +58,7 @@ class ModelScreener:
             data_block(f"proposal_{index}", proposal_text(one), 6000) for index, one in enumerate(proposals)
         )
         fixed = estimate_tokens(self.prompt.system.template + self.prompt.user.template + listed) + 100
-        sections: list[Section] = place_sections(context, self.notes, self.caller.settings.literature_notes)
+        sections: list[Section] = slot_sections(context, self.notes, self.caller.settings.literature_notes)
         return self.prompt.fill(count=str(len(proposals)), proposals=listed, data=fit(sections, budget - fixed).text)
 
 

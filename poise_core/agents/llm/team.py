@@ -1,4 +1,4 @@
-"""The four roles as the preset wants them: LLM-backed where one is named, otherwise as they were."""
+"""Puts a language model behind those of the four roles for which the preset names one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from poise_core.archive import Archive
 from poise_core.config.agents import AgentSettings
 
 Team = tuple[Proposer, Screener, Implementer, Reflector]
+"""The four roles of a run."""
 
 
 def with_language_model(
@@ -28,15 +29,15 @@ def with_language_model(
     should_stop: Callable[[], bool] = lambda: False,
     allowance: Allowance | None = None,
 ) -> Team:
-    """Put a language model behind every role that has one.
+    """The team with a language model behind every role for which the settings name one.
 
     Args:
-        team: the roles that need no model; they answer where the model cannot.
+        team: the roles without a language model; they answer where the model cannot.
         settings: of the run.
         archive: where calls are recorded.
         replay: the archive of a recorded run to take all answers from.
         should_stop: ends every wait.
-        allowance: what the models may cost.
+        allowance: the cost budget of the models' calls.
 
     Raises:
         PromptError, LiteratureError: a file of the user cannot be used.

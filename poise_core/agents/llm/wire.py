@@ -1,8 +1,8 @@
-"""One attempt at one model: the only place where LangChain is called.
+"""Sends one request to one model; only this module calls LangChain.
 
-An attempt runs on one background event loop under a wall-clock limit. At the limit it is cancelled, which closes its
-connection; should even that hang, the caller goes on without it. A byte now and then keeps no attempt alive, and a request
-to stop ends the wait within a fifth of a second. Clients do not retry: the one retry layer is in ``poise_core.agents.llm.call``.
+A request runs on a background event loop under a wall-clock limit for the whole answer. At the limit it is cancelled, which
+closes its connection; if that hangs too, the caller no longer waits for it. A request to stop the run ends the wait within a
+fifth of a second. LangChain's clients do not retry: the only retry layer is ``poise_core.agents.llm.call``.
 """
 
 from __future__ import annotations
@@ -73,17 +73,17 @@ class ChatModels:
         self._should_stop = should_stop
 
     def send(self, request: Request, settings: ModelSettings, seconds: float) -> Reply:
-        """One attempt.
+        """Send the request once.
 
         Args:
             request: what to ask.
-            settings: of the role, filled.
+            settings: of the role, with every default filled in.
             seconds: wall-clock limit.
 
         Raises:
-            CallFailed: no reply, with its outcome.
+            CallFailed: there is no reply; it carries the outcome.
             AgentsUnusable: the model cannot even be set up.
-            poise_core.failures.Cancelled: ``should_stop`` said so.
+            poise_core.failures.Cancelled: ``should_stop`` returned true.
         """
         try:
             model = chat_model(request, settings, seconds)  # imports on first use, which is not the server's time
@@ -104,7 +104,7 @@ def run_bounded(work: Callable[[], Coroutine[Any, Any, T]], seconds: float, shou
 
     Raises:
         TimeoutError: the limit.
-        poise_core.failures.Cancelled: ``should_stop`` said so meanwhile.
+        poise_core.failures.Cancelled: ``should_stop`` returned true meanwhile.
     """
     future = asyncio.run_coroutine_threadsafe(_limited(work, seconds), _loop())
     deadline = time.monotonic() + seconds + _GRACE_SECONDS
@@ -144,7 +144,7 @@ async def _invoke(model: Any, request: Request) -> Reply:
     try:
         answer = await structured.ainvoke(list(request.messages))
     except Exception as error:
-        cut = getattr(error, "completion", None)  # the client raises on a cut answer, which is paid for all the same
+        cut = getattr(error, "completion", None)  # the client raises on a truncated answer, which was paid for
         if cut is None:
             raise
         usage = getattr(cut, "usage", None)
@@ -194,7 +194,7 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
         if settings.base_url is not None:
             options["base_url"] = settings.base_url
             if not key and not os.environ.get("OPENAI_API_KEY"):
-                options["api_key"] = "none-needed"  # local servers take anything, the client insists on something
+                options["api_key"] = "none-needed"  # local servers accept any key, but the client requires one
         if settings.streaming:
             options.update(streaming=True, stream_usage=True)
     elif provider == "google_genai":
@@ -211,7 +211,7 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
     except ImportError as error:
         package = str(error).split("`")[1] if "`" in str(error) else f"langchain-{provider}"
         raise AgentsUnusable(f"{request.model} needs its provider's package: pip install {package}") from None
-    except Exception as error:  # pydantic, the clients' own errors: what they have in common is their text
+    except Exception as error:  # errors of pydantic and of the clients share only their text
         text = " ".join(redact(str(error), _key(settings) or "").split())[:_ERROR_CHARACTERS]
         raise AgentsUnusable(f"{request.model} cannot be set up: {text}") from None
 

@@ -1,7 +1,7 @@
-"""Reflection by rules: what a trajectory and its evaluation say, in sentences that each carry their number.
+"""Reflection by rules: sentences on a trajectory and its evaluation, each with its numbers.
 
-A pure function of ``poise_core.agents.roles.ReflectionEvidence``. Whether something moved is decided by paired intervals alone:
-where zero lies inside, the text says so and the expectation is undecidable.
+A reflection is a pure function of ``poise_core.agents.roles.ReflectionEvidence``. Paired intervals alone decide whether something
+moved: where zero lies inside, the text says so and the expectation is undecidable.
 """
 
 from __future__ import annotations

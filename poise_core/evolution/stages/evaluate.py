@@ -23,7 +23,7 @@ def evaluate(context: RunContext, candidate: CandidateRef, seeds: Sequence[int])
 
     Raises:
         InfrastructureError: the evaluation could not be done.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
     """
 
     with context.stage(candidate, "evaluate") as done:
@@ -48,12 +48,12 @@ def evaluate(context: RunContext, candidate: CandidateRef, seeds: Sequence[int])
 def evaluate_untrained(context: RunContext, seeds: Sequence[int]) -> CandidateRef:
     """Score the policy that every training starts from, as a row of its own.
 
-    It is evaluated once: sampling does not depend on the training seed. The result stands under every seed, so that
+    It is evaluated once: sampling does not depend on the training seed. The result is recorded under every seed, so that
     it can be paired with the candidates'.
 
     Raises:
         InfrastructureError: the evaluation could not be done.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
     """
 
     source = f"# no algorithm: the policy {context.protocol.policy_digest}, before any training\n"

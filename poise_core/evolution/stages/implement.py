@@ -1,7 +1,7 @@
 """Implementing: the feasible ideas of a slot in order, and a candidate file of the best one or of the next.
 
-Up to ``search.revisions`` further drafts answer the gate's report on the same idea, then the next-ranked idea has its turn
-(``search.ideas_tried``). Every answer is a draft, numbered in its slot and recorded before anybody acts on it.
+Up to ``search.revisions`` further drafts answer the gate's report on the same idea, then the next-ranked idea is tried
+(``search.ideas_tried``). Every answer is a draft, numbered in its slot and recorded before it is used.
 """
 
 from __future__ import annotations
@@ -54,8 +54,7 @@ def screen(search: SearchContext, slot: ChildSlot) -> list[int]:
 def implement(search: SearchContext, slot: ChildSlot, refused: Draft | None = None) -> Draft:
     """A candidate file for the slot: of the best idea, or the next try after a refused one.
 
-    Up to ``search.revisions`` further drafts answer the gate's report on the same idea, where the implementer has an
-    answer; then the next-ranked idea has its turn, ``search.ideas_tried`` at most.
+    At most ``search.revisions`` further drafts answer the gate's report on an idea, and ``search.ideas_tried`` ideas are tried.
 
     Raises:
         CandidateFailure: no idea is left.
@@ -129,7 +128,7 @@ def write_draft(search: SearchContext, slot: ChildSlot, number: int, index: int,
             if not attempts:  # otherwise the refusal that could not be answered is on record
                 search.record_failure(slot, failure, identity, proposal.name)
             say(f"{failure.kind}: {failure.message}")
-        draft = Draft(number, index, len(earlier), made, proposal.name, failed, repairs)
+        draft = Draft(number, index, made, proposal.name, failed, repairs)
         write_record(search.draft_path(slot, number), asdict(draft))
     return draft
 
@@ -148,7 +147,7 @@ def _attempt(search: SearchContext, draft: Draft) -> Attempt:
 
 
 def register(search: SearchContext, name: str, source: str, **columns: Any) -> CandidateRef:
-    """Give a candidate its place in the run, with its composition where the catalogue can express it.
+    """Make a source a candidate of the run, with its composition where the catalogue can express it.
 
     Raises:
         CandidateFailure: see ``RunContext.register``.

@@ -1,4 +1,4 @@
-"""Proposing: ideas for a child of a slot's parent, recorded before anybody acts on them."""
+"""Proposing: ideas for a child of a slot's parent, recorded before they are used."""
 
 from __future__ import annotations
 

@@ -26,13 +26,13 @@ def reflect(
     Args:
         search: of the run.
         candidate: measured as far as it will be.
-        failure: what it failed of.
+        failure: its failure, where it has failed.
         stopped: its row of ``rungs``, where the ladder stopped it.
     """
     with search.announced("reflect", candidate.name, candidate.generation) as say:
         directive = steering_text(search.preset.agents.steering)
         evidence = replace(
-            search.memory.evidence(candidate, failure, stopped), directive=directive, generation=candidate.generation
+            search.history.evidence(candidate, failure, stopped), directive=directive, generation=candidate.generation
         )
         reflection = search.roles.reflector.reflect(evidence)
         row = reflection_row(
@@ -56,4 +56,4 @@ def slot_ended(search: SearchContext, slot: ChildSlot) -> bool:
         keys = {"protocol": search.protocol.digest, "stage": "implement", "attempt": 0}
         return search.archive.contains("failures", candidate_id=identity, **keys)
     versions = search.versions(slot)
-    return not versions or search.memory.reflection(str(versions[-1].candidate_id)) is not None
+    return not versions or search.history.reflection(str(versions[-1].candidate_id)) is not None

@@ -1,8 +1,8 @@
 """Repairing: a training that shows a clear fault in its first steps goes back to the author of the file.
 
 The revised file of the same proposal passes the gate and trains as a candidate of its own (``search.repairs``); the failed one
-stays, with its failure. Repairs of a generation run beside the admission of its later slots. So that nobody's speed decides
-anything, a repaired file is seen by later generations only, and is compared with what the gate had admitted before its own slot.
+stays, with its failure. Repairs of a generation run beside the admission of its later slots. So that no result depends on timing,
+a repaired file is seen by later generations only, and is compared with what the gate had admitted before its own slot.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from poise_core.failures import CandidateFailure
 
 
 def rounds(search: SearchContext, slots: Sequence[ChildSlot]) -> int:
-    """How often children of these slots may go back to their authors: the preset's bound, 0 where nobody could
-    answer, and never less than what is on record."""
+    """How often children of these slots may go back to their authors: the preset's bound, 0 where the implementer cannot
+    revise a file, and never less than what is recorded."""
     recorded = [len(_repaired(search.drafts(slot))) for slot in slots]
     return max([search.preset.search.repairs if search.roles.implementer.revises else 0, *recorded])
 
@@ -28,8 +28,8 @@ def repair(search: SearchContext, candidate: CandidateRef) -> CandidateRef:
     """The child to go on with: the same where nothing failed, otherwise a revised file that the gate has admitted.
 
     Raises:
-        CandidateFailure: it failed, and of nothing that its author could mend (``poise_core.evolution.early_faults``);
-            or its repairs are used up, or no answer was admitted. It is the recorded failure of the training.
+        CandidateFailure: it failed, and not of an early fault (``poise_core.evolution.early_faults``); or its repairs
+            are used up, or no answer was admitted. It is the recorded failure of the training.
         InfrastructureError: the gate could not run, or a model cannot be used.
     """
     failure = search.run_context.failure(candidate)
@@ -64,7 +64,7 @@ def _repair_draft(
         rounds > search.preset.search.repairs
         or not search.roles.implementer.revises
         or not _clear_fault(search, candidate, failure)
-        or search.memory.reflection(candidate.candidate_id) is not None  # this slot has ended
+        or search.history.reflection(candidate.candidate_id) is not None  # this slot has ended
     ):
         return None
     (own,) = [draft for draft in earlier if draft.candidate_id == candidate.candidate_id][-1:]

@@ -24,10 +24,10 @@ def select_parents(search: SearchContext, generation: int) -> list[ChildSlot]:
         EvolutionError: no candidate has a score yet.
     """
     protocol = search.preset.protocol.digest
-    names = {row["candidate_id"]: row["name"] for row in search.memory.candidates()}
+    names = {row["candidate_id"]: row["name"] for row in search.history.candidates()}
     if not search.run.archive.contains("selections", protocol=protocol, arm=ARM, generation=generation):
-        nodes = search.memory.nodes(generation)
-        bonuses = search.memory.steering_bonuses(nodes, search.preset.agents.steering)
+        nodes = search.history.nodes(generation)
+        bonuses = search.history.steering_bonuses(nodes, search.preset.agents.steering)
         steered = [with_bonus(node, bonuses.get(node.candidate_id, 0.0)) for node in nodes]
         chosen = search.roles.selector.select(steered, search.preset.search.parents, search.seed("select", generation))
         if not chosen:
@@ -70,7 +70,7 @@ def _selection_rows(
 
 
 def _why_no_scores(search: SearchContext) -> str:
-    for row in search.memory.candidates():
+    for row in search.history.candidates():
         failure = search.run_context.failure(CandidateRef.of_row(row))
         if failure is not None:
             return f"{row['name']} {failure.kind} in {failure.stage}: {failure.message}"

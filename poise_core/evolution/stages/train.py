@@ -34,12 +34,12 @@ def train(
         watch: ends the training early, as a failure or as a certain loss.
 
     Returns:
-        What made the loss to the parent certain; None where nothing did.
+        The sentence of the certain loss to the parent that has ended it; None where it was none.
 
     Raises:
         CandidateFailure: it crashed, diverged, took too long or broke a rule of ``watch``; recorded.
         InfrastructureError: something else ended the training.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
     """
     try:
         with context.stage(candidate, "train") as done:
@@ -95,7 +95,7 @@ def keep_trajectory(context: RunContext, candidate: CandidateRef, seed: int, ste
 
 
 def _judge_again(context: RunContext, candidate: CandidateRef, seeds: Sequence[int], watch: HealthWatch | None) -> None:
-    """Come to the verdict that was on its way when the last process ended."""
+    """Judge the archived steps again, since the last process may have ended before its verdict was recorded."""
     if watch is not None:
         stored = context.archive.trajectory(candidate.candidate_id, context.protocol.digest)
         for seed in seeds:
@@ -107,7 +107,7 @@ def _keep_unfinished(
 ) -> None:
     """Archive the steps that a stopped candidate got to: they are the evidence for what went wrong.
 
-    Where a rule stopped it, those up to that step: how much further the worker got is chance.
+    Where a rule stopped it, those up to that step: how much further the worker got depends on timing.
     """
     for seed in seeds:
         steps, confinement = context.unfinished_trajectory(candidate, seed)

@@ -1,4 +1,4 @@
-"""The gate: a candidate is admitted or refused, and a refused draft of a slot gives way to the next one."""
+"""The gate: a candidate is admitted or refused, and the next draft of a slot follows a refused one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def admit(search: SearchContext, slot: ChildSlot, draft: Draft) -> CandidateRef:
         InfrastructureError: the gate could not run.
     """
     candidate = draft.candidate(slot)
-    verify(search.run_context, candidate, unseen=search.memory.unseen(slot.generation, slot.number))
+    verify(search.run_context, candidate, unseen=search.history.unseen(slot.generation, slot.number))
     return candidate
 
 
@@ -55,7 +55,7 @@ def verify(
     Raises:
         CandidateFailure: refused; recorded, with the gate's sentence.
         InfrastructureError: the gate could not run.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned true.
     """
     with context.stage(candidate, "verify") as done:
         report = _stored_report(context, candidate)

@@ -16,8 +16,8 @@ def render_comparison(curves: Sequence[ArmCurve], level: float = 0.95) -> Table:
     table = plain_table("Best so far (shrunken Overall) at equal training tokens")
     table.add_column("arm")
     table.add_column("search seeds", justify="right", style="dim")
-    for place in (POINTS // 2, POINTS - 1):
-        tokens = curves[0].tokens[place] if curves else 0.0
+    for point in (POINTS // 2, POINTS - 1):
+        tokens = curves[0].tokens[point] if curves else 0.0
         table.add_column(f"{format_tokens(tokens)} tokens [{level:.0%}]", no_wrap=True)
     for curve in sorted(curves, key=lambda one: -one.best[-1].estimate):
         last = curve.best[-1]

@@ -28,11 +28,11 @@ def render_leaderboard(
     width: int = FULL_WIDTH,
     outlook: str = "",
 ) -> RenderableType:
-    """The leaderboard for a terminal; one narrower than 100 columns is spared lengths and format validity.
+    """The leaderboard for a terminal; lengths and format validity are left out below 100 columns.
 
     Args:
         rows: from ``leaderboard``, all or some.
-        protocol: whose digest stands in the title.
+        protocol: whose digest is shown in the title.
         others: from ``other_protocols``.
         evidence: what the rows were made from, for the notes below the table.
         level: the confidence level that the rows were made with.

@@ -22,9 +22,9 @@ def render_lineage(roots: Sequence[LineageNode]) -> Tree:
 
 
 def _grow(branch: Tree, node: LineageNode) -> None:
-    place = branch.add(_label(node))
+    added = branch.add(_label(node))
     for child in node.children:
-        _grow(place, child)
+        _grow(added, child)
 
 
 def _label(node: LineageNode) -> Text:
@@ -61,6 +61,6 @@ def _judgement(node: LineageNode) -> str:
 
 
 def _term(terms: Mapping[str, float], name: str) -> str:
-    """One term; beside a score stands how many seeds it had then, where the archive says."""
+    """One term; the number of seeds that a score had then follows it, where the archive has that."""
     value, seeds = f"{terms[name]:.2f}", int(terms.get("seeds", 0))
     return f"{value} ({counted_seeds(seeds)})" if name == "shrunken_overall" and seeds else value

@@ -22,7 +22,7 @@ def render_rungs(report: RungReport) -> RenderableType:
         lines += [table, Text()]
     else:
         lines.append(
-            Text("No candidate has climbed a ladder here (ladder.enabled is false, or none is finished).", "dim")
+            Text("No candidate was measured on the rungs here (ladder.enabled is false, or none is finished).", "dim")
         )
     for name, one in report.correlations.items():
         style = "" if one.predicts else "yellow"

@@ -1,4 +1,4 @@
-"""What the drawings for a terminal share: colours of verdicts and states, plain tables, curves in block characters."""
+"""Shared by all views for a terminal: colours of verdicts and states, plain tables, curves in block characters."""
 
 from __future__ import annotations
 
