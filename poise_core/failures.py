@@ -1,7 +1,7 @@
-"""Failures by type: what a candidate did wrong is evidence, what the machine did wrong is not.
+"""Types of failures: a fault of a candidate is evidence about it, a fault of the machine is not.
 
-A ``CandidateFailure`` becomes a row of the archive's ``failures`` table and is never turned into a score. An
-``InfrastructureError`` belongs to nobody: it is retried, and if it persists the run stops and can be resumed.
+A ``CandidateFailure`` becomes a row of the archive's ``failures`` table and is never turned into a score. After an
+``InfrastructureError`` the work is retried; if the error persists, the run stops and can be resumed.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from enum import StrEnum
 
 
 class FailureKind(StrEnum):
-    """What went wrong, as stored in the archive."""
+    """The kind of a failure, as stored in the archive."""
 
-    REJECTED = "rejected"  # the admission gate said no
+    REJECTED = "rejected"  # the admission gate refused it
     DUPLICATE = "duplicate"  # behaves as a candidate that is already archived
     CRASHED = "crashed"  # the candidate's code raised during training
     DIVERGED = "diverged"  # loss, gradient or parameters left the finite numbers
     TIMED_OUT = "timed_out"  # a limit on time was reached
     OUT_OF_MEMORY = "out_of_memory"  # a limit on memory was reached
     # training stopped early, see poise_core.evolution.health
-    KL_BLOWUP = "kl_blowup"  # the policy left the initial one behind
-    ENTROPY_COLLAPSE = "entropy_collapse"  # nothing is explored any more
+    KL_BLOWUP = "kl_blowup"  # the policy moved too far from the initial one
+    ENTROPY_COLLAPSE = "entropy_collapse"  # the policy explores no more
     LENGTH_DRIFT = "length_drift"  # completions run into the limit, or far from the parent's length
-    CLIP_SATURATION = "clip_saturation"  # most tokens are clipped: updates are thrown away
-    NO_ANSWER = "no_answer"  # the language model gave nothing usable, and the preset lets nobody else answer
+    CLIP_SATURATION = "clip_saturation"  # most tokens are clipped, so updates have little effect
+    NO_ANSWER = "no_answer"  # the language model gave no usable answer, and the preset names no replacement
 
 
 class CandidateFailure(Exception):
@@ -34,12 +34,12 @@ class CandidateFailure(Exception):
         self.kind, self.stage, self.message, self.detail = kind, stage, message, detail
 
     def __reduce__(self) -> tuple[type, tuple[FailureKind, str, str, str]]:
-        """Survive pickling between processes."""
+        """Support pickling between processes."""
         return type(self), (self.kind, self.stage, self.message, self.detail)
 
 
 class InfrastructureError(Exception):
-    """Something outside the candidate failed (a process was killed, a disk is full); worth a retry."""
+    """Something outside the candidate failed (a process was killed, a disk is full), so the work is retried."""
 
 
 class Cancelled(Exception):

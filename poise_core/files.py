@@ -1,4 +1,4 @@
-"""Small files that are either whole or absent, and files that a process which is not trusted has left."""
+"""Writing small files atomically, and reading files that an untrusted process wrote."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ UNTRUSTED_BYTES = 256 << 20
 
 
 class UntrustedFileError(Exception):
-    """A file is not what an honest process writes; the message names it and says what it is."""
+    """A file is not one that the program itself would have written; the message names the file and the difference."""
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write beside the target, flush to disk, rename: a file that exists is whole, whatever was killed when.
+    """Write a temporary file, flush it to disk and rename it, so that the file is whole even if the process is killed.
 
-    The folder is flushed too: what was written before another file is there if that one is, also after a power cut.
+    The folder is flushed too, so that files reach the disk in the order in which they were written, also at a power failure.
 
     Args:
-        path: the file; one that is there is replaced, whoever reads it at that moment keeps the old one.
+        path: the file; an existing one is replaced, and a process that is reading it keeps the old content.
         content: text, written as UTF-8, or bytes.
 
     Raises:
-        OSError: it could not be written; what was there before stays, and nothing is left beside it.
+        OSError: the file could not be written; the previous file stays, and no temporary file is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
@@ -39,7 +39,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, on the disk when this returns: they survive a power cut then.
+    """Flush a file's content, or a folder's names, to the disk, so that they survive a power failure.
 
     Raises:
         OSError: the disk does not confirm it.
@@ -52,12 +52,12 @@ def sync(path: Path) -> None:
 
 
 def open_untrusted(path: Path) -> TextIO:
-    """Open a file in a folder that a confined process may write: never a link out of it, and nothing that would wait.
+    """Open a file that an untrusted process wrote, without following a link or blocking on a pipe.
 
-    Only the last part of the path is looked at; the folder itself must be out of that process's reach.
+    Only the last part of the path is checked; the untrusted process must not be able to replace the folder itself.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         UntrustedFileError: it is a link, a folder, a pipe or a device.
     """
     try:
@@ -73,10 +73,10 @@ def open_untrusted(path: Path) -> TextIO:
 
 
 def read_untrusted(path: Path, limit: int = UNTRUSTED_BYTES) -> str:
-    """The text of such a file.
+    """Read the text of a file that an untrusted process wrote.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
         UntrustedFileError: it is no regular file, or has more than ``limit`` bytes.
     """
     with open_untrusted(path) as stream:
@@ -89,7 +89,7 @@ def require_plain_folder(folder: Path) -> None:
     """Refuse a folder that is missing or a link, or that holds anything but regular files.
 
     Raises:
-        UntrustedFileError: so it is.
+        UntrustedFileError: the folder is one of these.
     """
     if folder.is_symlink() or not folder.is_dir():
         raise UntrustedFileError(f"{folder.name} is not a folder")

@@ -1,7 +1,7 @@
-"""Random numbers determined by integers, such as (seed, step, purpose).
+"""Random numbers that are determined by integers, such as (seed, step, purpose).
 
-All randomness of a training and of an evaluation comes from here, so that a resumed training goes on exactly, and neither the
-number of processes nor the device matters.
+All random numbers of a training and of an evaluation come from here, so that a resumed training goes on exactly, and results
+depend neither on the number of processes nor on the device.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def uniforms(rows: int, length: int, *key: int) -> Tensor:
-    """(rows, length) float64 numbers in [0, 1) determined by ``key``; the same on every process and device."""
+    """Return (rows, length) float64 numbers in [0, 1) determined by ``key``, equal on every process and device."""
     generator = torch.Generator().manual_seed(hash_key(*key))
     return torch.rand((rows, length), generator=generator, dtype=torch.float64)
 
 
 def hash_key(*key: int) -> int:
-    """A 63-bit seed from several integers (seed, step, purpose), without the collisions of adding them up."""
+    """Return a 63-bit seed from several integers (seed, step, purpose), which do not collide as their sums would."""
     digest = hashlib.blake2b(",".join(map(str, key)).encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1

@@ -1,8 +1,8 @@
-"""The columns of a training, named once: what a trajectory holds for every step, and what is read from a whole run.
+"""The names of a trajectory's columns, and of the numbers that summarize a whole training.
 
-A trajectory is one row per training step, metric to number. A row of the trainer holds every column of ``COLUMNS``, and may hold
-further metrics: those of the candidate's loss under ``candidate/...``, the state of its controller under ``controller/...``. A
-reader of the archive must be ready for a missing one.
+A trajectory has one row per training step, a mapping of metric to number. The trainer writes every column of ``COLUMNS``, and
+may add metrics of the candidate's loss under ``candidate/...`` and the state of its controller under ``controller/...``. A
+reader of the archive must expect missing columns.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ Column = Literal[
     "step", "reward_mean", "format_valid", "completion_length", "truncated", "entropy", "kl", "clip_fraction", "grad_norm",
     "loss", "all_fail_fraction", "all_pass_fraction", "learning_rate", "tokens", "seconds_rollout", "seconds_update",
 ]  # fmt: skip
-"""A standard column; annotate names with it, and the type checker finds a misspelt one."""
+"""A standard column, as a type with which the type checker finds misspelt names."""
 
 CANDIDATE, CONTROLLER = "candidate/", "controller/"
-"""Before the names of a candidate's own metrics, and of the entries of its controller's state."""
+"""Prefixes of a candidate's own metrics, and of the entries of its controller's state."""
 
 
 class Quantity(NamedTuple):
-    """What a column holds."""
+    """The unit and the meaning of a column."""
 
     unit: str
     meaning: str
@@ -52,7 +52,7 @@ COLUMNS: Mapping[Column, Quantity] = {
 
 
 class RunMetric(NamedTuple):
-    """One number of a whole run: the column that it is read from, and how."""
+    """One number of a whole training, with its column and the way it is computed from the steps."""
 
     column: Column
     reading: Literal["end", "mean", "median"]  # end: the mean over the last tenth of the steps
@@ -69,4 +69,4 @@ RUN_METRICS: Mapping[str, RunMetric] = {
     "clip_fraction_mean": RunMetric("clip_fraction", "mean"),
     "grad_norm_median": RunMetric("grad_norm", "median"),
 }
-"""Numbers of a single run that an expectation or a secondary aim can be about, by name."""
+"""Numbers of a single training, by name, which a proposal's expectation or a secondary aim can refer to."""

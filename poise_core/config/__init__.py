@@ -1,4 +1,4 @@
-"""What a run is asked to do: presets and the specifications they are made of. Pydantic only."""
+"""Presets and the specifications that they consist of, as Pydantic models."""
 
 from poise_core.config.ladder import HealthSpec, LadderSpec
 from poise_core.config.loading import PresetError, load_preset, shipped_presets, with_overrides

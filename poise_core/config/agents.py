@@ -1,7 +1,7 @@
-"""What a preset says about language models: which, how bounded, at what cost, and what the user steers towards.
+"""The settings of a preset for language models: models, limits, prices, and the aims of the user.
 
-``agents`` without a model (the default) means that the mechanism catalogue and the rules do the work. Keys are never part of
-a preset: they are read from the environment when a call is made.
+``agents`` without a model (the default) means that the mechanism catalogue and the rules fill all roles. API keys are never part
+of a preset: they are read from the environment when a call is made.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ StructuredOutput = Literal["auto", "json_schema", "function_calling"]
 
 
 class ModelSettings(FrozenModel):
-    """One role's model and its bounds; a value of None (or nothing given) is taken from ``agents``."""
+    """One role's model and its limits; a value that is None or missing is taken from ``agents``."""
 
     model: str | None = Field(None, description="provider:name, for example openai:gpt-4.1 or ollama:qwen3")
     base_url: str | None = Field(None, description="of the server of openai: (OpenAI-compatible) and ollama: models")
@@ -30,11 +30,11 @@ class ModelSettings(FrozenModel):
     fallbacks: tuple[str, ...] | None = Field(None, description="models to ask, in order, where the first fails")
     max_output_tokens: PositiveInt | None = None
     context_tokens: PositiveInt | None = Field(None, description="budget of a prompt, in estimated tokens")
-    timeout_seconds: PositiveFloat | None = Field(None, description="of one attempt, wall clock, whatever trickles in")
+    timeout_seconds: PositiveFloat | None = Field(None, description="wall-clock limit of one attempt")
     total_seconds: PositiveFloat | None = Field(
         None, description="of one answer: attempts, waits and fallbacks together"
     )
-    retries: NonNegativeInt | None = Field(None, description="after faults of the wire, per model")
+    retries: NonNegativeInt | None = Field(None, description="after network faults, per model")
     requests_per_minute: PositiveFloat | None = None
     structured_output: StructuredOutput | None = Field(None, description="auto: json_schema, then tool calls")
     streaming: bool | None = Field(
@@ -78,7 +78,7 @@ DEFAULTS = ModelSettings(
     structured_output="auto",
     streaming=False,
 )
-"""What holds where neither the role nor ``agents`` says otherwise."""
+"""The values that are used where neither the role nor ``agents`` gives one."""
 
 
 class RoleSettings(FrozenModel):
@@ -91,7 +91,7 @@ class RoleSettings(FrozenModel):
 
 
 class Cap(FrozenModel):
-    """Limits that are checked before a call; none where nothing is given."""
+    """Limits that are checked before a call; None means no limit."""
 
     dollars: NonNegativeFloat | None = None
     calls: NonNegativeInt | None = None
@@ -133,9 +133,9 @@ class Secondary(FrozenModel):
 
 
 class Steering(FrozenModel):
-    """Where the user wants the search to go; part of the run's stored preset."""
+    """The user's aims for the search; part of the run's stored preset."""
 
-    directive: str = Field("", max_length=2000, description="in words; reaches proposer, screener and reflector")
+    directive: str = Field("", max_length=2000, description="free text for proposer, screener and reflector")
     secondary: tuple[Secondary, ...] = ()
     overall_tolerance: NonNegativeFloat | None = Field(
         None, description="points of Overall below the baseline from which on secondary aims earn nothing"
@@ -143,7 +143,7 @@ class Steering(FrozenModel):
 
 
 class AgentSettings(ModelSettings):
-    """Everything about the agents of a run."""
+    """All settings for the agents of a run."""
 
     roles: RoleSettings = RoleSettings()
     on_failure: Literal["catalogue", "fail"] = Field(
@@ -167,7 +167,7 @@ class AgentSettings(ModelSettings):
         return any(self.for_role(role).model for role in ROLES)
 
     def for_role(self, role: str) -> ModelSettings:
-        """The settings of a role with every gap filled; ``model`` is None where the role has none."""
+        """Return the settings of a role with every missing value filled in; ``model`` is None where the role has none."""
         own: ModelSettings = getattr(self.roles, role)
         filled = {
             name: next(

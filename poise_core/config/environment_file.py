@@ -1,7 +1,7 @@
 """A user's own environment, named in a preset by its file: ``prompts.py:MyEnvironment``.
 
-The preset's loader appends a digest of the file, ``prompts.py:MyEnvironment#0123456789abcdef``, as it fills in the digest of the
-policy: the problems belong to the protocol, so a file that was changed makes another protocol.
+The loader of presets appends a digest of the file, ``prompts.py:MyEnvironment#0123456789abcdef``, because the problems belong to
+the protocol: a changed file makes another protocol.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class EnvironmentFile:
-    """Where the class of an environment stands."""
+    """The file and the name of an environment's class."""
 
     path: Path  # as it was given; a relative one starts at the working directory, as a policy's folder does
     class_name: str
-    digest: str = ""  # 16 hex digits of SHA-256 over the file; empty where nobody has looked yet
+    digest: str = ""  # 16 hex digits of SHA-256 over the file; empty before the file has been read
 
     @classmethod
     def parse(cls, name: str) -> EnvironmentFile | None:
@@ -32,16 +32,16 @@ class EnvironmentFile:
         return f"{self.path}:{self.class_name}" + (f"#{self.digest}" if self.digest else "")
 
     def present_digest(self) -> str:
-        """The digest of the file as it is now.
+        """Compute the digest of the file as it is now.
 
         Raises:
-            OSError: it cannot be read.
+            OSError: the file cannot be read.
         """
         return hashlib.sha256(self.path.read_bytes()).hexdigest()[:16]
 
 
 def pinned(name: str) -> str:
-    """The name of an environment with the digest that its file has now; a shipped environment's name as it is.
+    """Return the name of an environment with the current digest of its file, or a shipped environment's name unchanged.
 
     Raises:
         OSError: the file cannot be read.

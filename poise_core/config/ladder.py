@@ -1,4 +1,4 @@
-"""Where the training of a child may end early: the ladder's rungs, and the health of the policy that is trained."""
+"""Settings of the ladder and of the health rules, by which the training of a child may end early."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from poise_core.config.protocol import FrozenModel
 
 
 class LadderSpec(FrozenModel):
-    """Where a child's training may end before its last seed; docs/evidence.md derives the rule and its error rates."""
+    """Rules that may end a child's training before its last seed; docs/evidence.md derives them and their error rates."""
 
     enabled: bool = Field(False, description="false: every child trains with all seeds at once")
     proxy_steps: int = Field(
@@ -56,7 +56,7 @@ class LadderSpec(FrozenModel):
 
 
 class HealthSpec(FrozenModel):
-    """When a child's training is stopped for what it does to the policy; see poise_core.evolution.health."""
+    """Limits at which a child's training is stopped because its policy degenerates; see poise_core.evolution.health."""
 
     enabled: bool = True
     grace_steps: int = Field(5, ge=0, description="first steps, in which nothing is judged")

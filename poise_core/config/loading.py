@@ -1,9 +1,9 @@
-"""Presets: the YAML files that say what a run does, validated before anything is written.
+"""Loading presets, the YAML files that describe a run, which are validated before anything is written.
 
-A preset is a ``Preset``: the protocol, which decides comparability, and the settings of search, resources and
-tracking, which do not. A file may say ``extends: NAME`` and give only what differs. ``load_preset`` takes the name of a shipped
-preset or a path, applies ``key=value`` overrides and raises ``PresetError`` with one line that names the key and what is
-allowed.
+A ``Preset`` holds the protocol, which decides comparability, and the settings of search, resources and
+tracking, which do not. A file may begin with ``extends: NAME`` and give only its differences. ``load_preset`` takes the name of a
+shipped preset or a path, applies ``key=value`` overrides and raises ``PresetError`` with one line that names the key and the
+allowed values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PresetError(ValueError):
 
 
 def shipped_presets() -> list[str]:
-    """Names of the presets that come with the package."""
+    """Return the names of the presets that come with the package."""
     folder = resources.files("poise_core") / "presets"
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
@@ -47,7 +47,7 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pres
 
 
 def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
-    """The preset with some keys changed, as ``load_preset`` would have made it.
+    """Return the preset with some keys changed, as ``load_preset`` would have made it.
 
     Raises:
         PresetError: see ``load_preset``.
@@ -80,17 +80,17 @@ def _with_pinned_environment(protocol: Protocol) -> Protocol:
     return protocol.model_copy(update={"environment": protocol.environment.model_copy(update={"name": name})})
 
 
-def _read_document(name_or_path: str | Path, heirs: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The keys of a preset file, over those of the file that it extends.
+def _read_document(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the keys of a preset file, merged over those of the file that it extends.
 
     Args:
-        name_or_path: see ``load_preset``; what a file extends is a shipped name, or a path from its own folder.
-        heirs: the files that led here through ``extends``, the first one asked for first.
+        name_or_path: see ``load_preset``; ``extends`` takes a shipped name, or a path relative to the file's folder.
+        extended_by: the files that led to this one through ``extends``, beginning with the one that the user named.
     """
     name = str(name_or_path)
-    if name in heirs:
-        raise PresetError(f"extends goes in a circle: {' extends '.join((*heirs, name))}")
-    document = _read_yaml(name, f"{heirs[-1]}: extends: " if heirs else "")
+    if name in extended_by:
+        raise PresetError(f"extends goes in a circle: {' extends '.join((*extended_by, name))}")
+    document = _read_yaml(name, f"{extended_by[-1]}: extends: " if extended_by else "")
     base = document.pop("extends", None)
     if base is None:
         return document
@@ -98,7 +98,7 @@ def _read_document(name_or_path: str | Path, heirs: tuple[str, ...] = ()) -> dic
         raise PresetError(f"{name}: extends takes the name of a shipped preset or the path of a file (given: {base!r})")
     if base not in shipped_presets():
         base = os.path.normpath(Path(name).parent / base)
-    return _merged(_read_document(base, (*heirs, name)), document)
+    return _merged(_read_document(base, (*extended_by, name)), document)
 
 
 def _read_yaml(name: str, where: str) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _read_yaml(name: str, where: str) -> dict[str, Any]:
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, key by key through all levels; where both have a value, it is the own one."""
+    """Merge two mappings key by key through all levels; where both have a value, ``own`` wins."""
     merged = {**base, **own}
     for key in base.keys() & own.keys():
         if isinstance(base[key], dict) and isinstance(own[key], dict):

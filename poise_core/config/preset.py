@@ -1,4 +1,4 @@
-"""A preset: one run, described completely."""
+"""The preset, which describes one run completely."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poise_core.config.search import SearchSpec
 
 
 class Preset(FrozenModel):
-    """One run, described completely."""
+    """The complete description of one run."""
 
     name: str
     protocol: Protocol

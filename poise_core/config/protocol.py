@@ -1,7 +1,7 @@
 """The protocol: everything that must be equal for two numbers to be compared, frozen and hashed.
 
 Every evaluation row of the archive carries ``Protocol.digest``; numbers with different digests are never ranked
-together. What only changes speed (processes, micro-batch size, time limits) is no part of it.
+together. Settings that only change speed (processes, micro-batch size, time limits) are no part of it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from poise_core.config.environment_file import EnvironmentFile
 
 
 class FrozenModel(BaseModel):
-    """A value object: unknown keys are refused and fields cannot be assigned."""
+    """A base class for settings: unknown keys are refused and fields cannot be assigned."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class EnvironmentSpec(FrozenModel):
-    """Which problems the policy trains on."""
+    """The problems on which the policy trains."""
 
     name: str = Field("arithmetic", description="a name from poise_core.environments, or FILE.py:CLASS of your own")
     mixture: dict[str, PositiveFloat] = Field(description="share of each kind of problem in the training prompts")
@@ -32,12 +32,12 @@ class EnvironmentSpec(FrozenModel):
 
     @property
     def files(self) -> list[Path]:
-        """What a process has to read to make the environment, beside the package: nothing, or the file of a user's own."""
+        """Return the files beside the package that a process must read to make the environment: a user's file, or none."""
         file = EnvironmentFile.parse(self.name)
         return [file.path.resolve()] if file else []
 
     def absolute(self) -> EnvironmentSpec:
-        """The same for a process with another working directory."""
+        """Return the same specification with an absolute path, for a process with another working directory."""
         file = EnvironmentFile.parse(self.name)
         if file is None:
             return self
@@ -66,7 +66,7 @@ class BenchmarkSpec(FrozenModel):
 
     @property
     def metric_name(self) -> str:
-        """For example ``pass@32`` or ``acc@1``."""
+        """The metric's name, for example ``pass@32`` or ``acc@1``."""
         return f"pass@{self.k}" if self.metric == "pass" else "acc@1"
 
 
@@ -126,6 +126,6 @@ class Protocol(FrozenModel):
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hex digits that name this protocol."""
+        """Sixteen hex digits that identify this protocol."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

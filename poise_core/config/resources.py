@@ -1,4 +1,4 @@
-"""What a run may use. It changes how long a run takes, not what comes out."""
+"""The resources that a run may use, which change its duration but not its results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from poise_core.config.protocol import FrozenModel
 
 
 class ResourceSpec(FrozenModel):
-    """What a run may use; changes how long it takes, not what comes out."""
+    """The resources that a run may use, which change its duration but not its results."""
 
     parallel_candidates: PositiveInt = 2
     processes_per_training: PositiveInt = 1

@@ -1,4 +1,4 @@
-"""The settings of the search, with their defaults; ``docs/search.md`` says why they are what they are."""
+"""The settings of the search, with their defaults; ``docs/search.md`` gives the reasons for them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class AcquisitionSpec(FrozenModel):
 
 
 class PlateauSpec(FrozenModel):
-    """When the search counts as stuck, and what it does then."""
+    """The definition of a plateau, and how the search answers one."""
 
     window: PositiveInt = Field(3, description="generations without a recognisable gain that make a plateau")
     answer: bool = Field(True, description="mutate wider and give a slot to an unexplored branch on a plateau")
@@ -48,7 +48,7 @@ class PlateauSpec(FrozenModel):
 
 
 class SearchSpec(FrozenModel):
-    """How the tree of algorithms grows."""
+    """The size of a search, and how it chooses parents and implements proposals."""
 
     generations: PositiveInt = 2
     parents: PositiveInt = Field(3, description="parents per generation; each gets one implemented child")

@@ -1,4 +1,4 @@
-"""Built-in arithmetic: problems from a seed, answers in a required format, scratchpads that cost tokens and help.
+"""The built-in arithmetic environment: problems drawn from a seed, with answers in a required format.
 
 A prompt is an expression and ``=``: ``47+385=``. A completion is read as follows::
 
@@ -9,9 +9,9 @@ A prompt is an expression and ``=``: ``47+385=``. A completion is read as follow
 is correct when it is valid and its number equals the problem's. Anything else (no marker, two markers, text after the
 answer, a length limit reached inside the scratchpad) is malformed.
 
-The demonstrations (``demonstrate``) show several behaviours, so that reinforcement learning has something to choose
-between: direct answers (short, often wrong on the harder kinds), scratchpads (longer, more often right) and malformed
-ones. They train the base policy only; candidates never see them.
+The demonstrations of ``poise_core.testbed.demonstrations`` show several behaviours, among which reinforcement learning selects:
+direct answers (short, often wrong on the harder kinds), scratchpads (longer, more often right) and malformed completions.
+They train the base policy only; candidates never see them.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _modulo(rng: random.Random) -> tuple[str, int]:
 
 
 _SMALL_POOLS = {"add2": 4000, "sub2": 2000, "mul1": 500, "chain3": 800, "chain4": 2000, "mod": 350}
-"""Distinct training problems that are safely there, for the kinds with few; the others have more than 5000."""
+"""A lower bound on the distinct training problems of the kinds that have few; the others have more than 5000."""
 
 KINDS: dict[str, Callable[[random.Random], tuple[str, int]]] = {
     "add2": _add(2, 2),
@@ -93,7 +93,7 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, int]]] = {
 
 
 class ArithmeticEnvironment:
-    """See the module's docstring."""
+    """The environment that the module's docstring describes."""
 
     name = "arithmetic"
 
@@ -118,7 +118,7 @@ class ArithmeticEnvironment:
 
     @staticmethod
     def pool_size(kind: str) -> int:
-        """How many distinct training problems of a kind can be asked for."""
+        """Return how many distinct training problems of a kind can be requested."""
         return _SMALL_POOLS.get(kind, 5000)
 
     def verify(self, problem: Problem, completion: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""What an environment is: prompts with a verifier, and three disjoint splits of its problems."""
+"""The interface of an environment: prompts with a verifier, and three disjoint splits of its problems."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Split = Literal["train", "search", "report"]
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One prompt and what is needed to judge a completion of it."""
+    """One prompt, with the answer by which its completions are judged."""
 
     prompt: str
     answer: str
@@ -22,19 +22,19 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The verifier's word on one completion."""
+    """The verifier's result for one completion."""
 
     correctness: float  # in [0, 1]; 0 where the format is not valid
     format_valid: bool  # the answer parses
 
 
 class Environment(Protocol):
-    """Prompts and verifiable correctness."""
+    """A source of prompts whose completions can be verified."""
 
     name: str
 
     def problems(self, split: Split, kinds: Sequence[str], count: int, seed: str) -> list[Problem]:
-        """``count`` distinct problems of one split, kinds in equal shares; the same arguments give the same problems.
+        """Return ``count`` distinct problems of one split, kinds in equal shares; equal arguments give equal problems.
 
         Raises:
             ValueError: unknown kind, or the split holds fewer problems.
@@ -42,7 +42,7 @@ class Environment(Protocol):
         ...
 
     def pool_size(self, kind: str) -> int:
-        """How many distinct training problems of a kind can be asked for."""
+        """Return how many distinct training problems of a kind can be requested."""
         ...
 
     def verify(self, problem: Problem, completion: str) -> Outcome:
@@ -51,7 +51,7 @@ class Environment(Protocol):
 
 
 def split_of(prompt: str, shares: tuple[float, float] = (0.7, 0.15)) -> Split:
-    """The split that a prompt belongs to, from a hash of its text, so that no problem is ever in two splits."""
+    """Return the split of a prompt from a hash of its text, so that no problem is in two splits."""
     position = int.from_bytes(hashlib.blake2b(prompt.encode(), digest_size=8).digest()) / 2**64
     if position < shares[0]:
         return "train"

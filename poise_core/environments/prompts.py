@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 
 def warm_up() -> None:
-    """Import what making a training set needs, which takes seconds the first time in a process."""
+    """Import the libraries that make a training set, which takes seconds the first time in a process."""
     import datasets  # noqa: F401
 
 
 def training_set(spec: EnvironmentSpec, seed: int) -> Dataset:
-    """Rows of prompt, answer and kind, kinds drawn with the shares of ``spec.mixture``; prompts may repeat.
+    """Return rows of prompt, answer and kind, with kinds in the shares of ``spec.mixture``; prompts may repeat.
 
-    The same arguments give the same rows in the same order.
+    Equal arguments give equal rows in the same order.
     """
     from datasets import Dataset, interleave_datasets
 
@@ -38,5 +38,5 @@ def training_set(spec: EnvironmentSpec, seed: int) -> Dataset:
 
 
 def training_problems(spec: EnvironmentSpec, seed: int) -> list[Problem]:
-    """The training set as problems, in the order in which the trainer asks them."""
+    """Return the training set as problems, in the order in which the trainer uses them."""
     return [Problem(**row) for row in training_set(spec, seed).to_list()]

@@ -1,4 +1,4 @@
-"""Environments by name, or by the file of a user's own."""
+"""Environments by their names, or by the file of a user's environment."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ENVIRONMENTS = {"arithmetic": ArithmeticEnvironment}
 
 
 def get_environment(name: str) -> Environment:
-    """The environment of that name, or that of a file named as ``FILE.py:CLASS``.
+    """Return the environment of that name, or the one in a file named as ``FILE.py:CLASS``.
 
     Raises:
-        ValueError: unknown name; the message lists the known ones. Or the file holds no environment.
+        ValueError: the name is unknown (the message lists the known ones), or the file holds no environment.
     """
     if file := EnvironmentFile.parse(name):
         return load_environment(file)

@@ -1,7 +1,7 @@
-"""Environments of a user's own, loaded from the file that a preset names.
+"""A user's environment, loaded from the file that a preset names.
 
-The file is trusted: it is code of whoever starts the run. It runs in the confined processes of training and evaluation, which
-see this one file and no other beside it, so problems that are not generated stand in the file itself.
+The file is trusted, because the user who starts the run has written it. It runs in the confined processes of training and
+evaluation, which can read no other file beside it, so problems that are not generated must stand in the file itself.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load_environment(file: EnvironmentFile) -> Environment:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up there
+    sys.modules[name] = module  # dataclasses look up their module there
     try:
         spec.loader.exec_module(module)
         environment = getattr(module, file.class_name)()

@@ -1,1 +1,1 @@
-"""Protocol, benchmarks, scores and their uncertainty."""
+"""Scoring trained policies on the benchmarks of a protocol."""

@@ -1,7 +1,7 @@
 """Evaluation of trained policies, in a process that never loads candidate code.
 
-Benchmark problems are drawn by the environment from the protocol: kinds, number and the benchmark's name fix them, and
-sampling noise is fixed by the benchmark and its split, so that all policies of a protocol answer the same problems with the same
+The environment draws the problems of a benchmark; the kinds, the number and the benchmark's name determine them. Benchmark and
+split determine the random numbers of sampling, so that all policies of a protocol answer the same problems with the same
 random numbers. Problems of the ``search`` and ``report`` splits are disjoint from each other and from training.
 """
 
@@ -27,7 +27,7 @@ ROWS_PER_BATCH = 2048
 
 
 def benchmark_problems(environment: Environment, spec: BenchmarkSpec, split: Split) -> list[Problem]:
-    """The problems of one benchmark and split, always the same."""
+    """Return the problems of one benchmark and split, which are always the same."""
     return environment.problems(split, spec.kinds, spec.problems, f"benchmark/{spec.name}")
 
 
@@ -37,15 +37,15 @@ def evaluate_policy(
     """Score one policy on every benchmark of the protocol.
 
     Args:
-        folder: the policy.
-        base: folder of the policy from which architecture and tokenizer are taken; ``folder`` itself by default. What a
-            training with candidate code left is trusted with its weights only.
+        folder: the folder of the policy.
+        base: folder of the policy from which architecture and tokenizer are taken; by default ``folder`` itself. Of a policy
+            trained by candidate code only the weights are trusted.
         protocol: benchmarks, weights, length limit and temperature.
         split: ``search`` or ``report``.
-        seed: the training seed that the result is filed under; it does not change the sampling.
+        seed: the training seed under which the result is stored; it does not change the sampling.
     """
     started = time.perf_counter()
-    with skipped_imports("scipy"):  # for a loss of object detection
+    with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
         model = load_model(folder, configuration=base)
     if torch.cuda.is_available():
         model = model.to("cuda")

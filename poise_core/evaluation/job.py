@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do; data alone, so that whoever plans one needs no torch."""
+"""The job of an evaluation, as data only, so that code which plans one needs no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation as a child process, resumable: a seed whose result file exists is read, not redone."""
+"""Running an evaluation in a child process; a seed whose result file exists is read and not evaluated again."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment
 
 
 def evaluate_policies(job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None) -> list[SeedEvaluation]:
-    """Score every policy of the job, in its order.
+    """Score every policy of the job, in the job's order.
 
     Raises:
         InfrastructureError: the process failed or took longer than ``resources.evaluate_timeout_seconds`` per policy.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned True.
     """
     folder = job.folder.resolve()
     results = [folder / f"seed-{seed}-{job.split}.json" for seed, _ in job.policies]

@@ -1,6 +1,6 @@
-"""What an evaluation gives back: one ``SeedEvaluation`` per trained policy, with the counts of every problem.
+"""The results of an evaluation: one ``SeedEvaluation`` per trained policy, with the counts of every problem.
 
-Counts, not only scores, are kept, so that intervals can resample problems and another pass@k can be computed later.
+Counts are kept beside scores, so that intervals can resample problems and another pass@k can be computed later.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BenchmarkResult:
-    """One policy on one benchmark."""
+    """The result of one policy on one benchmark."""
 
     name: str
     metric: str  # "pass@<k>" or "acc@1"
@@ -39,7 +39,7 @@ class BenchmarkResult:
 
 @dataclass(frozen=True)
 class SeedEvaluation:
-    """One policy, the one trained with ``seed``, on all benchmarks of one split."""
+    """The results of the policy that was trained with ``seed`` on all benchmarks of one split."""
 
     seed: int
     split: str  # "search" or "report"
@@ -53,16 +53,16 @@ class SeedEvaluation:
 
     @property
     def format_valid(self) -> float:
-        """Share of completions whose answer parses, plain mean over benchmarks."""
+        """Share of completions whose answer parses, as an unweighted mean over benchmarks."""
         return sum(result.format_valid for result in self.benchmarks) / len(self.benchmarks)
 
     @property
     def completion_length(self) -> float:
-        """Tokens per completion, plain mean over benchmarks."""
+        """Tokens per completion, as an unweighted mean over benchmarks."""
         return sum(result.completion_length for result in self.benchmarks) / len(self.benchmarks)
 
     def to_json(self) -> str:
-        """The evaluation as one JSON object."""
+        """Return the evaluation as one JSON object."""
         return json.dumps(asdict(self))
 
     @classmethod
@@ -82,12 +82,12 @@ class SeedEvaluation:
 
 
 def benchmark_means(evaluations: Sequence[SeedEvaluation]) -> dict[str, float]:
-    """Score of each benchmark, percent, mean over seeds."""
+    """Return the score of each benchmark in percent, as the mean over seeds."""
     return {name: sum(values) / len(values) for name, values in benchmark_seeds(evaluations).items()}
 
 
 def benchmark_seeds(evaluations: Sequence[SeedEvaluation]) -> dict[str, tuple[float, ...]]:
-    """Score of each benchmark, percent, one number per seed that has it."""
+    """Return the scores of each benchmark in percent, one number per seed that has it."""
     scores: dict[str, list[float]] = {}
     for evaluation in evaluations:
         for result in evaluation.benchmarks:

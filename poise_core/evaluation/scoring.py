@@ -15,20 +15,20 @@ Array = npt.NDArray[np.float64]
 
 
 def pass_at_k(n: int, c: npt.ArrayLike, k: int) -> Array:
-    """Unbiased estimate of the chance that at least one of k completions is correct: 1 - C(n-c, k) / C(n, k).
+    """Estimate without bias the probability that at least one of k completions is correct: 1 - C(n-c, k) / C(n, k).
 
-    Chen et al., arXiv 2107.03374, eq. 1. Computed as a running product, so no binomial overflows.
+    The formula is eq. 1 of Chen et al., arXiv 2107.03374, computed as a running product so that no binomial overflows.
 
     Args:
-        n: completions drawn per problem.
-        c: how many of them are correct; any shape, integers in 0..n.
-        k: completions that the metric grants, 1..n.
+        n: number of completions drawn per problem.
+        c: number of correct ones among them; any shape, integers in 0..n.
+        k: number of completions in the metric, 1..n.
 
     Returns:
-        Probabilities in [0, 1], the shape of ``c``.
+        Probabilities in [0, 1], in the shape of ``c``.
 
     Raises:
-        ValueError: k outside 1..n or a count outside 0..n.
+        ValueError: k lies outside 1..n, or a count outside 0..n.
     """
     counts = np.asarray(c, dtype=np.int64)
     if not 1 <= k <= n:
@@ -40,18 +40,18 @@ def pass_at_k(n: int, c: npt.ArrayLike, k: int) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _all_wrong(n: int, k: int) -> Array:
-    """C(n-c, k) / C(n, k) for c = 0..n, which is prod_{i=0}^{c-1} (n-i-k) / (n-i) and reaches 0 at c = n-k+1."""
+    """Return C(n-c, k) / C(n, k) for c = 0..n, which is prod_{i=0}^{c-1} (n-i-k) / (n-i) and reaches 0 at c = n-k+1."""
     remaining = n - np.arange(n)
     return np.concatenate([[1.0], np.cumprod(np.maximum(remaining - k, 0) / remaining)])
 
 
 def benchmark_score(correct: Sequence[int], samples: int, k: int) -> float:
-    """Mean pass@k over the problems of a benchmark, percent."""
+    """Return the mean pass@k over the problems of a benchmark, in percent."""
     return 100.0 * float(pass_at_k(samples, correct, k).mean())
 
 
 def overall(benchmarks: Sequence[BenchmarkResult], protocol: Protocol) -> float:
-    """Weighted mean of the benchmarks' scores, percent.
+    """Return the weighted mean of the benchmarks' scores, in percent.
 
     Raises:
         ValueError: the results are not those of the protocol's benchmarks.

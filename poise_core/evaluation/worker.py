@@ -1,7 +1,7 @@
-"""The evaluation process: scores trained policies and leaves one file per seed.
+"""The evaluation process, which scores trained policies and writes one file per seed.
 
-Started by ``poise_core.evaluation.launcher``; it never imports or reads candidate code. Of a trained policy it takes
-the weights only, as safetensors: architecture and tokenizer are those of the policy that every training starts from.
+``poise_core.evaluation.launcher`` starts it. It never imports or reads candidate code. Of a trained policy it reads
+only the weights, as safetensors; architecture and tokenizer are those of the policy from which every training starts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from poise_core.policies.libraries import leave, load_transformers
 
 
 def warm_up() -> None:
-    """Import what an evaluation needs."""
+    """Import the libraries of an evaluation."""
     load_transformers()
 
 

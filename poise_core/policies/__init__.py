@@ -1,1 +1,1 @@
-"""The models that are trained: where they lie, and loading them."""
+"""The models that are trained: finding, loading and saving them, and the shipped weights."""

@@ -1,4 +1,4 @@
-"""What the heavy libraries cost the child processes, and how to pay less of it.
+"""Importing the large libraries faster, and leaving a process without their slow clean-up.
 
 Importing this module is cheap.
 """
@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 @contextmanager
 def skipped_imports(*names: str) -> Iterator[None]:
-    """Inside the block the named packages are as if not installed, unless they have been imported already.
+    """Make the named packages appear not installed inside the block, unless they have been imported already.
 
-    For optional imports that take long and bring nothing here. No other thread may be importing them meanwhile.
+    This skips optional imports that take long and are not used here. No other thread may import these packages meanwhile.
     """
     modules: dict[str, Any] = sys.modules
     hidden = [name for name in names if name not in modules]
@@ -30,7 +30,7 @@ def skipped_imports(*names: str) -> Iterator[None]:
 
 
 def quiet_deepspeed() -> Any:
-    """DeepSpeed, imported without its banner of log lines, and without MLflow, which costs more than all the rest of it."""
+    """Import DeepSpeed without its log lines, and without MLflow, which takes longer than the rest of the import."""
     import torch
 
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -38,32 +38,32 @@ def quiet_deepspeed() -> Any:
         import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # its shared-memory all-reduce for CPUs is compiled at run time, by a compiler that may be absent; gloo does without
+    # its shared-memory all-reduce for CPUs needs a compiler at run time, which may be absent; gloo needs none
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 def load_transformers() -> None:
-    """Import what loading a policy and its tokenizer needs, so that processes forked from this one have it."""
-    with skipped_imports("scipy"):  # for a loss of object detection
+    """Import the libraries that load a policy and its tokenizer, so that processes forked from this one have them."""
+    with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
         import transformers.modeling_utils
         import transformers.models.auto.tokenization_auto
         import transformers.models.qwen2.modeling_qwen2
         import transformers.tokenization_utils_fast  # noqa: F401
         from transformers import conversion_mapping
 
-    # compiles a thousand patterns at its first call, which is that of the first policy loaded
+    # it compiles a thousand patterns at its first call, which would otherwise be made for the first policy
     conversion_mapping.get_checkpoint_conversion_mapping("qwen2")
 
 
 def load_libraries() -> None:
-    """Import what a training needs, so that processes forked from this one have it."""
+    """Import the libraries of a training, so that processes forked from this one have them."""
     quiet_deepspeed()
     load_transformers()
 
 
 def leave(status: int) -> NoReturn:
-    """End the process at once: taking down an interpreter full of libraries takes over a second."""
+    """End the process at once, because the regular end of an interpreter with these libraries takes over a second."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Where policies lie: the folder of a name, the files in it, and the digest of its weights.
+"""Finding a policy: the folder for a name, the files in it, and the digest of its weights.
 
 A policy is a folder that transformers can load (``config.json``, ``model.safetensors``, tokenizer files), the name of a
 shipped base policy, or a hub name. Nothing here needs torch.
@@ -12,11 +12,11 @@ from pathlib import Path
 
 
 class PolicyNotFoundError(ValueError):
-    """No such policy; the message says where it was looked for."""
+    """There is no such policy; the message tells which names and places are possible."""
 
 
 def shipped_policies() -> list[str]:
-    """Names of the base policies that come with the package."""
+    """Return the names of the base policies that come with the package."""
     folder = Path(str(resources.files("poise_core") / "policies"))
     return (
         sorted(entry.name for entry in folder.iterdir() if (entry / "config.json").is_file()) if folder.is_dir() else []
@@ -24,10 +24,10 @@ def shipped_policies() -> list[str]:
 
 
 def resolve_policy(name: str | Path) -> Path:
-    """Folder of a policy, given a shipped name, a folder, or the name of a hub model that is already downloaded.
+    """Return the folder of a policy, given a shipped name, a folder, or the name of a hub model that is already downloaded.
 
     Raises:
-        PolicyNotFoundError: nothing of that name; hub models are fetched beforehand with ``hf download NAME``.
+        PolicyNotFoundError: there is no such policy; hub models must be fetched beforehand with ``hf download NAME``.
     """
     if str(name) in shipped_policies():
         return Path(str(resources.files("poise_core") / "policies" / str(name)))
@@ -47,15 +47,15 @@ def resolve_policy(name: str | Path) -> Path:
 
 
 def policy_files(folder: Path) -> list[Path]:
-    """The folder of a policy and, where its files are links as in the hub's cache, the files that they lead to."""
+    """Return the folder of a policy and, where its files are links as in the hub's cache, the targets of the links."""
     return [folder, *sorted(path.resolve() for path in folder.iterdir() if path.is_symlink())]
 
 
 def policy_digest(name: str | Path) -> str:
-    """SHA-256 over the safetensors files of a policy, in order of their names.
+    """Compute SHA-256 over the safetensors files of a policy, in the order of their names.
 
     Raises:
-        PolicyNotFoundError: nothing of that name, or a folder without safetensors.
+        PolicyNotFoundError: there is no such policy, or its folder has no safetensors file.
     """
     files = sorted(resolve_policy(name).glob("*.safetensors"))
     if not files:

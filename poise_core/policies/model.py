@@ -1,4 +1,4 @@
-"""Policies in memory: loading and saving the language models that are trained, and the codec of their prompts.
+"""Loading and saving the language models that are trained, and encoding and decoding their texts.
 
 Weights are read from safetensors only, never unpickled.
 """
@@ -17,17 +17,17 @@ from torch import Tensor
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# without the latter, transformers asks on the terminal whether to run a policy's own code
+# without trust_remote_code=False, transformers asks on the terminal whether to run a policy's own code
 _OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32, *, configuration: Path | None = None) -> Any:
-    """The causal language model of a policy folder, in evaluation mode (dropout off).
+    """Load the causal language model of a policy folder, in evaluation mode (dropout off).
 
     Args:
-        folder: weights, as safetensors.
-        dtype: of the weights in memory.
-        configuration: folder from which the architecture is taken; ``folder`` itself by default.
+        folder: the folder with the weights, as safetensors.
+        dtype: type of the weights in memory.
+        configuration: folder with the architecture; by default ``folder`` itself.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -37,7 +37,7 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32, *, configuratio
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a policy folder."""
+    """Load the tokenizer of a policy folder."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, **_OFFLINE)
@@ -45,7 +45,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class PromptCodec:
-    """Text to ids and back, with the two special ids that sampling needs."""
+    """A tokenizer with the two special ids that sampling needs."""
 
     tokenizer: Any
     eos_id: int
@@ -53,13 +53,13 @@ class PromptCodec:
 
     @classmethod
     def load(cls, folder: Path) -> PromptCodec:
-        """The codec of a policy folder; the pad id falls back on the end-of-sequence id."""
+        """Load the codec of a policy folder; without a pad token, the end-of-sequence id is the pad id."""
         tokenizer = load_tokenizer(folder)
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         return cls(tokenizer=tokenizer, eos_id=int(tokenizer.eos_token_id), pad_id=int(pad))
 
     def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Left-padded ids and mask, both (N, P): int64 and bool."""
+        """Return left-padded ids and their mask, both (N, P), int64 and bool."""
         rows = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
@@ -70,10 +70,10 @@ class PromptCodec:
         return ids, mask
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
-        """Texts of completions, (B, T) ids and mask; the end-of-sequence token is left out."""
+        """Return the texts of completions, given (B, T) ids and mask; the end-of-sequence token is left out."""
         kept = (mask & (ids != self.eos_id)).tolist()
         rows = [tuple(compress(row, keep)) for row, keep in zip(ids.tolist(), kept, strict=True)]
-        # short completions of one prompt are often the same
+        # short completions of one prompt are often equal, so each text is decoded once
         texts = {row: self.tokenizer.decode(list(row), clean_up_tokenization_spaces=False) for row in set(rows)}
         return [texts[row] for row in rows]
 

@@ -1,4 +1,4 @@
-"""The folder of one run: its frozen preset, its lock, and where everything lies in it.
+"""The folder of one run: its frozen preset, its lock, and the places of its files.
 
 ::
 

@@ -34,13 +34,13 @@ _LOCK, _OWNER = ".lock", ".archive-owner"
 
 
 def candidate_id(name: str, source: str) -> str:
-    """``<name-slug>-<10 hex digits>``: equal sources under one name have one id, whatever run they are in."""
+    """Return ``<name-slug>-<10 hex digits>``; equal sources under one name have one id in every run."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].strip("-") or "candidate"
     return f"{slug}-{source_digest(source)[:10]}"
 
 
 class RunDirectory:
-    """An opened run. ``open`` is for the evolution and holds the lock, ``read`` is for looking at it."""
+    """An opened run; the evolution opens it with ``open``, which holds the lock, and readers with ``read``."""
 
     def __init__(self, path: Path, preset: Preset, lock: Lock | None = None) -> None:
         """Use ``open`` or ``read``."""
@@ -51,15 +51,15 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: str | Path, preset: Preset) -> Self:
-        """Make the folder or go on in it, and hold its lock until ``close`` or the end of the process.
+        """Make the folder or open an existing one, and hold its lock until ``close`` or the end of the process.
 
         Args:
-            path: the folder; made with its parents where it is missing.
-            preset: with a resolved ``protocol.policy_digest``.
+            path: the folder, which is made with its parents where it is missing.
+            preset: a preset with a resolved ``protocol.policy_digest``.
 
         Raises:
-            RunDirectoryError: another process holds it, it was made under another protocol, it is no run directory, or
-                its files cannot be read.
+            RunDirectoryError: another process holds the lock, the run was made under another protocol, the folder is no run
+                directory, or its files cannot be read.
             poise_core.archive.ArchiveError: the archive cannot be made or read.
         """
         folder = Path(path).absolute()
@@ -79,7 +79,7 @@ class RunDirectory:
                 write(folder / PRESET, HEADER + yaml.safe_dump(document, sort_keys=False))
             run = cls(folder, preset, lock)
             run.archive.initialise()
-            _claim_archive(folder, preset)  # once more: another first start may have been under way in the same moment
+            _claim_archive(folder, preset)  # again, because another first start may have happened at the same time
             return run
         except BaseException:
             lock.release()
@@ -87,12 +87,12 @@ class RunDirectory:
 
     @staticmethod
     def exists(path: str | Path) -> bool:
-        """Whether a run was begun in this folder."""
+        """Whether a run was started in this folder."""
         return (Path(path) / PRESET).exists()
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """An existing run, for reading; takes no lock and writes nothing.
+        """Open an existing run for reading, without a lock and without writing anything.
 
         Raises:
             RunDirectoryError: it is no run directory, or its preset cannot be read.
@@ -104,9 +104,9 @@ class RunDirectory:
 
     @classmethod
     def join(cls, path: str | Path) -> Self:
-        """A run that another process may be evolving, to work on single candidates of it.
+        """Open a run that another process may be evolving, to work on single candidates of it.
 
-        The archive is safe for that, and candidates have locks of their own; settings are read, never written.
+        The archive allows several writers, and every candidate has its own lock; settings are only read.
 
         Raises:
             RunDirectoryError: it is no run directory, or its preset cannot be read.
@@ -116,11 +116,11 @@ class RunDirectory:
 
     @contextmanager
     def candidate_lock(self, candidate: str, wait: Callable[[], None]) -> Iterator[None]:
-        """Hold a candidate: nobody else trains or evaluates it in the block.
+        """Hold the lock of a candidate, so that no other process trains or evaluates it during the block.
 
         Args:
-            candidate: its id.
-            wait: called while another process holds it, again and again; what it raises is raised here.
+            candidate: the candidate's id.
+            wait: called repeatedly while another process holds the lock; its exceptions are raised here.
 
         Raises:
             RunDirectoryError: the lock cannot be made.
@@ -142,7 +142,7 @@ class RunDirectory:
             lock.release()
 
     def close(self) -> None:
-        """Give the lock back."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -157,12 +157,12 @@ class RunDirectory:
 
     @property
     def settings_changes(self) -> list[dict[str, Any]]:
-        """What later starts changed, oldest first: ``{"at": ISO time, "changed": {key: [before, after]}}``."""
+        """Return the changes of later starts, oldest first: ``{"at": ISO time, "changed": {key: [before, after]}}``."""
         return settings_changes(self.path)
 
     @property
     def current_preset(self) -> Preset:
-        """The preset with what later starts changed.
+        """The preset with the changes of later starts.
 
         Raises:
             RunDirectoryError: the record of changes does not fit this version of the program.
@@ -224,7 +224,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _with_settled_archive(folder: Path, preset: Preset) -> Preset:
-    """The preset with the place of the archive that the first start has settled; a later start need not name it again."""
+    """Return the preset with the archive's place from the first start, which a later start need not name again."""
     if preset.archive is not None:
         try:
             check_location(preset.archive)
@@ -241,7 +241,7 @@ def _with_settled_archive(folder: Path, preset: Preset) -> Preset:
 
 
 def _claim_archive(folder: Path, preset: Preset) -> None:
-    """Keep other runs out of an archive that does not lie in the run's own folder, whose lock says nothing there."""
+    """Claim an archive outside the run's folder, which the folder's lock does not protect from other runs."""
     if preset.archive is None:
         return
     name = folder / _OWNER

@@ -11,7 +11,7 @@ from poise_core.run_directory.records import RunDirectoryError
 
 
 class Lock:
-    """An exclusive flock: the system gives it back when the process ends, however it ends."""
+    """An exclusive flock, which the system releases when the process ends."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("a+", encoding="utf-8")
@@ -28,9 +28,9 @@ class Lock:
         self._file.truncate()
         self._file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._file.flush()
-        # a forked child shares the lock and would keep it beyond this process's end
+        # a forked child shares the lock and would hold it after this process's end
         os.register_at_fork(after_in_child=self._file.close)
 
     def release(self) -> None:
-        """Give it back."""
+        """Release the lock."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""What a run says of itself: the preset of its first start, frozen, and what later starts changed beside the protocol."""
+"""The records of a run: the frozen preset of its first start, and the settings that later starts changed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ HEADER = "# The preset of this run as resolved at its first start. The protocol 
 
 
 class RunDirectoryError(ValueError):
-    """The folder cannot be used for this run; one line, and nothing in the folder was changed."""
+    """The folder cannot be used for this run; the message is one line, and nothing in the folder was changed."""
 
 
 def accept(folder: Path, preset: Preset) -> None:
-    """Check the given preset against the frozen one, and record what else has changed since the last start.
+    """Check the given preset against the frozen one, and record the other settings that changed since the last start.
 
     Raises:
         RunDirectoryError: the protocol differs, or a file cannot be read or written.
@@ -47,10 +47,10 @@ def accept(folder: Path, preset: Preset) -> None:
 
 
 def frozen_preset(folder: Path) -> Preset:
-    """The preset of the run's first start.
+    """Read the preset of the run's first start.
 
     Raises:
-        RunDirectoryError: it cannot be read, or its protocol was changed.
+        RunDirectoryError: the preset cannot be read, or its protocol was changed.
     """
     path = folder / PRESET
     try:
@@ -69,7 +69,7 @@ def frozen_preset(folder: Path) -> Preset:
 
 
 def settings_changes(folder: Path) -> list[dict[str, Any]]:
-    """What later starts changed, oldest first: ``{"at": ISO time, "changed": {key: [before, after]}}``.
+    """Read the changes of later starts, oldest first: ``{"at": ISO time, "changed": {key: [before, after]}}``.
 
     Raises:
         RunDirectoryError: the record cannot be read.
@@ -85,7 +85,7 @@ def settings_changes(folder: Path) -> list[dict[str, Any]]:
 
 
 def _flat(document: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one mapping with dotted keys."""
+    """Turn nested mappings into one mapping with dotted keys."""
     if not isinstance(document, dict):
         return {prefix: document}
     flat: dict[str, Any] = {}
@@ -104,10 +104,10 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, lis
 
 
 def write(path: Path, text: str) -> None:
-    """Replace the file as a whole, or leave it as it was.
+    """Replace the file atomically.
 
     Raises:
-        RunDirectoryError: the system refuses.
+        RunDirectoryError: the file cannot be written; the old one stays.
     """
     try:
         write_atomically(path, text)

@@ -1,1 +1,1 @@
-"""Drawing completions from a policy."""
+"""Sampling completions from a policy."""

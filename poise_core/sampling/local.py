@@ -1,8 +1,8 @@
-"""Sampling completions from a policy, fast where lengths vary.
+"""Sampling completions from a policy, and scoring them; both are fast where lengths vary.
 
 Every prompt is prefilled once and its cache is repeated for the members of its group. A sequence leaves the batch when it
-is finished, and decoding ends with the longest live one. Randomness is one uniform number per completion and position,
-given from outside, so a completion depends on its own row only: not on which rows share its batch, nor on the process.
+is finished, and decoding ends with the longest sequence. The caller gives one uniform random number per completion and position,
+so a completion depends on its own row only, not on the other rows of its batch or on the process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PACKED_WIDTH = 64
 
 @dataclass(frozen=True)
 class Completions:
-    """Sampled completions of B rows, T = the longest of them."""
+    """Sampled completions, with B rows and T, the length of the longest completion."""
 
     ids: Tensor  # (B, T) int64, pad id outside the mask
     mask: Tensor  # (B, T) bool, True = sampled token, the end-of-sequence token included
@@ -64,7 +64,7 @@ def sample_completions(
         max_length: the longest completion, in tokens, the end-of-sequence token included.
         eos_id: the token that ends a completion.
         pad_id: fills ids outside the mask.
-        noise: (B, max_length) uniforms for inverse-CDF sampling, or None for greedy decoding.
+        noise: (B, max_length) uniform numbers for inverse-CDF sampling, or None for greedy decoding.
         temperature: divides the logits.
         on_token: called with (position, live rows) after every decoding step; used by tests and benchmarks.
     """
@@ -154,11 +154,11 @@ def score_completions(
     entropies: bool = True,
     packed: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the completions' tokens, and entropies, both (B, T) float32, with gradient if enabled.
+    """Return the log-probabilities and entropies of the completions' tokens, both (B, T) float32, with gradient if enabled.
 
-    Both are zero outside the mask, and entropies are zeros where ``entropies`` is False. The model sees every sequence
-    without its padding: prompt and completion next to each other, from the left. ``packed`` puts several short ones into
-    one row; it is for models that ``separates_packed`` finds able to tell them apart.
+    Both are zero outside the mask, and entropies are zero where ``entropies`` is False. The model sees every sequence
+    without its padding: prompt and completion next to each other, from the left. With ``packed``, several short sequences
+    share a row; this requires a model for which ``separates_packed`` returns True.
     """
     real = torch.cat([prompt_mask, completion_mask], dim=1)  # (B, P + T)
     prompts = prompt_mask.sum(-1)
@@ -172,7 +172,7 @@ def score_completions(
     ]
     begin = torch.zeros_like(ids)
     begin[row, start] = start
-    # positions begin anew with every sequence, and go on in what is left of a row: no real token attends there
+    # positions restart with every sequence, and continue in the unused rest of a row, to which no real token attends
     positions = torch.arange(width, device=real.device) - begin.cummax(-1).values
     first = int((start + prompts).min()) - 1  # the first column that predicts a completion's token
     output = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=width - first)
@@ -188,10 +188,10 @@ def score_completions(
 
 
 def _places(lengths: list[int], width: int) -> tuple[Tensor, int]:
-    """Where sequences of these lengths lie in rows of ``width`` tokens, or of the longest's where that is more.
+    """Pack sequences of these lengths into rows of ``width`` tokens, or of the longest sequence where that is more.
 
-    First fit decreasing: from the longest, each goes into the first row that has room. With a ``width`` of 0 every sequence
-    has a row of its own.
+    The method is first fit decreasing: from the longest on, each sequence goes into the first row with enough free columns.
+    With a ``width`` of 0 every sequence has its own row.
 
     Returns:
         (B, 2) int64, row and first column of each sequence, and the width of the rows.
@@ -214,10 +214,10 @@ def _places(lengths: list[int], width: int) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def separates_packed(model: Any) -> bool:
-    """Whether a model keeps apart the sequences of one row that only their positions tell apart.
+    """Whether a model treats the sequences of a packed row, which differ in their positions only, as separate.
 
-    Transformers masks them from each other in models that hand positions on to its masks. It is tried: what comes before a
-    sequence in its row must not change a bit of its logits.
+    Transformers masks them from each other in models that pass positions to its masks. This function tries it: the tokens
+    before a sequence in its row must not change a bit of its logits.
     """
     device = next(model.parameters()).device
     positions = torch.arange(3, device=device).repeat(2).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""What of the machine a confined process gets to see: variables, files and devices, each from an allowlist."""
+"""The environment variables, files and devices that a confined process can see, each from an allowlist."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def within(path: str, folders: Sequence[str]) -> bool:
 
 
 def files(writable: Sequence[Path], readable: Sequence[Path], network: bool) -> tuple[list[str], dict[str, str]]:
-    """Real paths that are bound read-only, and the symbolic links that lead to some of them."""
+    """Return the real paths that are bound read-only, and the symbolic links that lead to some of them."""
     package = Path(__file__).parents[1]
     wanted = [
         *_SYSTEM_FOLDERS, *_SYSTEM_FILES, *(_NETWORK_FILES if network else ()), sys.prefix, sys.base_prefix, sys.exec_prefix,
@@ -66,13 +66,13 @@ def files(writable: Sequence[Path], readable: Sequence[Path], network: bool) -> 
 
 
 def devices() -> list[str]:
-    """Devices that computing needs, as far as this machine has them; no disks, no terminals."""
+    """Return the devices that computing needs and this machine has; no disks and no terminals."""
     nvidia = sorted(str(path) for path in Path("/dev").glob("nvidia*"))
     return [path for path in dict.fromkeys([*(f"/dev/{name}" for name in _DEVICES), *nvidia]) if os.path.exists(path)]
 
 
 def kept_environment() -> dict[str, str]:
-    """The inherited variables that are passed on; none whose value is a URL."""
+    """Return the inherited variables that are passed on; none of them has a URL as its value."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -81,7 +81,10 @@ def kept_environment() -> dict[str, str]:
 
 
 def process_limit(processes: int | None) -> int | None:
-    """RLIMIT_NPROC counts all processes and threads of the user, so the limit lies above what there is now; root is exempt."""
+    """Return the value of RLIMIT_NPROC that leaves ``processes`` free; None for root, whom the kernel exempts.
+
+    RLIMIT_NPROC counts all processes and threads of the user, so those that exist now are added.
+    """
     if processes is None or os.geteuid() == 0:
         return None
     uid, now = os.getuid(), 0

@@ -1,9 +1,9 @@
-"""Confinement of processes that run candidate code, and their end.
+"""The command line and environment under which a command with candidate code runs confined.
 
-``confined_command`` wraps a command in everything that the machine grants: a scrubbed environment, a session of its
-own that dies with its parent, limits, no network but loopback, a file system of which only the listed folders exist and
-only the writable ones can be written, no capabilities, and no system calls that training does not need. What the
-machine refuses is found by trying it once per process, logged once, and returned for the record.
+``confined_command`` wraps a command in every measure that the machine grants: a scrubbed environment, a session that
+dies with its parent, limits, no network but loopback, a file system in which only the listed folders exist and
+only the writable ones can be written, no capabilities, and no system calls that training does not need. Each measure is
+tried once per process; what the machine refuses is logged once, and returned for the record.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger("poise.confinement")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a confined command may use; None is no limit."""
+    """The resources that a confined command may use; None means no limit."""
 
     wall_seconds: float | None = None  # of the whole tree; the caller ends it, and 3 s later the launcher does
     cpu_seconds: float | None = None  # per process
@@ -53,16 +53,16 @@ class Limits:
 
 @dataclass(frozen=True)
 class ConfinedCommand:
-    """What to hand to ``poise_core.sandbox.warm.start``, or to ``subprocess.Popen(argv, env=env, start_new_session=True)``.
+    """The argument of ``poise_core.sandbox.warm.start``, or of ``subprocess.Popen(argv, env=env, start_new_session=True)``.
 
-    ``granted`` says for each measure "granted" or why it is missing; store it with the row. The launcher exits with 124 when
-    the wall time is over, with 125 and one line on stderr when it could not confine, else with the command's status.
+    ``granted`` maps each measure to "granted" or to the reason why it is missing; store it with the row. The launcher exits
+    with 124 when the wall time is over, with 125 and one line on stderr when it could not confine, else with the command's status.
     """
 
     argv: list[str]
     env: dict[str, str]
     granted: dict[str, str] = field(default_factory=dict)
-    specification: Mapping[str, Any] | None = None  # what the launcher takes; None where bubblewrap is the launcher
+    specification: Mapping[str, Any] | None = None  # the launcher's argument; None where bubblewrap is the launcher
 
 
 def confined_command(
@@ -76,18 +76,18 @@ def confined_command(
     loopback: bool = True,
     level: str | None = None,
 ) -> ConfinedCommand:
-    """The command line and environment under which ``command`` runs confined.
+    """Return the command line and environment under which ``command`` runs confined.
 
     Args:
         command: program and arguments; the program is found through PATH.
-        writable: existing folders that it may write; everything else is read-only or absent.
-        readable: files and folders that it needs beside the Python environment and the system's libraries.
-        env: variables set on top of the allowlist of inherited ones; the only way to hand it a value.
-        limits: none by default.
+        writable: existing folders that the command may write; everything else is read-only or absent.
+        readable: files and folders that the command needs beside the Python environment and the system's libraries.
+        env: variables set on top of the allowlist of inherited ones; there is no other way to pass a value.
+        limits: no limits by default.
         network: True leaves the machine's network reachable, for training over several nodes.
-        loopback: whether it talks to itself over 127.0.0.1, as torchrun and gloo do. Without a network namespace, False
-            still allows to forbid internet sockets.
-        level: one of ``LEVELS`` to use no more than that, for tests; None takes the best that works here.
+        loopback: whether the command uses 127.0.0.1, as torchrun and gloo do. With False, internet sockets are forbidden
+            even where no network namespace is granted.
+        level: one of ``LEVELS``, for tests; None takes the best that works on this machine.
 
     Raises:
         ValueError: there is no such level.
@@ -136,19 +136,19 @@ def confined_command(
 
 
 def _normal(program: str) -> str:
-    """Without ``..``: the folders that such a path goes through are not there in a private view."""
+    """Remove ``..`` from an absolute path: the folders that it passes through do not exist in a private view."""
     return os.path.normpath(program) if os.path.isabs(program) else program
 
 
 def _launcher(*arguments: str) -> list[str]:
-    """The launcher without site-packages, which it does not need and which take a fifth of a second to set up."""
+    """Return the launcher's command, without site-packages, whose set-up would take a fifth of a second."""
     root = str(Path(__file__).parents[2])
     start = f"import sys; sys.path.insert(0, {root!r}); from poise_core.sandbox.confine import main; main()"
     return [_normal(sys.executable), "-I", "-S", "-c", start, *arguments]
 
 
 def _bubblewrap(specification: Mapping[str, Any]) -> list[str]:
-    """The launcher starts bubblewrap, which builds the namespaces and starts the launcher's inner half."""
+    """Return a launcher that starts bubblewrap, which builds the namespaces and starts a second launcher inside them."""
     scratch = ["--size", str(specification["limits"]["scratch_bytes"]), "--tmpfs"]
     options = [
         "--unshare-user",
@@ -181,21 +181,21 @@ def _bubblewrap(specification: Mapping[str, Any]) -> list[str]:
 # ---- what this machine grants
 
 LEVELS = ("namespaces", "bubblewrap", "network namespace", "landlock", "plain")
-"""Ways to confine files and network, best first: own namespaces with a private view of the file system; bubblewrap, which
-may be allowed what we are not; a network namespace with Landlock for files; Landlock alone; neither."""
+"""Ways to confine files and network, best first: namespaces with a private view of the file system; bubblewrap, which
+may have rights that this process lacks; a network namespace with Landlock for files; Landlock alone; none of them."""
 
 
 _PRIVATE_SCRATCH = ("namespaces", "bubblewrap")
 
 
 def has_private_scratch() -> bool:
-    """Whether a confined process gets a /tmp of its own; where not, it needs a writable folder, torch among others does."""
+    """Whether a confined process gets a private /tmp; otherwise it needs a writable folder, for example for torch."""
     return best_level() in _PRIVATE_SCRATCH
 
 
 @lru_cache(maxsize=1)
 def probe_machine() -> Mapping[str, str]:
-    """Measure -> "" or why the kernel refuses it, tried in a child process."""
+    """Try each measure in a child process; maps the measure to "" or to the reason why the kernel refuses it."""
     environment = {**allowlist.kept_environment(), "PYTHONDONTWRITEBYTECODE": "1"}
     refused = dict.fromkeys(
         ("user and network namespaces", "process limit", "landlock", "seccomp", "capabilities"),
@@ -211,7 +211,7 @@ def probe_machine() -> Mapping[str, str]:
 
 @lru_cache(maxsize=1)
 def best_level() -> str:
-    """The first of ``LEVELS`` under which a Python process starts here."""
+    """Return the first of ``LEVELS`` under which a Python process starts on this machine."""
     machine = probe_machine()
     why: list[str] = []
     for level in LEVELS:

@@ -1,13 +1,13 @@
-"""The launcher: confines itself as its specification says, then becomes the command.
+"""The launcher, which confines itself as its specification says and then becomes the command.
 
 ``main`` runs in a fresh Python process whose argument is the specification that
-``poise_core.sandbox.command.confined_command`` writes as JSON; ``confine`` is the same in a process forked from the fork
-server (``poise_core.sandbox.forkserver``), which calls a function where the other executes a program. This module needs the
-standard library only and has done its work before any candidate code runs.
-Where a step that it was told to take fails, it exits with status 125 and one line on stderr; nothing runs half-confined.
+``poise_core.sandbox.command.confined_command`` writes as JSON. ``confine`` does the same in a process that the fork server
+(``poise_core.sandbox.forkserver``) has forked; that process calls a function instead of executing a program. This module needs
+the standard library only and has done its work before any candidate code runs.
+Where a step of the specification fails, the launcher exits with status 125 and one line on stderr; nothing runs half-confined.
 
 Processes: the launcher (outside, leads its own session, enforces the wall time) -> init (process 1 of the namespace) ->
-the command. Killing the launcher or init, or the death of whoever started the launcher, ends them all.
+the command. The end of the launcher, of init, or of the process that started the launcher ends all of them.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ SETUP_FAILED = 125
 WALL_TIME_OVER = 124
 _FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _GRACE_SECONDS = 2.0  # between a request to end and SIGKILL
-_XCPU_GRACE_SECONDS = 5  # at its limit of processor time a process gets SIGXCPU, which says why; SIGKILL would not
-_BACKSTOP_SECONDS = 3.0  # beyond the wall time, at which whoever started the launcher normally ends it
+_XCPU_GRACE_SECONDS = 5  # between SIGXCPU, which names the reason, and SIGKILL
+_BACKSTOP_SECONDS = 3.0  # beyond the wall time, at which the process that started the launcher normally ends it
 
 Specification = dict[str, Any]
 Run = Callable[[Specification], NoReturn]
-"""What a process does once it is confined: execute the command, or call it."""
+"""The last step of a confined process: it executes the command, or calls it."""
 
 
 def main() -> None:
-    """Confine and run; exits with the command's status, 128 + the signal that killed it, 124 or 125."""
+    """Confine this process and run the command; exit with its status, 128 + the signal that killed it, 124 or 125."""
     if sys.argv[1] == "--probe":
         print(json.dumps(probe()))
         return
@@ -49,12 +49,12 @@ def main() -> None:
 
 
 def confine(specification: Specification, run: Run) -> int:
-    """Make this process the launcher of a confined one, which calls ``run``; its status, as ``main`` exits with it."""
-    with contextlib.suppress(OSError):  # already a leader: the caller asked for a new session
+    """Make this process the launcher of a confined one, which calls ``run``; return the status with which ``main`` exits."""
+    with contextlib.suppress(OSError):  # it already leads a session, where the caller asked for a new one
         os.setsid()
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGTERM)
     if _is_gone(specification["parent"]):
-        # it died before the line above, and the death of whoever adopted this process says nothing
+        # it died before the line above, so this process would wait for the death of another parent
         return SETUP_FAILED
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     if specification["namespaces"]:
@@ -71,7 +71,7 @@ def confine(specification: Specification, run: Run) -> int:
 
 
 def _is_gone(caller: int) -> bool:
-    """Whether the process that asked for this one has ended; orphans are not always handed to process 1."""
+    """Whether the process that asked for this one has ended; an orphan's new parent is not always process 1."""
     if os.getppid() == caller:
         return False
     try:
@@ -93,7 +93,7 @@ def _or_exit(step: Callable[[], None]) -> None:
 
 
 def _supervise(child: int, wall_seconds: float | None) -> int:
-    """Wait for the child, passing signals on and ending everything when the wall time is over."""
+    """Wait for the child, pass signals on to it, and end all descendants when the wall time is over."""
     deadline = None if wall_seconds is None else time.monotonic() + wall_seconds
     status, over = None, False
     while status is None:
@@ -114,7 +114,7 @@ def _supervise(child: int, wall_seconds: float | None) -> int:
 
 
 def _reap(child: int) -> int | None:
-    """Collect ended children; the status of ``child`` once it has ended."""
+    """Collect ended children, and return the status of ``child`` once it has ended."""
     found = None
     while True:
         try:
@@ -128,7 +128,7 @@ def _reap(child: int) -> int | None:
 
 
 def _kill_descendants() -> None:
-    """Kill whatever is left below this process, which orphans are handed to, until nothing is."""
+    """Kill the children of this process, to which orphans are handed as its children, until none is left."""
     for _ in range(100):
         children = Path(f"/proc/self/task/{os.getpid()}/children")
         try:
@@ -161,7 +161,7 @@ def _enter_namespaces(specification: Specification) -> None:
 
 
 def _init(specification: Specification, run: Run) -> None:
-    """Process 1: builds the file-system view, starts the command, collects orphans, ends when the command does."""
+    """Be process 1: build the file-system view, start the command, collect orphans, and end when the command ends."""
     if specification["view"]:
         _or_exit(lambda: _build_view(specification))
     child = os.fork()
@@ -172,7 +172,7 @@ def _init(specification: Specification, run: Run) -> None:
 
 
 def _build_view(specification: Specification) -> None:
-    """A new root that holds only what is listed; read-only but for the writable folders and a private /tmp."""
+    """Mount a new root that holds only the listed paths, read-only but for the writable folders and a private /tmp."""
     writable, devices = specification["writable"], specification["devices"]
     kernel.mount("", "/", "", kernel.MS_REC | kernel.MS_PRIVATE)
     # opened first, because the new root is mounted over /tmp and may hide some of them
@@ -228,7 +228,7 @@ def _bind(handle: int, target: str, attributes: int) -> None:
 
 
 def _become(specification: Specification, run: Run) -> NoReturn:
-    """Take the limits and filters, then run; never returns."""
+    """Set the limits and filters for this process, then run the command in it."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {*_FORWARDED, signal.SIGCHLD})
     _or_exit(lambda: _restrict(specification))
     run(specification)
@@ -279,7 +279,7 @@ def _set_limits(limits: dict[str, Any]) -> None:
 
 
 def probe() -> dict[str, str]:
-    """Try each measure that needs the kernel's consent in a child of its own: measure -> "" or why it was refused."""
+    """Try each measure that the kernel may refuse in a separate child: measure -> "" or why it was refused."""
     return {
         "user and network namespaces": _attempt(_try_namespaces),
         "process limit": _attempt(_try_process_limit),
@@ -297,7 +297,7 @@ def _try_namespaces() -> None:
 
 
 def _try_process_limit() -> None:
-    """In a pid namespace; whoever makes one enters it with its next child."""
+    """Set the limit in a pid namespace, which the process that makes it enters with its next child."""
     uid, gid = os.geteuid(), os.getegid()
     kernel.unshare(kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID)
     kernel.map_own_ids(uid, gid)

@@ -1,14 +1,14 @@
 """The fork server: a process that has imported the libraries, and forks one process for every request.
 
-Started by ``poise_core.sandbox.warm``, one for each process that asks, as ``python -I -m poise_core.sandbox.forkserver FD``
-with a scrubbed environment, so that nothing which a candidate must not see was ever in its memory. It has one thread.
+``poise_core.sandbox.warm`` starts one for each process that asks, as ``python -I -m poise_core.sandbox.forkserver FD``, with a
+scrubbed environment, so that nothing which a candidate must not see was ever in the server's memory. The server has one thread.
 
-Over the control socket FD it is sent the name of an entry and one end of a socket. It imports what the entry needs, once,
-forks, and says on that socket which process it has made and, later, how that ended. The request itself is read by the forked
-process only: nothing of one request is in the memory of the next. That process confines itself through
-``poise_core.sandbox.confine``, as a fresh one would, and calls the entry where the other would execute a program.
+A request arrives over the control socket FD: the name of an entry and one end of a socket. The server imports the libraries of
+the entry, once, then forks, and reports on that socket the id of the new process and, later, its status. Only the forked process
+reads the request itself, so that nothing of one request is in the memory of the next. The forked process confines itself through
+``poise_core.sandbox.confine``, as a fresh process does, and then calls the entry instead of executing a program.
 
-An entry is a module with ``warm_up()``, which imports what it needs and starts no thread, and ``run(arguments) -> status``.
+An entry is a module with ``warm_up()``, which imports its libraries and starts no thread, and ``run(arguments) -> status``.
 """
 
 from __future__ import annotations
@@ -39,35 +39,39 @@ ENTRIES = (
     "poise_core.evaluation.worker",
     "poise_core.training.startup",
 )
-"""Modules that can be forked. What an entry needs is imported after what the ones before it need, in this order always."""
+"""Modules that can be forked. The libraries of an entry are always imported after those of the entries before it."""
 
 REQUEST_FDS = 4  # stdin, stdout, stderr, and a file with the request as JSON
-PADDING = " " * 4096  # the last argument: room in the command line for the command of a forked process
+PADDING = (
+    " " * 4096
+)  # the last argument reserves bytes of the command line, over which a forked process writes its own command
 
 
 @dataclass
 class _Forked:
     """A process that was forked for a request."""
 
-    connection: socket.socket  # ours to whoever asked
+    connection: socket.socket  # the server's end; the requester has the other
     pidfd: int
-    ended: bool = False  # and not yet collected, so that its id stays its own for as long as somebody uses it
-    unwanted: bool = False  # whoever asked has closed the other end
+    ended: bool = False  # it has ended, and stays uncollected while the requester may use its id
+    unwanted: bool = False  # the requester has closed its end
 
 
 class Server:
-    """The loop: requests, ends of processes, ends of those who asked."""
+    """The event loop, which waits for requests, for the end of forked processes, and for requesters that hang up."""
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._poll = select.epoll()
         self._poll.register(control.fileno(), select.EPOLLIN)
         self._forked: dict[int, _Forked] = {}
-        self._memory: dict[str, int] = {}  # entry -> bytes that this process had when the entry's libraries were there
+        self._memory: dict[
+            str, int
+        ] = {}  # entry -> private bytes of this process after the entry's libraries were imported
         self._title = _title_area()
 
     def run(self) -> None:
-        """Serve until whoever started this process has ended or closed the control socket."""
+        """Serve until the process that started this one has ended or closed the control socket."""
         while True:
             for handle, _ in self._poll.poll():
                 if handle == self._control.fileno():
@@ -83,7 +87,7 @@ class Server:
             self._warm_up(entry)
             threads = len(os.listdir("/proc/self/task"))
             if threads > 1:
-                raise RuntimeError(f"its libraries have started {threads - 1} threads, which no fork survives")
+                raise RuntimeError(f"its libraries have started {threads - 1} threads, which a fork would lose")
         except Exception as error:
             _say(connection, {"refused": f"{type(error).__name__}: {error}"})
             connection.close()
@@ -96,7 +100,9 @@ class Server:
         forked = _Forked(connection, os.pidfd_open(pid))
         self._forked[pid] = forked
         self._poll.register(forked.pidfd, select.EPOLLIN)
-        self._poll.register(connection.fileno(), select.EPOLLRDHUP)  # what it reads is for the forked process
+        self._poll.register(
+            connection.fileno(), select.EPOLLRDHUP
+        )  # only the hang-up: the forked process reads the data
         _say(connection, {"pid": pid})
 
     def _warm_up(self, entry: str) -> None:
@@ -104,7 +110,7 @@ class Server:
             if name not in self._memory:
                 importlib.import_module(name).warm_up()
                 gc.collect()
-                gc.freeze()  # no collection touches, and so copies, what all forks share
+                gc.freeze()  # a collection in a fork would touch, and so copy, the shared pages
                 self._memory[name] = _private_memory()
 
     def _look_at(self, handle: int) -> None:
@@ -120,7 +126,7 @@ class Server:
             elif handle == forked.connection.fileno():
                 forked.unwanted = True
                 self._poll.unregister(handle)
-                if not forked.ended:  # nobody watches it any more
+                if not forked.ended:  # no process waits for it any more
                     signal.pidfd_send_signal(forked.pidfd, signal.SIGTERM)
             if forked.ended and forked.unwanted:
                 os.waitpid(pid, 0)
@@ -131,10 +137,10 @@ class Server:
     # ---- in the forked process
 
     def _become_request(self, connection: socket.socket, server: int, more_memory: int) -> NoReturn:
-        """Read the request and do it; nothing that goes wrong leads back into the server's loop."""
+        """Read the request and carry it out; no exception leads back into the server's loop."""
         status = confine.SETUP_FAILED
         try:
-            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # until the launcher asks for something milder
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # until the launcher replaces it by SIGTERM
             self._close_all_but(connection)
             request = _receive(connection)
             if request is not None:
@@ -162,7 +168,7 @@ class Server:
         os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
 
     def _call(self, specification: confine.Specification) -> NoReturn:
-        """What would execute a program in a launcher of its own: call the entry, confined by now."""
+        """Call the entry in this process, which is confined by now; a fresh launcher would execute a program here."""
         status = 1
         try:
             command = specification["command"]
@@ -179,7 +185,7 @@ class Server:
             _leave(status)
 
     def _retitle(self, command: Sequence[str]) -> None:
-        """Let the command line of this process be ``command``, by which people and tests find it."""
+        """Overwrite the command line of this process, as ``ps`` shows it, with ``command``."""
         start, size = self._title
         text = b"\0".join(os.fsencode(part) for part in command)[: size - 1]
         if size:
@@ -187,32 +193,32 @@ class Server:
 
 
 def _title_area() -> tuple[int, int]:
-    """Address and size of this process's command line in its memory; 0 bytes where the kernel does not say."""
+    """Return address and size in bytes of this process's command line in its memory; the size is 0 where it is unknown."""
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     start, end = int(fields[45]), int(fields[46])
     return start, (end - start if start else 0)
 
 
 def _private_memory() -> int:
-    """Bytes of private writable memory, which is what the limit on memory counts."""
+    """Return the bytes of private writable memory, which the memory limit counts."""
     (kilobytes,) = re.findall(r"^VmData:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(kilobytes) << 10
 
 
 def _say(connection: socket.socket, message: dict[str, Any]) -> None:
-    with contextlib.suppress(OSError):  # whoever asked is gone
+    with contextlib.suppress(OSError):  # the requester is gone
         connection.send(json.dumps(message).encode())
 
 
 def _receive(connection: socket.socket) -> dict[str, Any] | None:
-    """The request, once its streams, variables, folder and mask are this process's; None where nobody asks any more."""
+    """Read the request and take over its streams, variables, folder and umask; None where the requester is gone."""
     message, handles, _, _ = socket.recv_fds(connection, 16, REQUEST_FDS)
     connection.close()
     if not message:
         return None
     with open(handles[3], "rb") as stream:
         request: dict[str, Any] = json.load(stream)
-    # first above the numbers that are to be taken
+    # moved above 2 first, so that no stream overwrites one that is still to be placed
     streams = [handle if handle > 2 else os.dup(handle) for handle in handles[:3]]
     for number, handle in enumerate(streams):
         os.dup2(handle, number)
@@ -229,7 +235,7 @@ def _receive(connection: socket.socket) -> dict[str, Any] | None:
 
 
 def _forget() -> None:
-    """Draw anew what every fork has from the server, and a fresh process would draw for itself."""
+    """Reset the random state and the temporary folder, which all forks would otherwise share with the server."""
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()

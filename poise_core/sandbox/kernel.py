@@ -1,6 +1,6 @@
-"""The Linux calls that confinement needs and Python's standard library lacks, through ctypes; standard library only.
+"""The Linux system calls that confinement needs and Python's standard library lacks, through ctypes.
 
-Every function raises ``OSError`` with the call's name where the kernel refuses. Numbers are those of the kernel's
+Every function raises ``OSError`` with the call's name where the kernel refuses. The numbers are those of the kernel's
 headers for x86-64 and arm64; on any other machine the calls raise ``OSError(ENOSYS)``.
 """
 
@@ -46,7 +46,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def syscall(name: str, *arguments: object) -> int:
-    """A system call by name."""
+    """Make a system call by its name."""
     number = {**_COMMON, **_NUMBERS.get(platform.machine(), {})}.get(name)
     if number is None or platform.machine() not in _NUMBERS:
         raise OSError(errno.ENOSYS, f"{name}: unknown on {platform.machine()}")
@@ -93,35 +93,35 @@ def remount_read_only(target: str) -> None:
 
 
 def map_own_ids(uid: int, gid: int) -> None:
-    """In a new user namespace, let the caller's ids stand for themselves and nothing else exist."""
+    """In a new user namespace, map the caller's ids to themselves, and no others."""
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
     Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
 
 
 def limit_namespace_processes(proc: str, count: int) -> None:
-    """Let this process's pid namespace hold no more than ``count`` processes and threads, root's included.
+    """Limit this process's pid namespace to ``count`` processes and threads, root's included.
 
     Args:
-        proc: where a proc of this namespace is mounted, writable.
-        count: the kernel takes no less than 301, or 8 for each core.
+        proc: where the proc file system of this namespace is mounted, writable.
+        count: the kernel accepts no less than 301, or 8 for each core.
     """
     version = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
-    if version < (6, 14):  # the number is the whole machine's there, and root, even confined, could lower it
+    if version < (6, 14):  # there the number holds for the whole machine, and a confined root could lower it
         raise OSError(errno.ENOSYS, "pid namespaces have no limit of their own before Linux 6.14")
     least = max(301, 8 * (os.cpu_count() or 1))
     Path(proc, "sys/kernel/pid_max").write_text(str(max(least, count)))
 
 
 def bring_loopback_up() -> None:
-    """In a new network namespace loopback is down; gloo and torchrun need it."""
+    """Bring up loopback, which is down in a new network namespace; gloo and torchrun need it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         request = struct.pack("16sh14x", b"lo", 1 | 64)  # IFF_UP | IFF_RUNNING
         fcntl.ioctl(handle, 0x8914, request)  # SIOCSIFFLAGS
 
 
 def drop_capabilities() -> None:
-    """Give up every capability, now and across exec, root's included."""
+    """Give up every capability of this process, root's included, now and for programs that it executes."""
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     for capability in range(last + 1):
         try:
@@ -140,16 +140,16 @@ _FILE_ONLY = (1 << 0) | (1 << 1) | (1 << 2) | (1 << 14) | (1 << 15)
 
 
 def landlock_version() -> int:
-    """The kernel's Landlock ABI.
+    """Return the version of the kernel's Landlock ABI.
 
     Raises:
-        OSError: it has none.
+        OSError: the kernel has no Landlock.
     """
     return syscall("landlock_create_ruleset", None, 0, 1)
 
 
 def landlock(readable: Sequence[str], writable: Sequence[str]) -> None:
-    """From now on this process reads only below ``readable`` and ``writable`` and writes only below ``writable``."""
+    """From now on, let this process read only below ``readable`` and ``writable``, and write only below ``writable``."""
     version = landlock_version()
     handled = (1 << {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)) - 1
     scoped = 3 if version >= 6 else 0  # abstract sockets and signals stay inside

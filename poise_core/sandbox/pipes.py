@@ -18,11 +18,11 @@ from poise_core.sandbox.command import ConfinedCommand, cpu_seconds_of_tree
 
 @dataclass(frozen=True)
 class Finished:
-    """What is left of a process."""
+    """The output and the status of a process that has ended."""
 
-    output: bytes  # at most the limit, the rest is dropped
-    errors: bytes
-    status: int | None  # None: it was ended at the deadline
+    output: bytes  # stdout up to the limit; the rest is dropped
+    errors: bytes  # stderr, in the same way
+    status: int | None  # None where it was ended at the deadline
     cpu_seconds: float = 0.0  # of its whole tree, measured when it was ended at the deadline
 
 
@@ -36,19 +36,19 @@ def run_until(
     output_limit: int,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Finished:
-    """Run a confined command in a session of its own; whatever ends this function, no process of its tree is left.
+    """Run a confined command in its own session; however this function ends, no process of the command's tree is left.
 
     Args:
         confined: the command.
-        given: what it reads on stdin.
+        given: the bytes that the command reads on stdin.
         deadline: on the clock of ``time.monotonic``.
         output_limit: bytes kept of each of stdout and stderr.
-        should_stop: polled while it runs.
+        should_stop: polled while the command runs.
 
     Raises:
-        OSError: it does not start.
-        Cancelled: ``should_stop`` said so.
-        InfrastructureError: what it was forked from has died.
+        OSError: the command does not start.
+        Cancelled: ``should_stop`` returned True.
+        InfrastructureError: the fork server has died.
     """
     with contextlib.ExitStack() as streams:
         theirs, ours = _pipes(streams)
@@ -67,7 +67,7 @@ def run_until(
 
 
 def _pipes(streams: contextlib.ExitStack) -> tuple[list[int], list[IO[bytes]]]:
-    """Descriptors for stdin, stdout and stderr of a process, and our ends of them; all closed with ``streams``."""
+    """Return the child's and this process's ends of pipes for stdin, stdout and stderr; ``streams`` closes all of them."""
     theirs: list[int] = []
     ours: list[IO[bytes]] = []
     streams.callback(lambda: _close(theirs))
@@ -90,7 +90,7 @@ class _Clock:
     should_stop: Callable[[], bool]
 
     def wait(self) -> float | None:
-        """How long to wait for something to happen; None when the deadline has come."""
+        """Return for how many seconds to wait for the next event; None when the deadline has come."""
         if self.should_stop():
             raise Cancelled("stopped while a candidate was verified")
         remaining = self.deadline - time.monotonic()
@@ -98,7 +98,7 @@ class _Clock:
 
 
 def _wait(process: warm.Process, clock: _Clock) -> int | None:
-    """The status of a process that has closed its pipes; None when the deadline comes first."""
+    """Wait for the status of a process that has closed its pipes; None when the deadline comes first."""
     while (seconds := clock.wait()) is not None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(seconds)
@@ -108,7 +108,7 @@ def _wait(process: warm.Process, clock: _Clock) -> int | None:
 def _exchange(
     writer: IO[bytes], given: bytes, readers: Mapping[IO[bytes], bytearray], clock: _Clock, limit: int
 ) -> bool:
-    """Write ``given`` and read until every reader ends; False when the deadline comes first."""
+    """Write ``given`` and read until every pipe is closed; False when the deadline comes first."""
     pending = memoryview(given)
     with selectors.DefaultSelector() as selector:
         os.set_blocking(writer.fileno(), False)

@@ -1,4 +1,4 @@
-"""Ending a process with everything that descends from it, whatever sessions and groups they are in."""
+"""Ending a process with all its descendants, whatever sessions and process groups they are in."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import psutil
 
 
 def end_process_tree(pid: int, grace_seconds: float = 2.0) -> None:
-    """End a process and all its descendants, those in sessions of their own included, within five seconds.
+    """End a process and all its descendants, also those in other sessions, within five seconds.
 
-    First SIGTERM, then, after ``grace_seconds`` (at most 3), SIGKILL. Descendants are listed before anything is signalled,
-    because a process whose parent has ended is no longer found below it; its group is ended too. The process itself stays a
-    zombie until its parent, usually the caller's ``Popen``, waits for it.
+    They get SIGTERM and, after ``grace_seconds`` (at most 3), SIGKILL. Descendants are listed before any signal is sent,
+    because a process whose parent has ended is no longer found below it; process groups are signalled too. The process itself
+    stays a zombie until its parent, usually the caller's ``Popen``, waits for it.
     """
     tree = _descendants(pid)
     if not tree:
@@ -36,7 +36,7 @@ def end_process_tree(pid: int, grace_seconds: float = 2.0) -> None:
 
 
 def cpu_seconds_of_tree(pid: int) -> float:
-    """CPU time that a process and its living descendants have used."""
+    """Return the CPU time that a process and its living descendants have used."""
     total = 0.0
     for process in _descendants(pid):
         with contextlib.suppress(psutil.Error):
@@ -46,7 +46,7 @@ def cpu_seconds_of_tree(pid: int) -> float:
 
 
 def _descendants(pid: int) -> list[psutil.Process]:
-    """The process and everything below it, deepest first."""
+    """Return the process and its descendants, the deepest first."""
     try:
         root = psutil.Process(pid)
         return [*reversed(root.children(recursive=True)), root]
@@ -65,7 +65,7 @@ def _signal_tree(tree: Sequence[psutil.Process], number: signal.Signals) -> None
     own = os.getpgid(0)
     for process in tree:
         with contextlib.suppress(ProcessLookupError, PermissionError, psutil.Error):
-            if os.getpgid(process.pid) == process.pid != own:  # a group's leader: whoever joined the group goes too
+            if os.getpgid(process.pid) == process.pid != own:  # the leader of a group: all its members are signalled
                 os.killpg(process.pid, number)
         with contextlib.suppress(psutil.Error):
             process.send_signal(number)

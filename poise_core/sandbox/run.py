@@ -1,4 +1,4 @@
-"""Child processes that are watched: limits on time, a stop switch, and an end that takes grandchildren along."""
+"""Running a confined command to its end, with a time limit, a way to stop it, and an end of its whole process tree."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def run_confined(
 ) -> int:
     """Run a command confined until it ends, and return its exit status; its output goes to ``log``.
 
-    ``on_start`` is told before the start which measures of confinement the machine grants: measure -> "granted" or why not.
+    ``on_start`` is called before the start with the measures of confinement: measure -> "granted" or why it is missing.
     Whatever ends the wait (the limit, ``should_stop``, Ctrl-C, an exception of ``on_poll``), the whole process tree is ended
     before this function returns.
 
     Raises:
         TimeLimitReached: ``limits.wall_seconds`` passed.
-        Cancelled: ``should_stop`` said so.
+        Cancelled: ``should_stop`` returned True.
         InfrastructureError: the process could not be started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -76,12 +76,12 @@ def run_confined(
 
 
 def log_tail(log: Path, characters: int = 2000) -> str:
-    """The end of a log file, for error messages; empty where there is none."""
+    """Return the end of a log file, for error messages; empty where the file does not exist."""
     return log.read_text(errors="replace")[-characters:] if log.exists() else ""
 
 
 def quiet_environment(threads: int) -> dict[str, str]:
-    """Variables that keep libraries offline, quiet and within their share of the cores."""
+    """Return variables that keep libraries offline and silent, and limit their threads."""
     return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),

@@ -1,6 +1,6 @@
-"""Filters on system calls: what confined processes never need, and what a process with candidate code never needs.
+"""Filters that refuse system calls which confined processes, or processes with candidate code, never need.
 
-A filter is irrevocable, is inherited by children, and needs no privilege (seccomp mode 2 with ``no_new_privs``).
+A filter cannot be removed, is inherited by children, and needs no privilege (seccomp mode 2 with ``no_new_privs``).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, op
 
 
 def forbid_dangerous_calls(*, internet: bool) -> None:
-    """Refuse what no training needs: mounts, namespaces, tracing, kernel modules, io_uring, and so on.
+    """Refuse system calls that no training needs: mounts, namespaces, tracing, kernel modules, io_uring, and others.
 
     Args:
         internet: whether IPv4 and IPv6 sockets may be made; local (Unix) sockets always may.
@@ -56,9 +56,10 @@ def forbid_dangerous_calls(*, internet: bool) -> None:
 
 
 def forbid_new_processes() -> None:
-    """From now on this process, all its threads included, starts no program and forks no process; threads stay allowed.
+    """Refuse from now on to start programs and to fork processes, in all threads; new threads stay allowed.
 
-    For a process that is about to load candidate code: no shell, no fork bomb, nothing that outlives it.
+    A process calls this before it loads candidate code, which then can start no shell, no fork bomb, and no process that
+    outlives it.
 
     Raises:
         OSError: the kernel grants no filter.
@@ -101,7 +102,7 @@ def _refuse(number: int, error: int) -> list[Instruction]:
 
 
 def _when(number: int, body: list[Instruction]) -> list[Instruction]:
-    """Run ``body`` on the call's first argument; falling off its end goes on behind it with the number loaded again."""
+    """For the call ``number``, run ``body`` on its first argument; after the body, load the number again and go on."""
     inner = [(_LOAD, 0, 0, _FIRST_ARGUMENT), *body, (_LOAD, 0, 0, _NUMBER)]
     return [(_EQUAL, 0, len(inner), number), *inner]
 

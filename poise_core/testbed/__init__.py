@@ -1,1 +1,1 @@
-"""The toy on which the laptop presets run: base policies, panel, calibration."""
+"""The testbed of the laptop presets: recipes of the base policies, panel, calibration."""

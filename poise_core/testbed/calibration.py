@@ -1,6 +1,6 @@
-"""Is the testbed worth measuring on? Statistics of a panel of known algorithms, and the page that states them.
+"""Statistics of a panel of known algorithms, which show whether the testbed can distinguish them, and their page.
 
-Pure functions over evaluations; ``poise calibrate`` trains the panel and calls ``summarize`` and ``render``.
+These are pure functions of evaluations; ``poise calibrate`` trains the panel and calls ``summarize`` and ``render``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ POWER_Z = float(stats.norm.ppf(0.975) + stats.norm.ppf(0.8))
 
 @dataclass(frozen=True)
 class PanelRow:
-    """One algorithm of the panel."""
+    """The statistics of one algorithm of the panel."""
 
     name: str
     overall: Interval
@@ -44,7 +44,7 @@ class PanelRow:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the panel says of the testbed under one base policy."""
+    """The statistics of the panel under one base policy."""
 
     policy: str
     rows: tuple[PanelRow, ...]  # best first; without the untrained policy
@@ -97,7 +97,7 @@ def summarize(
     rows = tuple(_row(name, protocol, search, report, baseline, tiers[name]) for name in order)
     within = float(np.mean([values.var(ddof=1) for values in overalls.values()]))
     seeds = min(len(values) for values in overalls.values())
-    # variance of the means holds the seeds' noise once over; the rest is the algorithms'
+    # the variance of the means is that between algorithms plus the seed variance divided by the number of seeds
     between = max(0.0, float(np.var(list(means.values()), ddof=1)) - within / seeds)
     differences = [overalls[name] - overalls[baseline] for name in order if name != baseline]
     paired_variance = float(np.median([difference.var(ddof=1) for difference in differences]))
@@ -120,7 +120,7 @@ def summarize(
 
 
 def rank_correlation(one: Summary, other: Summary) -> float:
-    """Spearman correlation of two summaries' Overall over the algorithms that both have."""
+    """Return the Spearman correlation of two summaries' Overall over the algorithms that both have."""
     theirs = {row.name: row.overall.estimate for row in other.rows}
     shared = [row for row in one.rows if row.name in theirs]
     return float(
@@ -129,10 +129,10 @@ def rank_correlation(one: Summary, other: Summary) -> float:
 
 
 def _tiers(order: Sequence[str], overalls: Mapping[str, Array]) -> dict[str, int]:
-    """Tier of each algorithm: a new tier opens with the first one significantly below the tier's best.
+    """Return the tier of each algorithm; a new tier begins with the first algorithm significantly below the tier's best.
 
-    Significance: Tukey's honest difference at 5 % over all pairs of the panel, with the residual of the two-way layout
-    (algorithms x seeds, seeds being blocks because candidates share them), which pools the noise of all algorithms.
+    Significance is Tukey's honest significant difference at 5 % over all pairs of the panel. Its error is the residual of the
+    two-way layout (algorithms x seeds, with seeds as blocks because candidates share them), pooled over all algorithms.
     """
     table = np.stack([overalls[name] for name in order])  # (algorithms, seeds)
     count, seeds = table.shape
@@ -175,7 +175,7 @@ def _row(
 
 
 def requirements(summaries: Sequence[Summary]) -> list[tuple[str, str, bool]]:
-    """What the testbed must deliver, what it does, and whether that is enough, for the first summary."""
+    """Return each requirement of the testbed, the measured value of the first summary, and whether it is met."""
     first = summaries[0]
     lowest = max(row.tier for row in first.rows)
     checks = [
@@ -207,7 +207,7 @@ def requirements(summaries: Sequence[Summary]) -> list[tuple[str, str, bool]]:
 
 
 def render(summaries: Sequence[Summary], protocols: Sequence[Protocol], command: str) -> str:
-    """The measured part of ``docs/testbed.md``."""
+    """Render the measured part of ``docs/testbed.md``."""
     first = summaries[0]
     lines = [
         f"Made by `{command}`: {len(first.rows)} algorithms, intervals at 95 %.",

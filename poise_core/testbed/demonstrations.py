@@ -1,8 +1,8 @@
 """Demonstrations of arithmetic behaviour for the supervised training of base policies.
 
-Behaviours: ``direct`` answers at once, ``scratchpad`` writes its steps first, ``ramble`` repeats itself until the
-length limit, ``malformed`` forgets or doubles the marker. Shares and the rate of slips are chosen by the recipe of each
-base policy (``poise_core.testbed.recipes``).
+The behaviour ``direct`` answers at once, ``scratchpad`` writes its steps first, ``ramble`` repeats itself until the
+length limit, and ``malformed`` omits or doubles the marker. The recipe of each base policy (``poise_core.testbed.recipes``)
+gives their shares and the rate of wrong answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from poise_core.environments.base import Problem
 
 
 def scratchpad(prompt: str) -> str:
-    """The steps of an expression, each with its operands: ``47+85=`` gives ``7+5=12,4+8+1=13``."""
+    """Return the steps of an expression, each with its operands: ``47+85=`` gives ``7+5=12,4+8+1=13``."""
     expression = prompt.rstrip("=")
     match = re.fullmatch(r"(\d+)([-+*%])(\d+)", expression)
     if match is None:
@@ -27,7 +27,7 @@ def scratchpad(prompt: str) -> str:
 
 
 def _columns(a: str, b: str, operator: str) -> str:
-    """Column by column from the right; for products ``b`` is a single digit."""
+    """Compute column by column from the right; for products ``b`` is a single digit."""
     width = len(a) if operator == "*" else max(len(a), len(b))
     others = b * width if operator == "*" else b.zfill(width)
     carry_sign = "-" if operator == "-" else "+"
@@ -50,10 +50,10 @@ def _running_total(expression: str) -> str:
 
 
 def demonstrate(problem: Problem, behaviour: str, slip: float, rng: random.Random) -> str:
-    """One completion showing a behaviour; with probability ``slip`` a digit of its answer is wrong.
+    """Return one completion that shows a behaviour; with probability ``slip`` a digit of its answer is wrong.
 
     Raises:
-        ValueError: unknown behaviour.
+        ValueError: the behaviour is unknown.
     """
     answer = problem.answer
     if rng.random() < slip:

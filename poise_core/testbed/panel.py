@@ -1,6 +1,6 @@
 """Training and evaluating several algorithms under one protocol, outside of an evolution.
 
-The report split is evaluated here for known algorithms, to judge the testbed; nothing is selected by it.
+The report split is evaluated here for known algorithms, to assess the testbed; it selects nothing.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ PANEL = (
     "dace",
     "dcbe",
 )
-"""Algorithms that judge the testbed: the plain ones, strong variants, and two published failures (SA, DCBE)."""
+"""Algorithms for assessing the testbed: basic ones, strong variants, and two published failures (SA, DCBE)."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Evaluations of each algorithm that finished, the untrained policy's, and the failures."""
+    """The evaluations of each algorithm that finished and of the untrained policy, and the failures."""
 
     search: dict[str, list[SeedEvaluation]]
     report: dict[str, list[SeedEvaluation]]

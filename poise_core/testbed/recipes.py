@@ -1,8 +1,8 @@
-"""Building the tiny base policies: a Qwen2 of well under a million parameters, trained on demonstrations.
+"""Building the small base policies: Qwen2 models of well under a million parameters, trained on demonstrations.
 
 ``poise build-policy NAME`` rebuilds a shipped policy from its recipe; the same recipe on the same machine gives the same
-weights. Supervised training stops early on purpose: a base policy has to be right sometimes and malformed sometimes, so
-that reinforcement learning has something to do.
+weights. Supervised training stops early on purpose: completions of a base policy must sometimes be correct and sometimes
+malformed, so that reinforcement learning can improve it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCHES_SORTED = 8
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a base policy is built."""
+    """The architecture, the demonstrations and the optimizer settings of a base policy."""
 
     hidden_size: int
     layers: int
@@ -39,7 +39,9 @@ class Recipe:
     intermediate_size: int
     mixture: dict[str, float]  # kind of problem -> share of the demonstrations
     skills: dict[str, float]  # behaviour -> share while the skills are learned
-    habits: dict[str, float]  # behaviour -> share in the last ``habit_steps`` steps: what the policy tends to do
+    habits: dict[
+        str, float
+    ]  # behaviour -> share in the last ``habit_steps`` steps, which sets the final policy's tendencies
     slip: float  # share of demonstrations whose answer is wrong in one digit
     steps: int
     habit_steps: int
@@ -72,7 +74,7 @@ def _draw(shares: dict[str, float], rng: random.Random) -> str:
 def _demonstrations(
     pools: dict[str, list[Problem]], recipe: Recipe, codec: PromptCodec, rng: random.Random
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of right-padded ids (N, L) and labels with -100 outside the completion, like lengths together."""
+    """Yield batches of right-padded ids (N, L) and labels, -100 outside the completion, grouped by similar length."""
     for first in range(0, recipe.steps, BATCHES_SORTED):
         shares = recipe.skills if first < recipe.steps - recipe.habit_steps else recipe.habits
         examples = []
@@ -100,7 +102,7 @@ def _pad(examples: list[tuple[list[int], list[int]]], pad_id: int) -> tuple[torc
 
 
 def _new_model(recipe: Recipe, codec: PromptCodec) -> Qwen2ForCausalLM:
-    """The untrained model; its weights are drawn from torch's global generator."""
+    """Return the untrained model, whose weights are drawn from torch's global generator."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
@@ -137,7 +139,7 @@ def build_policy(recipe: Recipe, folder: Path, on_step: Callable[[int, float], N
     model.train()
     for step, (ids, labels) in zip(range(recipe.steps), _demonstrations(pools, recipe, codec, rng), strict=False):
         logits = model(input_ids=ids).logits[:, :-1]
-        # a sum, not a mean: batches are sorted by length, and a token should weigh the same in each
+        # a sum and not a mean: batches are sorted by length, and every token should have the same weight
         loss = functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="sum") / labels.shape[0] / 8
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -187,4 +189,4 @@ RECIPES = {
         max_completion_length=36,
     ),
 }
-"""The shipped base policies. Five-term chains and the longer kinds are in no demonstration: they start out sparse."""
+"""The shipped base policies. No demonstration has five-term chains or the longer kinds, so their reward is sparse at first."""

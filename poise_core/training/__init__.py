@@ -1,1 +1,1 @@
-"""Policies, sampling and training."""
+"""Training a policy with a candidate: the trainer, the DeepSpeed engine, the worker process and its launcher."""

@@ -1,11 +1,11 @@
 """The trainer's side of the candidate contract: calls, checks, and the gradient of a micro-batch.
 
-The checks are the admission gate's own (``poise_core.candidate.calls``); here they have names for what they find: what
-a candidate raises or returns wrongly is CRASHED, numbers that are not finite are DIVERGED.
+The checks are those of the admission gate (``poise_core.candidate.calls``). Here each has a kind of failure: an exception or a
+wrong result of a candidate is CRASHED, numbers that are not finite are DIVERGED.
 
-The candidate differentiates with respect to leaves: its loss is a function of ``logprobs`` and ``entropies`` alone, and
-what the model is updated with is the gradient at those, set to zero outside the mask. So a candidate cannot reach the
-model's graph, and whatever fails on the far side of the leaves is not its fault.
+The loss of a candidate is a function of the leaf tensors ``logprobs`` and ``entropies`` alone. The model is updated with the
+gradient at these leaves, set to zero outside the mask. So a candidate cannot reach the model's graph, and a failure
+between the leaves and the parameters is not its fault.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from poise_core.reductions import aggregate_loss
 
 @dataclass(frozen=True)
 class TrainingSignal:
-    """Advantages as the minibatches use them."""
+    """Advantages, mask and carried tensors, as the minibatches use them."""
 
     advantages: Tensor  # (B, T), 0 outside the mask
     mask: Tensor  # (B, T) bool, the tokens that train and count
@@ -35,7 +35,7 @@ class TrainingSignal:
 
 @dataclass(frozen=True)
 class MicroLoss:
-    """The loss of a micro-batch and what it says about its inputs. All detached."""
+    """The loss of a micro-batch with its gradients and metrics, all detached."""
 
     value: float  # this micro-batch's share of the minibatch's loss
     grad_logprobs: Tensor  # (B, T) d value / d logprobs, 0 outside the mask
@@ -53,7 +53,7 @@ class Algorithm:
         self.candidate, self._max_length = candidate, max_length
 
     def signal(self, batch: RolloutBatch, dynamics: Dynamics) -> TrainingSignal:
-        """Advantages of the whole batch."""
+        """Compute the advantages of the whole batch."""
         found: Advantages = _blamed(dynamics, lambda: calls.call_advantages(self.candidate, batch, dynamics))
         mask = batch.completion_mask if found.train_mask is None else found.train_mask & batch.completion_mask
         advantages = torch.where(mask, found.values, torch.zeros_like(found.values))
@@ -61,7 +61,7 @@ class Algorithm:
         return TrainingSignal(advantages, mask, found.carry)
 
     def loss(self, inputs: LossInputs, dynamics: Dynamics, tokens: float, sequences: float) -> MicroLoss:
-        """Loss and gradient of some rows of a minibatch that trains ``tokens`` tokens in ``sequences`` completions."""
+        """Compute loss and gradient of some rows of a minibatch that trains ``tokens`` tokens in ``sequences`` completions."""
         leaves = replace(
             inputs,
             logprobs=inputs.logprobs.detach().requires_grad_(),
@@ -97,7 +97,7 @@ class Algorithm:
         return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(wanted, found, strict=True)]
 
     def controller(self, state: Mapping[str, float], dynamics: Dynamics) -> dict[str, float]:
-        """The controller's state for the next step; empty where the candidate has none."""
+        """Compute the controller's state for the next step; empty where the candidate has no controller."""
         return dict(_blamed(dynamics, lambda: calls.call_controller(self.candidate, state, dynamics)))
 
 
@@ -118,5 +118,5 @@ def _require_finite(values: Tensor, what: str, dynamics: Dynamics) -> None:
 
 
 def not_finite(what: str, step: int) -> CandidateFailure:
-    """The failure of a candidate whose numbers left the finite ones."""
+    """Return the failure of a candidate that computed a number which is not finite."""
     return CandidateFailure(FailureKind.DIVERGED, "train", f"{what} is not finite at step {step}")

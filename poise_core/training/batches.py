@@ -1,4 +1,4 @@
-"""The global batch: every process's completions gathered, so that whole groups are in one place.
+"""The global batch, which gathers the completions of all processes, so that every process has whole groups.
 
 Rows are in group order: row i belongs to prompt i // group_size and was sampled by process i // (B / processes).
 """
@@ -32,18 +32,18 @@ class GlobalBatch:
     group_ids: Tensor  # (B,) int64
 
     def trimmed(self) -> GlobalBatch:
-        """Without columns that no row uses, left of the prompts and right of the completions."""
+        """Return the batch without columns that no row uses, left of the prompts and right of the completions."""
         first = int(self.prompt_mask.any(0).int().argmax())
         longest = max(1, int(self.completion_mask.sum(-1).max()))
         columns = {name: getattr(self, name)[:, first:] for name in ("prompt_ids", "prompt_mask")}
         return replace(self, **columns, **{name: getattr(self, name)[:, :longest] for name in _PER_TOKEN})
 
     def select(self, rows: Tensor) -> GlobalBatch:
-        """The rows with these indices, trimmed."""
+        """Return the rows with these indices, trimmed."""
         return replace(self, **{spec.name: getattr(self, spec.name)[rows] for spec in fields(self)}).trimmed()
 
     def by_length(self, rows: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """Indices ``rows`` in ``parts`` parts of equal size, like lengths together, so that little of a part is padding."""
+        """Split the indices ``rows`` into ``parts`` parts of equal size by length, so that a part has little padding."""
         lengths = self.completion_mask[rows].sum(-1)
         return rows[lengths.argsort(stable=True)].tensor_split(parts)
 

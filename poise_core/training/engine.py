@@ -1,4 +1,4 @@
-"""The DeepSpeed engine: one code path for one process or many, on CPU (gloo) or CUDA (nccl).
+"""The DeepSpeed engine, with one code path for one process or many, on CPU (gloo) or CUDA (nccl).
 
 Importing this module is cheap; DeepSpeed itself takes seconds and is imported when an engine is made.
 """
@@ -21,11 +21,11 @@ from poise_core.config.protocol import TrainingSpec
 from poise_core.files import write_atomically
 from poise_core.policies.libraries import quiet_deepspeed
 
-_LATEST = "latest.json"  # in a folder of checkpoints, names the one to go on from
+_LATEST = "latest.json"  # in a folder of checkpoints, names the newest whole one
 
 
 def start_processes() -> tuple[int, int, torch.device]:
-    """Join the process group that torchrun described, or make one of this process alone.
+    """Join the process group that torchrun describes, or make one with this process alone.
 
     Returns:
         Rank, world size, device of this process.
@@ -33,7 +33,7 @@ def start_processes() -> tuple[int, int, torch.device]:
     deepspeed = quiet_deepspeed()
     cuda = torch.cuda.is_available()
     if not dist.is_initialized():
-        if "RANK" not in os.environ:  # nobody to meet: no port, no agent
+        if "RANK" not in os.environ:  # a single process needs no port and no agent
             os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1")
             dist.init_process_group("nccl" if cuda else "gloo", store=dist.HashStore(), rank=0, world_size=1)
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
@@ -44,10 +44,10 @@ def start_processes() -> tuple[int, int, torch.device]:
 
 
 def deepspeed_config(training: TrainingSpec, resources: ResourceSpec, world_size: int) -> dict[str, Any]:
-    """The configuration of one training; micro-batches of a minibatch are DeepSpeed's accumulation steps."""
+    """Return DeepSpeed's configuration of one training; micro-batches of a minibatch are its accumulation steps."""
     rows = training.batch_size // training.minibatches // world_size
     micro_batches = micro_batch_count(rows, resources.micro_batch_size)
-    # ZeRO 2 on gloo needs plain all-reduce: its reduce-scatter path is not implemented by the backend
+    # ZeRO 2 on gloo needs all-reduce, because the backend does not implement reduce-scatter
     plain = {"overlap_comm": False, "reduce_scatter": False} if resources.zero_stage == 2 else {}
     return {
         "train_batch_size": micro_batches * world_size,
@@ -62,7 +62,7 @@ def deepspeed_config(training: TrainingSpec, resources: ResourceSpec, world_size
                 "eps": 1e-8,
                 "weight_decay": training.weight_decay,
                 "torch_adam": True,
-                "fused": True,  # one kernel per update in place of some ten for every parameter
+                "fused": True,  # one kernel per update instead of about ten for every parameter
             },
         },
         "zero_optimization": {"stage": resources.zero_stage, **plain},
@@ -73,12 +73,12 @@ def deepspeed_config(training: TrainingSpec, resources: ResourceSpec, world_size
 
 
 def micro_batch_count(rows: int, micro_batch_size: int) -> int:
-    """Micro-batches per minibatch and process."""
+    """Return the number of micro-batches per minibatch and process."""
     return -(-rows // micro_batch_size)
 
 
 class Engine:
-    """A model under DeepSpeed with what the trainer needs: backward, step, whole weights, checkpoints."""
+    """A model under DeepSpeed, with backward, step, gathered weights and checkpoints for the trainer."""
 
     def __init__(self, model: torch.nn.Module, training: TrainingSpec, resources: ResourceSpec) -> None:
         deepspeed = quiet_deepspeed()
@@ -102,7 +102,7 @@ class Engine:
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)  # DeepSpeed averages over processes
 
     def step(self) -> float:
-        """Close one micro-batch; at the last one of a minibatch, update. The gradient norm before clipping, else NaN."""
+        """Finish a micro-batch, and update after the last one of a minibatch; return the unclipped gradient norm, or NaN."""
         boundary = self._engine.is_gradient_accumulation_boundary()
         if boundary:
             for group in self._engine.optimizer.param_groups:
@@ -113,19 +113,19 @@ class Engine:
         return float(self._engine.get_global_grad_norm()) if boundary and self.stage > 0 else norm
 
     def _plain_norm(self) -> float:
-        """DeepSpeed keeps no norm without ZeRO; the gradients are whole and already summed over processes."""
+        """Compute the gradient norm where DeepSpeed, without ZeRO, keeps none; gradients are summed over processes already."""
         gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients))
 
     @property
     def learning_rate(self) -> float:
-        """Rate of the next update: linear warm-up, then constant."""
+        """Learning rate of the next update, with linear warm-up and then constant."""
         warmup = self._training.warmup_steps * self._training.minibatches * self._training.inner_epochs
         return self._training.learning_rate * min(1.0, (self._updates + 1) / (warmup + 1))
 
     @contextmanager
     def whole_model(self) -> Iterator[Any]:
-        """The bare module with all weights present on every process (gathered under ZeRO 3), for sampling and saving."""
+        """Yield the module with all weights on every process (gathered under ZeRO 3), for sampling and saving."""
         module = self._engine.module
         if self.stage < 3:
             yield module
@@ -134,10 +134,10 @@ class Engine:
             yield module
 
     def save_checkpoint(self, folder: Path, step: int, state: dict[str, Any]) -> None:
-        """Write weights and optimizer of every process with the caller's ``state``, in place of the checkpoint before.
+        """Write weights and optimizer of every process with the caller's ``state``, and remove the previous checkpoint.
 
-        ``latest.json`` is replaced when the new checkpoint is whole, and only then the old one removed: whatever is killed
-        when, the file names a whole checkpoint.
+        ``latest.json`` is replaced when the new checkpoint is whole, and the old one is removed after that. So the file names
+        a whole checkpoint whenever a process is killed.
         """
         tag = f"step-{step}"
         content = {"state": state, "updates": self._updates}
@@ -150,10 +150,10 @@ class Engine:
                     shutil.rmtree(old)
 
     def load_checkpoint(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the latest checkpoint and return its state; None where there is none that fits.
+        """Restore the latest checkpoint and return its state; None where no checkpoint fits.
 
-        Weights and optimizer are stored as they lie in the processes: another number of processes, or another ZeRO stage,
-        starts anew.
+        Every process stores its own part of weights and optimizer, so a checkpoint fits only the same number of processes
+        and the same ZeRO stage.
         """
         latest = folder / _LATEST
         if not latest.exists():
@@ -170,5 +170,5 @@ class Engine:
         return {"processes": self.world_size, "zero_stage": self.stage}
 
     def close(self) -> None:
-        """Drop the engine's hooks and buffers, so that another can be made in this process."""
+        """Release the engine's hooks and buffers, so that another engine can be made in this process."""
         self._engine.destroy()

@@ -1,4 +1,4 @@
-"""What a training is asked to do; data alone, so that whoever plans one needs no torch."""
+"""The job of a training, as data only, so that code which plans one needs no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from poise_core.config.protocol import Protocol
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One candidate, trained with some of the protocol's seeds."""
+    """The training of one candidate with some of the protocol's seeds."""
 
     candidate_path: Path  # the .py file
     candidate_name: str
@@ -20,4 +20,4 @@ class TrainingJob:
     resources: ResourceSpec
     seeds: tuple[int, ...]
     pause_after: int | None = None  # steps after which every seed stops at a checkpoint; None: it trains to its end
-    source_digest: str | None = None  # of the text that the gate admitted; None: whatever the file holds is trained
+    source_digest: str | None = None  # of the text that the gate admitted; None trains the file unchecked

@@ -1,10 +1,10 @@
-"""Training as a child process: started by torchrun's agent, confined, watched, resumable.
+"""Running a training in a confined child process, which can be resumed.
 
-Finished seeds are read back, not redone; an unfinished seed goes on from its last checkpoint.
+Finished seeds are read back and not trained again; an unfinished seed goes on from its last checkpoint.
 
-The process runs candidate code, so it is not trusted: it may write the folders of its open seeds and one for its outcome,
-and nothing else of the job's folder exists for it. What it leaves there is read as a stranger's files: no link is
-followed, nothing that would block is opened, and only weights in safetensors are taken out of it.
+The process runs candidate code and is not trusted. It may write the folders of its unfinished seeds and one for its outcome,
+and it sees nothing else of the job's folder. Its files are read as those of an untrusted process: no link is
+followed, no pipe or device is opened, and only weights in safetensors are used.
 """
 
 from __future__ import annotations
@@ -30,29 +30,29 @@ from poise_core.sandbox.command import GRANTED, Limits
 from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
 from poise_core.training.job import TrainingJob
 
-LINE_CHARACTERS = 1 << 20  # of a trajectory; the trainer writes a few hundred
+LINE_CHARACTERS = 1 << 20  # limit for a line of a trajectory; the trainer writes a few hundred
 OUTCOME_BYTES = 1 << 20
-CHANGED_FILE = "changed file"  # the outcome of a worker that was not given the text which the gate admitted
+CHANGED_FILE = "changed file"  # the outcome of a worker whose file is not the text that the gate admitted
 HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
 PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
 
 
 @dataclass(frozen=True)
 class SeedTraining:
-    """A training of one seed, finished or at its pause."""
+    """A training of one seed that is finished or paused."""
 
     seed: int
-    policy_folder: Path  # there is no policy in it before the training has finished
+    policy_folder: Path  # holds no policy before the training has finished
     trajectory_path: Path  # one JSON object per step
     seconds: float
     tokens: int  # completion tokens sampled
     confinement: Mapping[str, str] = field(default_factory=dict)  # measure -> "granted" or why it was not
 
     def trajectory(self) -> list[dict[str, float]]:
-        """The rows of the trajectory, one per step.
+        """Read the rows of the trajectory, one per step.
 
         Raises:
-            CandidateFailure: the file is not what the trainer writes.
+            CandidateFailure: the file is not as the trainer writes it.
         """
         with _suspected():
             return [_step_of(line) for line in read_untrusted(self.trajectory_path).splitlines()]
@@ -64,21 +64,21 @@ def train_candidate(
     on_step: Callable[[int, dict[str, float]], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> list[SeedTraining]:
-    """Train every seed of the job that is not finished (or not at its pause) yet; all of them, in the job's order.
+    """Train every seed of the job that is not yet finished or paused; return all seeds in the job's order.
 
-    A paused seed goes on from its checkpoint when a job without a pause, or with a later one, is given: every step is
-    drawn from (seed, step), so what comes out is what a training without the pause gives.
+    A paused seed goes on from its checkpoint when the job has no pause, or a later one. Every step is drawn from
+    (seed, step), so the result equals that of a training without the pause.
 
     Args:
-        job: what to train.
+        job: the candidate, the seeds and the settings.
         on_step: called with (seed, trajectory row) as the rows appear; where a seed goes on from a checkpoint, with the
-            rows before it too, but never twice with the same step. What it raises ends the training, and is raised here.
-        should_stop: polled; when it says True the training is ended and can be resumed later.
+            rows before it too, but never twice with the same step. An exception of it ends the training and is raised here.
+        should_stop: polled; when it returns True, the training is ended and can be resumed later.
 
     Raises:
         CandidateFailure: the candidate raised, diverged, or took longer than ``resources.train_timeout_seconds``.
-        InfrastructureError: the process died for another reason, or the file is not what the gate admitted.
-        Cancelled: ``should_stop`` said so.
+        InfrastructureError: the process died for another reason, or the file is not the one that the gate admitted.
+        Cancelled: ``should_stop`` returned True.
     """
     open_seeds = [seed for seed in job.seeds if _record_path(job, seed) is None]
     if open_seeds:
@@ -92,20 +92,22 @@ def train_candidate(
 
 
 def unfinished_trajectory(job: TrainingJob, seed: int) -> tuple[list[dict[str, float]], dict[str, str]]:
-    """The steps that a failed training got to, whatever its file looks like, and how the process was confined."""
+    """Return the steps of a failed training as far as its file can be read, and the confinement of the process."""
     steps: list[dict[str, float]] = []
     with contextlib.suppress(FileNotFoundError, CandidateFailure), _suspected():
         text = read_untrusted(job.folder / f"seed-{seed}" / "trajectory.jsonl")
-        whole = (line for line in text.splitlines(keepends=True) if line.endswith("\n"))  # the last one may be cut off
+        whole = (
+            line for line in text.splitlines(keepends=True) if line.endswith("\n")
+        )  # the last line may be incomplete
         steps.extend(_step_of(line) for line in whole)
     return steps, _recorded_confinement(job.folder)
 
 
 def _record_path(job: TrainingJob, seed: int) -> Path | None:
-    """What the worker wrote at the end of this seed or, where the job has a pause, at that one or a later one.
+    """Return the file that the worker wrote at the end of this seed or, where the job has a pause, at that or a later pause.
 
     Raises:
-        CandidateFailure: the record of a pause is not what the worker writes.
+        CandidateFailure: the record of a pause is not as the worker writes it.
     """
     folder = job.folder / f"seed-{seed}"
     finished, paused = folder / "result.json", folder / "paused.json"
@@ -120,16 +122,16 @@ def _record_path(job: TrainingJob, seed: int) -> Path | None:
 
 @contextmanager
 def _suspected() -> Iterator[None]:
-    """Inside, a file that no honest training leaves is the candidate's failure."""
+    """Turn the errors of a file that the trainer itself would not have written into a failure of the candidate."""
     try:
         yield
     except (UntrustedFileError, ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"the training left what the trainer does not write: {error or type(error).__name__}"
+        message = f"the training left files that the trainer does not write: {error or type(error).__name__}"
         raise CandidateFailure(FailureKind.CRASHED, "train", message) from error
 
 
 def _step_of(line: str) -> dict[str, float]:
-    """One line of a trajectory: metric -> number, ``step`` among them."""
+    """Parse one line of a trajectory: metric -> number, ``step`` among them."""
     row = {str(name): float(value) for name, value in json.loads(line).items()}
     int(row["step"])
     return row
@@ -144,7 +146,7 @@ def _read(job: TrainingJob, seed: int) -> SeedTraining:
         seconds, tokens = float(document["seconds"]), int(document["tokens"])
         if record.name == "result.json":
             require_plain_folder(folder / "policy")
-            # left where the worker was killed at its very end
+            # it is still there where the worker was killed after its last step
             shutil.rmtree(folder / "checkpoints", ignore_errors=True)
             (folder / "paused.json").unlink(missing_ok=True)
     return SeedTraining(
@@ -167,7 +169,7 @@ def _recorded_confinement(folder: Path) -> dict[str, str]:
 
 
 def _record_confinement(folder: Path, granted: Mapping[str, str]) -> None:
-    """Keep what was missing at any start: a training that went on elsewhere was confined as badly as at its worst."""
+    """Record the measures that were missing at any start, because a training may be resumed on another machine."""
     missing = {name: text for name, text in _recorded_confinement(folder).items() if text != GRANTED}
     write_atomically(_confinement_path(folder), json.dumps({**granted, **missing}))
 
@@ -232,7 +234,7 @@ def _run(
 
 
 def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path, policy: Path) -> None:
-    """No benchmarks: the process that runs candidate code is not told what it will be examined on."""
+    """Write the job file without benchmarks, so that candidate code cannot learn on what its policy is evaluated."""
     document = {
         "policy": str(policy),
         "environment": job.protocol.environment.absolute().model_dump(mode="json"),
@@ -250,9 +252,9 @@ def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path
 
 
 class _Follower:
-    """Reads the trajectories of the running seeds as they grow; every step is reported once.
+    """A reader of the growing trajectories of the running seeds, which reports every step once.
 
-    A resumed worker puts a new file, cut at its checkpoint, in the place of the old one: reading then starts over.
+    A resumed worker replaces the file by a new one that ends at its checkpoint; reading then starts again.
     """
 
     def __init__(self, folder: Path, seeds: list[int], on_step: Callable[[int, dict[str, float]], None] | None) -> None:
@@ -262,7 +264,7 @@ class _Follower:
         self._next_step = dict.fromkeys(seeds, 0)
 
     def poll(self) -> None:
-        """Report the whole lines that have come since the last call."""
+        """Report the complete lines that were written since the last call."""
         if self._on_step is None:
             return
         for seed, path in self._paths.items():

@@ -1,10 +1,11 @@
-"""Starting the processes of one training: this one alone, or torchrun's agent with its workers forked from it.
+"""Starting the processes of one training: this process alone, or torchrun's agent with its workers forked from it.
 
-The ``torchrun`` command starts every worker as a new interpreter, which imports torch once more. Here one process of a
-training is this process itself, and of several the agent imports what they need and forks them. Where there is CUDA,
-whose state does not survive a fork, several are spawned.
+The ``torchrun`` command starts every worker as a new interpreter, which imports torch again. Here the only process of a
+training is this process itself; several processes are forked by the agent, which has imported their libraries. Where there is
+CUDA, whose state does not survive a fork, several processes are spawned.
 
-Run as ``python -I -m poise_core.training.startup PROCESSES JOB_FILE``, or forked from a process that has called ``warm_up``.
+The module runs as ``python -I -m poise_core.training.startup PROCESSES JOB_FILE``, or in a fork of a process that has called
+``warm_up``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from poise_core.policies.libraries import leave, load_libraries
 
 
 def warm_up() -> None:
-    """Import what a training needs."""
+    """Import the libraries of a training."""
     load_libraries()
     import poise_core.training.worker  # noqa: F401
     from poise_core.environments import prompts
@@ -28,25 +29,25 @@ def warm_up() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train in as many processes as the first argument says; the second one is the job file."""
+    """Train with the number of processes in the first argument; the second argument is the job file."""
     return main(int(arguments[0]), arguments[1])
 
 
 def work(job_file: str) -> None:
-    """Train in this process; one of several, as the environment says that torchrun's agent has set."""
+    """Train in this process, alone or as one of several processes, whose environment torchrun's agent has set."""
     from poise_core.training import worker
 
     try:
         status = worker.main(job_file)
     except Exception:
-        traceback.print_exc()  # the agent would keep it in a file of its own
+        traceback.print_exc()  # so that it is in the log; the agent writes it to another file
         status = 1
     if status:
         sys.exit(status)
 
 
 def main(processes: int, job_file: str) -> int:
-    """Train with so many processes on this machine.
+    """Train with this number of processes on this machine.
 
     Returns:
         0 when all have succeeded, 128 + SIGXCPU when one has reached its limit of processor time, else 1.
@@ -63,7 +64,7 @@ def main(processes: int, job_file: str) -> int:
     fork = not torch.cuda.is_available()
     if fork:
         load_libraries()
-    config = LaunchConfig(  # what ``torchrun --standalone`` asks for
+    config = LaunchConfig(  # the configuration of ``torchrun --standalone``
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,

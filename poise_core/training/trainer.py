@@ -1,12 +1,12 @@
-"""The trainer: rollouts, advantages, minibatch updates. It knows nothing of any algorithm.
+"""The trainer, which is independent of the algorithm: rollouts, advantages, minibatch updates.
 
-One step: the next prompts; every process samples its share of the completions; the global batch is gathered; the
-candidate turns it into advantages; for every minibatch of every inner epoch the candidate's token losses are masked,
-reduced with global denominators and back-propagated. All randomness derives from (seed, step), so that a resumed
-training goes on exactly, and the number of processes does not matter.
+In one step every process samples its share of the completions of the next prompts. The global batch is gathered, and the
+candidate turns it into advantages. For every minibatch of every inner epoch the candidate's token losses are masked,
+reduced with global denominators and back-propagated. All random numbers derive from (seed, step), so that a resumed
+training goes on exactly, and results do not depend on the number of processes.
 
-What a candidate does not read is not computed for it, and is NaN where it might stand: log-probabilities of the initial
-policy, and entropies with gradient. The KL of the trajectory is then measured on every ``KL_MONITOR_STRIDE``-th completion.
+Log-probabilities of the initial policy and entropies with gradient are computed only for candidates that read them, and are NaN
+for others. The KL of the trajectory is then measured on every ``KL_MONITOR_STRIDE``-th completion.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NOISE, _ORDER = 1, 2  # purposes in the keys of random streams
 
 @dataclass
 class TrainerState:
-    """What a checkpoint holds beside weights and optimizer."""
+    """The state that a checkpoint holds beside weights and optimizer."""
 
     step: int = 0
     running: dict[str, float] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class TrainerState:
 
 
 class Trainer:
-    """Trains one policy with one candidate and one seed."""
+    """The training of one policy with one candidate and one seed."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Trainer:
         """Run the remaining steps, yielding one trajectory row after each.
 
         Raises:
-            CandidateFailure: the candidate raised, broke the contract, or left the finite numbers.
+            CandidateFailure: the candidate raised, broke the contract, or computed a number that is not finite.
         """
         while self.state.step < self.training.steps:
             yield self._step()
@@ -114,7 +114,9 @@ class Trainer:
         own = spec.batch_size // self.engine.world_size
         rows = range(self.rank * own, (self.rank + 1) * own)
         groups = torch.tensor([row // spec.group_size for row in rows])
-        ids, mask = self.codec.encode([problem.prompt for problem in problems])  # whole batch: one width everywhere
+        ids, mask = self.codec.encode(
+            [problem.prompt for problem in problems]
+        )  # whole batch, for one width on all processes
         present, counts = torch.unique(groups, return_counts=True)
         noise = uniforms(spec.batch_size, spec.max_completion_length, self.seed, step, _NOISE)[rows.start : rows.stop]
         with self.engine.whole_model() as model:
@@ -195,12 +197,12 @@ class Trainer:
         }
 
     def _measured(self, first: int, count: int) -> Tensor:
-        """(count,) bool: for which rows of the global batch, from ``first``, reference log-probabilities are computed."""
+        """Mark the rows of the global batch, from ``first``, whose reference log-probabilities are computed. (count,) bool."""
         rows = torch.arange(first, first + count, device=self.device)
         return rows % (1 if self.candidate.reads_reference else KL_MONITOR_STRIDE) == 0
 
     def _as_seen(self, batch: GlobalBatch) -> RolloutBatch:
-        """The batch as the candidate sees it: what it does not read is not there."""
+        """Return the batch for the candidate, without the tensors that it does not read."""
         reads = self.candidate.reads_reference
         return RolloutBatch(
             correctness=batch.correctness,
@@ -232,7 +234,7 @@ class Trainer:
     def _minibatch(
         self, batch: GlobalBatch, signal: TrainingSignal, rows: Tensor, dynamics: Dynamics, sums: dict[str, float]
     ) -> float:
-        """One optimizer update; adds this process's share of loss and metrics to ``sums``. The gradient's norm."""
+        """Make one optimizer update, add this process's share of loss and metrics to ``sums``, and return the gradient norm."""
         mask = signal.mask[rows]
         tokens, sequences = float(mask.sum()), float(mask.any(-1).sum())
         own = rows.chunk(self.engine.world_size)[self.rank]
@@ -255,11 +257,11 @@ class Trainer:
         return norm
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
-        """Every process holds its rows' share of each mean; they add up."""
+        """Add up the shares of each mean that the processes hold."""
         if self.engine.world_size == 1:
             return sums
         parts: list[dict[str, float]] = [{}] * self.engine.world_size
-        dist.all_gather_object(parts, sums)  # a process may lack a metric that its rows did not give rise to
+        dist.all_gather_object(parts, sums)  # as objects, because a process may lack a metric that none of its rows has
         keys = sorted({key for part in parts for key in part})
         return {key: sum(part.get(key, 0.0) for part in parts) for key in keys}
 

@@ -1,10 +1,10 @@
-"""One process of a training: trains a candidate with each seed of a job, one after the other.
+"""One process of a training, which trains a candidate with each seed of a job, one after the other.
 
-Started through ``poise_core.training.startup``, so that the start-up cost is paid once per candidate; it is also what
-``torchrun -m poise_core.training.worker JOB_FILE`` runs. Every seed leaves ``seed-<s>/`` with the trajectory, checkpoints
-while it runs, and at its end the policy and ``result.json``, written last: a folder with a result is finished. A job may ask
-for a pause: the seed then stops at a checkpoint and leaves ``paused.json``, and a later job goes on from there. A failure of
-the candidate is left in ``outcome.json``.
+``poise_core.training.startup`` calls it, so that libraries are imported once per candidate;
+``torchrun -m poise_core.training.worker JOB_FILE`` runs it as well. Every seed writes ``seed-<s>/`` with the trajectory,
+checkpoints while it runs, and at its end the policy and ``result.json``. The result is written last, so a folder with a result is
+finished. A job may have a pause: the seed then stops at a checkpoint and writes ``paused.json``, and a later job goes on from
+there. A failure of the candidate is written to ``outcome.json``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(hash_key(seed, 0))
     codec = PromptCodec.load(job.policy_folder)
-    with skipped_imports("scipy"):  # for a loss of object detection
+    with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
         reference = load_model(job.policy_folder).to(job.device).requires_grad_(False)
     engine = Engine(load_model(job.policy_folder).to(job.device), job.training, job.resources)
     trainer = Trainer(
@@ -82,12 +82,12 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
 
 
 def _run_steps(job: _Job, folder: Path, engine: Engine, trainer: Trainer) -> list[Row]:
-    """Go on from the newest checkpoint, if there is one; the whole trajectory."""
+    """Run the remaining steps, from the newest checkpoint if there is one, and return the whole trajectory."""
     rows: list[Row] = []
     if (state := engine.load_checkpoint(folder / "checkpoints")) is not None:
         trainer.state, rows = TrainerState(**state["trainer"]), state["rows"]
     trajectory = folder / "trajectory.jsonl"
-    if job.rank == 0:  # a new file, so that whoever follows the old one sees that steps are done again
+    if job.rank == 0:  # a new file tells the reader of the old one that steps are repeated
         write_atomically(trajectory, "".join(json.dumps(row) + "\n" for row in rows))
     every = job.resources.checkpoint_steps
     while trainer.state.step < job.last_step:
@@ -104,7 +104,7 @@ def _run_steps(job: _Job, folder: Path, engine: Engine, trainer: Trainer) -> lis
 
 
 def _pause(job: _Job, folder: Path, engine: Engine, rows: list[Row]) -> None:
-    """Leave word that the newest checkpoint is where the job asked to stop."""
+    """Record that the newest checkpoint is at the pause of the job."""
     engine.close()
     if job.rank == 0:
         write_atomically(folder / "paused.json", json.dumps({"steps": len(rows), **_totals(rows)}))
@@ -128,15 +128,15 @@ def _finish(job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: l
 
 
 class _ChangedFileError(Exception):
-    """The candidate's file does not hold what the gate admitted."""
+    """The candidate's file is not the text that the gate admitted."""
 
 
 def _load(document: dict[str, Any]) -> Candidate:
-    """The candidate of a job, from the text that is compared with the one that the gate admitted.
+    """Load the candidate of a job from its file, after comparing the digest of the text with the admitted one.
 
     Raises:
         CandidateError: the text is no candidate.
-        _ChangedFileError: it is another text.
+        _ChangedFileError: the text is not the admitted one.
     """
     path, admitted = Path(document["candidate_path"]), document.get("source_digest")
     content = path.read_bytes()
@@ -165,7 +165,7 @@ def main(job_file: str) -> int:
         job = _Job(document)
         for seed in job.seeds:
             _train_seed(job, candidate, seed)
-    except _ChangedFileError as error:  # nobody's failure: somebody changed the file behind the gate's back
+    except _ChangedFileError as error:  # not a failure of the candidate: the file was changed after the gate
         write_atomically(outcome, json.dumps({"kind": CHANGED_FILE, "message": str(error), "detail": ""}))
         return 1
     except CandidateFailure as failure:

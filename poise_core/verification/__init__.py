@@ -1,4 +1,4 @@
-"""The admission gate: candidate code is proved fit before it trains, in a confined process.
+"""The admission gate, which checks candidate code in a confined process before it trains.
 
 The names below are loaded when they are first used, because the launcher of every confined process imports this package.
 """

@@ -1,7 +1,7 @@
-"""What a candidate does, as numbers: observations on a fixed scenario, a fingerprint of them, and distances between them.
+"""A candidate's behaviour as numbers: observations on a fixed scenario, a fingerprint of them, and distances between them.
 
-The scenario is a short training in five probes, with the controller running along, chosen so that clips, length terms,
-format terms, filters and schedules all act. What trains a policy is the gradient; loss and advantages may differ by a
+The scenario is a short training of five probes in which the controller is updated, chosen so that clips, length terms,
+format terms, filters and schedules all act. The gradient trains a policy; loss and advantages may differ by a
 constant or a factor between two files that train alike, so distances compare gradients.
 """
 
@@ -40,7 +40,7 @@ _EARLY = Dynamics(8, 0.08, 1.4, 0.004, 0.2, 9.0, 0.05, 0.45, 1.2)
 
 @dataclass(frozen=True)
 class Observation:
-    """A candidate on one probe of the scenario, on a scale on which no entry drowns the others."""
+    """The results of a candidate on one probe of the scenario, scaled so that no entry dominates the others."""
 
     gradient: Tensor  # (2 B T + B T,) d loss / d logprobs, d loss / d entropies per trained token, and the train mask
     rest: Tensor  # (B T + 1,) advantages of trained tokens, and the loss
@@ -48,7 +48,7 @@ class Observation:
 
 @lru_cache(maxsize=1)
 def scenario() -> tuple[Probe, ...]:
-    """The fixed probes, in the order in which a controller meets them."""
+    """Return the fixed probes, in the order in which a controller is updated on them."""
     return (
         replace(ordinary(31, START), name="the first step"),
         replace(ordinary(32, _EARLY), name="an early step"),
@@ -68,7 +68,7 @@ def observe(candidate: Candidate) -> tuple[Observation, ...]:
 
 
 def observe_one_by_one(candidate: Candidate) -> Iterator[Observation]:
-    """As ``observe``, probe by probe, for a caller that may have seen enough."""
+    """Do the same as ``observe`` one probe at a time, for a caller that may stop early."""
     state: Mapping[str, float] = {}
     for probe in scenario():
         run = run_candidate(candidate, replace(probe, dynamics=replace(probe.dynamics, controller=state)))
@@ -83,12 +83,12 @@ def observe_one_by_one(candidate: Candidate) -> Iterator[Observation]:
 
 
 def _squash(values: Tensor) -> Tensor:
-    """asinh: linear near 0, logarithmic far from it."""
+    """Apply asinh, which is linear near 0 and logarithmic far from it."""
     return torch.nan_to_num(values, nan=1e9, posinf=1e9, neginf=-1e9).flatten().asinh()
 
 
 def distance(first: Sequence[Observation], second: Sequence[Observation]) -> float:
-    """The largest relative difference of the gradients on any probe: 0 = the same update everywhere, 1 or more = unrelated."""
+    """Return the largest relative difference of the gradients on any probe: 0 for equal updates, 1 or more for unrelated ones."""
     return max(_relative(one.gradient, other.gradient) for one, other in zip(first, second, strict=True))
 
 
@@ -109,10 +109,10 @@ def _directions(size: int, seed: int) -> Tensor:
 
 
 def fingerprint(observations: tuple[Observation, ...]) -> str:
-    """``<16 hex digits>.<base64>``: a hash of the quantized behaviour, then a 32-number sketch of the gradients.
+    """Return ``<16 hex digits>.<base64>``, a hash of the quantized behaviour and a sketch of the gradients in 32 numbers.
 
-    The hash names the behaviour; the sketch lets ``same_behaviour`` compare stored fingerprints without the code, and
-    is not upset by a number that lies on the edge of a quantum.
+    The hash identifies the behaviour. The sketch lets ``same_behaviour`` compare stored fingerprints without the code, and
+    is stable where a number lies on the edge of a quantum.
     """
     gradient = torch.cat([observation.gradient for observation in observations])
     everything = torch.cat([gradient, *(observation.rest for observation in observations)])
@@ -130,9 +130,9 @@ def same_behaviour(first: str, second: str) -> bool:
 
 
 def sketched_distance(first: str, second: str) -> float:
-    """The relative difference of the gradients of two fingerprints over all probes, from their sketches.
+    """Estimate the relative difference of the gradients over all probes from the sketches of two fingerprints.
 
-    Of 32 numbers, so right within about a quarter; infinite where a text is no fingerprint.
+    A sketch has 32 numbers, so the estimate is right within about a quarter. It is infinite where a text is no fingerprint.
     """
     one, other = _sketch(first), _sketch(second)
     return _relative(one, other) if one is not None and other is not None else float("inf")

@@ -1,6 +1,6 @@
-"""The gate: the checks in order, each with what it proves, run in this process on a candidate's text.
+"""The checks of the gate in their order, each with what it proves, run in this process on a candidate's text.
 
-``run_checks`` executes candidate code. Outside tests it is called by the confined worker only; use
+``run_checks`` executes candidate code. Outside tests only the confined worker calls it; other code calls
 ``poise_core.verification.verify_file``.
 """
 
@@ -24,18 +24,18 @@ from poise_core.verification.report import CheckResult, VerificationReport
 
 
 class DuplicateBehaviour(ContractViolation):
-    """An archived candidate does the same."""
+    """An archived candidate behaves in the same way."""
 
 
 @dataclass
-class Subject:
-    """The candidate under examination and what the checks have learned about it."""
+class Examination:
+    """One candidate under examination, with what the checks have found out about it so far."""
 
     source: str
     name: str
     known_fingerprints: Mapping[str, str]
     before: purity.GlobalState
-    wall: bool = True  # whether the file sees the built-ins of the language only
+    builtins_of_language: bool = True  # whether the file sees only the built-ins that the candidate language lists
     loaded: Candidate | None = None
     runs: list[tuple[Probe, Run]] = field(default_factory=list)
     observed: tuple[Observation, ...] = ()
@@ -46,23 +46,23 @@ class Subject:
 
     @property
     def candidate(self) -> Candidate:
-        """The loaded candidate; only after the interface check."""
+        """The loaded candidate, which exists once the check `interface` has begun."""
         assert self.loaded is not None
         return self.loaded
 
     def load(self) -> Candidate:
-        """A freshly loaded candidate.
+        """Load the candidate anew.
 
         Raises:
-            ContractViolation: it does not load.
+            ContractViolation: the candidate does not load.
         """
         try:
-            return load_candidate_source(self.source, self.name, wall=self.wall)
+            return load_candidate_source(self.source, self.name, wall=self.builtins_of_language)
         except CandidateError as error:
             raise ContractViolation(str(error)) from error
 
     def observe(self) -> tuple[Observation, ...]:
-        """What the candidate does on the scenario, computed once."""
+        """Return the candidate's observations on the scenario, computed once."""
         if not self.observed:
             self.observed = observe(self.candidate)
         return self.observed
@@ -74,61 +74,61 @@ class Check:
 
     name: str
     proves: str
-    run: Callable[[Subject], None]  # raises ContractViolation or LanguageError with the sentence for the author
-    decisive: bool = False  # nothing after it means anything where it fails
+    run: Callable[[Examination], None]  # raises ContractViolation or LanguageError with the sentence for the author
+    decisive: bool = False  # where it fails, the checks after it would be meaningless and do not run
 
 
-def _language(subject: Subject) -> None:
-    check_language(subject.source)
+def _language(examined: Examination) -> None:
+    check_language(examined.source)
 
 
-def _interface(subject: Subject) -> None:
-    subject.loaded = subject.load()
-    interface.check_interface(subject.candidate)
+def _interface(examined: Examination) -> None:
+    examined.loaded = examined.load()
+    interface.check_interface(examined.candidate)
 
 
-def _finite(subject: Subject) -> None:
-    subject.runs = behaviour.check_finite(subject.candidate)
+def _finite(examined: Examination) -> None:
+    examined.runs = behaviour.check_finite(examined.candidate)
 
 
-def _switches(subject: Subject) -> None:
-    interface.check_switches(subject.candidate, subject.observe())
+def _switches(examined: Examination) -> None:
+    interface.check_switches(examined.candidate, examined.observe())
 
 
-def _pure(subject: Subject) -> None:
-    purity.check_pure(subject.candidate, subject.load, subject.before)
+def _pure(examined: Examination) -> None:
+    purity.check_pure(examined.candidate, examined.load, examined.before)
 
 
-def _gradient(subject: Subject) -> None:
-    if not subject.runs:  # only where the finite check failed and the gate was told to go on
-        subject.runs = [(probe, run_candidate(subject.candidate, probe)) for probe in (ordinary(), graded(22))]
-    behaviour.check_gradient(subject.runs)
+def _gradient(examined: Examination) -> None:
+    if not examined.runs:  # only where the check `finite` failed and the gate was told to go on
+        examined.runs = [(probe, run_candidate(examined.candidate, probe)) for probe in (ordinary(), graded(22))]
+    behaviour.check_gradient(examined.runs)
 
 
-def _padding(subject: Subject) -> None:
-    invariance.check_padding(subject.candidate)
+def _padding(examined: Examination) -> None:
+    invariance.check_padding(examined.candidate)
 
 
-def _order(subject: Subject) -> None:
-    invariance.check_order(subject.candidate)
+def _order(examined: Examination) -> None:
+    invariance.check_order(examined.candidate)
 
 
-def _micro_batches(subject: Subject) -> None:
-    invariance.check_micro_batches(subject.candidate)
+def _micro_batches(examined: Examination) -> None:
+    invariance.check_micro_batches(examined.candidate)
 
 
-def _direction(subject: Subject) -> None:
-    direction.check_direction(subject.candidate)
+def _direction(examined: Examination) -> None:
+    direction.check_direction(examined.candidate)
 
 
-def _novelty(subject: Subject) -> None:
-    subject.fingerprint = fingerprint(subject.observe())
-    subject.nearest = novelty.nearest_algorithms(subject.observed)
-    subject.nearest_archived = novelty.nearest_archived(subject.fingerprint, subject.known_fingerprints)
-    own = {name for name, (digest, _) in novelty.known_behaviours().items() if digest == source_digest(subject.source)}
-    others = tuple(pair for pair in subject.nearest if pair[0] not in own)
-    found, archived = novelty.find_duplicate(subject.fingerprint, others, subject.known_fingerprints)
-    subject.duplicate_of = found
+def _novelty(examined: Examination) -> None:
+    examined.fingerprint = fingerprint(examined.observe())
+    examined.nearest = novelty.nearest_algorithms(examined.observed)
+    examined.nearest_archived = novelty.nearest_archived(examined.fingerprint, examined.known_fingerprints)
+    own = {name for name, (digest, _) in novelty.known_behaviours().items() if digest == source_digest(examined.source)}
+    others = tuple(pair for pair in examined.nearest if pair[0] not in own)
+    found, archived = novelty.find_duplicate(examined.fingerprint, others, examined.known_fingerprints)
+    examined.duplicate_of = found
     if archived:
         raise DuplicateBehaviour(f"it trains exactly as {found}, which is archived already; change what it computes")
 
@@ -180,16 +180,18 @@ def run_checks(
 
     Args:
         source: text of the candidate.
-        name: how reports call it.
-        known_fingerprints: fingerprint -> candidate id of what is archived already.
-        static: whether the language check runs and its built-ins are the only ones; only tests of the process layer leave
-            both out.
-        keep_going: go on after a decisive check has failed, where that is possible at all; for tests.
-        on_check: called with a check's name before it runs and with its result after.
+        name: the candidate's name in reports.
+        known_fingerprints: fingerprint -> candidate id, for archived candidates.
+        static: whether the check `language` runs and the candidate sees only the built-ins of the language; only tests of
+            the process layer pass False.
+        keep_going: go on after a decisive check has failed, if the candidate could be loaded; for tests.
+        on_check: called with a check's name before the check runs, and with its result afterwards.
     """
     started = time.perf_counter()
-    novelty.known_behaviours()  # before the candidate can touch anything
-    subject = Subject(source, name, known_fingerprints or {}, purity.GlobalState.capture(), wall=static)
+    novelty.known_behaviours()  # computed before the candidate could change anything in this process
+    examined = Examination(
+        source, name, known_fingerprints or {}, purity.GlobalState.capture(), builtins_of_language=static
+    )
     results: list[CheckResult] = []
     failure: FailureKind | None = None
     for check in CHECKS:
@@ -198,30 +200,30 @@ def run_checks(
         if on_check:
             on_check(check.name)
         begun = time.perf_counter()
-        kind, message = _outcome(check, subject)
+        kind, message = _outcome(check, examined)
         failure = failure or kind
         results.append(CheckResult(check.name, check.proves, kind is None, message, time.perf_counter() - begun))
         if on_check:
             on_check(results[-1])
-        if kind is not None and check.decisive and (not keep_going or subject.loaded is None):
+        if kind is not None and check.decisive and (not keep_going or examined.loaded is None):
             break
     return VerificationReport(
         candidate_name=name,
         source_digest=source_digest(source),
         admitted=failure is None,
         checks=tuple(results),
-        fingerprint=subject.fingerprint,
-        nearest=subject.nearest,
-        nearest_archived=subject.nearest_archived,
-        duplicate_of=subject.duplicate_of,
+        fingerprint=examined.fingerprint,
+        nearest=examined.nearest,
+        nearest_archived=examined.nearest_archived,
+        duplicate_of=examined.duplicate_of,
         seconds=time.perf_counter() - started,
         failure=failure,
     )
 
 
-def _outcome(check: Check, subject: Subject) -> tuple[FailureKind | None, str]:
+def _outcome(check: Check, examined: Examination) -> tuple[FailureKind | None, str]:
     try:
-        check.run(subject)
+        check.run(examined)
     except DuplicateBehaviour as error:
         return FailureKind.DUPLICATE, str(error)
     except (ContractViolation, LanguageError) as error:

@@ -1,7 +1,7 @@
-"""Probe batches: small, fixed rollouts on which the gate runs a candidate.
+"""Probes: small, fixed rollouts on which the gate runs a candidate.
 
-Everything is drawn from a generator of its own, so that building a probe does not touch the global random state. A
-correct completion always has a valid format, as in training, except where a probe says otherwise.
+Every probe is drawn from its own generator, so that building one does not change the global random state. A correct
+completion always has a valid format, as in training, except where a probe's docstring states otherwise.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from poise_core.contract import Dynamics, RolloutBatch
 
 START = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-"""The first step: nothing has been measured yet, every running value is 0."""
+"""The dynamics of the first step, where nothing has been measured yet and every running value is 0."""
 
 MIDDLE = Dynamics(40, 0.4, 1.1, 0.02, 0.35, 8.0, 0.1, 0.3, 0.8)
 LATE = Dynamics(95, 0.95, 0.25, 0.3, 0.7, 5.0, 0.3, 0.1, 2.5)
@@ -24,7 +24,7 @@ LATE = Dynamics(95, 0.95, 0.25, 0.3, 0.7, 5.0, 0.3, 0.1, 2.5)
 
 @dataclass(frozen=True)
 class Probe:
-    """A rollout and the current policy's view of it."""
+    """A rollout with the log-probabilities and entropies of the current policy."""
 
     name: str
     batch: RolloutBatch
@@ -33,7 +33,7 @@ class Probe:
     dynamics: Dynamics
 
     def with_batch(self, **changes: Tensor) -> Probe:
-        """The same probe with some tensors of the batch replaced."""
+        """Return the same probe with some tensors of the batch replaced."""
         return replace(self, batch=replace(self.batch, **changes))
 
 
@@ -47,15 +47,15 @@ def make_probe(
     dynamics: Dynamics = MIDDLE,
     pass_rate: float = 0.5,
 ) -> Probe:
-    """A random rollout.
+    """Draw a random rollout.
 
     Args:
-        name: how messages call the probe.
+        name: the probe's name in messages.
         sizes: completions per group, in order.
         length: T; completions have 1 to T tokens.
-        seed: of the generator.
+        seed: seed of the generator.
         drift: standard deviation of log(current / old) and log(current / reference).
-        dynamics: what the candidate is told of the training so far.
+        dynamics: the state of the training that the candidate receives.
         pass_rate: probability that a completion is correct.
     """
     draw = torch.Generator().manual_seed(seed)
@@ -64,7 +64,7 @@ def make_probe(
     lengths = torch.randint(1, length + 1, (rows,), generator=draw)
     mask = torch.arange(length).expand(rows, length) < lengths.unsqueeze(-1)
     correctness = (torch.rand(rows, generator=draw) < pass_rate).float()
-    if pass_rate == 0.5:  # make most groups mixed whatever the draw
+    if pass_rate == 0.5:  # so that most groups are mixed, independent of the draw
         start = 0
         for size in sizes:
             if size > 1:
@@ -89,14 +89,14 @@ def make_probe(
 
 
 def ordinary(seed: int = 11, dynamics: Dynamics = MIDDLE) -> Probe:
-    """Five groups of six: three mixed, one failed entirely, one passed entirely; some rows hit the length limit."""
+    """Return five groups of six, three mixed, one failed and one passed entirely; some rows hit the length limit."""
     probe = make_probe("an ordinary batch", (6, 6, 6, 6, 6), 12, seed, dynamics=dynamics)
     correctness, valid = probe.batch.correctness.clone(), probe.batch.format_valid.clone()
     mask, truncated = probe.batch.completion_mask.clone(), probe.batch.truncated.clone()
     correctness[18:24], correctness[24:30] = 0.0, 1.0
     valid[18:24] = torch.tensor([True, False, True, False, True, False])
     valid[24:30] = True
-    for row in (3, 21):  # wrong, and cut off at the limit
+    for row in (3, 21):  # wrong, and truncated at the limit
         correctness[row], valid[row], mask[row], truncated[row] = 0.0, False, True, True
     return probe.with_batch(correctness=correctness, format_valid=valid, completion_mask=mask, truncated=truncated)
 
@@ -114,12 +114,12 @@ def _with_log_ratio(name: str, sign: str, seed: int) -> Probe:
 
 
 def alternating_log_ratios(seed: int) -> Probe:
-    """An ordinary batch far from the policy that sampled it: log-ratios of +30 and -30 in turn."""
+    """Return an ordinary batch far from the policy that sampled it, with log-ratios of +30 and -30 in turn."""
     return _with_log_ratio("log-ratios alternating between +30 and -30", "+-", seed)
 
 
 def empty_and_full(seed: int) -> Probe:
-    """An ordinary batch in which every fifth completion is empty and every fifth has full length."""
+    """Return an ordinary batch in which every fifth completion is empty and every fifth has full length."""
     probe = ordinary(seed)
     mask = probe.batch.completion_mask.clone()
     mask[0::5], mask[1::5] = False, True
@@ -136,7 +136,7 @@ def empty_and_full(seed: int) -> Probe:
 
 
 def graded(seed: int) -> Probe:
-    """Three groups of four whose correctness is anywhere in [0, 1]."""
+    """Return three groups of four completions with fractional correctness in [0, 1]."""
     probe = make_probe("fractional correctness", (4, 4, 4), 8, seed)
     draw = torch.Generator().manual_seed(seed)
     return probe.with_batch(correctness=torch.rand(12, generator=draw), format_valid=torch.ones(12, dtype=torch.bool))
@@ -159,7 +159,7 @@ def _rounded(seed: int) -> Probe:
 
 
 def edge_probes() -> list[Probe]:
-    """The batches of check 3, each an edge that training meets."""
+    """Return the probes of the check `finite`, each an edge case that occurs in training."""
     uniform = make_probe("all groups failed", (4, 4, 4), 8, 23)
     rows = uniform.batch.correctness.shape[0]
     half_valid = torch.arange(rows) % 2 == 0

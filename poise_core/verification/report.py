@@ -1,4 +1,4 @@
-"""What the admission gate found: one result per check, the behavioural fingerprint, and what confined the run."""
+"""The report of the admission gate, with one result per check, the behavioural fingerprint, and the confinement of the run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from poise_core.failures import FailureKind
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One check: what passing it proves, and where it failed a sentence that tells the author what to change."""
+    """The result of one check, with what passing it proves; a failed one tells the author what to change."""
 
     name: str
     proves: str
@@ -39,21 +39,21 @@ class VerificationReport:
 
     @property
     def failed(self) -> tuple[CheckResult, ...]:
-        """The checks that said no."""
+        """The checks that did not pass."""
         return tuple(check for check in self.checks if not check.passed)
 
     @property
     def message(self) -> str:
-        """One line: the first failed check and its sentence; "" when admitted."""
+        """The name and the message of the first failed check in one line; "" when the candidate is admitted."""
         return "" if not self.failed else f"{self.failed[0].name}: {self.failed[0].message}"
 
     def to_json(self) -> str:
-        """The report as a JSON object, one line."""
+        """Return the report as a JSON object in one line."""
         return json.dumps(asdict(self), ensure_ascii=False)
 
     @classmethod
     def from_json(cls, text: str) -> VerificationReport:
-        """Read what ``to_json`` wrote.
+        """Read the text that ``to_json`` has written.
 
         Raises:
             ValueError: the text is not such a report.

@@ -25,13 +25,11 @@ ADDRESS_BYTES = 32 << 30  # a CUDA build of torch maps several GiB that it never
 FILE_BYTES = 1 << 20
 SCRATCH_BYTES = 16 << 20
 OUTPUT_BYTES = 1 << 20  # kept of what the worker writes
-MACHINE_SHARE = (
-    0.25  # of the time limit in processor time, below which a timeout is the machine's and not the candidate's
-)
-READ_BYTES = 1 << 20  # read of the file; check 1 refuses far smaller ones
+MACHINE_SHARE = 0.25  # of the time limit; with less processor time than that, a timeout is the machine's fault
+READ_BYTES = 1 << 20  # at most, of the file; the check `language` refuses far smaller files
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-"""Ends that somebody else may have brought about: a second try tells. What is the candidate's fault happens again."""
+"""Statuses of a killed process. Another process may have killed it, so it is tried again; a candidate's own fault recurs."""
 
 
 def verify_file(
@@ -48,16 +46,16 @@ def verify_file(
 
     Args:
         path: the candidate.
-        name: how the report calls it; the file's stem by default.
+        name: the candidate's name in the report; by default the file's stem.
         timeout_seconds: wall time of the whole gate, process start included.
-        known_fingerprints: fingerprint -> id of the candidates that are archived already.
+        known_fingerprints: fingerprint -> candidate id, for archived candidates.
         folder: where ``verification.json`` is written, if given.
-        static: False leaves out the language check and the wall of built-ins, for tests of the process layer.
-        should_stop: polled; when it says True the process is ended.
+        static: False leaves out the check `language` and gives the candidate all built-ins, for tests of the process layer.
+        should_stop: polled; the process is ended when it returns True.
 
     Raises:
-        Cancelled: ``should_stop`` said so.
-        InfrastructureError: the machine failed: the file cannot be read, or the worker does not start.
+        Cancelled: ``should_stop`` returned True.
+        InfrastructureError: the file cannot be read, the worker does not start, or the machine fails in another way.
     """
     started = time.monotonic()
     name = name or path.stem
@@ -90,7 +88,7 @@ def _unreadable(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """What is verified, and how."""
+    """The candidate's text and the settings of its verification."""
 
     source: str
     name: str
@@ -136,7 +134,7 @@ def _verify_with(
     report = _read_report(finished, job.nonce, job.name, job.source, job.timeout_seconds, job.static)
     granted = dict(confined.granted)
     if confined.granted["system calls"] == "granted":
-        granted["process limit"] = "granted"  # the worker forbids itself new processes, root or not
+        granted["process limit"] = "granted"  # the worker refuses itself new processes, also as root
     return replace(report, candidate_name=job.name, source_digest=source_digest(job.source), confinement=granted)
 
 
@@ -158,13 +156,13 @@ def _read_report(
                 checks.append(CheckResult(**value))
                 running = ""
         except (ValueError, TypeError):
-            break  # cut off in the middle of a line
+            break  # the process ended in the middle of a line
     if not running and not checks:
         lines = finished.errors.decode("utf-8", "replace").strip().splitlines()
         detail = lines[-1] if lines else f"status {finished.status}"
         raise InfrastructureError(f"the verification process ended before its first check: {detail}")
     if finished.status is None and static and finished.cpu_seconds < MACHINE_SHARE * timeout_seconds:
-        # in the candidate language nothing can wait, so it was the machine that did not run the process
+        # no code in the candidate language can wait, so the machine did not run the process
         raise InfrastructureError(
             f"the machine is too busy: the verification got {finished.cpu_seconds:.1f} s of processor time in {timeout_seconds:g} s"
         )

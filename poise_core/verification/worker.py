@@ -1,6 +1,6 @@
-"""The process in which candidate code runs during verification: a job on stdin, one JSON line per event on stdout.
+"""The process in which candidate code runs during verification, with a job on stdin and one JSON line per event on stdout.
 
-Started by ``poise_core.verification.verify.verify_file`` inside the sandbox. Every line begins with the job's
+``poise_core.verification.verify.verify_file`` starts it inside the sandbox. Every line begins with the job's
 nonce, so that text which a candidate prints is not taken for a result.
 """
 
@@ -19,7 +19,7 @@ from poise_core.verification.report import CheckResult
 
 
 def warm_up() -> None:
-    """Import what the gate needs, and observe the known algorithms."""
+    """Import the libraries of the gate, and observe the known algorithms."""
     import torch
 
     torch.set_num_threads(1)
@@ -30,10 +30,10 @@ def warm_up() -> None:
 
 
 def run(arguments: Sequence[str] = ()) -> NoReturn:
-    """Read the job, run the gate, write the events."""
+    """Read the job, run the gate, and write the events."""
     job = json.loads(sys.stdin.buffer.read())
     channel = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what a candidate prints goes to stderr
+    os.dup2(2, 1)  # text that a candidate prints goes to stderr
     nonce = job["nonce"]
 
     def emit(kind: str, value: object) -> None:
@@ -45,7 +45,7 @@ def run(arguments: Sequence[str] = ()) -> NoReturn:
     warm_up()
     from poise_core.verification.gate import run_checks
 
-    with contextlib.suppress(OSError):  # a machine without seccomp; the report says so
+    with contextlib.suppress(OSError):  # a machine without seccomp, which the report records
         forbid_new_processes()
 
     report = run_checks(
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str] = ()) -> NoReturn:
     )
     emit("report", report.to_json())
     channel.flush()
-    os._exit(0)  # nothing that a candidate left behind runs at exit
+    os._exit(0)  # without the exit handlers that a candidate may have registered
 
 
 if __name__ == "__main__":

@@ -215,7 +215,7 @@ def test_a_forged_file_is_the_candidates_failure(how: str, name: str, untrained:
         forged.mkdir()
     else:
         forged.write_text('{"step"')
-    with pytest.raises(CandidateFailure, match="the training left what the trainer does not write") as failure:
+    with pytest.raises(CandidateFailure, match="the training left files that the trainer does not write") as failure:
         train_candidate(job)[0].trajectory()
     assert failure.value.kind is FailureKind.CRASHED
 
@@ -229,7 +229,7 @@ def test_an_outcome_that_makes_no_sense(text: str, untrained: Path, tmp_path: Pa
         return 1
 
     monkeypatch.setattr(launcher, "run_confined", hostile_process)
-    with pytest.raises(CandidateFailure, match="the training left what the trainer does not write"):
+    with pytest.raises(CandidateFailure, match="the training left files that the trainer does not write"):
         train_candidate(job)
 
 
@@ -237,7 +237,7 @@ def test_an_outcome_that_makes_no_sense(text: str, untrained: Path, tmp_path: Pa
 def test_a_line_that_is_no_step(line: str, untrained: Path, tmp_path: Path) -> None:
     job, seed = finished_job(untrained, tmp_path)
     (seed / "trajectory.jsonl").write_text(f'{{"step": 1.0}}\n{line}\n')
-    with pytest.raises(CandidateFailure, match="the training left what the trainer does not write"):
+    with pytest.raises(CandidateFailure, match="the training left files that the trainer does not write"):
         train_candidate(job)[0].trajectory()
     (seed / "result.json").unlink()
     assert launcher.unfinished_trajectory(job, 0) == ([{"step": 1.0}], {})

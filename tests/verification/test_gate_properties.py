@@ -102,7 +102,7 @@ def assert_close(first: torch.Tensor, second: torch.Tensor, mask: torch.Tensor) 
 @FEW
 @given(probe=probes(), seed=st.integers(0, 2**20))
 def test_algorithms_keep_the_promises_that_the_gate_checks(name: str, probe: Probe, seed: int) -> None:
-    """What the fixed probes of checks 3 to 8 show holds on random batches too: finite, order-free, splittable."""
+    """What the fixed probes of the checks `finite` to `micro-batches` show also holds on random batches."""
     candidate = algorithm(name)
     run = run_candidate(candidate, probe)
     assert bool(torch.isfinite(run.outputs.token_loss.detach()[run.mask]).all())

@@ -22,7 +22,7 @@ from gate_fixtures import BASE, FOREVER, written
 
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.sandbox import command as sandbox
-from poise_core.sandbox import warm
+from poise_core.sandbox import forked_process, warm
 from poise_core.sandbox.command import confined_command
 from poise_core.verification import verify_file
 
@@ -141,7 +141,7 @@ def test_a_forked_process_is_confined_exactly_as_a_fresh_one(tmp_path: Path, mon
         assert sorted(found.pop("handles").items())[:3] == [("0", "pipe:[]"), ("1", "pipe:[]"), ("2", "pipe:[]")]
     variables = forked.pop("first variables"), fresh.pop("first variables")
     assert not {name.partition("=")[0] for name in variables[0].split("\0")} - {
-        *warm._SERVER_VARIABLES,
+        *forked_process.SERVER_VARIABLES,
         *(name.partition("=")[0] for name in variables[1].split("\0")),
     }
     assert forked == fresh
@@ -236,7 +236,7 @@ def test_a_process_that_nobody_watches_any_more_is_ended(tmp_path: Path) -> None
     reading, writing = os.pipe()
     gate = [sys.executable, "-I", "-m", "poise_core.verification.worker"]
     process = warm.start(confined_command(gate), stdin=reading, stdout=writing, stderr=writing)
-    assert isinstance(process, warm.ForkedProcess)
+    assert isinstance(process, forked_process.ForkedProcess)
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     process.close()
     _, alive = psutil.wait_procs(family, timeout=8)
@@ -279,7 +279,7 @@ def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
         time.sleep(0.05)
     assert hung.children() == []
     hung.suspend()
-    monkeypatch.setattr(warm, "START_SECONDS", 0.5)
+    monkeypatch.setattr(forked_process, "START_SECONDS", 0.5)
     with pytest.raises(InfrastructureError, match=r"has not answered for 0\.5 s; try again, or set POISE_WARM=0"):
         verify_file(path)
     monkeypatch.undo()
@@ -340,10 +340,10 @@ def test_an_entry_that_the_server_refuses_is_started_as_a_program(
 ) -> None:
     """As where a library starts a thread on import."""
 
-    def refused(self: warm.ForkedProcess, should_stop: object) -> int:
-        raise warm._RefusedError("its libraries have started 1 threads")
+    def refused(self: forked_process.ForkedProcess, should_stop: object) -> int:
+        raise forked_process.RefusedError("its libraries have started 1 threads")
 
-    monkeypatch.setattr(warm.ForkedProcess, "_forked", refused)
+    monkeypatch.setattr(forked_process.ForkedProcess, "_forked", refused)
     monkeypatch.setattr(warm, "_refusals", {})
     caplog.set_level(logging.WARNING)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Checks 3 and 5: what a candidate computes on probe batches is finite, and where its gradient goes."""
+"""The checks `finite` and `gradient`: results on probes are finite, and the gradient reaches the right tensors and tokens."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from poise_core.contract import RolloutBatch
 from poise_core.verification.harness import Run, run_candidate
 from poise_core.verification.probes import LATE, MIDDLE, START, Probe, edge_probes
 
-# ---- check 3
+# ---- check `finite`
 
 
 def check_finite(candidate: Candidate) -> list[tuple[Probe, Run]]:
-    """Check 3: shapes, dtypes and finite values on every edge; gives the runs to later checks.
+    """Check shapes, dtypes and finite values on every edge probe; return the runs, which later checks use.
 
     Raises:
-        ContractViolation: with the sentence for the author.
+        ContractViolation: with the message for the author.
     """
     runs = []
     for probe in edge_probes():
@@ -56,17 +56,17 @@ def _expect_finite(what: str, values: Tensor, inside: Tensor, probe: Probe) -> N
         )
 
 
-# ---- check 5
+# ---- check `gradient`
 
 
 def check_gradient(runs: Sequence[tuple[Probe, Run]]) -> None:
-    """Check 5: where the gradient goes.
+    """Check which tensors and tokens the gradient reaches, and that it is finite.
 
     Args:
-        runs: those of ``check_finite``, the ordinary batch first.
+        runs: the runs of ``check_finite``, the ordinary batch first.
 
     Raises:
-        ContractViolation: with the sentence for the author.
+        ContractViolation: with the message for the author.
     """
     for probe, run in runs:
         leaves = _leaves(run.outputs.token_loss)
@@ -97,13 +97,13 @@ def check_gradient(runs: Sequence[tuple[Probe, Run]]) -> None:
 
 
 def _mixed(batch: RolloutBatch) -> Tensor:
-    """Completions of groups with both outcomes. (B,) bool."""
+    """Mark the completions of groups with both outcomes. (B,) bool."""
     same = batch.group_ids.unsqueeze(0) == batch.group_ids.unsqueeze(1)  # (B, B)
     return (same & (batch.correctness.unsqueeze(0) != batch.correctness.unsqueeze(1))).any(-1)
 
 
 def _leaves(value: Tensor) -> set[int]:
-    """Identities of the leaf tensors that a result's gradient reaches."""
+    """Return the identities of the leaf tensors that a result's gradient reaches."""
     found, seen, pending = set(), set(), [value.grad_fn]
     if value.grad_fn is None and value.requires_grad:
         return {id(value)}

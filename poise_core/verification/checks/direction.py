@@ -1,8 +1,8 @@
-"""Check 9: following the candidate's gradient raises the reward.
+"""The check `direction`: following the candidate's gradient raises the reward.
 
-Two problems small enough to train on in a fraction of a second: a contextual bandit whose completions are one token,
+The check trains on two problems that take a fraction of a second: a contextual bandit whose completions are one token,
 and a game of several tokens with an end token, a length limit and malformed completions. Both run the loop of the real
-trainer: group rollouts, two updates per rollout (so that ratios leave 1), running dynamics, the controller.
+trainer: group rollouts, two updates per rollout (so that ratios leave 1), running dynamics, and the controller.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LEARNING_RATE = 0.1
 
 @dataclass(frozen=True)
 class Game:
-    """A toy problem: sampling gives tokens and outcomes, scoring gives log-probabilities and entropies with gradient."""
+    """A toy problem; ``sample`` returns tokens and outcomes, ``score`` log-probabilities and entropies with gradient."""
 
     name: str
     logits: Callable[[], Tensor]  # the untrained policy's parameters
@@ -37,10 +37,10 @@ class Game:
 
 
 def check_direction(candidate: Candidate) -> None:
-    """Check 9: the reward of both games rises, and at ratio 1 the gradient agrees with REINFORCE's.
+    """Check that the reward of both games rises, and that at ratio 1 the gradient agrees with REINFORCE's.
 
     Raises:
-        ContractViolation: with the sentence for the author.
+        ContractViolation: with the message for the author.
     """
     cosine = reinforce_cosine(candidate)
     if cosine is not None and cosine <= 0.0:
@@ -58,9 +58,9 @@ def check_direction(candidate: Candidate) -> None:
 
 
 def reinforce_cosine(candidate: Candidate) -> float | None:
-    """Cosine between the candidate's and REINFORCE's ascent direction on mixed groups at ratio 1.
+    """Return the cosine between the candidate's and REINFORCE's ascent direction on mixed groups at ratio 1.
 
-    None where the candidate gives those groups no gradient, which check 5 reports.
+    The result is None where the candidate gives those groups no gradient, which the check `gradient` reports.
     """
     probe = make_probe("mixed groups", (8,) * 8, 8, 81, drift=0.0, dynamics=MIDDLE)
     batch = replace(probe.batch, truncated=torch.zeros_like(probe.batch.truncated))
@@ -78,7 +78,7 @@ def reinforce_cosine(candidate: Candidate) -> float | None:
 
 
 def play(candidate: Candidate, game: Game) -> tuple[float, float]:
-    """Train the toy policy; gives the mean reward of the first and of the last four rollouts."""
+    """Train the toy policy, and return the mean reward of the first and of the last four rollouts."""
     draw = torch.Generator().manual_seed(97)
     parameters = game.logits().requires_grad_()
     initial = parameters.detach().clone()
@@ -113,7 +113,7 @@ def play(candidate: Candidate, game: Game) -> tuple[float, float]:
             )
             outputs = call_loss(candidate, inputs, dynamics)
             _, grad_logprobs, grad_entropies = reduce_and_differentiate(candidate, inputs, outputs, mask)
-            # the chain rule by hand: autograd.grad with several outputs would import sympy, half a second
+            # the chain rule by hand, because autograd.grad with several outputs imports sympy, which takes half a second
             pulled_back = (logprobs * grad_logprobs + entropies * grad_entropies).sum()
             (gradient,) = torch.autograd.grad(pulled_back, parameters)
             updates += 1
@@ -161,7 +161,7 @@ def _batch(correct: Tensor, valid: Tensor, truncated: Tensor, groups: Tensor, ma
 
 
 def bandit(contexts: int = 6, arms: int = 5, group_size: int = 8) -> Game:
-    """One token per completion: arm ``context % 4`` is correct, the last arm is malformed."""
+    """Return a game with one token per completion, where arm ``context % 4`` is correct and the last arm is malformed."""
     groups = torch.arange(contexts).repeat_interleave(group_size)  # (B,)
 
     def sample(parameters: Tensor, draw: torch.Generator) -> tuple[Tensor, RolloutBatch]:
@@ -179,10 +179,10 @@ def bandit(contexts: int = 6, arms: int = 5, group_size: int = 8) -> Game:
 
 
 def token_game(prompts: int = 4, words: int = 5, limit: int = 5, group_size: int = 12) -> Game:
-    """Completions of up to five tokens over a table policy (position, prompt -> token); token 0 ends a completion.
+    """Return a game with completions of up to five tokens and a table policy (position, prompt -> token).
 
-    Correct: ended before the limit and the prompt's word ``1 + prompt % 3`` was said. Malformed: word 4 was said, or the limit
-    was hit.
+    Token 0 ends a completion. A completion is correct where it ends before the limit and contains the token
+    ``1 + prompt % 3``, and malformed where it contains token 4 or hits the limit.
     """
     groups = torch.arange(prompts).repeat_interleave(group_size)
     wanted = (1 + groups % 3).unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Check 2: the parts of the contract are there and well-formed, and every mechanism's off-switch does something."""
+"""The checks `interface` and `switches`: all parts of the contract are well-formed, and every off-switch has an effect."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ EFFECT = 1e-6  # relative change of loss, advantages or gradient that counts as 
 
 
 def check_interface(candidate: Candidate) -> None:
-    """Docstring, signatures, hyperparameters and the table of mechanisms, without running the algorithm.
+    """Check docstring, signatures, hyperparameters and the table of mechanisms, without running the algorithm.
 
     Raises:
-        ContractViolation: with the sentence for the author.
+        ContractViolation: with the message for the author.
     """
     if not (ast.get_docstring(ast.parse(candidate.source)) or "").strip():
         raise ContractViolation("the file has no docstring; begin it with the idea, its source and the equations")
@@ -42,14 +42,14 @@ def check_interface(candidate: Candidate) -> None:
 
 
 def check_switches(candidate: Candidate, observed: Sequence[Observation]) -> None:
-    """Switching any mechanism off changes what the candidate computes on some probe.
+    """Check that switching any mechanism off changes the candidate's results on some probe.
 
     Args:
         candidate: the candidate.
-        observed: what it does with its default hyperparameters.
+        observed: the observations with its default hyperparameters.
 
     Raises:
-        ContractViolation: with the sentence for the author.
+        ContractViolation: with the message for the author.
     """
     for name, overrides in candidate.mechanisms.items():
         try:

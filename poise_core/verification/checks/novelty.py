@@ -1,4 +1,4 @@
-"""Check 10: whether a candidate's behaviour is new, and how far it is from the known algorithms."""
+"""The check `novelty`: whether a candidate's behaviour is new, and how far it is from the known algorithms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ARCHIVED_SHOWN = 5
 
 @lru_cache(maxsize=1)
 def known_behaviours() -> Mapping[str, tuple[str, tuple[Observation, ...]]]:
-    """Every shipped algorithm -> (digest of its source, what it does); computed once per process."""
+    """Map every shipped algorithm to the digest of its source and its observations, computed once per process."""
     found = {}
     for name in list_algorithms():
         candidate = load_candidate(algorithm_path(name))
@@ -24,13 +24,13 @@ def known_behaviours() -> Mapping[str, tuple[str, tuple[Observation, ...]]]:
 
 
 def nearest_algorithms(observed: tuple[Observation, ...]) -> tuple[tuple[str, float], ...]:
-    """Every known algorithm with its distance, nearest first; a tie goes by name."""
+    """Return every known algorithm with its distance, nearest first; ties are ordered by name."""
     distances = {name: distance(observed, known) for name, (_, known) in known_behaviours().items()}
     return tuple(sorted(distances.items(), key=lambda pair: (pair[1], pair[0])))
 
 
 def nearest_archived(own: str, archived: Mapping[str, str]) -> tuple[tuple[str, float], ...]:
-    """The archived candidates that are closest, by the sketches of their fingerprints, nearest first.
+    """Return the closest archived candidates by the sketches of their fingerprints, nearest first.
 
     Args:
         own: the candidate's fingerprint.
@@ -43,7 +43,7 @@ def nearest_archived(own: str, archived: Mapping[str, str]) -> tuple[tuple[str, 
 def find_duplicate(
     own: str, nearest: tuple[tuple[str, float], ...], archived: Mapping[str, str]
 ) -> tuple[str | None, bool]:
-    """Who behaves as this candidate does.
+    """Find an archived candidate or a known algorithm that behaves as this candidate does.
 
     Args:
         own: the candidate's fingerprint.

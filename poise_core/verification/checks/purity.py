@@ -1,4 +1,4 @@
-"""Check 4: a candidate is a pure function: the same every time, leaving its inputs, itself and the process as they were."""
+"""The check `pure`: a candidate is deterministic, and changes neither its inputs nor its module nor the process."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from poise_core.verification.probes import LATE, MIDDLE, Probe, edge_probes, ord
 
 @dataclass(frozen=True)
 class GlobalState:
-    """What a candidate must leave alone in its process."""
+    """The state of the process that a candidate must not change."""
 
     values: Mapping[str, object]
     members: Mapping[str, Mapping[str, int]]  # namespace -> member -> identity
 
     @classmethod
     def capture(cls) -> GlobalState:
-        """The state now."""
+        """Capture the current state."""
         values = {
             "torch's random state": torch.get_rng_state().numpy().tobytes(),
             "Python's random state": hash(random.getstate()),
@@ -62,7 +62,7 @@ class GlobalState:
         return cls(values, {name: {key: id(value) for key, value in space.items()} for name, space in spaces.items()})
 
     def difference(self) -> str:
-        """What has changed since; "" when nothing has."""
+        """Name what has changed since the capture; "" where nothing has."""
         now = GlobalState.capture()
         for what, value in self.values.items():
             if now.values[what] != value:
@@ -75,15 +75,15 @@ class GlobalState:
 
 
 def check_pure(candidate: Candidate, reload: Callable[[], Candidate], before: GlobalState) -> None:
-    """Check 4.
+    """Check that the candidate is deterministic and changes nothing but its results.
 
     Args:
         candidate: the candidate, already used by earlier checks.
-        reload: loads it afresh.
-        before: the process's state before it was first loaded.
+        reload: loads the candidate anew.
+        before: the state of the process before the candidate was first loaded.
 
     Raises:
-        ContractViolation: with the sentence for the author.
+        ContractViolation: with the message for the author.
     """
     members = _members(candidate)
     first, second = ordinary(71), edge_probes()[9]
@@ -177,7 +177,7 @@ def _check_controller(candidate: Candidate) -> None:
 
 
 def _members(candidate: Candidate) -> dict[str, str]:
-    """Everything in which a candidate's module could keep something, described by value."""
+    """Describe by value every object in which a candidate's module could keep state."""
     found: dict[str, str] = {}
     space = candidate.loss_function.__globals__
     for name, value in space.items():

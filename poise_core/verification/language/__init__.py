@@ -1,1 +1,1 @@
-"""The static check: what a candidate file may say."""
+"""The static check of a candidate file, which the gate runs as the check `language`."""

@@ -1,9 +1,9 @@
-"""The part of check 1 that keeps a candidate's hands off what it was given: which locals may be aliases.
+"""The part of the check `language` that finds local names which may be aliases of a function's arguments.
 
-A local is the function's own when every assignment to it makes a new object: a literal, a list or dict display, a
-comprehension, arithmetic, or a call, except of a function of the file that may return what it was given. Some tensor methods
-return their own tensor (``.float()`` of a float tensor), so a call of torch is no proof; the check `pure` finds what slips
-through here on the probes, and gate and trainer hand out copies.
+A local is no alias where every assignment to it makes a new object: a literal, a list or dict display, a
+comprehension, arithmetic, or a call, except of a function of the file that may return one of its arguments. Some tensor methods
+return their own tensor (``.float()`` of a float tensor), so a call of torch proves nothing; the check `pure` finds the remaining
+cases on the probes, and the gate and the trainer pass copies.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 
 def find_aliases(function: ast.FunctionDef, returning: frozenset[str] = frozenset()) -> frozenset[str]:
-    """Names of locals that, by some assignment or loop, may be another name for something the function was given.
+    """Return the names of locals that, by some assignment or loop, may refer to an argument or a part of one.
 
     Args:
-        function: to be read.
-        returning: functions of the file whose result may be what they were given, see ``returns_given``.
+        function: the function to read.
+        returning: functions of the file that may return one of their arguments, see ``returns_given``.
     """
     return frozenset(name for part in ast.walk(function) for name in _bound_to_given(part, returning))
 

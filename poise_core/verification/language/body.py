@@ -1,4 +1,4 @@
-"""The part of check 1 that reads the bodies of functions: statements, expressions, and the names that they use."""
+"""The part of the check `language` that reads function bodies: statements, expressions, and the names that they use."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _OPERATORS = (
 
 
 class BodyReader:
-    """Reads statements and expressions with the names that are in scope, collecting findings."""
+    """A reader of statements and expressions that knows the names in scope and collects findings."""
 
     def __init__(self) -> None:
         self.findings: list[tuple[int, str]] = []
@@ -47,21 +47,21 @@ class BodyReader:
         self.fields: frozenset[str] = frozenset()  # of Hyperparameters
         self.parameters: frozenset[str] = frozenset()  # of the function that is being read
         self.locals: frozenset[str] = frozenset()
-        self.returning_arguments: frozenset[str] = frozenset()  # functions whose result may be what they were given
-        self.aliases: frozenset[str] = frozenset()  # locals that may be another name for something it was given
+        self.returning_arguments: frozenset[str] = frozenset()  # functions that may return one of their arguments
+        self.aliases: frozenset[str] = frozenset()  # locals that may refer to an argument
 
     def refuse(self, node: ast.AST, message: str) -> None:
-        """Note that a node is outside the language."""
+        """Record that a node is outside the language."""
         self.findings.append((getattr(node, "lineno", 1), message))
 
     def refuse_construct(self, node: ast.AST) -> None:
-        """Note that a whole construct is outside the language, with the alternative."""
+        """Record that a whole construct is outside the language, with the alternative."""
         name = type(node).__name__
         advice = _ADVICE.get(name, "the candidate language has no such construct")
         self.refuse(node, f"{name} is not allowed: {advice}")
 
     def is_free(self, node: ast.AST, name: str) -> bool:
-        """Refuse a name that hides an import, a function or a built-in, so that every name means one thing."""
+        """Refuse a name that hides an import, a function or a built-in, so that every name has one meaning."""
         self.identifier(node, name)
         if any(name in taken for taken in (self.modules, self.members, self.types, self.functions, self.classes)):
             self.refuse(node, f"{name} already names something else in this file; choose another name")
@@ -74,7 +74,7 @@ class BodyReader:
         return False
 
     def identifier(self, node: ast.AST, name: str) -> None:
-        """Refuse a name that could reach Python's own machinery."""
+        """Refuse a name that could reach an internal of Python."""
         if name.startswith("__"):
             self.refuse(node, f"{name}: names that begin with two underscores are not allowed")
 
@@ -134,7 +134,7 @@ class BodyReader:
             self.statement(statement)
 
     def target(self, node: ast.expr, augmented: bool = False) -> None:
-        """Read what is assigned to: a name, or an element of something that this function made."""
+        """Read the target of an assignment: a name, or an element of an object that this function made."""
         match node:
             case ast.Name(id=name):
                 self.identifier(node, name)
@@ -161,7 +161,7 @@ class BodyReader:
     # ---- expressions
 
     def annotation(self, node: ast.expr | None) -> None:
-        """Read an annotation; it may name types and nothing else."""
+        """Read an annotation, which may name types and nothing else."""
         for part in () if node is None else ast.walk(node):
             if isinstance(part, ast.Name):
                 imported = (self.types, self.members, self.classes, self.modules)
@@ -209,7 +209,7 @@ class BodyReader:
             self.refuse(node, f"{type(op).__name__} is not allowed: {_ADVICE.get(type(op).__name__, 'use arithmetic')}")
 
     def name(self, node: ast.Name, name: str) -> None:
-        """Read a name: it must mean something that is allowed as a value."""
+        """Read a name, which must refer to something that is allowed as a value."""
         self.identifier(node, name)
         if name == "MECHANISMS":
             self.refuse(node, "MECHANISMS describes the candidate and may not be read by it")
@@ -263,7 +263,7 @@ class BodyReader:
         self.expression(node.value)
 
     def call(self, node: ast.Call, changing: bool) -> None:
-        """Read a call: what is called, with which arguments."""
+        """Read a call: the function and its arguments."""
         parameters: frozenset[str] = frozenset()
         if isinstance(node.func, ast.Name) and node.func.id in self.functions and node.func.id not in self.locals:
             arguments = self.functions[node.func.id].args
@@ -285,7 +285,7 @@ class BodyReader:
             self.expression(keyword.value)
 
     def hands_on_hyperparameters(self, node: ast.Call, positional: list[str]) -> None:
-        """A parameter called hp gets the hyperparameters and nothing else: any field name may be read from it."""
+        """Refuse an argument for a parameter called hp that is not hp itself: any field may be read from it."""
         given = dict(zip(positional, node.args, strict=False))
         given |= {keyword.arg: keyword.value for keyword in node.keywords if keyword.arg}
         value = given.get("hp")
@@ -304,7 +304,7 @@ class BodyReader:
             )
 
     def comprehension(self, node: ast.ListComp | ast.DictComp | ast.GeneratorExp) -> None:
-        """Read a comprehension: its targets are its own, and mean nothing outside it."""
+        """Read a comprehension, whose targets are names only inside it."""
         around = self.locals
         for generator in node.generators:
             if generator.is_async:
@@ -322,7 +322,7 @@ class BodyReader:
 
 
 def _dotted(node: ast.expr) -> tuple[str, list[str]]:
-    """The root name and the attributes of ``a.b.c``; an empty root where the chain starts from an expression."""
+    """Return the root name and the attributes of ``a.b.c``; the root is empty where the chain starts from an expression."""
     path: list[str] = []
     while isinstance(node, ast.Attribute):
         path.append(node.attr)

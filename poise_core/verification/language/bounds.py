@@ -1,4 +1,4 @@
-"""The part of check 1 that bounds work: loops over bounded things, sizes and integers within limits, no text arithmetic."""
+"""The part of the check `language` that bounds work: bounded loops, sizes and integers within limits, no text arithmetic."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ast
 import math
 from collections.abc import Iterator
 
-from poise_core.verification.language.vocabulary import words
+from poise_core.verification.language.vocabulary import names
 
 MAX_INTEGER = 1_000_000
 MAX_ELEMENTS = 1_000_000  # product of the integers written in the arguments of a function that makes tensors
@@ -15,11 +15,11 @@ MAX_ITERATIONS = 1000
 MAX_NESTING = 2
 MAX_STRING = 8000
 
-_SIZED = words(
+_SIZED = names(
     "zeros ones full arange eye linspace new_zeros new_ones new_full repeat tile expand repeat_interleave pad one_hot "
     "broadcast_to range bincount reshape view"
 )
-_BOUNDED_CALLS = words(
+_BOUNDED_CALLS = names(
     "len numel size dim min int tolist unique unbind split items keys values reversed sorted nonzero list tuple"
 )
 
@@ -27,7 +27,7 @@ Finding = tuple[int, str]
 
 
 def size_findings(node: ast.expr) -> Iterator[Finding]:
-    """Integers, powers, sizes and text operations of one expression node that are out of bounds."""
+    """Yield the integers, powers, sizes and text operations of one expression node that exceed a limit."""
     match node:
         case ast.Constant(value=bool()):
             pass
@@ -65,7 +65,7 @@ def size_findings(node: ast.expr) -> Iterator[Finding]:
 
 
 def loop_findings(function: ast.FunctionDef) -> Iterator[Finding]:
-    """Loops and comprehensions of a function that are unbounded, too long or nested too deeply."""
+    """Yield the loops and comprehensions of a function that are unbounded, too long or nested too deeply."""
     yield from _loops(function, 0, 1)
 
 
@@ -98,7 +98,7 @@ def _loops(node: ast.AST, depth: int, repeats: int) -> Iterator[Finding]:
 
 
 def _growing(loop: ast.For) -> Iterator[Finding]:
-    """A list that grows while it is iterated never ends."""
+    """Yield the lists that grow while the loop runs over them, which never ends."""
     iterated = {part.id for part in ast.walk(loop.iter) if isinstance(part, ast.Name)}
     for part in ast.walk(loop):
         match part:
@@ -123,7 +123,7 @@ def _is_bounded(node: ast.expr) -> bool:
 
 
 def _is_bounded_number(node: ast.expr) -> bool:
-    """Literals, hyperparameters, shapes, lengths, names, and sums and differences of them; never a product."""
+    """Whether a number is a literal, hyperparameter, shape, length, name, or a sum or difference of them; no product is."""
     match node:
         case ast.Constant(value=int() as value):
             return abs(value) <= MAX_ITERATIONS
@@ -140,7 +140,7 @@ def _is_bounded_number(node: ast.expr) -> bool:
 
 
 def _written_count(node: ast.expr) -> int:
-    """How often a range over literals, or a written-out sequence, repeats; 0 where the file does not say."""
+    """Return how often a range over literals or a written-out sequence repeats; 0 where the file does not tell."""
     match node:
         case ast.Call(func=ast.Name(id="range"), args=arguments):
             numbers = [argument.value for argument in arguments if isinstance(argument, ast.Constant)]
@@ -165,7 +165,7 @@ def _small_exponent(node: ast.expr) -> bool:
 
 
 def _power_of_literals(base: ast.expr, exponent: ast.expr) -> int:
-    """The power of two integers written in the file; 0 for anything else."""
+    """Return the power of two integers that are literals; 0 for anything else."""
     match base, exponent:
         case ast.Constant(value=int() as number), ast.Constant(value=int() as power) if (
             abs(number) <= MAX_INTEGER and 0 <= power <= 64

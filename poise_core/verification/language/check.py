@@ -1,9 +1,8 @@
-"""Check 1: the file is written in the small language that candidates need, judged from its syntax tree alone.
+"""The check `language`: a file is written in the small language that candidates need, judged from its syntax tree alone.
 
-Nothing is executed. Every syntax node, module member, attribute, keyword and built-in has to be listed in
-``poise_core.verification.language.vocabulary`` or below; what is not listed is refused with its line and, where there is
-one, the alternative. The file that passes is run as it stands: no rewriting stands between what was checked and what
-trains.
+Nothing is executed. Every syntax node, module member, attribute, keyword and built-in must be listed in
+``poise_core.verification.language.vocabulary`` or below; anything else is refused with its line and, where there is
+one, the alternative. A file that passes is run unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def parse_source(source: str) -> ast.Module:
     """Parse a candidate within limits on its size and depth.
 
     Raises:
-        LanguageError: too large, too deep, or no valid Python.
+        LanguageError: the source is too large, too deep, or no valid Python.
     """
     size = len(source.encode("utf-8", "replace"))
     if size > MAX_BYTES:
@@ -58,7 +57,7 @@ def parse_source(source: str) -> ast.Module:
 
 
 def check_language(source: str) -> ast.Module:
-    """Parse the source and refuse what lies outside the language.
+    """Parse the source and refuse everything that is outside the language.
 
     Raises:
         LanguageError: the first findings, each with its line.
@@ -66,7 +65,7 @@ def check_language(source: str) -> ast.Module:
     tree = parse_source(source)
     reader = _ModuleReader()
     reader.module(tree)
-    if not reader.findings:  # what the reader lets through is read again by the compiler
+    if not reader.findings:  # the compiler's symbol table is a second opinion on what the reader accepts
         reader.findings.extend(scopes.scope_findings(source, tree))
     if reader.findings:
         found = sorted(set(reader.findings))[:MAX_FINDINGS]
@@ -75,8 +74,11 @@ def check_language(source: str) -> ast.Module:
 
 
 def unprintable(text: str) -> str:
-    """The first character of a text that a terminal or page would not show as itself, or "": controls, formats (among
-    them those that change the direction of writing), surrogates and private ones; line ends and tabs are none."""
+    """Return the first character of a text that a terminal or page would not show, or "".
+
+    These are controls, formats (among them those that change the direction of writing), surrogates and private characters;
+    line ends and tabs are allowed.
+    """
     for character in text:
         if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") and character not in "\t\n\r\f":
             return f"U+{ord(character):04X}"
@@ -84,7 +86,7 @@ def unprintable(text: str) -> str:
 
 
 class _ModuleReader(BodyReader):
-    """Reads a whole file: imports, constants, hyperparameters and functions, in their order."""
+    """A reader of a whole file: imports, constants, hyperparameters and functions, in their order."""
 
     def module(self, tree: ast.Module) -> None:
         self.fields = frozenset(
@@ -163,10 +165,10 @@ class _ModuleReader(BodyReader):
             self.constants.add(name)
 
     def is_plain_call(self, call: ast.Call) -> bool:
-        """Whether a call at module level is one to a built-in or to ``math``, which return numbers and tuples."""
+        """Whether a call at module level is of a built-in or of ``math``, which return numbers and tuples."""
         match call.func:
             case ast.Name(id=name):
-                return name in vocabulary.BUILTINS - vocabulary.words("list dict") or self.members.get(name) == "math"
+                return name in vocabulary.BUILTINS - vocabulary.names("list dict") or self.members.get(name) == "math"
             case ast.Attribute(value=ast.Name(id=name)):
                 return self.modules.get(name) == "math"
             case _:

@@ -1,8 +1,8 @@
-"""The part of check 1 that decides what every name means, as Python itself decides it.
+"""The part of the check `language` that resolves names to scopes, as Python does.
 
-Two readings that share no code. ``assigned_names`` serves the reader of the syntax tree: what a function binds in its own
-scope, which a comprehension's target is not part of. ``scope_findings`` asks the compiler's symbol table afterwards,
-for every scope of the file (module, class, functions, comprehensions), and refuses what the first reading should have
+There are two ways, which share no code. ``assigned_names`` tells the reader of the syntax tree which names a function binds in
+its own scope; the targets of comprehensions do not belong to it. ``scope_findings`` asks the compiler's symbol table afterwards,
+for every scope of the file (module, class, functions, comprehensions), and refuses what the reader should have
 refused: a global that the file does not define and the language does not list, and a binding that hides a built-in.
 """
 
@@ -18,13 +18,13 @@ from poise_core.verification.language import vocabulary
 Finding = tuple[int, str]
 
 BUILTIN_NAMES = frozenset(dir(builtins))
-"""Everything that Python calls by a name without an import; what is not in ``vocabulary.BUILTINS`` is out of reach."""
+"""All names that Python defines without an import; a candidate may use only those in ``vocabulary.BUILTINS``."""
 
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def assigned_names(node: ast.AST) -> Iterator[str]:
-    """The names that the statements below a function or module bind in its own scope, comprehensions left out.
+    """Yield the names that the statements of a function or module bind in its own scope, without comprehensions.
 
     The target of an assignment expression inside a comprehension belongs to the function (PEP 572), so it is included.
     """
@@ -38,7 +38,7 @@ def assigned_names(node: ast.AST) -> Iterator[str]:
 
 
 def target_names(target: ast.expr) -> frozenset[str]:
-    """The names that a target binds."""
+    """Return the names that a target binds."""
     return frozenset(
         part.id for part in ast.walk(target) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
     )
@@ -51,7 +51,7 @@ def _walrus_names(node: ast.AST) -> Iterator[str]:
 
 
 def scope_findings(source: str, tree: ast.Module) -> list[Finding]:
-    """What the compiler's own view of the names of a file says against it."""
+    """Return the findings from the compiler's symbol table of a file."""
     table = symtable.symtable(source, "<candidate>", "exec")
     defined = frozenset(symbol.get_name() for symbol in table.get_symbols() if _binds(symbol))
     lines: dict[str, int] = {}
@@ -80,10 +80,10 @@ def _binds(symbol: symtable.Symbol) -> bool:
 
 
 def hides_builtin(name: str) -> str:
-    """The sentence for a name that belongs to Python."""
+    """Return the message for a name that belongs to Python."""
     return f"{name} is a built-in function of Python; choose another name"
 
 
 def not_defined(name: str) -> str:
-    """The sentence for a name that means nothing in a candidate."""
+    """Return the message for a name that is undefined in a candidate."""
     return f"{name} is not defined above this line, or not allowed in a candidate"
