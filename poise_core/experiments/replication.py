@@ -99,9 +99,9 @@ class Replication:
         assert stored is not None  # as it was just written
         return stored
 
-    def _stored(self) -> dict[str, Any] | None:
+    def _stored(self) -> ReplicationRow | None:
         rows = self.archive.rows("replications", protocol=self.protocol.digest, candidate_id=self.candidate_id)
-        return dict[str, Any](rows[0]) if rows else None
+        return rows[0] if rows else None
 
     # the plan
 
