@@ -36,7 +36,7 @@ def evolve_here(
     Args:
         preset: as loaded.
         run_dir: made where it is missing.
-        observer: told what the stages do.
+        observer: called with every event of the stages.
         say: called with a few words on what happens before and after the stages.
         replay: the archive of a recorded run to take all language models' answers from.
 

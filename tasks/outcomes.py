@@ -104,7 +104,7 @@ def raise_for_the_run(futures: Iterable[PrefectFuture[Any]]) -> None:
 
 
 def raise_for_the_candidate(futures: Iterable[PrefectFuture[Any]]) -> None:
-    """Wait for all stages of one candidate, then raise what became of them; see ``raise_for_the_run``.
+    """Wait for all stages of one candidate, then raise what one of them has failed with; see ``raise_for_the_run``.
 
     Raises:
         CandidateFailure: it failed in one of them.

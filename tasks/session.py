@@ -54,7 +54,7 @@ def evolution_session(
     Args:
         run_dir: made where it is missing.
         preset: as loaded, or what loads it; not needed where the session is open already, or the run is there.
-        observer: told what happens.
+        observer: called with every event.
         replay: the archive of a recorded run to take all language models' answers from.
         allowance: the cost budget of language models.
         roles: instead of those of the preset.

@@ -20,7 +20,7 @@ STEPS_SHOWN = 12
 _COLUMNS: tuple[Column, ...] = (
     "reward_mean", "entropy", "kl", "clip_fraction", "grad_norm", "loss", "completion_length", "truncated",
 )  # fmt: skip
-_UNTOLD = ("seconds", "confinement")
+_LEFT_OUT = ("seconds", "confinement")
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\"':]+/)+(?=[^\s/\"':])")
 
 
@@ -37,9 +37,9 @@ def gate_report(failure: CandidateFailure) -> str:
             return failure.detail or failure.message
     except ValueError:
         return failure.detail or failure.message
-    told = {key: value for key, value in document.items() if key not in _UNTOLD}
-    told["checks"] = [{k: v for k, v in one.items() if k not in _UNTOLD} for one in document.get("checks", [])]
-    return json.dumps(told, indent=1, ensure_ascii=False)
+    shown = {key: value for key, value in document.items() if key not in _LEFT_OUT}
+    shown["checks"] = [{k: v for k, v in one.items() if k not in _LEFT_OUT} for one in document.get("checks", [])]
+    return json.dumps(shown, indent=1, ensure_ascii=False)
 
 
 def training_report(failure: CandidateFailure, trajectories: Mapping[int, TrajectoryRows]) -> str:

@@ -49,7 +49,7 @@ class RunEvidence:
             poise_core.archive.ArchiveError: a file cannot be read.
         """
         digest = protocol.digest
-        # what is written later is read first, so that whatever is named below has its candidate beside a run that goes on
+        # tables that are written later are read first, so that beside a live run no row names a candidate that was not read
         replications = archive.rows("replications", protocol=digest) if archive.has("replications") else []
         rungs = archive.rows("rungs", protocol=digest) if archive.has("rungs") else []
         failures = archive.rows("failures", protocol=digest)

@@ -18,7 +18,7 @@ class Event:
     stage: str
     subject: str  # name of the candidate, or of its slot in the generation before there is one
     generation: int
-    message: str = ""  # what came out, for "finished" and "failed"
+    message: str = ""  # the outcome, for "finished" and "failed"
     seed: int | None = None  # for "step"
     row: Mapping[str, float] = field(default_factory=dict)  # the step's row of the trajectory
 
@@ -38,7 +38,7 @@ def announced(
     """Report to the observer that a stage begins and how it ends; after a stop no stage begins.
 
     Yields:
-        A function to be called with what came out.
+        A function to be called with the outcome.
 
     Raises:
         Cancelled: ``should_stop`` returned true.

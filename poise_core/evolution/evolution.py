@@ -49,7 +49,7 @@ class Evolution:
             run: opened.
             executor: carries out gate, trainings and evaluations; by default child processes of this one.
             roles: instead of those of the preset.
-            observer: told what happens.
+            observer: called with every event.
             replay: the archive of a recorded run, whose language models' answers are taken instead of new ones.
             compute_slot: held while a training or an evaluation runs.
             allowance: the cost budget of language models; a call that could exceed it is not made, and the run stops.

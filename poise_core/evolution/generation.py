@@ -14,7 +14,7 @@ from poise_core.failures import CandidateFailure
 
 
 def establish_baseline(evolution: Evolution) -> CandidateRef:
-    """The scores that everything is compared with: the policy before training, and the baseline algorithm."""
+    """Measure what candidates are compared with: the policy before training, and the baseline algorithm."""
     evolution.measure_base_policy()
     baseline = evolution.verify_baseline(evolution.register_baseline())
     evolution.train(baseline)

@@ -124,8 +124,8 @@ def certain_loss(losses: Sequence[float], spec: HealthSpec) -> str:
     """One sentence on how far the reward is certainly below the parent's; empty where that is not certain.
 
     ``losses`` are the parent's reward minus the child's, step by step on the same prompts. Over the last ``loss_window`` of them
-    the mean must be at least ``loss_margin`` and lie ``loss_errors`` standard errors above half of it. Steps in a row are correlated,
-    so the standard error is inflated by sqrt((1 + r) / (1 - r)), r the lag-1 correlation (at least 0, at most 0.9).
+    the mean must be at least ``loss_margin`` and lie ``loss_errors`` standard errors above half of it. Successive steps are
+    correlated, so the standard error is inflated by sqrt((1 + r) / (1 - r)), r the lag-1 correlation (at least 0, at most 0.9).
     """
     count = spec.loss_window
     recent = losses[-count:]

@@ -149,7 +149,7 @@ class Ladder:
     # records
 
     def _watch(self, candidate: CandidateRef) -> HealthWatch | None:
-        """None for a root: the baseline has to be measured whatever it does."""
+        """The health rules of a training; None for a root, since the baseline has to be measured in any case."""
         if not candidate.generation or not self.health.enabled:
             return None
         parent = candidate.parent_id

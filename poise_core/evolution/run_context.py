@@ -59,7 +59,7 @@ class RunContext:
         Args:
             run: opened.
             executor: carries out gate, trainings and evaluations; by default child processes of this one.
-            observer: told what happens.
+            observer: called with every event.
             should_stop: polled; ends what runs.
             compute_slot: held while a training or an evaluation runs; may wait for its turn.
         """

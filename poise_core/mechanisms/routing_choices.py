@@ -1,4 +1,4 @@
-"""Choices for who gets which signal: failed groups, routing, length and format.
+"""Choices for which groups, completions and tokens get which signal: failed groups, routing, length and format.
 
 Notation as in ``poise_core.mechanisms.advantage_choices``.
 """

@@ -2,8 +2,8 @@
 
 One registered model per protocol, with one version per champion candidate: a version points to the folder
 ``algorithm/`` of the candidate's run, which holds the algorithm file. The alias ``champion`` is set on a version only after
-that candidate was declared, trained again with fresh seeds and confirmed, which is a row of ``replications``. Of several such candidates
-the one with the highest Overall of the search has it: the sealed split confirms, it does not choose.
+that candidate was declared, trained again with fresh seeds and confirmed, which is a row of ``replications``. Of several such
+candidates the one with the highest Overall of the search has it: the sealed split confirms, it does not choose.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class NightlyRun:
     stopped: str = ""  # why the run ended before its work did; empty where it did not
     hours: float | None = None  # the time budget
     dollars: float | None = None  # the cost budget
-    replication: str = ""  # what became of the champion candidate, one sentence; empty where there was none
+    replication: str = ""  # the outcome of a replication in one sentence; empty where there was none
 
 
 @dataclass(frozen=True)
