@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
@@ -102,6 +103,12 @@ class TrainingSpec(FrozenModel):
         return self.prompts_per_step * self.group_size
 
 
+TRAINER_REVISION = 2
+"""Revision of the numerics of rollout, update and evaluation. It is raised whenever they change, so that numbers of before and
+after are never ranked together; ``tests/training/test_golden.py`` fails where they change and it is not. Revision 1 is everything
+before revisions were counted; revision 2 packs sequences without padding and updates with a fused kernel."""
+
+
 class Protocol(FrozenModel):
     """Policy, environment, budget, benchmarks, weights and seeds under which candidates are compared."""
 
@@ -111,6 +118,19 @@ class Protocol(FrozenModel):
     training: TrainingSpec
     benchmarks: tuple[BenchmarkSpec, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1, description="training seeds that candidates share, used from the left")
+    trainer_revision: PositiveInt = Field(
+        TRAINER_REVISION,
+        description="of the program that makes the numbers; documents of before revisions were counted have 1",
+    )
+
+    @classmethod
+    def stored(cls, document: Mapping[str, Any]) -> Protocol:
+        """The protocol that a run has kept, which may be of before revisions were counted.
+
+        Raises:
+            pydantic.ValidationError: the document is no protocol.
+        """
+        return cls.model_validate({"trainer_revision": 1, **document})
 
     @model_validator(mode="after")
     def _weights_and_names(self) -> Protocol:
@@ -126,6 +146,7 @@ class Protocol(FrozenModel):
 
     @cached_property
     def digest(self) -> str:
-        """Sixteen hex digits that identify this protocol."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        """Sixteen hex digits that identify this protocol; revision 1 has the digests of before revisions were counted."""
+        uncounted = {"trainer_revision"} if self.trainer_revision == 1 else set()
+        text = json.dumps(self.model_dump(mode="json", exclude=uncounted), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

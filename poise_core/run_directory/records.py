@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from poise_core.config import Preset
+from poise_core.config.protocol import TRAINER_REVISION, Protocol
 from poise_core.files import write_atomically
 
 PRESET, SETTINGS = "preset.yaml", "settings.json"
@@ -36,6 +37,11 @@ def accept(folder: Path, preset: Preset) -> None:
             f"{folder}: made under protocol {frozen.protocol.digest}, this is {preset.protocol.digest} "
             f"(protocol.{key}: {before!r} there, {after!r} here{more}); take another directory"
         )
+    if frozen.protocol.trainer_revision != TRAINER_REVISION:
+        raise RunDirectoryError(
+            f"{folder}: its numbers are of revision {frozen.protocol.trainer_revision} of the trainer, this program has revision "
+            f"{TRAINER_REVISION}; reading it works, but take another directory to go on"
+        )
     changes = settings_changes(folder)
     current = _flat(frozen.model_dump(mode="json", exclude={"protocol"}))
     for change in changes:
@@ -55,7 +61,8 @@ def frozen_preset(folder: Path) -> Preset:
     path = folder / PRESET
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        preset = Preset.model_validate(document["preset"])
+        protocol = Protocol.stored(document["preset"]["protocol"])
+        preset = Preset.model_validate({**document["preset"], "protocol": protocol})
         digest = document["protocol_digest"]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError, TypeError, KeyError) as error:
         reason = str(error).splitlines()[0]
