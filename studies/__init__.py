@@ -1,1 +1,1 @@
-"""Studies: one module each, run with ``python -m``, that leaves a page and a figure under ``docs/results/``."""
+"""Studies, each a module that is run with ``python -m`` and writes a page and a figure under ``docs/results/``."""

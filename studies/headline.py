@@ -1,4 +1,4 @@
-"""The page of a headline run: what was tried, what was found, whether it held, and what the random arm found for the same.
+"""The page of a headline run: its candidates, its champions, their replication, and the random arm at the same budget.
 
 ``python -m studies.headline FOLDER`` reads the runs of ``poise compare-search`` below a folder
 (``evolution-seed-0``, ``random-seed-0``, ...), writes ``docs/results/FOLDER.md`` with a drawing, and copies the archive of
@@ -39,7 +39,7 @@ SHOWN = 15
 
 @dataclass(frozen=True)
 class Run:
-    """One run, and what its archive says."""
+    """One run with the evidence from its archive."""
 
     directory: RunDirectory
     evidence: RunEvidence

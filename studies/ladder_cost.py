@@ -1,10 +1,10 @@
-"""What the ladder saves, replayed on recorded full evaluations.
+"""The savings of the ladder, replayed on recorded full evaluations.
 
 ``python -m studies.ladder_cost RUN_DIR [--out PAGE]``. A run whose candidates were all trained and scored with all
-seeds says what every ladder would have seen and decided. Each is replayed many times: a random four fifths of the candidates, and
-the seeds in random order, of which the first ``--search-seeds`` are the search's. What is selected is the best shrunken estimate
-(``poise_core.search.selection.shrunken_scores``), as in the search. Regret is judged by the seeds that the search did not use,
-so that it is not the winner's luck that is measured; without any left, by all seeds, and the page says so.
+seeds shows what every ladder would have measured and decided. Each ladder is replayed many times, with a random four fifths of
+the candidates and the seeds in random order, of which the first ``--search-seeds`` are the search's. The selected candidate has
+the best shrunken estimate (``poise_core.search.selection.shrunken_scores``), as in the search. Regret is measured with the seeds
+that the search did not use, which avoids selection bias; if none is left, with all seeds, which the page then states.
 """
 
 from __future__ import annotations

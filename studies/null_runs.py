@@ -1,6 +1,6 @@
-"""How often a champion is declared where there is none: evolutions in which every child equals GRPO plus seed noise.
+"""The rate of false champion candidates, in evolutions where every child equals GRPO plus seed noise.
 
-``python -m studies.null_runs`` writes ``docs/results/null_runs.md``. The code that declares is the one of
+``python -m studies.null_runs`` writes ``docs/results/null_runs.md``. Champion candidates are declared by the code of
 ``poise leaderboard``; training and evaluation are simulated (``studies.simulation``).
 """
 

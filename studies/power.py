@@ -1,4 +1,4 @@
-"""How often one change that is truly better is found, against what it costs, for every arm of the search.
+"""The probability of finding one truly better change, and its cost, for every arm of the search.
 
 ``python -m studies.power`` writes ``docs/results/power.md`` and a drawing. In every simulated evolution one proposal,
 at a random place, is truly worth 3 points; whatever descends from it keeps them, and no other change does anything. Found means
@@ -46,7 +46,7 @@ SELECTORS: dict[str, ParentSelector] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One arm, one way to spend, and what it found."""
+    """The results of one arm with one way to spend its budget."""
 
     arm: str
     name: str

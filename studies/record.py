@@ -1,8 +1,8 @@
 """Full evaluations of candidates that a ladder has stopped, for ``studies.ladder_cost``.
 
 ``python -m studies.record RUN_DIR COPY [--children 40]`` copies a run and measures the first children of the copy, in
-the order in which they were made, with all seeds of the search. Nothing is chosen by score, and the run itself stays as it was.
-Interrupted, the same command goes on.
+the order in which they were made, with all seeds of the search. Nothing is chosen by score, and the run itself is not changed.
+After an interruption the same command goes on.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How selection and archive grow with the tree.
+"""The time of selection and of the archive as the tree grows.
 
 ``python -m studies.scale`` writes ``docs/results/scale.md`` and ``scale.svg``. Trees are made up: every node
 hangs under a random earlier one, one in seven has failed, six benchmarks, 14 slots of 5 choices, a sketch of 32 numbers.

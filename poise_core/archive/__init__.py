@@ -1,4 +1,4 @@
-"""What a run has learned, as append-only Parquet tables: schema, append, read, lineage."""
+"""The archive of a run, as append-only Parquet tables: schema, append, read, lineage."""
 
 from poise_core.archive.compaction import CompactedTable
 from poise_core.archive.errors import (

@@ -1,4 +1,4 @@
-"""Looking over a whole archive: every file opens, digests match, nothing refers to a missing candidate."""
+"""Checking a whole archive: every file opens, digests match, and no row refers to a missing candidate."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _OF_CANDIDATES = ("verifications", "evaluations", "trajectories", "reflections",
 
 
 def find_faults(storage: Storage, reader: PartReader) -> list[str]:
-    """One line per fault; empty where all is well.
+    """Return one line per fault; empty where there is none.
 
-    What refers to what is only looked at where every file is whole: otherwise one fault would be told many times.
+    References are checked only where every file is whole, because one damaged file would otherwise cause many faults.
     """
     faults = []
     for table in TABLES.values():
@@ -34,7 +34,7 @@ def find_faults(storage: Storage, reader: PartReader) -> list[str]:
 
 
 def lineage_of(reader: PartReader) -> Lineage:
-    """Parent links of all candidates, in the order in which generations made them.
+    """Return the parent links of all candidates, in the order of their generations.
 
     Raises:
         ArchiveError: a candidate's parent is missing, or a file cannot be read.
@@ -66,7 +66,7 @@ def _compacted_fault(storage: Storage, reader: PartReader, table: Table, name: s
 
 
 def _snapshot_fault(storage: Storage, reader: PartReader, table: Table) -> str | None:
-    """Whether the snapshot says what the parts say; they have been found to be whole."""
+    """Compare the snapshot with the parts, which have been found to be whole."""
     snapshot = load_snapshot(storage, table) if snapshot_of(table) else None
     if snapshot is None:
         return None

@@ -1,9 +1,9 @@
-"""Reading compacted files: the rows of many parts in one file of ``<table>/compacted/``.
+"""Reading compacted files, which hold the rows of many parts in one file of ``<table>/compacted/``.
 
-A compacted file never changes; one that holds more takes its place under another name, and only when that one is there
-does the old one go, and do the parts. So between two moments rows may lie in several places, never in none. A reader lists
-the parts first and the compacted files after them, and takes every part from one place: from a compacted file before a
-part's own file, and from one of several compacted files.
+A compacted file never changes. A later compaction writes a larger file under another name, and removes the old file and the
+parts only when the new file exists. So rows may temporarily be in several files, but are always in one. A reader lists
+the parts first and the compacted files after them, and takes every part from one file: from a compacted file before the
+part's own file, and from only one of several compacted files.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class CompactedFiles:
         self._lock = threading.Lock()
 
     def names(self, table: Table, splits: Collection[str] | None = None) -> list[str]:
-        """The table's compacted files; only those of some splits, if these are given.
+        """Return the names of the table's compacted files, or only of those for the given splits.
 
         Raises:
             ArchiveError: the folder cannot be listed.
@@ -40,10 +40,10 @@ class CompactedFiles:
         return [name for name, split in found.items() if split and (splits is None or split in splits)]
 
     def ids(self, table: Table, name: str) -> pa.Array:
-        """The part ids of a file, each once. Only the keys are read, and once by this process.
+        """Return the part ids of a file, each once; this process reads only the keys, and only once.
 
         Raises:
-            ArchiveError: it cannot be read.
+            ArchiveError: the file cannot be read.
         """
         with self._lock:
             known = self._ids.get((table.name, name))
@@ -55,14 +55,14 @@ class CompactedFiles:
         return known
 
     def all_ids(self, table: Table, names: Sequence[str]) -> pa.ChunkedArray:
-        """The part ids of several files."""
+        """Return the part ids of several files."""
         return pa.chunked_array([self.ids(table, name) for name in names], pa.string())
 
     def holding(self, table: Table, part: str) -> str | None:
-        """The compacted file that has the rows of this part, named as its own file would be; None if there is none.
+        """Return the compacted file with the rows of a part, which is given by its file name; None if there is none.
 
         Raises:
-            ArchiveError: one cannot be read.
+            ArchiveError: a compacted file cannot be read.
         """
         for name in self.names(table, [split_of(table, part)]):
             if pc.index(self.ids(table, name), part_id(part)).as_py() >= 0:
@@ -70,10 +70,10 @@ class CompactedFiles:
         return None
 
     def load(self, table: Table, names: Sequence[str], condition: pc.Expression | None = None) -> pa.Table:
-        """The rows of these files that match; those of a part that several of them hold, once.
+        """Return the rows of these files that match; a part that is in several of them is returned once.
 
         Raises:
-            ArchiveError: one cannot be read.
+            ArchiveError: a file cannot be read.
         """
         found: list[pa.Table] = []
         for position, name in enumerate(names):
@@ -85,10 +85,10 @@ class CompactedFiles:
         return pa.concat_tables([table.schema.empty_table(), *found])
 
     def groups(self, table: Table, name: str) -> Iterator[pa.Table]:
-        """The rows of a file, a row group at a time.
+        """Yield the rows of a file, one row group at a time.
 
         Raises:
-            ArchiveError: it cannot be read.
+            ArchiveError: the file cannot be read.
         """
         with self._named(table, name) as path:
             data = ds.dataset(path, table.schema, format="parquet", filesystem=self._storage.filesystem)
@@ -97,7 +97,7 @@ class CompactedFiles:
                     yield group.to_table(schema=table.schema)
 
     def uncovered(self, table: Table, names: Sequence[str], parts: Sequence[str]) -> list[str]:
-        """Those of the parts, by file name, whose rows are in none of these files.
+        """Return the parts, by file name, whose rows are in none of these files.
 
         Raises:
             ArchiveError: a file cannot be read.
@@ -123,7 +123,7 @@ class CompactedFiles:
 
     @contextmanager
     def _named(self, table: Table, name: str) -> Iterator[str]:
-        """The path of a file; what goes wrong with it in the block is told with its name."""
+        """Yield the path of a file, and add the file's name to errors in the block."""
         shown = self._storage.shown(compacted_table(table), name)
         try:
             yield self._storage.path(compacted_table(table), name)

@@ -1,14 +1,14 @@
-"""Rewriting the parts of a table into one file, so that a large archive is not millions of small ones.
+"""Rewriting the parts of a table into one file, so that a large archive does not consist of millions of small files.
 
-The steps, each of which leaves the archive whole, so that a kill between any two loses and doubles nothing:
+Every step leaves the archive whole, so that a kill between two steps neither loses nor duplicates a row:
 
-1. the rows of all parts, and of the compacted files before, are written to a file that nobody sees, and read back from it;
-2. ``schema.parquet`` says from now on that the table may hold compacted files: earlier programs refuse it;
-3. the file appears under its name in ``<table>/compacted/``, whole and for good;
-4. the parts and files that it stands for are removed.
+1. the rows of all parts and of earlier compacted files are written to a hidden file, and read back from it;
+2. ``schema.parquet`` records that the table may hold compacted files, so that earlier programs refuse the table;
+3. the file is published under its final name in ``<table>/compacted/``;
+4. the parts and files whose rows it holds are removed.
 
-Between 3 and 4 rows lie in two places. This program's readers take each part from one of them (``compacted.py``); another
-reader of the folder sees them twice until 4 is done, by this compaction or the next.
+Between steps 3 and 4 rows are in two files. This program's readers take each part from one of them (``compacted.py``); another
+reader of the folder sees them twice until this compaction or the next one finishes step 4.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from poise_core.archive.storage import Storage
 
 PARTS_AT_ONCE = 1000
 GROUP_ROWS, GROUP_BYTES = 16_384, 16 << 20
-"""A row group is what a reader of few rows reads at least, and what a compaction holds in memory."""
+"""Rows of a row group, which is the least that a reader reads, and the most that a compaction holds in memory."""
 
 
 @dataclass(frozen=True)
 class CompactedTable:
-    """What a compaction made of a table."""
+    """The rows of a compacted table, and its number of files before and after."""
 
     table: str
     rows: int
@@ -54,12 +54,12 @@ class CompactedTable:
 
 
 def compact_table(storage: Storage, reader: PartReader, table: Table) -> CompactedTable:
-    """One file for all rows of a table, or for those of each split; where there is one already, nothing is done.
+    """Write one file with all rows of a table, or one for each split, unless these files exist already.
 
     Raises:
-        ArchiveError: a part cannot be read, or the disk is full; nothing was removed.
+        ArchiveError: a part cannot be read, or the disk is full; no file was removed.
     """
-    storage.sweep(compacted_table(table), older_than=0.0)  # only compactions write there, and there is no other one
+    storage.sweep(compacted_table(table), older_than=0.0)  # only compactions write there, one at a time
     listed = [name for name in storage.list(table.name) if len(part_values(name) or ()) == len(table.part_keys)]
     compacted = reader.compacted.names(table)
     for split in sorted(
@@ -67,7 +67,7 @@ def compact_table(storage: Storage, reader: PartReader, table: Table) -> Compact
     ):
         parts = [name for name in listed if split_of(table, name) == split]
         _compact_split(storage, reader, table, split, parts, reader.compacted.names(table, [split]))
-    if reader.compacted.names(table):  # the snapshot knows parts that are gone
+    if reader.compacted.names(table):  # the snapshot names parts that have been removed
         storage.remove(table.name, [SNAPSHOT_FILE])
     files = [storage.path(*file) for file in _files(storage, table)]
     rows = sum(pq.read_metadata(file, filesystem=storage.filesystem).num_rows for file in files)
@@ -102,12 +102,12 @@ def _files(storage: Storage, table: Table) -> list[tuple[str, str]]:
 
 
 def _digest(names: Sequence[str]) -> str:
-    """Files never change, so their names say what is in the file made of them."""
+    """Compute the digest of file names; files never change, so it identifies the content of a file made of them."""
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()[:16]
 
 
 def _holds_all(reader: PartReader, table: Table, compacted: Sequence[str]) -> str | None:
-    """The file that has every part which any of them has, left by a compaction that was killed while tidying up."""
+    """Return the file that holds every part of all files, which a compaction killed before step 4 has left."""
     largest = max(compacted, key=lambda name: len(reader.compacted.ids(table, name)))
     held = reader.compacted.ids(table, largest)
     every = pc.all(pc.is_in(reader.compacted.all_ids(table, compacted), held)).as_py()
@@ -115,7 +115,7 @@ def _holds_all(reader: PartReader, table: Table, compacted: Sequence[str]) -> st
 
 
 def _batches(reader: PartReader, table: Table, fresh: Sequence[str], compacted: Sequence[str]) -> Iterator[pa.Table]:
-    """All rows, each once, a piece at a time: what was compacted before, then the parts in the order of their keys."""
+    """Yield all rows, each once, in batches: first those compacted before, then the parts in the order of their keys."""
     for position, name in enumerate(compacted):
         before = reader.compacted.all_ids(table, compacted[:position])
         for rows in reader.compacted.groups(table, name):
@@ -129,14 +129,14 @@ def _write(path: Path, table: Table, batches: Iterator[pa.Table]) -> None:
     """Write the rows and read them back.
 
     Raises:
-        ArchiveError: what was read is not what was written.
+        ArchiveError: the rows that were read differ from those that were written.
     """
     written = []
     with pq.ParquetWriter(
         path,
         table.schema,
         compression="zstd",
-        write_statistics=list(table.keys),  # to find a key's row groups; those of a source would be the source
+        write_statistics=list(table.keys),  # of keys only; those of sources would be as large
         write_page_checksum=True,
     ) as writer:
         for group in _grouped(batches, table):
@@ -149,7 +149,7 @@ def _write(path: Path, table: Table, batches: Iterator[pa.Table]) -> None:
 
 
 def _grouped(batches: Iterator[pa.Table], table: Table) -> Iterator[pa.Table]:
-    """The same rows in pieces of the size of a row group."""
+    """Yield the same rows in batches of the size of a row group."""
     held = table.schema.empty_table()
     for rows in batches:
         held = pa.concat_tables([held, rows])
@@ -162,15 +162,15 @@ def _grouped(batches: Iterator[pa.Table], table: Table) -> Iterator[pa.Table]:
 
 
 def _fingerprint(rows: pa.Table) -> bytes:
-    """Equal for equal rows in the same order, in every column."""
+    """Return bytes that are equal for equal rows in the same order, in every column."""
     return hashlib.sha256(repr(rows.to_pylist()).encode()).digest()
 
 
 def _read_through(storage: Storage, table: Table, name: str) -> None:
-    """Read every page of a file that a killed compaction left, before what it stands for is removed.
+    """Read every page of a file that a killed compaction left, before the parts whose rows it holds are removed.
 
     Raises:
-        ArchiveError: it is damaged.
+        ArchiveError: the file is damaged.
     """
     try:
         path = storage.path(compacted_table(table), name)

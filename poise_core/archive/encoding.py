@@ -1,4 +1,4 @@
-"""Rows to Parquet bytes: filling in, checking, digesting."""
+"""Encoding rows as Parquet: filling in computed columns, checking values, computing digests."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Row = Mapping[str, Any]
 
 
 def build_table(table: Table, rows: Sequence[Row]) -> pa.Table:
-    """Rows of one part as an Arrow table with the table's schema, ordered by row key.
+    """Return the rows of one part as an Arrow table with the table's schema, ordered by row key.
 
-    ``created_at`` is filled in where a row does not give it; ``row_key`` and ``content_digest`` are computed.
+    ``created_at`` is filled in where a row lacks it; ``row_key`` and ``content_digest`` are computed.
 
     Raises:
         ArchiveRowError: a column is unknown, missing, of another type or not among the allowed values; a key repeats.
@@ -42,7 +42,7 @@ def build_table(table: Table, rows: Sequence[Row]) -> pa.Table:
 
 
 def content_digests(table: Table, data: pa.Table) -> list[str]:
-    """Digest of each row over the columns that count; equal content gives equal digests whatever wrote it."""
+    """Return the digest of each row over the columns that count; equal content gives equal digests."""
     names = [field.name for field in table.fields if field.counts and field.name in data.column_names]
     digests = []
     for row in data.select(names).to_pylist(maps_as_pydicts="strict"):
@@ -53,9 +53,9 @@ def content_digests(table: Table, data: pa.Table) -> list[str]:
 
 
 def to_parquet(data: pa.Table) -> memoryview:
-    """The file's bytes, in memory: parts are small, and a full disk is then met by one plain write."""
+    """Return the file's bytes in memory: parts are small, and a full disk then fails one simple write."""
     sink = pa.BufferOutputStream()
-    # in a part of a few rows, statistics (a source's least and greatest is the source) and dictionaries only weigh
+    # in a part of a few rows, statistics and dictionaries only add bytes (the minimum of one source is the source)
     pq.write_table(data, sink, compression="zstd", write_statistics=False, use_dictionary=False)
     return memoryview(sink.getvalue()).cast("B")  # as bytes are, so that the two compare
 
@@ -77,7 +77,7 @@ def _complete(table: Table, row: Row, now: dt.datetime) -> dict[str, Any]:
         if filled[key] is None or filled[key] == "":
             raise ArchiveRowError(f"{table.name}: the key column {key!r} is missing")
     filled["row_key"] = encode_key([filled[key] for key in table.keys], "/")
-    filled["content_digest"] = ""  # known once Arrow has settled the types
+    filled["content_digest"] = ""  # computed after Arrow has converted the types
     for field in table.fields:
         value = filled[field.name]
         where = f"{table.name}: column {field.name!r} of row {filled['row_key']}"

@@ -1,4 +1,4 @@
-"""What can go wrong with an archive; every message is one line and names the file or the table."""
+"""Errors of an archive; every message is one line and names the file or the table."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from poise_core.failures import InfrastructureError
 
 
 class ArchiveError(InfrastructureError):
-    """The archive cannot be read or written; what it holds was left as it is."""
+    """The archive cannot be read or written; its content was not changed."""
 
 
 class ArchiveMissingError(ArchiveError):
-    """A file was listed and is gone: somebody took it away, or a compaction has put its rows elsewhere."""
+    """A file was listed and no longer exists: it was deleted, or a compaction has moved its rows."""
 
 
 class ArchiveConflictError(ArchiveError):
-    """A row with the same key and other content is already there; the old one stays."""
+    """A row with the same key and other content exists already, and stays."""
 
 
 class ArchiveRowError(ArchiveError, ValueError):
@@ -22,8 +22,8 @@ class ArchiveRowError(ArchiveError, ValueError):
 
 
 class ArchiveLocationError(ArchiveError, ValueError):
-    """What was given as the archive's place cannot be one; nothing was touched."""
+    """The given location cannot be that of an archive; nothing was changed."""
 
 
 class ArchiveOwnedError(ArchiveError):
-    """The archive is another run's; nothing was written into it."""
+    """The archive belongs to another run; nothing was written into it."""

@@ -1,4 +1,4 @@
-"""Who descends from whom, from the ``candidates`` table."""
+"""The lineage of candidates, from the parent ids in the ``candidates`` table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from poise_core.archive.errors import ArchiveError
 
 @dataclass(frozen=True)
 class TreeNode:
-    """A candidate with the candidates it is the primary parent of."""
+    """A candidate with the children whose primary parent it is."""
 
     candidate_id: str
     children: tuple[TreeNode, ...] = ()
@@ -21,8 +21,8 @@ class TreeNode:
 class Lineage:
     """Parent links of all candidates, in the order in which they were made.
 
-    A candidate's primary parent is the first of its ``parent_ids``; further ones only lent mechanisms. Trees follow the
-    primary parent, ``ancestors`` and ``descendants`` follow all links.
+    A candidate's primary parent is the first of its ``parent_ids``; the others are donors of mechanisms. Trees follow the
+    primary parent; ``ancestors`` and ``descendants`` follow all links.
     """
 
     parents: dict[str, tuple[str, ...]]
@@ -30,7 +30,7 @@ class Lineage:
 
     @classmethod
     def build(cls, links: Iterable[tuple[str, Iterable[str]]]) -> Lineage:
-        """From pairs of candidate id and parent ids.
+        """Build the lineage from pairs of candidate id and parent ids.
 
         Raises:
             ArchiveError: a parent is not among the candidates, or a candidate descends from itself.
@@ -44,7 +44,7 @@ class Lineage:
                 children[parent].append(candidate)
         waiting = {candidate: len(given) for candidate, given in parents.items()}
         settled = [candidate for candidate, count in waiting.items() if count == 0]
-        for candidate in settled:  # grows while it is read: each candidate follows once all its parents have
+        for candidate in settled:  # the list grows during the loop: a candidate is appended after all its parents
             for child in children[candidate]:
                 waiting[child] -= 1
                 if waiting[child] == 0:
@@ -56,12 +56,12 @@ class Lineage:
 
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Lineage:
-        """From rows of ``candidates``, put into the order in which generations made them.
+        """Build the lineage from rows of ``candidates``, in the order of their generations.
 
         Raises:
-            ArchiveError: as ``build``.
+            ArchiveError: see ``build``.
         """
-        # the place in its generation says more than the clock, which may have been set back or be another machine's
+        # the slot comes before the time, because clocks may be set back and differ between machines
         keys = ("generation", "proposal_id", "created_at", "candidate_id")
         ordered = sorted(
             rows, key=lambda row: tuple(row[key] or "" if key == "proposal_id" else row[key] for key in keys)
@@ -74,35 +74,35 @@ class Lineage:
         return candidate_id
 
     def roots(self) -> list[str]:
-        """Candidates without a parent."""
+        """Return the candidates without a parent."""
         return [candidate for candidate, given in self.parents.items() if not given]
 
     def parent(self, candidate_id: str) -> str | None:
-        """The primary parent; ``None`` for a root."""
+        """Return the primary parent; ``None`` for a root."""
         given = self.parents[self._known(candidate_id)]
         return given[0] if given else None
 
     def children(self, candidate_id: str) -> list[str]:
-        """Candidates that name it among their parents."""
+        """Return the candidates that name this one among their parents."""
         return list(self._children[self._known(candidate_id)])
 
     def ancestors(self, candidate_id: str) -> list[str]:
-        """All candidates it descends from, the nearest first, each once."""
+        """Return all candidates from which this one descends, the nearest first, each once."""
         return self._reach(candidate_id, self.parents)
 
     def descendants(self, candidate_id: str) -> list[str]:
-        """All candidates that descend from it, the nearest first, each once."""
+        """Return all candidates that descend from this one, the nearest first, each once."""
         return self._reach(candidate_id, self._children)
 
     def depth(self, candidate_id: str) -> int:
-        """Steps to the root along the parents proper."""
+        """Return the number of steps to the root along primary parents."""
         steps, parent = 0, self.parent(candidate_id)
         while parent is not None:
             steps, parent = steps + 1, self.parent(parent)
         return steps
 
     def tree(self, candidate_id: str) -> TreeNode:
-        """The candidate and what grew from it; every descendant stands once, under its primary parent."""
+        """Return the candidate with its descendants, each once and under its primary parent."""
         order, position = [self._known(candidate_id)], 0
         while position < len(order):  # breadth first, so that deep trees need no recursion
             order += self._own_children(order[position])

@@ -1,10 +1,10 @@
 """Names of files in a table's folder.
 
-A part is ``part-<key>,<key>.parquet``, its keys percent-encoded. ``compacted/`` holds the rows of many parts in
-``all-<digest>.parquet``; in a table with a split that stays sealed, each split has a file of its own, named by the split.
+A part is ``part-<key>,<key>.parquet``, with percent-encoded keys. ``compacted/`` holds the rows of many parts in
+``all-<digest>.parquet``; in a table with a sealed split, each split has its own file, named by the split.
 
-A *part id* is a part's keys joined by ``/``. It stands at the beginning of the ``row_key`` of every row of the part, so a row
-tells which part it came in, wherever it lies.
+A *part id* is a part's keys joined by ``/``. The ``row_key`` of every row begins with the id of its part, so the part of a row
+is known in any file.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _LONGEST_NAME = 240
 
 
 def encode_key(values: Sequence[Any], separator: str) -> str:
-    """Key values as one text from which they can be told apart again."""
+    """Join key values into one text from which they can be recovered."""
     return separator.join(quote(str(value), safe="") for value in values)
 
 
 def part_name(values: Sequence[Any]) -> str:
-    """File name of the part with these key values.
+    """Return the file name of the part with these key values.
 
     Raises:
         ArchiveRowError: the name would be too long for a file system.
@@ -44,24 +44,24 @@ def part_name(values: Sequence[Any]) -> str:
 
 
 def part_values(name: str) -> tuple[str, ...] | None:
-    """Key values, as text, of a part's file name; ``None`` for any other file."""
+    """Return the key values, as text, of a part's file name; ``None`` for any other file."""
     if not (name.startswith(_PREFIX) and name.endswith(_SUFFIX)):
         return None
     return tuple(unquote(text) for text in name[len(_PREFIX) : -len(_SUFFIX)].split(","))
 
 
 def part_id(name: str) -> str:
-    """The part id in a part's file name."""
+    """Return the part id in a part's file name."""
     return name[len(_PREFIX) : -len(_SUFFIX)].replace(",", "/")
 
 
 def part_name_of(identity: str) -> str:
-    """The file name of the part with this part id."""
+    """Return the file name of the part with this part id."""
     return f"{_PREFIX}{identity.replace('/', ',')}{_SUFFIX}"
 
 
 def part_ids(table: Table, row_keys: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The part id of every row, from its ``row_key``."""
+    """Return the part id of every row, from its ``row_key``."""
     if not table.row_keys:
         return row_keys
     ids: pa.ChunkedArray = pc.replace_substring_regex(row_keys, f"(/[^/]*){{{len(table.row_keys)}}}$", "")
@@ -69,7 +69,7 @@ def part_ids(table: Table, row_keys: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def split_of(table: Table, name: str) -> str:
-    """The split that a part belongs to, which is also the beginning of the name of its compacted file."""
+    """Return the split of a part, with which the name of its compacted file begins."""
     values = part_values(name)
     if "split" not in table.part_keys or values is None:
         return WHOLE_TABLE
@@ -77,16 +77,16 @@ def split_of(table: Table, name: str) -> str:
 
 
 def compacted_table(table: Table) -> str:
-    """The folder of a table's compacted files, as storage knows it."""
+    """Return the folder of a table's compacted files, relative to the archive."""
     return f"{table.name}/{COMPACTED}"
 
 
 def compacted_name(split: str, digest: str) -> str:
-    """File name of the rows of a split, or of a whole table."""
+    """Return the file name of a compacted file for a split, or for a whole table."""
     return f"{split}-{digest}{_SUFFIX}"
 
 
 def compacted_split(name: str) -> str | None:
-    """The split in such a name; ``None`` for any other file."""
+    """Return the split in the name of a compacted file; ``None`` for any other file."""
     split, dash, _ = name.partition("-")
     return split if dash and name.endswith(_SUFFIX) else None

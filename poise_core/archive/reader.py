@@ -1,4 +1,4 @@
-"""Reading parts: which files may hold what is asked for, and what of them this process has read already."""
+"""Reading parts: choosing the files that may hold the requested rows, and caching those that were read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ATTEMPTS = 5
 
 @dataclass(frozen=True)
 class _Cache:
-    """What this process has read of a table: files never change, so only new ones are read."""
+    """The files of a table that this process has read; files never change, so only new ones are read."""
 
     parts: frozenset[str]
     compacted: frozenset[str]
@@ -33,7 +33,7 @@ class _Cache:
 
 
 class PartReader:
-    """Rows of parts, each file opened at most once by this process. Safe for threads."""
+    """A reader of parts, which opens each file at most once per process. Safe for threads."""
 
     def __init__(self, storage: Storage) -> None:
         self._storage = storage
@@ -43,18 +43,18 @@ class PartReader:
         self._checked: set[str] = set()
 
     def select(self, table: Table, equals: Mapping[str, Any], unsealed: bool) -> pa.Table:
-        """The rows that match, ordered by their keys.
+        """Return the rows that match, ordered by their keys.
 
         Raises:
             ArchiveError: a file is missing, truncated or no Parquet; the message names it.
-            ArchiveRowError: a column that the table has not.
+            ArchiveRowError: the table lacks a column.
         """
         self.check_version(table)
         data = self.settled(lambda: self._matching(table, equals, unsealed))
         return data.filter(_condition(table, equals, unsealed)).sort_by([(key, "ascending") for key in table.keys])
 
     def settled(self, read: Callable[[], _Found]) -> _Found:
-        """What ``read`` gives when no compaction takes a file away between its look at a folder and its opening of the file.
+        """Call ``read`` again where a compaction has removed a file between the listing of a folder and the opening of the file.
 
         Raises:
             ArchiveError: a file is still missing after some attempts, or ``read`` fails otherwise.
@@ -64,25 +64,25 @@ class PartReader:
                 return read()
             except (
                 ArchiveMissingError
-            ):  # when a file goes, the one that holds its rows is there: the next look finds it
+            ):  # the file that holds its rows existed before it was removed, so the next listing has it
                 continue
         return read()
 
     def _matching(self, table: Table, equals: Mapping[str, Any], unsealed: bool) -> pa.Table:
-        """At least the rows that match, each once."""
+        """Return at least the rows that match, each once."""
         names = self.names(
             table, equals, unsealed
-        )  # the parts first: a part that is gone by then has left its rows behind
+        )  # the parts first: the rows of a part that is removed meanwhile are in a compacted file
         compacted = self.compacted_names(table, equals, unsealed)
         if table is not TRAJECTORIES:
             return self.cached(table, names, compacted)
-        # by far the largest table, and read one candidate at a time: not worth the memory
+        # it is by far the largest table, and is read one candidate at a time, so caching is not worth the memory
         keys = {key: value for key, value in equals.items() if key in table.part_keys}
         loose = self.load(table, self.compacted.uncovered(table, compacted, names))
         return pa.concat_tables([self.compacted.load(table, compacted, _condition(table, keys, unsealed)), loose])
 
     def part(self, table: Table, name: str) -> pa.Table:
-        """The rows of one part, wherever they lie.
+        """Return the rows of one part, from its own file or from a compacted one.
 
         Raises:
             ArchiveError: they cannot be read; the message names the file.
@@ -99,7 +99,7 @@ class PartReader:
         return self.settled(read)
 
     def names(self, table: Table, equals: Mapping[str, Any], unsealed: bool) -> list[str]:
-        """Parts that may hold matching rows, told from their names alone."""
+        """Return the parts that may hold matching rows, judged by their names."""
         wanted = _wanted(table, equals, unsealed)
         if len(wanted) == len(table.part_keys) and all(len(values) == 1 for values in wanted.values()):
             name = part_name([next(iter(wanted[key])) for key in table.part_keys])
@@ -114,7 +114,7 @@ class PartReader:
         return names
 
     def _listed(self, table: Table) -> list[str]:
-        """The files of a table; none of one that came to the schema after the archive was made."""
+        """Return the files of a table; none of a table that is newer than the archive."""
         try:
             return self._storage.list(table.name)
         except ArchiveMissingError:
@@ -123,20 +123,21 @@ class PartReader:
             raise
 
     def compacted_names(self, table: Table, equals: Mapping[str, Any], unsealed: bool) -> list[str]:
-        """Compacted files that may hold matching rows."""
+        """Return the compacted files that may hold matching rows."""
         return self.compacted.names(table, _wanted(table, equals, unsealed).get("split"))
 
     def all_names(self, table: Table) -> list[str]:
-        """The names of all parts, sorted, also of those that have no file of their own any more."""
+        """Return the names of all parts, sorted, also of those that are only in compacted files."""
         names = {name for name in self._listed(table) if len(part_values(name) or ()) == len(table.part_keys)}
         held = self.compacted.all_ids(table, self.compacted.names(table))
         return sorted(names.union(map(part_name_of, held.to_pylist())))
 
     def cached(self, table: Table, names: Sequence[str], compacted: Sequence[str]) -> pa.Table:
-        """At least the rows of these parts and compacted files; others that were read before come along."""
+        """Return at least the rows of these parts and compacted files; rows that were read before may be among them."""
         with self._lock:
             cache = self._cache.get(table.name, _Cache(frozenset(), frozenset(), table.schema.empty_table()))
-            if not cache.compacted.issuperset(compacted):  # parts that were read one by one may be in it: begin anew
+            # a new compacted file may hold parts that are cached, so the cache then starts empty
+            if not cache.compacted.issuperset(compacted):
                 cache = _Cache(frozenset(), frozenset(compacted), self.compacted.load(table, compacted))
             fresh = [name for name in names if name not in cache.parts]
             fresh = self.compacted.uncovered(table, compacted, fresh)
@@ -151,13 +152,13 @@ class PartReader:
             return cache.rows
 
     def known(self, table: Table, names: Sequence[str]) -> pa.Table:
-        """At least the rows of these parts, those of the sealed split perhaps left out."""
+        """Return at least the rows of these parts, possibly without those of the sealed split."""
         return self.cached(table, names, self.compacted_names(table, {}, unsealed=False))
 
     def _from_snapshot(
         self, table: Table, known: frozenset[str], data: pa.Table, wanted: set[str]
     ) -> tuple[frozenset[str], pa.Table]:
-        """What is known, and what the snapshot knows of the parts that are wanted."""
+        """Add to the known parts those of the wanted ones that the snapshot holds."""
         snapshot = load_snapshot(self._storage, table)
         if snapshot is None:
             return known, data
@@ -165,7 +166,7 @@ class PartReader:
         return known | usable, pa.concat_tables([data, rows]).combine_chunks() if usable else data
 
     def load(self, table: Table, names: Sequence[str]) -> pa.Table:
-        """The rows of these parts, from their files."""
+        """Return the rows of these parts, from their own files."""
         if not names:
             return table.schema.empty_table()
         paths = [self._storage.path(table.name, name) for name in names]
@@ -173,15 +174,15 @@ class PartReader:
             # a column that a part lacks, because an earlier version wrote it, reads as null
             return ds.dataset(paths, table.schema, format="parquet", filesystem=self._storage.filesystem).to_table()
         except (pa.ArrowException, OSError):
-            for name in names:  # the error does not always say which file it is
+            for name in names:  # the error does not always name the file
                 self.open(table, name)
             raise
 
     def open(self, table: Table, name: str) -> pa.Table:
-        """One part, from its file.
+        """Read one part from its file.
 
         Raises:
-            ArchiveError: it is missing, truncated or no Parquet; the message names it and says what helps.
+            ArchiveError: the file is missing, truncated or no Parquet; the message names it and tells what to do.
         """
         path = self._storage.path(table.name, name)
         try:
@@ -198,7 +199,7 @@ class PartReader:
         """Refuse a table that a later version of this program has made.
 
         Raises:
-            ArchiveError: so it is, or its schema cannot be read.
+            ArchiveError: a later version has made it, or its schema cannot be read.
         """
         if table.name in self._checked:
             return
@@ -212,10 +213,10 @@ class PartReader:
             self._checked.add(table.name)
 
     def version(self, table: Table) -> int:
-        """What the table's ``schema.parquet`` says; 0 without one.
+        """Return the version in the table's ``schema.parquet``; 0 without such a file.
 
         Raises:
-            ArchiveError: it cannot be read.
+            ArchiveError: the file cannot be read.
         """
         if not self._storage.exists(table.name, SCHEMA_FILE):
             return 0
@@ -233,7 +234,7 @@ def _values(value: Any) -> Collection[Any]:
 
 
 def _wanted(table: Table, equals: Mapping[str, Any], unsealed: bool) -> dict[str, set[str]]:
-    """For each part key that is asked for its values, as file names have them; the sealed split is never among them."""
+    """Map each requested part key to its values, as in file names; without ``unsealed``, the sealed split is left out."""
     wanted = {key: {str(value) for value in _values(equals[key])} for key in table.part_keys if key in equals}
     if table.name == "evaluations" and not unsealed:
         wanted["split"] = wanted.get("split", {"search"}) & {"search"}

@@ -1,4 +1,4 @@
-"""Rows of each table from the objects that the stages hand over, and back."""
+"""Conversion of the stages' objects to the rows of each table, and back."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def candidate_row(
     proposal_id: str | None = None,
     revises: str | None = None,
 ) -> CandidateRow:
-    """The row of an implemented candidate; ``mechanisms`` is slot -> choice."""
+    """Return the row of an implemented candidate; ``mechanisms`` is slot -> choice."""
     return {
         "candidate_id": candidate_id,
         "name": name,
@@ -68,12 +68,12 @@ def candidate_row(
 
 
 def proposal_id(arm: str, generation: int, slot: int, index: int) -> str:
-    """Name of the proposal at this place."""
+    """Return the id of the proposal at this place."""
     return f"{arm}-g{generation}-s{slot}-p{index}"
 
 
 def proposal_slot(identity: str | None) -> int | None:
-    """The slot in a name that ``proposal_id`` gave; None for any other text."""
+    """Return the slot in an id that ``proposal_id`` made; None for any other text."""
     found = re.fullmatch(r".*-g\d+-s(\d+)-p\d+", identity or "")
     return int(found.group(1)) if found else None
 
@@ -94,21 +94,21 @@ def proposal_row(
     reasons: Sequence[str] = (),
     screened_by: str | None = None,
 ) -> ProposalRow:
-    """The row of one idea.
+    """Return the row of one proposal.
 
     Args:
         proposal: ``Proposal.model_dump(mode="json")``; needs name, parent_ids, hypothesis and mechanism_change.
-        generation: of the child it would become.
-        slot: place in the generation.
-        index: order in which the proposer gave it.
+        generation: the generation of the child that it would become.
+        slot: the place in the generation.
+        index: its position in the proposer's answer.
         written_by: ``catalogue``, ``llm`` or ``human``.
         taken: whether it was implemented.
-        arm: which search asked for it.
+        arm: the arm of the search.
         rank: the screener's rank, 0 is best.
         score: the screener's score.
-        terms: what the score is made of.
-        feasible: whether the screener lets it through.
-        reasons: the screener's sentences.
+        terms: the terms of the score.
+        feasible: whether the screener finds it feasible.
+        reasons: the screener's reasons.
         screened_by: ``catalogue`` or ``llm``.
     """
     return {
@@ -136,7 +136,7 @@ def proposal_row(
 def verification_row(
     *, candidate_id: str, admitted: bool, report: str, fingerprint: str | None = None, seconds: float | None = None
 ) -> VerificationRow:
-    """The row of an admission; ``report`` is the gate's report as JSON."""
+    """Return the row of a verification; ``report`` is the gate's report as JSON."""
     return {
         "candidate_id": candidate_id,
         "admitted": admitted,
@@ -148,7 +148,7 @@ def verification_row(
 
 
 def evaluation_rows(candidate_id: str, protocol: str, evaluation: SeedEvaluation) -> list[EvaluationRow]:
-    """One row per benchmark; ``protocol`` is the digest."""
+    """Return one row per benchmark; ``protocol`` is the digest."""
     return [
         {
             "protocol": protocol,
@@ -211,14 +211,14 @@ def trajectory_rows(
     *,
     confinement: Mapping[str, str] | None = None,
 ) -> list[TrajectoryRow]:
-    """One row per step of ``trajectory.jsonl``; what is no standard column goes into ``metrics``.
+    """Return one row per step of ``trajectory.jsonl``; metrics without a column go into ``metrics``.
 
     Args:
-        candidate_id: whose training it was.
-        protocol: the digest.
-        seed: of the training.
-        steps: metric -> number of every step.
-        confinement: of the training process, measure -> "granted" or why not.
+        candidate_id: the candidate that was trained.
+        protocol: the digest of the protocol.
+        seed: the seed of the training.
+        steps: metric -> number, for every step.
+        confinement: the measures of the training process, measure -> "granted" or why not.
 
     Raises:
         ArchiveRowError: a step has no ``step``.
@@ -258,7 +258,7 @@ def reflection_row(
     written_by: str,
     parent_id: str | None = None,
 ) -> ReflectionRow:
-    """The row of a reflection; ``content`` is ``Reflection.model_dump(mode="json")``."""
+    """Return the row of a reflection; ``content`` is ``Reflection.model_dump(mode="json")``."""
     return {
         "protocol": protocol,
         "candidate_id": candidate_id,
@@ -281,7 +281,7 @@ def selection_row(
     reason: str | None = None,
     arm: str = EVOLUTION_ARM,
 ) -> SelectionRow:
-    """How one node was judged in one generation; it was selected where it fills a slot."""
+    """Return the row of one node's acquisition in one generation; the node was selected where it fills a slot."""
     return {
         "protocol": protocol,
         "arm": arm,
@@ -306,7 +306,7 @@ def failure_row(
     generation: int | None = None,
     parent_id: str | None = None,
 ) -> FailureRow:
-    """The row of a candidate's failure."""
+    """Return the row of a candidate's failure."""
     return {
         "protocol": protocol,
         "candidate_id": candidate_id,

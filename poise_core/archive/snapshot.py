@@ -1,9 +1,9 @@
-"""One file that holds what many parts hold, so that a large archive opens quickly.
+"""The snapshot of a table, one file with the rows of many parts, so that a large archive opens quickly.
 
-``<table>/.snapshot.parquet`` is derived: the rows of the parts that it names, each with its part's name, and the size that
-every part had. It is replaced whole and never the only place of anything. A reader takes from it the rows of those parts
-that still lie beside it in the same size, and opens the others; without it, or with one that cannot be read, it opens all.
-Being hidden, it is no part and no reader of the folder meets it.
+``<table>/.snapshot.parquet`` is derived from the parts: it holds their rows, each with its part's name, and the size of
+every part. It is replaced atomically and never holds the only copy of a row. A reader takes from it the rows of those parts
+that still exist with the same size, and opens the others; without a readable snapshot it opens all parts.
+The file is hidden, so other readers of the folder ignore it.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from poise_core.archive.storage import Storage
 
 SNAPSHOT_FILE = ".snapshot.parquet"
 WORTH = 32
-"""Parts to be opened beyond which a snapshot is looked for; as many new ones, or a tenth, make it worth writing anew."""
+"""A snapshot is read where more parts than this must be opened, and rewritten after as many new parts, or a tenth."""
 
 _PART, _SIZES = "snapshot_part", b"poise.part_sizes"
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Rows of parts, as they were when it was written."""
+    """The rows of parts at the time when the snapshot was written."""
 
     sizes: Mapping[str, int]  # part -> bytes
     rows: pa.Table  # the table's columns and the part's name
 
     def of_parts(self, names: set[str], present: Mapping[str, int]) -> tuple[set[str], pa.Table]:
-        """Which of the parts it can stand for, given the sizes of those that are there, and their rows."""
+        """Return which of the parts it can replace, given the sizes of the existing ones, and their rows."""
         usable = {name for name in names if name in self.sizes and present.get(name) == self.sizes[name]}
         rows = self.rows
         if len(usable) < len(self.sizes):
@@ -45,12 +45,12 @@ class Snapshot:
 
 
 def snapshot_of(table: Table) -> bool:
-    """Whether a table gets one: not trajectories, which are read one candidate at a time."""
+    """Whether a table has a snapshot; trajectories have none, because they are read one candidate at a time."""
     return table is not TRAJECTORIES
 
 
 def load_snapshot(storage: Storage, table: Table) -> Snapshot | None:
-    """The table's snapshot; None where there is none, or none that this version can use."""
+    """Load the table's snapshot; None where there is none that this version can use."""
     path = storage.path(table.name, SNAPSHOT_FILE)
     try:
         rows = pq.read_table(path, filesystem=storage.filesystem)
@@ -65,13 +65,13 @@ def load_snapshot(storage: Storage, table: Table) -> Snapshot | None:
 
 
 def write_snapshot(storage: Storage, table: Table, data: pa.Table, sizes: Mapping[str, int]) -> bool:
-    """Replace the table's snapshot; False where it could not be written, which harms nothing.
+    """Replace the table's snapshot; return False where it could not be written, which does no harm.
 
     Args:
-        storage: of the archive.
-        table: which.
-        data: at least the rows of the parts; rows of others are left out.
-        sizes: the parts that it shall stand for, with their bytes. The sealed split never enters.
+        storage: the archive's storage.
+        table: the table.
+        data: at least the rows of the parts; rows of other parts are left out.
+        sizes: the parts in the snapshot, with their bytes. The sealed split is never included.
     """
     ids = part_ids(table, data["row_key"])
     wanted = pc.is_in(ids, pa.array([part_id(name) for name in sizes], pa.string()))

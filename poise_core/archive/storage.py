@@ -1,15 +1,18 @@
-"""Where an archive's files lie: a folder on a disk, or a prefix of an object store; and how each puts a file once.
+"""The storage of an archive's files, a folder on a disk or a prefix of an object store, which writes every file once.
 
-On a disk a file appears whole or not at all and never replaces another: it is written under a hidden name, synced, and
-linked to its own name, which fails if that exists.
+On a disk, a file appears whole or not at all and never replaces another: it is written under a hidden name, synced, and
+linked to its final name, which fails if that exists.
 
-An object store has no rename, no link and no lock, and pyarrow gives no way to put an object only where there is none. What it
-does have is enough, because a part's name follows from its keys and its content from what it is about: a put is atomic, so a
-part is whole or absent; it is visible to everybody when it has returned; a writer looks first and does not put again what
-is there; and whoever has put reads back, so that of two who put side by side the one that lost learns of it. What remains: of two
-writers that put the same part in the same moment the later one's columns that are not compared (times, durations) stay. Two
-writers with *different* content for one key cannot be told apart by an object store alone; that no second run writes
-into an archive is kept by ``Storage.claim``.
+An object store has no rename, no link and no lock, and pyarrow cannot put an object on the condition that none exists. Names of
+parts follow from their keys, and the following is therefore enough:
+
+- A put is atomic, so a part is whole or absent, and every reader sees it once the put has returned.
+- A writer looks first, and does not put a part that exists.
+- A writer reads back after a put, so that of two concurrent writers the one whose part was replaced notices it.
+
+Where two writers put the same part at the same time, the columns that are not compared (times, durations) are those of the later
+one. An object store alone cannot detect two writers with *different* content for one key; ``Storage.claim`` prevents a second
+run from writing into an archive.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ _CHUNK = 8 << 20
 
 
 def open_storage(location: str | Path, filesystem: fs.FileSystem | None = None) -> Storage:
-    """The storage of a folder's path, of a URI, or of a path behind a pyarrow file system; nothing is touched yet.
+    """Return the storage for a folder's path, a URI, or a path within a pyarrow file system, without accessing it.
 
     Raises:
         ArchiveLocationError: the URI cannot be used.
@@ -63,7 +66,7 @@ def check_location(location: str) -> None:
     """Refuse a URI that names no object store, or that holds a secret.
 
     Raises:
-        ArchiveLocationError: so it is; one line.
+        ArchiveLocationError: the URI is one of these; the message is one line.
     """
     parts = urlsplit(location)
     if parts.scheme == "file" and parts.path:
@@ -81,20 +84,20 @@ def check_location(location: str) -> None:
 
 
 def location_below(location: str, name: str) -> str:
-    """The URI of a prefix below this one, with the same options."""
+    """Return the URI of a prefix below this one, with the same options."""
     parts = urlsplit(location)
     return urlunsplit((parts.scheme, parts.netloc, f"{parts.path.rstrip('/')}/{name}", parts.query, ""))
 
 
 class Storage:
-    """Files of one archive: ``<root>/<table>/<name>``."""
+    """The files of one archive, ``<root>/<table>/<name>``."""
 
     local: bool
-    location: str  # what opens the same storage again
+    location: str  # opens the same storage again
 
     @property
     def filesystem(self) -> fs.FileSystem:
-        """What Parquet files are read through.
+        """Return the file system through which Parquet files are read.
 
         Raises:
             ArchiveError: the store cannot be reached.
@@ -102,21 +105,21 @@ class Storage:
         raise NotImplementedError
 
     def path(self, *parts: str) -> str:
-        """Path within the file system of a table's folder or of a file in it."""
+        """Return the path of a table's folder, or of a file in it, within the file system."""
         raise NotImplementedError
 
     def shown(self, *parts: str) -> str:
-        """The same for people."""
+        """Return the same path for messages."""
         return self.path(*parts)
 
     def write_once(self, table: str, name: str, data: memoryview) -> bool:
-        """Put the file there unless it exists; the folder is made where it is missing.
+        """Write the file unless it exists; the folder is made where it is missing.
 
         Returns:
-            Whether it was written; ``False`` if the file was there already, which is then left as it is.
+            Whether the file was written; ``False`` if it exists already, and then it stays unchanged.
 
         Raises:
-            ArchiveError: it could not be written; no part of it is visible.
+            ArchiveError: the file could not be written; no part of it is visible.
         """
         if self.exists(table, name):
             return False
@@ -126,10 +129,10 @@ class Storage:
             raise ArchiveError(f"{self.shown(table, name)}: not written: {one_line(error)}") from error
 
     def replace(self, table: str, name: str, data: memoryview) -> None:
-        """Put a derived file there whatever was there before; readers see the old one or the new one, whole.
+        """Write a derived file in place of an existing one; readers see the old file or the new one, whole.
 
         Raises:
-            ArchiveError: it could not be written; the old one stays.
+            ArchiveError: the file could not be written; the old one stays.
         """
         try:
             self._replace(table, name, data)
@@ -138,7 +141,7 @@ class Storage:
 
     @contextmanager
     def scratch(self, table: str) -> Iterator[Path]:
-        """A local file, to be made in the block and then published; gone after it.
+        """Yield the path of a local file, to be written in the block and then published; the file is removed afterwards.
 
         Raises:
             ArchiveError: the disk is full, or fails.
@@ -153,10 +156,10 @@ class Storage:
             raise ArchiveError(f"{self.shown(table)}: not written: {one_line(error)}") from error
 
     def publish_once(self, scratch: Path, table: str, name: str) -> bool:
-        """As ``write_once``, for a file that may be too large for the memory.
+        """Do the same as ``write_once``, for a file that may be too large for the memory.
 
         Raises:
-            ArchiveError: it could not be put there.
+            ArchiveError: the file could not be written.
         """
         try:
             return self._publish(scratch, table, name)
@@ -164,10 +167,10 @@ class Storage:
             raise ArchiveError(f"{self.shown(table, name)}: not written: {one_line(error)}") from error
 
     def remove(self, table: str, names: Iterable[str]) -> None:
-        """Remove files whose rows lie elsewhere; one that is gone already is no matter.
+        """Remove files whose rows are in another file; files that no longer exist are ignored.
 
         Raises:
-            ArchiveError: one cannot be removed.
+            ArchiveError: a file cannot be removed.
         """
         try:
             self._remove(table, names)
@@ -176,10 +179,10 @@ class Storage:
 
     @contextmanager
     def compacting(self) -> Iterator[None]:
-        """Held by the one compaction at a time that a disk allows; an object store has no lock and needs none.
+        """Hold the lock that allows one compaction at a time on a disk; an object store has no lock and needs none.
 
         Raises:
-            ArchiveError: another process is at it, or there is no such archive.
+            ArchiveError: another process is compacting, or there is no such archive.
         """
         yield
 
@@ -199,13 +202,13 @@ class Storage:
         raise NotImplementedError
 
     def sweep(self, table: str, older_than: float = _STALE_SECONDS) -> None:
-        """Remove what writers that were killed this many seconds ago left behind."""
+        """Remove the temporary files of writers that were killed at least this many seconds ago."""
 
     def claim(self, owner: str) -> None:
-        """Write down whose archive this is, or find that it is the owner's; harmless when repeated.
+        """Record the owner of this archive, or check that the recorded one is the same; it may be called repeatedly.
 
         Raises:
-            ArchiveOwnedError: it is another's; the message says whose and how to take it over.
+            ArchiveOwnedError: another run owns the archive; the message names the owner and tells how to take it over.
         """
         self.write_once("", OWNER_FILE, memoryview(owner.encode()))
         try:
@@ -220,7 +223,7 @@ class Storage:
             )
 
     def list(self, table: str) -> list[str]:
-        """Sorted file names in the table's folder, hidden ones left out.
+        """Return the sorted file names in the table's folder, without hidden ones.
 
         Raises:
             ArchiveError: the folder is missing or cannot be read.
@@ -228,13 +231,13 @@ class Storage:
         return sorted(self.sizes(table))
 
     def sizes(self, table: str) -> dict[str, int]:
-        """The same files with their bytes.
+        """Return the same files with their sizes in bytes.
 
         Raises:
             ArchiveError: the folder is missing or cannot be read.
         """
         try:
-            # a table without compacted files has no folder of that name, and that is no fault
+            # a table without compacted files has no such folder, which is no error
             selector = fs.FileSelector(self.path(table), allow_not_found="/" in table)
             found = self.filesystem.get_file_info(selector)
         except FileNotFoundError:
@@ -247,7 +250,7 @@ class Storage:
         return {name: size for name, size in files if not name.startswith(".")}
 
     def exists(self, table: str, name: str) -> bool:
-        """Whether the file is there.
+        """Whether the file exists.
 
         Raises:
             ArchiveError: the file system does not answer.
@@ -309,7 +312,7 @@ class DiskStorage(Storage):
 
     @contextmanager
     def compacting(self) -> Iterator[None]:
-        """A lock on the archive's folder, which the system gives back however the process ends; it leaves no file."""
+        """Hold a lock on the archive's folder, which the system releases when the process ends, and which needs no file."""
         try:
             handle = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         except OSError as error:
@@ -336,8 +339,8 @@ class DiskStorage(Storage):
 class ObjectStorage(Storage):
     """A prefix of an object store, or a path behind any other pyarrow file system.
 
-    A put that was cut off leaves nothing that can be seen. Where it had begun in pieces, as those above 5 MB do, the store
-    may keep the pieces, out of sight; a lifecycle rule for incomplete uploads removes them.
+    An interrupted put leaves nothing visible. Files above 5 MB are put in several requests, of which the store may keep
+    the finished ones, invisibly; a lifecycle rule for incomplete uploads removes them.
     """
 
     local = False
@@ -358,10 +361,10 @@ class ObjectStorage(Storage):
 
     @property
     def filesystem(self) -> fs.FileSystem:
-        """The store, reached with the keys of the environment; opened once.
+        """Return the store's file system, opened once with the keys of the environment.
 
         Raises:
-            ArchiveError: it cannot be reached.
+            ArchiveError: the store cannot be reached.
         """
         return self._opened[0]
 
@@ -370,7 +373,7 @@ class ObjectStorage(Storage):
         return "/".join(part for part in (self._opened[1], *parts) if part)
 
     def shown(self, *parts: str) -> str:
-        """The URI without its options."""
+        """Return the URI without its options."""
         return "/".join(part for part in (_plain(self.location), *parts) if part)
 
     def _create(self, table: str, name: str, data: memoryview) -> bool:
@@ -387,7 +390,7 @@ class ObjectStorage(Storage):
     def _publish(self, scratch: Path, table: str, name: str) -> bool:
         if self.exists(table, name):
             return False
-        with pa.memory_map(str(scratch)) as mapped:  # what is sent is taken from the file, piece by piece
+        with pa.memory_map(str(scratch)) as mapped:  # mapped, so that the file is not read into memory at once
             data = memoryview(mapped.read_buffer()).cast("B")
             self._put(table, name, data)
             with self.filesystem.open_input_stream(self.path(table, name)) as stream:
@@ -421,12 +424,12 @@ class ObjectStorage(Storage):
 
 
 def one_line(error: BaseException) -> str:
-    """The error's text without line breaks."""
+    """Return the error's text without line breaks."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def _plain(location: str) -> str:
-    """A URI without its options and whatever stands before an ``@``, for messages."""
+    """Return a URI for messages, without its options and without the part before an ``@``."""
     if "://" not in location:
         return location
     parts = urlsplit(location)
@@ -435,9 +438,9 @@ def _plain(location: str) -> str:
 
 
 def _with_environment(location: str) -> str:
-    """The URI of S3 with the endpoint and the region of the environment, as AWS's own tools take them.
+    """Return an S3 URI with the endpoint and the region of the environment, as AWS's own tools take them.
 
-    What stands in the URI counts more. Small files are put in one request instead of three.
+    Options in the URI take precedence. Small files are put in one request instead of three.
     """
     parts = urlsplit(location)
     if parts.scheme != "s3":
@@ -456,7 +459,7 @@ def _with_environment(location: str) -> str:
 
 
 def _write_temporary(folder: Path, data: memoryview) -> Path:
-    """A synced file under a hidden name of its own; nothing is left where writing fails."""
+    """Write a synced file under a unique hidden name; nothing is left where writing fails."""
     temporary = _temporary(folder)
     try:
         temporary.write_bytes(data)
@@ -468,12 +471,12 @@ def _write_temporary(folder: Path, data: memoryview) -> Path:
 
 
 def _temporary(folder: Path) -> Path:
-    """A hidden name that no other writer has."""
+    """Return a hidden name that no other writer uses."""
     return folder / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
 
 
 def _link(temporary: Path, target: Path) -> bool:
-    """Give a synced file its name, for good; False if the name is taken."""
+    """Give a synced file its final name; return False if the name is taken."""
     try:
         os.link(temporary, target)
     except FileExistsError:
@@ -481,7 +484,7 @@ def _link(temporary: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS):
             raise
-        if target.exists():  # a file system without links: rename cannot refuse, so look first
+        if target.exists():  # on a file system without links, rename would replace the file
             return False
         temporary.rename(target)
     sync(target.parent)

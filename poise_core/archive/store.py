@@ -1,6 +1,6 @@
 """The archive: append-only tables of Parquet files, on a disk or in an object store.
 
-Everything a run learns is here first; experiment tracking and views are drawn from it. Any Parquet reader opens it, for
+Every result of a run is stored here first; experiment tracking and views are derived from it. Any Parquet reader opens it, for
 example ``pandas.read_parquet("RUN_DIR/archive/candidates")``.
 """
 
@@ -42,16 +42,16 @@ from poise_core.evaluation.results import SeedEvaluation
 
 
 class Archive:
-    """Append, read and follow lineages. Safe for any number of processes and threads at a time."""
+    """An archive to append to and read from, safe for any number of concurrent processes and threads."""
 
     def __init__(self, root: str | Path, filesystem: fs.FileSystem | None = None) -> None:
-        """Nothing is touched yet.
+        """Refer to an archive, without accessing it yet.
 
         Args:
             root: folder, URI of an object store such as ``s3://bucket/runs/laptop``, or path within ``filesystem``. Keys,
                 endpoint and region of S3 are taken from the environment, as AWS's own tools do; the URI's query may
                 name ``endpoint_override``, ``scheme`` and ``region``.
-            filesystem: one that was opened already.
+            filesystem: an open file system.
 
         Raises:
             ArchiveLocationError: the URI cannot be used.
@@ -61,7 +61,7 @@ class Archive:
         self._given = filesystem
 
     def __reduce__(self) -> tuple[type, tuple[str, fs.FileSystem | None]]:
-        """Travel between processes without what was read."""
+        """Support pickling between processes, without the cache of rows."""
         return type(self), (self.root, self._given)
 
     @property
@@ -70,7 +70,7 @@ class Archive:
         return self._storage.location
 
     def initialise(self) -> Archive:
-        """Make the folder of every table, with a file that holds its schema and no row; harmless when repeated.
+        """Make the folder of every table with a file that holds its schema and no row; it may be called repeatedly.
 
         Raises:
             ArchiveError: the archive was made by a later version, or cannot be written.
@@ -82,10 +82,10 @@ class Archive:
         return self
 
     def claim(self, owner: str) -> None:
-        """Say whose archive this is, once and for all; harmless when repeated by the same owner.
+        """Record the owner of this archive permanently; the same owner may call it repeatedly.
 
         Raises:
-            ArchiveOwnedError: it is another's; the message says whose, and how to take it over.
+            ArchiveOwnedError: another run owns the archive; the message names the owner and tells how to take it over.
         """
         self._storage.claim(owner)
 
@@ -97,15 +97,15 @@ class Archive:
         Args:
             table: name of a table of ``poise_core.archive.schema``.
             rows: one mapping per row; ``row_key`` and ``content_digest`` are computed, ``created_at`` is filled in.
-            keep_existing: where a part is there already, leave it and compare nothing; for content that cannot be made
-                twice alike, such as a language model's.
+            keep_existing: leave parts that exist already without comparing them, for content that differs each time it is
+                made, such as a language model's answers.
 
         Returns:
-            How many rows were written; 0 where they all were there.
+            The number of rows that were written; 0 where all existed already.
 
         Raises:
             ArchiveRowError: a row does not fit the table; nothing was written.
-            ArchiveConflictError: a part is there with other content; that part stays, parts before it are written.
+            ArchiveConflictError: a part exists with other content; that part stays, and parts before it are written.
             ArchiveError: the disk is full, or the file system fails; no partial file is visible.
         """
         spec = _table(table)
@@ -123,11 +123,11 @@ class Archive:
         return written
 
     def contains(self, table: str, **part_keys: Any) -> bool:
-        """Whether the part with these keys (all of the table's ``part_keys``) is there, in a file of its own or compacted.
+        """Whether the part with these keys (all of the table's ``part_keys``) exists, in its own file or a compacted one.
 
         Raises:
             ArchiveError: the file system does not answer.
-            ValueError: other keys than the table's.
+            ValueError: the keys are not those of the table.
         """
         spec = _table(table)
         if set(part_keys) != set(spec.part_keys):
@@ -138,7 +138,7 @@ class Archive:
         )
 
     def has(self, table: str) -> bool:
-        """Whether the archive has this table: one made by an earlier version may lack it until a run goes on in it.
+        """Whether the archive has this table, which an earlier version may lack until a run goes on in it.
 
         Raises:
             ArchiveError: the file system does not answer.
@@ -146,7 +146,7 @@ class Archive:
         return self._storage.exists("", _table(table).name)
 
     def parts(self, table: str) -> list[dict[str, str]]:
-        """The part keys, as text, of every part of a table: from file names, and from the keys in compacted files.
+        """Return the part keys, as text, of every part of a table, from file names and from compacted files.
 
         Raises:
             ArchiveError: the folder is missing or cannot be listed.
@@ -158,13 +158,13 @@ class Archive:
     def read(
         self, table: str, columns: Sequence[str] | None = None, *, unsealed: bool = False, **equals: Any
     ) -> pa.Table:
-        """Rows of a table, ordered by their keys.
+        """Return the rows of a table, ordered by their keys.
 
         Args:
             table: name of a table.
-            columns: which; all if not given.
-            unsealed: also the ``report`` split of ``evaluations``, whose files are not even opened otherwise.
-            **equals: column = value, or column = collection of values; only rows that match all.
+            columns: names of columns; all columns by default.
+            unsealed: also read the ``report`` split of ``evaluations``, whose files are not opened otherwise.
+            **equals: column = value, or column = collection of values; only rows that match all of them are returned.
 
         Raises:
             ArchiveError: a file is missing, truncated or no Parquet; the message names it.
@@ -214,22 +214,22 @@ class Archive:
     def rows(self, table: str, *, unsealed: bool = False, **equals: Any) -> list[dict[str, Any]]: ...
 
     def rows(self, table: str, *, unsealed: bool = False, **equals: Any) -> Any:
-        """As ``read``, one dictionary per row; map columns become dictionaries."""
+        """Read rows as ``read`` does, as one dictionary per row; map columns become dictionaries."""
         return self.read(table, unsealed=unsealed, **equals).to_pylist(maps_as_pydicts="strict")
 
     def evaluations(
         self, *, protocol: str, candidate_id: str | None = None, split: str = "search", unsealed: bool = False
     ) -> dict[str, list[SeedEvaluation]]:
-        """Evaluations by candidate, seeds in order.
+        """Return the evaluations of each candidate, with seeds in order.
 
         Args:
-            protocol: digest; evaluations under another one are never given out together with these.
-            candidate_id: only this candidate.
+            protocol: digest of the protocol; evaluations under different protocols are never returned together.
+            candidate_id: return only this candidate's.
             split: ``search``, or ``report`` with ``unsealed=True``.
-            unsealed: says that the caller is the replication of a finished champion.
+            unsealed: confirms that the caller is the replication of a champion candidate.
 
         Raises:
-            ArchiveError: the report split was asked for without ``unsealed``, or a file cannot be read.
+            ArchiveError: the report split was requested without ``unsealed``, or a file cannot be read.
         """
         if split != "search" and not unsealed:
             raise ArchiveError(f"the {split} split is sealed; only a replication reads it, with unsealed=True")
@@ -239,7 +239,7 @@ class Archive:
         return seed_evaluations(self.rows("evaluations", unsealed=unsealed, **equals))
 
     def trajectory(self, candidate_id: str, protocol: str) -> dict[int, list[dict[str, Any]]]:
-        """Steps of every seed of a candidate in order, as ``trajectory.jsonl`` had them: flat, without absent metrics.
+        """Return the steps of every seed of a candidate in order, as in ``trajectory.jsonl``: flat, without absent metrics.
 
         Raises:
             ArchiveError: a file cannot be read.
@@ -250,7 +250,7 @@ class Archive:
         return seeds
 
     def lineage(self) -> Lineage:
-        """Parent links of all candidates.
+        """Return the parent links of all candidates.
 
         Raises:
             ArchiveError: a candidate's parent is missing, or a file cannot be read.
@@ -258,16 +258,16 @@ class Archive:
         return lineage_of(self._reader)
 
     def compact(self, say: Callable[[CompactedTable], None]) -> None:
-        """Rewrite the parts of every table into one file, two for evaluations; same rows, same readers.
+        """Rewrite the parts of every table into one file, or two for evaluations, without a change for readers.
 
-        Any process may read and append meanwhile and afterwards. Killed at any moment, it goes on when it is called again.
+        Any process may read and append meanwhile and afterwards. After a kill at any moment, the next call completes the work.
 
         Args:
             say: called after every table.
 
         Raises:
-            ArchiveError: a part cannot be read, the disk is full, or another process is compacting; what was not rewritten
-                lies as it was.
+            ArchiveError: a part cannot be read, the disk is full, or another process is compacting; tables that were not
+                rewritten are unchanged.
         """
         with self._storage.compacting():
             for table in filter(lambda table: self.has(table.name), TABLES.values()):
@@ -275,9 +275,9 @@ class Archive:
                 say(compact_table(self._storage, self._reader, table))
 
     def refresh_snapshots(self) -> list[str]:
-        """Write the snapshots that have fallen behind, so that the next process opens this archive quickly.
+        """Write the snapshots that are out of date, so that the next process opens this archive quickly.
 
-        Nothing but a derived file changes; any process may do it at any time, and none has to.
+        Only derived files change; any process may call it at any time, and none has to.
 
         Returns:
             The tables whose snapshot was written.
@@ -300,22 +300,22 @@ class Archive:
         return written
 
     def check(self) -> list[str]:
-        """Look over the whole archive: every file opens, digests match, nothing refers to a missing candidate.
+        """Check the whole archive: every file opens, digests match, and no row refers to a missing candidate.
 
         Returns:
-            One line per fault; empty where all is well.
+            One line per fault; empty where there is none.
         """
         return find_faults(self._storage, self._reader)
 
     def _write(self, table: Table, name: str, data: pa.Table) -> bool:
-        """Whether the part was written; False where its rows are there, in its own file or in a compacted one."""
+        """Write the part; return False where its rows exist already, in its own file or in a compacted one."""
         held = self._reader.compacted.holding
         if self._reader.settled(lambda: held(table, name)) is not None:
             return False
         if not self._storage.write_once(table.name, name, to_parquet(data)):
             return False
         if self._reader.settled(lambda: held(table, name)) is not None:
-            # between look and write another writer's part came and was compacted: that one was first
+            # between the look and the write, another writer's part was written and compacted, and that one counts
             self._storage.remove(table.name, [name])
             return False
         return True

@@ -1,4 +1,4 @@
-"""Batches for the tests of the algorithms: uneven groups, holes in the masks, NaN wherever nothing may look."""
+"""Batches for the tests of the algorithms, with uneven groups, masked tokens, and NaN where no algorithm may read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An implementer that answers reports, and trainings that go wrong where a test says, for repairs in the laboratory."""
+"""An implementer that answers reports, and trainings that fail where a test requests it, for tests of repairs."""
 
 from __future__ import annotations
 

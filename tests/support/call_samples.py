@@ -1,4 +1,4 @@
-"""A question to a language model, its good answer, scripts of answers, and what the ledger holds of them."""
+"""A question to a language model, a valid answer, scripts of answers, and their rows in the ledger."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

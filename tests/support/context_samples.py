@@ -1,4 +1,4 @@
-"""A reflection and a proposer's context, as small as they can be."""
+"""A minimal reflection and a minimal context of the proposer."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """A sound candidate, and broken variants of it that exactly one check of the gate catches.
 
-Every variant is the base with one or two lines changed, so that what is wrong is what can be seen.
+Every variant differs from the base in one or two lines, so that a reader sees the fault.
 """
 
 from __future__ import annotations

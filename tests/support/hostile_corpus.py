@@ -1,9 +1,9 @@
-"""Hostile and careless candidates, with what the gate has to make of them.
+"""Hostile and careless candidates, with the result that the gate must give for each.
 
-Every entry is a sound candidate with a payload at one place. Where a payload can get hold of something it must not have, it
-raises it as an error (``LOOT``), because error texts reach the report: the report must then not contain it. Where it writes,
-connects or starts something, the test looks for the trace outside. Placeholders: ``@READ@`` a file with a secret, ``@WRITE@``
-a path that must not come to exist, ``@PORT@`` a listening TCP port of the machine, ``@MARK@`` a number that names processes.
+Every entry is a sound candidate with a payload in one place. A payload that reads something forbidden raises it as an error
+(``LOOT``), because error texts reach the report, and the test asserts that the report does not contain it. For a payload that
+writes, connects or starts a process, the test looks for traces outside the sandbox. Placeholders: ``@READ@`` is a file with a
+secret, ``@WRITE@`` a path that must not be created, ``@PORT@`` a listening TCP port, ``@MARK@`` a number that marks processes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A process that dies after whatever it has written last, as far as this can be played in the test's own process."""
+"""A simulated kill of the process after its last write, within the test's own process."""
 
 import os
 from collections.abc import Callable

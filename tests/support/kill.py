@@ -1,4 +1,4 @@
-"""Random ``kill -9`` against a real evolution, again and again; at the end it must be as if nothing had happened.
+"""Repeated random ``kill -9`` of processes of a real evolution, whose archive must equal that of an undisturbed one.
 
     python tests/support/kill.py --kills 50 --seed 1 --folder /tmp/kills
 

@@ -1,7 +1,7 @@
-"""A made-up laboratory: training, evaluation and the gate answer at once, with numbers that depend on the source alone.
+"""An executor for tests, whose gate, training and evaluation return at once, with numbers that depend on the source alone.
 
-Everything else (search, agents, archive, records) is real. It is an executor: inside ``with Laboratory():``
-evolutions are given it instead of the child processes.
+All other parts (search, agents, archive, records) are real. Inside ``with Laboratory():`` evolutions use this executor
+instead of child processes.
 """
 
 from __future__ import annotations

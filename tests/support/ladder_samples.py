@@ -1,4 +1,4 @@
-"""A ladder in miniature, and trajectories whose reward is what a test says, for the laboratory's `step`."""
+"""A small ladder, and trajectories with a given reward, for the laboratory's `step`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the gate costs: ``python tests/support/measure_gate.py`` prints the tables of docs/verification.md.
+"""Measuring the time of the gate: ``python tests/support/measure_gate.py`` prints the tables of docs/verification.md.
 
-Processor time, so that what else runs on the machine matters little. Each check is measured in this process on every
-known algorithm, best of five; the whole gate as its users call it, with everything that it starts.
+It measures processor time, which depends little on other load. Each check runs in this process on every
+known algorithm, best of five; the whole gate runs as its users call it, with all processes that it starts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What MLflow holds, read back for tests."""
+"""Reading runs, metrics and tags back from MLflow, for tests."""
 
 from __future__ import annotations
 

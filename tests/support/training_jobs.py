@@ -1,4 +1,4 @@
-"""Trainings as child processes, in miniature, and the proof that nothing of one stays behind."""
+"""Small trainings in child processes, and a check that none of their processes and files remain."""
 
 from __future__ import annotations
 

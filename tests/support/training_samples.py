@@ -1,4 +1,4 @@
-"""What the tests of training share: a protocol in miniature, trainers in this process, candidates written in the test."""
+"""Shared parts of the tests of training: a small protocol, trainers in this process, candidates from text."""
 
 from __future__ import annotations
 

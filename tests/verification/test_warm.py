@@ -1,4 +1,4 @@
-"""Processes forked from the server: confined as fresh ones are, strangers to each other, and gone with whoever asked for them."""
+"""Forked processes are confined as fresh ones are, share no data, and end with the process that requested them."""
 
 from __future__ import annotations
 
