@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 import pytest
-from context_samples import place, reflection
+from call_samples import place, reflection
 from script import CLIPPED, LINE
 
 from poise_core.agents.llm.consistency import contradictions

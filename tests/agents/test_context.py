@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from context_samples import place, reflection
+from call_samples import place, reflection
 from laboratory import Laboratory, establish_baseline, evolve, make_preset, open_evolution
 
 from poise_core.agents.llm.context import ContextTooSmallError, Section, boundaries_text, fit, slot_sections

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from laboratory import STEPS, Laboratory, evolve, make_preset, noise, open_evolution
-from ladder_samples import LADDER, PROXY, drops
+from laboratory import LADDER, PROXY, STEPS, Laboratory, drops, evolve, make_preset, noise, open_evolution
 from rich.console import Console, RenderableType
 
 from poise_core.archive import TABLES, evaluation_rows, trajectory_rows

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from interruption import Killed, dies_after_one_write
-from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
+from laboratory import Killed, Laboratory, contents, dies_after_one_write, evolve, make_preset, open_evolution
 
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 

@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interruption import Killed, dies_after_one_write
 from laboratory import (
+    LADDER,
+    PROXY,
     STEPS,
+    Killed,
     Laboratory,
     admit,
     contents,
+    dies_after_one_write,
+    drops,
     establish_baseline,
     evolve,
     make_preset,
     measure,
     open_evolution,
+    rewards,
 )
-from ladder_samples import LADDER, PROXY, drops, rewards
 
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution

@@ -11,17 +11,21 @@ from typing import Any
 
 import pytest
 import yaml
-from authors import Author, Faults, file_of, with_author
-from interruption import Killed, dies_after_one_write
 from laboratory import (
+    Author,
+    Faults,
+    Killed,
     Laboratory,
     admit,
     contents,
+    dies_after_one_write,
     establish_baseline,
     evolve,
+    file_of,
     make_preset,
     measure,
     open_evolution,
+    with_author,
 )
 from pyarrow import parquet
 

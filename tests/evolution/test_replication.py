@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from interruption import Killed, dies_after_one_write
-from laboratory import Laboratory, evolved
+from laboratory import Killed, Laboratory, dies_after_one_write, evolved
 
 import poise_core
 from poise_core.evidence.run_evidence import RunEvidence

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from authors import Faults, with_author
-from laboratory import Laboratory, contents, make_preset, open_evolution
+from laboratory import Faults, Laboratory, contents, make_preset, open_evolution, with_author
 from laboratory import evolve as evolve_in_order
 
 from poise_core.config import Preset

@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from poise_core.agents.llm.call import Question
+from poise_core.agents.roles import CandidateRecord, Diagnosis, ProposalContext, Reflection
+from poise_core.agents.rules.diagnoses import DIAGNOSES
 from poise_core.archive import Archive
 
 
@@ -42,3 +44,14 @@ def script_of(*answers: Any) -> Callable[[dict[str, Any]], Any]:
 def outcomes(archive: Archive) -> list[str]:
     rows = sorted(archive.rows("calls"), key=lambda row: row["created_at"])
     return [row["outcome"] for row in rows]
+
+
+def reflection(*codes: str, **changes: Any) -> Reflection:
+    diagnoses = tuple(Diagnosis(code=code, text=code, slots=DIAGNOSES[code].slots) for code in codes)
+    given: dict[str, Any] = {"candidate_id": "p", "parent_id": None, "reflector": "rules", "summary": "s"}
+    return Reflection(**{**given, "diagnoses": diagnoses, **changes})
+
+
+def place(taught: Reflection | None = None, **changes: Any) -> ProposalContext:
+    parent = CandidateRecord("p", "PARENT", "SOURCE = 1\n", reflection=taught)
+    return ProposalContext(parent, **changes)

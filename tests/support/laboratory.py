@@ -9,25 +9,29 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.archive import TABLES, Archive
 from poise_core.candidate.loading import source_digest
 from poise_core.config import Preset
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
-from poise_core.evolution import CandidateRef, Evolution, Roles
+from poise_core.evolution import CandidateRef, Evolution, Roles, default_roles
 from poise_core.evolution import generation as in_order
 from poise_core.evolution.executor import executed_by
 from poise_core.evolution.generation import establish_baseline, measure
-from poise_core.failures import Cancelled, FailureKind
+from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.run_directory import RunDirectory
 from poise_core.training.job import TrainingJob
 from poise_core.training.launcher import SeedTraining, unfinished_trajectory
@@ -247,3 +251,85 @@ def _evolved(folder: tempfile.TemporaryDirectory[str], laboratory: Laboratory, p
     names = ("skills", "trained", "steps", "evaluated", "splits")
     asked = {name: copy.copy(getattr(laboratory, name)) for name in names}
     return Finished(folder, [baseline.candidate_id, *(child.candidate_id for child in children)], asked)
+
+
+PROXY = 6
+
+
+LADDER = {"enabled": True, "proxy_steps": PROXY, "proxy_window": 3, "proxy_stop_below": 0.05}
+
+
+def rewards(level: dict[str, float]) -> Any:
+    """Trajectories whose reward is ``level`` of the candidate's name, by default the baseline's 0.6."""
+
+    def step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        row = Laboratory._noise_step(name, digest, seed, step)
+        return {**row, "reward_mean": level.get(name, 0.6), "kl": 0.1, "entropy": 0.3, "clip_fraction": 0.0,
+                "truncated": 0.0, "completion_length": 10.0}  # fmt: skip
+
+    return step
+
+
+def drops(every: int) -> Any:
+    """One in ``every`` children has hardly any reward; which ones follows from their source."""
+
+    def step(name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        low = name != "GRPO" and int(hashlib.sha256(digest.encode()).hexdigest(), 16) % every == 0
+        return rewards({name: 0.1} if low else {})(name, digest, seed, step)
+
+    return step
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def dies_after_one_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every durable write of a run ends in a link or a rename; the first of them is the last thing that is done."""
+
+    def last(write: Callable[..., Any]) -> Callable[..., Any]:
+        def write_and_die(source: Any, target: Any, **options: Any) -> None:
+            write(source, target, **options)
+            raise Killed(str(target))
+
+        return write_and_die
+
+    monkeypatch.setattr(os, "link", last(os.link))
+    monkeypatch.setattr(os, "replace", last(os.replace))
+
+
+class Author:
+    """An implementer that answers every report: the nth file of an idea says in its text that it is the nth."""
+
+    revises = True
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, list[Attempt]]] = []
+
+    def implement(self, proposal: Proposal, context: ProposalContext, attempts: Sequence[Attempt] = ()) -> str:
+        self.asked.append((proposal.name, list(attempts)))
+        return file_of(proposal.name, len(attempts))
+
+
+def file_of(name: str, number: int) -> str:
+    return f'"""{name}, file {number}."""\n'
+
+
+class Faults:
+    """Trainings that go wrong: (file's number, seed, step) -> the kind of failure."""
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        self.at: dict[tuple[int, int, int], FailureKind] = {}
+        laboratory.step = self.step
+
+    def step(self, name: str, digest: str, seed: int, step: int) -> dict[str, float]:
+        number = next((n for n in range(9) if source_digest(file_of(name, n)) == digest), None)
+        kind = self.at.get((number, seed, step)) if number is not None else None
+        if kind is not None:
+            raise CandidateFailure(kind, "train", f"it went wrong at step {step}", "Traceback: boom")
+        return Laboratory._noise_step(name, digest, seed, step)
+
+
+def with_author(preset: Preset, author: Author | None = None) -> Roles:
+    roles = default_roles(preset)
+    return Roles(roles.selector, roles.proposer, roles.screener, author or Author(), roles.reflector)
