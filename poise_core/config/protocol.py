@@ -144,6 +144,12 @@ class Protocol(FrozenModel):
             raise ValueError("seeds repeat; every seed may stand once")
         return self
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Protocol:
+        """A copy with some fields replaced; it computes its own digest, which pydantic would copy along."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("digest", None)
+        return copy
+
     @cached_property
     def digest(self) -> str:
         """Sixteen hex digits that identify this protocol; revision 1 has the digests of before revisions were counted."""

@@ -173,3 +173,22 @@ def test_candidate_ids_are_a_slug_and_the_digest_of_the_source() -> None:
     assert candidate_id("Dr. GRPO", "x = 1   \r\n") == f"dr-grpo-{digest}", "blanks and line ends do not count"
     assert candidate_id("¿¡", "x = 1") == f"candidate-{digest}"
     assert candidate_id("V" * 100, "x = 1") == f"{'v' * 40}-{digest}"
+
+
+def test_a_run_of_an_earlier_revision_of_the_trainer_is_read_and_not_continued(tmp_path: Path) -> None:
+    """What such a run keeps has no revision: its digest is that of before revisions were counted."""
+    path, preset = tmp_path / "run", samples.make_preset()
+    RunDirectory.open(path, preset).close()
+    document = yaml.safe_load((path / "preset.yaml").read_text())
+    del document["preset"]["protocol"]["trainer_revision"]
+    document["protocol_digest"] = preset.protocol.model_copy(update={"trainer_revision": 1}).digest
+    (path / "preset.yaml").write_text(yaml.safe_dump(document))
+    earlier = RunDirectory.read(path).preset
+    assert earlier.protocol.trainer_revision == 1
+    assert earlier.protocol.digest == document["protocol_digest"] != preset.protocol.digest
+    with pytest.raises(
+        RunDirectoryError, match="of revision 1 of the trainer, this program has revision 2; reading it works"
+    ):
+        RunDirectory.open(path, earlier)
+    with pytest.raises(RunDirectoryError, match=r"protocol.trainer_revision: 1 there, 2 here"):
+        RunDirectory.open(path, preset)

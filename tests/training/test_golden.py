@@ -122,6 +122,7 @@ def test_numbers_change_only_with_the_revision_of_the_trainer(tmp_path: Path) ->
 
 def test_the_digest_tells_the_revision() -> None:
     now = protocol()
+    assert now.digest  # computed, and not copied with the rest
     before = now.model_copy(update={"trainer_revision": 1})
     assert now.digest != before.digest
     document = now.model_dump(mode="json", exclude={"trainer_revision"})
