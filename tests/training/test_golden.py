@@ -13,6 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from poise_core.algorithms import algorithm_path
@@ -110,6 +111,7 @@ def measured(folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_numbers_change_only_with_the_revision_of_the_trainer(tmp_path: Path) -> None:
     found = measured(tmp_path)
     assert found["revision"] == GOLDEN["revision"], "run python tests/training/test_golden.py and put in what it prints"
