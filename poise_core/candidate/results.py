@@ -119,7 +119,8 @@ def require_finite(what: str, values: Tensor, inside: Tensor) -> None:
     Raises:
         NotFinite: with the first place where they are not.
     """
-    bad = ~torch.isfinite(values.detach()) & inside
+    values = values.detach()
+    bad = ~torch.isfinite(values) & inside
     if bool(bad.any()):
         where = [int(index) for index in bad.nonzero()[0]]
         place = f"completion {where[0]}" + (f", token {where[1]}" if len(where) > 1 else "")
@@ -149,7 +150,7 @@ def _named(what: str, kind: str, wanted: str, found: object) -> dict[str, Any]:
         if type(name) is not str:
             raise ContractViolation(f"{what} has {describe(name)} among its keys; name each {kind} with a string")
     if fault := name_fault(kind, pairs):
-        raise ContractViolation(f"{what}: {fault}")
+        raise ContractViolation(fault)
     return pairs
 
 

@@ -23,12 +23,14 @@ from typing import TextIO
 
 import psutil
 
+from poise_core.candidate.identity import name_fault
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import GRANTED, Limits
 from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
 from poise_core.training.job import TrainingJob
+from poise_core.trajectory import CANDIDATE, CONTROLLER
 
 LINE_CHARACTERS = 1 << 20  # of a trajectory; the trainer writes a few hundred
 OUTCOME_BYTES = 1 << 20
@@ -132,6 +134,10 @@ def _step_of(line: str) -> dict[str, float]:
     """One line of a trajectory: metric -> number, ``step`` among them."""
     row = {str(name): float(value) for name, value in json.loads(line).items()}
     int(row["step"])
+    own = [[name.removeprefix(prefix) for name in row if name.startswith(prefix)] for prefix in (CANDIDATE, CONTROLLER)]
+    for names in (*own, [name for name in row if not name.startswith((CANDIDATE, CONTROLLER))]):
+        if fault := name_fault("metric", names):
+            raise ValueError(fault)
     return row
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from gate_fixtures import BASE, BROKEN, edited
+from gate_fixtures import BASE, BROKEN, COUNTS_COLUMNS_IN_THE_LOSS, UNMASKED, edited
 
 from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.failures import FailureKind
@@ -44,6 +44,19 @@ def test_the_base_of_the_broken_candidates_is_sound(archived: Mapping[str, str])
     assert [result.name for result in report.checks] == [check.name for check in CHECKS]
     assert report.failure_kind is None
     assert report.message == ""
+
+
+@pytest.mark.parametrize("name", UNMASKED)
+def test_the_zeros_outside_the_mask_can_be_relied_on(name: str) -> None:
+    report = run_checks(UNMASKED[name], name)
+    assert report.admitted, report.message
+
+
+def test_columns_counted_in_the_loss_are_caught_by_padding_and_by_splitting() -> None:
+    report = run_checks(COUNTS_COLUMNS_IN_THE_LOSS, keep_going=True)
+    assert [result.name for result in report.failed] == ["padding", "micro-batches"]
+    assert "more column of padding changes token_loss" in report.failed[0].message
+    assert "splitting a step into single completions changes the total loss" in report.failed[1].message
 
 
 @pytest.mark.parametrize("name", list_algorithms())
