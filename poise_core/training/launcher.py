@@ -34,6 +34,7 @@ from poise_core.trajectory import CANDIDATE, CONTROLLER
 
 LINE_CHARACTERS = 1 << 20  # of a trajectory; the trainer writes a few hundred
 OUTCOME_BYTES = 1 << 20
+MESSAGE_CHARACTERS, DETAIL_CHARACTERS = 2_000, 100_000  # of a failure; those of an honest worker are shorter
 CHANGED_FILE = "changed file"  # the outcome of a worker that was not given the text which the gate admitted
 HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
 PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
@@ -125,7 +126,15 @@ def _suspected() -> Iterator[None]:
     """Inside, a file that no honest training leaves is the candidate's failure."""
     try:
         yield
-    except (UntrustedFileError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        UntrustedFileError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         message = f"the training left what the trainer does not write: {error or type(error).__name__}"
         raise CandidateFailure(FailureKind.CRASHED, "train", message) from error
 
@@ -229,7 +238,8 @@ def _run(
         document = json.loads(read_untrusted(outcome, OUTCOME_BYTES))
         if document["kind"] == CHANGED_FILE:
             raise InfrastructureError(str(document["message"]))
-        kind, message, detail = FailureKind(document["kind"]), str(document["message"]), str(document["detail"])
+        kind, message = FailureKind(document["kind"]), str(document["message"])[:MESSAGE_CHARACTERS]
+        detail = str(document["detail"])[-DETAIL_CHARACTERS:]
         raise CandidateFailure(kind, "train", message, detail)
     if status == 128 + signal.SIGXCPU:
         raise CandidateFailure(FailureKind.TIMED_OUT, "train", "the limit of processor time was reached", log_tail(log))
