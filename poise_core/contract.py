@@ -10,7 +10,17 @@ A candidate is one Python file with a docstring, a frozen ``Hyperparameters`` da
 It imports ``math``, ``dataclasses``, ``torch``, ``poise_core.contract`` and ``poise_core.reductions``, and nothing else.
 
 Shapes: B counts completions, T completion tokens. Position t scores completion token t (already shifted). Floating
-point tensors are float32. Whatever lies outside ``completion_mask`` (or ``mask``) is arbitrary and must not matter.
+point tensors are float32.
+
+Outside the mask: what a candidate is handed is 0 there (False in masks). That holds outside ``completion_mask`` for
+log-probabilities, entropies and carried (B, T) signals, and outside ``mask`` for ``LossInputs.advantages``. What it returns
+there is ignored, whatever it is: advantages and gradients are set to 0, token losses and metrics are left out. How many
+columns of padding a batch has, and so T, is chance: more of them change nothing. ``ref_logprobs``, and
+``LossInputs.entropies``, are NaN everywhere where the file does not name them.
+
+Every tensor is a copy of the candidate's own. Names (of mechanisms, metrics, carried signals and controller values) have 1
+to 60 of the characters ``A-Z a-z 0-9 _ . -``, and there are at most 64 of each. Metrics and carried signals are finite under
+the mask, controller values are at most 1e12 in size, and a call ends within 30 seconds.
 
 Advantages need whole groups, so ``compute_advantages`` runs once on the gathered global batch, without gradients. The
 loss runs on micro-batches in which a group may be split, so ``compute_loss`` may only combine numbers of one row.

@@ -6,6 +6,7 @@ A ``CandidateFailure`` becomes a row of the archive's ``failures`` table and is 
 
 from __future__ import annotations
 
+import unicodedata
 from enum import StrEnum
 
 
@@ -26,10 +27,22 @@ class FailureKind(StrEnum):
     NO_ANSWER = "no_answer"  # the language model gave no usable answer, and the preset names no replacement
 
 
+_UNPRINTABLE = ("Cc", "Cf", "Cs")  # control characters, invisible formats, halves of surrogate pairs
+
+
+def printable(text: str) -> str:
+    """The text with U+FFFD for each character that an archive refuses or a terminal obeys; ends of lines and tabs stay."""
+    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else "\ufffd" for c in text)
+
+
 class CandidateFailure(Exception):
-    """The candidate failed; ``message`` is one sentence, ``detail`` may hold a traceback or a report as JSON."""
+    """The candidate failed; ``message`` is one sentence, ``detail`` may hold a traceback or a report as JSON.
+
+    Both may quote the candidate, so that neither keeps a character that is not for reading.
+    """
 
     def __init__(self, kind: FailureKind, stage: str, message: str, detail: str = "") -> None:
+        message, detail = printable(message), printable(detail)
         super().__init__(message)
         self.kind, self.stage, self.message, self.detail = kind, stage, message, detail
 

@@ -1,60 +1,120 @@
-"""The calls into a candidate, each with its result checked: what the gate and the trainer share.
+"""The calls into a candidate: what it is handed and what becomes of its results. The gate and the trainer share them.
 
-What a candidate raises or returns against the contract is a ContractViolation, whose message is a sentence for its author.
+What a candidate gets are copies. Outside the mask it finds zeros, and what it computes there is not taken: advantages and
+gradients are set to zero, losses and metrics are left out. What it does not read is not a number.
+
+Whatever a candidate raises or returns against the contract is a ContractViolation, whose message is a sentence for its
+author; beside that there are MemoryError and CallTimedOut.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from poise_core.candidate.budget import CallTimedOut, within_budget
 from poise_core.candidate.loading import Candidate
+from poise_core.candidate.results import (
+    ContractViolation,
+    NotFinite,
+    checked_advantages,
+    checked_controller,
+    checked_outputs,
+)
 from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
+from poise_core.reductions import aggregate_loss
+
+__all__ = [
+    "CallTimedOut",
+    "ContractViolation",
+    "LossCall",
+    "NotFinite",
+    "call_advantages",
+    "call_controller",
+    "call_loss",
+    "copy_batch",
+    "guarded",
+    "handed_batch",
+    "handed_inputs",
+    "own_inputs",
+    "train_mask",
+]
 
 
-class ContractViolation(Exception):
-    """The candidate broke the contract; the message is a sentence for its author."""
+@dataclass(frozen=True)
+class LossCall:
+    """A call of compute_loss on some rows, reduced and differentiated."""
+
+    inputs: LossInputs  # what the candidate was handed; ``logprobs`` and ``entropies`` are the leaves
+    outputs: LossOutputs
+    total: Tensor  # scalar, detached: these rows' share of the loss
+    grad_logprobs: Tensor  # (B, T) d total / d logprobs, 0 outside the mask
+    grad_entropies: Tensor  # (B, T) d total / d entropies, 0 outside the mask
+
+
+# ---- what a candidate is handed
 
 
 def copy_batch(batch: RolloutBatch) -> RolloutBatch:
-    """The batch with every tensor cloned, so that a candidate that writes into its input cannot spoil the probe."""
+    """The batch with every tensor cloned."""
     return RolloutBatch(**{f.name: getattr(batch, f.name).clone() for f in fields(batch)})
 
 
-def call_advantages(candidate: Candidate, batch: RolloutBatch, dynamics: Dynamics) -> Advantages:
-    """``compute_advantages`` on a copy of the batch, without gradients, its result checked for types and shapes."""
-    with torch.no_grad():
-        advantages = guarded(
-            "compute_advantages", lambda: candidate.compute_advantages(copy_batch(batch), _own(dynamics))
-        )
-    if not isinstance(advantages, Advantages):
-        raise ContractViolation(f"compute_advantages returns {_describe(advantages)}; return Advantages(values=...)")
-    rows, length = batch.completion_mask.shape
-    _expect(
-        "Advantages.values",
-        advantages.values,
-        torch.float32,
-        (rows, length),
-        hint="use to_tokens(...) to repeat a number per completion",
+def handed_batch(candidate: Candidate, batch: RolloutBatch) -> RolloutBatch:
+    """The batch as a candidate gets it: copies, zeros outside ``completion_mask``, NaN where it reads nothing."""
+    mask = batch.completion_mask
+    return replace(
+        copy_batch(batch),
+        old_logprobs=_zero_outside(mask, batch.old_logprobs),
+        ref_logprobs=_if_read(candidate.reads_reference, _zero_outside(mask, batch.ref_logprobs)),
+        entropies=_zero_outside(mask, batch.entropies),
     )
-    if advantages.train_mask is not None:
-        _expect("Advantages.train_mask", advantages.train_mask, torch.bool, (rows, length))
-    if not isinstance(advantages.carry, Mapping):
-        raise ContractViolation(f"Advantages.carry is {_describe(advantages.carry)}; use a dict of tensors")
-    for key, value in advantages.carry.items():
-        if not isinstance(key, str):
-            raise ContractViolation(f"Advantages.carry has the key {key!r}; name its signals with strings")
-        if not isinstance(value, Tensor) or tuple(value.shape) not in ((rows,), (rows, length)):
-            raise ContractViolation(
-                f"Advantages.carry[{key!r}] is {_describe(value)}; it must be a tensor of shape (B,) or (B, T), "
-                f"here ({rows},) or ({rows}, {length})"
-            )
-    return advantages
+
+
+def handed_inputs(candidate: Candidate, inputs: LossInputs, completion_mask: Tensor) -> LossInputs:
+    """The rows of a micro-batch as a candidate gets them.
+
+    Advantages are zero where ``inputs.mask`` is False; all else of shape (B, T) is zero outside ``completion_mask``, and
+    NaN where the candidate reads nothing. ``logprobs`` and ``entropies`` keep their graph.
+    """
+    return replace(
+        inputs,
+        logprobs=_zero_outside(completion_mask, inputs.logprobs),
+        entropies=_if_read(candidate.reads_entropies, _zero_outside(completion_mask, inputs.entropies)),
+        old_logprobs=_zero_outside(completion_mask, inputs.old_logprobs),
+        ref_logprobs=_if_read(candidate.reads_reference, _zero_outside(completion_mask, inputs.ref_logprobs)),
+        advantages=_zero_outside(inputs.mask, inputs.advantages),
+        carry={
+            name: _zero_outside(completion_mask, value) if value.dim() == 2 else value
+            for name, value in inputs.carry.items()
+        },
+    )
+
+
+def train_mask(advantages: Advantages, completion_mask: Tensor) -> Tensor:
+    """The tokens that train and count in denominators. (B, T) bool."""
+    return completion_mask if advantages.train_mask is None else advantages.train_mask & completion_mask
+
+
+def _zero_outside(mask: Tensor, values: Tensor) -> Tensor:
+    return torch.where(mask, values, torch.zeros_like(values))
+
+
+def _if_read(read: bool, values: Tensor) -> Tensor:
+    return values if read else torch.full_like(values, math.nan)
+
+
+def own_inputs(inputs: LossInputs) -> LossInputs:
+    """Copies of everything: what a candidate writes into them reaches nobody, the model's graph least of all."""
+    copies = {f.name: getattr(inputs, f.name).detach().clone() for f in fields(inputs) if f.name != "carry"}
+    for name in ("logprobs", "entropies"):
+        copies[name].requires_grad_()
+    return LossInputs(**copies, carry={name: value.detach().clone() for name, value in inputs.carry.items()})
 
 
 def _own(dynamics: Dynamics) -> Dynamics:
@@ -62,31 +122,62 @@ def _own(dynamics: Dynamics) -> Dynamics:
     return replace(dynamics, controller=dict(dynamics.controller))
 
 
-def call_loss(candidate: Candidate, inputs: LossInputs, dynamics: Dynamics) -> LossOutputs:
-    """``compute_loss``, its result checked for types and shapes."""
-    outputs = guarded("compute_loss", lambda: candidate.compute_loss(inputs, _own(dynamics)))
-    if not isinstance(outputs, LossOutputs):
-        raise ContractViolation(f"compute_loss returns {_describe(outputs)}; return LossOutputs(token_loss=...)")
-    shape = tuple(inputs.mask.shape)
-    _expect(
-        "LossOutputs.token_loss",
-        outputs.token_loss,
-        torch.float32,
-        shape,
-        hint="leave masking and averaging to the trainer",
+# ---- the calls
+
+
+def call_advantages(candidate: Candidate, batch: RolloutBatch, dynamics: Dynamics) -> Advantages:
+    """``compute_advantages`` without gradients; its result, as returned, in tensors of its own."""
+
+    def call() -> Advantages:
+        with torch.no_grad():
+            found = candidate.compute_advantages(handed_batch(candidate, batch), _own(dynamics))
+            return checked_advantages(found, batch.completion_mask)
+
+    advantages: Advantages = guarded("compute_advantages", call)
+    return advantages
+
+
+def call_loss(
+    candidate: Candidate,
+    inputs: LossInputs,
+    dynamics: Dynamics,
+    *,
+    token_count: Tensor | float,
+    sequence_count: Tensor | float,
+    max_length: int,
+) -> LossCall:
+    """``compute_loss``, the reduction of its result, and the gradient at ``logprobs`` and ``entropies``.
+
+    Args:
+        candidate: the candidate.
+        inputs: rows as from ``handed_inputs``; the candidate gets a copy.
+        dynamics: of the step.
+        token_count: trained tokens of all rows whose losses are added up.
+        sequence_count: completions with a trained token among them.
+        max_length: T of the length limit.
+    """
+    own = own_inputs(inputs)
+    outputs: LossOutputs = guarded(
+        "compute_loss", lambda: checked_outputs(candidate.compute_loss(own, _own(dynamics)), inputs.mask)
     )
-    if not isinstance(outputs.metrics, Mapping):
-        raise ContractViolation(f"LossOutputs.metrics is {_describe(outputs.metrics)}; use a dict of (B, T) tensors")
-    for key, value in outputs.metrics.items():
-        if not isinstance(key, str):
-            raise ContractViolation(f"LossOutputs.metrics has the key {key!r}; name metrics with strings")
-        if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-            raise ContractViolation(
-                f"metric {key!r} is {_describe(value)}; a metric is a detached (B, T) tensor, here {shape}"
-            )
-        if value.requires_grad:
-            raise ContractViolation(f"metric {key!r} carries gradient; append .detach()")
-    return outputs
+
+    def differentiate() -> tuple[Tensor, Tensor, Tensor]:
+        total = aggregate_loss(
+            outputs.token_loss,
+            inputs.mask,
+            candidate.loss_aggregation,
+            token_count=token_count,
+            sequence_count=sequence_count,
+            max_length=max_length,
+        )
+        grads: tuple[Tensor | None, ...] = (None, None)
+        if total.requires_grad:
+            grads = torch.autograd.grad(total, [own.logprobs, own.entropies], allow_unused=True)
+        zero = torch.zeros_like(inputs.logprobs)
+        first, second = (zero if grad is None else torch.where(inputs.mask, grad, zero) for grad in grads)
+        return total.detach(), first.detach(), second.detach()
+
+    return LossCall(own, outputs, *guarded("the gradient of token_loss", differentiate))
 
 
 def call_controller(candidate: Candidate, state: Mapping[str, float], dynamics: Dynamics) -> dict[str, float]:
@@ -94,33 +185,41 @@ def call_controller(candidate: Candidate, state: Mapping[str, float], dynamics: 
     if candidate.controller_function is None:
         return {}
     function, hp = candidate.controller_function, candidate.hyperparameters
-    found = guarded("update_controller", lambda: function(dict(state), _own(dynamics), hp))
-    if not isinstance(found, dict):
-        raise ContractViolation(f"update_controller returns {_describe(found)}; return a dict of floats")
-    for key, value in found.items():
-        if (
-            not isinstance(key, str)
-            or isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
-            raise ContractViolation(
-                f"update_controller returns {{{key!r}: {value!r}}} at step {dynamics.step}; map names to finite floats"
-            )
-    return {key: float(value) for key, value in found.items()}
+    found: dict[str, float] = guarded(
+        "update_controller", lambda: checked_controller(function(dict(state), _own(dynamics), hp), dynamics.step)
+    )
+    return found
+
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")  # what torch's allocators say
 
 
 def guarded(what: str, call: Callable[[], Any]) -> Any:
-    """The result of a call into candidate code; what it raises becomes a ``ContractViolation`` with its line."""
+    """The result of a call into candidate code; what it raises becomes a ``ContractViolation`` with its line.
+
+    Raises:
+        ContractViolation: the call raised.
+        MemoryError: memory ran out.
+        CallTimedOut: it took too long.
+    """
     try:
-        return call()
-    except (ContractViolation, MemoryError):
+        return within_budget(what, call)
+    except (ContractViolation, MemoryError, CallTimedOut):
         raise
     except (Exception, SystemExit, GeneratorExit) as error:
-        text = " ".join(str(error).split())
-        if "can't allocate memory" in text or "not enough memory" in text:
-            raise MemoryError(text) from error
+        text = _text_of(error)
+        if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
+            raise MemoryError(text[:300]) from error
         raise ContractViolation(f"{what} raises {type(error).__name__}: {text[:300]}{_line_of(error)}") from error
+
+
+def _text_of(error: BaseException) -> str:
+    """One line, with escapes for what no file or terminal should get: halves of surrogate pairs, control characters."""
+    try:
+        text = " ".join(str(error)[:10_000].split())
+    except Exception:
+        return "(an error that does not say what it is)"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _line_of(error: BaseException) -> str:
@@ -130,16 +229,3 @@ def _line_of(error: BaseException) -> str:
             line = trace.tb_lineno
         trace = trace.tb_next
     return f" (line {line} of the candidate)" if line else ""
-
-
-def _describe(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a {str(value.dtype).removeprefix('torch.')} tensor of shape {tuple(value.shape)}"
-    return f"a {type(value).__name__}" if value is not None else "None"
-
-
-def _expect(what: str, value: object, dtype: torch.dtype, shape: tuple[int, ...], hint: str = "") -> None:
-    if isinstance(value, Tensor) and value.dtype == dtype and tuple(value.shape) == shape:
-        return
-    wanted = f"a {str(dtype).removeprefix('torch.')} tensor of shape (B, T), here {shape}"
-    raise ContractViolation(f"{what} is {_describe(value)}; it must be {wanted}{'; ' + hint if hint else ''}")

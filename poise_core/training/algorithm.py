@@ -1,7 +1,7 @@
 """The trainer's side of the candidate contract: calls, checks, and the gradient of a micro-batch.
 
-The checks are those of the admission gate (``poise_core.candidate.calls``). Here each has a kind of failure: an exception or a
-wrong result of a candidate is CRASHED, numbers that are not finite are DIVERGED.
+The calls are those of the admission gate (``poise_core.candidate.calls``). Here each has a kind of failure: an exception or a wrong
+result of a candidate is CRASHED, numbers that are not finite are DIVERGED, a call that takes too long is TIMED_OUT.
 
 The loss of a candidate is a function of the leaf tensors ``logprobs`` and ``entropies`` alone. The model is updated with the
 gradient at these leaves, set to zero outside the mask. So a candidate cannot reach the model's graph, and a failure
@@ -10,8 +10,9 @@ between the leaves and the parameters is not its fault.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from poise_core.candidate import calls
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import Advantages, Dynamics, LossInputs, RolloutBatch
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.reductions import aggregate_loss
 
 
 @dataclass(frozen=True)
@@ -55,46 +55,34 @@ class Algorithm:
     def signal(self, batch: RolloutBatch, dynamics: Dynamics) -> TrainingSignal:
         """Compute the advantages of the whole batch."""
         found: Advantages = _blamed(dynamics, lambda: calls.call_advantages(self.candidate, batch, dynamics))
-        mask = batch.completion_mask if found.train_mask is None else found.train_mask & batch.completion_mask
+        mask = calls.train_mask(found, batch.completion_mask)
         advantages = torch.where(mask, found.values, torch.zeros_like(found.values))
         _require_finite(advantages, "an advantage", dynamics)
         return TrainingSignal(advantages, mask, found.carry)
 
     def loss(self, inputs: LossInputs, dynamics: Dynamics, tokens: float, sequences: float) -> MicroLoss:
         """Compute loss and gradient of some rows of a minibatch that trains ``tokens`` tokens in ``sequences`` completions."""
-        leaves = replace(
-            inputs,
-            logprobs=inputs.logprobs.detach().requires_grad_(),
-            entropies=inputs.entropies.detach().requires_grad_(),
+        call: calls.LossCall = _blamed(
+            dynamics,
+            lambda: calls.call_loss(
+                self.candidate,
+                inputs,
+                dynamics,
+                token_count=tokens,
+                sequence_count=sequences,
+                max_length=self._max_length,
+            ),
         )
-        outputs = _blamed(dynamics, lambda: calls.call_loss(self.candidate, leaves, dynamics))
-        loss = aggregate_loss(
-            outputs.token_loss,
-            inputs.mask,
-            self.candidate.loss_aggregation,
-            token_count=tokens,
-            sequence_count=sequences,
-            max_length=self._max_length,
-        )
-        _require_finite(loss, "the loss", dynamics)
-        grads = _blamed(dynamics, lambda: self._gradient(loss, leaves))
+        _require_finite(call.total, "the loss", dynamics)
         metrics = {
             key: float(torch.where(inputs.mask, value, torch.zeros_like(value)).sum() / max(tokens, 1.0))
-            for key, value in outputs.metrics.items()
+            for key, value in call.outputs.metrics.items()
         }
-        grad_logprobs, grad_entropies = (torch.where(inputs.mask, grad, torch.zeros_like(grad)) for grad in grads)
-        _require_finite(grad_logprobs + grad_entropies, "the gradient of the loss", dynamics)
-        return MicroLoss(float(loss.detach()), grad_logprobs, grad_entropies, metrics)
-
-    @staticmethod
-    def _gradient(loss: Tensor, leaves: LossInputs) -> list[Tensor]:
-        wanted = [leaves.logprobs, leaves.entropies]
-        if not loss.requires_grad:
-            return [torch.zeros_like(leaf) for leaf in wanted]
-        found = calls.guarded(
-            "the gradient of token_loss", lambda: torch.autograd.grad(loss, wanted, allow_unused=True)
-        )
-        return [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(wanted, found, strict=True)]
+        for key, share in metrics.items():
+            if not math.isfinite(share):
+                raise not_finite(f"the mean of metric {key!r}", dynamics.step)
+        _require_finite(call.grad_logprobs + call.grad_entropies, "the gradient of the loss", dynamics)
+        return MicroLoss(float(call.total), call.grad_logprobs, call.grad_entropies, metrics)
 
     def controller(self, state: Mapping[str, float], dynamics: Dynamics) -> dict[str, float]:
         """Compute the controller's state for the next step; empty where the candidate has no controller."""
@@ -104,9 +92,12 @@ class Algorithm:
 def _blamed(dynamics: Dynamics, call: Callable[[], Any]) -> Any:
     try:
         return call()
+    except calls.CallTimedOut as error:
+        raise CandidateFailure(FailureKind.TIMED_OUT, "train", f"{error} (step {dynamics.step})") from error
     except calls.ContractViolation as error:
+        kind = FailureKind.DIVERGED if isinstance(error, calls.NotFinite) else FailureKind.CRASHED
         message = f"{error} (step {dynamics.step})"
-        raise CandidateFailure(FailureKind.CRASHED, "train", message) from error.__cause__ or error
+        raise CandidateFailure(kind, "train", message) from error.__cause__ or error
     except MemoryError as error:
         message = f"out of memory at step {dynamics.step}: {error}"
         raise CandidateFailure(FailureKind.OUT_OF_MEMORY, "train", message) from error

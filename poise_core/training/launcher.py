@@ -23,16 +23,19 @@ from typing import TextIO
 
 import psutil
 
+from poise_core.candidate.identity import name_fault
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import GRANTED, Limits
 from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
 from poise_core.training.job import TrainingJob
+from poise_core.trajectory import CANDIDATE, CONTROLLER
 
 LINE_CHARACTERS = 1 << 20  # limit for a line of a trajectory; the trainer writes a few hundred
 OUTCOME_BYTES = 1 << 20
-CHANGED_FILE = "changed file"  # the outcome of a worker whose file is not the text that the gate admitted
+MESSAGE_CHARACTERS, DETAIL_CHARACTERS = 2_000, 100_000  # of a failure; those of an honest worker are shorter
+CHANGED_FILE = "changed file"  # the outcome of a worker that was not given the text which the gate admitted
 HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
 PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
 
@@ -125,7 +128,15 @@ def _suspected() -> Iterator[None]:
     """Turn the errors of a file that the trainer itself would not have written into a failure of the candidate."""
     try:
         yield
-    except (UntrustedFileError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+        UntrustedFileError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         message = f"the training left files that the trainer does not write: {error or type(error).__name__}"
         raise CandidateFailure(FailureKind.CRASHED, "train", message) from error
 
@@ -134,6 +145,10 @@ def _step_of(line: str) -> dict[str, float]:
     """Parse one line of a trajectory: metric -> number, ``step`` among them."""
     row = {str(name): float(value) for name, value in json.loads(line).items()}
     int(row["step"])
+    own = [[name.removeprefix(prefix) for name in row if name.startswith(prefix)] for prefix in (CANDIDATE, CONTROLLER)]
+    for names in (*own, [name for name in row if not name.startswith((CANDIDATE, CONTROLLER))]):
+        if fault := name_fault("metric", names):
+            raise ValueError(fault)
     return row
 
 
@@ -225,7 +240,8 @@ def _run(
         document = json.loads(read_untrusted(outcome, OUTCOME_BYTES))
         if document["kind"] == CHANGED_FILE:
             raise InfrastructureError(str(document["message"]))
-        kind, message, detail = FailureKind(document["kind"]), str(document["message"]), str(document["detail"])
+        kind, message = FailureKind(document["kind"]), str(document["message"])[:MESSAGE_CHARACTERS]
+        detail = str(document["detail"])[-DETAIL_CHARACTERS:]
         raise CandidateFailure(kind, "train", message, detail)
     if status == 128 + signal.SIGXCPU:
         raise CandidateFailure(FailureKind.TIMED_OUT, "train", "the limit of processor time was reached", log_tail(log))

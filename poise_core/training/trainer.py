@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from poise_core.candidate.calls import handed_inputs
 from poise_core.candidate.loading import Candidate
 from poise_core.config import ResourceSpec
 from poise_core.config.protocol import TrainingSpec
@@ -202,8 +203,7 @@ class Trainer:
         return rows % (1 if self.candidate.reads_reference else KL_MONITOR_STRIDE) == 0
 
     def _as_seen(self, batch: GlobalBatch) -> RolloutBatch:
-        """Return the batch for the candidate, without the tensors that it does not read."""
-        reads = self.candidate.reads_reference
+        """Return what the candidate is handed of the batch."""
         return RolloutBatch(
             correctness=batch.correctness,
             format_valid=batch.format_valid,
@@ -211,7 +211,7 @@ class Trainer:
             group_ids=batch.group_ids,
             completion_mask=batch.completion_mask,
             old_logprobs=batch.old_logprobs,
-            ref_logprobs=batch.ref_logprobs if reads else torch.full_like(batch.ref_logprobs, math.nan),
+            ref_logprobs=batch.ref_logprobs,
             entropies=batch.entropies,
         )
 
@@ -271,21 +271,20 @@ class Trainer:
 
     def _loss_inputs(self, batch: GlobalBatch, signal: TrainingSignal, rows: Tensor) -> LossInputs:
         part = batch.select(rows)
-        mask, width = part.completion_mask, part.completion_mask.shape[1]
+        width = part.completion_mask.shape[1]
         logprobs, entropies = self._score(self.engine.model, part, entropies=self.candidate.reads_entropies)
-        zero = torch.zeros_like(logprobs)
-        unread = torch.full_like(zero, math.nan)
-        return LossInputs(
-            logprobs=torch.where(mask, logprobs, zero),
-            entropies=torch.where(mask, entropies, zero) if self.candidate.reads_entropies else unread,
+        inputs = LossInputs(
+            logprobs=logprobs,
+            entropies=entropies,
             old_logprobs=part.old_logprobs,
-            ref_logprobs=part.ref_logprobs if self.candidate.reads_reference else unread,
+            ref_logprobs=part.ref_logprobs,
             advantages=signal.advantages[rows, :width],
             mask=signal.mask[rows, :width],
             carry={k: v[rows] if v.dim() == 1 else v[rows, :width] for k, v in signal.carry.items()},
             correctness=part.correctness,
             format_valid=part.format_valid,
         )
+        return handed_inputs(self.candidate, inputs, part.completion_mask)
 
     # dynamics
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from poise_core.candidate.calls import ContractViolation
+from poise_core.candidate.calls import CallTimedOut, ContractViolation
 from poise_core.candidate.identity import source_digest
 from poise_core.candidate.loading import Candidate, CandidateError, load_candidate_source
 from poise_core.failures import FailureKind
@@ -156,10 +156,10 @@ CHECKS: tuple[Check, ...] = (
     Check("pure", "It is deterministic, changes no input, keeps no state and leaves the process as it was.", _pure),
     Check(
         "gradient",
-        "Gradient reaches logprobs and entropies only, is finite, zero outside the mask and present in mixed groups.",
+        "Gradient reaches logprobs and entropies only, is finite under the mask and present in mixed groups.",
         _gradient,
     ),
-    Check("padding", "Garbage outside the masks, NaN and infinities included, changes nothing.", _padding),
+    Check("padding", "More columns of padding change nothing.", _padding),
     Check("order", "The order of completions and the labels of groups change nothing.", _order),
     Check("micro-batches", "Any split into micro-batches gives the same total loss and gradient.", _micro_batches),
     Check("direction", "Following its gradient raises the reward of two toy problems.", _direction),
@@ -228,6 +228,8 @@ def _outcome(check: Check, examined: Examination) -> tuple[FailureKind | None, s
         return FailureKind.DUPLICATE, str(error)
     except (ContractViolation, LanguageError) as error:
         return FailureKind.REJECTED, str(error)
+    except CallTimedOut as error:
+        return FailureKind.TIMED_OUT, str(error)
     except MemoryError:
         return FailureKind.OUT_OF_MEMORY, "the candidate needs more memory than the gate grants; use smaller tensors"
     return None, ""

@@ -1,7 +1,7 @@
-"""Running a candidate on a probe the way the trainer does, and saying in words what went wrong.
+"""Running a candidate on a probe the way the trainer does.
 
-The trainer computes advantages once on the whole batch without gradients, hands each micro-batch its rows, masks with
-``torch.where`` and reduces with global denominators (``poise_core.reductions.aggregate_loss``).
+The trainer computes advantages once on the whole batch without gradients, hands each micro-batch its rows with zeros
+outside the mask, and reduces with global denominators; the calls themselves (``poise_core.candidate.calls``) are the same.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from poise_core.candidate.calls import call_advantages, call_loss, guarded
+from poise_core.candidate.calls import LossCall, call_advantages, call_loss, handed_inputs
 from poise_core.candidate.loading import Candidate
-from poise_core.contract import Advantages, LossInputs, LossOutputs, RolloutBatch
-from poise_core.reductions import aggregate_loss
+from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
 from poise_core.verification.probes import Probe
 
 
@@ -24,11 +23,11 @@ class Run:
 
     advantages: Advantages
     mask: Tensor  # (B, T) bool, the tokens that train
-    inputs: LossInputs
+    inputs: LossInputs  # what the candidate was handed; ``logprobs`` and ``entropies`` are the leaves
     outputs: LossOutputs
     total: Tensor  # scalar, detached
-    grad_logprobs: Tensor  # (B, T) d total / d logprobs
-    grad_entropies: Tensor  # (B, T) d total / d entropies
+    grad_logprobs: Tensor  # (B, T) d total / d logprobs, 0 outside the mask
+    grad_entropies: Tensor  # (B, T) d total / d entropies, 0 outside the mask
 
 
 def run_candidate(candidate: Candidate, probe: Probe) -> Run:
@@ -38,51 +37,46 @@ def run_candidate(candidate: Candidate, probe: Probe) -> Run:
         ContractViolation: the candidate raises, or returns something else than the contract says.
     """
     advantages = call_advantages(candidate, probe.batch, probe.dynamics)
-    mask = train_mask(advantages, probe.batch)
-    rows = torch.arange(mask.shape[0])
-    inputs = loss_inputs(probe, advantages, rows)
-    outputs = call_loss(candidate, inputs, probe.dynamics)
-    total, grad_logprobs, grad_entropies = reduce_and_differentiate(candidate, inputs, outputs, mask)
-    return Run(advantages, mask, inputs, outputs, total, grad_logprobs, grad_entropies)
+    mask = claimed_mask(advantages, probe.batch)
+    inputs = loss_inputs(candidate, probe, advantages, torch.arange(mask.shape[0]))
+    call = loss_and_gradient(candidate, inputs, probe.dynamics, mask)
+    return Run(advantages, mask, call.inputs, call.outputs, call.total, call.grad_logprobs, call.grad_entropies)
 
 
-def train_mask(advantages: Advantages, batch: RolloutBatch) -> Tensor:
-    """The tokens that train and count in denominators. (B, T) bool."""
+def claimed_mask(advantages: Advantages, batch: RolloutBatch) -> Tensor:
+    """The tokens that train by the candidate's word, inside ``completion_mask`` or not. (B, T) bool."""
     return batch.completion_mask if advantages.train_mask is None else advantages.train_mask
 
 
-def loss_inputs(probe: Probe, advantages: Advantages, rows: Tensor) -> LossInputs:
-    """The micro-batch of the given rows, every tensor a fresh copy; ``logprobs`` and ``entropies`` are leaves."""
+def loss_inputs(candidate: Candidate, probe: Probe, advantages: Advantages, rows: Tensor) -> LossInputs:
+    """The micro-batch of the given rows as the candidate is handed it."""
     batch = probe.batch
-    return LossInputs(
-        logprobs=probe.logprobs[rows].requires_grad_(),
-        entropies=probe.entropies[rows].requires_grad_(),
+    inputs = LossInputs(
+        logprobs=probe.logprobs[rows],
+        entropies=probe.entropies[rows],
         old_logprobs=batch.old_logprobs[rows],
         ref_logprobs=batch.ref_logprobs[rows],
-        advantages=advantages.values[rows].detach(),
-        mask=train_mask(advantages, batch)[rows],
-        carry={key: value[rows].detach() for key, value in advantages.carry.items()},
+        advantages=advantages.values[rows],
+        mask=claimed_mask(advantages, batch)[rows],
+        carry={key: value[rows] for key, value in advantages.carry.items()},
         correctness=batch.correctness[rows],
         format_valid=batch.format_valid[rows],
     )
+    return handed_inputs(candidate, inputs, batch.completion_mask[rows])
 
 
-def reduce_and_differentiate(
-    candidate: Candidate, inputs: LossInputs, outputs: LossOutputs, whole_mask: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The micro-batch's share of the total loss and its gradients, with the denominators of ``whole_mask``."""
-    total = aggregate_loss(
-        outputs.token_loss,
-        inputs.mask,
-        candidate.loss_aggregation,
+def loss_and_gradient(
+    candidate: Candidate, inputs: LossInputs, dynamics: Dynamics, whole_mask: Tensor, max_length: int | None = None
+) -> LossCall:
+    """The micro-batch's share of the total loss and its gradients, with the denominators of ``whole_mask``.
+
+    ``max_length`` is the T of the length limit, by default that of ``whole_mask``.
+    """
+    return call_loss(
+        candidate,
+        inputs,
+        dynamics,
         token_count=whole_mask.sum(),
         sequence_count=whole_mask.any(-1).sum(),
-        max_length=whole_mask.shape[1],
+        max_length=max_length or whole_mask.shape[1],
     )
-    leaves = [inputs.logprobs, inputs.entropies]
-    if not total.requires_grad:
-        grads: tuple[Tensor | None, ...] = (None, None)
-    else:
-        grads = guarded("the gradient of token_loss", lambda: torch.autograd.grad(total, leaves, allow_unused=True))
-    filled = [torch.zeros_like(leaf) if grad is None else grad for leaf, grad in zip(leaves, grads, strict=True)]
-    return total.detach(), filled[0], filled[1]

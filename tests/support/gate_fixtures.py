@@ -201,12 +201,23 @@ BROKEN: dict[str, dict[str, tuple[str, str]]] = {
     "padding": {
         "averages_over_padding": (
             edited((ADVANTAGE, ADVANTAGE + "    advantage = advantage * (1.0 + 0.1 * batch.entropies.mean())\n")),
-            "noise in the padding of the batch changes Advantages.values",
+            "1 more column of padding changes Advantages.values",
         ),
-        "masks_by_multiplication": (
-            edited((RATIO, "    moved = (inputs.logprobs - inputs.old_logprobs) * inputs.mask.float()\n"
-                           "    ratio = moved.clamp(-20.0, 20.0).exp()\n")),
-            "outside the mask gives logprobs outside the mask a gradient",
+        "weighs_by_padded_columns": (
+            edited((ADVANTAGE, ADVANTAGE + "    advantage = advantage * (batch.completion_mask.shape[1] / 10.0)\n")),
+            "1 more column of padding changes Advantages.values",
+        ),
+        "counts_padding_as_certain_tokens": (
+            edited((ADVANTAGE, ADVANTAGE + "    certain = (batch.old_logprobs > -0.2).float().mean(-1)\n"
+                                           "    advantage = advantage * (1.0 + 0.1 * certain)\n")),
+            "1 more column of padding changes Advantages.values",
+        ),
+        "carries_the_position_from_the_end": (
+            edited(("Advantages(values=to_tokens(advantage, batch.completion_mask))",
+                    'Advantages(\n        values=to_tokens(advantage, batch.completion_mask), carry={"late": late(batch)}\n    )'),
+                   ("\n\ndef compute_advantages", "\n\ndef late(batch: RolloutBatch) -> torch.Tensor:\n"
+                    "    x = torch.ones_like(batch.entropies)\n    return x.cumsum(-1) / x.shape[-1]\n\n\ndef compute_advantages")),
+            "1 more column of padding changes Advantages.carry['late']",
         ),
     },
     "order": {
@@ -225,8 +236,8 @@ BROKEN: dict[str, dict[str, tuple[str, str]]] = {
                             "    return LossOutputs(token_loss=-surrogate / scale)\n")),
             "splitting a step into single completions changes the total loss",
         ),
-        "counts_padded_columns": (
-            edited((RETURN, "    return LossOutputs(token_loss=-surrogate * (inputs.mask.shape[-1] / 10.0))\n")),
+        "scales_with_what_succeeds_beside_it": (
+            edited((RETURN, "    return LossOutputs(token_loss=-surrogate / (inputs.correctness.mean() + 0.5))\n")),
             "splitting a step into single completions changes the total loss",
         ),
     },
@@ -246,6 +257,41 @@ BROKEN: dict[str, dict[str, tuple[str, str]]] = {
     },
 }  # fmt: skip
 """check -> name -> (source, part of the message)."""
+
+COUNTS_COLUMNS_IN_THE_LOSS = edited(
+    (RETURN, "    return LossOutputs(token_loss=-surrogate * (inputs.mask.shape[-1] / 10.0))\n")
+)
+"""Two checks catch it: it counts padding, and a micro-batch has less of that."""
+
+UNMASKED = {
+    "masks_by_multiplication": edited(
+        (
+            RATIO,
+            "    moved = (inputs.logprobs - inputs.old_logprobs) * inputs.mask.float()\n"
+            "    ratio = moved.clamp(-20.0, 20.0).exp()\n",
+        ),
+    ),
+    "masks_nothing": edited(
+        (RATIO, "    ratio = torch.exp((inputs.logprobs - inputs.old_logprobs).clamp(-20.0, 20.0))\n"),
+        (RETURN, '    return LossOutputs(token_loss=-surrogate, metrics={"ratio": ratio.detach()})\n'),
+    ),
+    "sums_a_row_with_its_zeros": edited(
+        (
+            RATIO,
+            "    moved = (inputs.logprobs - inputs.old_logprobs).clamp(-20.0, 20.0)\n"
+            "    length = inputs.mask.float().sum(-1, keepdim=True).clamp(min=1.0)\n"
+            "    ratio = (moved.sum(-1, keepdim=True) / length).expand(inputs.mask.shape).exp()\n",
+        ),
+    ),
+    "carries_what_is_not_a_number_outside": edited(
+        (
+            "Advantages(values=to_tokens(advantage, batch.completion_mask))",
+            'Advantages(\n        values=to_tokens(advantage, batch.completion_mask), carry={"x": 1.0 / batch.old_logprobs}\n    )',
+        ),
+        (RETURN, '    return LossOutputs(token_loss=-surrogate - 1e-3 * inputs.carry["x"].sum(-1, keepdim=True))\n'),
+    ),
+}
+"""Sound candidates that lean on the zeros that the trainer puts outside the mask."""
 
 
 def written(folder: Path, source: str) -> Path:

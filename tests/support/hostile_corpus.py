@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gate_fixtures import ADVANTAGE, BASE, edited
+from gate_fixtures import ADVANTAGE, BASE, RATIO, edited
 
 SECRET_VARIABLE = "POISE_TEST_SECRET"
 
@@ -290,6 +290,37 @@ PROCESSES = [
 ]  # fmt: skip
 
 
+def _loss(family: str, name: str, payload: str, *outcomes: str, static: str = REFUSED) -> Hostile:
+    """The payload at the top of compute_loss."""
+    lines = "".join(f"    {line}\n" for line in payload.splitlines())
+    return Hostile(name, family, edited((RATIO, lines + RATIO)), static, frozenset(outcomes or (REJECTED,)))
+
+
+HOLES = [
+    _hostile("found hole", "comprehension_target_exec",
+             "unused = [exec for exec in (1,)]\nexec(\"open('@WRITE@', 'w')\")"),
+    _hostile("found hole", "comprehension_target_eval",
+             "unused = [eval for eval in (1,)]\nwrote = eval(\"open('@WRITE@', 'w')\")"),
+    _loot("found hole", "generator_target", "eval(\"open('@READ@').read()\")", "unused = sum(1 for eval in (1,))"),
+    _hostile("found hole", "annotation_that_calls", "Q: exec(\"open('@WRITE@', 'w')\") = 1", ADMITTED, module=True),
+    _hostile("found hole", "annotation_in_a_list", "SCALE: [eval(\"open('@WRITE@', 'w')\")] = 2", ADMITTED, module=True),
+    _hostile("found hole", "dataclass_as_a_value", "remade = dataclass(Advantages)", ADMITTED, REJECTED),
+    Hostile("module_tensor", "found hole", edited(
+        ("import torch\n", "import torch\nfrom torch import tensor\n"),
+        ("\nLOSS_AGGREGATION", "\nBUFFER = tensor((0.0, 0.0))\n\nLOSS_AGGREGATION"),
+        (ADVANTAGE, f"    state = BUFFER.float()\n    state[0] = state[0] + 1.0\n{ADVANTAGE}")), REFUSED, frozenset({REJECTED})),
+    Hostile("helper_that_returns_its_argument", "found hole", edited(
+        ("\n\ndef compute_advantages", "\n\ndef same(v: torch.Tensor) -> torch.Tensor:\n    return v\n\n\ndef compute_advantages"),
+        (ADVANTAGE, f"    y = same(batch.correctness)\n    y[0] = 1.0\n{ADVANTAGE}")), REFUSED, frozenset({REJECTED})),
+    Hostile("relu_in_place_by_position", "found hole", edited(
+        ("import torch\n", "import torch\nimport torch.nn.functional as F\n"),
+        (ADVANTAGE, f"    spoiled = F.relu(batch.old_logprobs, True)\n{ADVANTAGE}")), REFUSED, frozenset({REJECTED})),
+    _loss("found hole", "mask_widened", "seen = inputs.mask.bool()\nseen[:, :] = True", static=REJECTED),
+    _loss("found hole", "leaf_overwritten", "seen = inputs.logprobs.detach()\nseen[:, :] = 0.0", static=REJECTED),
+    _loss("found hole", "huge_integer_in_the_loss", "x = 1000000\nfor i in range(60):\n    x = x * x", TIMED_OUT, static=TIMED_OUT),
+]  # fmt: skip
+
+
 def _careless(name: str, source: str, static: str, *dynamic: str) -> Hostile:
     return Hostile(name, "careless", source, static, frozenset(dynamic or (static,)))
 
@@ -325,5 +356,5 @@ CARELESS = [
 
 CORPUS: tuple[Hostile, ...] = (
     *FILES, *NETWORK, *ENVIRONMENT, *BUILTINS, *DUNDER, *FORMATS, *TORCH, *MEMORY, *TIME, *RECURSION, *INTEGERS, *GLOBAL_STATE,
-    *MONKEYPATCHING, *MUTATION, *STATEFUL, *RANDOMNESS, *BENCHMARKS, *PROCESSES, *CARELESS,
+    *MONKEYPATCHING, *MUTATION, *STATEFUL, *RANDOMNESS, *BENCHMARKS, *PROCESSES, *HOLES, *CARELESS,
 )  # fmt: skip

@@ -274,6 +274,77 @@ def test_what_any_start_lacked_stays_on_record(tmp_path: Path) -> None:
     assert launcher._recorded_confinement(tmp_path)["network"] == "no"
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1.0, "candidate/\\ud800": 1.0}', '{"step": 1.0, "controller/a b": 1.0}', '{"step": 1.0, "elsewhere/x": 1.0}',
+        '{"step": 1.0, "candidate/' + "x" * 61 + '": 1.0}', '{"step": Infinity}', "[" * 10**5,
+        '{"step": 1.0, "kl": 1' + "0" * 400 + "}",
+        "{" + ", ".join(f'"candidate/m{i}": 1.0' for i in range(65)) + ', "step": 1.0}',
+    ],
+    ids=range(8),
+)  # fmt: skip
+def test_a_line_that_nothing_else_could_store(line: str, untrained: Path, tmp_path: Path) -> None:
+    """Names become columns and keys; the process that writes them runs candidate code."""
+    job, seed = finished_job(untrained, tmp_path)
+    (seed / "trajectory.jsonl").write_text(f"{line}\n")
+    with pytest.raises(CandidateFailure, match="the training left files that the trainer does not write") as failure:
+        train_candidate(job)[0].trajectory()
+    assert failure.value.kind is FailureKind.CRASHED
+    (seed / "result.json").unlink()
+    assert launcher.unfinished_trajectory(job, 0) == ([], {})
+
+
+def test_the_text_of_a_failure_can_be_stored_and_shown(untrained: Path, tmp_path: Path, monkeypatch) -> None:
+    job = job_of(untrained, tmp_path, REINFORCE)
+
+    def hostile_process(command: list[str], **_: object) -> int:
+        outcome = {
+            "kind": "crashed",
+            "message": "\ud800 \x1b[2J\u202e" + "m" * 9000,
+            "detail": "x\0\n\ud800" + "d" * 900_000,
+        }
+        (job.folder / "outcome" / "outcome.json").write_text(json.dumps(outcome))
+        return 1
+
+    monkeypatch.setattr(launcher, "run_confined", hostile_process)
+    with pytest.raises(CandidateFailure) as failure:
+        train_candidate(job)
+    assert failure.value.message.startswith("\ufffd \ufffd[2J\ufffdmmm")
+    assert failure.value.message.encode().decode().isprintable()
+    assert len(failure.value.message) == 2000
+    assert len(failure.value.detail.encode()) <= 100_000
+
+
+def test_a_failure_keeps_the_lines_of_its_detail() -> None:
+    detail = 'Traceback:\n\tline\n{"message": "naïve π ✓"}'
+    assert CandidateFailure(FailureKind.CRASHED, "train", "π\x07", detail).detail == detail
+
+
+# ---- what a candidate does in training that the gate has not seen
+
+LATER = {
+    "values elsewhere": ("advantage, batch.completion_mask))", "advantage, batch.completion_mask).to('meta'))",
+                         FailureKind.CRASHED, "on meta; it must be a float32 tensor"),
+    "a name that is none": ("token_loss=", "metrics={'\\ud800': inputs.old_logprobs}, token_loss=",
+                            FailureKind.CRASHED, r"the metric name '\\ud800' is not allowed"),
+    "not a number": ("token_loss=", "metrics={'m': inputs.old_logprobs / 0.0}, token_loss=",
+                     FailureKind.DIVERGED, "metric 'm' is -?(nan|inf) at completion"),
+    "a bomb of memory": ("    advantage = hp", "    bomb = torch.zeros(2**33)\n    advantage = hp",
+                         FailureKind.OUT_OF_MEMORY, "out of memory at step 0"),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LATER)
+def test_a_training_that_fails_has_a_typed_outcome(name: str, tiny_policy: Path, tmp_path: Path) -> None:
+    old, new, kind, message = LATER[name]
+    assert REINFORCE.count(old) == 1
+    with pytest.raises(CandidateFailure, match=message) as failure:
+        train_candidate(job_of(tiny_policy, tmp_path, REINFORCE.replace(old, new), memory_gib=3.0))
+    assert failure.value.kind is kind
+
+
 # ---- limits
 
 

@@ -17,7 +17,7 @@ from training_samples import (
     weights_of,
 )
 
-from poise_core.candidate.loading import Candidate
+from poise_core.candidate.loading import Candidate, load_candidate_source
 from poise_core.config import ResourceSpec
 from poise_core.contract import Dynamics
 from poise_core.failures import CandidateFailure, FailureKind
@@ -276,7 +276,8 @@ def test_what_is_read_is_computed(tiny_policy: Path, device: torch.device, monke
 def test_what_is_read_past_the_source_is_not_a_number(tiny_policy: Path, device: torch.device) -> None:
     """A candidate that gets at a field without naming it finds nothing there, instead of stale numbers."""
     for field in ("ref_logprobs", "entropies"):
-        sly = candidate_with(("inputs.advantages * inputs.logprobs", f"getattr(inputs, {field!r}) * inputs.logprobs"))
+        source = candidate_with().source.replace("inputs.advantages *", f"getattr(inputs, {field!r}) *")
+        sly = load_candidate_source(source, "sly", wall=False)
         with pytest.raises(CandidateFailure) as failure:
             list(make_trainer(tiny_policy, sly, device).steps())
         assert failure.value.kind == FailureKind.DIVERGED

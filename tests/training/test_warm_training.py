@@ -49,14 +49,17 @@ def test_forked_and_fresh_trainings_agree_bit_for_bit(
 def test_a_training_leaves_nothing_for_the_next(tiny_policy: Path, tmp_path: Path) -> None:
     """Modules, variables, hooks and files of the first are not there in the second."""
     spoil = (
-        "\nimport builtins, linecache, os, random, sys, torch\n"
-        "if hasattr(builtins, 'spoiled') or 'SPOILED' in os.environ or 'spoiled' in sys.modules or 'spoiled' in linecache.cache "
-        "or torch.get_default_dtype() != torch.float32 or os.path.exists('/tmp/spoiled'):\n"
-        "    raise ValueError('something is left')\n"
-        "builtins.spoiled = sys.modules['spoiled'] = True\n"
-        "os.environ['SPOILED'] = '1'\n"
-        "linecache.cache['spoiled'] = None\n"
-        "open('/tmp/spoiled', 'w').close()\n"
+        "\n\n__builtins__ = torch.__builtins__  # past the wall of built-ins, as a hostile file might get\n\n\n"
+        "def _spoil():\n"
+        "    import builtins, linecache, os, random, sys\n"
+        "    if hasattr(builtins, 'spoiled') or 'SPOILED' in os.environ or 'spoiled' in sys.modules "
+        "or 'spoiled' in linecache.cache or torch.get_default_dtype() != torch.float32 or os.path.exists('/tmp/spoiled'):\n"
+        "        raise ValueError('something is left')\n"
+        "    builtins.spoiled = sys.modules['spoiled'] = True\n"
+        "    os.environ['SPOILED'] = '1'\n"
+        "    linecache.cache['spoiled'] = None\n"
+        "    open('/tmp/spoiled', 'w').close()\n\n\n"
+        "_spoil()\n"
     )
     server = None
     for name in ("first", "second"):

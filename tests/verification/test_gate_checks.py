@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import pytest
-from gate_fixtures import BASE, BROKEN, edited
+from gate_fixtures import ADVANTAGE, BASE, BROKEN, COUNTS_COLUMNS_IN_THE_LOSS, UNMASKED, edited
 
 from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.candidate import budget
 from poise_core.failures import FailureKind
 from poise_core.verification.gate import CHECKS, run_checks
 
@@ -44,6 +45,19 @@ def test_the_base_of_the_broken_candidates_is_sound(archived: Mapping[str, str])
     assert [result.name for result in report.checks] == [check.name for check in CHECKS]
     assert report.failure is None
     assert report.message == ""
+
+
+@pytest.mark.parametrize("name", UNMASKED)
+def test_the_zeros_outside_the_mask_can_be_relied_on(name: str) -> None:
+    report = run_checks(UNMASKED[name], name)
+    assert report.admitted, report.message
+
+
+def test_columns_counted_in_the_loss_are_caught_by_padding_and_by_splitting() -> None:
+    report = run_checks(COUNTS_COLUMNS_IN_THE_LOSS, keep_going=True)
+    assert [result.name for result in report.failed] == ["padding", "micro-batches"]
+    assert "more column of padding changes token_loss" in report.failed[0].message
+    assert "splitting a step into single completions changes the total loss" in report.failed[1].message
 
 
 @pytest.mark.parametrize("name", list_algorithms())
@@ -122,6 +136,24 @@ def test_controllers_are_checked(body: str, message: str) -> None:
     report = run_checks(BASE + CONTROLLER.format(body=body))
     assert not report.admitted
     assert message in report.message
+
+
+def test_a_controller_whose_names_multiply_is_refused() -> None:
+    body = (
+        'return {**{"%sL" % key: 1.0 for key in state.keys()}, **{"%sR" % key: 1.0 for key in state.keys()}, "k": 1.0}'
+    )
+    report = run_checks(BASE + CONTROLLER.replace("{body}", body), static=False)
+    assert [result.name for result in report.failed] == ["direction"]
+    assert "names of the kind controller value; at most 64 are allowed" in report.message
+
+
+def test_a_call_without_end_is_no_rejection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kind says what to do: the limits of a run may be too tight for it, its code is not."""
+    monkeypatch.setattr(budget, "CALL_SECONDS", 0.3)
+    bomb = "    number = 1000000\n    for turn in range(60):\n        number = number * number\n"
+    report = run_checks(edited((ADVANTAGE, bomb + ADVANTAGE)))
+    assert report.failure_kind is FailureKind.TIMED_OUT
+    assert report.message.startswith("finite: compute_advantages takes longer than 0.3 seconds")
 
 
 def test_a_controller_that_changes_its_state_argument_is_not_pure() -> None:

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poise_core.algorithms import algorithm_path, list_algorithms
-from poise_core.candidate.calls import call_loss
 from poise_core.candidate.loading import Candidate, CandidateError, load_candidate, load_candidate_source
 from poise_core.contract import Dynamics, RolloutBatch
 from poise_core.mechanisms.operators import random_composition
@@ -26,7 +25,7 @@ from poise_core.mechanisms.render import render
 from poise_core.verification.checks.invariance import _permute
 from poise_core.verification.fingerprint import distance, fingerprint, observe, same_behaviour
 from poise_core.verification.gate import run_checks
-from poise_core.verification.harness import Run, loss_inputs, reduce_and_differentiate, run_candidate
+from poise_core.verification.harness import Run, loss_and_gradient, loss_inputs, run_candidate
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
 from poise_core.verification.probes import Probe
@@ -121,10 +120,11 @@ def assert_split(candidate: Candidate, probe: Probe, run: Run, order: torch.Tens
     cuts = sorted(random.Random(seed).sample(range(1, len(order)), min(3, len(order) - 1))) if len(order) > 1 else []
     total, gradient = torch.zeros(()), torch.zeros_like(run.grad_logprobs)
     for part in order.tensor_split(cuts):
-        inputs = loss_inputs(probe, run.advantages, part)
-        outputs = call_loss(candidate, inputs, probe.dynamics)
-        share, gradient[part], _ = reduce_and_differentiate(candidate, inputs, outputs, run.mask)
-        total += share
+        call = loss_and_gradient(
+            candidate, loss_inputs(candidate, probe, run.advantages, part), probe.dynamics, run.mask
+        )
+        gradient[part] = call.grad_logprobs
+        total += call.total
     assert_close(run.grad_logprobs, gradient, run.mask)
     torch.testing.assert_close(
         run.total, total, rtol=2e-4, atol=1e-5 * (1.0 + float(run.outputs.token_loss.detach().abs()[run.mask].sum()))

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from poise_core.candidate.calls import ContractViolation, call_advantages, call_controller, call_loss
+from poise_core.candidate.calls import ContractViolation, call_advantages, call_controller, handed_inputs, train_mask
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.reductions import aggregate_loss, group_max, group_mean, masked_mean, to_tokens
-from poise_core.verification.harness import reduce_and_differentiate, run_candidate, train_mask
+from poise_core.verification.harness import loss_and_gradient, run_candidate
 from poise_core.verification.probes import MIDDLE, make_probe
 
 ROLLOUTS = 150  # at most; a game ends as soon as the reward has risen enough
@@ -96,13 +96,13 @@ def play(candidate: Candidate, game: Game) -> tuple[float, float]:
         if len(rewards) > 8 and _mean(rewards[-4:]) >= _mean(rewards[:4]) + REQUIRED_GAIN:
             break
         advantages = call_advantages(candidate, batch, dynamics)
-        mask = train_mask(advantages, batch)
+        mask = train_mask(advantages, batch.completion_mask)
         norm = 0.0
         for _ in range(UPDATES_PER_ROLLOUT):
             logprobs, entropies = game.score(parameters, tokens)
             inputs = LossInputs(
-                logprobs=logprobs.detach().requires_grad_(),
-                entropies=entropies.detach().requires_grad_(),
+                logprobs=logprobs.detach(),
+                entropies=entropies.detach(),
                 old_logprobs=old_logprobs,
                 ref_logprobs=ref_logprobs,
                 advantages=advantages.values,
@@ -111,10 +111,10 @@ def play(candidate: Candidate, game: Game) -> tuple[float, float]:
                 correctness=batch.correctness,
                 format_valid=batch.format_valid,
             )
-            outputs = call_loss(candidate, inputs, dynamics)
-            _, grad_logprobs, grad_entropies = reduce_and_differentiate(candidate, inputs, outputs, mask)
-            # the chain rule by hand, because autograd.grad with several outputs imports sympy, which takes half a second
-            pulled_back = (logprobs * grad_logprobs + entropies * grad_entropies).sum()
+            inputs = handed_inputs(candidate, inputs, batch.completion_mask)
+            call = loss_and_gradient(candidate, inputs, dynamics, mask)
+            # the chain rule by hand: autograd.grad with several outputs would import sympy, half a second
+            pulled_back = (logprobs * call.grad_logprobs + entropies * call.grad_entropies).sum()
             (gradient,) = torch.autograd.grad(pulled_back, parameters)
             updates += 1
             norm = float(gradient.norm())

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import fields, replace
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
-from poise_core.candidate.calls import ContractViolation, call_advantages, call_loss
+from poise_core.candidate.calls import ContractViolation, call_advantages
 from poise_core.candidate.loading import Candidate
-from poise_core.contract import Advantages, LossInputs, RolloutBatch
-from poise_core.verification.harness import Run, loss_inputs, reduce_and_differentiate, run_candidate
+from poise_core.contract import LossInputs, RolloutBatch
+from poise_core.verification.harness import Run, claimed_mask, loss_and_gradient, loss_inputs, run_candidate
 from poise_core.verification.probes import Probe, empty_and_full, make_probe, ordinary
 
 TOLERANCE = (
@@ -22,97 +23,59 @@ TOLERANCE = (
 
 
 def check_padding(candidate: Candidate) -> None:
-    """Check 6: independent garbage outside the masks, NaN and infinities included, changes nothing.
+    """Check 6: more padding, zeros in every tensor, changes nothing.
+
+    The trainer pads a batch to its longest completion, or to the length limit, as it comes.
 
     Raises:
         ContractViolation: with the sentence for the author.
     """
     for probe in (ordinary(41), make_probe("uneven group sizes", (3, 1, 6, 4), 9, 42), empty_and_full(43)):
         clean = run_candidate(candidate, probe)
-        for seed, kind in enumerate(("noise", "NaN", "infinity")):
-            draw = torch.Generator().manual_seed(100 + seed)
-
-            def spoil(values: Tensor, inside: Tensor, draw: torch.Generator = draw, kind: str = kind) -> Tensor:
-                return (
-                    torch.where(inside, values, _garbage(values, kind, draw)) if values.is_floating_point() else values
-                )
-
-            batch = probe.batch
-            kept = batch.completion_mask
-            spoiled = probe.with_batch(
-                **{name: spoil(getattr(batch, name), kept) for name in ("old_logprobs", "ref_logprobs", "entropies")}
-            )
-            advantages = call_advantages(candidate, spoiled.batch, spoiled.dynamics)
-            _compare_advantages(clean.advantages, advantages, clean.mask, f"{kind} in the padding of the batch")
-            inputs = loss_inputs(probe, clean.advantages, torch.arange(clean.mask.shape[0]))
-            outputs_of = replace(
-                inputs,
-                **{
-                    name: spoil(getattr(inputs, name).detach(), clean.mask)
-                    for name in ("logprobs", "entropies", "old_logprobs", "ref_logprobs", "advantages")
-                },
-                carry={k: spoil(v, clean.mask) if v.dim() == 2 else v for k, v in inputs.carry.items()},
-            )
-            _compare_loss(candidate, probe, clean, outputs_of, f"{kind} outside the mask")
+        for columns in (1, 2 * clean.mask.shape[1]):
+            _compare_padded(candidate, clean, _padded(probe, columns), columns)
 
 
-def _garbage(values: Tensor, kind: str, draw: torch.Generator) -> Tensor:
-    noise = torch.randn(values.shape, generator=draw)
-    if kind == "NaN":
-        return torch.full_like(values, float("nan"))
-    if kind == "infinity":
-        return torch.where(noise > 0, torch.tensor(float("inf")), torch.tensor(-1e30))
-    return 5.0 * noise
+def _padded(probe: Probe, columns: int) -> Probe:
+    def pad(values: Tensor) -> Tensor:
+        return functional.pad(values, (0, columns)) if values.dim() == 2 else values
+
+    batch = RolloutBatch(**{f.name: pad(getattr(probe.batch, f.name)) for f in fields(probe.batch)})
+    return replace(probe, batch=batch, logprobs=pad(probe.logprobs), entropies=pad(probe.entropies))
 
 
-def _compare_advantages(clean: Advantages, other: Advantages, mask: Tensor, change: str) -> None:
-    if clean.train_mask is not None and (
-        other.train_mask is None or not torch.equal(clean.train_mask, other.train_mask)
-    ):
+def _compare_padded(candidate: Candidate, clean: Run, wide: Probe, columns: int) -> None:
+    change = f"{columns} more column{'s' * (columns > 1)} of padding"
+    length = clean.mask.shape[1]
+    advantages = call_advantages(candidate, wide.batch, wide.dynamics)
+    mask = claimed_mask(advantages, wide.batch)
+    if not torch.equal(functional.pad(clean.mask, (0, columns)), mask):
         raise ContractViolation(
-            f"{change} changes Advantages.train_mask; select with torch.where or use the where= of reductions"
+            f"{change} changes Advantages.train_mask; count tokens with completion_mask.sum(-1), not columns"
         )
-    if not _same(clean.values, other.values, mask):
-        raise ContractViolation(
-            f"{change} changes Advantages.values of sampled tokens; reduce with masked_mean and masked_sum, or mask with "
-            "torch.where (multiplying with the mask keeps NaN)"
-        )
-    for key, value in clean.carry.items():
-        found = other.carry.get(key)
-        inside = mask if value.dim() == 2 else torch.ones_like(value, dtype=torch.bool)
-        if found is None or not _same(value.float(), found.float(), inside):
-            raise ContractViolation(
-                f"{change} changes Advantages.carry[{key!r}]; mask with torch.where before reducing"
-            )
-
-
-def _compare_loss(candidate: Candidate, probe: Probe, clean: Run, inputs: LossInputs, change: str) -> None:
-    inputs = replace(inputs, logprobs=inputs.logprobs.requires_grad_(), entropies=inputs.entropies.requires_grad_())
-    outputs = call_loss(candidate, inputs, probe.dynamics)
-    _, grad_logprobs, grad_entropies = reduce_and_differentiate(candidate, inputs, outputs, clean.mask)
-    if not _same(clean.outputs.token_loss.detach(), outputs.token_loss.detach(), clean.mask):
-        raise ContractViolation(
-            f"{change} changes token_loss of trained tokens; mask with torch.where before combining tokens of a row, as "
-            "log_ratio and masked_mean do"
-        )
+    reduce = "reduce with masked_mean and masked_sum, and take lengths from completion_mask.sum(-1), not from shapes"
+    if not _same(clean.advantages.values, advantages.values[:, :length], clean.mask):
+        raise ContractViolation(f"{change} changes Advantages.values of sampled tokens; {reduce}")
+    for key, value in clean.advantages.carry.items():
+        found = advantages.carry.get(key)
+        inside = clean.mask if value.dim() == 2 else torch.ones_like(value, dtype=torch.bool)
+        if found is None or found.dim() != value.dim() or not _same(value, found[..., : value.shape[-1]], inside):
+            raise ContractViolation(f"{change} changes Advantages.carry[{key!r}]; {reduce}")
+    inputs = loss_inputs(candidate, wide, advantages, torch.arange(mask.shape[0]))
+    call = loss_and_gradient(candidate, inputs, wide.dynamics, mask, max_length=length)
+    if not _same(clean.outputs.token_loss.detach(), call.outputs.token_loss.detach()[:, :length], clean.mask):
+        raise ContractViolation(f"{change} changes token_loss of trained tokens; {reduce}")
     for name, before, after in (
-        ("logprobs", clean.grad_logprobs, grad_logprobs),
-        ("entropies", clean.grad_entropies, grad_entropies),
+        ("logprobs", clean.grad_logprobs, call.grad_logprobs),
+        ("entropies", clean.grad_entropies, call.grad_entropies),
     ):
-        if not _same(before, after, clean.mask):
-            raise ContractViolation(
-                f"{change} changes the gradient of {name} of trained tokens; mask with torch.where first"
-            )
-        if bool((~clean.mask & (after != 0)).any()):
-            raise ContractViolation(
-                f"{change} gives {name} outside the mask a gradient (0 times NaN is NaN); pass logprobs through log_ratio, "
-                "or torch.where(inputs.mask, inputs.logprobs, torch.zeros_like(inputs.logprobs))"
-            )
+        if not _same(before, after[:, :length], clean.mask):
+            raise ContractViolation(f"{change} changes the gradient of {name} of trained tokens; {reduce}")
 
 
 def _same(first: Tensor, second: Tensor, inside: Tensor, tolerance: float = TOLERANCE) -> bool:
     """Equal within the tolerance relative to the largest entry, NaN equal to NaN, outside ``inside`` anything."""
-    first, second = (torch.where(inside, values, torch.zeros_like(values)) for values in (first, second))
+    first, second = (torch.where(inside, values, torch.zeros_like(values)).float() for values in (first, second))
     finite = first[torch.isfinite(first)]
     scale = max(1e-6, float(finite.abs().max()) if finite.numel() else 0.0)
     return torch.allclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
@@ -194,16 +157,15 @@ def _compare_split(
     total = torch.zeros(())
     gradients = [torch.zeros_like(whole.grad_logprobs), torch.zeros_like(whole.grad_entropies)]
     for part in parts:
-        inputs = loss_inputs(probe, whole.advantages, part)
+        inputs = loss_inputs(candidate, probe, whole.advantages, part)
         length = inputs.mask.shape[1]
-        if trimmed:  # the trainer may cut padding that a micro-batch does not need
-            used = inputs.mask.any(0).nonzero()
+        if trimmed:  # the trainer cuts columns that no completion of a micro-batch needs
+            used = probe.batch.completion_mask[part].any(0).nonzero()
             length = int(used.max()) + 1 if used.numel() else 1
             inputs = _trim(inputs, length)
-        outputs = call_loss(candidate, inputs, probe.dynamics)
-        share, *grads = reduce_and_differentiate(candidate, inputs, outputs, whole.mask)
-        total += share
-        for gradient, grad in zip(gradients, grads, strict=True):
+        call = loss_and_gradient(candidate, inputs, probe.dynamics, whole.mask)
+        total += call.total
+        for gradient, grad in zip(gradients, (call.grad_logprobs, call.grad_entropies), strict=True):
             gradient[part, :length] = grad
     everywhere = torch.ones_like(whole.mask)
     advice = (
@@ -222,9 +184,7 @@ def _compare_split(
 
 def _trim(inputs: LossInputs, length: int) -> LossInputs:
     def cut(values: Tensor) -> Tensor:
-        return values[:, :length].detach().clone() if values.dim() == 2 else values
+        return values[:, :length] if values.dim() == 2 else values
 
     changed = {f.name: cut(getattr(inputs, f.name)) for f in fields(inputs) if f.name != "carry"}
-    for name in ("logprobs", "entropies"):
-        changed[name] = changed[name].requires_grad_()
     return LossInputs(**changed, carry={key: cut(value) for key, value in inputs.carry.items()})

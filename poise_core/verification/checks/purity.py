@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from poise_core import contract, reductions
-from poise_core.candidate.calls import ContractViolation, call_controller, copy_batch, guarded
+from poise_core.candidate.calls import (
+    ContractViolation,
+    call_controller,
+    copy_batch,
+    guarded,
+    handed_batch,
+    own_inputs,
+)
 from poise_core.candidate.loading import Candidate
 from poise_core.verification.harness import Run, loss_inputs, run_candidate
 from poise_core.verification.probes import LATE, MIDDLE, Probe, edge_probes, ordinary
@@ -133,12 +140,14 @@ def _identical(first: Tensor, second: Tensor) -> bool:
 def _check_inputs(candidate: Candidate, probe: Probe, run: Run) -> None:
     state = {"poise_probe": 0.5}
     dynamics = replace(probe.dynamics, controller=state)
-    batch = copy_batch(probe.batch)
+    given = handed_batch(candidate, probe.batch)
+    batch = copy_batch(given)
     with torch.no_grad():
         guarded("compute_advantages", lambda: candidate.compute_advantages(batch, dynamics))
-    _expect_untouched("compute_advantages", "batch", batch, probe.batch)
+    _expect_untouched("compute_advantages", "batch", batch, given)
     rows = torch.arange(run.mask.shape[0])
-    inputs, original = loss_inputs(probe, run.advantages, rows), loss_inputs(probe, run.advantages, rows)
+    original = loss_inputs(candidate, probe, run.advantages, rows)
+    inputs = own_inputs(original)
     guarded("compute_loss", lambda: candidate.compute_loss(inputs, dynamics))
     _expect_untouched("compute_loss", "inputs", inputs, original)
     if state != {"poise_probe": 0.5}:
@@ -147,13 +156,18 @@ def _check_inputs(candidate: Candidate, probe: Probe, run: Run) -> None:
         )
 
 
+def _unwritten(copy: Tensor, original: Tensor) -> bool:
+    """Whether a fresh copy was left alone; torch counts writes, those of the same numbers too."""
+    return copy._version == 0 and _identical(copy, original)
+
+
 def _expect_untouched(function: str, name: str, value: Any, original: Any) -> None:
     for field in fields(original):
         now, then = getattr(value, field.name), getattr(original, field.name)
         same = (
-            _identical(now, then)
+            _unwritten(now, then)
             if isinstance(then, Tensor)
-            else now.keys() == then.keys() and all(_identical(now[key], then[key]) for key in then)
+            else now.keys() == then.keys() and all(_unwritten(now[key], then[key]) for key in then)
         )
         if not same:
             raise ContractViolation(
