@@ -9,7 +9,7 @@ from collections.abc import Iterable
 MAX_NAMES = 64
 """Mechanisms, metrics, carried signals or controller values of one candidate, each."""
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,60}")
+_NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,60}")  # "." and ".." would be folders where a name ends a path
 
 
 def name_fault(what: str, names: Iterable[object]) -> str:
@@ -28,7 +28,8 @@ def name_fault(what: str, names: Iterable[object]) -> str:
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             shown = ascii(name)
             shown = shown if len(shown) <= 70 else f"{shown[:60]}... ({len(shown)} characters)"
-            return f"the {what} name {shown} is not allowed; use 1 to 60 of the characters A-Z a-z 0-9 _ . -"
+            hint = "not only dots" if name in (".", "..") else "1 to 60 of the characters A-Z a-z 0-9 _ . -"
+            return f"the {what} name {shown} is not allowed; use {hint}"
     return ""
 
 

@@ -93,7 +93,7 @@ CHANGES: tuple[Callable[[Tensor], Tensor], ...] = (
 names = st.one_of(
     st.text(max_size=80),
     st.sampled_from(
-        ["ok", "clip_fraction", "\ud800", "a\x00b", "../x", "[red]", "x" * 10_000, "\u202e", Label("label"), ""]
+        ["ok", "..", "clip_fraction", "\ud800", "a\x00b", "../x", "[red]", "x" * 10_000, "\u202e", Label("label"), ""]
     ),
     st.integers(),
     st.none(),

@@ -137,6 +137,7 @@ def test_any_error_is_the_candidates_failure(error: BaseException, place: str) -
     [
         ({"\ud800": 1}, FailureKind.CRASHED, "the metric name '\\ud800' is not allowed"),
         ({"a\0b": 1}, FailureKind.CRASHED, "the metric name 'a\\x00b' is not allowed"),
+        ({"..": 1}, FailureKind.CRASHED, "the metric name '..' is not allowed; use not only dots"),
         ({"x" * 61: 1}, FailureKind.CRASHED, "use 1 to 60 of the characters"),
         ({f"m{i}": 1 for i in range(65)}, FailureKind.CRASHED, "there are 65 names of the kind metric; at most 64"),
         ({3: 1}, FailureKind.CRASHED, "name each metric with a string"),
