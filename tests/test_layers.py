@@ -30,7 +30,7 @@ def loaded_after(module: str) -> tuple[set[str], set[str]]:
     ("module", "rooms", "spared"),
     [
         ("poise_core.config", {"config", "policies", "trajectory"}, HEAVY | NUMERIC),
-        ("poise_core.archive", {"archive", "evaluation", "failures"}, HEAVY | {"scipy"}),
+        ("poise_core.archive", {"archive", "evaluation", "failures", "files"}, HEAVY | {"scipy"}),
         ("poise_core.cli", {"cli", "config", "policies", "trajectory"}, HEAVY | NUMERIC),
         ("poise_core.candidate.identity", {"candidate"}, HEAVY | NUMERIC | {"pydantic"}),
         ("poise_core.agents.llm.faults", {"agents", "failures"}, HEAVY | NUMERIC | {"pydantic"}),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.linear_model import Ridge
-from worlds import world
+from trees import world
 
 from poise_core.evidence.forecast import FEWEST, PENALTIES, Forecast, forecast_each, proxy_dynamics
 from poise_core.evidence.racing import Population, SeedModel

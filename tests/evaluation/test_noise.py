@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy.special import polygamma
-from worlds import candidate, make_world
+from trees import candidate, make_world
 
 from poise_core.evidence.bootstrap import bootstrap_delta
 from poise_core.evidence.intervals import overall_interval, paired_delta

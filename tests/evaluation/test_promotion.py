@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from worlds import candidate, laptop, make_world
+from trees import candidate, laptop, make_world
 
 from poise_core.evidence.promotion import ALPHA, corrected_level, declare
 from poise_core.evidence.rankings import rank_correlation

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from worlds import world
+from trees import world
 
 from poise_core.config import LadderSpec
 from poise_core.evidence.racing import Decision, Population, SeedModel

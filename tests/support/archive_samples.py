@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import mlflow
 import numpy as np
 
 from poise_core.archive import (
@@ -23,6 +24,8 @@ from poise_core.config.protocol import BenchmarkSpec, EnvironmentSpec, Protocol,
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.tracking.runs import KEY_TAG
+from poise_core.tracking.sync import Tracker
 
 SEEDS = (0, 1, 2)
 GRPO, AV, VM_AV, SA, BROKEN, WAITING = (
@@ -238,3 +241,22 @@ def fill(archive: Archive, protocol: Protocol) -> Archive:
 def filled_archive(folder: Path) -> tuple[Archive, Protocol]:
     protocol = make_protocol()
     return fill(Archive(folder / "archive").initialise(), protocol), protocol
+
+
+def runs(tracker: Tracker) -> dict:
+    client = mlflow.MlflowClient(tracker.uri)
+    experiment = client.get_experiment_by_name(tracker.experiment)
+    found = client.search_runs([experiment.experiment_id], max_results=1000)
+    keys = [run.data.tags[KEY_TAG] for run in found]
+    assert len(set(keys)) == len(keys), "a run exists twice"
+    return dict(zip(keys, found, strict=True))
+
+
+def points(tracker: Tracker, run_id: str, metric: str) -> list[tuple[int, float]]:
+    history = mlflow.MlflowClient(tracker.uri).get_metric_history(run_id, metric)
+    return [(point.step, point.value) for point in history]
+
+
+def artifact(tracker: Tracker, run_id: str, name: str) -> str:
+    path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=tracker.uri)
+    return Path(path).read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Any
 
 import archive_samples as samples
 import pytest
-from mlflow_reader import runs
+from archive_samples import runs
 from rich.console import Console
 
 from poise_core.archive import Archive, evaluation_rows

@@ -13,7 +13,7 @@ from pathlib import Path
 import archive_samples as samples
 import mlflow
 import pytest
-from mlflow_reader import artifact, points, runs
+from archive_samples import artifact, points, runs
 
 from poise_core.archive import Archive, evaluation_rows, trajectory_rows
 from poise_core.evidence.run_evidence import RunEvidence

@@ -120,7 +120,9 @@ def test_a_candidate_that_diverges_in_one_of_two_processes(tiny_policy: Path, tm
 @pytest.mark.slow
 def test_a_candidate_that_hangs_and_starts_processes(tiny_policy: Path, tmp_path: Path) -> None:
     source = REINFORCE.replace("advantage = hp", "while dynamics.step > 0: pass\n    advantage = hp") + (
-        "\nimport subprocess\nsubprocess.Popen(['sleep', '98765.4321'], start_new_session=True)\n"
+        "\n__builtins__ = torch.__builtins__  # past the wall of built-ins\n\n\n"
+        "def _start():\n    import subprocess\n"
+        "    subprocess.Popen(['sleep', '98765.4321'], start_new_session=True)\n\n\n_start()\n"
     )
     started = time.monotonic()
     with nothing_stays("98765.4321"):

@@ -152,7 +152,7 @@ def test_a_call_without_end_is_no_rejection(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(budget, "CALL_SECONDS", 0.3)
     bomb = "    number = 1000000\n    for turn in range(60):\n        number = number * number\n"
     report = run_checks(edited((ADVANTAGE, bomb + ADVANTAGE)))
-    assert report.failure_kind is FailureKind.TIMED_OUT
+    assert report.failure is FailureKind.TIMED_OUT
     assert report.message.startswith("finite: compute_advantages takes longer than 0.3 seconds")
 
 

@@ -62,7 +62,9 @@ def test_a_rejected_candidate_names_line_and_remedy(tmp_path: Path) -> None:
     report = verify_file(written(tmp_path, edited(("import torch\n", "import os\n\nimport torch\n"))), folder=tmp_path)
     assert not report.admitted
     assert report.failure is FailureKind.REJECTED
-    assert report.message.startswith("language: line 5: importing os is not allowed; importable are dataclasses, math")
+    assert report.message.startswith(
+        "language: line 5: importing os is not allowed; importable are collections.abc, dataclasses, math"
+    )
     assert VerificationReport.from_json((tmp_path / "verification.json").read_text()) == report
 
 
