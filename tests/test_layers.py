@@ -43,6 +43,7 @@ def test_an_import_brings_in_no_more_than_it_needs(module: str, rooms: set[str],
     assert found <= rooms | {"contract"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     [

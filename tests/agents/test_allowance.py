@@ -29,6 +29,7 @@ def now() -> dt.datetime:
     return dt.datetime.now(dt.UTC)
 
 
+@pytest.mark.slow
 def test_the_run_stops_before_the_call_and_goes_on_later(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
     preset = preset_for(serve(good_answers()), prices={MODEL: {"input": 1.0, "output": 1.0}})
     undisturbed = open_evolution(tmp_path / "undisturbed", preset)

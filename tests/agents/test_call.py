@@ -97,6 +97,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], list[str], str | None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_each_way_to_end_has_one_outcome_in_bounded_time(
     case: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve

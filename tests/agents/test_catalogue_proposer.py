@@ -256,6 +256,7 @@ def test_the_screener_takes_proposals_from_outside_the_catalogue() -> None:
     assert [(s.proposal.name, s.feasible) for s in ranked] == [("L", True), ("U", False)]
 
 
+@pytest.mark.slow
 def test_failed_siblings_make_their_choice_less_likely() -> None:
     bad = Tried(
         "BAD",

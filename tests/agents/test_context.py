@@ -52,6 +52,7 @@ def test_the_whole_context_keeps_its_budget(budget: int) -> None:
     assert fit(slot_sections(context, load_notes()), budget).tokens <= budget
 
 
+@pytest.mark.slow
 def test_a_context_holds_what_the_issue_lists(laboratory: Laboratory, tmp_path: Path) -> None:
     evolution = open_evolution(tmp_path / "run")
     evolve(evolution)

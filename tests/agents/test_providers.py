@@ -57,6 +57,7 @@ def caller_for(archive: Archive) -> Callable[..., Caller]:
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["json_schema", "function_calling"])
 def test_structured_output_tokens_and_key(
     method: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
@@ -143,6 +144,7 @@ def test_a_hung_server_is_left_in_time(archive: Archive, caller_for: Callable[..
     assert time.monotonic() - started < 8
 
 
+@pytest.mark.slow
 def test_every_role_is_carried_by_the_provider(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
     def script(body: dict[str, Any]) -> Any:
         dialect = server.dialect

@@ -101,6 +101,7 @@ def test_every_switch_changes_the_update(candidate: Candidate) -> None:
         assert not same, f"switching {mechanism} off changes nothing"
 
 
+@pytest.mark.slow
 def test_deterministic_and_leaves_its_inputs_alone(candidate: Candidate) -> None:
     batch = random_batch(1)
     before = {name: getattr(batch, name).clone() for name in ROW_FIELDS + TOKEN_FIELDS}

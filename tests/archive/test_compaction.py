@@ -115,6 +115,7 @@ def test_one_file_a_table_and_everything_reads_as_before(archive: Archive, proto
         assert list(frame.columns) == [field.name for field in TABLES[table].fields]
 
 
+@pytest.mark.slow
 def test_the_rules_for_writing_again_hold_after_it(archive: Archive, protocol: Any) -> None:
     stored = {table: archive.rows(table, unsealed=True) for table in TABLES}
     archive.compact(nothing)
@@ -141,6 +142,7 @@ def test_the_rules_for_writing_again_hold_after_it(archive: Archive, protocol: A
     assert [path for path in files(archive) if "failures" not in path] == [p for p in held if "failures" not in p]
 
 
+@pytest.mark.slow
 def test_several_in_a_row_with_appends_between_leave_one_file(tmp_path: Path) -> None:
     archive, plain = Archive(tmp_path / "archive").initialise(), Archive(tmp_path / "plain").initialise()
     reader = Archive(archive.root)  # stays open throughout
@@ -568,6 +570,7 @@ def test_of_two_writers_the_first_one_counts_even_if_its_part_was_compacted_in_b
 # ---- the command
 
 
+@pytest.mark.slow
 def test_the_command_says_what_it_did_and_finds_faults(tmp_path: Path) -> None:
     with RunDirectory.open(tmp_path / "run", samples.make_preset()) as run:
         samples.fill(run.archive, run.preset.protocol)

@@ -111,6 +111,7 @@ def test_snapshots_are_put_whole_and_used(store: str) -> None:
     assert archive.check() == []
 
 
+@pytest.mark.slow
 def test_a_damaged_object_is_named_by_its_uri(store: str) -> None:
     archive = Archive(store).initialise()
     archive.append("candidates", [one()])
@@ -143,6 +144,7 @@ def test_a_place_that_cannot_be_one_is_refused_without_telling_keys(location: st
     assert "hidden" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_away_is_one_line(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for act in (
@@ -190,6 +192,7 @@ def test_of_two_puts_at_one_time_one_learns_that_it_lost(store: str, monkeypatch
     assert [row["name"] for row in Archive(store).rows("candidates")] == ["Second"]
 
 
+@pytest.mark.slow
 def test_compaction_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -> None:
     on_disk, protocol = samples.filled_archive(tmp_path)
     archive = samples.fill(Archive(store).initialise(), protocol)
@@ -212,6 +215,7 @@ def test_compaction_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -> None
     assert archive.check() == []
 
 
+@pytest.mark.slow
 def test_two_compactions_at_once_lose_nothing(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object store has no lock: the second begins when the first has listed, and ends before the first publishes."""
     archive = Archive(store).initialise()
@@ -316,6 +320,7 @@ def test_a_run_keeps_its_archive_in_the_object_store(store: str, tmp_path: Path)
         assert "VM-AV" in shown.stdout
 
 
+@pytest.mark.slow
 def test_a_second_run_is_kept_out_of_the_archive(store: str, tmp_path: Path) -> None:
     RunDirectory.open(tmp_path / "first", preset_at(store)).close()
     before = objects(store)

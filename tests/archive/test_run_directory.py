@@ -117,6 +117,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_second_evolution_is_refused_by_name_and_kill_9_frees_the_directory(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", HOLDER, str(tmp_path / "run"), str(Path(samples.__file__).parent)]
     holder = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, start_new_session=True)

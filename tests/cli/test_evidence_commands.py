@@ -68,6 +68,7 @@ def test_what_is_refuted_has_its_own_exit_status(
     assert (result.exit_code, "refuted" in result.output) == (1, True)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_replicated_is_one_line(
     tmp_path: Path, poise: Callable[..., Result], laboratory: Laboratory
 ) -> None:
@@ -83,6 +84,7 @@ def test_what_cannot_be_replicated_is_one_line(
         assert part in line
 
 
+@pytest.mark.slow
 def test_rungs_of_a_run_without_a_ladder(tmp_path: Path, poise: Callable[..., Result], laboratory: Laboratory) -> None:
     evolved(tmp_path, laboratory)[0].run.close()
     result = poise("rungs", "run")

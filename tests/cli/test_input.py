@@ -188,6 +188,7 @@ def test_verify_compares_with_the_admitted_candidates_of_a_run(poise: Callable[.
     assert_one_line(poise("verify", path, "--run-dir", "nowhere"), 2, "not a run directory")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--help"], ["leaderboard", "run"], ["lineage", "run"], ["evolve", "--help"]])
 def test_looking_costs_no_heavy_import(run_dir: Path, arguments: list[str]) -> None:
     """The reason why these take well under a second."""

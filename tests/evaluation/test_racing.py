@@ -129,6 +129,7 @@ def test_variances_with_holes_are_unbiased() -> None:
     assert shared == pytest.approx(3.0**2, rel=0.12)  # five degrees of freedom each: standard error 3.2 %
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_an_equal_child_is_lost_as_often_as_stated(share: float) -> None:
     """Whatever seeds do to all, and with a baseline that has more seeds than the child."""

@@ -113,6 +113,7 @@ def test_every_overall_comes_with_its_seeds_and_limits_or_says_that_it_has_none(
             assert f"Overall {view.overall.estimate:.1f}" in plain(render_candidate(view, code=False))
 
 
+@pytest.mark.slow
 def test_the_reflection_and_the_page_give_the_same_difference(tmp_path: Path, laboratory: Laboratory) -> None:
     """Both rest on the noise floor; of the last child of all, on that of the same candidates."""
     evolution = open_evolution(tmp_path / "run", make_preset(generations=6, parents=1))
@@ -128,6 +129,7 @@ def test_the_reflection_and_the_page_give_the_same_difference(tmp_path: Path, la
     assert evidence.overall_delta != paired_delta(own, theirs, protocol)
 
 
+@pytest.mark.slow
 def test_a_rung_that_does_not_predict_is_reported(tmp_path: Path, laboratory: Laboratory) -> None:
     class Wide(dict[str, float]):
         """Skills that differ far more than seeds do."""

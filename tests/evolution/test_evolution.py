@@ -31,6 +31,7 @@ def rows(evolution: Evolution, table: str, **equals: object) -> list[dict]:
     return evolution.run.archive.rows(table, **equals)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_row_for_every_stage_of_every_candidate(evolution: Evolution, laboratory: Laboratory) -> None:
     evolve(evolution)
     candidates = rows(evolution, "candidates")
@@ -77,6 +78,7 @@ def test_the_order_in_which_children_finish_changes_nothing(tmp_path: Path, labo
     assert contents(one_by_one.run.archive) == contents(all_at_once.run.archive)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_read_back_without_any_work(tmp_path: Path, laboratory: Laboratory) -> None:
     first = open_evolution(tmp_path / "run")
     evolve(first)
@@ -265,6 +267,7 @@ def test_a_child_that_behaves_like_an_admitted_one_is_a_duplicate(tmp_path: Path
     assert {row["kind"] for row in rows(evolution, "failures")} == {"duplicate"}
 
 
+@pytest.mark.slow
 def test_a_stop_ends_the_running_stage_and_begins_no_other(tmp_path: Path, laboratory: Laboratory) -> None:
     def stop_at_step_3(event: Event) -> None:
         if event.kind == "step" and event.row["step"] == 3:
@@ -292,6 +295,7 @@ def test_a_baseline_that_fails_stops_the_search_with_its_reason(evolution: Evolu
         evolution.select_parents(1)
 
 
+@pytest.mark.slow
 def test_every_node_of_every_round_is_archived_with_all_its_terms(evolution: Evolution) -> None:
     evolve(evolution)
     judged = rows(evolution, "selections", generation=2)
@@ -311,6 +315,7 @@ class NarrowProposer(CatalogueProposer):
         return {name: weight * (name == "entropy") for name, weight in slots.items()}, choices
 
 
+@pytest.mark.slow
 def test_refused_and_failed_ideas_do_not_come_again_from_the_same_parent(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
@@ -389,6 +394,7 @@ def test_a_plateau_widens_mutation_and_control_arms_do_not_answer_it(
         opened.run.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arm", ["random", "greedy", "best-of-n"])
 def test_control_arms_run_with_the_same_interface_and_budget(tmp_path: Path, laboratory: Laboratory, arm: str) -> None:
     opened = open_evolution(tmp_path / arm, make_preset(arm=arm))

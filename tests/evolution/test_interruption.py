@@ -44,6 +44,7 @@ def test_killed_after_every_single_write(tmp_path: Path, laboratory: Laboratory)
     assert run.run.archive.check() == []
 
 
+@pytest.mark.slow
 def test_an_unreadable_record_is_one_clear_line(tmp_path: Path, laboratory: Laboratory) -> None:
     run = open_evolution(tmp_path / "run")
     evolve(run)

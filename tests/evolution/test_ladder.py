@@ -81,6 +81,7 @@ def test_a_stopped_child_can_be_measured_by_hand_and_goes_on_from_its_pause(
     assert len(laboratory.steps) == len(set(laboratory.steps)) == 2 * STEPS - PROXY
 
 
+@pytest.mark.slow
 def test_a_child_that_climbs_is_trained_once_and_as_without_a_ladder(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution, (child, _) = started(tmp_path, laboratory, first_stop_below=0.0)
     laboratory.steps.clear()
@@ -121,6 +122,7 @@ def test_a_child_stopped_at_one_seed_counts_with_that_seed(tmp_path: Path, labor
     assert evolution.select_parents(2)  # partial evidence does not disturb the selection
 
 
+@pytest.mark.slow
 def test_a_child_that_is_better_than_its_parent_ends_behind_the_leader(tmp_path: Path, laboratory: Laboratory) -> None:
     ladder = {**LADDER, "first_stop_below": 0.0, "leader_stop_below": 0.25}
     evolution = open_evolution(tmp_path / "run", make_preset(ladder=ladder, generations=2))
@@ -143,6 +145,7 @@ def test_a_child_that_is_better_than_its_parent_ends_behind_the_leader(tmp_path:
     assert decided[other.candidate_id]["decision"] == "promoted"
 
 
+@pytest.mark.slow
 def test_a_child_whose_dynamics_forecast_a_low_overall_ends_at_the_proxy(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
@@ -172,6 +175,7 @@ def test_a_child_whose_dynamics_forecast_a_low_overall_ends_at_the_proxy(
     assert not decided[near.candidate_id]["cause"]
 
 
+@pytest.mark.slow
 def test_decisions_do_not_see_their_own_generation(tmp_path: Path, laboratory: Laboratory) -> None:
     """Neither the order of siblings nor a new process between them, which reads the archive afresh, changes a row."""
     preset = make_preset(ladder={**LADDER, "first_stop_below": 0.0}, generations=2)

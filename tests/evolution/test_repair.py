@@ -258,6 +258,7 @@ def test_what_has_ended_is_not_taken_up_again_with_a_higher_bound(tmp_path: Path
     assert not author.asked
 
 
+@pytest.mark.slow
 def test_a_run_made_before_there_were_repairs_opens_and_goes_on(tmp_path: Path, laboratory: Laboratory) -> None:
     """Its preset lacks the keys, its candidates the column, its drafts the field."""
     preset = make_preset(generations=1)
@@ -284,6 +285,7 @@ def test_a_run_made_before_there_were_repairs_opens_and_goes_on(tmp_path: Path, 
     assert len(rows(again, "candidates", generation=2)) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", [{}, LADDER])
 def test_whether_siblings_are_repaired_before_or_after_a_place_is_admitted_changes_nothing(
     tmp_path: Path, laboratory: Laboratory, faults: Faults, ladder: dict[str, Any]
@@ -325,6 +327,7 @@ def test_a_place_sees_neither_later_children_nor_repairs_of_other_places(tmp_pat
     assert evolution.history.unseen(2, 0) == frozenset()
 
 
+@pytest.mark.slow
 def test_of_two_siblings_repaired_alike_the_first_is_the_one_that_counts(tmp_path: Path, faults: Faults) -> None:
     """The gate compares neither with the other; the next generation does, in whatever order they were repaired."""
     cure = '"""The same cure for everybody."""\n'

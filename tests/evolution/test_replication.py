@@ -92,6 +92,7 @@ def test_who_was_never_declared_is_no_champion_in_any_view(tmp_path: Path, labor
     assert champion_of(plan_versions(evidence)) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "count", "left"), [((0, 1), None, 0), ((0, 1, 2), None, 1), ((0, 1, 2, 3), 3, 2)])
 def test_without_fresh_seeds_it_says_so_in_one_line(
     tmp_path: Path, laboratory: Laboratory, seeds: tuple[int, ...], count: int | None, left: int
@@ -173,6 +174,7 @@ def program() -> Iterator[tuple[str, list[ast.AST]]]:
             yield str(path.relative_to(root)), list(ast.walk(ast.parse(path.read_text())))
 
 
+@pytest.mark.slow
 def test_nobody_else_names_the_sealed_split() -> None:
     """Whoever does not write ``report`` cannot hand it on in a variable; taking it from a list of all splits counts as writing it.
 

@@ -25,6 +25,7 @@ def row(name: str, **known: object) -> LeaderboardRow:
     )  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_an_overall_has_its_limits_and_its_seeds() -> None:
     shown = _cells(
         row("a", rank=1, overall=Interval(52.44, 50.1, 54.7, 3), delta=Interval(0.4, -1.0, 1.8, 3),

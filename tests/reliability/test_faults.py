@@ -51,6 +51,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_whole_files_and_the_same_append_goes_on(small_disk: Callable[[int], Path]) -> None:
     archive = Archive(small_disk(600) / "archive").initialise()
     steps = samples.make_steps(400, 0)
@@ -111,6 +112,7 @@ LATER = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", ["evaluations", *LATER])
 def test_a_truncated_part_stops_the_run_by_name_and_its_remedy_works(
     table: str, tmp_path: Path, one_generation: Path, expected: dict[str, dict[str, str]]
@@ -141,6 +143,7 @@ def test_a_truncated_part_stops_the_run_by_name_and_its_remedy_works(
 # ---- a clock that jumps
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_changes_no_row_and_no_order(
     tmp_path: Path,
     laboratory: Laboratory,
@@ -173,6 +176,7 @@ def children(archive: Archive) -> list[str]:
 # ---- a second evolution
 
 
+@pytest.mark.slow
 def test_a_second_evolution_on_the_directory_is_refused_in_one_line(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run")
     before = sorted(path for path in (tmp_path / "run").rglob("*"))

@@ -29,6 +29,7 @@ def test_selection_keeps_its_time_and_does_not_grow_with_the_square() -> None:
     assert large.processor < 20 * small.processor  # in proportion; it is about half of that, with the square up to 400
 
 
+@pytest.mark.slow
 def test_the_page_is_written(tmp_path: Path) -> None:
     scale.main(["--largest", "300", "--archive", "100", "--out", str(tmp_path)], lambda text: None)
     text = (tmp_path / "scale.md").read_text()

@@ -37,6 +37,7 @@ def test_the_simulated_baseline_is_the_measured_one() -> None:
     assert np.mean(scores, axis=(0, 1)) == pytest.approx(list(GRPO_SCORES.values()), abs=1.0)
 
 
+@pytest.mark.slow
 def test_an_effect_is_as_large_as_it_says() -> None:
     rng = np.random.default_rng(1)
     gains = []
@@ -132,6 +133,7 @@ def test_replays_of_a_clear_case_lose_nothing_and_cost_less() -> None:
         assert min(ladder.ratios) > (4 if ladder.name.startswith("ladder 0.05,") else 1.9)
 
 
+@pytest.mark.slow
 def test_it_runs_on_a_run_directory_and_says_what_judged(tmp_path: Path, laboratory: Laboratory) -> None:
     preset = make_preset(generations=3)
     evolution = open_evolution(tmp_path / "made-up", preset)
@@ -164,6 +166,7 @@ def laboratory() -> Iterator[Laboratory]:
         yield made
 
 
+@pytest.mark.slow
 def test_the_commands_write_their_pages(tmp_path: Path) -> None:
     null_runs.main(["--runs", "2", "--children", "8", "--seeds", "2", "--out", str(tmp_path / "null.md")])
     assert "--runs 2 --children 8 --seeds 2" in (tmp_path / "null.md").read_text()

@@ -49,6 +49,7 @@ def sync(tracker: Tracker, archive: Archive, protocol: Protocol) -> None:
     assert not report.error, report.error
 
 
+@pytest.mark.slow
 def test_a_champion_candidate_is_a_version_with_its_algorithm_file(
     tracker: Tracker, run: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_champion_candidate_is_a_version_with_its_algorithm_file(
     assert "KL ended at" in (Path(folder) / "reflection.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_alias_moves_after_a_replication_and_only_then(tracker: Tracker, run: tuple) -> None:
     archive, protocol = run
     sync(tracker, archive, protocol)
@@ -83,6 +85,7 @@ def test_the_alias_moves_after_a_replication_and_only_then(tracker: Tracker, run
     assert versions[samples.AV].tags["standing"] == "replicated"
 
 
+@pytest.mark.slow
 def test_of_two_that_were_confirmed_the_search_decides(tracker: Tracker, run: tuple) -> None:
     archive, protocol = run
     for candidate in (samples.AV, samples.VM_AV):
@@ -95,6 +98,7 @@ def test_of_two_that_were_confirmed_the_search_decides(tracker: Tracker, run: tu
     assert better[0].overall == max(plan.overall for plan in plan_versions(RunEvidence.load(archive, protocol)))
 
 
+@pytest.mark.slow
 def test_an_undeclared_candidate_gets_no_alias_even_when_it_replicates(tracker: Tracker, run: tuple) -> None:
     archive, protocol = run
     samples.add_candidate(archive, protocol, samples.SA, "SA", 2, (samples.GRPO,), 0.31)
@@ -105,6 +109,7 @@ def test_an_undeclared_candidate_gets_no_alias_even_when_it_replicates(tracker: 
     assert champion is None
 
 
+@pytest.mark.slow
 def test_syncs_that_are_repeated_or_cut_short_leave_one_version_each(
     tracker: Tracker, run: tuple, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,6 +141,7 @@ def test_syncs_that_are_repeated_or_cut_short_leave_one_version_each(
     assert {name: version.last_updated_timestamp for name, version in registered(tracker)[0].items()} == before
 
 
+@pytest.mark.slow
 def test_a_version_that_is_declared_no_longer_says_so(tracker: Tracker, run: tuple) -> None:
     archive, protocol = run
     sync(tracker, archive, protocol)
@@ -158,6 +164,7 @@ def test_a_run_without_champion_candidates_registers_nothing(tracker: Tracker, t
     assert mlflow.MlflowClient(tracker.uri).search_registered_models() == []
 
 
+@pytest.mark.slow
 def test_settings_of_the_process_do_not_move_the_registry(
     tracker: Tracker, run: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

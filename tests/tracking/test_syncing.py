@@ -23,6 +23,7 @@ from poise_core.tracking.sync import Tracker
 from poise_core.views.nightly import NightlyRun, report_file
 
 
+@pytest.mark.slow
 def test_a_second_sync_pushes_nothing_and_a_new_tracker_resumes(tracker: Tracker, filled: tuple) -> None:
     archive, protocol = filled
     tracker.sync_archive(archive, protocol)
@@ -32,6 +33,7 @@ def test_a_second_sync_pushes_nothing_and_a_new_tracker_resumes(tracker: Tracker
     assert {key: run.info.run_id for key, run in runs(tracker).items()} == before
 
 
+@pytest.mark.slow
 def test_nightly_reports_are_artifacts_of_their_generation(
     tracker: Tracker, filled: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,6 +57,7 @@ def test_nightly_reports_are_artifacts_of_their_generation(
     assert tracker.sync_archive(archive, protocol, run_dir=tmp_path).unchanged == 21
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["before the tags", "before the state"])
 def test_a_sync_that_was_killed_half_way_leaves_no_double_run_and_no_double_point(
     tracker: Tracker, filled: tuple, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -82,6 +85,7 @@ def test_a_sync_that_was_killed_half_way_leaves_no_double_run_and_no_double_poin
             assert len(points(tracker, run.info.run_id, "kl")) == 20
 
 
+@pytest.mark.slow
 def test_what_comes_later_is_added_to_the_same_runs(tracker: Tracker, tmp_path: Path) -> None:
     protocol = samples.make_protocol()
     archive = Archive(tmp_path / "archive").initialise()
@@ -116,6 +120,7 @@ def test_what_comes_later_is_added_to_the_same_runs(tracker: Tracker, tmp_path: 
     assert len(points(tracker, last.info.run_id, "reward_mean")) == 20, "a mean is not drawn over another mean"
 
 
+@pytest.mark.slow
 def test_threads_that_sync_at_once_make_nothing_twice(tracker: Tracker, filled: tuple) -> None:
     archive, protocol = filled
     reports = []
@@ -172,6 +177,7 @@ def test_plans_name_parents_before_children_and_follow_content(filled: tuple) ->
     assert changed == {"generation/0", f"candidate/{samples.GRPO}", f"seed/{samples.GRPO}/7"}
 
 
+@pytest.mark.slow
 def test_a_store_that_is_down_is_a_warning_and_is_caught_up_later(
     tmp_path: Path, empty_store: Path, filled: tuple, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -194,6 +200,7 @@ def test_a_store_that_is_down_is_a_warning_and_is_caught_up_later(
     assert tracker.sync_archive(archive, protocol, force=True).created == 21
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_costs_seconds(filled: tuple) -> None:
     archive, protocol = filled
     code = (
@@ -224,11 +231,13 @@ def test_the_run_directory_decides_where_to_track(tmp_path: Path, monkeypatch: p
         assert Tracker.for_run(run).uri == "http://tracking:5000"
 
 
+@pytest.mark.slow
 def test_importing_the_tracker_does_not_import_mlflow() -> None:
     code = "import sys, poise_core.tracking.sync; print('mlflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
+@pytest.mark.slow
 def test_the_copy_of_a_run_leaves_the_artifacts_of_the_original_alone(
     tracker: Tracker, tmp_path: Path, filled: tuple
 ) -> None:

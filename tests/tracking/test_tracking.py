@@ -17,6 +17,7 @@ from poise_core.tracking.sync import Tracker
 from poise_core.views import leaderboard
 
 
+@pytest.mark.slow
 def test_the_runs_mirror_generations_candidates_and_seeds(tracker: Tracker, filled: tuple) -> None:
     archive, protocol = filled
     report = tracker.sync_archive(archive, protocol)
@@ -53,6 +54,7 @@ def test_the_runs_mirror_generations_candidates_and_seeds(tracker: Tracker, fill
     assert found[f"candidate/{samples.BROKEN}"].data.tags["failure"] == "diverged"
 
 
+@pytest.mark.slow
 def test_curves_scores_and_artifacts_are_those_of_the_archive(tracker: Tracker, filled: tuple) -> None:
     archive, protocol = filled
     tracker.sync_archive(archive, protocol)
@@ -79,6 +81,7 @@ def test_curves_scores_and_artifacts_are_those_of_the_archive(tracker: Tracker, 
     assert "the loss is NaN at step 7" in artifact(tracker, failed.info.run_id, "failure.txt")
 
 
+@pytest.mark.slow
 def test_points_that_are_not_finite_are_left_out_and_counted(tracker: Tracker, filled: tuple) -> None:
     archive, protocol = filled
     tracker.sync_archive(archive, protocol)
@@ -89,6 +92,7 @@ def test_points_that_are_not_finite_are_left_out_and_counted(tracker: Tracker, f
     assert all(math.isfinite(value) and value < 1e300 for value in run.data.metrics.values())
 
 
+@pytest.mark.slow
 def test_another_protocol_and_the_sealed_split_stay_out(tracker: Tracker, filled: tuple) -> None:
     archive, protocol = filled
     other = samples.make_protocol(steps=21)
@@ -102,6 +106,7 @@ def test_another_protocol_and_the_sealed_split_stay_out(tracker: Tracker, filled
     assert found[f"seed/{samples.GRPO}/0"].data.metrics["Overall"] == pytest.approx(search)
 
 
+@pytest.mark.slow
 def test_limits_in_mlflow_are_those_of_the_leaderboard_after_every_new_measurement(
     tracker: Tracker, tmp_path: Path
 ) -> None:
@@ -147,6 +152,7 @@ def test_a_candidate_that_the_ladder_stopped_is_neither_failed_nor_running(track
     assert generation.data.metrics == {"candidates": 1, "evaluated": 0, "failed": 0, "stopped": 1}
 
 
+@pytest.mark.slow
 def test_pages_are_artifacts(tracker: Tracker, filled: tuple) -> None:
     archive, protocol = filled
     tracker.sync_archive(archive, protocol)
@@ -160,6 +166,7 @@ def test_pages_are_artifacts(tracker: Tracker, filled: tuple) -> None:
     assert "VM-AV" not in page, "it is of another generation"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("query", "names"),
     [
@@ -183,6 +190,7 @@ def test_the_searches_of_the_guide(tracker: Tracker, filled: tuple, query: str, 
     assert {run.info.run_name for run in found} == names
 
 
+@pytest.mark.slow
 def test_runs_have_colours_that_differ_and_the_users_own_stays(tracker: Tracker, filled: tuple) -> None:
     archive, protocol = filled
     tracker.sync_archive(archive, protocol)

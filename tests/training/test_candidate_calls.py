@@ -248,6 +248,7 @@ def expect_failure_or(call: Callable[[], Any]) -> Any:
 # ---- whatever is returned
 
 
+@pytest.mark.slow
 @MANY
 @given(found=advantages(ROWS, LENGTH))
 def test_any_advantages_are_taken_or_are_the_candidates_failure(found: Any) -> None:
@@ -266,6 +267,7 @@ def test_any_advantages_are_taken_or_are_the_candidates_failure(found: Any) -> N
         assert all(type(value[rows]) is torch.Tensor for value in inputs.carry.values())
 
 
+@pytest.mark.slow
 @MANY
 @given(found=outputs(ROWS, LENGTH))
 def test_any_loss_is_taken_or_is_the_candidates_failure(found: Any) -> None:

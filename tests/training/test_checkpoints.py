@@ -23,6 +23,7 @@ def run_steps(trainer: Trainer, count: int) -> list[dict[str, float]]:
     return [{key: value for key, value in row.items() if not key.startswith("seconds")} for row in rows]
 
 
+@pytest.mark.slow
 def test_going_on_from_a_checkpoint_is_exact(tiny_policy: Path, device: torch.device, tmp_path: Path) -> None:
     candidate = candidate_with(extra=CONTROLLER)
     whole = make_trainer(tiny_policy, candidate, device, training=LONG)
@@ -63,6 +64,7 @@ def test_a_checkpoint_that_was_being_written_is_not_used(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["latest.json", "step-4"]
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_or_with_that_of_another_layout_training_starts_anew(
     tiny_policy: Path, device: torch.device, tmp_path: Path
 ) -> None:

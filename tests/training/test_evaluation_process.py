@@ -52,6 +52,7 @@ def test_scores_do_not_depend_on_the_batch(tiny_policy: Path, monkeypatch) -> No
     assert evaluate_policy(tiny_policy, protocol, "search", 0).benchmarks == whole.benchmarks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["laptop", "smoke"])
 def test_no_problem_is_in_two_splits(name: str) -> None:
     protocol = load_preset(name).protocol

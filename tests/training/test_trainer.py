@@ -43,6 +43,7 @@ def record_rollouts(trainer: Trainer) -> list[GlobalBatch]:
 # ---- invariances
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["grpo", "dapo", "gspo", "dr_grpo", "sa"])
 def test_the_size_of_micro_batches_does_not_matter(tiny_policy: Path, device: torch.device, algorithm: str) -> None:
     weights, losses = [], []

@@ -70,6 +70,7 @@ def test_a_training_leaves_nothing_for_the_next(tiny_policy: Path, tmp_path: Pat
     assert not Path("/tmp/spoiled").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_takes_its_training_along_and_the_next_gets_another(
     tiny_policy: Path, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def admitted(job: TrainingJob, digest: str) -> TrainingJob:
     return TrainingJob(**{**vars(job), "source_digest": digest})
 
 
+@pytest.mark.slow
 def test_a_file_that_was_changed_after_the_gate_is_not_trained(tiny_policy: Path, tmp_path: Path) -> None:
     """It is no failure of the candidate, whose text is another; with the admitted text the training goes on."""
     job = admitted(job_of(tiny_policy, tmp_path, REINFORCE), source_digest(REINFORCE))

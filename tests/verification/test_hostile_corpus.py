@@ -28,6 +28,7 @@ def test_the_language_check_refuses_what_it_is_expected_to(hostile: Hostile) -> 
     assert not message or message.startswith(("line ", "the file "))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forked", [True, False], ids=["forked", "fresh"])
 @pytest.mark.parametrize("name", SAMPLE)
 def test_the_process_layer_holds_by_itself(name: str, forked: bool, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -361,6 +361,7 @@ def test_ending_a_confined_tree_takes_daemons_along(level: str) -> None:
         assert still_there(seconds) == []
 
 
+@pytest.mark.slow
 def test_a_confined_tree_dies_with_whoever_started_it() -> None:
     seconds = unique_seconds()
     confined = confined_command([sys.executable, "-c", STUBBORN.replace("{seconds}", str(seconds))], level=LEVELS[0])

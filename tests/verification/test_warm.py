@@ -122,6 +122,7 @@ def server() -> psutil.Process:
     return psutil.Process(pid)
 
 
+@pytest.mark.slow
 def test_a_forked_process_is_confined_exactly_as_a_fresh_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     monkeypatch.setenv("POISE_WARM", "1")
@@ -147,6 +148,7 @@ def test_a_forked_process_is_confined_exactly_as_a_fresh_one(tmp_path: Path, mon
     assert forked == fresh
 
 
+@pytest.mark.slow
 def test_no_handle_of_this_process_or_the_server_is_in_a_fork(tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as pool:  # others are asked for at the same time
         seen = list(pool.map(look, [tmp_path / str(number) for number in range(3)]))
@@ -167,6 +169,7 @@ def test_nothing_of_a_request_is_in_the_next(tmp_path: Path) -> None:
     assert "LEFT" not in found["variables"]
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_process_would_show_a_text_that_is_in_it(tmp_path: Path) -> None:
     """What the two tests above do not find would be found: here it stands in the source."""
     mark = "in-this-very-source-" + os.urandom(8).hex()
@@ -176,6 +179,7 @@ def test_the_memory_of_a_process_would_show_a_text_that_is_in_it(tmp_path: Path)
     assert json.loads(report.message.partition("FOUND ")[2].rpartition(" END")[0])["secret"] > 0
 
 
+@pytest.mark.slow
 def test_threads_ask_at_the_same_time(tmp_path: Path) -> None:
     def verified(number: int) -> str:
         folder = tmp_path / str(number)
@@ -222,6 +226,7 @@ def busy(pid: int) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_outlives_whoever_asked(tmp_path: Path) -> None:
     with endless(tmp_path) as process:
         family = psutil.Process(process.pid).children(recursive=True)
@@ -245,6 +250,7 @@ def test_a_process_that_nobody_watches_any_more_is_ended(tmp_path: Path) -> None
     os.close(writing)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_is_the_machines_fault_and_replaced(tmp_path: Path) -> None:
     """Nothing of it is left; whoever was waiting is told, and whoever asks next gets another."""
     killed: list[psutil.Process] = []
@@ -263,6 +269,7 @@ def test_a_server_that_is_killed_is_the_machines_fault_and_replaced(tmp_path: Pa
     assert server() != killed[0]
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, BASE)
     assert verify_file(path).admitted
@@ -287,6 +294,7 @@ def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
     assert server() != hung
 
 
+@pytest.mark.slow
 def test_a_fork_of_this_process_gets_a_server_of_its_own(tmp_path: Path) -> None:
     assert verify_file(written(tmp_path, BASE)).admitted
     own = warm.server_pid()
@@ -335,6 +343,7 @@ def test_no_memory_is_shared_where_a_process_could_reach_into_the_server(monkeyp
     assert warm._entry_of(confined_command(module, level="network namespace")) is None
 
 
+@pytest.mark.slow
 def test_an_entry_that_the_server_refuses_is_started_as_a_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -352,6 +361,7 @@ def test_an_entry_that_the_server_refuses_is_started_as_a_program(
     assert said.endswith("its libraries have started 1 threads")
 
 
+@pytest.mark.slow
 def test_without_it_no_server_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_server()
     monkeypatch.setenv("POISE_WARM", "0")
@@ -359,6 +369,7 @@ def test_without_it_no_server_is_started(tmp_path: Path, monkeypatch: pytest.Mon
     assert warm.server_pid() is None
 
 
+@pytest.mark.slow
 def test_the_server_has_no_variable_but_the_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without_server()
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
