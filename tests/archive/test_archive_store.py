@@ -395,7 +395,7 @@ def write_shared(root: str, writer: int, barrier: object) -> None:
         sys.exit(3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_eight_concurrent_writers_lose_and_double_nothing(tmp_path: Path) -> None:
     root = str(tmp_path / "archive")
     context = multiprocessing.get_context(

@@ -358,7 +358,7 @@ def prepared(root: Path) -> Archive:
 DURABLE = ("mkdir", "fsync", "link", "replace", "unlink")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_at_every_durable_step_it_loses_and_doubles_nothing(tmp_path: Path, after: bool) -> None:
     base = prepared(tmp_path / "base")
@@ -397,7 +397,7 @@ def test_killed_at_every_durable_step_it_loses_and_doubles_nothing(tmp_path: Pat
     assert seen == set(DURABLE)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_killed_at_every_request_behind_a_pyarrow_file_system(tmp_path: Path, after: bool) -> None:
     prepared(tmp_path / "base")
@@ -432,7 +432,7 @@ Archive(sys.argv[1]).compact(lambda done: print(done.table, flush=True))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_kill_9_at_random_moments(tmp_path: Path) -> None:
     archive = Archive(tmp_path / "archive").initialise()
     archive.append("candidates", [one(f"c-{number}") for number in range(300)])

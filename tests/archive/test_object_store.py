@@ -85,7 +85,7 @@ def digests(archive: Archive) -> dict[str, list[tuple[str, str]]]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_filled_archive_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -> None:
     on_disk, protocol = samples.filled_archive(tmp_path)
     archive = samples.fill(Archive(store).initialise(), protocol)
@@ -101,7 +101,7 @@ def test_a_filled_archive_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -
     assert archive.contains("candidates", candidate_id=samples.AV)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_snapshots_are_put_whole_and_used(store: str) -> None:
     archive = Archive(store).initialise()
     archive.append("candidates", [one(f"c-{number}") for number in range(WORTH + 1)])
@@ -144,7 +144,7 @@ def test_a_place_that_cannot_be_one_is_refused_without_telling_keys(location: st
     assert "hidden" not in str(caught.value)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_server_that_is_away_is_one_line(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     for act in (
@@ -192,7 +192,7 @@ def test_of_two_puts_at_one_time_one_learns_that_it_lost(store: str, monkeypatch
     assert [row["name"] for row in Archive(store).rows("candidates")] == ["Second"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_compaction_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -> None:
     on_disk, protocol = samples.filled_archive(tmp_path)
     archive = samples.fill(Archive(store).initialise(), protocol)
@@ -302,7 +302,7 @@ def preset_at(uri: str | None) -> Any:
     return samples.make_preset().model_copy(update={"archive": uri})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_keeps_its_archive_in_the_object_store(store: str, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with RunDirectory.open(path, preset_at(store)) as run:

@@ -57,7 +57,7 @@ def test_a_champion_candidate_is_replicated_and_shown(
     assert "no champion candidate" in line
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_what_is_refuted_has_its_own_exit_status(
     tmp_path: Path, poise: Callable[..., Result], laboratory: Laboratory
 ) -> None:

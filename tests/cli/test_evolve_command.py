@@ -152,6 +152,7 @@ class Running:
         return status
 
 
+@pytest.mark.exhaustive
 def test_killed_and_stopped_it_ends_as_if_undisturbed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     folder, moments = tmp_path / "run", random.Random()
     delays = [moments.uniform(0, 8) for _ in range(2)]

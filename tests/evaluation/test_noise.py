@@ -83,7 +83,7 @@ def test_what_a_seed_does_to_all_is_no_noise_of_a_difference() -> None:
     assert floor.total.std > 3
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "stds", [(1.87,), (0.66, 1.5, 1.87, 2.4, 5.3), (6.0,)], ids=["as GRPO", "unequal", "seeds dominate"]
 )

@@ -57,7 +57,7 @@ def test_nothing_to_compare_is_nothing_declared() -> None:
     assert declare({"base": candidate(world, rng, [0, 1])}, "base", ["gone"], world.protocol) == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_null_runs_in_miniature_declare_hardly_anything() -> None:
     """The ladder and unequal noise too; how rare it is can be told more sharply below."""
     rows = study(runs=12, seeds=[3], children=30, seed=7)

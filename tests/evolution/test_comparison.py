@@ -16,7 +16,7 @@ from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.views.arms import Step, best_so_far, compare_arms
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_arms_run_apart_and_train_the_baseline_once(tmp_path: Path, laboratory: Laboratory) -> None:
     runs = arm_runs(make_preset(), tmp_path, seeds=(0, 1))
     assert len({run.folder for run in runs}) == 2 * len(ARMS)

@@ -75,6 +75,7 @@ def test_the_flow_records_what_the_stages_in_order_would(tmp_path: Path, laborat
     assert {"gen-01/select parents", "show leaderboard", "update MLflow"} <= runs.keys()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("workers", [1, 2])
 def test_the_flow_climbs_the_ladder_as_the_stages_in_order_would(
     tmp_path: Path, laboratory: Laboratory, workers: int
@@ -102,6 +103,7 @@ def test_the_flow_climbs_the_ladder_as_the_stages_in_order_would(
         assert before.id in {source.id for given in after.task_inputs.values() for source in given}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("no_delays")
 def test_a_lasting_fault_on_a_lower_rung_stops_the_run(tmp_path: Path, laboratory: Laboratory) -> None:
     """Once only the last rung was looked at, where nothing had happened any more."""
@@ -119,6 +121,7 @@ def test_a_lasting_fault_on_a_lower_rung_stops_the_run(tmp_path: Path, laborator
     assert run_flow(tmp_path / "run", preset).is_completed()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("ladder", [{}, {"enabled": True, "proxy_stop_below": 0.0, "first_stop_below": 0.0}])
 def test_an_early_fault_goes_through_the_stages_again_as_it_would_in_order(
     tmp_path: Path, laboratory: Laboratory, ladder: dict[str, Any]
@@ -154,6 +157,7 @@ def test_children_train_side_by_side(tmp_path: Path, laboratory: Laboratory) -> 
     assert state.is_completed(), state
 
 
+@pytest.mark.exhaustive
 def test_one_worker_gets_through(tmp_path: Path, laboratory: Laboratory) -> None:
     """With more threads than stages a circle of waiting tasks would not show."""
     state = run_flow(tmp_path / "run", make_preset({"parallel_candidates": 1}, generations=1, parents=3))
@@ -209,6 +213,7 @@ def test_faults_of_the_machine_are_retried(tmp_path: Path, laboratory: Laborator
     assert archive.rows("failures") == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("no_delays")
 def test_a_lasting_fault_stops_the_run_after_the_siblings_have_finished(tmp_path: Path, laboratory: Laboratory) -> None:
     preset = make_preset({"infrastructure_retries": 1, "parallel_candidates": 1}, generations=2)
@@ -235,6 +240,7 @@ def test_a_lasting_fault_stops_the_run_after_the_siblings_have_finished(tmp_path
     assert contents(archive) == contents(in_order.run.archive)
 
 
+@pytest.mark.exhaustive
 def test_a_stop_before_a_child_is_drafted_cancels_the_run(tmp_path: Path, laboratory: Laboratory) -> None:
     """The stages after it are never started, and their states do not say that it was a stop."""
     from tasks.session import current_evolution

@@ -45,6 +45,7 @@ def test_every_night_makes_one_generation(tmp_path: Path, laboratory: Laboratory
     assert all("The generation is complete." in text for text in summaries)
 
 
+@pytest.mark.exhaustive
 def test_a_night_stops_at_its_time_and_the_next_one_goes_on(tmp_path: Path, laboratory: Laboratory) -> None:
     from tasks.session import current_evolution
 

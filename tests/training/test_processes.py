@@ -29,7 +29,7 @@ def results(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 @pytest.mark.xdist_group("processes")  # one run of each kind for all
 @pytest.mark.parametrize("stage", STAGES)

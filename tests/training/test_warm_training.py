@@ -21,7 +21,7 @@ from poise_core.training.launcher import TrainingJob, train_candidate
 forked_only = pytest.mark.skipif(warm._has_accelerator(), reason="trainings are not forked where there is CUDA")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @forked_only
 @pytest.mark.parametrize("threads", [1, 2])
 def test_forked_and_fresh_trainings_agree_bit_for_bit(

@@ -41,7 +41,7 @@ def test_the_process_layer_holds_by_itself(name: str, forked: bool, monkeypatch:
         assert around.traces() == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(1500)
 def test_the_whole_corpus_without_the_language_check() -> None:
     with surroundings() as around:
