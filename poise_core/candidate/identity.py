@@ -6,6 +6,12 @@ import hashlib
 import re
 from collections.abc import Iterable
 
+BUILTINS = (
+    "abs", "all", "any", "bool", "dict", "enumerate", "float", "int", "len", "list", "max", "min", "range", "reversed", "round",
+    "sorted", "sum", "tuple", "zip",
+)  # fmt: skip
+"""Built-in functions of the candidate language: the language check lists no others, and no others exist while a candidate runs."""
+
 MAX_NAMES = 64
 """Mechanisms, metrics, carried signals or controller values of one candidate, each."""
 

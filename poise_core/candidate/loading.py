@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poise_core.candidate.identity import source_digest
+from poise_core.candidate.identity import BUILTINS, source_digest
 from poise_core.contract import LOSS_AGGREGATIONS, Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
 
 __all__ = ["Candidate", "CandidateError", "load_candidate", "load_candidate_source", "source_digest"]
@@ -96,12 +96,6 @@ IMPORTABLE = (
     "__future__",
 )
 """Modules that a candidate may import; of torch, its submodules too."""
-
-BUILTINS = (
-    "abs", "all", "any", "bool", "dict", "enumerate", "float", "int", "len", "list", "max", "min", "range", "reversed", "round",
-    "sorted", "sum", "tuple", "zip",
-)  # fmt: skip
-"""Built-in functions that exist for a candidate while it runs."""
 
 
 def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from gate_fixtures import ADVANTAGE, edited
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poise_core.candidate import loading
+from poise_core.candidate import identity, loading
 from poise_core.verification.harness import run_candidate
+from poise_core.verification.language import vocabulary
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
 from poise_core.verification.probes import ordinary
@@ -25,7 +26,7 @@ FORBIDDEN = (
     "exec", "eval", "open", "compile", "__import__", "getattr", "setattr", "type", "vars", "globals", "object", "print", "input",
     "super", "__builtins__", "breakpoint", "memoryview",
 )  # fmt: skip
-ALLOWED = frozenset(loading.BUILTINS)
+ALLOWED = frozenset(identity.BUILTINS)
 
 
 class Watched(dict[str, Any]):
@@ -156,6 +157,10 @@ def test_the_oracle_sees_what_the_check_does_not(monkeypatch: pytest.MonkeyPatch
     assert asked_for(source, monkeypatch) == set()
     monkeypatch.setitem(globals(), "check_language", lambda source: None)
     assert asked_for(source, monkeypatch) == {"eval"}
+
+
+def test_check_and_loader_know_the_same_modules() -> None:
+    assert {name for name in vocabulary.MODULES if not name.startswith("torch.")} == set(loading.IMPORTABLE)
 
 
 def test_what_gets_past_the_check_finds_a_name_error(monkeypatch: pytest.MonkeyPatch) -> None:

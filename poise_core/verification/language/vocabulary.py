@@ -7,6 +7,8 @@ In-place methods (``add_``) and ``out=`` are absent for that reason.
 
 from __future__ import annotations
 
+from poise_core.candidate import identity
+
 
 class LanguageError(Exception):
     """The source uses something outside the candidate language; the message names the lines and tells what to do."""
@@ -72,9 +74,7 @@ MODULES: dict[str, frozenset[str]] = {
 TYPES = names("Tensor Dynamics LossInputs Mapping RolloutBatch")
 """Importable names that stand in annotations only; ``Tensor(n)`` would be uninitialised memory."""
 
-BUILTINS = names("""
-    abs all any bool dict enumerate float int len list max min range reversed round sorted sum tuple zip
-""")
+BUILTINS = frozenset(identity.BUILTINS)
 """Built-in functions that may be called."""
 
 ANNOTATIONS = names("str object")
