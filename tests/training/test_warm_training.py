@@ -77,6 +77,7 @@ def test_a_server_that_dies_takes_its_training_along_and_the_next_gets_another(
     if warm._has_accelerator():
         pytest.skip("trainings are not forked where there is CUDA")
     job = job_of(tiny_policy, tmp_path, REINFORCE)
+    others = children()  # a server that another test of this worker has started
     killed: list[int] = []
 
     def kill(seed: int, row: dict[str, float]) -> None:
@@ -89,7 +90,7 @@ def test_a_server_that_dies_takes_its_training_along_and_the_next_gets_another(
         pytest.raises(InfrastructureError, match="forks candidates' processes has died"),
     ):
         train_candidate(job, on_step=kill)
-    assert children() == set()
+    assert children() <= others
     (trained,) = train_candidate(job)
     assert len(trained.trajectory()) == 6
     assert warm.server_pid() not in (None, killed[0])
