@@ -178,6 +178,11 @@ def test_a_users_notes_are_added_and_replace_shipped_ones(tmp_path: Path) -> Non
     assert (notes["house"].title, notes["house"].source) == ("HOUSE", "unknown")
     assert notes["ppo"].title == "OUR PPO"
     assert "house" in [note.name for note in retrieve(notes.values(), place(reflection("kl_spike")), 12)]
+    (tmp_path / "two.md").write_text(
+        "# one\ntitle: ONE\n\nText.\n\n# gspo\ntitle: OUR GSPO\n\n# Heading of two words\n"
+    )
+    notes = {note.name: note for note in load_notes(str(tmp_path))}
+    assert (notes["one"].title, notes["one"].text, notes["gspo"].title) == ("ONE", "Text.", "OUR GSPO")
     (tmp_path / "bad.md").write_text("just text")
     with pytest.raises(LiteratureError, match=r"bad\.md"):
         load_notes(str(tmp_path))

@@ -1,8 +1,9 @@
 """Literature priors: short notes on known methods, chosen by the parent's diagnoses.
 
-A note is a Markdown file: a head of ``key: value`` lines (title, source, answers, slots), an empty line, then text with the
-mechanism, its equation, what it fixes and when it hurts. ``answers`` lists diagnoses of
-``poise_core.agents.rules.diagnoses.DIAGNOSES`` that the method addresses, ``slots`` the mechanism slots it changes.
+A note is a head of ``key: value`` lines (title, source, answers, slots), an empty line, then text with the mechanism, its
+equation, what it fixes and when it hurts. ``answers`` lists diagnoses of ``poise_core.agents.rules.diagnoses.DIAGNOSES`` that
+the method addresses, ``slots`` the mechanism slots it changes. A Markdown file holds one note, named after the file, or
+several, each below a heading ``# name``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from poise_core.agents.roles import ProposalContext
 
 _HEAD = ("title", "source", "answers", "slots")
 _LONGEST = 6000  # characters of a note that are read
+_HEADING = re.compile(r"^# (\w+)[ \t]*\n", re.MULTILINE)
 _WORD = re.compile(r"[a-z]{4,}")
 
 
@@ -29,7 +31,7 @@ class LiteratureError(ValueError):
 class Note:
     """One method."""
 
-    name: str  # the file's, without suffix
+    name: str  # the heading's, or the file's without suffix
     title: str
     source: str
     answers: frozenset[str]
@@ -44,28 +46,32 @@ def load_notes(folder: str | None = None) -> tuple[Note, ...]:
         LiteratureError: the folder is missing, or a note has no title.
     """
     shipped = resources.files("poise_core") / "agents" / "llm" / "notes"
-    notes = {
-        entry.name.removesuffix(".md"): _read(entry.name, entry.read_text(encoding="utf-8"))
-        for entry in shipped.iterdir()
-        if entry.name.endswith(".md")
-    }
+    notes: dict[str, Note] = {}
+    for entry in shipped.iterdir():
+        if entry.name.endswith(".md"):
+            notes |= _read_file(entry.name, entry.read_text(encoding="utf-8"))
     if folder is not None:
         if not Path(folder).is_dir():
             raise LiteratureError(f"agents.literature_folder: {folder} is not a folder")
         for path in sorted(Path(folder).glob("*.md")):
-            notes[path.stem] = _read(path.name, path.read_text(encoding="utf-8", errors="replace")[:_LONGEST])
+            notes |= _read_file(path.name, path.read_text(encoding="utf-8", errors="replace"))
     return tuple(notes[name] for name in sorted(notes))
 
 
-def _read(name: str, text: str) -> Note:
-    head, _, body = text.strip().partition("\n\n")
+def _read_file(file: str, text: str) -> dict[str, Note]:
+    before, *named = _HEADING.split(text)
+    if before.strip() or not named:  # a text that begins without a heading is one note
+        named = [file.removesuffix(".md"), text]
+    return {name: _read(f"{file}: {name}", name, note) for name, note in zip(named[::2], named[1::2], strict=True)}
+
+
+def _read(where: str, name: str, text: str) -> Note:
+    head, _, body = text.strip()[:_LONGEST].partition("\n\n")
     values = dict(re.findall(r"^(\w+):[ \t]*(.*)$", head, re.MULTILINE))
     if not values.get("title") or not body.strip():
-        raise LiteratureError(f"{name}: a note begins with lines such as 'title: NAME', then an empty line and text")
+        raise LiteratureError(f"{where}: a note begins with lines such as 'title: NAME', then an empty line and text")
     answers, slots = (frozenset(values.get(key, "").replace(",", " ").split()) for key in _HEAD[2:])
-    return Note(
-        name.removesuffix(".md"), values["title"], values.get("source", "unknown"), answers, slots, body.strip()
-    )
+    return Note(name, values["title"], values.get("source", "unknown"), answers, slots, body.strip())
 
 
 def retrieve(notes: Iterable[Note], context: ProposalContext, count: int) -> list[Note]:
