@@ -426,7 +426,7 @@ for seed in range(10**6):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killing_a_writer_leaves_only_whole_parts(tmp_path: Path) -> None:
     root = tmp_path / "archive"
     for attempt in range(6):

@@ -8,7 +8,7 @@ from laboratory import Killed, Laboratory, contents, dies_after_one_write, evolv
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_killed_after_every_single_write(tmp_path: Path, laboratory: Laboratory) -> None:
     preset = make_preset(generations=2)
 

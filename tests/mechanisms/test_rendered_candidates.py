@@ -122,10 +122,9 @@ def test_each_choice_alone_keeps_the_contract(composition: Composition) -> None:
     check_contract(composition)
 
 
-@pytest.mark.parametrize("count", [15, pytest.param(120, marks=pytest.mark.slow)])
-def test_random_compositions_keep_the_contract(count: int) -> None:
+def test_random_compositions_keep_the_contract() -> None:
     rng = random.Random(0)
-    for _ in range(count):
+    for _ in range(15):
         check_contract(random_composition(rng))
 
 

@@ -108,7 +108,8 @@ def test_an_evolution_stops_on_a_full_disk_and_goes_on_with_more_room(
 
 
 LATER = [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("candidates", "verifications", "trajectories", "selections")
+    pytest.param(name, marks=pytest.mark.exhaustive)
+    for name in ("candidates", "verifications", "trajectories", "selections")
 ]
 
 

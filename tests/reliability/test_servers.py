@@ -58,6 +58,7 @@ def expected(one_generation: Path) -> dict[str, dict[str, str]]:
     return contents(RunDirectory.read(one_generation).archive)
 
 
+@pytest.mark.exhaustive
 def test_a_private_prefect_server_that_dies_is_started_again(
     tmp_path: Path, expected: dict[str, dict[str, str]]
 ) -> None:

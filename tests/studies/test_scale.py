@@ -21,7 +21,7 @@ def test_records_and_arrays_describe_the_same_tree() -> None:
     assert np.array_equal(np.isfinite(total), table.scored)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_selection_keeps_its_time_and_does_not_grow_with_the_square() -> None:
     """Processor seconds, which a busy machine leaves about as they are; docs/results/scale.md has 0.7 for 10,000 nodes."""
     small, large = scale.time_selection([1_000, 20_000])
