@@ -1,5 +1,5 @@
 # make evolve     install what is missing and evolve GRPO on this machine (RUN_DIR=... PRESET=... to change)
-# make test       install what is missing, then lint, types, import fences and all tests but the exhaustive ones
+# make test       install what is missing, then lint, types, import contracts and all tests but the exhaustive ones
 # make test-fast  the same without the slow tests
 # make test-all   make test, then the exhaustive tests: kill storms, a thousand compositions, stacks of real servers
 # make setup      only install

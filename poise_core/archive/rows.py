@@ -99,7 +99,7 @@ def proposal_row(
     Args:
         proposal: ``Proposal.model_dump(mode="json")``; needs name, parent_ids, hypothesis and mechanism_change.
         generation: the generation of the child that it would become.
-        slot: the place in the generation.
+        slot: the slot of the generation.
         index: its position in the proposer's answer.
         written_by: ``catalogue``, ``llm`` or ``human``.
         taken: whether it was implemented.

@@ -106,14 +106,14 @@ CANDIDATES = Table(
 )
 PROPOSALS = Table(
     "proposals",
-    "One row per idea, taken or not; a part holds one proposer's answer for one place in a generation.",
+    "One row per idea, taken or not; a part holds one proposer's answer for one slot of a generation.",
     ("arm", "generation", "slot"),
     ("index",),
     (
         Field("proposal_id", _TEXT, "`<arm>-g<generation>-s<slot>-p<index>`"),
         Field("arm", _TEXT, "which search asked for it"),
         Field("generation", _INT, "of the child it would become"),
-        Field("slot", _INT, "place in the generation, from 0"),
+        Field("slot", _INT, "slot of the generation, from 0"),
         Field("index", _INT, "order in which the proposer gave it, from 0"),
         Field("name", _TEXT, "proposed name"),
         Field("parent_ids", _TEXTS, "candidate ids, the primary parent first"),
@@ -226,7 +226,7 @@ SELECTIONS = Table(
         Field("total", _FLOAT, "the acquisition value; null where the node could not be a parent", nullable=True),
         Field("terms", _TERMS, "what the value is made of"),
         Field("selected", _BOOL, "whether it became a parent"),
-        Field("slots", pa.list_(pa.int32()), "the places of the generation that it fills"),
+        Field("slots", pa.list_(pa.int32()), "the slots of the generation that it fills"),
         Field("reason", _TEXT, "why it was selected", nullable=True),
     ),
 )
@@ -255,7 +255,7 @@ CALLS = Table(
     (),
     (
         Field("call_id", _TEXT, "`<scope>/<role>-<digest of the request>-<attempt>`"),
-        Field("scope", _TEXT, "what was asked about: the place in a generation, or the candidate"),
+        Field("scope", _TEXT, "what was asked about: the slot of a generation, or the candidate"),
         Field("role", _TEXT, "proposer, screener, implementer or reflector"),
         Field("generation", _INT, "for the caps per generation"),
         Field("model", _TEXT, "`<provider>:<name>`"),

@@ -31,7 +31,7 @@ class CandidateRow(TypedDict):
 
 
 class ProposalRow(TypedDict):
-    """One row per idea, taken or not; a part holds one proposer's answer for one place in a generation."""
+    """One row per idea, taken or not; a part holds one proposer's answer for one slot of a generation."""
 
     row_key: NotRequired[str]
     proposal_id: str

@@ -10,11 +10,11 @@ from poise_core.config.protocol import FrozenModel
 class LadderSpec(FrozenModel):
     """Rules that may end a child's training before its last seed; docs/evidence.md derives them and their error rates."""
 
-    enabled: bool = Field(False, description="false: every child trains with all seeds at once")
+    enabled: bool = Field(False, description="whether children pass rungs; without them every child trains with all seeds")
     proxy_steps: int = Field(
         30, ge=0, description="length of the proxy, the first steps of the first seed's training; 0 for no proxy"
     )
-    proxy_window: PositiveInt = Field(10, description="last steps of the proxy over which reward is averaged")
+    proxy_window: PositiveInt = Field(10, description="steps at the end of the proxy over which the reward is averaged")
     proxy_stop_below: float = Field(
         0.0,
         ge=0,
@@ -45,13 +45,13 @@ class LadderSpec(FrozenModel):
         2.0, description="seed standard deviation of Overall, percent points, before any was measured"
     )
     noise_weight: PositiveFloat = Field(
-        4.0, description="degrees of freedom that those two count for beside what the run measures"
+        4.0, description="degrees of freedom of those two priors, weighed against what the run measures"
     )
     shared_noise: float = Field(
         0.5,
         gt=0,
         lt=1,
-        description="share of that variance that seeds do to all candidates alike, before it was measured",
+        description="prior share of the seed variance that is common to all candidates, before the run has measured it",
     )
 
 
@@ -59,15 +59,15 @@ class HealthSpec(FrozenModel):
     """Limits at which a child's training is stopped because its policy degenerates; see poise_core.evolution.health."""
 
     enabled: bool = True
-    grace_steps: int = Field(5, ge=0, description="first steps, in which nothing is judged")
-    patience: PositiveInt = Field(5, description="steps in a row that have to break a rule; one noisy step does not")
+    grace_steps: int = Field(5, ge=0, description="number of first steps in which no rule is checked")
+    patience: PositiveInt = Field(5, description="consecutive steps that must break a rule before it stops the training")
     kl_limit: PositiveFloat = Field(
-        3.0, description="nats per token; the worst of the testbed's panel, an algorithm without any brake, reaches 0.7"
+        3.0, description="upper limit of the KL, nats per token; an algorithm without KL penalty and clipping reaches 0.7 on the testbed"
     )
     entropy_floor: float = Field(
         0.003,
         ge=0,
-        description="nats per token; a sound GRPO on the testbed ends at 0.03, a tenth of it explores nothing",
+        description="lower limit of the entropy, nats per token; GRPO on the testbed ends at 0.03, and a tenth of that explores nothing",
     )
     truncated_limit: float = Field(
         0.9, gt=0, description="share of completions that hit the length limit; the panel stays below 0.12"

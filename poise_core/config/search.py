@@ -20,14 +20,14 @@ class AcquisitionSpec(FrozenModel):
     potential: NonNegativeFloat = Field(0.3, description="weight of the upper confidence bound on descendant gain")
     top_descendants: PositiveInt = Field(3, description="K: descendants that make up a node's descendant gain")
     discount: float = Field(0.8, gt=0, le=1, description="gamma: discount per generation between node and descendant")
-    gain_scale: PositiveFloat = Field(3.0, description="beta: points of Overall that count as a large gain")
+    gain_scale: PositiveFloat = Field(3.0, description="beta: points of Overall that count as a large gain (the scale of the tanh)")
     kernel: Literal["matern", "rbf"] = Field("matern", description="kernel over node features; matern: nu = 5/2")
     confidence: NonNegativeFloat = Field(1.0, description="UCB coefficient: standard deviations added to the mean")
     target_noise: PositiveFloat = Field(
-        0.3, description="standard deviation of one descendant's discounted gain around what the node's features say"
+        0.3, description="standard deviation of one descendant's discounted gain around the process's mean"
     )
     prior_std: PositiveFloat = Field(
-        0.5, description="standard deviation of gains where the tree is too young to learn"
+        0.5, description="prior standard deviation of gains, used until the tree has enough nodes to fit it"
     )
     min_targets: PositiveInt = Field(6, description="nodes with scored descendants from which the process is fitted")
     max_targets: PositiveInt = Field(256, description="training points of the process at most")
@@ -41,7 +41,7 @@ class PlateauSpec(FrozenModel):
     """The definition of a plateau, and how the search answers one."""
 
     window: PositiveInt = Field(3, description="generations without a recognisable gain that make a plateau")
-    answer: bool = Field(True, description="mutate wider and give a slot to an unexplored branch on a plateau")
+    answer: bool = Field(True, description="whether a plateau makes mutations wider and gives one parent's slot to an unexplored branch")
     worth: NonNegativeFloat = Field(
         0.1, description="expected gain of a generation, as a share of the noise floor, below which it is not worth it"
     )
@@ -51,16 +51,16 @@ class SearchSpec(FrozenModel):
     """The size of a search, and how it chooses parents and implements proposals."""
 
     generations: PositiveInt = 2
-    parents: PositiveInt = Field(3, description="parents per generation; each gets one implemented child")
+    parents: PositiveInt = Field(3, description="parents per generation; each has one implemented child")
     proposals: PositiveInt = Field(4, description="proposals per parent, of which the screener takes the best")
     seeds_per_candidate: PositiveInt = Field(
-        3, description="how many of the protocol's seeds each candidate trains with"
+        3, description="number of the protocol's seeds that each candidate trains with"
     )
     ideas_tried: int = Field(
-        3, ge=1, le=16, description="proposals of one place that are implemented at most, until the gate admits one"
+        3, ge=1, le=16, description="upper limit of the proposals implemented for one slot of a generation, until the gate admits one"
     )
     revisions: int = Field(
-        2, ge=0, le=10, description="inner loop: answers of the implementer to the gate's reports on one file"
+        2, ge=0, le=10, description="inner loop: how often the implementer may revise one file after a report of the gate"
     )
     repairs: int = Field(
         1,

@@ -1,4 +1,4 @@
-"""Running a training in a confined child process, which can be resumed.
+"""Runs a training in a confined child process; a training can be resumed.
 
 Finished seeds are read back and not trained again; an unfinished seed goes on from its last checkpoint.
 

@@ -23,7 +23,7 @@ TOLERANCE = (
 
 
 def check_padding(candidate: Candidate) -> None:
-    """Check 6: more padding, zeros in every tensor, changes nothing.
+    """Check `padding`: more padding, zeros in every tensor, changes nothing.
 
     The trainer pads a batch to its longest completion, or to the length limit, as it comes.
 
@@ -85,7 +85,7 @@ def _same(first: Tensor, second: Tensor, inside: Tensor, tolerance: float = TOLE
 
 
 def check_order(candidate: Candidate) -> None:
-    """Check 7: the order of completions and the labels of groups carry no information.
+    """Check `order`: the order of completions and the labels of groups carry no information.
 
     Raises:
         ContractViolation: with the sentence for the author.
@@ -135,7 +135,7 @@ def _compare_runs(clean: Run, other: Run, order: Tensor, change: str) -> None:
 
 
 def check_micro_batches(candidate: Candidate) -> None:
-    """Check 8: the micro-batches of a step add up to the loss and the gradient of the whole batch, however it is split.
+    """Check `micro-batches`: the micro-batches of a step add up to the loss and the gradient of the whole batch, however it is split.
 
     Raises:
         ContractViolation: with the sentence for the author.
