@@ -81,7 +81,7 @@ def _benchmark(
             mask.to(device),
             torch.full((len(part),), spec.samples, device=device),
             max_length=length,
-            eos_id=codec.eos_id,
+            eos_ids=codec.eos_ids,
             pad_id=codec.pad_id,
             noise=None if noise is None else noise[rows],
         )

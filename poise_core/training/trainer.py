@@ -30,7 +30,8 @@ from poise_core.environments import Environment, Problem
 from poise_core.policies.model import PromptCodec
 from poise_core.randomness import hash_key, uniforms
 from poise_core.reductions import group_max, group_min, masked_mean
-from poise_core.sampling.local import sample_completions, score_completions, separates_packed
+from poise_core.sampling.local import sample_completions
+from poise_core.sampling.scoring import score_completions, separates_packed
 from poise_core.training.algorithm import Algorithm, TrainingSignal, not_finite
 from poise_core.training.batches import GlobalBatch, gather_batch
 from poise_core.training.engine import Engine, micro_batch_count
@@ -127,7 +128,7 @@ class Trainer:
                 mask[present].to(self.device),
                 counts.to(self.device),
                 max_length=spec.max_completion_length,
-                eos_id=self.codec.eos_id,
+                eos_ids=self.codec.eos_ids,
                 pad_id=self.codec.pad_id,
                 noise=noise,
                 temperature=spec.temperature,
