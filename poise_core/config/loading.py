@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from poise_core.config.environment_file import pinned
 from poise_core.config.preset import Preset
 from poise_core.config.protocol import Protocol
-from poise_core.policies.locate import PolicyNotFoundError, policy_digest
+from poise_core.policies.locate import PolicyNotFoundError, policy_digest, tokenizer_digest
 
 
 class PresetError(ValueError):
@@ -66,7 +66,8 @@ def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
         digest = policy_digest(preset.protocol.policy)
     except PolicyNotFoundError as error:
         raise PresetError(f"protocol.policy: {error}") from error
-    protocol = preset.protocol.model_copy(update={"policy_digest": digest})
+    words = tokenizer_digest(preset.protocol.policy) if preset.protocol.prompt else ""
+    protocol = preset.protocol.model_copy(update={"policy_digest": digest, "tokenizer_digest": words})
     return preset.model_copy(update={"protocol": _with_pinned_environment(protocol)})
 
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from poise_core.config.environment_file import EnvironmentFile
+from poise_core.policies.prompt import PromptSpec
 
 
 class FrozenModel(BaseModel):
@@ -115,6 +116,10 @@ class Protocol(FrozenModel):
     policy: str = Field(description="name of a shipped base policy, or a folder or hub name that transformers can load")
     policy_digest: str = Field("", description="SHA-256 of the policy's weights; filled in when the preset is loaded")
     environment: EnvironmentSpec
+    prompt: PromptSpec | None = Field(None, description="how problems become prompts; by default they are the prompts")
+    tokenizer_digest: str = Field(
+        "", description="SHA-256 of tokenizer and chat template; filled in where ``prompt`` is given"
+    )
     training: TrainingSpec
     benchmarks: tuple[BenchmarkSpec, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1, description="training seeds that candidates share, used from the left")
@@ -154,5 +159,7 @@ class Protocol(FrozenModel):
     def digest(self) -> str:
         """Sixteen hex digits that identify this protocol; revision 1 has the digests of before revisions were counted."""
         uncounted = {"trainer_revision"} if self.trainer_revision == 1 else set()
+        if self.prompt is None:  # these two are younger than digests that must stay
+            uncounted |= {"prompt", "tokenizer_digest"}
         text = json.dumps(self.model_dump(mode="json", exclude=uncounted), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -49,7 +49,7 @@ def evaluate_policy(
         model = load_model(folder, configuration=base)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    codec = PromptCodec.load(base or folder)
+    codec = PromptCodec.load(base or folder, protocol.prompt)
     environment = get_environment(protocol.environment.name)
     results = tuple(_benchmark(model, codec, environment, protocol, spec, split) for spec in protocol.benchmarks)
     return SeedEvaluation(

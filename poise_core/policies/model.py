@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from poise_core.policies.prompt import PromptSpec
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -52,24 +54,48 @@ class PromptCodec:
     eos_ids: tuple[int, ...]  # any of them ends a completion; the first is the tokenizer's own
     pad_id: int
     prefix: tuple[int, ...] = ()  # put before every prompt: the beginning-of-sequence token of models that expect one
+    prompt: PromptSpec | None = None  # None: problems are prompts
 
     @classmethod
-    def load(cls, folder: Path) -> PromptCodec:
+    def load(cls, folder: Path, prompt: PromptSpec | None = None) -> PromptCodec:
         """Load the codec of a policy folder.
 
         Completions end at the end-of-sequence tokens of the tokenizer and of the generation configuration. Without a pad
         token, the end-of-sequence id is the pad id.
+
+        Raises:
+            ValueError: a chat is asked for, and the tokenizer has no chat template.
         """
         tokenizer = load_tokenizer(folder)
         ends = tuple(dict.fromkeys([int(tokenizer.eos_token_id), *_generation_ends(folder)]))
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         begin = tokenizer.bos_token_id
         expected = begin is not None and tokenizer("")["input_ids"][:1] == [begin]
-        return cls(tokenizer=tokenizer, eos_ids=ends, pad_id=int(pad), prefix=(int(begin),) if expected else ())
+        if prompt is not None and prompt.chat and not tokenizer.chat_template:
+            raise ValueError(
+                f"protocol.prompt.chat: the tokenizer of {folder} has no chat template; use an instruction-tuned model, or "
+                "write the dialogue into protocol.prompt.template"
+            )
+        in_template = prompt is not None and prompt.chat  # the chat template brings its own beginning
+        prefix = (int(begin),) if expected and not in_template else ()
+        return cls(tokenizer=tokenizer, eos_ids=ends, pad_id=int(pad), prefix=prefix, prompt=prompt)
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return left-padded ids and their mask, both (N, P), int64 and bool."""
-        rows = [[*self.prefix, *row] for row in self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]]
+    def render(self, problem: str) -> str:
+        """Return the prompt of a problem's text."""
+        if self.prompt is None:
+            return problem
+        text = self.prompt.template.replace("{problem}", problem)
+        if not self.prompt.chat:
+            return text
+        messages = [{"role": "user", "content": text}]
+        if self.prompt.system is not None:
+            messages.insert(0, {"role": "system", "content": self.prompt.system})
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def encode(self, problems: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the prompts of problems as left-padded ids and their mask, both (N, P), int64 and bool."""
+        prompts = [self.render(problem) for problem in problems]
+        rows = [[*self.prefix, *row] for row in self.tokenizer(prompts, add_special_tokens=False)["input_ids"]]
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
         mask = torch.zeros((len(rows), width), dtype=torch.bool)

@@ -28,6 +28,7 @@ from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.policies.libraries import leave, skipped_imports
 from poise_core.policies.model import PromptCodec, load_model, save_policy
+from poise_core.policies.prompt import PromptSpec
 from poise_core.randomness import hash_key
 from poise_core.training.engine import Engine, start_processes
 from poise_core.training.launcher import CHANGED_FILE
@@ -42,6 +43,7 @@ class _Job:
     def __init__(self, document: dict[str, Any]) -> None:
         self.policy_folder = Path(document["policy"])
         self.environment = EnvironmentSpec.model_validate(document["environment"])
+        self.prompt = PromptSpec.model_validate(document["prompt"]) if document["prompt"] else None
         self.training = TrainingSpec.model_validate(document["training"])
         self.resources = ResourceSpec.model_validate(document["resources"])
         self.folder = Path(document["folder"])
@@ -57,7 +59,7 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(hash_key(seed, 0))
-    codec = PromptCodec.load(job.policy_folder)
+    codec = PromptCodec.load(job.policy_folder, job.prompt)
     with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
         reference = load_model(job.policy_folder).to(job.device).requires_grad_(False)
     engine = Engine(load_model(job.policy_folder).to(job.device), job.training, job.resources)

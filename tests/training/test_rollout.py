@@ -1,5 +1,6 @@
 """Sampling: rows are independent of their company, nothing decodes for the dead, numbers agree with a plain forward pass."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from poise_core.config import load_preset
+from poise_core.policies.locate import tokenizer_digest
 from poise_core.policies.model import PromptCodec, load_model
+from poise_core.policies.prompt import PromptSpec
 from poise_core.randomness import hash_key, uniforms
 from poise_core.sampling import local, scoring
 from poise_core.sampling.local import Completions, sample_completions
@@ -219,6 +223,45 @@ def test_ends_are_those_of_the_tokenizer_and_of_the_generation_configuration(cod
     assert PromptCodec.load(folder).eos_ids == (codec.eos_ids[0], 3)
     (folder / "generation_config.json").unlink()
     assert PromptCodec.load(folder).eos_ids == (codec.eos_ids[0],)
+
+
+CHAT = (
+    "{% for message in messages %}[{{ message.role }}|{{ message.content }}]{% endfor %}"
+    "{% if add_generation_prompt %}[{% endif %}"
+)
+
+
+def test_a_problem_becomes_a_prompt_by_template_and_chat(codec, tiny_policy, tmp_path) -> None:
+    assert codec.render("1+1=") == "1+1="
+    assert PromptCodec.load(tiny_policy, PromptSpec(template="0+{problem}")).render("1+1=") == "0+1+1="
+    with pytest.raises(ValueError, match="has no chat template; use an instruction-tuned model"):
+        PromptCodec.load(tiny_policy, PromptSpec(chat=True))
+    folder = tmp_path / "policy"
+    shutil.copytree(tiny_policy, folder)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    assert PromptCodec.load(folder, PromptSpec(chat=True)).render("1") == "[user|1]["
+    told = PromptSpec(chat=True, system="Add.", template="{problem}?")
+    assert PromptCodec.load(folder, told).render("{1}") == "[system|Add.][user|{1}?]["
+    assert tokenizer_digest(folder) != tokenizer_digest(tiny_policy)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [({"template": "{problem}{problem}"}, "must hold {problem} once"), ({"system": "Add."}, "only a chat has")],
+)
+def test_a_prompt_that_fits_nothing_is_refused(document: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptSpec.model_validate(document)
+
+
+def test_prompts_are_part_of_the_protocol(tiny_policy) -> None:
+    """Protocols without them keep their digests, under which archives are filed."""
+    plain = load_preset("smoke").protocol
+    told = load_preset("smoke", ['protocol.prompt={template: "{problem}"}']).protocol
+    assert len(told.tokenizer_digest) == 64
+    assert told.digest != plain.digest
+    document = plain.model_dump(mode="json", exclude={"prompt", "tokenizer_digest"})
+    assert plain.digest == hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def test_a_model_that_mixes_the_sequences_of_a_row_is_found_out(model) -> None:
