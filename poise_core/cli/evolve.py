@@ -16,10 +16,12 @@ from poise_core.cli.common import (
     STOPPED,
     PresetOption,
     SetOption,
+    SharedNetworkOption,
     default_run_dir,
     fail,
     plain_errors,
     resolve_preset,
+    shared_network,
 )
 from poise_core.cli.reading import evidence_of, leaderboard_of
 
@@ -43,6 +45,7 @@ def evolve(
     replay: Annotated[
         Path | None, typer.Option(help="A recorded run: take its models' answers instead of asking.")
     ] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Evolve algorithms: the baseline first, then generations of children, each really trained and really scored.
@@ -62,7 +65,11 @@ def evolve(
     from rich.console import Console
 
     with plain_errors():
-        settings = [*(overrides or []), *agent_overrides(llm, base_url, directive)]
+        settings = [
+            *(overrides or []),
+            *agent_overrides(llm, base_url, directive),
+            *shared_network(allow_shared_network),
+        ]
         resolved = resolve_preset(preset, settings, generations=generations, parents=parents, seed=seed)
         if forecast := check_and_forecast(resolved):
             count = resolved.search.generations
