@@ -15,7 +15,7 @@ from flows.server import prefect_server, wait_until_healthy
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.evolution import Evolution, Observer
-from poise_core.failures import Cancelled, InfrastructureError
+from poise_core.failures import Cancelled, InfrastructureError, without_credentials
 from poise_core.run_directory import RunDirectory
 from tasks.session import evolution_session
 
@@ -66,7 +66,9 @@ def evolve_here(
             while not _evolve_once(evolution, asked):
                 losses += 1
                 if losses > MOST_LOSSES:
-                    raise InfrastructureError(f"the Prefect server at {url} was lost {losses} times")
+                    raise InfrastructureError(
+                        f"the Prefect server at {without_credentials(url)} was lost {losses} times"
+                    )
                 say("the Prefect server does not answer; what is finished is kept, and it goes on when the server does")
                 wait_until_healthy(url, asked.is_set)
                 evolution.go_on()

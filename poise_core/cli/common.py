@@ -33,7 +33,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for progra
 
 def fail(message: object, status: int) -> typer.Exit:
     """Print one line on standard error; the caller raises the returned exit."""
-    typer.echo(f"poise: {' '.join(str(message).split())}", err=True)
+    from poise_core.failures import without_credentials
+
+    typer.echo(f"poise: {without_credentials(' '.join(str(message).split()))}", err=True)
     return typer.Exit(status)
 
 

@@ -103,6 +103,8 @@ def evolve(
 
 def where_to_look(run: RunDirectory) -> str:
     """Paths of what a run has left, with the commands that open them."""
+    from poise_core.failures import without_credentials
+
     folder = _short(run.path)
     archive = run.preset.archive or f"{folder}/archive"
     programs = _short(Path(sys.executable).parent)
@@ -111,7 +113,7 @@ def where_to_look(run: RunDirectory) -> str:
     tracking = run.tracking_uri
     mlflow = f"{programs}/mlflow ui --backend-store-uri {tracking}" if tracking == run.own_tracking_uri else tracking
     prefect = f"PREFECT_HOME={home} {programs}/prefect server start" if server is None else server
-    return "\n".join(
+    lines = "\n".join(
         [
             f"Archive   {archive}",
             f"          {programs}/python -c \"import pandas; print(pandas.read_parquet('{archive}/evaluations'))\"",
@@ -120,6 +122,7 @@ def where_to_look(run: RunDirectory) -> str:
             f"Look      poise show {folder} NAME    poise leaderboard {folder}    poise lineage {folder}",
         ]
     )
+    return without_credentials(lines)
 
 
 def _short(path: Path) -> str:
