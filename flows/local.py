@@ -97,7 +97,8 @@ def _evolve_once(evolution: Evolution, asked: threading.Event) -> bool:
 def _is_lost_server(error: BaseException | None) -> bool:
     """Whether a request that the server did not take, or could not, is behind the error; Prefect reports it in many forms.
 
-    A busy one with SQLite answers 503 when its database is locked for too long.
+    A busy one with SQLite answers 503 when its database is locked for too long. One that asks for another secret than before is
+    lost, too: whoever waits for it then says so.
     """
     import httpx
     from prefect.exceptions import CrashedRun
@@ -106,8 +107,8 @@ def _is_lost_server(error: BaseException | None) -> bool:
         return False  # of a stage: what it could not reach was something else
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code >= 500
-        if refused or isinstance(error, httpx.TransportError | CrashedRun):
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+        if status >= 500 or status in (401, 403) or isinstance(error, httpx.TransportError | CrashedRun):
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__

@@ -21,7 +21,8 @@ class ResourceSpec(FrozenModel):
     evaluate_timeout_seconds: PositiveFloat = 600.0
     verify_timeout_seconds: PositiveFloat = 60.0
     memory_gib: PositiveFloat | None = Field(
-        None, description="main memory of a training process; by default the machine's or its container's, shared equally"
+        None,
+        description="main memory of a training process; by default the machine's or its container's, shared equally",
     )
     allow_shared_network: bool = Field(
         False,

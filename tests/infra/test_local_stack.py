@@ -292,8 +292,10 @@ class TestStack:
         assert run.archive.check() == []
         assert not (run.path / "mlflow.db").exists()
         assert not (run.path / "prefect").exists()
-        for address in stack.addresses.values():
-            assert address in done.stdout, "the summary says where to look"
+        for name, address in stack.addresses.items():
+            shown = address in done.stdout + done.stderr
+            assert shown == (name != "PREFECT_API_AUTH_STRING"), "the summary says where to look, and no secret"
+        assert "View run" not in done.stdout, "MLflow prints the address as it is, a password in it included"
 
         flows = stack.query("prefect", "select name || ':' || state_type from flow_run order by name")
         assert flows.split() == [*f"evolve {run.path}:COMPLETED".split(), "gen-01:COMPLETED"]

@@ -99,7 +99,7 @@ def wait_until_it_answers(url: str) -> None:
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], None], Callable[[], None]]]:
+def own_server(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[..., None], Callable[[], None]]]:
     """Settings that name a Prefect server which is not the command's, and functions that start and kill it."""
     port, servers = free_port(), []
     url = f"http://127.0.0.1:{port}/api"
@@ -110,9 +110,9 @@ def own_server(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], No
         "PREFECT_CLIENT_MAX_RETRIES": "1",
     }
 
-    def start() -> None:
+    def start(secret: str = "poise:secret") -> None:
         command = [sys.executable, "-m", "flows.server_process", str(port)]
-        environment = {**os.environ, **settings, "PREFECT_SERVER_API_AUTH_STRING": "poise:secret"}
+        environment = {**os.environ, **settings, "PREFECT_SERVER_API_AUTH_STRING": secret}
         servers.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True))
         wait_until_it_answers(f"{url}/health")
 
@@ -127,7 +127,7 @@ def own_server(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], No
         kill()
 
 
-OwnServer = tuple[dict[str, str], Callable[[], None], Callable[[], None]]
+OwnServer = tuple[dict[str, str], Callable[..., None], Callable[[], None]]
 
 
 @pytest.mark.exhaustive
@@ -172,6 +172,20 @@ def test_a_prefect_server_whose_secret_is_not_known_is_one_line(
     running = MadeUp(tmp_path / "run", tmp_path / "log", 0.0, **settings, **given)
     assert running.end() == 3
     assert f"fault: the Prefect server at {settings['PREFECT_API_URL']} asks for {said}" in running.log.read_text()
+    assert "Traceback" not in running.log.read_text()
+
+
+@pytest.mark.exhaustive
+def test_a_prefect_server_that_returns_with_another_secret_is_one_line(tmp_path: Path, own_server: OwnServer) -> None:
+    settings, start, kill = own_server
+    running = MadeUp(tmp_path / "run", tmp_path / "log", 3.0, **settings)
+    running.wait_for("training GRPO")
+    kill()
+    start("poise:other")
+    assert running.end() == 3, running.log.read_text()
+    assert (
+        f"fault: the Prefect server at {settings['PREFECT_API_URL']} asks for another secret" in running.log.read_text()
+    )
     assert "Traceback" not in running.log.read_text()
 
 
