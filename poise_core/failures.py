@@ -6,6 +6,7 @@ A ``CandidateFailure`` becomes a row of the archive's ``failures`` table and is 
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from enum import StrEnum
 
@@ -33,6 +34,11 @@ _UNPRINTABLE = ("Cc", "Cf", "Cs")  # control characters, invisible formats, halv
 def printable(text: str) -> str:
     """The text with U+FFFD for each character that an archive refuses or a terminal obeys; ends of lines and tabs stay."""
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else "\ufffd" for c in text)
+
+
+def without_credentials(text: str) -> str:
+    """The text with ``***`` for the user and the password in every URL: MLflow's and Prefect's addresses may have them."""
+    return re.sub(r"(?<=://)[^/\s?#@]+@", "***@", text)
 
 
 class CandidateFailure(Exception):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -71,12 +73,16 @@ def experiment_link(uri: str, experiment: str) -> str | None:
     """Where MLflow's UI shows an experiment; None where the store has no server, or it does not answer."""
     if not uri.startswith(("http://", "https://")):
         return None
-    base = uri.rstrip("/")
+    parts = urllib.parse.urlsplit(uri.rstrip("/"))
+    base = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # whoever sees the link signs in himself
     query = urllib.parse.urlencode({"experiment_name": experiment})
+    request = urllib.request.Request(f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}")
+    user = urllib.parse.unquote(parts.username or os.environ.get("MLFLOW_TRACKING_USERNAME", ""))
+    if user:
+        password = urllib.parse.unquote(parts.password or os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+        request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
     try:
-        with urllib.request.urlopen(
-            f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=MLFLOW_SECONDS
-        ) as reply:
+        with urllib.request.urlopen(request, timeout=MLFLOW_SECONDS) as reply:
             identity = json.load(reply)["experiment"]["experiment_id"]
     except (urllib.error.URLError, OSError, ValueError, KeyError):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,12 +21,21 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, for example protocol.training.steps=20. Repeat."),
 ]
+SharedNetworkOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-shared-network",
+        help="Go on where this machine grants no network namespace; candidate code then shares the machine's network.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
 def fail(message: object, status: int) -> typer.Exit:
     """Print one line on standard error; the caller raises the returned exit."""
-    typer.echo(f"poise: {' '.join(str(message).split())}", err=True)
+    from poise_core.failures import without_credentials
+
+    typer.echo(f"poise: {without_credentials(' '.join(str(message).split()))}", err=True)
     return typer.Exit(status)
 
 
@@ -44,6 +54,16 @@ def plain_errors() -> Iterator[None]:
         raise fail(str(error).splitlines()[0], FAULT) from error
     except (Cancelled, KeyboardInterrupt) as error:
         raise fail("stopped; the same command goes on", STOPPED) from error
+
+
+def shared_network(allowed: bool) -> list[str]:
+    """The overrides of ``--allow-shared-network``, which travel with the run; on this machine it holds for the gate, too."""
+    if not allowed:
+        return []
+    from poise_core.sandbox.run import ALLOW_SHARED_NETWORK
+
+    os.environ[ALLOW_SHARED_NETWORK] = "1"
+    return ["resources.allow_shared_network=true"]
 
 
 def resolve_preset(name: str, overrides: list[str] | None, **settings: int | None) -> Preset:

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise_core.cli.common import FAULT, STOPPED, UNUSABLE, JsonOption, PresetOption, SetOption, fail, plain_errors
+from poise_core.cli.common import (
+    FAULT,
+    STOPPED,
+    UNUSABLE,
+    JsonOption,
+    PresetOption,
+    SetOption,
+    SharedNetworkOption,
+    fail,
+    plain_errors,
+    shared_network,
+)
 
 if TYPE_CHECKING:
     from poise_core.experiments.arms import ArmRun
@@ -27,6 +38,7 @@ def compare_search(
         list[str] | None, typer.Option("--arm", help="evolution, random, greedy or best-of-n; repeat. Default: all.")
     ] = None,
     search_seeds: Annotated[int, typer.Option(min=1, help="Search seeds per arm; two or more give intervals.")] = 1,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -45,13 +57,14 @@ def compare_search(
         unknown = sorted(set(arms or ()) - set(ARMS))
         if unknown:
             raise fail(f"no arm {unknown[0]!r}; arms: {', '.join(ARMS)}", UNUSABLE)
-        resolved = resolve_preset(preset, overrides)
+        settings = [*(overrides or []), *shared_network(allow_shared_network)]
+        resolved = resolve_preset(preset, settings)
         folder = (run_dir or Path("runs") / f"{resolved.name}-arms").absolute()
         chosen = tuple(arm for arm in ARMS if not arms or arm in arms)
         runs = arm_runs(resolved, folder, chosen, tuple(range(search_seeds)))
         for run in runs:
             share_baseline(run, runs)
-            _evolve(run, preset, overrides or [])
+            _evolve(run, preset, settings)
         _report(runs, folder, json)
 
 

@@ -14,11 +14,13 @@ from poise_core.cli.common import (
     JsonOption,
     PresetOption,
     SetOption,
+    SharedNetworkOption,
     default_run_dir,
     existing_file,
     fail,
     plain_errors,
     resolve_preset,
+    shared_network,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Where its results go, and whose baseline it is compared with. Default: runs/PRESET."),
     ] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -54,7 +57,7 @@ def evaluate(
 
     existing_file(file)
     with plain_errors():
-        resolved = resolve_preset(preset, overrides)
+        resolved = resolve_preset(preset, [*(overrides or []), *shared_network(allow_shared_network)])
         chosen = resolved.protocol.seeds[: seeds or resolved.search.seeds_per_candidate]
         if seeds and seeds > len(chosen):
             raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)

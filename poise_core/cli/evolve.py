@@ -16,10 +16,12 @@ from poise_core.cli.common import (
     STOPPED,
     PresetOption,
     SetOption,
+    SharedNetworkOption,
     default_run_dir,
     fail,
     plain_errors,
     resolve_preset,
+    shared_network,
 )
 from poise_core.cli.reading import evidence_of, leaderboard_of
 
@@ -43,6 +45,7 @@ def evolve(
     replay: Annotated[
         Path | None, typer.Option(help="A recorded run: take its models' answers instead of asking.")
     ] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Evolve algorithms: the baseline first, then generations of children, each really trained and really scored.
@@ -62,7 +65,11 @@ def evolve(
     from rich.console import Console
 
     with plain_errors():
-        settings = [*(overrides or []), *agent_overrides(llm, base_url, directive)]
+        settings = [
+            *(overrides or []),
+            *agent_overrides(llm, base_url, directive),
+            *shared_network(allow_shared_network),
+        ]
         resolved = resolve_preset(preset, settings, generations=generations, parents=parents, seed=seed)
         if forecast := check_and_forecast(resolved):
             count = resolved.search.generations
@@ -96,6 +103,8 @@ def evolve(
 
 def where_to_look(run: RunDirectory) -> str:
     """Paths of what a run has left, with the commands that open them."""
+    from poise_core.failures import without_credentials
+
     folder = _short(run.path)
     archive = run.preset.archive or f"{folder}/archive"
     programs = _short(Path(sys.executable).parent)
@@ -104,7 +113,7 @@ def where_to_look(run: RunDirectory) -> str:
     tracking = run.tracking_uri
     mlflow = f"{programs}/mlflow ui --backend-store-uri {tracking}" if tracking == run.own_tracking_uri else tracking
     prefect = f"PREFECT_HOME={home} {programs}/prefect server start" if server is None else server
-    return "\n".join(
+    lines = "\n".join(
         [
             f"Archive   {archive}",
             f"          {programs}/python -c \"import pandas; print(pandas.read_parquet('{archive}/evaluations'))\"",
@@ -113,6 +122,7 @@ def where_to_look(run: RunDirectory) -> str:
             f"Look      poise show {folder} NAME    poise leaderboard {folder}    poise lineage {folder}",
         ]
     )
+    return without_credentials(lines)
 
 
 def _short(path: Path) -> str:

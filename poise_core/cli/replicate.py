@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from poise_core.cli.common import REFUSED, UNUSABLE, JsonOption, fail, plain_errors
+from poise_core.cli.common import REFUSED, UNUSABLE, JsonOption, SharedNetworkOption, fail, plain_errors, shared_network
 
 
 def replicate(
@@ -18,6 +18,7 @@ def replicate(
     undeclared: Annotated[
         bool, typer.Option("--undeclared", help="Also a candidate that is no champion candidate; the record says so.")
     ] = False,
+    allow_shared_network: SharedNetworkOption = False,
     json: JsonOption = False,
 ) -> None:
     """Replicate a champion candidate: train it and the baseline with fresh seeds, and read the sealed report split.
@@ -35,6 +36,7 @@ def replicate(
     from poise_core.tracking.sync import Tracker
     from poise_core.views import find_candidate
 
+    shared_network(allow_shared_network)
     with plain_errors():
         preset = RunDirectory.read(run_dir).current_preset
         with RunDirectory.open(run_dir, preset) as run:

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from poise_core.cli.common import SharedNetworkOption, shared_network
+
 if TYPE_CHECKING:
     from poise_core.config import Preset
     from poise_core.testbed.calibration import Summary
@@ -33,6 +35,7 @@ def calibrate(
         "runs/calibrate"
     ),
     write: Annotated[Path | None, typer.Option(help="Markdown page whose measured part is replaced.")] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as for evolve.")] = None,
 ) -> None:
     """Train a panel of known algorithms and state what the testbed can tell apart.
@@ -43,10 +46,11 @@ def calibrate(
     from poise_core.testbed.panel import PANEL
 
     names = tuple(algorithm or PANEL)
+    settings = [*(overrides or []), *shared_network(allow_shared_network)]
     summaries, protocols = [], []
     for i, name in enumerate(policy or [""]):
         own_seeds = other_seeds if i else seeds
-        loaded = _load(preset, [*(overrides or []), *([f"protocol.policy={name}"] if name else [])])
+        loaded = _load(preset, [*settings, *([f"protocol.policy={name}"] if name else [])])
         protocols.append(loaded.protocol)
         summaries.append(_judge(loaded, names, own_seeds, run_dir / loaded.protocol.digest))
     shown = "".join(f" --policy {name}" for name in policy or [])

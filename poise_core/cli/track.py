@@ -25,6 +25,7 @@ def track(
 
     Example: poise track runs/laptop --uri http://127.0.0.1:5000
     """
+    from poise_core.failures import without_credentials
     from poise_core.run_directory import RunDirectory
     from poise_core.tracking.sync import Tracker
 
@@ -35,6 +36,6 @@ def track(
     if report.error:
         raise fail(f"MLflow at {tracker.uri}: {report.error}", FAULT)
     typer.echo(
-        f"{tracker.experiment} at {tracker.uri}: {report.created} runs made, {report.updated} updated, "
+        f"{tracker.experiment} at {without_credentials(tracker.uri)}: {report.created} runs made, {report.updated} updated, "
         f"{report.unchanged} unchanged"
     )

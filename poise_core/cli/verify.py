@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise_core.cli.common import REFUSED, JsonOption, existing_file, plain_errors
+from poise_core.cli.common import REFUSED, JsonOption, SharedNetworkOption, existing_file, plain_errors, shared_network
 
 if TYPE_CHECKING:
     from poise_core.verification import VerificationReport
@@ -19,6 +19,7 @@ def verify(
         Path | None, typer.Option(help="A run whose admitted candidates it is compared with, as evolve would.")
     ] = None,
     json: JsonOption = False,
+    allow_shared_network: SharedNetworkOption = False,
     timeout: Annotated[float, typer.Option(help="Seconds that the whole gate may take.")] = 60.0,
 ) -> None:
     """Put an algorithm file through the admission gate, in a confined process.
@@ -32,6 +33,7 @@ def verify(
     from poise_core.verification import verify_file
 
     existing_file(file)
+    shared_network(allow_shared_network)
     with plain_errors(), Console(stderr=True).status(f"verifying {file.name}"):
         known = _admitted(run_dir) if run_dir else None
         report = verify_file(file, timeout_seconds=timeout, known_fingerprints=known)

@@ -68,6 +68,9 @@ def _lead(report: NightlyReport) -> str:
         lines.append(f"Best so far: **{best.name}**, {outcome(best)}.{news}")
     if run.replication:
         lines.append(f"Replication: {run.replication}.")
+    if report.shared_network:
+        names = ", ".join(report.shared_network)
+        lines.append(f"Trained on the machine's network, without one of their own, as was allowed: {names}.")
     return " ".join(lines)
 
 

@@ -66,7 +66,10 @@ class RunDirectory:
         _refuse_foreign(folder)
         preset = _with_settled_archive(folder, preset)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(
+                mode=0o700, exist_ok=True
+            )  # it holds answers, prompts and logs; what others may see is yours to say
             lock = Lock(folder / _LOCK)
         except OSError as error:
             raise RunDirectoryError(f"{folder}: cannot be used: {error.strerror or error}") from error

@@ -29,6 +29,7 @@ from urllib.request import url2pathname
 from poise_core.archive import Archive, ArchiveError
 from poise_core.config.protocol import Protocol
 from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.failures import without_credentials
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.registry import plan_versions, push_versions
 from poise_core.tracking.runs import CURVES_TAG, STATE_TAG, TAG_LENGTH, create_run, fill_run, known_runs
@@ -182,9 +183,12 @@ class Tracker:
             if isinstance(failure, ArchiveError):
                 raise
             self._client = None
-            error = self._last_error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+            said = without_credentials(" ".join(str(failure).split()))
+            error = self._last_error = f"{type(failure).__name__}: {said[:300]}"
             self._not_before = time.monotonic() + self._retry_seconds
-            logger.warning("tracking at %s is behind, the archive is not affected: %s", self.uri, error)
+            logger.warning(
+                "tracking at %s is behind, the archive is not affected: %s", without_credentials(self.uri), error
+            )
         return SyncReport(created, updated, unchanged, error)
 
     def _connect(self) -> MlflowClient:
@@ -193,6 +197,7 @@ class Tracker:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it may have a password
             for noisy in ("alembic", "mlflow.store.db.utils"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)
             from mlflow import MlflowClient

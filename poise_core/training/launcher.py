@@ -21,14 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-import psutil
-
 from poise_core.candidate.identity import name_fault
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import GRANTED, Limits
-from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
+from poise_core.sandbox.kernel import memory_bytes
+from poise_core.sandbox.run import (
+    TimeLimitReached,
+    log_tail,
+    quiet_environment,
+    require_own_network,
+    run_confined,
+)
 from poise_core.training.job import TrainingJob
 from poise_core.trajectory import CANDIDATE, CONTROLLER
 
@@ -80,7 +85,8 @@ def train_candidate(
 
     Raises:
         CandidateFailure: the candidate raised, diverged, or took longer than ``resources.train_timeout_seconds``.
-        InfrastructureError: the process died for another reason, or the file is not the one that the gate admitted.
+        InfrastructureError: the process died for another reason, the file is not the one that the gate admitted, or candidate code
+            would share the machine's network and nobody has allowed it.
         Cancelled: ``should_stop`` returned True.
     """
     open_seeds = [seed for seed in job.seeds if _record_path(job, seed) is None]
@@ -193,7 +199,7 @@ def _limits(job: TrainingJob, seeds: list[int], policy: Path) -> Limits:
     resources = job.resources
     wall_seconds = resources.train_timeout_seconds * len(seeds)
     shares = resources.parallel_candidates * resources.processes_per_training
-    memory = resources.memory_gib * 2**30 if resources.memory_gib else psutil.virtual_memory().total / shares
+    memory = resources.memory_gib * 2**30 if resources.memory_gib else memory_bytes() / shares
     weights = sum(path.stat().st_size for path in policy.glob("*.safetensors"))
     return Limits(
         wall_seconds=wall_seconds,
@@ -221,6 +227,11 @@ def _run(
     _write_job(job, seeds, job_file, outcome, policy)
     processes = str(job.resources.processes_per_training)
     follower = _Follower(folder, seeds, on_step)
+
+    def start(granted: Mapping[str, str]) -> None:
+        allowed = job.resources.allow_shared_network
+        _record_confinement(folder, require_own_network(granted, "training", allowed=allowed))
+
     try:
         status = run_confined(
             [sys.executable, "-I", "-m", "poise_core.training.startup", processes, str(job_file)],
@@ -229,7 +240,7 @@ def _run(
             readable=[job_file, job.candidate_path.resolve(), *policy_files(policy), *job.protocol.environment.files],
             limits=_limits(job, seeds, policy),
             env=quiet_environment(job.resources.threads_per_process),
-            on_start=lambda granted: _record_confinement(folder, granted),
+            on_start=start,
             on_poll=follower.poll,
             should_stop=should_stop,
         )

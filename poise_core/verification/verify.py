@@ -18,6 +18,7 @@ from poise_core.files import write_atomically
 from poise_core.sandbox.command import Limits, confined_command, has_private_scratch
 from poise_core.sandbox.confine import SETUP_FAILED, WALL_TIME_OVER
 from poise_core.sandbox.pipes import Finished, run_until
+from poise_core.sandbox.run import require_own_network
 from poise_core.verification.report import CheckResult, VerificationReport
 
 MEMORY_BYTES = 2 << 30  # importing torch takes 0.2 GiB of it
@@ -123,6 +124,7 @@ def _verify_with(
         ),
         loopback=False,
     )
+    measures = require_own_network(confined.granted, "verification")
     given = json.dumps(asdict(job)).encode()
     try:
         finished = run_until(confined, given, deadline, OUTPUT_BYTES, should_stop)
@@ -132,8 +134,8 @@ def _verify_with(
     except OSError as error:
         raise InfrastructureError(f"the verification process does not start: {error}") from error
     report = _read_report(finished, job.nonce, job.name, job.source, job.timeout_seconds, job.static)
-    granted = dict(confined.granted)
-    if confined.granted["system calls"] == "granted":
+    granted = dict(measures)
+    if granted["system calls"] == "granted":
         granted["process limit"] = "granted"  # the worker refuses itself new processes, also as root
     return replace(report, candidate_name=job.name, source_digest=source_digest(job.source), confinement=granted)
 

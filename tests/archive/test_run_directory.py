@@ -40,6 +40,7 @@ def test_a_first_start_freezes_the_preset_and_makes_the_archive(tmp_path: Path) 
         assert run.train_folder("x-1") == path / "candidates" / "x-1" / "train"
         assert run.evaluate_folder("x-1") == path / "candidates" / "x-1" / "evaluate"
         assert run.settings_changes == []
+    assert path.stat().st_mode & 0o777 == 0o700, "answers and prompts are nobody else's"
     frozen = yaml.safe_load((path / "preset.yaml").read_text())
     assert frozen["protocol_digest"] == preset.protocol.digest
     read = RunDirectory.read(path)

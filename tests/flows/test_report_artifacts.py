@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
@@ -23,6 +26,33 @@ def row(name: str, **known: object) -> LeaderboardRow:
     return LeaderboardRow(
         known.pop("rank", None), name, name, 1, "catalogue", "evolution", **{"status": "evaluated", **known}
     )  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("user", ["", "anna:pass%40word@"])
+def test_the_link_to_mlflow_has_no_password_and_signs_in_with_it(user: str) -> None:
+    """A link with one stood in Prefect for everybody who looks, and the server was asked without it."""
+    from tasks.reports import experiment_link
+
+    asked: list[tuple[str, str | None]] = []
+
+    class Server(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append((self.path, self.headers.get("Authorization")))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"experiment": {"experiment_id": "7"}}')
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_address[1]}"
+        link = experiment_link(f"http://{user}{place}/", "poise/x")
+        server.shutdown()
+    assert link == f"http://{place}/#/experiments/7"
+    basic = f"Basic {base64.b64encode(b'anna:pass@word').decode()}" if user else None
+    assert asked == [("/api/2.0/mlflow/experiments/get-by-name?experiment_name=poise%2Fx", basic)]
 
 
 @pytest.mark.slow

@@ -204,6 +204,25 @@ def test_the_gate_works_at_every_level_of_confinement(
     assert set(Path(tempfile.gettempdir()).glob("poise-gate-*")) <= before
 
 
+@pytest.mark.parametrize("variable", ["", "0", "1"])
+def test_without_namespaces_and_filters_the_gate_runs_only_where_that_is_allowed(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = {**sandbox.probe_machine(), "user and network namespaces": "not here", "seccomp": "nor this"}
+    monkeypatch.setattr(sandbox, "probe_machine", lambda: refused)
+    monkeypatch.setattr(sandbox, "best_level", lambda: "landlock" if not refused["landlock"] else "plain")
+    monkeypatch.setenv("POISE_ALLOW_SHARED_NETWORK", variable)
+    if variable == "1":
+        report = verify_file(written(tmp_path, BASE))
+        assert report.admitted, report.message
+        assert report.confinement["network"] == "not granted: not here; sharing the machine's was allowed"
+        return
+    with pytest.raises(
+        InfrastructureError, match=r"^verification is refused.*\(not granted: not here\).*--allow-shared"
+    ):
+        verify_file(written(tmp_path, BASE))
+
+
 SILENT = FOREVER.replace(
     "        pass\n", "        __import__('os').closerange(0, 1000)\n"
 )  # no pipe says that it lives

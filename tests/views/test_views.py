@@ -12,7 +12,7 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows, failure_row
+from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows, failure_row, trajectory_rows
 from poise_core.config.protocol import Protocol
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import Interval, overall_interval, paired_delta
@@ -270,6 +270,23 @@ def test_one_candidate_shows_everything_the_archive_holds(filled: tuple) -> None
     assert plain["record"]["mechanisms"] == {"level": "token", "scale": "analytic"}
     assert plain["reflection"]["content"]["reflector"] == "rules"
     assert plain["curves"]["kl"]["19"] == pytest.approx(0.38)
+
+
+def test_a_training_that_shared_the_network_says_so(filled: tuple) -> None:
+    archive, protocol = filled
+    view = view_candidate(RunEvidence.load(archive, protocol), "VM-AV")
+    assert view.unconfined == {}
+    assert "trained without" not in text(render_candidate(view))
+    shared = {"limits": "granted", "network": "not granted: no; sharing the machine's was allowed"}
+    for seed, confinement in ((8, shared), (9, {"limits": "granted", "network": "granted"})):
+        steps = [{"step": 0.0, "kl": 0.1}]
+        archive.append(
+            "trajectories", trajectory_rows(samples.VM_AV, protocol.digest, seed, steps, confinement=confinement)
+        )
+    view = view_candidate(RunEvidence.load(archive, protocol), "VM-AV")
+    assert view.to_dict()["unconfined"] == {"network": shared["network"]}
+    shown = " ".join(text(render_candidate(view)).split())
+    assert "trained without network (not granted: no; sharing the machine's was allowed)" in shown
 
 
 def test_candidates_without_results_show_what_there_is(filled: tuple) -> None:

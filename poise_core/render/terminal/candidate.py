@@ -67,6 +67,9 @@ def _head(view: CandidateView) -> RenderableType:
         table.add_row("revises", f"{record['revises']}, after its failure")
     table.add_row("children", ", ".join(view.children.values()) or "none yet")
     table.add_row("admission", _admission(view))
+    if view.unconfined:
+        missing = "; ".join(f"{measure} ({why})" for measure, why in view.unconfined.items())
+        table.add_row("trained without", Text(missing, style="yellow"))
     if view.state:
         table.add_row("standing", Text(view.state, style=STYLES.get(view.state, "yellow")))
     return table
