@@ -9,6 +9,7 @@ within it the ``row_keys`` tell rows apart. So a part is found without reading a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import pyarrow as pa
@@ -60,7 +61,7 @@ class Table:
         """All columns, those that every table has included."""
         return (*_HEAD, *self.own_fields, *_TAIL)
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema, with the documentation of every column and the schema version in its metadata."""
         fields = [pa.field(f.name, f.type, f.nullable, metadata={"doc": f.doc}) for f in self.fields]

@@ -10,7 +10,9 @@ from poise_core.config.protocol import FrozenModel
 class LadderSpec(FrozenModel):
     """Rules that may end a child's training before its last seed; docs/evidence.md derives them and their error rates."""
 
-    enabled: bool = Field(False, description="whether children pass rungs; without them every child trains with all seeds")
+    enabled: bool = Field(
+        False, description="whether children pass rungs; without them every child trains with all seeds"
+    )
     proxy_steps: int = Field(
         30, ge=0, description="length of the proxy, the first steps of the first seed's training; 0 for no proxy"
     )
@@ -60,14 +62,17 @@ class HealthSpec(FrozenModel):
 
     enabled: bool = True
     grace_steps: int = Field(5, ge=0, description="number of first steps in which no rule is checked")
-    patience: PositiveInt = Field(5, description="consecutive steps that must break a rule before it stops the training")
+    patience: PositiveInt = Field(
+        5, description="consecutive steps that must break a rule before it stops the training"
+    )
     kl_limit: PositiveFloat = Field(
-        3.0, description="upper limit of the KL, nats per token; an algorithm without KL penalty and clipping reaches 0.7 on the testbed"
+        3.0,
+        description="upper limit of the KL, nats per token; without KL penalty and clipping the testbed reaches 0.7",
     )
     entropy_floor: float = Field(
         0.003,
         ge=0,
-        description="lower limit of the entropy, nats per token; GRPO on the testbed ends at 0.03, and a tenth of that explores nothing",
+        description="lower limit of the entropy, nats per token; GRPO on the testbed ends at 0.03",
     )
     truncated_limit: float = Field(
         0.9, gt=0, description="share of completions that hit the length limit; the panel stays below 0.12"

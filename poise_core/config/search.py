@@ -20,7 +20,9 @@ class AcquisitionSpec(FrozenModel):
     potential: NonNegativeFloat = Field(0.3, description="weight of the upper confidence bound on descendant gain")
     top_descendants: PositiveInt = Field(3, description="K: descendants that make up a node's descendant gain")
     discount: float = Field(0.8, gt=0, le=1, description="gamma: discount per generation between node and descendant")
-    gain_scale: PositiveFloat = Field(3.0, description="beta: points of Overall that count as a large gain (the scale of the tanh)")
+    gain_scale: PositiveFloat = Field(
+        3.0, description="beta: points of Overall that count as a large gain (the scale of the tanh)"
+    )
     kernel: Literal["matern", "rbf"] = Field("matern", description="kernel over node features; matern: nu = 5/2")
     confidence: NonNegativeFloat = Field(1.0, description="UCB coefficient: standard deviations added to the mean")
     target_noise: PositiveFloat = Field(
@@ -41,7 +43,9 @@ class PlateauSpec(FrozenModel):
     """The definition of a plateau, and how the search answers one."""
 
     window: PositiveInt = Field(3, description="generations without a recognisable gain that make a plateau")
-    answer: bool = Field(True, description="whether a plateau makes mutations wider and gives one parent's slot to an unexplored branch")
+    answer: bool = Field(
+        True, description="whether a plateau widens mutations and gives one slot to an unexplored branch"
+    )
     worth: NonNegativeFloat = Field(
         0.1, description="expected gain of a generation, as a share of the noise floor, below which it is not worth it"
     )
@@ -57,10 +61,16 @@ class SearchSpec(FrozenModel):
         3, description="number of the protocol's seeds that each candidate trains with"
     )
     ideas_tried: int = Field(
-        3, ge=1, le=16, description="upper limit of the proposals implemented for one slot of a generation, until the gate admits one"
+        3,
+        ge=1,
+        le=16,
+        description="limit of the proposals implemented for one slot, until the gate admits one",
     )
     revisions: int = Field(
-        2, ge=0, le=10, description="inner loop: how often the implementer may revise one file after a report of the gate"
+        2,
+        ge=0,
+        le=10,
+        description="inner loop: how often the implementer may revise one file after a report of the gate",
     )
     repairs: int = Field(
         1,

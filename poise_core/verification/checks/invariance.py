@@ -135,7 +135,7 @@ def _compare_runs(clean: Run, other: Run, order: Tensor, change: str) -> None:
 
 
 def check_micro_batches(candidate: Candidate) -> None:
-    """Check `micro-batches`: the micro-batches of a step add up to the loss and the gradient of the whole batch, however it is split.
+    """Check `micro-batches`: micro-batches add up to the loss and gradient of the whole batch, however it is split.
 
     Raises:
         ContractViolation: with the sentence for the author.
