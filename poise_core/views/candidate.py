@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from poise_core.archive import Archive, ArchiveError
 from poise_core.archive.typed import (
     CandidateRow,
+    ExaminationRow,
     FailureRow,
     ProposalRow,
     ReflectionRow,
@@ -45,6 +46,7 @@ class CandidateView:
     state: str = ""  # see RunEvidence.state
     rungs: list[RungRow] = field(default_factory=list)  # of the ladder, from below
     replication: Mapping[str, Any] | None = None
+    examination: list[ExaminationRow] = field(default_factory=list)  # one row per condition, as planned
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times as ISO text, embedded JSON as objects."""
@@ -113,6 +115,7 @@ def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -
         state=evidence.state(candidate),
         rungs=sorted(rungs, key=lambda row: row["tokens"]),
         replication=replication,
+        examination=list(evidence.examinations.get(candidate, ())),
     )
 
 
@@ -141,7 +144,7 @@ def _plain(value: Any, key: str = "") -> Any:
         return [_plain(item) for item in value]
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    if key in ("mechanisms", "composition", "report", "content") and isinstance(value, str):
+    if key in ("mechanisms", "composition", "report", "content", "detail") and isinstance(value, str):
         return json.loads(value)
     if isinstance(value, float) and not math.isfinite(value):  # no JSON
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poise_core.agents.llm.ledger import Spent
+from poise_core.archive.typed import ExaminationRow
 from poise_core.config import Preset
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.search.plateau import Plateau
@@ -28,6 +29,7 @@ class NightlyRun:
     hours: float | None = None  # the time budget
     dollars: float | None = None  # the cost budget
     replication: str = ""  # the outcome of a replication in one sentence; empty where there was none
+    examined: str = ""  # id of the candidate that was examined; empty where none was
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class NightlyReport:
     outlook: Plateau
     tokens: int  # completion tokens sampled in training by all children
     spent: Spent  # on language models since the run began
+    examination: tuple[ExaminationRow, ...] = ()  # of the candidate that was examined, one per condition
+    examined_name: str = ""
 
 
 def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> NightlyReport:
@@ -74,6 +78,8 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         outlook=outlook(evidence, preset),
         tokens=sum(evidence.training_tokens.get(name, 0) for name in names),
         spent=spent,
+        examination=tuple(evidence.examinations.get(run.examined, ())),
+        examined_name=evidence.candidates[run.examined]["name"] if run.examined in evidence.candidates else "",
     )
 
 
