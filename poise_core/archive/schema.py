@@ -77,6 +77,8 @@ _TAIL = (
 )
 _CANDIDATE = Field("candidate_id", _TEXT, "`<name-slug>-<10 hex digits of the source's digest>`")
 _PROTOCOL = Field("protocol", _TEXT, "digest of the protocol; rows with different digests are never ranked together")
+EXAMINED: Final = "examination-"
+"""Stands before the digest of the protocol where an examination has trained for itself, at another learning rate for example."""
 _SECONDS = Field("seconds", _FLOAT, "wall-clock seconds that it took", nullable=True, counts=False)
 
 CANDIDATES = Table(
@@ -324,6 +326,43 @@ REPLICATIONS = Table(
     ),
     later=True,
 )
+VERDICTS: Final = ("holds", "does not hold", "not distinguishable", "not measured")
+EXAMINATIONS = Table(
+    "examinations",
+    "One row per condition under which a candidate was examined beside the baseline, with fresh seeds, on sealed problems.",
+    ("protocol", "candidate_id", "condition"),
+    (),
+    (
+        _PROTOCOL,
+        _CANDIDATE,
+        Field("condition", _TEXT, "`primary`, `rates`, `policy:<name>`, `pass@<k>`, `greedy` or `collapse`"),
+        Field("baseline_id", _TEXT, "the candidate that it was compared with"),
+        Field("verdict", _TEXT, "whether the candidate is better under this condition", allowed=VERDICTS),
+        Field("declared", _BOOL, "whether it was a champion candidate when its examination began"),
+        Field("overall", _FLOAT, "what the condition compares, mean over seeds, percent", nullable=True),
+        Field("baseline_overall", _FLOAT, "the same of the baseline", nullable=True),
+        Field("delta", _FLOAT, "paired difference to the baseline, percent points", nullable=True),
+        Field("low", _FLOAT, "lower limit of its interval", nullable=True),
+        Field("high", _FLOAT, "upper limit of its interval", nullable=True),
+        Field("level", _FLOAT, "confidence level of the interval", nullable=True),
+        Field("worst", _FLOAT, "of the candidate's seeds, the lowest", nullable=True),
+        Field("baseline_worst", _FLOAT, "of the baseline's seeds, the lowest", nullable=True),
+        Field("collapsed", _INT, "trainings of the candidate that collapsed", nullable=True),
+        Field("collapse_bound", _FLOAT, "upper 95 % limit of the chance of a collapse, 0 to 1", nullable=True),
+        Field("rate", _FLOAT, "factor on the learning rate with which the candidate trained", nullable=True),
+        Field("baseline_rate", _FLOAT, "the same of the baseline", nullable=True),
+        Field("seeds", pa.list_(pa.int32()), "fresh training seeds of the comparison"),
+        Field("choice_seeds", pa.list_(pa.int32()), "fresh training seeds with which learning rates were chosen"),
+        Field("sealed_set", _INT, "which set of the report split was read; every examination of a run has its own"),
+        Field("planned", _TEXTS, "all conditions of this examination"),
+        Field(
+            "examination", _TEXT, "digest of what was settled before it began: settings, seeds, sealed set, baseline"
+        ),
+        Field("detail", _TEXT, "JSON: settings, digests of the protocols trained under, scores of all learning rates"),
+        Field("message", _TEXT, "the verdict in one sentence"),
+    ),
+    later=True,
+)
 
 TABLES: Final[dict[str, Table]] = {
     table.name: table
@@ -338,6 +377,7 @@ TABLES: Final[dict[str, Table]] = {
         FAILURES,
         RUNGS,
         REPLICATIONS,
+        EXAMINATIONS,
         CALLS,
     )
 }

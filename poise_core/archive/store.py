@@ -29,6 +29,7 @@ from poise_core.archive.typed import (
     CallRow,
     CandidateRow,
     EvaluationRow,
+    ExaminationRow,
     FailureRow,
     ProposalRow,
     ReflectionRow,
@@ -206,6 +207,11 @@ class Archive:
     def rows(
         self, table: Literal["replications"], *, unsealed: bool = False, **equals: Any
     ) -> list[ReplicationRow]: ...
+
+    @overload
+    def rows(
+        self, table: Literal["examinations"], *, unsealed: bool = False, **equals: Any
+    ) -> list[ExaminationRow]: ...
 
     @overload
     def rows(self, table: Literal["calls"], *, unsealed: bool = False, **equals: Any) -> list[CallRow]: ...

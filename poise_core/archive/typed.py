@@ -220,6 +220,40 @@ class ReplicationRow(TypedDict):
     content_digest: NotRequired[str]
 
 
+class ExaminationRow(TypedDict):
+    """One row per condition under which a candidate was examined beside the baseline, with fresh seeds, on sealed problems."""
+
+    row_key: NotRequired[str]
+    protocol: str
+    candidate_id: str
+    condition: str
+    baseline_id: str
+    verdict: str
+    declared: bool
+    overall: NotRequired[float | None]
+    baseline_overall: NotRequired[float | None]
+    delta: NotRequired[float | None]
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    level: NotRequired[float | None]
+    worst: NotRequired[float | None]
+    baseline_worst: NotRequired[float | None]
+    collapsed: NotRequired[int | None]
+    collapse_bound: NotRequired[float | None]
+    rate: NotRequired[float | None]
+    baseline_rate: NotRequired[float | None]
+    seeds: list[int]
+    choice_seeds: list[int]
+    sealed_set: int
+    planned: list[str]
+    examination: str
+    detail: str
+    message: str
+    written_by: str
+    created_at: NotRequired[dt.datetime]
+    content_digest: NotRequired[str]
+
+
 class CallRow(TypedDict):
     """One row per attempt at a language model, paid or failed: the ledger, and the recording that a replay reads."""
 

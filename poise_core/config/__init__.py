@@ -2,11 +2,12 @@
 
 from poise_core.config.ladder import HealthSpec, LadderSpec
 from poise_core.config.loading import PresetError, load_preset, shipped_presets, with_overrides
-from poise_core.config.preset import Preset
+from poise_core.config.preset import ExaminationSpec, Preset
 from poise_core.config.resources import ResourceSpec
 from poise_core.config.search import SearchSpec
 
 __all__ = [
+    "ExaminationSpec",
     "HealthSpec",
     "LadderSpec",
     "Preset",

@@ -1,8 +1,9 @@
 """Evaluation of trained policies, in a process that never loads candidate code.
 
-The environment draws the problems of a benchmark; the kinds, the number and the benchmark's name determine them. Benchmark and
-split determine the random numbers of sampling, so that all policies of a protocol answer the same problems with the same
-random numbers. Problems of the ``search`` and ``report`` splits are disjoint from each other and from training.
+The environment draws the problems of a benchmark; the kinds, the number, the benchmark's name and the number of the set determine
+them. Benchmark, split and set determine the random numbers of sampling, so that all policies of a protocol answer the same
+problems with the same random numbers. Problems of the ``search`` and ``report`` splits are disjoint from each other and from
+training; sets of one split are drawn independently from it, so they share problems where a kind has few.
 """
 
 from __future__ import annotations
@@ -26,13 +27,20 @@ from poise_core.sampling.local import sample_completions
 ROWS_PER_BATCH = 2048
 
 
-def benchmark_problems(environment: Environment, spec: BenchmarkSpec, split: Split) -> list[Problem]:
-    """Return the problems of one benchmark and split, which are always the same."""
-    return environment.problems(split, spec.kinds, spec.problems, f"benchmark/{spec.name}")
+def benchmark_problems(
+    environment: Environment, spec: BenchmarkSpec, split: Split, sealed_set: int = 0
+) -> list[Problem]:
+    """Return the problems of one benchmark, split and set, which are always the same; set 0 is what the search reads."""
+    return environment.problems(split, spec.kinds, spec.problems, f"benchmark/{spec.name}{_set_suffix(sealed_set)}")
+
+
+def _set_suffix(sealed_set: int) -> str:
+    """What the number of a set adds to the seed of its problems and to that of its samples."""
+    return f"/set-{sealed_set}" if sealed_set else ""
 
 
 def evaluate_policy(
-    folder: Path, protocol: Protocol, split: Split, seed: int, *, base: Path | None = None
+    folder: Path, protocol: Protocol, split: Split, seed: int, *, base: Path | None = None, sealed_set: int = 0
 ) -> SeedEvaluation:
     """Score one policy on every benchmark of the protocol.
 
@@ -43,6 +51,7 @@ def evaluate_policy(
         protocol: benchmarks, weights, length limit and temperature.
         split: ``search`` or ``report``.
         seed: the training seed under which the result is stored; it does not change the sampling.
+        sealed_set: which set of the split's problems.
     """
     started = time.perf_counter()
     with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
@@ -51,7 +60,9 @@ def evaluate_policy(
         model = model.to("cuda")
     codec = PromptCodec.load(base or folder, protocol.prompt)
     environment = get_environment(protocol.environment.name)
-    results = tuple(_benchmark(model, codec, environment, protocol, spec, split) for spec in protocol.benchmarks)
+    results = tuple(
+        _benchmark(model, codec, environment, protocol, spec, split, sealed_set) for spec in protocol.benchmarks
+    )
     return SeedEvaluation(
         seed=seed,
         split=split,
@@ -62,12 +73,19 @@ def evaluate_policy(
 
 
 def _benchmark(
-    model: Any, codec: PromptCodec, environment: Environment, protocol: Protocol, spec: BenchmarkSpec, split: Split
+    model: Any,
+    codec: PromptCodec,
+    environment: Environment,
+    protocol: Protocol,
+    spec: BenchmarkSpec,
+    split: Split,
+    sealed_set: int,
 ) -> BenchmarkResult:
-    problems = benchmark_problems(environment, spec, split)
+    problems = benchmark_problems(environment, spec, split, sealed_set)
     length = protocol.training.max_completion_length
     total = len(problems) * spec.samples
-    noise = uniforms(total, length, zlib.crc32(f"{spec.name}/{split}".encode())) if spec.metric == "pass" else None
+    key = zlib.crc32(f"{spec.name}/{split}{_set_suffix(sealed_set)}".encode())
+    noise = uniforms(total, length, key) if spec.metric == "pass" else None
     correct, valid, tokens = [], 0, 0
     per_batch = max(1, ROWS_PER_BATCH // spec.samples)
     for first in range(0, len(problems), per_batch):

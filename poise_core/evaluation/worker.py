@@ -37,7 +37,9 @@ def main(job_file: str) -> int:
     base = Path(document["base"])
     for seed, folder, result in document["policies"]:
         if not Path(result).exists():
-            evaluation = evaluate_policy(Path(folder), protocol, document["split"], seed, base=base)
+            evaluation = evaluate_policy(
+                Path(folder), protocol, document["split"], seed, base=base, sealed_set=document["sealed_set"]
+            )
             write_atomically(Path(result), evaluation.to_json())
     return 0
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, Lineage
-from poise_core.archive.typed import CandidateRow, FailureRow, ReplicationRow, RungRow
+from poise_core.archive.typed import CandidateRow, ExaminationRow, FailureRow, ReplicationRow, RungRow
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval
@@ -39,6 +39,7 @@ class RunEvidence:
     rungs: Sequence[RungRow]  # of the ladder, whatever was decided on it
     replications: Mapping[str, ReplicationRow]  # candidate -> row
     trained_seeds: Mapping[str, frozenset[int]]  # candidate -> seeds of which a training lies in the archive
+    examinations: Mapping[str, Sequence[ExaminationRow]] = field(default_factory=dict)  # candidate -> rows, as planned
     _intervals: dict[tuple[str, str, float], Interval | None] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -50,6 +51,8 @@ class RunEvidence:
         """
         digest = protocol.digest
         # tables that are written later are read first, so that beside a live run no row names a candidate that was not read
+        answers = archive.rows("examinations", protocol=digest) if archive.has("examinations") else []
+        answers.sort(key=lambda row: row["planned"].index(row["condition"]))
         replications = archive.rows("replications", protocol=digest) if archive.has("replications") else []
         rungs = archive.rows("rungs", protocol=digest) if archive.has("rungs") else []
         failures = archive.rows("failures", protocol=digest)
@@ -68,6 +71,10 @@ class RunEvidence:
             rungs=rungs,
             replications={row["candidate_id"]: row for row in replications},
             trained_seeds={name: frozenset(seeds) for name, seeds in trained.items()},
+            examinations={
+                name: [row for row in answers if row["candidate_id"] == name]
+                for name in sorted({row["candidate_id"] for row in answers})
+            },
         )
 
     # the candidates

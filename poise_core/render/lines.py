@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from poise_core.archive.typed import ExaminationRow
+from poise_core.evidence.examination import PRIMARY, conclude, multiplicity
 from poise_core.evidence.format import format_interval, format_overall
+from poise_core.evidence.intervals import Interval
 from poise_core.search.plateau import Plateau
 from poise_core.views.leaderboard import LeaderboardRow, best_of, children_of
 
@@ -46,6 +49,60 @@ def outcome(row: LeaderboardRow) -> str:
 def judgement(row: LeaderboardRow) -> str:
     """Verdict and state, where there are any."""
     return "; ".join(filter(None, (row.verdict, row.state)))
+
+
+EXAMINATION_HEAD = ("condition", "candidate", "baseline", "difference", "worst seed", "collapsed", "verdict")
+
+
+def examination_cells(row: ExaminationRow) -> tuple[str, ...]:
+    """One condition of an examination under ``EXAMINATION_HEAD``; what was not measured is a dash."""
+    measured = {"estimate": row["delta"], "low": row["low"], "high": row["high"], "seeds": len(row["seeds"])}
+    shown = "-" if row["delta"] is None else format_interval(Interval.from_dict(measured), signed=True)
+    worst = "-" if row["worst"] is None else f"{row['worst']:.1f} ({row['baseline_worst']:.1f})"
+    collapsed = "-"
+    if row["collapsed"] is not None:
+        collapsed = f"{row['collapsed']} of {len(row['seeds'])}, <= {100 * (row['collapse_bound'] or 0.0):.0f} %"
+    return (
+        row["condition"],
+        _with_rate(row["overall"], row["rate"]),
+        _with_rate(row["baseline_overall"], row["baseline_rate"]),
+        shown,
+        worst,
+        collapsed,
+        row["verdict"],
+    )
+
+
+def _with_rate(value: float | None, rate: float | None) -> str:
+    shown = "-" if value is None else f"{value:.1f}"
+    return shown if rate is None else f"{shown} at x{rate:.3g}"
+
+
+def examination_headline(rows: Sequence[ExaminationRow]) -> str:
+    """What an examination says, in one sentence."""
+    return conclude(rows).sentence
+
+
+def examination_notes(rows: Sequence[ExaminationRow]) -> list[str]:
+    """What stands below the table of an examination: every answer that the table cannot hold, and how it was made."""
+    first = rows[0]
+    notes = [f"{row['condition']}: {row['message']}." for row in rows if row["condition"] != PRIMARY]
+    seeds = f"Seeds {_ranges(first['seeds'])}, sealed set {first['sealed_set']}, examination {first['examination']}."
+    beside = (
+        "Worst seed: the candidate's lowest, the baseline's in brackets. Collapsed: trainings, and the chance at most."
+    )
+    return [*notes, f"{multiplicity(first['planned'])} {beside} {seeds}"]
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """``2-4, 9``."""
+    runs: list[list[int]] = []
+    for seed in sorted(seeds):
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def outlook_note(outlook: Plateau) -> str:

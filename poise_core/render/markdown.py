@@ -9,9 +9,18 @@ from collections.abc import Sequence
 
 from rich.console import Console, RenderableType
 
+from poise_core.archive.typed import ExaminationRow
 from poise_core.evidence.format import format_duration, format_interval
 from poise_core.evidence.intervals import Interval
-from poise_core.render.lines import judgement, outcome, outlook_note
+from poise_core.render.lines import (
+    EXAMINATION_HEAD,
+    examination_cells,
+    examination_headline,
+    examination_notes,
+    judgement,
+    outcome,
+    outlook_note,
+)
 from poise_core.views.leaderboard import LeaderboardRow, best_of
 from poise_core.views.nightly import NightlyReport, Tried
 
@@ -38,12 +47,25 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
+def render_examination_page(rows: Sequence[ExaminationRow], name: str) -> str:
+    """The examination of one candidate: the sentence, the table, and how it was made.
+
+    Args:
+        rows: of ``examinations``, at least one.
+        name: of the candidate.
+    """
+    cells = table(EXAMINATION_HEAD, [examination_cells(row) for row in rows])
+    notes = "\n".join(f"- {note}" for note in examination_notes(rows))
+    return f"**{name}**: {examination_headline(rows)}.\n\n{cells}\n\n{notes}\n"
+
+
 def render_nightly_report(report: NightlyReport) -> str:
     """The report as a page."""
     sections = [
         f"# Nightly report of generation {report.run.generation}, {report.run.began:%Y-%m-%d}\n\n{_lead(report)}",
         f"## What was tried\n\n{_tried(report.children)}",
         f"## What was learned\n\n{_learned(report)}",
+        *_examined(report),
         f"## What it cost\n\n{_cost(report)}",
         f"## Where the search stands\n\n{_best(report.rows)}",
     ]
@@ -79,6 +101,14 @@ def _tried(children: Sequence[Tried]) -> str:
         return "No child has become a candidate."
     cells = [(child.row.name, ", ".join(child.parents), child.change, outcome(child.row)) for child in children]
     return table(("candidate", "parent", "change", "outcome"), cells)
+
+
+def _examined(report: NightlyReport) -> list[str]:
+    """The section on the examination; none where nothing was examined."""
+    if not report.examination:
+        return []
+    page = render_examination_page(report.examination, report.examined_name)
+    return [f"## What was examined\n\n{page.rstrip()}"]
 
 
 def _learned(report: NightlyReport) -> str:

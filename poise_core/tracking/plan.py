@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from poise_core.archive import UNTRAINED_ARM
+from poise_core.evidence.examination import conclude
 from poise_core.evidence.run_evidence import Row, RunEvidence
+from poise_core.render.markdown import render_examination_page
 from poise_core.tracking.registry import ALGORITHM_FOLDER, plan_versions
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 from poise_core.views.nightly import kept_reports
@@ -152,7 +154,8 @@ def newest_measurement(evidence: RunEvidence) -> int:
     A new measurement anywhere moves the noise floor, and with it the limits of every candidate.
     """
     scores = evidence.archive.read("evaluations", ["created_at"], protocol=evidence.protocol.digest)
-    rows = [*evidence.failures, *evidence.rungs, *evidence.replications.values()]
+    answers = [row for rows in evidence.examinations.values() for row in rows]
+    rows = [*evidence.failures, *evidence.rungs, *evidence.replications.values(), *answers]
     moments = [*scores["created_at"].to_pylist(), *(row["created_at"] for row in rows)]
     return _milliseconds(max(moments)) if moments else 0
 
@@ -213,6 +216,9 @@ def _candidate_plan(record: Row, known: _Known) -> RunPlan:
     plan.params = {f"mechanism.{slot}": str(choice) for slot, choice in json.loads(record["mechanisms"]).items()}
     if row.verdict:
         plan.tags["verdict"] = row.verdict
+    if examined := known.evidence.examinations.get(candidate):
+        plan.tags |= {"examination": conclude(examined).sentence, "examined": conclude(examined).standing}
+        plan.texts["examination.md"] = render_examination_page(examined, record["name"])
     if row.rung:
         plan.tags["rung"] = f"{row.rung['rung']}, {row.rung['decision']}: {row.rung['message']}"
     if row.overall:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise_core.config.protocol import Protocol
+from poise_core.evidence.examination import conclude
 from poise_core.evidence.format import format_interval, format_overall
 from poise_core.evidence.run_evidence import Row, RunEvidence
 
@@ -65,6 +66,10 @@ def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
     if replication:
         lines.append(f"Report split: {replication['message']}.")
         tags["replication"] = replication["message"]
+    if examined := evidence.examinations.get(candidate):
+        conclusion = conclude(examined)
+        lines.append(f"Examination: {conclusion.sentence}.")
+        tags |= {"examination": conclusion.sentence, "examined": conclusion.standing}
     confirmed = bool(replication and replication["declared"] and replication["outcome"] == "replicated")
     return VersionPlan(
         candidate,

@@ -8,7 +8,8 @@ One experiment per protocol, ``poise/<preset>/<protocol digest>``. In it a run p
 (mean curves over seeds, Overall with its limits, source, reflection, verification and a page as artifacts), below that one
 per seed (step curves, scores). Calls of language models are traces of the experiment; champion candidates are versions of a
 registered model (``poise_core.tracking.registry``).
-Numbers of the sealed report split are not pushed; what a replication concluded from them is.
+Scores on the sealed report split are not pushed; what a replication and an examination concluded from them is, as tags and as the
+examination's table.
 MLflow takes two seconds to import and is imported by the first sync, not before.
 """
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from poise_core.archive import Archive, ArchiveError
 from poise_core.archive.typed import (
     CandidateRow,
+    ExaminationRow,
     FailureRow,
     ProposalRow,
     ReflectionRow,
@@ -48,6 +49,7 @@ class CandidateView:
     rungs: list[RungRow] = field(default_factory=list)  # of the ladder, from below
     replication: Mapping[str, Any] | None = None
     unconfined: Mapping[str, str] = field(default_factory=dict)  # measure that a training went without -> why
+    examination: list[ExaminationRow] = field(default_factory=list)  # one row per condition, as planned
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times as ISO text, embedded JSON as objects."""
@@ -118,6 +120,7 @@ def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -
         rungs=sorted(rungs, key=lambda row: row["tokens"]),
         replication=replication,
         unconfined=missing_measures(trained),
+        examination=list(evidence.examinations.get(candidate, ())),
     )
 
 
@@ -153,7 +156,7 @@ def _plain(value: Any, key: str = "") -> Any:
         return [_plain(item) for item in value]
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    if key in ("mechanisms", "composition", "report", "content") and isinstance(value, str):
+    if key in ("mechanisms", "composition", "report", "content", "detail") and isinstance(value, str):
         return json.loads(value)
     if isinstance(value, float) and not math.isfinite(value):  # no JSON
         return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poise_core.agents.llm.ledger import Spent
+from poise_core.archive.typed import ExaminationRow
 from poise_core.config import Preset
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.search.plateau import Plateau
@@ -29,6 +30,7 @@ class NightlyRun:
     hours: float | None = None  # the time budget
     dollars: float | None = None  # the cost budget
     replication: str = ""  # the outcome of a replication in one sentence; empty where there was none
+    examined: str = ""  # id of the candidate that was examined; empty where none was
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class NightlyReport:
     tokens: int  # completion tokens sampled in training by all children
     spent: Spent  # on language models since the run began
     shared_network: tuple[str, ...] = ()  # names of children that were trained without a network of their own
+    examination: tuple[ExaminationRow, ...] = ()  # of the candidate that was examined, one per condition
+    examined_name: str = ""
 
 
 def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> NightlyReport:
@@ -83,6 +87,8 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         tokens=sum(evidence.training_tokens.get(name, 0) for name in names),
         spent=spent,
         shared_network=tuple(name for name, missing in trained.items() if "network" in missing),
+        examination=tuple(evidence.examinations.get(run.examined, ())),
+        examined_name=evidence.candidates[run.examined]["name"] if run.examined in evidence.candidates else "",
     )
 
 

@@ -77,7 +77,10 @@ def test_what_cannot_be_replicated_is_one_line(
     busy = poise("replicate", "run", best)
     assert (busy.exit_code, "in use by" in busy.stderr) == (2, True)
     evolution.run.close()
-    for arguments, part in ((["nobody"], "no candidate 'nobody'"), ([best, "--seeds", 4], "3 are left")):
+    for arguments, part in (
+        (["nobody"], "no candidate 'nobody'"),
+        ([best, "--conditions", "luck"], "no condition 'luck'"),
+    ):
         result = poise("replicate", "run", *arguments)
         assert result.exit_code == 2
         (line,) = result.stderr.strip().splitlines()

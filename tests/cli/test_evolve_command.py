@@ -52,7 +52,13 @@ def test_a_whole_evolution(undisturbed: Undisturbed) -> None:
     folder, done = undisturbed
     run = RunDirectory.read(folder)
     assert run.archive.check() == []
-    empty = {"failures", "calls", "rungs", "replications"}  # no failure, no language model, no ladder, no champion
+    empty = {
+        "failures",
+        "calls",
+        "rungs",
+        "replications",
+        "examinations",
+    }  # no failure, no language model, no ladder, no champion
     assert {table for table in TABLES if run.archive.read(table).num_rows} == set(TABLES) - empty
     for shown in (
         "Leaderboard",

@@ -14,6 +14,7 @@ from scipy.special import stdtrit
 from poise_core.config.protocol import BenchmarkSpec, EnvironmentSpec, Protocol, TrainingSpec
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall, pass_at_k
+from poise_core.evidence.collapse import collapse_bound, collapsed_seeds, describe_collapses
 from poise_core.evidence.intervals import Interval, distinguishable, overall_interval, paired_delta
 
 PROBLEMS = 60
@@ -289,3 +290,17 @@ def test_the_interval_is_narrower_than_a_bootstrap_at_honest_coverage(protocol: 
     print(f"{seeds} seeds: width {width:.1f} covers {covered:.3f}; bootstrap {other:.1f} covers {over:.3f}")
     assert width < 0.95 * other
     assert 0.93 <= covered <= over
+
+
+def test_the_chance_of_a_collapse_is_bounded_by_what_was_not_seen() -> None:
+    assert collapse_bound(0, 10) == pytest.approx(1 - 0.05**0.1)  # 0.2589
+    assert collapse_bound(0, 16) == pytest.approx(0.1707, abs=5e-5)
+    assert (collapse_bound(0, 0), collapse_bound(3, 3)) == (1.0, 1.0)
+    for collapsed, trainings in ((1, 10), (4, 7)):  # by its definition: as few or fewer are seen in one case of twenty
+        p = collapse_bound(collapsed, trainings)
+        seen = sum(math.comb(trainings, k) * p**k * (1 - p) ** (trainings - k) for k in range(collapsed + 1))
+        assert seen == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="3 of 2"):
+        collapse_bound(3, 2)
+    assert collapsed_seeds({3: 61.9, 1: 62.0, 2: 80.0}, 72.0, 10.0) == [3]  # ten points below do not count, more do
+    assert describe_collapses(0, 10) == "0 of 10 trainings collapsed, so the chance is at most 26 %"

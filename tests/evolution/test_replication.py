@@ -11,7 +11,7 @@ from laboratory import Killed, Laboratory, dies_after_one_write, evolved
 
 import poise_core
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.experiments.replication import Replication, ReplicationRefused
+from poise_core.experiments.replication import Replication, ReplicationRefused, fresh_seeds
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.render.lines import candidate_headline
 from poise_core.render.markdown import fenced
@@ -93,15 +93,17 @@ def test_who_was_never_declared_is_no_champion_in_any_view(tmp_path: Path, labor
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "count", "left"), [((0, 1), None, 0), ((0, 1, 2), None, 1), ((0, 1, 2, 3), 3, 2)])
-def test_without_fresh_seeds_it_says_so_in_one_line(
-    tmp_path: Path, laboratory: Laboratory, seeds: tuple[int, ...], count: int | None, left: int
-) -> None:
-    evolution, (_, best, *_) = evolved(tmp_path, laboratory, seeds)
-    with pytest.raises(ReplicationRefused, match=rf"{left} are left.*the search has used \[0, 1\]"):
-        Replication(evolution.run, best).carry_out(count)
+def test_where_the_listed_seeds_are_used_up_those_that_follow_are_fresh(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution, (_, best, *_) = evolved(tmp_path, laboratory, (0, 1, 2))
+    with pytest.raises(ReplicationRefused, match="1 fresh seeds are asked for: at least 2 are needed"):
+        Replication(evolution.run, best).carry_out(1)
     assert laboratory.splits == {"search"}
     assert not (evolution.run.candidate_folder(best) / "replicate").exists()
+    assert Replication(evolution.run, best).carry_out(3)["seeds"] == [2, 3, 4]
+
+
+def test_fresh_seeds_are_those_of_the_list_and_then_the_integers_after_it() -> None:
+    assert fresh_seeds((5, 0, 3), {0, 6}, 4) == (5, 3, 7, 8)
 
 
 def test_a_candidate_that_fails_with_fresh_seeds_is_no_champion(tmp_path: Path, laboratory: Laboratory) -> None:

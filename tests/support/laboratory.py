@@ -24,6 +24,7 @@ from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.archive import TABLES, Archive
 from poise_core.candidate.loading import source_digest
 from poise_core.config import Preset
+from poise_core.config.protocol import BenchmarkSpec
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
@@ -45,6 +46,7 @@ def make_preset(
     resources: dict[str, Any] | None = None,
     ladder: dict[str, Any] | None = None,
     health: dict[str, Any] | None = None,
+    examination: dict[str, Any] | None = None,
     **search: Any,
 ) -> Preset:
     benchmarks = [
@@ -65,6 +67,8 @@ def make_preset(
     document: dict[str, Any] = {"name": "made-up", "protocol": protocol, "search": given, "resources": resources or {}}
     document["ladder"] = {"proxy_steps": 6, "proxy_window": 3, **(ladder or {})}
     document["health"] = {"enabled": False, **(health or {})}  # the made-up dynamics are noise
+    # what an examination costs here is for the tests of it to say: three fresh seeds, and nothing else is trained
+    document["examination"] = {"seeds": 3, "rates": (), **(examination or {})}
     return Preset.model_validate(document)
 
 
@@ -81,11 +85,17 @@ class Laboratory:
     skills: dict[str, float] = field(
         default_factory=dict
     )  # candidate id -> chance to solve a problem, where it matters
+    # candidate id, job, seed, benchmark -> correct completions of every problem; None: drawn with the skill
+    counts: Callable[[str, EvaluationJob, int, BenchmarkSpec], Sequence[int] | None] = lambda *_: None
+    fail_under: Callable[[TrainingJob], BaseException | None] = lambda job: (
+        None
+    )  # what a training raises at its beginning
     before_training: Callable[[str], None] = lambda name: None
     trained: list[str] = field(default_factory=list)  # name/seed, when its first step begins
     steps: list[str] = field(default_factory=list)  # name/seed/step, every step that was done
     evaluated: list[str] = field(default_factory=list)
     splits: set[str] = field(default_factory=set)
+    sealed_sets: set[int] = field(default_factory=set)
 
     def step(self, name: str, digest: str, seed: int, step: int) -> dict[str, float]:
         """One row of a trajectory; tests may put another function here."""
@@ -113,6 +123,8 @@ class Laboratory:
         return unfinished_trajectory(job, seed)
 
     def train(self, job: TrainingJob, *, on_step: Any = None, should_stop: Any = None) -> list[SeedTraining]:
+        if (failure := self.fail_under(job)) is not None:
+            raise failure
         last = job.pause_after or STEPS
         if any(self._steps_done(job.folder / f"seed-{seed}") < last for seed in job.seeds):
             self.before_training(job.candidate_name)
@@ -158,15 +170,22 @@ class Laboratory:
             owner = _owner(job.folder)
             self.evaluated.append(f"{owner}/{seed}")
             self.splits.add(job.split)
+            self.sealed_sets.add(job.sealed_set)
             skill = self.skills.get(owner, noise(owner).uniform(0.3, 0.7))
-            benchmarks = tuple(self._benchmark(spec, skill, policy, seed) for spec in job.protocol.benchmarks)
+            given = {spec.name: self.counts(owner, job, seed, spec) for spec in job.protocol.benchmarks}
+            benchmarks = tuple(
+                self._benchmark(spec, skill, policy, seed, given[spec.name]) for spec in job.protocol.benchmarks
+            )
             results.append(SeedEvaluation(seed, job.split, overall(benchmarks, job.protocol), benchmarks, 1.0))
         return results
 
     @staticmethod
-    def _benchmark(spec: Any, skill: float, policy: Path, seed: int) -> BenchmarkResult:
+    def _benchmark(
+        spec: Any, skill: float, policy: Path, seed: int, given: Sequence[int] | None = None
+    ) -> BenchmarkResult:
         draw = noise(_owner(policy), seed, spec.name)
-        correct = tuple(sum(draw.random() < skill for _ in range(spec.samples)) for _ in range(spec.problems))
+        drawn = (sum(draw.random() < skill for _ in range(spec.samples)) for _ in range(spec.problems))
+        correct = tuple(drawn if given is None else given)
         score = benchmark_score(correct, spec.samples, spec.k)
         return BenchmarkResult(spec.name, spec.metric_name, score, correct, spec.samples, 0.9, 6.0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -41,6 +42,19 @@ def test_the_same_policy_gets_the_same_numbers(tiny_policy: Path) -> None:
     assert {b.name: len(b.correct) for b in first.benchmarks} == {"sampled": 12, "greedy": 12}
     assert 0 < first.overall < 100
     assert evaluate_policy(tiny_policy, protocol, "report", 0).benchmarks != first.benchmarks
+
+
+def test_every_examination_has_problems_of_its_own_within_the_sealed_split(tiny_policy: Path) -> None:
+    spec = load_preset("laptop").protocol.benchmarks[3]  # sums of three digits, of which the split has more than enough
+    environment = get_environment("arithmetic")
+    sets = [{p.prompt for p in benchmark_problems(environment, spec, "report", number)} for number in range(3)]
+    assert [len(one) for one in sets] == [spec.problems] * 3
+    assert all(len(one & other) < 0.1 * spec.problems for one, other in itertools.combinations(sets, 2))
+    search = {p.prompt for p in benchmark_problems(environment, spec, "search")}
+    assert not any(one & search for one in sets)
+    protocol = protocol_of(tiny_policy)
+    first, second = (evaluate_policy(tiny_policy, protocol, "report", 0, sealed_set=number) for number in (0, 1))
+    assert first.benchmarks == evaluate_policy(tiny_policy, protocol, "report", 0).benchmarks != second.benchmarks
 
 
 def test_scores_do_not_depend_on_the_batch(tiny_policy: Path, monkeypatch) -> None:

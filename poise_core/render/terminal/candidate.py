@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.markdown import Markdown
@@ -12,9 +13,11 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from poise_core.archive.typed import ExaminationRow
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import distinguishable
-from poise_core.render.terminal.style import STYLES, sparkline
+from poise_core.render.lines import EXAMINATION_HEAD, examination_cells, examination_headline, examination_notes
+from poise_core.render.terminal.style import STYLES, plain_table, sparkline
 from poise_core.views.candidate import CandidateView
 
 CURVES = (
@@ -38,6 +41,8 @@ def render_candidate(view: CandidateView, *, code: bool = True) -> RenderableTyp
         parts.append(_section("Evaluation, search split", _scores(view)))
     if view.rungs or view.replication:
         parts.append(_section("Ladder and replication", _evidence(view)))
+    if view.examination:
+        parts.append(_section("Examination", render_examination(view.examination)))
     if view.curves:
         parts.append(_section("Training, mean over seeds", _training(view)))
     if view.reflection:
@@ -128,6 +133,23 @@ def _evidence(view: CandidateView) -> RenderableType:
     if view.replication:
         lines.append(Text(f"report split: {view.replication['message']}", style="bold"))
     return Group(*lines)
+
+
+def render_examination(rows: Sequence[ExaminationRow], title: str = "") -> RenderableType:
+    """The examination of one candidate for a terminal of 100 columns.
+
+    Args:
+        rows: of ``examinations``, at least one.
+        title: above the table; empty for none.
+    """
+    table = plain_table(title)
+    for head in EXAMINATION_HEAD:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        *cells, verdict = examination_cells(row)
+        table.add_row(*cells, Text(verdict, style=STYLES[verdict]))
+    notes = [Text(note, style="dim") for note in examination_notes(rows)]
+    return Group(table, Text(), Text(examination_headline(rows), style="bold"), *notes)
 
 
 def _training(view: CandidateView) -> RenderableType:
