@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact
 
+from poise_core.escaping import markdown
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.replication import Replication
 from tasks.session import current_evolution, find_candidate_ref
@@ -37,7 +38,9 @@ def replicate(
     )
     row = replication.carry_out(seeds, undeclared=undeclared)
     create_markdown_artifact(
-        f"**{name}**: {row['message']}\n", key=f"replication-{candidate_id}", description=f"Replication of {name}"
+        f"**{markdown(name)}**: {markdown(row['message'])}\n",
+        key=f"replication-{candidate_id}",
+        description=f"Replication of {markdown(name)}",
     )
     return {key: row[key] for key in ("candidate_id", "outcome", "message", "seeds", "declared")}
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from poise_core.escaping import one_line, printable, printable_json
+
 if TYPE_CHECKING:
     from poise_core.config import Preset
+    from poise_core.render import ViewConsole
 
 REFUSED, UNUSABLE, FAULT, STOPPED = 1, 2, 3, 130
 """Exit states: the candidate failed; bad input, nothing written; the machine failed; stopped by the user."""
@@ -23,9 +26,26 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print a text that may quote candidates, models or files; no character of it moves the cursor or hides."""
+    typer.echo(printable(text), err=err)
+
+
+def say_json(text: str) -> None:
+    """Print a JSON text for programs, with escapes for what a terminal would obey."""
+    typer.echo(printable_json(text))
+
+
+def view_console(*, stderr: bool = False) -> ViewConsole:
+    """The console for tables and colours; see ``poise_core.render.ViewConsole``."""
+    from poise_core.render import ViewConsole
+
+    return ViewConsole(stderr=stderr)
+
+
 def fail(message: object, status: int) -> typer.Exit:
     """Print one line on standard error; the caller raises the returned exit."""
-    typer.echo(f"poise: {' '.join(str(message).split())}", err=True)
+    typer.echo(f"poise: {one_line(message)}", err=True)
     return typer.Exit(status)
 
 

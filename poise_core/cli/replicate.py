@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from poise_core.cli.common import REFUSED, UNUSABLE, JsonOption, fail, plain_errors
+from poise_core.cli.common import REFUSED, UNUSABLE, JsonOption, fail, plain_errors, say, say_json
 
 
 def replicate(
@@ -52,8 +52,8 @@ def replicate(
             )  # moves the champion's alias
     if json:
         plain = {name: value for name, value in row.items() if name not in ("row_key", "created_at", "content_digest")}
-        typer.echo(json_module.dumps(plain, indent=1))
+        say_json(json_module.dumps(plain, indent=1))
     else:
-        typer.echo(f"{found}: {row['message']}")
+        say(f"{found}: {row['message']}")
     if row["outcome"] != "replicated":
         raise typer.Exit(REFUSED)

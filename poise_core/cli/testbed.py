@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from poise_core.cli.common import say
+from poise_core.render import ViewConsole
 
 if TYPE_CHECKING:
     from poise_core.config import Preset
     from poise_core.testbed.calibration import Summary
 
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
-_console = Console(stderr=True)
+_console = ViewConsole(stderr=True)
 
 
 def calibrate(
@@ -52,7 +54,7 @@ def calibrate(
     shown = "".join(f" --policy {name}" for name in policy or [])
     command = f"poise calibrate --preset {preset} --seeds {seeds} --other-seeds {other_seeds}{shown}"
     page = render(summaries, protocols, command)
-    typer.echo(page)
+    say(page)
     if write is not None:
         _replace_measured(write, page)
 
@@ -63,7 +65,7 @@ def _load(preset: str, overrides: list[str]) -> Preset:
     try:
         return load_preset(preset, overrides)
     except PresetError as error:
-        _console.print(f"poise calibrate: {error}", markup=False)
+        _console.print(f"poise calibrate: {error}")
         raise typer.Exit(2) from error
 
 
@@ -121,4 +123,4 @@ def build_policy(
             out,
             lambda step, loss: progress.update(bar, completed=step + 1, description=f"{name}: loss {loss:.3f}"),
         )
-    typer.echo(f"wrote {out}")
+    say(f"wrote {out}")

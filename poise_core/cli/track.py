@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from poise_core.cli.common import FAULT, fail, plain_errors
+from poise_core.cli.common import FAULT, fail, plain_errors, say
 
 
 def track(
@@ -34,7 +34,7 @@ def track(
         report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True)
     if report.error:
         raise fail(f"MLflow at {tracker.uri}: {report.error}", FAULT)
-    typer.echo(
+    say(
         f"{tracker.experiment} at {tracker.uri}: {report.created} runs made, {report.updated} updated, "
         f"{report.unchanged} unchanged"
     )

@@ -7,10 +7,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
+from poise_core.escaping import code_block, markdown, printable
 from poise_core.evidence.format import format_duration, format_interval
 from poise_core.evidence.intervals import Interval
+from poise_core.render import ViewConsole
 from poise_core.render.lines import judgement, outcome, outlook_note
 from poise_core.views.leaderboard import LeaderboardRow, best_of
 from poise_core.views.nightly import NightlyReport, Tried
@@ -21,21 +23,21 @@ SHOWN = 5
 
 def fenced(view: RenderableType, width: int) -> str:
     """A view as a Markdown code block: what a terminal of ``width`` columns shows, without colours."""
-    page = Console(file=io.StringIO(), width=width, record=True)
+    page = ViewConsole(file=io.StringIO(), width=width, record=True)
     page.print(view)
     lines = page.export_text().rstrip().splitlines()
-    return "\n".join(["```", *(line.rstrip() for line in lines), "```"])
+    return code_block("\n".join(line.rstrip() for line in lines))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; line breaks and bars within a cell are escaped."""
+    """A Markdown table; line breaks and bars within a cell are escaped. Cells are Markdown: words of others are escaped before."""
     titles = " ".join(f"| {title}".rstrip() for title in head) + " |"
     body = (f"| {' | '.join(map(_cell, row))} |" for row in rows)
     return "\n".join([titles, "|---" * len(head) + "|", *body])
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(printable(text).split()).replace("|", "\\|")
 
 
 def render_nightly_report(report: NightlyReport) -> str:
@@ -59,27 +61,30 @@ def _lead(report: NightlyReport) -> str:
         lines.append("The generation is complete.")
     else:
         lines.append(
-            f"The generation is not complete; the next nightly run goes on with it ({run.stopped or 'stopped'})."
+            f"The generation is not complete; the next nightly run goes on with it ({markdown(run.stopped or 'stopped')})."
         )
     if run.finished and run.stopped:
-        lines.append(f"The nightly run ended early: {run.stopped}.")
+        lines.append(f"The nightly run ended early: {markdown(run.stopped)}.")
     if best is not None:
         news = " It is new." if best.generation == run.generation else ""
-        lines.append(f"Best so far: **{best.name}**, {outcome(best)}.{news}")
+        lines.append(f"Best so far: **{markdown(best.name)}**, {outcome(best)}.{news}")
     if run.replication:
-        lines.append(f"Replication: {run.replication}.")
+        lines.append(f"Replication: {markdown(run.replication)}.")
     return " ".join(lines)
 
 
 def _tried(children: Sequence[Tried]) -> str:
     if not children:
         return "No child has become a candidate."
-    cells = [(child.row.name, ", ".join(child.parents), child.change, outcome(child.row)) for child in children]
+    cells = [
+        (markdown(child.row.name), markdown(", ".join(child.parents)), markdown(child.change), outcome(child.row))
+        for child in children
+    ]
     return table(("candidate", "parent", "change", "outcome"), cells)
 
 
 def _learned(report: NightlyReport) -> str:
-    lines = [f"- **{name}**: {' '.join(summary.split())}" for name, summary in report.learned]
+    lines = [f"- **{markdown(name)}**: {markdown(summary)}" for name, summary in report.learned]
     if note := outlook_note(report.outlook):
         lines.append(f"- {note}")
     return "\n".join(lines) or "No candidate has been reflected on yet."
@@ -109,7 +114,7 @@ def _best(rows: Sequence[LeaderboardRow]) -> str:
     cells = [
         (
             str(row.rank),
-            row.name,
+            markdown(row.name),
             str(row.generation),
             format_interval(row.overall),
             str(row.overall.seeds) if row.overall else "",

@@ -28,6 +28,7 @@ from urllib.request import url2pathname
 
 from poise_core.archive import Archive, ArchiveError
 from poise_core.config.protocol import Protocol
+from poise_core.escaping import one_line
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.registry import plan_versions, push_versions
@@ -182,7 +183,7 @@ class Tracker:
             if isinstance(failure, ArchiveError):
                 raise
             self._client = None
-            error = self._last_error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+            error = self._last_error = f"{type(failure).__name__}: {one_line(failure)[:300]}"
             self._not_before = time.monotonic() + self._retry_seconds
             logger.warning("tracking at %s is behind, the archive is not affected: %s", self.uri, error)
         return SyncReport(created, updated, unchanged, error)
