@@ -72,6 +72,7 @@ def _json_escape(character: str) -> str:
 # ---- Markdown
 
 _TAG = re.compile(r"<(?![ \d=])")
+_REFERENCE = re.compile(r"&(?=#|[A-Za-z])")  # of a character, which may be a hidden one
 _LINK = re.compile(r"\](?=\s*[(\[:{])")  # of a link, of an image, of what a reference stands for
 _ADDRESS = re.compile(r"(?<=[A-Za-z]):(?=//)|(?<=[wW]{3})\.|(?<=\w)@(?=\w)")  # what becomes a link by itself
 _ENTITIES = {":": "&#58;", ".": "&#46;", "@": "&#64;"}
@@ -84,12 +85,12 @@ def markdown_page(text: str) -> str:
 
     What would make them is written as a character reference, which is never read as Markdown, whatever stands before it.
     """
-    return _without_addresses(_LINK.sub("&#93;", printable(text)))
+    return _without_addresses(_LINK.sub("&#93;", _REFERENCE.sub("&amp;", printable(text))))
 
 
 def markdown(text: object) -> str:
     """Words for a place within a Markdown text: one line that is shown as it was written and marks nothing up."""
-    line = _MARKS.sub(lambda found: f"\\{found.group()}", one_line(text))
+    line = _MARKS.sub(lambda found: f"\\{found.group()}", _REFERENCE.sub("&amp;", one_line(text)))
     return _without_addresses(_OPENING.sub(lambda found: f"&#{ord(found.group())};", line))
 
 

@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from poise_core.cli.common import say
-from poise_core.render import ViewConsole
+from poise_core.cli.common import say, view_console
 
 if TYPE_CHECKING:
     from poise_core.config import Preset
     from poise_core.testbed.calibration import Summary
 
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
-_console = ViewConsole(stderr=True)
 
 
 def calibrate(
@@ -65,7 +63,7 @@ def _load(preset: str, overrides: list[str]) -> Preset:
     try:
         return load_preset(preset, overrides)
     except PresetError as error:
-        _console.print(f"poise calibrate: {error}")
+        say(f"poise calibrate: {error}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -76,7 +74,7 @@ def _judge(preset: Preset, names: Sequence[str], seeds: int, folder: Path) -> Su
 
     protocol = preset.protocol
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console) as progress:
+    with Progress(*columns, console=view_console(stderr=True)) as progress:
         bar = progress.add_task(f"training on {protocol.policy}", total=len(names) * seeds)
         with ThreadPoolExecutor(preset.resources.parallel_candidates) as pool:
             panel = run_panel(preset, names, seeds, folder, pool, on_seed=lambda: progress.advance(bar))
@@ -116,7 +114,7 @@ def build_policy(
         raise typer.BadParameter(f"{out} already holds a policy; choose another folder")
     torch.set_num_threads(threads)
     recipe = RECIPES[name]
-    with Progress(console=_console) as progress:
+    with Progress(console=view_console(stderr=True)) as progress:
         bar = progress.add_task(f"demonstrations for {name}", total=recipe.steps)
         build(
             recipe,
