@@ -99,15 +99,13 @@ def _json_in(text: str) -> Any:
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Where the JSON may stand: what follows the reasoning, all of it, the first block of code, between the outermost braces."""
-    answer = text.rpartition("</think>")[2].strip()
-    yield answer
-    if len(answer) < len(text):
-        yield text
-    lines = answer.splitlines()
-    fences = [number for number, line in enumerate(lines) if line.strip() in ("```", "```json")]
-    if len(fences) > 1:
-        yield "\n".join(lines[fences[0] + 1 : fences[1]])
-    start, end = answer.find("{"), answer.rfind("}")
-    if 0 <= start < end:
-        yield answer[start : end + 1]
+    """Where the JSON may stand: what follows the reasoning, then all of it; of each its first block of code, and its braces."""
+    for part in dict.fromkeys((text.rpartition("</think>")[2].strip(), text)):
+        yield part
+        lines = part.splitlines()
+        fences = [number for number, line in enumerate(lines) if line.strip() in ("```", "```json")]
+        if len(fences) > 1:
+            yield "\n".join(lines[fences[0] + 1 : fences[1]])
+        start, end = part.find("{"), part.rfind("}")
+        if 0 <= start < end:
+            yield part[start : end + 1]
