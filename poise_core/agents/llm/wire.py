@@ -200,7 +200,8 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
             options["base_url"] = settings.base_url
             if not key and not os.environ.get("OPENAI_API_KEY"):
                 options["api_key"] = "none-needed"  # local servers accept any key, but the client requires one
-        if settings.streaming:
+        # LangChain reads a streamed tool call anew with every piece, in the square of its length if it is no JSON
+        if settings.streaming and request.method != "function_calling":
             options.update(streaming=True, stream_usage=True)
     elif provider == "google_genai":
         options["max_retries"] = 1  # counts attempts
