@@ -14,8 +14,9 @@ from typing import Any
 from flows.server import prefect_server, wait_until_healthy
 from poise_core.archive import Archive
 from poise_core.config import Preset
+from poise_core.escaping import without_credentials
 from poise_core.evolution import Evolution, Observer
-from poise_core.failures import Cancelled, InfrastructureError, without_credentials
+from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.run_directory import RunDirectory
 from tasks.session import evolution_session
 

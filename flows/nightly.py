@@ -16,6 +16,7 @@ from prefect.states import Completed
 
 from flows.evolve import WORKERS, establish_baseline, generation
 from flows.forms import Changes, Dollars, Hours, Text
+from poise_core.escaping import one_line
 from poise_core.evolution import EvolutionError
 from poise_core.experiments.replication import ReplicationRefused
 from poise_core.failures import Cancelled, InfrastructureError
@@ -88,7 +89,9 @@ def nightly_generation(
             raise trouble
         said = generation_headline(leaderboard(evidence_of(evolution.run)), number)
         if nightly.stopped:
-            return Completed(name="BudgetUsedUp", message=f"{nightly.stopped}; gen-{number:02d} so far: {said}")
+            return Completed(
+                name="BudgetUsedUp", message=f"{one_line(nightly.stopped)}; gen-{number:02d} so far: {said}"
+            )
         return Completed(message=f"gen-{number:02d}: {said}")
 
 

@@ -10,6 +10,7 @@ from prefect.states import Completed, Failed
 
 from flows.evolve import WORKERS
 from flows.forms import Conditions, FreshSeeds, Text
+from poise_core.escaping import one_line
 from poise_core.experiments.replication import ReplicationRefused
 from tasks.outcomes import raise_for_the_run, with_typed_end
 from tasks.replication import replicate
@@ -40,7 +41,7 @@ def replicate_champion(
         try:
             raise_for_the_run([done])
         except ReplicationRefused as refusal:
-            return Failed(name="Refused", message=str(refusal))
+            return Failed(name="Refused", message=one_line(refusal))
         row = done.result()
         told = ". ".join(filter(None, (row["message"], row["examination"])))
-        return Completed(name=str(row["outcome"]).capitalize(), message=f"{found.name}: {told}")
+        return Completed(name=str(row["outcome"]).capitalize(), message=one_line(f"{found.name}: {told}"))

@@ -22,7 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from poise_core.failures import Cancelled, InfrastructureError, without_credentials
+from poise_core.escaping import without_credentials
+from poise_core.failures import Cancelled, InfrastructureError
 
 START_SECONDS = 600.0
 

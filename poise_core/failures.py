@@ -6,9 +6,9 @@ A ``CandidateFailure`` becomes a row of the archive's ``failures`` table and is 
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from enum import StrEnum
+
+from poise_core.escaping import printable
 
 
 class FailureKind(StrEnum):
@@ -26,19 +26,6 @@ class FailureKind(StrEnum):
     LENGTH_DRIFT = "length_drift"  # completions run into the limit, or far from the parent's length
     CLIP_SATURATION = "clip_saturation"  # most tokens are clipped, so updates have little effect
     NO_ANSWER = "no_answer"  # the language model gave no usable answer, and the preset names no replacement
-
-
-_UNPRINTABLE = ("Cc", "Cf", "Cs")  # control characters, invisible formats, halves of surrogate pairs
-
-
-def printable(text: str) -> str:
-    """The text with U+FFFD for each character that an archive refuses or a terminal obeys; ends of lines and tabs stay."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else "\ufffd" for c in text)
-
-
-def without_credentials(text: str) -> str:
-    """The text with ``***`` for the user and the password in every URL: MLflow's and Prefect's addresses may have them."""
-    return re.sub(r"(?<=://)[^/\s?#@]+@", "***@", text)
 
 
 class CandidateFailure(Exception):

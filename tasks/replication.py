@@ -8,6 +8,7 @@ from typing import Any
 from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from poise_core.escaping import markdown
 from poise_core.evidence.examination import conclude, unfinished
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.examination import Examination
@@ -55,8 +56,10 @@ def replicate(
     logger = get_run_logger()
     record = examination.examine(seeds, undeclared=undeclared, conditions=conditions or None, say=logger.info)
     row, rows = record.replication, record.rows
-    page = f"**{name}**: {row['message']}\n" + (f"\n{render_examination_page(rows, name)}" if rows else "")
-    create_markdown_artifact(page, key=f"replication-{candidate_id}", description=f"Examination of {name}")
+    page = f"**{markdown(name)}**: {markdown(row['message'])}\n" + (
+        f"\n{render_examination_page(rows, name)}" if rows else ""
+    )
+    create_markdown_artifact(page, key=f"replication-{candidate_id}", description=f"Examination of {markdown(name)}")
     told = {key: row[key] for key in ("candidate_id", "outcome", "message", "seeds", "declared")}
     return told | {"examination": conclude(rows).sentence if rows else ""}
 

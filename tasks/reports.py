@@ -13,6 +13,7 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from poise_core.escaping import markdown, markdown_page, one_line
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.files import write_atomically
@@ -33,10 +34,12 @@ def show_leaderboard(run_dir: str, after: Any = None) -> str:
     """The leaderboard as a table artifact and the lineage as a Markdown one; the name of the first."""
     evidence = evidence_of(current_evolution(run_dir).run)
     rows = leaderboard(evidence)
-    create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=f"Leaderboard of {run_dir}")
+    create_table_artifact(
+        [_cells(row) for row in rows], key="leaderboard", description=f"Leaderboard of {markdown(run_dir)}"
+    )
     tree = fenced(render_lineage(lineage(evidence)), 100)
-    create_markdown_artifact(f"{tree}\n", key="lineage", description=f"Lineage of {run_dir}")
-    return rows[0].name if rows and rows[0].overall else ""
+    create_markdown_artifact(f"{tree}\n", key="lineage", description=f"Lineage of {markdown(run_dir)}")
+    return one_line(rows[0].name) if rows and rows[0].overall else ""
 
 
 @task(task_run_name="update MLflow")
@@ -46,7 +49,7 @@ def update_tracking(run_dir: str, after: Any = None) -> str:
     tracker = Tracker.for_run(run)
     report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path)
     if report.error:
-        get_run_logger().warning("MLflow is behind the archive: %s", report.error)
+        get_run_logger().warning("MLflow is behind the archive: %s", one_line(report.error))
     elif link := experiment_link(tracker.uri, tracker.experiment):
         create_link_artifact(link, link_text=tracker.experiment, key="mlflow", description="Curves of all candidates")
     return report.error
@@ -60,7 +63,9 @@ def leave_nightly_report(run_dir: str, nightly: NightlyRun) -> str:
     path = report_file(run.path, nightly)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, text)
-    create_markdown_artifact(text, key="morning-summary", description=f"Generation {nightly.generation} of {run_dir}")
+    create_markdown_artifact(
+        text, key="morning-summary", description=f"Generation {nightly.generation} of {markdown(run_dir)}"
+    )
     return str(path)
 
 
@@ -92,7 +97,7 @@ def experiment_link(uri: str, experiment: str) -> str | None:
 def _cells(row: LeaderboardRow) -> dict[str, object]:
     return {
         "rank": row.rank or "",
-        "candidate": row.name,
+        "candidate": markdown_page(one_line(row.name)),
         "generation": row.generation,
         "Overall": format_interval(row.overall) if row.overall else "",
         "seeds": row.overall.seeds if row.overall else "",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from poise_core.failures import InfrastructureError, without_credentials
+from poise_core.escaping import without_credentials
+from poise_core.failures import InfrastructureError
 
 
 @contextmanager

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from poise_core.escaping import one_line, printable, printable_json, without_credentials
+
 if TYPE_CHECKING:
     from poise_core.config import Preset
+    from poise_core.render import ViewConsole
 
 REFUSED, UNUSABLE, FAULT, STOPPED = 1, 2, 3, 130
 """Exit states: the candidate failed; bad input, nothing written; the machine failed; stopped by the user."""
@@ -31,11 +34,26 @@ SharedNetworkOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
+def say(text: str, *, err: bool = False) -> None:
+    """Print a text that may quote candidates, models or files; no character of it moves the cursor or hides."""
+    typer.echo(printable(text), err=err)
+
+
+def say_json(text: str) -> None:
+    """Print a JSON text for programs, with escapes for what a terminal would obey."""
+    typer.echo(printable_json(text))
+
+
+def view_console(*, stderr: bool = False) -> ViewConsole:
+    """The console for tables and colours; see ``poise_core.render.ViewConsole``."""
+    from poise_core.render import ViewConsole
+
+    return ViewConsole(stderr=stderr)
+
+
 def fail(message: object, status: int) -> typer.Exit:
     """Print one line on standard error; the caller raises the returned exit."""
-    from poise_core.failures import without_credentials
-
-    typer.echo(f"poise: {without_credentials(' '.join(str(message).split()))}", err=True)
+    typer.echo(f"poise: {without_credentials(one_line(message))}", err=True)
     return typer.Exit(status)
 
 

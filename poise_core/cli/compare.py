@@ -20,7 +20,9 @@ from poise_core.cli.common import (
     SharedNetworkOption,
     fail,
     plain_errors,
+    say,
     shared_network,
+    view_console,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
     settings = [f"search.arm={run.arm}", f"search.seed={run.seed}"]
     sets = [part for override in (*overrides, *settings) for part in ("--set", override)]
     arguments = ["evolve", "--preset", preset, "--run-dir", str(run.folder), *sets]
-    typer.echo(f"{run.arm}, search seed {run.seed}: {run.folder}", err=True)
+    say(f"{run.arm}, search seed {run.seed}: {run.folder}", err=True)
     process = subprocess.Popen([sys.executable, "-c", _EVOLVE, *arguments], stdout=subprocess.DEVNULL)
     try:
         status = process.wait()
@@ -86,8 +88,6 @@ def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
 
 
 def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
-    from rich.console import Console
-
     from poise_core.evidence.run_evidence import RunEvidence
     from poise_core.files import write_atomically
     from poise_core.render.svg import draw_comparison
@@ -106,5 +106,5 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
     if json:
         typer.echo(document)
     else:
-        Console().print(render_comparison(curves))
-        typer.echo(f"Curves: {folder / 'comparison.svg'}, numbers: {folder / 'comparison.json'}")
+        view_console().print(render_comparison(curves))
+        say(f"Curves: {folder / 'comparison.svg'}, numbers: {folder / 'comparison.json'}")

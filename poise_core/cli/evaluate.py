@@ -20,6 +20,8 @@ from poise_core.cli.common import (
     fail,
     plain_errors,
     resolve_preset,
+    say,
+    say_json,
     shared_network,
 )
 
@@ -72,15 +74,15 @@ def evaluate(
                     candidate = _measure(trials, file, chosen)
                 except CandidateFailure as failure:
                     if json:
-                        typer.echo(json_module.dumps({"failure": _failure(failure)}, indent=1))
+                        say_json(json_module.dumps({"failure": _failure(failure)}, indent=1))
                     raise fail(
                         f"{file.stem}: {failure.kind} in {failure.stage}: {failure.message}", REFUSED
                     ) from failure
             result = _result(run, trials, candidate, chosen)
     if json:
-        typer.echo(json_module.dumps(result, indent=1))
+        say_json(json_module.dumps(result, indent=1))
     else:
-        typer.echo(_text(result))
+        say(_text(result))
 
 
 def _measure(trials: Trials, file: Path, seeds: tuple[int, ...]) -> CandidateRef:

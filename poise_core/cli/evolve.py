@@ -21,7 +21,9 @@ from poise_core.cli.common import (
     fail,
     plain_errors,
     resolve_preset,
+    say,
     shared_network,
+    view_console,
 )
 from poise_core.cli.reading import evidence_of, leaderboard_of
 
@@ -62,8 +64,6 @@ def evolve(
 
     poise evolve --llm openai:NAME --base-url http://127.0.0.1:8000/v1 --directive "shorter answers, same accuracy"
     """
-    from rich.console import Console
-
     with plain_errors():
         settings = [
             *(overrides or []),
@@ -73,7 +73,7 @@ def evolve(
         resolved = resolve_preset(preset, settings, generations=generations, parents=parents, seed=seed)
         if forecast := check_and_forecast(resolved):
             count = resolved.search.generations
-            typer.echo(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
+            say(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
         from flows.local import evolve_here
         from poise_core.cli.progress import ProgressDisplay
         from poise_core.evolution import EvolutionError
@@ -92,18 +92,18 @@ def evolve(
             raise fail(f"{str(error).splitlines()[0]}; once that is corrected, {resume}", FAULT) from error
         except EvolutionError as error:
             raise fail(error, 1) from error
-        console = Console()
+        console = view_console()
         evidence = evidence_of(run)
         console.print(leaderboard_of(run, evidence))
         console.print()
         console.print(render_lineage(lineage(evidence)))
         console.print()
-        console.print(where_to_look(run), markup=False, highlight=False, soft_wrap=True)
+        console.print(where_to_look(run), highlight=False, soft_wrap=True)
 
 
 def where_to_look(run: RunDirectory) -> str:
     """Paths of what a run has left, with the commands that open them."""
-    from poise_core.failures import without_credentials
+    from poise_core.escaping import without_credentials
 
     folder = _short(run.path)
     archive = run.preset.archive or f"{folder}/archive"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise_core.cli.common import UNUSABLE, JsonOption, fail, plain_errors
+from poise_core.cli.common import UNUSABLE, JsonOption, fail, plain_errors, say_json, view_console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -128,8 +128,6 @@ def leaderboard_of(run: RunDirectory, evidence: RunEvidence, width: int | None =
         evidence: of the run.
         width: columns of the terminal; by default of the one at hand.
     """
-    from rich.console import Console
-
     from poise_core.render.lines import outlook_note
     from poise_core.render.terminal import render_leaderboard
     from poise_core.views import leaderboard as rank
@@ -141,7 +139,7 @@ def leaderboard_of(run: RunDirectory, evidence: RunEvidence, width: int | None =
         evidence.protocol,
         others=other_protocols(evidence),
         evidence=evidence,
-        width=width or Console().width,
+        width=width or view_console().width,
         outlook=outlook_note(outlook(evidence, run.preset)),
     )
 
@@ -154,10 +152,8 @@ def evidence_of(run: RunDirectory) -> RunEvidence:
 
 
 def _print_json(document: Any) -> None:
-    typer.echo(json_module.dumps(document, indent=1, ensure_ascii=False))
+    say_json(json_module.dumps(document, indent=1, ensure_ascii=False))
 
 
 def _print(view: RenderableType) -> None:
-    from rich.console import Console
-
-    Console().print(view)
+    view_console().print(view)

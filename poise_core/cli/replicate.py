@@ -17,7 +17,10 @@ from poise_core.cli.common import (
     SharedNetworkOption,
     fail,
     plain_errors,
+    say,
+    say_json,
     shared_network,
+    view_console,
 )
 
 if TYPE_CHECKING:
@@ -92,8 +95,6 @@ def replicate(
 
 def _print(candidate: str, record: ExaminationRecord, json: bool) -> None:
     """The replication, and where there is one the examination."""
-    from rich.console import Console
-
     from poise_core.evidence.examination import conclude
     from poise_core.render.terminal import render_examination
 
@@ -103,11 +104,11 @@ def _print(candidate: str, record: ExaminationRecord, json: bool) -> None:
             conclusion = conclude(record.rows)
             rows = [_plain(row) | {"detail": json_module.loads(row["detail"])} for row in record.rows]
             document["examination"] = {"standing": conclusion.standing, "says": conclusion.sentence, "conditions": rows}
-        typer.echo(json_module.dumps(document, indent=1))
+        say_json(json_module.dumps(document, indent=1))
         return
-    typer.echo(f"{candidate}: {record.replication['message']}")
+    say(f"{candidate}: {record.replication['message']}")
     if record.rows:
-        Console().print(render_examination(record.rows, f"Examination of {candidate}"))
+        view_console().print(render_examination(record.rows, f"Examination of {candidate}"))
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from poise_core.cli.common import FAULT, fail, plain_errors
+from poise_core.cli.common import FAULT, fail, plain_errors, say
 
 
 def track(
@@ -25,7 +25,7 @@ def track(
 
     Example: poise track runs/laptop --uri http://127.0.0.1:5000
     """
-    from poise_core.failures import without_credentials
+    from poise_core.escaping import without_credentials
     from poise_core.run_directory import RunDirectory
     from poise_core.tracking.sync import Tracker
 
@@ -35,7 +35,7 @@ def track(
         report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True)
     if report.error:
         raise fail(f"MLflow at {tracker.uri}: {report.error}", FAULT)
-    typer.echo(
+    say(
         f"{tracker.experiment} at {without_credentials(tracker.uri)}: {report.created} runs made, {report.updated} updated, "
         f"{report.unchanged} unchanged"
     )

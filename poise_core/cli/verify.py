@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise_core.cli.common import REFUSED, JsonOption, SharedNetworkOption, existing_file, plain_errors, shared_network
+from poise_core.cli.common import (
+    REFUSED,
+    JsonOption,
+    SharedNetworkOption,
+    existing_file,
+    plain_errors,
+    say_json,
+    shared_network,
+    view_console,
+)
 
 if TYPE_CHECKING:
     from poise_core.verification import VerificationReport
@@ -28,17 +37,17 @@ def verify(
 
     Example: poise verify my_algorithm.py
     """
-    from rich.console import Console
+    from rich.text import Text
 
     from poise_core.verification import verify_file
 
     existing_file(file)
     shared_network(allow_shared_network)
-    with plain_errors(), Console(stderr=True).status(f"verifying {file.name}"):
+    with plain_errors(), view_console(stderr=True).status(Text(f"verifying {file.name}")):
         known = _admitted(run_dir) if run_dir else None
         report = verify_file(file, timeout_seconds=timeout, known_fingerprints=known)
     if json:
-        typer.echo(report.to_json())
+        say_json(report.to_json())
     else:
         _print(report)
     if not report.admitted:
@@ -54,7 +63,6 @@ def _admitted(run_dir: Path) -> dict[str, str]:
 
 
 def _print(report: VerificationReport) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -62,7 +70,7 @@ def _print(report: VerificationReport) -> None:
     for check in report.checks:
         mark = Text("passed", "green") if check.passed else Text("failed", "red")
         table.add_row(mark, check.name, Text(check.proves if check.passed else check.message))
-    console = Console()
+    console = view_console()
     console.print(table)
     for line in [*_likeness(report), *_confinement(report)]:
         console.print(Text(line))

@@ -10,7 +10,7 @@ from typing import Any
 
 from poise_core.archive import Archive, candidate_row, failure_row
 from poise_core.archive.typed import FailureRow
-from poise_core.candidate.identity import source_digest
+from poise_core.candidate.identity import UnreadableCandidate, candidate_name, read_candidate, source_digest
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.events import Observer, announced, ignore
 from poise_core.evolution.executor import Executor, default_executor
@@ -111,12 +111,16 @@ class RunContext:
         """The candidate of this run that has the text of this file, registered as written by a human where it is new.
 
         Raises:
+            CandidateFailure: it is no text that the gate would read; there is nothing that could be registered.
             OSError: the file cannot be read.
         """
-        source = file.read_text(encoding="utf-8-sig", errors="replace")
+        try:
+            source = read_candidate(file)
+        except UnreadableCandidate as error:
+            raise CandidateFailure(FailureKind.REJECTED, "verify", f"language: {error}") from error
         for row in self.archive.rows("candidates", source_digest=source_digest(source)):
             return CandidateRef.of_row(row)
-        return self.register(file.stem, source, written_by="human", arm=MANUAL_ARM)
+        return self.register(candidate_name(file.stem), source, written_by="human", arm=MANUAL_ARM)
 
     def evaluations(self, candidate: CandidateRef, seeds: Sequence[int] | None = None) -> list[SeedEvaluation]:
         """The recorded evaluations of a candidate; of these seeds only, where given."""

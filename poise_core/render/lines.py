@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from poise_core.archive.typed import ExaminationRow
+from poise_core.escaping import one_line
 from poise_core.evidence.examination import PRIMARY, conclude, multiplicity
 from poise_core.evidence.format import format_interval, format_overall
 from poise_core.evidence.intervals import Interval
@@ -16,14 +17,14 @@ def candidate_headline(rows: Sequence[LeaderboardRow], candidate: str) -> str:
     """One candidate of the leaderboard, by its id."""
     for row in rows:
         if row.candidate_id == candidate:
-            return f"{row.name}: {outcome(row)}"
+            return one_line(f"{row.name}: {outcome(row)}")
     return f"{candidate}: not in this run"
 
 
 def generation_headline(rows: Sequence[LeaderboardRow], generation: int) -> str:
     """The children of a generation."""
     children = children_of(rows, generation)
-    return "; ".join(f"{row.name}: {outcome(row)}" for row in children) or "no child"
+    return one_line("; ".join(f"{row.name}: {outcome(row)}" for row in children)) or "no child"
 
 
 def run_headline(rows: Sequence[LeaderboardRow]) -> str:
@@ -31,7 +32,7 @@ def run_headline(rows: Sequence[LeaderboardRow]) -> str:
     generations = max((row.generation or 0 for row in rows), default=0)
     best = best_of(rows)
     head = f"{generations} generation{'s' if generations != 1 else ''}"
-    return f"{head}; best is {best.name}: {outcome(best)}" if best else f"{head}; nothing is scored yet"
+    return one_line(f"{head}; best is {best.name}: {outcome(best)}") if best else f"{head}; nothing is scored yet"
 
 
 def outcome(row: LeaderboardRow) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from poise_core.archive import UNTRAINED_ARM
+from poise_core.escaping import markdown, markdown_page, printable
 from poise_core.evidence.examination import conclude
 from poise_core.evidence.run_evidence import Row, RunEvidence
 from poise_core.render.markdown import render_examination_page
@@ -237,21 +238,20 @@ def _add_texts(plan: RunPlan, record: Row, known: _Known) -> None:
     candidate = record["candidate_id"]
     reflection, verification = known.reflections.get(candidate), known.verifications.get(candidate)
     failure = known.evidence.last_failures.get(candidate)
-    note = [f"**{record['name']}** {record['hypothesis'] or ''}".strip()]
-    plan.texts["candidate.py"] = record["source"]
+    note = [f"**{markdown(record['name'])}** {markdown(record['hypothesis'] or '')}".strip()]
+    plan.texts["candidate.py"] = printable(record["source"])  # which changes nothing in one that the gate admits
     if verification:
         plan.texts["verification.json"] = json.dumps(json.loads(verification["report"]), indent=1)
         plan.tags["admitted"] = str(verification["admitted"]).lower()
     if reflection:
-        plan.texts["reflection.md"] = reflection["markdown"]
-        note.append(reflection["summary"])
+        plan.texts["reflection.md"] = markdown_page(reflection["markdown"])
+        note.append(markdown(reflection["summary"]))
         plan.end = max(plan.end, _milliseconds(reflection["created_at"]))
     if failure and plan.status == "FAILED":
         plan.tags["failure"] = failure["kind"]
-        plan.texts["failure.txt"] = (
-            f"{failure['kind']} in {failure['stage']}: {failure['message']}\n\n{failure['detail']}"
-        )
-        note.append(f"{failure['kind']} in {failure['stage']}: {failure['message']}")
+        head = f"{failure['kind']} in {failure['stage']}:"
+        plan.texts["failure.txt"] = printable(f"{head} {failure['message']}\n\n{failure['detail']}")
+        note.append(f"{head} {markdown(failure['message'])}")
         plan.end = max(plan.end, _milliseconds(failure["created_at"]))
     plan.tags[NOTE_TAG] = "\n\n".join(note)
     if candidate in known.registered:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise_core.config.protocol import Protocol
+from poise_core.escaping import markdown, one_line
 from poise_core.evidence.examination import conclude
 from poise_core.evidence.format import format_interval, format_overall
 from poise_core.evidence.run_evidence import Row, RunEvidence
@@ -47,7 +48,7 @@ def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
     candidate = record["candidate_id"]
     overall = evidence.overall(candidate)
     declaration, replication = evidence.declarations.get(candidate), evidence.replications.get(candidate)
-    lines = [f"**{record['name']}** {record['hypothesis'] or ''}".strip()]
+    lines = [f"**{markdown(record['name'])}** {markdown(record['hypothesis'] or '')}".strip()]
     tags = {
         "candidate": candidate,
         "candidate_name": record["name"],
@@ -64,7 +65,7 @@ def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
         delta = format_interval(declaration.delta, signed=True)
         lines.append(f"To the baseline {delta}, at {declaration.level:.2%} because of all that were tried.")
     if replication:
-        lines.append(f"Report split: {replication['message']}.")
+        lines.append(f"Report split: {markdown(replication['message'])}.")
         tags["replication"] = replication["message"]
     if examined := evidence.examinations.get(candidate):
         conclusion = conclude(examined)
@@ -74,7 +75,7 @@ def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
     return VersionPlan(
         candidate,
         "\n\n".join(lines),
-        {name: value[:_TAG_LENGTH] for name, value in tags.items()},
+        {name: one_line(value)[:_TAG_LENGTH] for name, value in tags.items()},
         overall.estimate if overall else 0.0,
         confirmed,
     )

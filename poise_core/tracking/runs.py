@@ -6,10 +6,10 @@ MLflow takes two seconds to import and is imported by the first call, not before
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from poise_core.escaping import mlflow_key, one_line, printable
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.tracking.pages import candidate_page, generation_page
 from poise_core.tracking.plan import RunPlan
@@ -48,7 +48,7 @@ def create_run(client: MlflowClient, experiment_id: str, plan: RunPlan, known: K
     tags = {KEY_TAG: plan.key} | ({_COLOR_TAG: plan.color} if plan.color else {})
     if plan.parent_key is not None:
         tags[_PARENT_TAG] = known[plan.parent_key][0]
-    run = client.create_run(experiment_id, start_time=plan.start, tags=tags, run_name=plan.name)
+    run = client.create_run(experiment_id, start_time=plan.start, tags=tags, run_name=one_line(plan.name))
     return str(run.info.run_id)
 
 
@@ -67,13 +67,13 @@ def fill_run(client: MlflowClient, run_id: str, plan: RunPlan, evidence: RunEvid
         if dropped:
             tags["non_finite_points"] = str(dropped)
     # MLflow would store infinities as 1.8e308
-    metrics = [Metric(_metric_name(name), value, at, step) for name, value, at, step in points if math.isfinite(value)]
+    metrics = [Metric(mlflow_key(name), value, at, step) for name, value, at, step in points if math.isfinite(value)]
     for start in range(0, len(metrics), _METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics[start : start + _METRICS_PER_CALL])
     client.log_batch(
         run_id,
-        params=[Param(_metric_name(name), value[:_PARAM_LENGTH]) for name, value in plan.params.items()][:100],
-        tags=[RunTag(name, value[:TAG_LENGTH]) for name, value in tags.items()],
+        params=[Param(mlflow_key(name), one_line(value)[:_PARAM_LENGTH]) for name, value in plan.params.items()][:100],
+        tags=[RunTag(name, printable(value)[:TAG_LENGTH]) for name, value in tags.items()],
     )
     for name, text in plan.texts.items():
         client.log_text(run_id, text, name)
@@ -95,7 +95,3 @@ def _curves(evidence: RunEvidence, candidate: str, seed: int | None) -> list[tup
             (name, float(value), step) for step, row in rows for name, value in row.items() if name not in _NO_METRICS
         ]
     return [(name, value, step) for name, curve in mean_curves(seeds).items() for step, value in curve.items()]
-
-
-def _metric_name(name: str) -> str:
-    return re.sub(r"[^\w\-. :/]", "_", name)

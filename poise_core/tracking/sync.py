@@ -29,8 +29,8 @@ from urllib.request import url2pathname
 
 from poise_core.archive import Archive, ArchiveError
 from poise_core.config.protocol import Protocol
+from poise_core.escaping import one_line, without_credentials
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.failures import without_credentials
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.registry import plan_versions, push_versions
 from poise_core.tracking.runs import CURVES_TAG, STATE_TAG, TAG_LENGTH, create_run, fill_run, known_runs
@@ -184,7 +184,7 @@ class Tracker:
             if isinstance(failure, ArchiveError):
                 raise
             self._client = None
-            said = without_credentials(" ".join(str(failure).split()))
+            said = without_credentials(one_line(failure))
             error = self._last_error = f"{type(failure).__name__}: {said[:300]}"
             self._not_before = time.monotonic() + self._retry_seconds
             logger.warning(

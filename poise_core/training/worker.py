@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from poise_core.candidate.loading import Candidate, CandidateError, load_candidate_source, source_digest
+from poise_core.candidate.identity import UnreadableCandidate, read_candidate, source_digest
+from poise_core.candidate.loading import CallTimedOut, Candidate, CandidateError, load_candidate_source
 from poise_core.config import ResourceSpec
 from poise_core.config.protocol import EnvironmentSpec, TrainingSpec
 from poise_core.environments import get_environment
@@ -138,19 +139,22 @@ def _load(document: dict[str, Any]) -> Candidate:
 
     Raises:
         CandidateError: the text is no candidate.
+        CallTimedOut: loading it takes too long.
         _ChangedFileError: the text is not the admitted one.
     """
     path, admitted = Path(document["candidate_path"]), document.get("source_digest")
-    content = path.read_bytes()
-    if admitted is not None and source_digest(content.decode("utf-8-sig", "replace")) != admitted:
+    unreadable: UnreadableCandidate | None = None
+    try:
+        source = read_candidate(path)
+    except UnreadableCandidate as error:
+        source, unreadable = "", error
+    if admitted is not None and (unreadable or source_digest(source) != admitted):
         raise _ChangedFileError(
             f"{path} has changed since the gate admitted it; put the admitted text (SHA-256 {admitted[:12]}...) back, or "
             "register the new text as a candidate of its own"
         )
-    try:
-        source = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CandidateError(f"the file is not UTF-8 text: {error}") from error
+    if unreadable:
+        raise CandidateError(str(unreadable)) from unreadable
     return load_candidate_source(source, document["candidate_name"])
 
 
@@ -164,6 +168,11 @@ def main(job_file: str) -> int:
             candidate = _load(document)
         except CandidateError as error:
             raise CandidateFailure(FailureKind.CRASHED, "train", str(error)) from error
+        except CallTimedOut as error:
+            raise CandidateFailure(FailureKind.TIMED_OUT, "train", str(error)) from error
+        except MemoryError as error:
+            message = f"out of memory while the file is loaded: {error}"
+            raise CandidateFailure(FailureKind.OUT_OF_MEMORY, "train", message) from error
         job = _Job(document)
         for seed in job.seeds:
             _train_seed(job, candidate, seed)

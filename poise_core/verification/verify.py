@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from poise_core.candidate.identity import source_digest
+from poise_core.candidate.identity import UnreadableCandidate, read_candidate, source_digest
 from poise_core.failures import FailureKind, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.sandbox.command import Limits, confined_command, has_private_scratch
@@ -27,7 +27,6 @@ FILE_BYTES = 1 << 20
 SCRATCH_BYTES = 16 << 20
 OUTPUT_BYTES = 1 << 20  # kept of what the worker writes
 MACHINE_SHARE = 0.25  # of the time limit; with less processor time than that, a timeout is the machine's fault
-READ_BYTES = 1 << 20  # at most, of the file; the check `language` refuses far smaller files
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Statuses of a killed process. Another process may have killed it, so it is tried again; a candidate's own fault recurs."""
@@ -61,30 +60,19 @@ def verify_file(
     started = time.monotonic()
     name = name or path.stem
     try:
-        with path.open("rb") as handle:
-            content = handle.read(READ_BYTES + 1)
+        source = read_candidate(path)
     except OSError as error:
         raise InfrastructureError(f"{path} cannot be read: {error.strerror}") from error
-    refusal = _unreadable(content)
-    if refusal:
-        report = _incomplete(name, content.decode("utf-8", "replace"), [], "language", refusal, FailureKind.REJECTED)
+    except UnreadableCandidate as error:
+        text = error.content.decode("utf-8", "replace")
+        report = _incomplete(name, text, [], "language", str(error), FailureKind.REJECTED)
     else:
-        job = _Job(content.decode("utf-8-sig"), name, timeout_seconds, dict(known_fingerprints or {}), static)
+        job = _Job(source, name, timeout_seconds, dict(known_fingerprints or {}), static)
         report = _verify_source(job, started + timeout_seconds, should_stop)
     report = replace(report, seconds=time.monotonic() - started)
     if folder is not None:
         _store(report, folder)
     return report
-
-
-def _unreadable(content: bytes) -> str:
-    if len(content) > READ_BYTES:
-        return f"the file has more than {READ_BYTES} bytes; a candidate has a few thousand"
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"the file is not UTF-8 text (byte {error.start}); save it as UTF-8"
-    return ""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from confinement_levels import LEVELS
 from gate_fixtures import BASE, FOREVER, edited, written
 
 from poise_core.algorithms import algorithm_path
+from poise_core.candidate.identity import MAX_BYTES
 from poise_core.candidate.loading import source_digest
 from poise_core.failures import Cancelled, FailureKind, InfrastructureError
 from poise_core.sandbox import command as sandbox
@@ -70,7 +71,7 @@ def test_a_rejected_candidate_names_line_and_remedy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\xff\xfe\x00", "not UTF-8 text (byte 0)"), (b"#" * (verify.READ_BYTES + 1), "more than 1048576 bytes")],
+    [(b"\xff\xfe\x00", "not UTF-8 text (byte 0)"), (b"#" * (MAX_BYTES + 1), "more than 1048576 bytes")],
 )
 def test_what_is_no_text_is_refused_without_running_anything(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "child.py").write_bytes(content)

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from poise_core.archive.typed import ExaminationRow
+from poise_core.escaping import markdown_page
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import distinguishable
 from poise_core.render.lines import EXAMINATION_HEAD, examination_cells, examination_headline, examination_notes
@@ -47,7 +48,7 @@ def render_candidate(view: CandidateView, *, code: bool = True) -> RenderableTyp
         parts.append(_section("Training, mean over seeds", _training(view)))
     if view.reflection:
         title = f"Reflection, written by {view.reflection['written_by']}"
-        parts.append(_section(title, Markdown(view.reflection["markdown"])))
+        parts.append(_section(title, Markdown(markdown_page(view.reflection["markdown"]), hyperlinks=False)))
     if view.failures:
         parts.append(_section("Failures", _failures(view)))
     if code:
@@ -57,7 +58,7 @@ def render_candidate(view: CandidateView, *, code: bool = True) -> RenderableTyp
 
 
 def _section(title: str, body: RenderableType) -> Panel:
-    return Panel(body, title=title, title_align="left", border_style="dim", padding=(0, 1))
+    return Panel(body, title=Text(title), title_align="left", border_style="dim", padding=(0, 1))
 
 
 def _head(view: CandidateView) -> RenderableType:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import unicodedata
 
+from poise_core.escaping import is_printable
 from poise_core.verification.language import bounds, scopes, vocabulary
 from poise_core.verification.language.aliasing import find_aliases, returns_given
 from poise_core.verification.language.body import BodyReader
@@ -76,11 +77,10 @@ def check_language(source: str) -> ast.Module:
 def unprintable(text: str) -> str:
     """Return the first character of a text that a terminal or page would not show, or "".
 
-    These are controls, formats (among them those that change the direction of writing), surrogates and private characters;
-    line ends and tabs are allowed.
+    These are the characters that ``poise_core.escaping.printable`` replaces, and private ones; line ends and tabs are allowed.
     """
     for character in text:
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") and character not in "\t\n\r\f":
+        if (character != "\r" and not is_printable(character)) or unicodedata.category(character) == "Co":
             return f"U+{ord(character):04X}"
     return ""
 
