@@ -153,6 +153,21 @@ class Protocol(FrozenModel):
     @cached_property
     def digest(self) -> str:
         """Sixteen hex digits that identify this protocol; revision 1 has the digests of before revisions were counted."""
-        uncounted = {"trainer_revision"} if self.trainer_revision == 1 else set()
-        text = json.dumps(self.model_dump(mode="json", exclude=uncounted), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(
+            self.model_dump(mode="json", exclude={"trainer_revision"} if self.trainer_revision == 1 else set())
+        )
+
+    @property
+    def tuning_digest(self) -> str:
+        """Sixteen hex digits that identify what the baseline's numbers are tuned under: all of this protocol but the two numbers
+        that are tuned themselves, and the list of seeds, of which a tuning uses none."""
+        document = self.model_dump(mode="json", exclude={"seeds": True, "training": set(TUNED_TRAINING)})
+        return _digest(document)
+
+
+TUNED_TRAINING = ("learning_rate", "inner_epochs")
+"""Keys of ``TrainingSpec`` that are tuned for the baseline and then hold for every candidate."""
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
