@@ -64,6 +64,8 @@ def evolve(
     with plain_errors():
         settings = [*(overrides or []), *agent_overrides(llm, base_url, directive)]
         resolved = resolve_preset(preset, settings, generations=generations, parents=parents, seed=seed)
+        if resolved.untuned:
+            typer.echo(f"poise: {resolved.untuned}", err=True)
         if forecast := check_and_forecast(resolved):
             count = resolved.search.generations
             typer.echo(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)

@@ -39,11 +39,17 @@ class RunEvidence:
     rungs: Sequence[RungRow]  # of the ladder, whatever was decided on it
     replications: Mapping[str, ReplicationRow]  # candidate -> row
     trained_seeds: Mapping[str, frozenset[int]]  # candidate -> seeds of which a training lies in the archive
+    untuned: str = ""  # why the baseline does not count as tuned, as a sentence; see Preset.untuned
     _intervals: dict[tuple[str, str, float], Interval | None] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, archive: Archive, protocol: Protocol) -> RunEvidence:
+    def load(cls, archive: Archive, protocol: Protocol, untuned: str = "") -> RunEvidence:
         """Read it; nothing is computed yet.
+
+        Args:
+            archive: of the run.
+            protocol: whose numbers count.
+            untuned: of the run's preset, for the views to repeat.
 
         Raises:
             poise_core.archive.ArchiveError: a file cannot be read.
@@ -68,6 +74,7 @@ class RunEvidence:
             rungs=rungs,
             replications={row["candidate_id"]: row for row in replications},
             trained_seeds={name: frozenset(seeds) for name, seeds in trained.items()},
+            untuned=untuned,
         )
 
     # the candidates

@@ -48,6 +48,15 @@ def judgement(row: LeaderboardRow) -> str:
     return "; ".join(filter(None, (row.verdict, row.state)))
 
 
+def untuned_note(untuned: str) -> str:
+    """What an untuned baseline means for the deltas; empty where it is tuned.
+
+    Args:
+        untuned: of ``Preset.untuned``.
+    """
+    return f"{untuned} A positive delta may be a matter of numbers that suit the baseline badly." if untuned else ""
+
+
 def outlook_note(outlook: Plateau) -> str:
     """One sentence on whether the search is on a plateau; empty while there are too few generations to say anything."""
     described = outlook.describe()

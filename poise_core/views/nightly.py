@@ -50,6 +50,7 @@ class NightlyReport:
     outlook: Plateau
     tokens: int  # completion tokens sampled in training by all children
     spent: Spent  # on language models since the run began
+    untuned: str = ""  # see RunEvidence.untuned
 
 
 def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> NightlyReport:
@@ -74,6 +75,7 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         outlook=outlook(evidence, preset),
         tokens=sum(evidence.training_tokens.get(name, 0) for name in names),
         spent=spent,
+        untuned=evidence.untuned,
     )
 
 
