@@ -17,7 +17,7 @@ from poise_core.escaping import markdown, markdown_page, one_line
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.files import write_atomically
-from poise_core.render.lines import judgement
+from poise_core.render.lines import judgement, untuned_note
 from poise_core.render.markdown import fenced, render_nightly_report
 from poise_core.render.terminal import render_lineage
 from poise_core.run_directory import RunDirectory
@@ -34,9 +34,8 @@ def show_leaderboard(run_dir: str, after: Any = None) -> str:
     """The leaderboard as a table artifact and the lineage as a Markdown one; the name of the first."""
     evidence = evidence_of(current_evolution(run_dir).run)
     rows = leaderboard(evidence)
-    create_table_artifact(
-        [_cells(row) for row in rows], key="leaderboard", description=f"Leaderboard of {markdown(run_dir)}"
-    )
+    about = f"Leaderboard of {markdown(run_dir)}" + (f". {untuned_note(evidence.untuned)}" if evidence.untuned else "")
+    create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=about)
     tree = fenced(render_lineage(lineage(evidence)), 100)
     create_markdown_artifact(f"{tree}\n", key="lineage", description=f"Lineage of {markdown(run_dir)}")
     return one_line(rows[0].name) if rows and rows[0].overall else ""
@@ -71,7 +70,7 @@ def leave_nightly_report(run_dir: str, nightly: NightlyRun) -> str:
 
 def evidence_of(run: RunDirectory) -> RunEvidence:
     """What a run may say of its candidates, as of now."""
-    return RunEvidence.load(run.archive, run.preset.protocol)
+    return RunEvidence.load(run.archive, run.preset.protocol, run.preset.untuned)
 
 
 def experiment_link(uri: str, experiment: str) -> str | None:

@@ -148,7 +148,7 @@ def evidence_of(run: RunDirectory) -> RunEvidence:
     """What a run may say of its candidates, as of now."""
     from poise_core.evidence.run_evidence import RunEvidence
 
-    return RunEvidence.load(run.archive, run.preset.protocol)
+    return RunEvidence.load(run.archive, run.preset.protocol, run.preset.untuned)
 
 
 def _print_json(document: Any) -> None:

@@ -159,7 +159,25 @@ class Protocol(FrozenModel):
     def digest(self) -> str:
         """Sixteen hex digits that identify this protocol; revision 1 has the digests of before revisions were counted."""
         uncounted = {"trainer_revision"} if self.trainer_revision == 1 else set()
-        if self.prompt is None:  # these two are younger than digests that must stay
-            uncounted |= {"prompt", "tokenizer_digest"}
-        text = json.dumps(self.model_dump(mode="json", exclude=uncounted), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(self.model_dump(mode="json", exclude=uncounted | self._younger))
+
+    @property
+    def _younger(self) -> set[str]:
+        """Fields that say nothing here and are younger than digests that must stay."""
+        return {"prompt", "tokenizer_digest"} if self.prompt is None else set()
+
+    @property
+    def tuning_digest(self) -> str:
+        """Sixteen hex digits that identify what the baseline's numbers are tuned under: all of this protocol but the two numbers
+        that are tuned themselves, and the list of seeds, of which a tuning uses none."""
+        younger = dict.fromkeys(self._younger, True)
+        document = self.model_dump(mode="json", exclude={"seeds": True, "training": set(TUNED_TRAINING), **younger})
+        return _digest(document)
+
+
+TUNED_TRAINING = ("learning_rate", "inner_epochs")
+"""Keys of ``TrainingSpec`` that are tuned for the baseline and then hold for every candidate."""
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from poise_core.config.protocol import FrozenModel
 
-Arm = Literal["evolution", "random", "greedy", "best-of-n"]
+Arm = Literal["evolution", "random", "greedy", "best-of-n", "tune"]
 
 
 class AcquisitionSpec(FrozenModel):
@@ -86,3 +86,40 @@ class SearchSpec(FrozenModel):
     acquisition: AcquisitionSpec = AcquisitionSpec()
     plateau: PlateauSpec = PlateauSpec()
     seed: int = Field(0, description="seed of selection and of the catalogue proposer")
+
+
+class TuningRecord(FrozenModel):
+    """How the baseline's numbers were found; ``poise tune`` writes it, and nothing else should."""
+
+    algorithm: str = Field(description="name of the baseline, as search.baseline gives it")
+    digest: str = Field(
+        description="of the protocol without the tuned numbers and the seeds, see Protocol.tuning_digest"
+    )
+    numbers: dict[str, float] = Field(description="the optimum, training's numbers among them")
+    start: dict[str, float] = Field(description="where the search began")
+    open: tuple[str, ...] = Field(
+        (), description="sides on which the optimum is not bracketed, such as 'kl_coef above 0.3'"
+    )
+    date: str
+    budget: PositiveInt = Field(description="trainings allowed")
+    trainings: PositiveInt = Field(description="trainings done")
+    tokens: int = Field(description="completion tokens sampled in them")
+    points: PositiveInt = Field(description="different sets of numbers that were measured")
+    chosen_by: dict[str, Any] = Field(
+        description="Overall of the optimum on the seeds that chose it, which is optimistic"
+    )
+    overall: dict[str, Any] = Field(description="Overall of the optimum on fresh seeds: estimate, low, high, seeds")
+    gain: dict[str, Any] = Field(description="the same of its difference to the start, paired by seed and problem")
+    axes: dict[str, list[dict[str, Any]]] = Field(
+        description="per number, the points through the optimum: value, overall, and delta to the optimum"
+    )
+
+
+class BaselineSpec(FrozenModel):
+    """The numbers of the baseline, and how they were found."""
+
+    hyperparameters: dict[str, float] = Field(
+        default_factory=dict,
+        description="in place of the defaults of its file; entropy_coef adds a bonus where it has none",
+    )
+    tuning: TuningRecord | None = None

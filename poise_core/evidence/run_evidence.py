@@ -40,11 +40,17 @@ class RunEvidence:
     replications: Mapping[str, ReplicationRow]  # candidate -> row
     trained_seeds: Mapping[str, frozenset[int]]  # candidate -> seeds of which a training lies in the archive
     examinations: Mapping[str, Sequence[ExaminationRow]] = field(default_factory=dict)  # candidate -> rows, as planned
+    untuned: str = ""  # why the baseline does not count as tuned, as a sentence; see Preset.untuned
     _intervals: dict[tuple[str, str, float], Interval | None] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, archive: Archive, protocol: Protocol) -> RunEvidence:
+    def load(cls, archive: Archive, protocol: Protocol, untuned: str = "") -> RunEvidence:
         """Read it; nothing is computed yet.
+
+        Args:
+            archive: of the run.
+            protocol: whose numbers count.
+            untuned: of the run's preset, for the views to repeat.
 
         Raises:
             poise_core.archive.ArchiveError: a file cannot be read.
@@ -75,6 +81,7 @@ class RunEvidence:
                 name: [row for row in answers if row["candidate_id"] == name]
                 for name in sorted({row["candidate_id"] for row in answers})
             },
+            untuned=untuned,
         )
 
     # the candidates

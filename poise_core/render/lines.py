@@ -106,6 +106,15 @@ def _ranges(seeds: Sequence[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
+def untuned_note(untuned: str) -> str:
+    """What an untuned baseline means for the deltas; empty where it is tuned.
+
+    Args:
+        untuned: of ``Preset.untuned``.
+    """
+    return f"{untuned} A positive delta may be a matter of numbers that suit the baseline badly." if untuned else ""
+
+
 def outlook_note(outlook: Plateau) -> str:
     """One sentence on whether the search is on a plateau; empty while there are too few generations to say anything."""
     described = outlook.describe()

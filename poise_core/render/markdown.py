@@ -22,6 +22,7 @@ from poise_core.render.lines import (
     judgement,
     outcome,
     outlook_note,
+    untuned_note,
 )
 from poise_core.views.leaderboard import LeaderboardRow, best_of
 from poise_core.views.nightly import NightlyReport, Tried
@@ -69,7 +70,7 @@ def render_nightly_report(report: NightlyReport) -> str:
         f"## What was learned\n\n{_learned(report)}",
         *_examined(report),
         f"## What it cost\n\n{_cost(report)}",
-        f"## Where the search stands\n\n{_best(report.rows)}",
+        f"## Where the search stands\n\n{_best(report.rows)}{_untuned(report)}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -157,6 +158,10 @@ def _best(rows: Sequence[LeaderboardRow]) -> str:
         for row in scored
     ]
     return table(("rank", "candidate", "generation", "Overall", "seeds", "to the baseline", ""), cells)
+
+
+def _untuned(report: NightlyReport) -> str:
+    return f"\n\n{untuned_note(report.untuned)}" if report.untuned else ""
 
 
 def _finite(delta: Interval | None) -> str:

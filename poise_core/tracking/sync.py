@@ -93,6 +93,7 @@ class Tracker:
         self._guard = threading.Lock()
         self._busy = self._again = False
         self._client: MlflowClient | None = None
+        self.untuned = ""  # of the run's preset, for the pages
 
     @classmethod
     def for_run(cls, run: RunDirectory, uri: str | None = None) -> Tracker:
@@ -109,6 +110,7 @@ class Tracker:
         with _sharing:
             if key not in _shared:
                 _shared[key] = cls(*key, artifact_folder=run.artifact_folder if own_store else None)
+            _shared[key].untuned = run.preset.untuned
             return _shared[key]
 
     def sync_archive(
@@ -141,7 +143,7 @@ class Tracker:
             self._busy = True
         try:
             while True:
-                report = self._push(evidence or RunEvidence.load(archive, protocol), run_dir)
+                report = self._push(evidence or RunEvidence.load(archive, protocol, self.untuned), run_dir)
                 with self._guard:
                     if report.error or not self._again:
                         return report

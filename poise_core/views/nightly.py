@@ -56,6 +56,7 @@ class NightlyReport:
     shared_network: tuple[str, ...] = ()  # names of children that were trained without a network of their own
     examination: tuple[ExaminationRow, ...] = ()  # of the candidate that was examined, one per condition
     examined_name: str = ""
+    untuned: str = ""  # see RunEvidence.untuned
 
 
 def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> NightlyReport:
@@ -89,6 +90,7 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         shared_network=tuple(name for name, missing in trained.items() if "network" in missing),
         examination=tuple(evidence.examinations.get(run.examined, ())),
         examined_name=evidence.candidates[run.examined]["name"] if run.examined in evidence.candidates else "",
+        untuned=evidence.untuned,
     )
 
 

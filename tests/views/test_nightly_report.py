@@ -37,7 +37,7 @@ def report(evolution: Evolution, **nightly: object) -> str:
 
 
 def evidence_of(evolution: Evolution) -> RunEvidence:
-    return RunEvidence.load(evolution.run.archive, evolution.preset.protocol)
+    return RunEvidence.load(evolution.run.archive, evolution.preset.protocol, evolution.preset.untuned)
 
 
 def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:
@@ -56,6 +56,7 @@ def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:
     # 2 children, 2 seeds each, 12 steps of 100 tokens
     assert f"- Training: {2 * 2 * 12 * 100:,} completion tokens" in text
     assert "none asked, 0 of 5 dollars" in text
+    assert "The baseline grpo was never tuned under this protocol" in text
     for row in leaderboard(evidence_of(evolution)):
         if row.rank is not None:
             shown = f"{row.overall.estimate:.1f} [{row.overall.low:.1f}, {row.overall.high:.1f}]"

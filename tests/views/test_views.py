@@ -21,6 +21,7 @@ from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.render.markdown import fenced
 from poise_core.render.terminal import render_candidate, render_leaderboard, render_lineage
 from poise_core.render.terminal.style import sparkline
+from poise_core.tracking.pages import generation_page
 from poise_core.views import find_candidate, leaderboard, lineage, other_protocols, view_candidate
 
 
@@ -192,6 +193,16 @@ def test_the_rendered_leaderboard_states_noise_comparisons_and_failures(filled: 
     assert "Not finished: LATE (generation 2)." in shown
     assert "diverged" in shown
     assert "the loss is NaN at step 7" in shown
+
+
+def test_an_untuned_baseline_is_named_below_the_leaderboard_and_on_mlflows_page(filled: tuple) -> None:
+    archive, protocol = filled
+    tuned, untuned = RunEvidence.load(archive, protocol), RunEvidence.load(archive, protocol, "It was never tuned.")
+    rows, said = leaderboard(tuned), "It was never tuned. A positive delta may be a matter of numbers"
+    assert said in text(render_leaderboard(rows, protocol, evidence=untuned))
+    assert said in generation_page(untuned, [rows[0].candidate_id])
+    assert "never tuned" not in text(render_leaderboard(rows, protocol, evidence=tuned))
+    assert "never tuned" not in generation_page(tuned, [rows[0].candidate_id])
 
 
 def test_an_empty_archive_is_a_sentence(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from rich.text import Text
 from poise_core.config.protocol import Protocol
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.run_evidence import STOPPED_AT, RunEvidence
+from poise_core.render.lines import untuned_note
 from poise_core.render.terminal.style import STYLES, plain_table
 from poise_core.views.leaderboard import LeaderboardRow
 
@@ -116,6 +117,8 @@ def _notes(
             f"Champion candidates, whose interval at {level:.2%} excludes zero ({len(evidence.tried)} tried): "
             f"{len(evidence.champions) or 'none'}."
         )
+    if evidence and evidence.untuned:
+        notes.append(untuned_note(evidence.untuned))
     if others:
         notes.append(f"Not ranked here, another protocol: {', '.join(others)}.")
     return [Text(note, style="dim") for note in notes]
