@@ -11,6 +11,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
+_RETURNING = frozenset({"max", "min"})
+"""Built-in functions that return one of their arguments, or an element of it."""
+
 
 def find_aliases(function: ast.FunctionDef, returning: frozenset[str] = frozenset()) -> frozenset[str]:
     """Return the names of locals that, by some assignment or loop, may refer to an argument or a part of one.
@@ -53,7 +56,9 @@ def _is_new(value: ast.expr, returning: frozenset[str]) -> bool:
             return _is_new(body, returning) and _is_new(orelse, returning)
         case ast.BoolOp(values=values):
             return all(_is_new(part, returning) for part in values)
-        case ast.Call(func=ast.Name(id=name)) if name in returning:
+        case ast.Call(func=ast.Name(id=name)) if name in returning | _RETURNING:
+            return False
+        case ast.Call(func=ast.Attribute(attr="get")):
             return False
         case ast.Name() | ast.Attribute() | ast.Subscript() | ast.Tuple():
             return False
