@@ -35,6 +35,11 @@ def printable(text: str) -> str:
     return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else "\ufffd" for c in text)
 
 
+def plain_name(text: str, most: int = 80) -> str:
+    """The text as a name on one line, of at most ``most`` characters."""
+    return " ".join(printable(text).split())[:most].strip() or "unnamed"
+
+
 class CandidateFailure(Exception):
     """The candidate failed; ``message`` is one sentence, ``detail`` may hold a traceback or a report as JSON.
 

@@ -14,6 +14,7 @@ from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
 
 from poise_core.evolution import CandidateRef, ChildSlot, Draft, Rung
+from poise_core.failures import printable
 from tasks.outcomes import MOST_RETRIES, RETRY_DELAYS, with_typed_end, worth_retrying
 from tasks.session import current_evolution
 
@@ -111,6 +112,8 @@ def reflect(run_dir: str, candidate: CandidateRef, evaluated: Any) -> str:
     """What the candidate taught, scored (``evaluated`` is its candidate) or failed; also as an artifact."""
     reflection = current_evolution(run_dir).reflect(candidate)
     create_markdown_artifact(
-        reflection.as_text(), key=f"reflection-{reflection.candidate_id}", description=f"What {candidate.name} taught"
+        printable(reflection.as_text()),
+        key=f"reflection-{reflection.candidate_id}",
+        description=f"What {candidate.name} taught",
     )
     return reflection.summary

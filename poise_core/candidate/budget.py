@@ -16,7 +16,7 @@ class CallTimedOut(Exception):
     """The candidate took longer than a call may take; the message is a sentence for its author."""
 
 
-class _Expired(BaseException):
+class Expired(BaseException):
     """Raised in the middle of the call; not an Exception, so that nothing between takes it for an error of its own."""
 
 
@@ -43,7 +43,7 @@ def within_budget(what: str, call: Callable[[], Any], seconds: float | None = No
             return call()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
-    except _Expired:
+    except Expired:
         raise CallTimedOut(
             f"{what} takes longer than {allowed:g} seconds; do its work with a few operations on whole tensors"
         ) from None
@@ -55,4 +55,4 @@ def within_budget(what: str, call: Callable[[], Any], seconds: float | None = No
 
 
 def _expire(*_: object) -> NoReturn:
-    raise _Expired
+    raise Expired

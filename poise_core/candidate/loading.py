@@ -118,7 +118,9 @@ def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, 
     flags = __future__.annotations.compiler_flag
     try:
         exec(compile(tree, filename, "exec", flags=flags, dont_inherit=True), members)
-    except (Exception, SystemExit) as error:  # a file that exits must not end the process that loads it
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a file that exits must not end the process that loads it
         raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error
     finally:
         sys.modules.pop(standing_in.__name__, None)
@@ -161,7 +163,9 @@ def load_candidate_source(source: str, name: str, *, wall: bool = True) -> Candi
     _require_contract(members)
     try:
         hyperparameters = members["Hyperparameters"]()
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         raise CandidateError(f"Hyperparameters() fails: {error}; give every field a default") from error
     reads = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     return Candidate(

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from poise_core.cli.common import FAULT, fail, plain_errors
+from poise_core.failures import printable
 
 
 def track(
@@ -38,3 +39,5 @@ def track(
         f"{tracker.experiment} at {tracker.uri}: {report.created} runs made, {report.updated} updated, "
         f"{report.unchanged} unchanged"
     )
+    for line in report.refused:
+        typer.echo(f"not taken: {printable(line)}", err=True)

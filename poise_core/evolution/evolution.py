@@ -100,10 +100,12 @@ class Evolution:
         return evaluate.evaluate_untrained(self.trials, self.seeds)
 
     def register_baseline(self) -> CandidateRef:
-        """Put the baseline algorithm into the run."""
+        """Put the baseline algorithm into the run; a run that has one keeps its text, whatever this version ships."""
         path = algorithm_path(self.preset.search.baseline)
         name = path.stem.upper().replace("_", "-")
-        return implement.register(self.search, name, path.read_text(), written_by="human", generation=0)
+        known = [row for row in self.run.archive.rows("candidates", arm=ARM, generation=0) if row["name"] == name]
+        source = known[0]["source"] if known else path.read_text()
+        return implement.register(self.search, name, source, written_by="human", generation=0)
 
     def verify_baseline(self, baseline: CandidateRef) -> CandidateRef:
         """Put the baseline through the gate that its children will meet."""

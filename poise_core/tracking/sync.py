@@ -8,6 +8,7 @@ One experiment per protocol, ``poise/<preset>/<protocol digest>``. In it a run p
 (mean curves over seeds, Overall with its limits, source, reflection, verification and a page as artifacts), below that one
 per seed (step curves, scores). Calls of language models are traces of the experiment; champion candidates are versions of a
 registered model (``poise_core.tracking.registry``).
+What MLflow refuses of one run, or a page that cannot be drawn, is left out and noted at that run (tag ``poise.refused``).
 Numbers of the sealed report split are not pushed; what a replication concluded from them is.
 MLflow takes two seconds to import and is imported by the first sync, not before.
 """
@@ -31,7 +32,16 @@ from poise_core.config.protocol import Protocol
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.registry import plan_versions, push_versions
-from poise_core.tracking.runs import CURVES_TAG, STATE_TAG, TAG_LENGTH, create_run, fill_run, known_runs
+from poise_core.tracking.runs import (
+    CURVES_TAG,
+    STATE_TAG,
+    TAG_LENGTH,
+    create_run,
+    fill_run,
+    is_refusal,
+    known_runs,
+    mark_refused,
+)
 from poise_core.tracking.traces import push_calls
 
 if TYPE_CHECKING:
@@ -52,6 +62,9 @@ class SyncReport:
     updated: int = 0  # runs that were there and got more
     unchanged: int = 0  # runs that were complete
     error: str = ""  # why it stopped; what was not pushed is pushed by the next sync
+    refused: tuple[
+        str, ...
+    ] = ()  # one line per run that MLflow does not take; it is not pushed again while it is the same
     deferred: bool = False  # another thread's sync is running and will push this one's too
 
     @property
@@ -152,7 +165,7 @@ class Tracker:
         plans, versions = plan_runs(evidence, run_dir), plan_versions(evidence)
         protocol = evidence.protocol
         created = updated = unchanged = 0
-        error = ""
+        error, refused = "", list[str]()
         try:
             client = self._connect()
             experiment_id = self._experiment_id(client, protocol)
@@ -162,15 +175,26 @@ class Tracker:
                 if tags.get(STATE_TAG) == plan.state:
                     unchanged += 1
                     continue
-                if not run_id:
-                    run_id, tags = create_run(client, experiment_id, plan, known), {}
-                    known[plan.key] = (run_id, tags)
-                    created += 1
-                else:
-                    updated += 1
-                fill_run(client, run_id, plan, evidence, had_curves=CURVES_TAG in tags)
+                if plan.parent_key is not None and plan.parent_key not in known:
+                    continue  # its parent was refused
+                try:
+                    if not run_id:
+                        run_id, tags = create_run(client, experiment_id, plan, known), {}
+                        known[plan.key] = (run_id, tags)
+                        created += 1
+                    else:
+                        updated += 1
+                    fill_run(client, run_id, plan, evidence, had_curves=CURVES_TAG in tags)
+                except Exception as failure:
+                    if not is_refusal(failure):
+                        raise
+                    refused.append(f"{plan.key}: {_one_line(failure)}")
+                    if run_id:
+                        mark_refused(client, run_id, plan, refused[-1])
             run_ids = {
-                plan.tags["candidate"]: known[plan.key][0] for plan in plans if plan.tags["level"] == "candidate"
+                plan.tags["candidate"]: known[plan.key][0]
+                for plan in plans
+                if plan.tags["level"] == "candidate" and plan.key in known
             }
             push_versions(client, self.experiment, protocol, versions, run_ids)
             calls = evidence.archive.rows("calls")
@@ -182,10 +206,12 @@ class Tracker:
             if isinstance(failure, ArchiveError):
                 raise
             self._client = None
-            error = self._last_error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+            error = self._last_error = _one_line(failure)
             self._not_before = time.monotonic() + self._retry_seconds
             logger.warning("tracking at %s is behind, the archive is not affected: %s", self.uri, error)
-        return SyncReport(created, updated, unchanged, error)
+        for line in refused:
+            logger.warning("tracking at %s does not take one run, the others go on: %s", self.uri, line)
+        return SyncReport(created, updated, unchanged, error, tuple(refused))
 
     def _connect(self) -> MlflowClient:
         if self._client is None:
@@ -227,6 +253,10 @@ class Tracker:
             if name not in found.tags:
                 client.set_experiment_tag(found.experiment_id, name, value)
         return str(found.experiment_id)
+
+
+def _one_line(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
 
 
 @contextmanager
