@@ -23,9 +23,10 @@ class Expired(BaseException):
 def within_budget(what: str, call: Callable[[], Any], seconds: float | None = None) -> Any:
     """The result of a call that an alarm ends after ``seconds`` (by default ``CALL_SECONDS``).
 
-    Python's own loops and its arithmetic with large integers are interrupted at once, an operator of torch when it
-    returns. Only a process's main thread has an alarm: on another thread, and inside a call that has one already, the
-    call is made without. A timer that ran before goes on afterwards.
+    Python's own loops and its arithmetic with large integers are interrupted at once, an operator of torch and the
+    loop within a built-in function such as ``sum`` when they return. Only a process's main thread has an alarm: on
+    another thread, and inside a call that has one already, the call is made without. A timer that ran before goes
+    on afterwards.
 
     Raises:
         CallTimedOut: the time was over.

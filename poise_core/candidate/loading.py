@@ -98,6 +98,9 @@ IMPORTABLE = (
 """Modules that a candidate may import; of torch, its submodules too."""
 
 
+MAX_RANGE = 100_000
+
+
 def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, Any]:
     """The names that the file defines, executed with the built-ins of the candidate language and no others.
 
@@ -130,8 +133,20 @@ def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, 
 
 
 def candidate_builtins() -> dict[str, Any]:
-    """The built-ins of the candidate language, in a dictionary of its own for every file."""
-    return {one: getattr(builtins, one) for one in BUILTINS}
+    """The built-ins of the candidate language, in a dictionary of its own for every file; its ranges are bounded."""
+    return {**{one: getattr(builtins, one) for one in BUILTINS}, "range": bounded_range}
+
+
+def bounded_range(*arguments: Any) -> range:
+    """``range``, of at most ``MAX_RANGE`` numbers: what a built-in such as ``sum`` does with more, no alarm interrupts.
+
+    Raises:
+        ValueError: it would be longer.
+    """
+    numbers = range(*arguments)
+    if numbers[MAX_RANGE:]:
+        raise ValueError(f"this range has more than {MAX_RANGE} numbers; use torch operations")
+    return numbers
 
 
 def _import(

@@ -196,7 +196,8 @@ class Tracker:
                 for plan in plans
                 if plan.tags["level"] == "candidate" and plan.key in known
             }
-            push_versions(client, self.experiment, protocol, versions, run_ids)
+            taken = [version for version in versions if version.candidate_id in run_ids]
+            push_versions(client, self.experiment, protocol, taken, run_ids)
             calls = evidence.archive.rows("calls")
             if calls:
                 with _traces_to(self.uri):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 import shutil
 import tempfile
 from dataclasses import replace
@@ -22,13 +23,13 @@ from hypothesis import strategies as st
 from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
 
 from poise_core.agents.roles import Proposal
-from poise_core.archive import Archive
+from poise_core.archive import Archive, ArchiveRowError
 from poise_core.candidate.loading import Candidate, CandidateError, load_candidate_source, source_digest
 from poise_core.config import Preset
 from poise_core.contract import Advantages
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution, Roles, default_roles
-from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.failures import CandidateFailure, FailureKind, plain_name
 from poise_core.render.markdown import render_nightly_report
 from poise_core.render.terminal import render_lineage
 from poise_core.tracking import pages
@@ -215,7 +216,7 @@ def roles_with(preset: Preset, files: list[str], titles: list[str]) -> Roles:
     return Roles(usual.selector, Titled(usual.proposer, titles), usual.screener, Writer(files), usual.reflector)
 
 
-def run_of(files: list[str], titles: list[str], folder: Path, workshop: Workshop) -> Evolution:
+def run_of(files: list[str], titles: list[str], folder: Path) -> Evolution:
     preset = make_preset(generations=1, parents=len(files), proposals=1)
     return open_evolution(folder / "run", preset, roles_with(preset, files, titles))
 
@@ -235,7 +236,7 @@ def shown(evolution: Evolution) -> str:
 
 def check_run(files: list[str], titles: list[str], store: Path, folder: Path) -> None:
     with Workshop() as workshop:
-        evolution = run_of(files, titles, folder, workshop)
+        evolution = run_of(files, titles, folder)
         with evolution.run:
             evolve(evolution)
             archive, protocol = evolution.run.archive, evolution.preset.protocol
@@ -250,7 +251,7 @@ def check_run(files: list[str], titles: list[str], store: Path, folder: Path) ->
             again = tracker.sync_archive(archive, protocol)
             assert (again.created, again.updated, again.error) == (0, 0, "")
             shown(evolution).encode()
-        resumed = run_of(files, titles, folder, workshop)
+        resumed = run_of(files, titles, folder)
         with resumed.run:
             evolve(resumed)
             assert contents(resumed.run.archive) == kept
@@ -302,3 +303,63 @@ def test_junk_is_that_candidates_failure(files: list[str], titles: list[str], em
 @given(files=files_of(3), titles=titles)
 def test_much_junk(files: list[str], titles: list[str], empty_store: Path) -> None:
     in_a_folder(files, titles, empty_store)
+
+
+# ---- what the archive refuses
+
+
+@pytest.mark.parametrize(
+    ("table", "stage", "kind"),
+    [
+        ("candidates", "implement", "rejected"),
+        ("verifications", "verify", "rejected"),
+        ("trajectories", "train", "crashed"),
+        ("evaluations", "evaluate", "rejected"),
+    ],
+)
+def test_what_the_archive_refuses(
+    table: str, stage: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Archive.append
+
+    def refuse(archive: Archive, name: str, rows: Any, **options: Any) -> int:
+        if name == table and str(rows[0]["candidate_id"]).startswith("refused-"):
+            raise ArchiveRowError(f"{name}: no")
+        return append(archive, name, rows, **options)
+
+    monkeypatch.setattr(Archive, "append", refuse)
+    files, names = [junk("", "", "", 1), SOUND], ["REFUSED", "OTHER"]
+    with Laboratory() as laboratory:
+        evolution = run_of(files, names, tmp_path)
+        with evolution.run:
+            evolve(evolution)
+            archive = evolution.run.archive
+            assert ends(archive) == [kind, "measured"]
+            (failure,) = [row for row in archive.rows("failures") if row["stage"] == stage]
+            assert failure["message"] == f"the archive refuses what it left: {table}: no"
+            kept, steps = contents(archive), list(laboratory.steps)
+        resumed = run_of(files, names, tmp_path)
+        with resumed.run:
+            evolve(resumed)
+            assert (contents(resumed.run.archive), laboratory.steps) == (kept, steps)
+
+
+def test_trajectories_that_the_trainer_does_not_write(tmp_path: Path) -> None:
+    """Numbers that no column takes, in the file that the untrusted process writes: the candidate's failure."""
+    odd = {"ODD STEP": {"step": 1e300}, "ODD TOKENS": {"tokens": math.nan}}
+    files = [junk("", "", "", number) for number in range(3)]
+    with Laboratory() as laboratory:
+        usual = laboratory.step
+        laboratory.step = lambda *given: usual(*given) | (odd.get(given[0], {}) if given[3] == 8 else {})
+        evolution = run_of(files, [*odd, "OTHER"], tmp_path)
+        with evolution.run:
+            evolve(evolution)
+            assert ends(evolution.run.archive) == ["crashed", "crashed", "measured"]
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_names_of_ideas_become_plain(title: str) -> None:
+    name = plain_name(title)
+    assert 0 < len(name) <= 80
+    assert name.encode().decode().isprintable() or "\ufffd" in name
+    assert plain_name(name) == name

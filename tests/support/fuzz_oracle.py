@@ -90,7 +90,10 @@ def code_objects(code: types.CodeType) -> Iterator[types.CodeType]:
 def bytecode_findings(source: str) -> set[str]:
     """What the compiled file holds that the language does not list."""
     flags = __future__.annotations.compiler_flag
-    whole = compile(source, "<fuzz>", "exec", flags=flags, dont_inherit=True)
+    try:
+        whole = compile(source, "<fuzz>", "exec", flags=flags, dont_inherit=True)
+    except SyntaxError as error:
+        return {f"no code: {error.msg}"}
     codes = list(code_objects(whole))
     fields = {name for code in codes if code.co_name == "Hyperparameters" for name in code.co_names}
     defined = {one.argval for one in dis.get_instructions(whole) if one.opname == "STORE_NAME"} | ALLOWED

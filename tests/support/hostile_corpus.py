@@ -332,6 +332,11 @@ HOLES = [
     Hostile("another_decorator_called_dataclass", "found hole", edited(
         ("from dataclasses import dataclass\n\nimport torch\n", "import torch\nfrom torch import clip as dataclass\n")),
         REFUSED, frozenset({REJECTED})),
+    _hostile("found hole", "text_of_the_batch_through_a_name", "s = '%s'\ntext = s % batch", ADMITTED),
+    _hostile("found hole", "no_grad_makes_a_function", "g = torch.no_grad()\nf = g(group_mean)\nx = f(batch.correctness, batch.group_ids)",
+             ADMITTED),
+    _hostile("found hole", "another_device", "x = batch.correctness.to('cuda')"),
+    _hostile("found hole", "late_future", "from __future__ import annotations", module=True),
     _loss("found hole", "mask_widened", "seen = inputs.mask.bool()\nseen[:, :] = True", static=REJECTED),
     _loss("found hole", "leaf_overwritten", "seen = inputs.logprobs.detach()\nseen[:, :] = 0.0", static=REJECTED),
     _loss("found hole", "huge_integer_in_the_loss", "x = 1000000\nfor i in range(60):\n    x = x * x", TIMED_OUT, static=TIMED_OUT),

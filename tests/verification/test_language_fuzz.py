@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poise_core.candidate import budget, loading
+from poise_core.candidate.calls import ContractViolation
 from poise_core.verification.harness import run_candidate
 from poise_core.verification.language import vocabulary
 from poise_core.verification.language.check import check_language
@@ -42,7 +43,7 @@ def programs(draw: st.DrawFn) -> str:
     return Writer(lambda options: draw(st.sampled_from(options)), calm=draw(st.sampled_from((7, 8, 9)))).program()
 
 
-@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=40)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=12)
 @given(source=programs())
 def test_no_program_that_passes_does_what_is_not_allowed(source: str) -> None:
     assert judged(source, PROBE, CALLS).findings == (), source
@@ -51,9 +52,9 @@ def test_no_program_that_passes_does_what_is_not_allowed(source: str) -> None:
 def test_numbered_programs() -> None:
     """A part of the long run, always the same: enough of it passes the check for the witnesses to have something to see."""
     campaign = Campaign(seed=3)
-    campaign.go_on(60.0, most=100)
+    campaign.go_on(60.0, most=60)
     assert campaign.finds == []
-    assert campaign.admitted >= 3
+    assert campaign.admitted >= 2
     assert numbered_program(3, 7) == numbered_program(3, 7) != numbered_program(3, 8)
 
 
@@ -132,3 +133,15 @@ def test_what_gets_past_the_check_finds_a_name_error(monkeypatch: pytest.MonkeyP
             run_candidate(candidate, ordinary())
     with pytest.raises(loading.CandidateError, match="a candidate cannot import os"):
         loading.load_candidate_source(at("pass", "import os"), "hostile")
+
+
+@pytest.mark.parametrize(
+    "use", ["y = sum(range(n))", "for i in range(0, n, 1):\n    pass", "y = list(range(n, 0, -1))"]
+)
+def test_a_range_through_a_name_is_bounded_when_it_runs(use: str) -> None:
+    source = at(f"n = 1000\nn = n * n * n * n\n{use}")
+    check_language(source)  # whose promise ends at what is written
+    with pytest.raises(ContractViolation, match="this range has more than 100000 numbers; use torch operations"):
+        run_candidate(loading.load_candidate_source(source, "hostile"), PROBE)
+    assert loading.bounded_range(3, 0, -1) == range(3, 0, -1)
+    assert len(loading.bounded_range(loading.MAX_RANGE)) == loading.MAX_RANGE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from poise_core.verification.language import bounds, scopes, vocabulary
+from poise_core.verification.language.aliasing import Texts
 
 _ADVICE = {
     "While": "a while loop may never end; use torch operations or a for loop over a range",
@@ -51,6 +52,7 @@ class BodyReader:
         self.locals: frozenset[str] = frozenset()
         self.returning_arguments: frozenset[str] = frozenset()  # functions that may return one of their arguments
         self.aliases: frozenset[str] = frozenset()  # locals that may refer to an argument
+        self.texts = Texts()
 
     def refuse(self, node: ast.AST, message: str) -> None:
         """Record that a node is outside the language."""
@@ -99,6 +101,8 @@ class BodyReader:
                 self.target(target)
             case ast.AugAssign(target=target, op=op, value=value):
                 self.operator(node, op)
+                if self.texts.holds(value) or self.texts.holds(target):
+                    self.refuse(node, "operators on strings are not allowed; write texts out")
                 self.expression(value)
                 self.target(target, augmented=True)
             case ast.If(test=test, body=body, orelse=orelse):
@@ -193,6 +197,8 @@ class BodyReader:
                 self.attribute(node, changing)
             case ast.Call():
                 self.call(node, changing)
+            case ast.BinOp(left=left, right=right) if self.texts.holds(left) or self.texts.holds(right):
+                self.refuse(node, "operators on strings are not allowed; write texts out")
             case ast.Constant(value=value):
                 if isinstance(value, bytes | complex):
                     self.refuse(node, f"{type(value).__name__} constants are not allowed")
@@ -280,6 +286,8 @@ class BodyReader:
         else:
             self.refuse(node, "only functions and methods may be called")
         self.in_place_by_position(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "to" and any(map(self.texts.holds, node.args)):
+            self.refuse(node, "a device is that of a tensor: write .to(x.device)")
         for argument in node.args:
             self.expression(argument)
         for keyword in node.keywords:
@@ -287,6 +295,8 @@ class BodyReader:
                 self.refuse(node, "unpacking with ** is not allowed: write the arguments out")
             elif keyword.arg not in vocabulary.KEYWORDS and keyword.arg not in parameters:
                 self.refuse(node, f"the argument {keyword.arg}= is not allowed")
+            elif keyword.arg == "device" and self.texts.holds(keyword.value):
+                self.refuse(node, "a device is that of a tensor: write device=x.device")
             self.expression(keyword.value)
 
     def hands_on_hyperparameters(self, node: ast.Call, positional: list[str]) -> None:
@@ -311,6 +321,8 @@ class BodyReader:
 
     def only_called(self, node: ast.expr, module: str, name: str) -> None:
         """Refuse a function that can work in place as a value: under another name, nobody would see how it is called."""
+        if module == "torch" and name == "no_grad":
+            self.refuse(node, "no_grad stands in the line with torch.no_grad(): and nowhere else")
         if node is not self.callee and module.startswith("torch") and name in vocabulary.INPLACE_POSITION:
             self.refuse(node, f"{name} may only be called, not passed on")
 

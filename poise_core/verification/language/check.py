@@ -11,7 +11,7 @@ import ast
 import unicodedata
 
 from poise_core.verification.language import bounds, scopes, vocabulary
-from poise_core.verification.language.aliasing import find_aliases, returns_given
+from poise_core.verification.language.aliasing import Texts, find_aliases, returns_given
 from poise_core.verification.language.body import BodyReader
 from poise_core.verification.language.vocabulary import LanguageError
 
@@ -69,7 +69,13 @@ def check_language(source: str) -> ast.Module:
     reader = _ModuleReader()
     reader.module(tree)
     if not reader.findings:  # the compiler's symbol table is a second opinion on what the reader accepts
-        reader.findings.extend(scopes.scope_findings(source, tree))
+        try:
+            compile(tree, "<candidate>", "exec", dont_inherit=True)
+            reader.findings.extend(scopes.scope_findings(source, tree))
+        except (
+            SyntaxError
+        ) as error:  # what the grammar allows and the compiler does not: a late __future__, a break without a loop
+            reader.findings.append((error.lineno or 1, f"the file does not compile: {error.msg}"))
     if reader.findings:
         found = sorted(set(reader.findings))[:MAX_FINDINGS]
         raise LanguageError("; ".join(f"line {line}: {message}" for line, message in found))
@@ -168,6 +174,8 @@ class _ModuleReader(BodyReader):
                 f"{name} would be a tensor, list or iterator that lives between calls; build it inside the function",
             )
         self.expression(node.value)
+        if self.texts.holds(node.value):
+            self.texts = Texts(self.texts.names | {name}, self.texts.fields)
         if self.is_free(node, name):
             self.constants.add(name)
 
@@ -208,6 +216,8 @@ class _ModuleReader(BodyReader):
                 )
             elif line.value is not None:
                 self.expression(line.value)
+                if self.texts.holds(line.value):
+                    self.texts = Texts(self.texts.names, self.texts.fields | {line.target.id})
         self.classes.add(node.name)
 
     def function(self, node: ast.FunctionDef) -> None:
@@ -237,6 +247,7 @@ class _ModuleReader(BodyReader):
         self.parameters = frozenset(argument.arg for argument in parameters)
         assigned = frozenset(scopes.assigned_names(node))
         self.locals, self.aliases = self.parameters | assigned, find_aliases(node, self.returning_arguments)
+        around, self.texts = self.texts, self.texts.within(node)
         for name in sorted(assigned):
             self.is_free(node, name)
         for position, statement in enumerate(node.body):
@@ -244,6 +255,7 @@ class _ModuleReader(BodyReader):
                 self.statement(statement)
         self.findings.extend(bounds.loop_findings(node))
         self.parameters, self.locals, self.aliases = frozenset(), frozenset(), frozenset()
+        self.texts = around
         if self.is_free(node, node.name):
             self.functions[node.name] = node  # only now: a function cannot call itself
             if returns_given(node, self.returning_arguments):
