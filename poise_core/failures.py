@@ -28,6 +28,11 @@ class FailureKind(StrEnum):
     NO_ANSWER = "no_answer"  # the language model gave no usable answer, and the preset names no replacement
 
 
+def plain_name(text: str, most: int = 80) -> str:
+    """The text as a name on one line, of at most ``most`` characters."""
+    return " ".join(printable(text).split())[:most].strip() or "unnamed"
+
+
 class CandidateFailure(Exception):
     """The candidate failed; ``message`` is one sentence, ``detail`` may hold a traceback or a report as JSON.
 

@@ -12,6 +12,8 @@ are left out of the update (train_mask) and not replaced. Truncated completions 
 punishment has entered the group's mean. L_max is the length of the batch's truncated completions, which have all hit
 the limit; without any, nothing is punished. overlong_cache = 0.2 is the published 4,096 of 20,480. std_g divides by n
 - 1.
+
+Against verl: std_eps is 1e-4 (verl 1e-6), and there is no dual clip. Reasons: docs/algorithms.md.
 """
 
 from dataclasses import dataclass

@@ -5,6 +5,7 @@ Whoever reads a candidate file reads it here: gate, registration and training ju
 
 from __future__ import annotations
 
+import ast
 import errno
 import hashlib
 import os
@@ -44,6 +45,29 @@ def name_fault(what: str, names: Iterable[object]) -> str:
             hint = "not only dots" if name in (".", "..") else "1 to 60 of the characters A-Z a-z 0-9 _ . -"
             return f"the {what} name {shown} is not allowed; use {hint}"
     return ""
+
+
+def same_program(one: str, other: str) -> bool:
+    """Whether two texts of candidates differ in comments, docstrings and layout only.
+
+    Raises:
+        SyntaxError: one of them is no Python.
+    """
+    return _program(one) == _program(other)
+
+
+def _program(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            del body[0]
+    return ast.dump(tree)
 
 
 MAX_BYTES = 1 << 20

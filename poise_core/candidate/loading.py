@@ -100,6 +100,9 @@ IMPORTABLE = (
 """Modules that a candidate may import; of torch, its submodules too."""
 
 
+MAX_RANGE = 100_000
+
+
 def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, Any]:
     """The names that the file defines, executed with the built-ins of the candidate language and no others.
 
@@ -120,9 +123,9 @@ def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, 
     flags = __future__.annotations.compiler_flag
     try:
         exec(compile(tree, filename, "exec", flags=flags, dont_inherit=True), members)
-    except MemoryError:
+    except (KeyboardInterrupt, MemoryError):
         raise
-    except (Exception, SystemExit, GeneratorExit) as error:  # a file that exits must not end the process that loads it
+    except BaseException as error:  # a file that exits must not end the process that loads it
         raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error
     finally:
         sys.modules.pop(standing_in.__name__, None)
@@ -132,8 +135,20 @@ def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, 
 
 
 def candidate_builtins() -> dict[str, Any]:
-    """The built-ins of the candidate language, in a dictionary of its own for every file."""
-    return {one: getattr(builtins, one) for one in BUILTINS}
+    """The built-ins of the candidate language, in a dictionary of its own for every file; its ranges are bounded."""
+    return {**{one: getattr(builtins, one) for one in BUILTINS}, "range": bounded_range}
+
+
+def bounded_range(*arguments: Any) -> range:
+    """``range``, of at most ``MAX_RANGE`` numbers: what a built-in such as ``sum`` does with more, no alarm interrupts.
+
+    Raises:
+        ValueError: it would be longer.
+    """
+    numbers = range(*arguments)
+    if numbers[MAX_RANGE:]:
+        raise ValueError(f"this range has more than {MAX_RANGE} numbers; use torch operations")
+    return numbers
 
 
 def _import(
@@ -167,9 +182,9 @@ def load_candidate_source(source: str, name: str, *, wall: bool = True) -> Candi
     _require_contract(members)
     try:
         hyperparameters = within_budget("Hyperparameters()", members["Hyperparameters"])
-    except (CallTimedOut, MemoryError):
+    except (CallTimedOut, KeyboardInterrupt, MemoryError):
         raise
-    except (Exception, SystemExit, GeneratorExit) as error:
+    except BaseException as error:
         raise CandidateError(f"Hyperparameters() fails: {error}; give every field a default") from error
     reads = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     return Candidate(

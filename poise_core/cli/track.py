@@ -39,3 +39,5 @@ def track(
         f"{tracker.experiment} at {without_credentials(tracker.uri)}: {report.created} runs made, {report.updated} updated, "
         f"{report.unchanged} unchanged"
     )
+    for line in report.refused:
+        say(f"not taken: {line}", err=True)

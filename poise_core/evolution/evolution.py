@@ -14,6 +14,7 @@ from poise_core.agents.llm.ledger import Allowance
 from poise_core.agents.roles import Proposal, ProposalContext, Reflection
 from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import Archive
+from poise_core.candidate.identity import same_program
 from poise_core.evolution.events import Observer, ignore
 from poise_core.evolution.executor import Executor
 from poise_core.evolution.history import History
@@ -114,7 +115,11 @@ class Evolution:
         title = name.upper().replace("_", "-")
         identity = candidate_id(title, source)
         for row in self.run.archive.rows("candidates", arm=ARM):
-            if not row["parent_ids"] and row["candidate_id"] != identity:
+            if row["parent_ids"] or row["candidate_id"] == identity:
+                continue
+            if row["name"] == title and same_program(row["source"], source):
+                source = row["source"]  # the run keeps its text, whatever comments this version ships
+            else:
                 raise EvolutionError(
                     f"the baseline of this run is {row['candidate_id']}, and the preset now gives {identity}, another algorithm or "
                     "other numbers; give it back (search.baseline, baseline.hyperparameters) or take another directory"

@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from poise_core.archive import Archive, candidate_row, failure_row
+from poise_core.archive import Archive, ArchiveRowError, candidate_row, failure_row
 from poise_core.archive.typed import FailureRow
 from poise_core.candidate.identity import UnreadableCandidate, candidate_name, read_candidate, source_digest
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.events import Observer, announced, ignore
 from poise_core.evolution.executor import Executor, default_executor
 from poise_core.evolution.records import CandidateRef, failure_from_dict
-from poise_core.failures import Cancelled, CandidateFailure, FailureKind
+from poise_core.failures import Cancelled, CandidateFailure, FailureKind, plain_name
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory, candidate_id
 from poise_core.training.job import TrainingJob
@@ -40,6 +40,20 @@ def admitted_digest(archive: Archive, candidate_id: str) -> str | None:
     for registered in archive.rows("candidates", candidate_id=candidate_id):
         return registered["source_digest"]
     return None
+
+
+@contextmanager
+def refused_rows(stage: str) -> Iterator[None]:
+    """Make what the archive refuses about a candidate the candidate's failure: the same would be refused for ever.
+
+    Raises:
+        CandidateFailure: a row was refused; in training as CRASHED, elsewhere as REJECTED.
+    """
+    try:
+        yield
+    except ArchiveRowError as error:
+        kind = FailureKind.CRASHED if stage == "train" else FailureKind.REJECTED
+        raise CandidateFailure(kind, stage, f"the archive refuses what it left: {error}") from error
 
 
 class RunContext:
@@ -82,8 +96,15 @@ class RunContext:
             **columns: further columns of ``poise_core.archive.candidate_row``.
 
         Raises:
-            CandidateFailure: another proposal of this run has led to the very same file (DUPLICATE).
+            CandidateFailure: another proposal of this run has led to the very same file (DUPLICATE), or the text cannot
+                be kept (REJECTED).
         """
+        name = plain_name(name)
+        try:
+            source.encode()
+        except UnicodeEncodeError as error:
+            message = f"the file holds half of a surrogate pair at character {error.start}; write UTF-8 text"
+            raise CandidateFailure(FailureKind.REJECTED, "implement", message) from error
         identity = candidate_id(name, source)
         stored = self.archive.rows("candidates", candidate_id=identity)
         if stored and stored[0]["proposal_id"] != columns.get("proposal_id"):
@@ -103,7 +124,8 @@ class RunContext:
                 written_by=written_by,
                 **columns,
             )
-            self.archive.append("candidates", [row])
+            with refused_rows("implement"):
+                self.archive.append("candidates", [row])
         parents = columns.get("parent_ids") or [None]
         return CandidateRef(identity, name, columns.get("generation", 0), parents[0])
 
@@ -178,7 +200,8 @@ class RunContext:
             raise recorded
         with self.announced(stage, candidate.name, candidate.generation) as say:
             try:
-                yield say
+                with refused_rows(stage):
+                    yield say
             except CandidateFailure as failure:
                 self.archive.append("failures", [self.failure_row(candidate, failure)])
                 raise

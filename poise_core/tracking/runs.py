@@ -9,8 +9,13 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
+from poise_core.archive import ArchiveError
 from poise_core.escaping import mlflow_key, one_line, printable
 from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.failures import InfrastructureError
+from poise_core.render.html import html_page
 from poise_core.tracking.pages import candidate_page, generation_page
 from poise_core.tracking.plan import RunPlan
 from poise_core.views.candidate import mean_curves
@@ -18,7 +23,7 @@ from poise_core.views.candidate import mean_curves
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-KEY_TAG, STATE_TAG, CURVES_TAG = "poise.key", "poise.state", "poise.curves"
+KEY_TAG, STATE_TAG, CURVES_TAG, REFUSED_TAG = "poise.key", "poise.state", "poise.curves", "poise.refused"
 TAG_LENGTH = 5000
 _PARENT_TAG, _COLOR_TAG = "mlflow.parentRunId", "mlflow.runColor"
 _METRICS_PER_CALL, _PARAM_LENGTH = 1000, 500
@@ -78,9 +83,39 @@ def fill_run(client: MlflowClient, run_id: str, plan: RunPlan, evidence: RunEvid
     for name, text in plan.texts.items():
         client.log_text(run_id, text, name)
     if plan.report:
+        client.log_text(run_id, _page(client, run_id, plan, evidence), "report.html")
+    if plan.status != "RUNNING":
+        client.set_terminated(run_id, plan.status, plan.end)
+    client.set_tag(run_id, STATE_TAG, plan.state)
+
+
+def _page(client: MlflowClient, run_id: str, plan: RunPlan, evidence: RunEvidence) -> str:
+    """The run's page; one that says why where it cannot be drawn."""
+    try:
         one = plan.tags["level"] == "candidate"
         page = candidate_page(evidence, *plan.report) if one else generation_page(evidence, plan.report)
-        client.log_text(run_id, page, "report.html")
+        page.encode()
+    except ArchiveError:
+        raise
+    except Exception as failure:  # whatever a candidate's numbers and texts do to a view
+        reason = f"no page: {type(failure).__name__}: {printable(str(failure))[:300]}"
+        client.set_tag(run_id, REFUSED_TAG, reason)
+        return html_page(Text(reason))
+    return page
+
+
+def is_refusal(failure: Exception) -> bool:
+    """Whether MLflow does not take what it was given, and would not at the next try; a server that is down refuses nothing."""
+    from mlflow.exceptions import MlflowException
+
+    if isinstance(failure, MlflowException):
+        return failure.error_code in ("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "MALFORMED_REQUEST", "INVALID_STATE")
+    return isinstance(failure, ValueError | TypeError) and not isinstance(failure, InfrastructureError | OSError)
+
+
+def mark_refused(client: MlflowClient, run_id: str, plan: RunPlan, reason: str) -> None:
+    """Note at a run what was refused of it, and that this content is not to be pushed again."""
+    client.set_tag(run_id, REFUSED_TAG, printable(reason)[:TAG_LENGTH])
     if plan.status != "RUNNING":
         client.set_terminated(run_id, plan.status, plan.end)
     client.set_tag(run_id, STATE_TAG, plan.state)

@@ -10,6 +10,7 @@ per seed (step curves, scores). Calls of language models are traces of the exper
 registered model (``poise_core.tracking.registry``).
 Scores on the sealed report split are not pushed; what a replication and an examination concluded from them is, as tags and as the
 examination's table.
+What MLflow refuses of one run, or a page that cannot be drawn, is left out and noted at that run (tag ``poise.refused``).
 MLflow takes two seconds to import and is imported by the first sync, not before.
 """
 
@@ -33,7 +34,16 @@ from poise_core.escaping import one_line, without_credentials
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.registry import plan_versions, push_versions
-from poise_core.tracking.runs import CURVES_TAG, STATE_TAG, TAG_LENGTH, create_run, fill_run, known_runs
+from poise_core.tracking.runs import (
+    CURVES_TAG,
+    STATE_TAG,
+    TAG_LENGTH,
+    create_run,
+    fill_run,
+    is_refusal,
+    known_runs,
+    mark_refused,
+)
 from poise_core.tracking.traces import push_calls
 
 if TYPE_CHECKING:
@@ -54,6 +64,9 @@ class SyncReport:
     updated: int = 0  # runs that were there and got more
     unchanged: int = 0  # runs that were complete
     error: str = ""  # why it stopped; what was not pushed is pushed by the next sync
+    refused: tuple[
+        str, ...
+    ] = ()  # one line per run that MLflow does not take; it is not pushed again while it is the same
     deferred: bool = False  # another thread's sync is running and will push this one's too
 
     @property
@@ -156,7 +169,7 @@ class Tracker:
         plans, versions = plan_runs(evidence, run_dir), plan_versions(evidence)
         protocol = evidence.protocol
         created = updated = unchanged = 0
-        error = ""
+        error, refused = "", list[str]()
         try:
             client = self._connect()
             experiment_id = self._experiment_id(client, protocol)
@@ -166,17 +179,29 @@ class Tracker:
                 if tags.get(STATE_TAG) == plan.state:
                     unchanged += 1
                     continue
-                if not run_id:
-                    run_id, tags = create_run(client, experiment_id, plan, known), {}
-                    known[plan.key] = (run_id, tags)
-                    created += 1
-                else:
-                    updated += 1
-                fill_run(client, run_id, plan, evidence, had_curves=CURVES_TAG in tags)
+                if plan.parent_key is not None and plan.parent_key not in known:
+                    continue  # its parent was refused
+                try:
+                    if not run_id:
+                        run_id, tags = create_run(client, experiment_id, plan, known), {}
+                        known[plan.key] = (run_id, tags)
+                        created += 1
+                    else:
+                        updated += 1
+                    fill_run(client, run_id, plan, evidence, had_curves=CURVES_TAG in tags)
+                except Exception as failure:
+                    if not is_refusal(failure):
+                        raise
+                    refused.append(f"{plan.key}: {_one_line(failure)}")
+                    if run_id:
+                        mark_refused(client, run_id, plan, refused[-1])
             run_ids = {
-                plan.tags["candidate"]: known[plan.key][0] for plan in plans if plan.tags["level"] == "candidate"
+                plan.tags["candidate"]: known[plan.key][0]
+                for plan in plans
+                if plan.tags["level"] == "candidate" and plan.key in known
             }
-            push_versions(client, self.experiment, protocol, versions, run_ids)
+            taken = [version for version in versions if version.candidate_id in run_ids]
+            push_versions(client, self.experiment, protocol, taken, run_ids)
             calls = evidence.archive.rows("calls")
             if calls:
                 with _traces_to(self.uri):
@@ -186,13 +211,16 @@ class Tracker:
             if isinstance(failure, ArchiveError):
                 raise
             self._client = None
-            said = without_credentials(one_line(failure))
-            error = self._last_error = f"{type(failure).__name__}: {said[:300]}"
+            error = self._last_error = _one_line(failure)
             self._not_before = time.monotonic() + self._retry_seconds
             logger.warning(
                 "tracking at %s is behind, the archive is not affected: %s", without_credentials(self.uri), error
             )
-        return SyncReport(created, updated, unchanged, error)
+        for line in refused:
+            logger.warning(
+                "tracking at %s does not take one run, the others go on: %s", without_credentials(self.uri), line
+            )
+        return SyncReport(created, updated, unchanged, error, tuple(refused))
 
     def _connect(self) -> MlflowClient:
         if self._client is None:
@@ -235,6 +263,10 @@ class Tracker:
             if name not in found.tags:
                 client.set_experiment_tag(found.experiment_id, name, value)
         return str(found.experiment_id)
+
+
+def _one_line(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {without_credentials(one_line(failure))[:300]}"
 
 
 @contextmanager

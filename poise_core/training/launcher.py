@@ -150,7 +150,9 @@ def _suspected() -> Iterator[None]:
 def _step_of(line: str) -> dict[str, float]:
     """Parse one line of a trajectory: metric -> number, ``step`` among them."""
     row = {str(name): float(value) for name, value in json.loads(line).items()}
-    int(row["step"])
+    for name, value in (("step", row["step"]), ("tokens", row.get("tokens", 0.0))):
+        if not (value.is_integer() and 0 <= value < 2**53):
+            raise ValueError(f"{name} is {value}")
     own = [[name.removeprefix(prefix) for name in row if name.startswith(prefix)] for prefix in (CANDIDATE, CONTROLLER)]
     for names in (*own, [name for name in row if not name.startswith((CANDIDATE, CONTROLLER))]):
         if fault := name_fault("metric", names):

@@ -160,3 +160,27 @@ def test_reinforce_plus_plus() -> None:
     found = one_completion(candidate, 1.0, [1.5], ref_ratio=2.0)  # clipped; the KL is not in the loss
     assert found.loss == near(-1.2)
     assert found.logprobs_grad == near(0.0)
+
+
+def test_where_the_files_differ_from_verl() -> None:
+    """The numbers of docs/algorithms.md."""
+    for name in (
+        "grpo",
+        "dr_grpo",
+        "gspo",
+        "cispo",
+        "gmpo",
+        "sapo",
+        "rloo",
+    ):  # a group of one; verl gives its reward, 1
+        assert first_token(load(name), small_batch([1], lengths=[1])) == near(0.0)
+    found = one_completion(load("grpo"), -1.0, [5.0])
+    assert found.loss == near(5.0)  # a dual clip at 3 would give 3, without a gradient
+    assert found.logprobs_grad == near(5.0)
+    # k3 at ref / current = e^5 is 148.413 - 5 - 1, its derivative 1 - e^5; verl cuts the value at 10, without a gradient
+    found = one_completion(load("grpo"), 0.0, [1.0], ref_ratio=math.exp(5.0))
+    assert found.loss == near(0.01 * (math.exp(5.0) - 6.0))
+    assert found.logprobs_grad == near(0.01 * (1.0 - math.exp(5.0)))
+    # a mean log-ratio of 12 at A < 0: s = e^12 (verl: e^10)
+    found = one_completion(load("gspo"), -1.0, [math.exp(12.0)])
+    assert found.loss == pytest.approx([math.exp(12.0)], rel=1e-4)
