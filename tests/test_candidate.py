@@ -17,7 +17,7 @@ import torch
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate import budget
 from poise_core.candidate.budget import CallTimedOut
-from poise_core.candidate.identity import MAX_BYTES, UnreadableCandidate, candidate_name, read_candidate
+from poise_core.candidate.identity import MAX_BYTES, UnreadableCandidate, candidate_name, read_candidate, same_program
 from poise_core.candidate.loading import CandidateError, load_candidate, load_candidate_source, source_digest
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 
@@ -271,3 +271,9 @@ def test_digest_ignores_line_endings_and_trailing_blanks_only() -> None:
     assert source_digest(SOURCE.replace("    return", "  return")) != digest  # indentation counts
     assert len(digest) == 64
     ast.parse(SOURCE)  # the example itself is sound
+
+
+def test_programs_are_the_same_whatever_their_comments_say() -> None:
+    one = '"""Doc."""\n\ndef f(x):\n    """Adds."""\n    return x + 1  # one\n'
+    assert same_program(one, "def f(x):\n    return (x + 1)\n")
+    assert not same_program(one, "def f(x):\n    return x + 2\n")
