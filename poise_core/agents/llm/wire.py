@@ -238,7 +238,7 @@ def _read_streamed_calls_whole() -> None:
     """
     from langchain_core.messages import ai
 
-    ai.parse_partial_json = json.loads  # type: ignore[attr-defined]
+    ai.parse_partial_json = json.loads
 
 
 def _refuse_redirects(model: Any) -> bool:
