@@ -188,6 +188,7 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
         from langchain.chat_models import init_chat_model
     except ImportError as error:
         raise AgentsUnusable("language models need the extra: pip install 'poise-rl[llm]'") from error
+    _read_streamed_calls_whole()
     provider = _provider(request.model)
     options: dict[str, Any] = {"max_tokens": request.max_output_tokens, "timeout": seconds}
     if request.temperature is not None:
@@ -200,8 +201,7 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
             options["base_url"] = settings.base_url
             if not key and not os.environ.get("OPENAI_API_KEY"):
                 options["api_key"] = "none-needed"  # local servers accept any key, but the client requires one
-        # LangChain reads a streamed tool call anew with every piece, in the square of its length if it is no JSON
-        if settings.streaming and request.method != "function_calling":
+        if settings.streaming:
             options.update(streaming=True, stream_usage=True)
     elif provider == "google_genai":
         options["max_retries"] = 1  # counts attempts
@@ -229,6 +229,16 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
             "elsewhere; install the versions of constraints.txt"
         )
     return model
+
+
+@lru_cache(maxsize=1)
+def _read_streamed_calls_whole() -> None:
+    """Keep LangChain from guessing the end of a streamed tool call that is no JSON yet: it tries every length of what has come,
+    and while it does no time limit is looked at. What is no JSON at the end is read as text here.
+    """
+    from langchain_core.messages import ai
+
+    ai.parse_partial_json = json.loads
 
 
 def _refuse_redirects(model: Any) -> bool:
