@@ -96,9 +96,8 @@ class Examination(Replication):
         wanted = _selected(planned, conditions)
         plan = self.begin(count, undeclared=undeclared)
         asked = conditions is not None
-        cost = self.cost(
-            plan, [one for one in wanted if asked or stored is None or _replicated(stored) or not one.trains]
-        )
+        paid = [one for one in wanted if asked or stored is None or _replicated(stored) or not one.trains]
+        cost = self.cost(plan, paid, perhaps=not asked and stored is None)
         if cost:
             say(cost)
         stored = stored or self.replicate(plan)
@@ -120,8 +119,14 @@ class Examination(Replication):
 
     # the cost
 
-    def cost(self, plan: Plan, conditions: Sequence[Condition]) -> str:
-        """One line on the trainings that these conditions still need, and how long they take; empty where they need none."""
+    def cost(self, plan: Plan, conditions: Sequence[Condition], *, perhaps: bool = False) -> str:
+        """One line on the trainings that these conditions still need, and how long they take; empty where they need none.
+
+        Args:
+            plan: of the examination.
+            conditions: that are to be carried out.
+            perhaps: whether the primary one decides if the others are carried out.
+        """
         sides = [self.candidate_ref(plan.baseline), self.candidate_ref()]
         certain, possible, parts = 0, 0, []
         for condition in conditions:
@@ -143,7 +148,7 @@ class Examination(Replication):
         seconds = self._seconds_per_training(plan.baseline)
         most = certain + possible
         time = f"; so many take about {format_duration(seconds * most)}" if seconds else ""
-        up_to = "up to " if possible or (len(parts) > 1 and self.stored() is None) else ""
+        up_to = "up to " if possible or (perhaps and len(parts) > 1) else ""
         return f"examination {plan.sealed_set} of this run: {up_to}{most} trainings ({', '.join(parts)}){time}"
 
     def _seconds_per_training(self, baseline: str) -> float | None:

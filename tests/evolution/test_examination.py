@@ -13,12 +13,17 @@ import pytest
 from archive_samples import replication
 from laboratory import Killed, Laboratory, contents, dies_after_one_write, evolved, preset_with
 
+from poise_core.algorithms import algorithm_path
+from poise_core.archive import evaluation_rows
 from poise_core.config import ExaminationSpec, load_preset
 from poise_core.config.protocol import BenchmarkSpec
 from poise_core.evaluation.job import EvaluationJob
+from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.evidence.examination import best_rate, conclude, conditions_of, level_of, multiplicity, unfinished
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.experiments.examination import Examination
+from poise_core.evolution import Evolution
+from poise_core.experiments.examination import Examination, ExaminationRecord
 from poise_core.experiments.replication import ReplicationRefused
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.render.markdown import fenced, render_examination_page, render_nightly_report
@@ -38,8 +43,9 @@ DIVERGED = CandidateFailure(FailureKind.DIVERGED, "train", "NaN at step 3")
 
 
 @pytest.fixture(autouse=True)
-def made_up_policies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poise_core.experiments.replication.policy_digest", lambda policy: "beef")
+def made_up_policies(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "laboratory" in request.fixturenames:
+        monkeypatch.setattr("poise_core.experiments.replication.policy_digest", lambda policy: "beef")
 
 
 def begun(tmp_path: Path, laboratory: Laboratory, **examination: Any) -> tuple[RunDirectory, list[str]]:
@@ -449,3 +455,57 @@ def test_a_fault_of_the_machine_is_no_answer(tmp_path: Path, laboratory: Laborat
     assert "policy:other" not in {row["condition"] for row in Examination(run, best).rows()}
     laboratory.fail_under = lambda job: None
     assert Examination(run, best).examine().rows[-1]["condition"] == "policy:other"
+
+
+def scored(evolution: Evolution, candidate: str, skill: int) -> None:
+    """Made-up scores of the search, so that nothing has to be trained for it."""
+    protocol = evolution.preset.protocol
+    for seed in protocol.seeds:
+        results = []
+        for spec in protocol.benchmarks:
+            correct = (skill * spec.samples,) * 2 + (0,) * (spec.problems - 2)
+            score = benchmark_score(correct, spec.samples, spec.k)
+            results.append(BenchmarkResult(spec.name, spec.metric_name, score, correct, spec.samples, 1.0, 5.0))
+        found = SeedEvaluation(seed, "search", overall(results, protocol), tuple(results), 1.0)
+        evolution.run.archive.append("evaluations", evaluation_rows(candidate, protocol.digest, found))
+
+
+def examined_in_earnest(tmp_path: Path, conditions: list[str]) -> tuple[Evolution, Path, ExaminationRecord, list[str]]:
+    """RLOO beside GRPO under the preset smoke, by real trainings of two steps; the folder of what was trained, and the cost."""
+    preset = load_preset("smoke", ["protocol.training.steps=2", "examination.rates=[1.0, 3.0]"])
+    evolution = Evolution(RunDirectory.open(tmp_path / "run", preset))
+    said: list[str] = []
+    with evolution.run:
+        scored(evolution, evolution.register_baseline().candidate_id, 0)
+        candidate = evolution.trials.adopt(algorithm_path("rloo")).candidate_id
+        scored(evolution, candidate, 1)
+        examination = Examination(evolution.run, candidate)
+        record = examination.examine(undeclared=True, conditions=conditions, say=said.append)
+    assert evolution.run.archive.check() == []
+    assert [row["condition"] for row in record.rows] == ["primary", *conditions]
+    assert {tuple(row["seeds"]) for row in record.rows} == {(2, 3)}
+    return evolution, evolution.run.candidate_folder(candidate) / "replicate", record, said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_real_examination_of_the_preset_smoke(tmp_path: Path) -> None:
+    _, home, record, said = examined_in_earnest(tmp_path, ["policy:arithmetic-b"])
+    assert said == ["examination 1 of this run: 8 trainings (primary 4, policy:arithmetic-b 4)"]
+    jobs = [json.loads(path.read_text()) for path in sorted(home.rglob("job-report.json"))]
+    assert [(Path(job["base"]).name, job["sealed_set"]) for job in jobs] == [("arithmetic-a", 1), ("arithmetic-b", 1)]
+    primary, other = record.rows
+    assert primary["overall"] != other["overall"]
+    assert json.loads(primary["detail"])["protocols"] != json.loads(other["detail"])["protocols"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_a_real_examination_trains_at_other_learning_rates(tmp_path: Path) -> None:
+    _, home, record, said = examined_in_earnest(tmp_path, ["rates"])
+    assert said == ["examination 1 of this run: up to 12 trainings (primary 4, rates 4 and up to 4 more)"]
+    assert record.rows[1]["choice_seeds"] == [4]
+    steps = [home / folder / "train" / "seed-4" / "trajectory.jsonl" for folder in (".", "rate-x3")]
+    usual, faster = (json.loads(path.read_text().splitlines()[-1])["learning_rate"] for path in steps)
+    assert faster == pytest.approx(3 * usual)
+    assert not list((home / "rate-x3").rglob("seed-4-report.json")), "the seed of the choice reads no sealed problem"
