@@ -38,7 +38,7 @@ def test_a_champion_candidate_is_replicated_and_shown(
     assert result.exit_code == 0, result.output
     row = json.loads(result.stdout)
     assert (row["outcome"], row["seeds"]) == ("replicated", [2, 3, 4])
-    assert "examination 1 of this run: 6 trainings (primary 6); so many take about 6 s" in result.stderr
+    assert "examination 1 of this run: 6 trainings (primary 6); so many take about 3 s" in result.stderr
     assert row["examination"]["standing"] == "champion"
     answers = {one["condition"]: one["verdict"] for one in row["examination"]["conditions"]}
     assert answers == {"primary": "holds", "pass@1": "holds", "greedy": "holds", "collapse": "not distinguishable"}

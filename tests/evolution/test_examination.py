@@ -5,13 +5,15 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from archive_samples import replication
-from laboratory import Killed, Laboratory, contents, dies_after_one_write, evolved, preset_with
+from laboratory import Killed, Laboratory, contents, dies_after_one_write, evolved, one_at_a_time, preset_with
 
 from poise_core.algorithms import algorithm_path
 from poise_core.archive import evaluation_rows
@@ -158,12 +160,8 @@ def test_a_baseline_that_wins_at_its_best_rate_leaves_a_champion_and_nothing_rob
     assert (rows["greedy"]["worst"], rows["primary"]["worst"]) == (85.0, 67.5)  # 17 of 20, and (50 + 85) / 2
     assert (rows["rates"]["rate"], rows["rates"]["baseline_rate"]) == (1.0, 2.0)
     assert json.loads(rows["rates"]["detail"])["rates"] == {
-        "GRPO": {"0.5": 40.0, "1": 40.0, "2": 100.0},
-        run.archive.rows("candidates", candidate_id=best)[0]["name"]: {
-            "0.5": 0.0,
-            "1": 72.5,  # (50 + 95) / 2
-            "2": None,
-        },
+        "baseline": {"0.5": 40.0, "1": 40.0, "2": 100.0},
+        "candidate": {"0.5": 0.0, "1": 72.5, "2": None},  # (50 + 95) / 2; it diverged
     }
     assert "GRPO at x2 is better than" in rows["rates"]["message"]
     assert "a better rate of GRPO may lie beyond" in rows["rates"]["message"]
@@ -175,13 +173,10 @@ def test_a_baseline_that_wins_at_its_best_rate_leaves_a_champion_and_nothing_rob
         "not distinguishable under pass@2, collapse"
     )
     # 2 sides x 3 seeds, then 2 sides x 3 rates x 2 seeds and again as many as the primary has, then the policy
-    assert (
-        said
-        == [
-            "examination 1 of this run: up to 30 trainings (primary 6, rates 12 and up to 6 more, policy:other 6); "
-            "so many take about 30 s"  # every evaluation of the laboratory says that it took a second, its trainings nothing
-        ]
-    )
+    assert said == [
+        "examination 1 of this run: up to 30 trainings (primary 6, rates 12 and up to 6 more, policy:other 6); "
+        "so many take about 15 s"  # two at a time; an evaluation of the laboratory says that it took a second
+    ]
 
 
 def test_who_wins_at_one_rate_only_is_not_robust(tmp_path: Path, laboratory: Laboratory) -> None:
@@ -299,7 +294,7 @@ def test_a_part_is_completed_later_with_the_same_seeds_and_shown_when_asked_agai
     assert not (run.candidate_folder(best) / "replicate").exists()
     part = Examination(run, best).examine(conditions=["primary"], say=said.append)
     assert [row["condition"] for row in part.rows] == ["primary"]
-    assert said == ["examination 1 of this run: 6 trainings (primary 6); so many take about 6 s"]
+    assert said == ["examination 1 of this run: 6 trainings (primary 6); so many take about 3 s"]
     assert unfinished(part.rows)
     assert conclude(part.rows).standing == "champion"
     whole = Examination(run, best).examine()
@@ -430,6 +425,7 @@ def test_killed_at_a_stage_it_goes_on_where_it_stopped(tmp_path: Path, laborator
 def test_killed_after_every_write_it_comes_to_the_same_answers(tmp_path: Path, laboratory: Laboratory) -> None:
     expected, _ = undisturbed(tmp_path, laboratory)
     run, (baseline, best, *_) = begun(tmp_path, laboratory)
+    one_at_a_time(run)
     by_hand(laboratory, baseline, best)
     deaths = 0
     while True:
@@ -443,6 +439,32 @@ def test_killed_after_every_write_it_comes_to_the_same_answers(tmp_path: Path, l
             break
     assert deaths > 25
     assert contents(run.archive) == expected
+
+
+def test_both_sides_train_at_the_same_time_and_a_fault_of_one_stops_the_other(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=())
+    by_hand(laboratory, baseline, best)
+    meeting = threading.Barrier(2, timeout=20)
+
+    def meet(job: TrainingJob) -> BaseException | None:
+        """Nobody goes on before the other side has come; then the baseline's machine fails while the candidate trains."""
+        meeting.wait()
+        if best not in job.candidate_path.parts:
+            return InfrastructureError("the disk is full")
+        stopped = time.monotonic() + 20
+        while time.monotonic() < stopped and not examination._stopping():
+            time.sleep(0.01)
+        return None
+
+    laboratory.fail_under = meet
+    examination = Examination(run, best)
+    with pytest.raises(InfrastructureError, match="the disk is full"):
+        examination.examine()
+    assert laboratory.steps == [], "the candidate was stopped before its first step"
+    laboratory.fail_under = lambda job: None
+    assert examination.examine().replication["outcome"] == "replicated"
 
 
 def test_a_fault_of_the_machine_is_no_answer(tmp_path: Path, laboratory: Laboratory) -> None:
