@@ -96,9 +96,8 @@ class Examination(Replication):
         wanted = _selected(planned, conditions)
         plan = self.begin(count, undeclared=undeclared)
         asked = conditions is not None
-        cost = self.cost(
-            plan, [one for one in wanted if asked or stored is None or _replicated(stored) or not one.trains]
-        )
+        paid = [one for one in wanted if asked or stored is None or _replicated(stored) or not one.trains]
+        cost = self.cost(plan, paid, perhaps=not asked and stored is None)
         if cost:
             say(cost)
         stored = stored or self.replicate(plan)
@@ -120,8 +119,14 @@ class Examination(Replication):
 
     # the cost
 
-    def cost(self, plan: Plan, conditions: Sequence[Condition]) -> str:
-        """One line on the trainings that these conditions still need, and how long they take; empty where they need none."""
+    def cost(self, plan: Plan, conditions: Sequence[Condition], *, perhaps: bool = False) -> str:
+        """One line on the trainings that these conditions still need, and how long they take; empty where they need none.
+
+        Args:
+            plan: of the examination.
+            conditions: that are to be carried out.
+            perhaps: whether the primary one decides if the others are carried out.
+        """
         sides = [self.candidate_ref(plan.baseline), self.candidate_ref()]
         certain, possible, parts = 0, 0, []
         for condition in conditions:
@@ -142,8 +147,9 @@ class Examination(Replication):
             return ""
         seconds = self._seconds_per_training(plan.baseline)
         most = certain + possible
-        time = f"; so many take about {format_duration(seconds * most)}" if seconds else ""
-        up_to = "up to " if possible or (len(parts) > 1 and self.stored() is None) else ""
+        together = min(2, self.run.preset.resources.parallel_candidates)
+        time = f"; so many take about {format_duration(seconds * most / together)}" if seconds else ""
+        up_to = "up to " if possible or (perhaps and len(parts) > 1) else ""
         return f"examination {plan.sealed_set} of this run: {up_to}{most} trainings ({', '.join(parts)}){time}"
 
     def _seconds_per_training(self, baseline: str) -> float | None:
@@ -208,13 +214,13 @@ class Examination(Replication):
         Raises:
             _SideFailed: a training of one of them failed.
         """
-        found = []
-        for side, variant in ((self.candidate_ref(plan.baseline), theirs), (self.candidate_ref(), mine)):
-            try:
-                found.append(self.sealed(side, plan, variant))
-            except CandidateFailure as failure:
-                raise _SideFailed(side, failure) from failure
-        return found[1], found[0]
+        base, me = self.candidate_ref(plan.baseline), self.candidate_ref()
+        their, my = self.side_by_side(lambda: self.sealed(base, plan, theirs), lambda: self.sealed(me, plan, mine))
+        if isinstance(their, CandidateFailure):
+            raise _SideFailed(base, their)
+        if isinstance(my, CandidateFailure):
+            raise _SideFailed(me, my)
+        return my, their
 
     def _primary(self, plan: Plan, stored: ReplicationRow) -> Fields:
         """The replication's numbers, which were computed once, with the collapses beside them."""
@@ -237,18 +243,24 @@ class Examination(Replication):
     def _at_best_rates(self, plan: Plan, level: float) -> Fields:
         """Each side at the best of its learning rates."""
         me, base = self.candidate_ref(), self.candidate_ref(plan.baseline)
-        scores = {one.name: self._rate_scores(one, plan) for one in (base, me)}
-        detail: Fields = {"rates": {name: {f"{r:.6g}": x for r, x in found.items()} for name, found in scores.items()}}
-        mine, theirs = best_rate(scores[me.name]), best_rate(scores[base.name])
+        scores: dict[str, dict[float, float | None]] = {}
+
+        def choose(side: CandidateRef) -> None:
+            scores[side.candidate_id] = self._rate_scores(side, plan)
+
+        self.side_by_side(lambda: choose(base), lambda: choose(me))
+        theirs, mine = (best_rate(scores[side.candidate_id]) for side in (base, me))
         rates = {"rate": mine, "baseline_rate": theirs}
-        said = "; ".join(f"{name} {_listed(found)}" for name, found in scores.items())
+        tried = {title: scores[side.candidate_id] for title, side in (("baseline", base), ("candidate", me))}
+        detail: Fields = {"rates": {title: {f"{r:.6g}": x for r, x in one.items()} for title, one in tried.items()}}
+        said = "; ".join(f"{side.name} {_listed(scores[side.candidate_id])}" for side in (base, me))
         if mine is None or theirs is None:
             side, verdict = (me.name, FAILS) if mine is None else (base.name, UNMEASURED)
             return {**rates, "verdict": verdict, "message": f"{verdict}: {side} failed at every rate", "detail": detail}
         variants = self.variant(plan, rate=mine), self.variant(plan, rate=theirs)
         detail["protocols"] = sorted({one.protocol.digest for one in variants})
-        found = self._both(plan, *variants)
-        fields = _fields(compare(*found, self.protocol, level), level)
+        results = self._both(plan, *variants)
+        fields = _fields(compare(*results, self.protocol, level), level)
         better = "is better than" if fields["verdict"] == HOLDS else "is not told apart from"
         sentence = f"{me.name} at x{mine:.3g} {better} {base.name} at x{theirs:.3g}"
         if fields["verdict"] == FAILS:
@@ -258,7 +270,7 @@ class Examination(Replication):
         ]
         beyond = f"; a better rate of {' and '.join(edges)} may lie beyond those that were tried" if edges else ""
         fields["message"] = f"{fields['message']}: {sentence} (chosen by {said}){beyond}"
-        return {**fields, **rates, **self._collapses(plan, *found), "detail": detail}
+        return {**fields, **rates, **self._collapses(plan, *results), "detail": detail}
 
     def _rate_scores(self, side: CandidateRef, plan: Plan) -> dict[float, float | None]:
         """Factor -> mean Overall over the seeds of the choice, on the search split; None where a training failed."""

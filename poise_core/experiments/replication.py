@@ -18,16 +18,19 @@ learning rate or policy where a condition has one. Nothing of it is ever ranked 
 
 from __future__ import annotations
 
+import contextvars
 import hashlib
 import itertools
 import json
 import math
 import statistics
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 from poise_core.archive import EXAMINED, evaluation_rows
 from poise_core.archive.typed import ReplicationRow
@@ -51,12 +54,14 @@ from poise_core.evolution.records import (
     write_record,
 )
 from poise_core.evolution.run_context import ComputeSlot, admitted_digest
-from poise_core.failures import CandidateFailure, InfrastructureError
+from poise_core.failures import Cancelled, CandidateFailure, InfrastructureError
 from poise_core.policies.locate import PolicyNotFoundError, policy_digest
 from poise_core.run_directory import RunDirectory
 from poise_core.training.job import TrainingJob
 
 FEWEST_SEEDS = 2
+
+Found = TypeVar("Found")
 
 
 class ReplicationRefused(ValueError):
@@ -125,6 +130,46 @@ class Replication:
 
     def __post_init__(self) -> None:
         self.archive, self.protocol = self.run.archive, self.run.preset.protocol
+        self._halted = threading.Event()
+
+    def _stopping(self) -> bool:
+        return self._halted.is_set() or self.should_stop()
+
+    def side_by_side(self, *works: Callable[[], Found]) -> list[Found | CandidateFailure]:
+        """Do the work of each side, at the same time where the preset allows as many candidates.
+
+        Returns:
+            What each has found, or how its candidate failed.
+
+        Raises:
+            BaseException: what a side raised that is nobody's failure; the others are stopped first.
+        """
+
+        def guarded(work: Callable[[], Found]) -> Found | CandidateFailure:
+            try:
+                return work()
+            except CandidateFailure as failure:
+                return failure
+            except BaseException:
+                self._halted.set()
+                raise
+
+        self._halted.clear()
+        workers = min(len(works), self.run.preset.resources.parallel_candidates)
+        if workers == 1:
+            return [guarded(work) for work in works]
+        with ThreadPoolExecutor(workers, "examination") as pool:
+            # a copy of the context for each: what logs progress looks there for whose it is
+            futures = [pool.submit(contextvars.copy_context().run, guarded, work) for work in works]
+            try:
+                wait(futures)
+            except BaseException:  # Ctrl-C reaches this thread alone
+                self._halted.set()
+                raise
+        errors = [error for one in futures if (error := one.exception()) is not None]
+        if errors:
+            raise next((error for error in errors if not isinstance(error, Cancelled)), errors[0])
+        return [one.result() for one in futures]
 
     def carry_out(self, count: int | None = None, *, undeclared: bool = False) -> ReplicationRow:
         """Replicate the candidate, go on with its replication, or read back the outcome.
@@ -151,15 +196,16 @@ class Replication:
     def replicate(self, plan: Plan) -> ReplicationRow:
         """Train and score both sides under the protocol as it is, and file what follows; see ``carry_out``."""
         as_it_is = self.variant(plan)
-        try:
-            theirs = self.sealed(self.candidate_ref(plan.baseline), plan, as_it_is)
-        except CandidateFailure as failure:
-            name = self.candidate_ref(plan.baseline).name
-            raise InfrastructureError(f"the baseline {name} failed: {failure.message}") from failure
-        try:
-            outcome = self._compare(plan, self.sealed(self.candidate_ref(), plan, as_it_is), theirs)
-        except CandidateFailure as failure:
-            outcome = {"outcome": "failed", "message": f"{failure.kind} with fresh seeds: {failure.message}"}
+        base, me = self.candidate_ref(plan.baseline), self.candidate_ref()
+        theirs, mine = self.side_by_side(
+            lambda: self.sealed(base, plan, as_it_is), lambda: self.sealed(me, plan, as_it_is)
+        )
+        if isinstance(theirs, CandidateFailure):
+            raise InfrastructureError(f"the baseline {base.name} failed: {theirs.message}") from theirs
+        if isinstance(mine, CandidateFailure):
+            outcome = {"outcome": "failed", "message": f"{mine.kind} with fresh seeds: {mine.message}"}
+        else:
+            outcome = self._compare(plan, mine, theirs)
         row = {
             "protocol": self.protocol.digest,
             "candidate_id": self.candidate_id,
@@ -345,7 +391,7 @@ class Replication:
         def on_step(seed: int, row: dict[str, float]) -> None:
             self.observer(Event("step", "replicate", subject, candidate.generation, seed=seed, row=row))
 
-        with announced(self.observer, "replicate", subject, candidate.generation, self.should_stop) as say:
+        with announced(self.observer, "replicate", subject, candidate.generation, self._stopping) as say:
             job = TrainingJob(
                 self.run.candidate_folder(candidate.candidate_id) / "candidate.py",
                 candidate.name,
@@ -356,12 +402,12 @@ class Replication:
                 source_digest=admitted_digest(self.archive, candidate.candidate_id),
             )
             with self.compute_slot():
-                trained = self.executor.train(job, on_step=on_step, should_stop=self.should_stop)
+                trained = self.executor.train(job, on_step=on_step, should_stop=self._stopping)
             policies = tuple((one.seed, one.policy_folder) for one in trained)
             folder = home / f"evaluate-set-{sealed_set}"
             scored = EvaluationJob(folder, variant.protocol, resources, split, policies, sealed_set)
             with self.compute_slot():
-                results = self.executor.evaluate(scored, should_stop=self.should_stop)
+                results = self.executor.evaluate(scored, should_stop=self._stopping)
             for result in results:
                 self.archive.append("evaluations", evaluation_rows(candidate.candidate_id, variant.filed, result))
             say(f"{len(seeds)} fresh seeds")

@@ -5,20 +5,27 @@ from __future__ import annotations
 import datetime as dt
 import json
 import os
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from archive_samples import replication
-from laboratory import Killed, Laboratory, contents, dies_after_one_write, evolved, preset_with
+from laboratory import Killed, Laboratory, contents, dies_after_one_write, evolved, one_at_a_time, preset_with
 
+from poise_core.algorithms import algorithm_path
+from poise_core.archive import evaluation_rows
 from poise_core.config import ExaminationSpec, load_preset
 from poise_core.config.protocol import BenchmarkSpec
 from poise_core.evaluation.job import EvaluationJob
+from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.evidence.examination import best_rate, conclude, conditions_of, level_of, multiplicity, unfinished
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.experiments.examination import Examination
+from poise_core.evolution import Evolution
+from poise_core.experiments.examination import Examination, ExaminationRecord
 from poise_core.experiments.replication import ReplicationRefused
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.render.markdown import fenced, render_examination_page, render_nightly_report
@@ -38,8 +45,9 @@ DIVERGED = CandidateFailure(FailureKind.DIVERGED, "train", "NaN at step 3")
 
 
 @pytest.fixture(autouse=True)
-def made_up_policies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("poise_core.experiments.replication.policy_digest", lambda policy: "beef")
+def made_up_policies(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    if "laboratory" in request.fixturenames:
+        monkeypatch.setattr("poise_core.experiments.replication.policy_digest", lambda policy: "beef")
 
 
 def begun(tmp_path: Path, laboratory: Laboratory, **examination: Any) -> tuple[RunDirectory, list[str]]:
@@ -152,12 +160,8 @@ def test_a_baseline_that_wins_at_its_best_rate_leaves_a_champion_and_nothing_rob
     assert (rows["greedy"]["worst"], rows["primary"]["worst"]) == (85.0, 67.5)  # 17 of 20, and (50 + 85) / 2
     assert (rows["rates"]["rate"], rows["rates"]["baseline_rate"]) == (1.0, 2.0)
     assert json.loads(rows["rates"]["detail"])["rates"] == {
-        "GRPO": {"0.5": 40.0, "1": 40.0, "2": 100.0},
-        run.archive.rows("candidates", candidate_id=best)[0]["name"]: {
-            "0.5": 0.0,
-            "1": 72.5,  # (50 + 95) / 2
-            "2": None,
-        },
+        "baseline": {"0.5": 40.0, "1": 40.0, "2": 100.0},
+        "candidate": {"0.5": 0.0, "1": 72.5, "2": None},  # (50 + 95) / 2; it diverged
     }
     assert "GRPO at x2 is better than" in rows["rates"]["message"]
     assert "a better rate of GRPO may lie beyond" in rows["rates"]["message"]
@@ -169,13 +173,10 @@ def test_a_baseline_that_wins_at_its_best_rate_leaves_a_champion_and_nothing_rob
         "not distinguishable under pass@2, collapse"
     )
     # 2 sides x 3 seeds, then 2 sides x 3 rates x 2 seeds and again as many as the primary has, then the policy
-    assert (
-        said
-        == [
-            "examination 1 of this run: up to 30 trainings (primary 6, rates 12 and up to 6 more, policy:other 6); "
-            "so many take about 30 s"  # every evaluation of the laboratory says that it took a second, its trainings nothing
-        ]
-    )
+    assert said == [
+        "examination 1 of this run: up to 30 trainings (primary 6, rates 12 and up to 6 more, policy:other 6); "
+        "so many take about 15 s"  # two at a time; an evaluation of the laboratory says that it took a second
+    ]
 
 
 def test_who_wins_at_one_rate_only_is_not_robust(tmp_path: Path, laboratory: Laboratory) -> None:
@@ -293,7 +294,7 @@ def test_a_part_is_completed_later_with_the_same_seeds_and_shown_when_asked_agai
     assert not (run.candidate_folder(best) / "replicate").exists()
     part = Examination(run, best).examine(conditions=["primary"], say=said.append)
     assert [row["condition"] for row in part.rows] == ["primary"]
-    assert said == ["examination 1 of this run: 6 trainings (primary 6); so many take about 6 s"]
+    assert said == ["examination 1 of this run: 6 trainings (primary 6); so many take about 3 s"]
     assert unfinished(part.rows)
     assert conclude(part.rows).standing == "champion"
     whole = Examination(run, best).examine()
@@ -424,6 +425,7 @@ def test_killed_at_a_stage_it_goes_on_where_it_stopped(tmp_path: Path, laborator
 def test_killed_after_every_write_it_comes_to_the_same_answers(tmp_path: Path, laboratory: Laboratory) -> None:
     expected, _ = undisturbed(tmp_path, laboratory)
     run, (baseline, best, *_) = begun(tmp_path, laboratory)
+    one_at_a_time(run)
     by_hand(laboratory, baseline, best)
     deaths = 0
     while True:
@@ -439,6 +441,32 @@ def test_killed_after_every_write_it_comes_to_the_same_answers(tmp_path: Path, l
     assert contents(run.archive) == expected
 
 
+def test_both_sides_train_at_the_same_time_and_a_fault_of_one_stops_the_other(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=())
+    by_hand(laboratory, baseline, best)
+    meeting = threading.Barrier(2, timeout=20)
+
+    def meet(job: TrainingJob) -> BaseException | None:
+        """Nobody goes on before the other side has come; then the baseline's machine fails while the candidate trains."""
+        meeting.wait()
+        if best not in job.candidate_path.parts:
+            return InfrastructureError("the disk is full")
+        stopped = time.monotonic() + 20
+        while time.monotonic() < stopped and not examination._stopping():
+            time.sleep(0.01)
+        return None
+
+    laboratory.fail_under = meet
+    examination = Examination(run, best)
+    with pytest.raises(InfrastructureError, match="the disk is full"):
+        examination.examine()
+    assert laboratory.steps == [], "the candidate was stopped before its first step"
+    laboratory.fail_under = lambda job: None
+    assert examination.examine().replication["outcome"] == "replicated"
+
+
 def test_a_fault_of_the_machine_is_no_answer(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=())
     by_hand(laboratory, baseline, best)
@@ -449,3 +477,57 @@ def test_a_fault_of_the_machine_is_no_answer(tmp_path: Path, laboratory: Laborat
     assert "policy:other" not in {row["condition"] for row in Examination(run, best).rows()}
     laboratory.fail_under = lambda job: None
     assert Examination(run, best).examine().rows[-1]["condition"] == "policy:other"
+
+
+def scored(evolution: Evolution, candidate: str, skill: int) -> None:
+    """Made-up scores of the search, so that nothing has to be trained for it."""
+    protocol = evolution.preset.protocol
+    for seed in protocol.seeds:
+        results = []
+        for spec in protocol.benchmarks:
+            correct = (skill * spec.samples,) * 2 + (0,) * (spec.problems - 2)
+            score = benchmark_score(correct, spec.samples, spec.k)
+            results.append(BenchmarkResult(spec.name, spec.metric_name, score, correct, spec.samples, 1.0, 5.0))
+        found = SeedEvaluation(seed, "search", overall(results, protocol), tuple(results), 1.0)
+        evolution.run.archive.append("evaluations", evaluation_rows(candidate, protocol.digest, found))
+
+
+def examined_in_earnest(tmp_path: Path, conditions: list[str]) -> tuple[Evolution, Path, ExaminationRecord, list[str]]:
+    """RLOO beside GRPO under the preset smoke, by real trainings of two steps; the folder of what was trained, and the cost."""
+    preset = load_preset("smoke", ["protocol.training.steps=2", "examination.rates=[1.0, 3.0]"])
+    evolution = Evolution(RunDirectory.open(tmp_path / "run", preset))
+    said: list[str] = []
+    with evolution.run:
+        scored(evolution, evolution.register_baseline().candidate_id, 0)
+        candidate = evolution.trials.adopt(algorithm_path("rloo")).candidate_id
+        scored(evolution, candidate, 1)
+        examination = Examination(evolution.run, candidate)
+        record = examination.examine(undeclared=True, conditions=conditions, say=said.append)
+    assert evolution.run.archive.check() == []
+    assert [row["condition"] for row in record.rows] == ["primary", *conditions]
+    assert {tuple(row["seeds"]) for row in record.rows} == {(2, 3)}
+    return evolution, evolution.run.candidate_folder(candidate) / "replicate", record, said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_real_examination_of_the_preset_smoke(tmp_path: Path) -> None:
+    _, home, record, said = examined_in_earnest(tmp_path, ["policy:arithmetic-b"])
+    assert said == ["examination 1 of this run: 8 trainings (primary 4, policy:arithmetic-b 4)"]
+    jobs = [json.loads(path.read_text()) for path in sorted(home.rglob("job-report.json"))]
+    assert [(Path(job["base"]).name, job["sealed_set"]) for job in jobs] == [("arithmetic-a", 1), ("arithmetic-b", 1)]
+    primary, other = record.rows
+    assert primary["overall"] != other["overall"]
+    assert json.loads(primary["detail"])["protocols"] != json.loads(other["detail"])["protocols"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_a_real_examination_trains_at_other_learning_rates(tmp_path: Path) -> None:
+    _, home, record, said = examined_in_earnest(tmp_path, ["rates"])
+    assert said == ["examination 1 of this run: up to 12 trainings (primary 4, rates 4 and up to 4 more)"]
+    assert record.rows[1]["choice_seeds"] == [4]
+    steps = [home / folder / "train" / "seed-4" / "trajectory.jsonl" for folder in (".", "rate-x3")]
+    usual, faster = (json.loads(path.read_text().splitlines()[-1])["learning_rate"] for path in steps)
+    assert faster == pytest.approx(3 * usual)
+    assert not list((home / "rate-x3").rglob("seed-4-report.json")), "the seed of the choice reads no sealed problem"

@@ -257,6 +257,12 @@ def evolved(
     return open_evolution(tmp_path / "run", preset), list(found.candidates)
 
 
+def one_at_a_time(run: RunDirectory) -> None:
+    """From now on no two candidates of this run train at the same time."""
+    resources = run.preset.resources.model_copy(update={"parallel_candidates": 1})
+    run.preset = run.preset.model_copy(update={"resources": resources})
+
+
 def _evolved(folder: tempfile.TemporaryDirectory[str], laboratory: Laboratory, preset: Preset) -> Finished:
     evolution = open_evolution(Path(folder.name) / "run", preset)
     with evolution.run:
