@@ -1,1 +1,1 @@
-"""Experiments beside the search loop: the replication of a champion candidate, the comparison of arms, the tuning of the baseline."""
+"""Experiments beside the search loop: replication of champion candidates, comparison of arms, tuning of the baseline."""
