@@ -37,7 +37,8 @@ def compare_search(
         Path | None, typer.Option(help="Folder of the arms' runs; what is there goes on. Default: runs/PRESET-arms.")
     ] = None,
     arms: Annotated[
-        list[str] | None, typer.Option("--arm", help="evolution, random, greedy or best-of-n; repeat. Default: all.")
+        list[str] | None,
+        typer.Option("--arm", help="evolution, random, greedy, best-of-n or tune; repeat. Default: all."),
     ] = None,
     search_seeds: Annotated[int, typer.Option(min=1, help="Search seeds per arm; two or more give intervals.")] = 1,
     allow_shared_network: SharedNetworkOption = False,

@@ -11,7 +11,7 @@ from poise_core.config import Preset
 from poise_core.config.search import Arm
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 
-ARMS: tuple[Arm, ...] = ("evolution", "random", "greedy", "best-of-n")
+ARMS: tuple[Arm, ...] = ("evolution", "random", "greedy", "best-of-n", "tune")
 
 _SHARED = ("candidates", "verifications", "trajectories", "evaluations", "reflections")
 

@@ -318,7 +318,9 @@ def test_a_preset_that_cannot_extend_names_the_files(
 
 def test_a_comparison_that_cannot_be_made(poise: Callable[..., Result], tmp_path: Path) -> None:
     smoke = ("compare-search", "--preset", "smoke")
-    assert_one_line(poise(*smoke, "--arm", "clever"), 2, "no arm 'clever'", "evolution, random, greedy, best-of-n")
+    assert_one_line(
+        poise(*smoke, "--arm", "clever"), 2, "no arm 'clever'", "evolution, random, greedy, best-of-n, tune"
+    )
     assert_one_line(
         poise(*smoke, "--set", "search.acquisition.kernel=cubic"), 2, "search.acquisition.kernel", "'cubic'"
     )

@@ -400,7 +400,7 @@ def test_a_plateau_widens_mutation_and_control_arms_do_not_answer_it(
     from poise_core.search.plateau import Plateau
 
     stuck = Plateau(4, 3, 0.0, 1.0, True, 0.01, None, False)
-    for arm, wide in (("evolution", True), ("greedy", False), ("best-of-n", False), ("random", False)):
+    for arm, wide in (("evolution", True), ("greedy", False), ("best-of-n", False), ("random", False), ("tune", False)):
         opened = open_evolution(tmp_path / arm, make_preset(arm=arm))
         monkeypatch.setattr(opened.search, "plateau", lambda nodes: stuck)
         establish_baseline(opened)
@@ -410,7 +410,7 @@ def test_a_plateau_widens_mutation_and_control_arms_do_not_answer_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["random", "greedy", "best-of-n"])
+@pytest.mark.parametrize("arm", ["random", "greedy", "best-of-n", "tune"])
 def test_control_arms_run_with_the_same_interface_and_budget(tmp_path: Path, laboratory: Laboratory, arm: str) -> None:
     opened = open_evolution(tmp_path / arm, make_preset(arm=arm))
     evolve(opened)
