@@ -45,7 +45,7 @@ def replicate(
 def champion_candidate(run_dir: str) -> tuple[str, str] | None:
     """Id and name of the best champion candidate that was not replicated yet."""
     run = current_evolution(run_dir).run
-    evidence = RunEvidence.load(run.archive, run.preset.protocol)
+    evidence = RunEvidence.load(run.archive, run.preset.protocol, run.current_preset.search.planned)
     waiting = [one for one in evidence.champions if one.candidate_id not in evidence.replications]
     if not waiting:
         return None

@@ -48,7 +48,11 @@ def replicate(
             except ReplicationRefused as error:
                 raise fail(error, UNUSABLE) from error
             Tracker.for_run(run).sync_archive(
-                run.archive, run.preset.protocol, run_dir=run.path, force=True
+                run.archive,
+                run.preset.protocol,
+                run_dir=run.path,
+                force=True,
+                planned=run.current_preset.search.planned,
             )  # moves the champion's alias
     if json:
         plain = {name: value for name, value in row.items() if name not in ("row_key", "created_at", "content_digest")}

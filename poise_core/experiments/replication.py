@@ -26,6 +26,7 @@ from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import paired_delta
 from poise_core.evidence.noise import SeedNoise, moderated
+from poise_core.evidence.promotion import Stability
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.events import Event, Observer, announced, ignore
 from poise_core.evolution.executor import Executor, default_executor
@@ -75,7 +76,7 @@ class Replication:
         """
         if stored := self._stored():
             return stored
-        evidence = RunEvidence.load(self.archive, self.protocol)
+        evidence = RunEvidence.load(self.archive, self.protocol, self.run.current_preset.search.planned)
         plan = self._plan(evidence, count, undeclared)
         candidates = [self._candidate_ref(plan["baseline"]), self._candidate_ref(self.candidate_id)]
         try:
@@ -135,7 +136,7 @@ class Replication:
         if not undeclared:
             shown = format_interval(found.delta, signed=True) if found else "none"
             raise ReplicationRefused(
-                f"{name} is no champion candidate: its delta after {len(evidence.tried)} tried is {shown}, which does not "
+                f"{name} is no champion candidate: its delta after {evidence.counted()} is {shown}, which does not "
                 "exclude zero; --undeclared replicates it all the same, and says so"
             )
         return False
@@ -209,6 +210,8 @@ class Replication:
         outcome = "replicated" if delta.low > 0 else "refuted"
         limits = format_interval(delta, signed=True)
         meaning = "which excludes zero" if delta.low > 0 else "which does not exclude zero from above"
+        stable = Stability.of(mine)
+        steady = f"; {stable.sentence()}" if stable else ""
         declared = "" if plan["declared"] else "; it had not been declared champion candidate"
         return {
             "outcome": outcome,
@@ -217,7 +220,7 @@ class Replication:
             "delta": delta.estimate,
             "low": delta.low if math.isfinite(delta.low) else None,
             "high": delta.high if math.isfinite(delta.high) else None,
-            "message": f"{outcome}: {limits} points to the baseline over {delta.seeds} fresh seeds, {meaning}{declared}",
+            "message": f"{outcome}: {limits} points to the baseline over {delta.seeds} fresh seeds, {meaning}{steady}{declared}",
         }
 
     def _sealed(self, candidate: str, seeds: Sequence[int]) -> list[SeedEvaluation]:

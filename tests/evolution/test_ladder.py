@@ -57,9 +57,10 @@ def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
     assert row["difference"] == pytest.approx(-55.0)
     assert row["probability"] < 0.05
     assert "points to GRPO, noise" in row["message"]  # its parent, and the baseline
-    # the guess, 5^2 with 4 degrees, and two equal seeds of the baseline, 0 with 1: 20, half of it shared by candidates.
-    # Of the error of a seed's effect (v = tau^2 = 10, variances 7.5, covariance 2.5) half a seed counts: 2.5
-    assert row["noise_std"] == pytest.approx((10 * (1 + 1 / 2) + 2.5) ** 0.5)
+    # the guess, 5^2 with 4 degrees, and two equal seeds of the baseline, 0 with 1: 20, of which 6 % are shared by candidates:
+    # v = 18.8, tau^2 = 1.2. The child is ahead of the baseline's mean by half of the difference of the seeds' effects, whose
+    # error is v (1 / 2) / (1 + v / tau^2): the baseline alone says hardly anything of it
+    assert row["noise_std"] == pytest.approx((18.8 * (1 + 1 / 2 + 0.5 / (1 + 18.8 / 1.2))) ** 0.5)
     assert not rows(evolution, "failures")
     assert not rows(evolution, "evaluations", candidate_id=bad.candidate_id)
     # its policy at the stop was scored, once, which is no score of the candidate

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import distinguishable
+from poise_core.evidence.promotion import Stability
 from poise_core.render.terminal.style import STYLES, sparkline
 from poise_core.views.candidate import CandidateView
 
@@ -69,6 +70,9 @@ def _head(view: CandidateView) -> RenderableType:
     table.add_row("admission", _admission(view))
     if view.state:
         table.add_row("standing", Text(view.state, style=STYLES.get(view.state, "yellow")))
+        if view.state in STYLES and view.seeds:
+            steady = Stability(min(view.seeds.values()), len(view.seeds))
+            table.add_row("", Text(f"{steady.sentence()} (95 %)", style="dim"))
     return table
 
 
