@@ -67,7 +67,7 @@ def replicate(
 def champion_candidate(run_dir: str) -> tuple[str, str] | None:
     """Id and name of the best champion candidate that was not replicated yet, or whose examination has not come to its end."""
     run = current_evolution(run_dir).run
-    evidence = RunEvidence.load(run.archive, run.preset.protocol)
+    evidence = RunEvidence.load(run.archive, run.preset.protocol, planned=run.current_preset.search.planned)
     examined = evidence.examinations
     waiting = [
         one

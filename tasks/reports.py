@@ -46,7 +46,8 @@ def update_tracking(run_dir: str, after: Any = None) -> str:
     """Push what MLflow does not have yet; a fault of MLflow is a warning, and the next update catches up."""
     run = current_evolution(run_dir).run
     tracker = Tracker.for_run(run)
-    report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path)
+    planned = run.current_preset.search.planned
+    report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, planned=planned)
     if report.error:
         get_run_logger().warning("MLflow is behind the archive: %s", one_line(report.error))
     elif link := experiment_link(tracker.uri, tracker.experiment):
@@ -70,7 +71,8 @@ def leave_nightly_report(run_dir: str, nightly: NightlyRun) -> str:
 
 def evidence_of(run: RunDirectory) -> RunEvidence:
     """What a run may say of its candidates, as of now."""
-    return RunEvidence.load(run.archive, run.preset.protocol, run.preset.untuned)
+    planned = run.current_preset.search.planned
+    return RunEvidence.load(run.archive, run.preset.protocol, planned=planned, untuned=run.preset.untuned)
 
 
 def experiment_link(uri: str, experiment: str) -> str | None:

@@ -53,7 +53,7 @@ def update_controller(state, dynamics, hp):
     return {"calls": state.get("calls", 0.0) + hp.size}
 """
 
-DYNAMICS = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+DYNAMICS = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 16)
 
 
 def batch() -> RolloutBatch:

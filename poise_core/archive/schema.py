@@ -302,6 +302,14 @@ RUNGS = Table(
         Field("noise_std", _FLOAT, "standard error of that difference, percent points", nullable=True),
         Field("noise_freedom", _FLOAT, "degrees of freedom behind it", nullable=True),
         Field("message", _TEXT, "the decision in one sentence"),
+        Field(
+            "stopped_overall",
+            _FLOAT,
+            "Overall of the policy at which training was stopped, percent, to check the stop by; no score of the candidate",
+            nullable=True,
+            counts=False,
+        ),
+        Field("stopped_step", _INT, "steps that this policy was trained", nullable=True, counts=False),
     ),
     later=True,
 )

@@ -194,6 +194,8 @@ class RungRow(TypedDict):
     noise_std: NotRequired[float | None]
     noise_freedom: NotRequired[float | None]
     message: str
+    stopped_overall: NotRequired[float | None]
+    stopped_step: NotRequired[int | None]
     written_by: str
     created_at: NotRequired[dt.datetime]
     content_digest: NotRequired[str]

@@ -73,7 +73,8 @@ def compare_search(
 
 def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
     """Run one arm in a process of its own; a signal reaches both, and the child ends its own children first."""
-    settings = [f"search.arm={run.arm}", f"search.seed={run.seed}"]
+    search = run.preset.search
+    settings = [f"search.arm={run.arm}", f"search.seed={run.seed}", f"search.searches={search.searches}"]
     sets = [part for override in (*overrides, *settings) for part in ("--set", override)]
     arguments = ["evolve", "--preset", preset, "--run-dir", str(run.folder), *sets]
     say(f"{run.arm}, search seed {run.seed}: {run.folder}", err=True)
@@ -97,9 +98,15 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
     from poise_core.views.arms import best_so_far, compare_arms
 
     steps: dict[str, list[Any]] = {}
+    champions = []
     for run in runs:
         archive = RunDirectory.read(run.folder).archive
-        steps.setdefault(run.arm, []).append(best_so_far(RunEvidence.load(archive, run.preset.protocol)))
+        evidence = RunEvidence.load(archive, run.preset.protocol, planned=run.preset.search.planned)
+        steps.setdefault(run.arm, []).append(best_so_far(evidence))
+        champions += [
+            f"{evidence.candidates[one.candidate_id]['name']} ({run.arm}, search seed {run.seed})"
+            for one in evidence.champions
+        ]
     curves = compare_arms(steps)
     document = json_module.dumps([curve.to_dict() for curve in curves], indent=1)
     write_atomically(folder / "comparison.json", document + "\n")
@@ -108,4 +115,8 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
         typer.echo(document)
     else:
         view_console().print(render_comparison(curves))
+        say(
+            f"Champion candidates, corrected for the {runs[0].preset.search.planned} children of all {len(runs)} searches: "
+            f"{', '.join(champions) or 'none'}."
+        )
         say(f"Curves: {folder / 'comparison.svg'}, numbers: {folder / 'comparison.json'}")

@@ -122,7 +122,7 @@ def _result(run: RunDirectory, trials: Trials, candidate: CandidateRef, seeds: t
         "benchmarks": benchmark_means(mine),
         "baseline": None,
     }
-    evidence = RunEvidence.load(run.archive, protocol)
+    evidence = RunEvidence.load(run.archive, protocol, planned=run.current_preset.search.planned)
     base = evidence.baseline
     if base is not None and base != identity:
         evaluations = {**evidence.evaluations, identity: mine}

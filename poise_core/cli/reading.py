@@ -128,11 +128,11 @@ def leaderboard_of(run: RunDirectory, evidence: RunEvidence, width: int | None =
         evidence: of the run.
         width: columns of the terminal; by default of the one at hand.
     """
-    from poise_core.render.lines import outlook_note
+    from poise_core.render.lines import outlook_note, spending_note
     from poise_core.render.terminal import render_leaderboard
     from poise_core.views import leaderboard as rank
     from poise_core.views import other_protocols
-    from poise_core.views.outlook import outlook
+    from poise_core.views.outlook import outlook, spending
 
     return render_leaderboard(
         rank(evidence),
@@ -141,6 +141,7 @@ def leaderboard_of(run: RunDirectory, evidence: RunEvidence, width: int | None =
         evidence=evidence,
         width=width or view_console().width,
         outlook=outlook_note(outlook(evidence, run.preset)),
+        spending=spending_note(spending(evidence)),
     )
 
 
@@ -148,7 +149,8 @@ def evidence_of(run: RunDirectory) -> RunEvidence:
     """What a run may say of its candidates, as of now."""
     from poise_core.evidence.run_evidence import RunEvidence
 
-    return RunEvidence.load(run.archive, run.preset.protocol, run.preset.untuned)
+    planned = run.current_preset.search.planned
+    return RunEvidence.load(run.archive, run.preset.protocol, planned=planned, untuned=run.preset.untuned)
 
 
 def _print_json(document: Any) -> None:

@@ -86,7 +86,11 @@ def replicate(
             except ReplicationRefused as error:
                 raise fail(error, UNUSABLE) from error
             Tracker.for_run(run).sync_archive(
-                run.archive, run.preset.protocol, run_dir=run.path, force=True
+                run.archive,
+                run.preset.protocol,
+                run_dir=run.path,
+                force=True,
+                planned=run.current_preset.search.planned,
             )  # moves the champion's alias
     _print(found, record, json)
     if record.replication["outcome"] != "replicated":

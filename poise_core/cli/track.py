@@ -32,7 +32,9 @@ def track(
     with plain_errors():
         run = RunDirectory.read(run_dir)
         tracker = Tracker.for_run(run, uri)
-        report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True)
+        report = tracker.sync_archive(
+            run.archive, run.preset.protocol, run_dir=run.path, force=True, planned=run.current_preset.search.planned
+        )
     if report.error:
         raise fail(f"MLflow at {tracker.uri}: {report.error}", FAULT)
     say(

@@ -67,6 +67,11 @@ class BenchmarkSpec(FrozenModel):
         return self
 
     @property
+    def single_sample(self) -> bool:
+        """Whether it scores the share of single completions that are right, as the training reward does."""
+        return self.metric == "accuracy" or self.k == 1
+
+    @property
     def metric_name(self) -> str:
         """The metric's name, for example ``pass@32`` or ``acc@1``."""
         return f"pass@{self.k}" if self.metric == "pass" else "acc@1"
@@ -154,6 +159,12 @@ class Protocol(FrozenModel):
         copy = super().model_copy(update=update, deep=deep)
         copy.__dict__.pop("digest", None)
         return copy
+
+    @property
+    def scored_by_reward(self) -> bool:
+        """Whether Overall counts what the training reward counts. With pass@k it does not: an advantage that keeps answers diverse
+        lowers the reward and raises Overall, so that no reward may end it."""
+        return all(benchmark.single_sample for benchmark in self.benchmarks)
 
     @cached_property
     def digest(self) -> str:

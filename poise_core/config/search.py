@@ -86,6 +86,15 @@ class SearchSpec(FrozenModel):
     acquisition: AcquisitionSpec = AcquisitionSpec()
     plateau: PlateauSpec = PlateauSpec()
     seed: int = Field(0, description="seed of selection and of the catalogue proposer")
+    searches: PositiveInt = Field(
+        1,
+        description="searches of the experiment that this one is part of: champion candidates are corrected for all of them",
+    )
+
+    @property
+    def planned(self) -> int:
+        """Children that the whole experiment is going to measure, this search and those beside it."""
+        return self.generations * self.parents * self.searches
 
 
 class TuningRecord(FrozenModel):

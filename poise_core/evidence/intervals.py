@@ -156,6 +156,48 @@ def distinguishable(delta: Interval) -> str:
     return "better" if delta.low > 0 else "worse"
 
 
+@dataclass(frozen=True)
+class VarianceParts:
+    """What makes up V, the variance of a mean difference: each part falls as 1 / of what it is named after."""
+
+    seed: float  # var(seed) / n, percent points squared
+    problem: float  # var(problem) / m
+    rest: float  # var(rest) / (n m): what a seed does to single problems, and the drawing of answers
+    seeds: int
+
+    @property
+    def total(self) -> float:
+        """V."""
+        return self.seed + self.problem + self.rest
+
+    def scaled(self, seeds: float = 1.0, problems: float = 1.0) -> float:
+        """V with so many times the seeds and the problems."""
+        return self.seed / seeds + self.problem / problems + self.rest / (seeds * problems)
+
+
+def variance_parts(
+    child: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation], protocol: Protocol
+) -> VarianceParts | None:
+    """The parts of V for one paired difference, from its own seeds: unbiased, so that their mean over differences is, and a
+    small part may come out below zero.
+
+    Returns:
+        None with fewer than two shared seeds.
+
+    Raises:
+        ValueError: as ``paired_delta``.
+    """
+    values = paired_problem_scores(child, base, protocol)
+    seeds = len(values)
+    if seeds < 2:
+        return None
+    blocks = [np.stack(columns) for columns in zip(*values, strict=True)]
+    per_seed = np.sum([block.mean(axis=1) for block in blocks], axis=0)
+    problem, rest = (sum(parts) for parts in zip(*map(_problem_variance, blocks), strict=True))
+    seed = float(per_seed.var(ddof=1)) / seeds
+    return VarianceParts(seed - rest, problem - rest, rest, seeds)
+
+
 def _by_seed(evals: Sequence[SeedEvaluation]) -> dict[int, SeedEvaluation]:
     if not evals:
         raise ValueError("no evaluation given")

@@ -27,7 +27,8 @@ class ArmRun:
 
 
 def arm_runs(preset: Preset, folder: Path, arms: Sequence[Arm] = ARMS, seeds: Sequence[int] = (0,)) -> list[ArmRun]:
-    """Every arm with every seed; arms differ in ``search.arm`` and ``search.seed`` alone.
+    """Every arm with every seed; arms differ in ``search.arm`` and ``search.seed`` alone. Each knows how many searches there
+    are, since a champion candidate of one of them is the best of the children of all.
 
     Raises:
         RunDirectoryError: the folder is itself a run.
@@ -37,7 +38,8 @@ def arm_runs(preset: Preset, folder: Path, arms: Sequence[Arm] = ARMS, seeds: Se
     runs = []
     for seed in seeds:
         for arm in arms:
-            search = preset.search.model_copy(update={"arm": arm, "seed": seed})
+            one = {"arm": arm, "seed": seed, "searches": len(arms) * len(seeds)}
+            search = preset.search.model_copy(update=one)
             name = f"{arm}-seed-{seed}"
             archive = None if preset.archive is None else location_below(preset.archive, name)
             own = preset.model_copy(update={"search": search, "archive": archive})

@@ -43,6 +43,7 @@ from poise_core.evidence.examination import LEVEL
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import paired_delta
 from poise_core.evidence.noise import SeedNoise, moderated
+from poise_core.evidence.promotion import Stability
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.events import Event, Observer, announced, ignore
 from poise_core.evolution.executor import Executor, default_executor
@@ -232,7 +233,7 @@ class Replication:
                     f"this replication was begun with seeds {list(plan.seeds)}; it goes on with them, or not at all"
                 )
             return plan
-        evidence = RunEvidence.load(self.archive, self.protocol)
+        evidence = self.evidence()
         declared = self._check(evidence, undeclared)
         settings = self.run.preset.examination
         count = settings.seeds if count is None else count
@@ -265,6 +266,10 @@ class Replication:
         """Whether the candidate's examination was begun by a version of the program that plans one."""
         return "settings" in (load_record(self._plan_file(self.candidate_id)) or {})
 
+    def evidence(self) -> RunEvidence:
+        """What the run says of its candidates now."""
+        return RunEvidence.load(self.archive, self.protocol, planned=self.run.current_preset.search.planned)
+
     def _check(self, evidence: RunEvidence, undeclared: bool) -> bool:
         name = self.candidate_ref().name
         if evidence.baseline is None or evidence.baseline not in evidence.evaluations:
@@ -279,7 +284,7 @@ class Replication:
         if not undeclared:
             shown = format_interval(found.delta, signed=True) if found else "none"
             raise ReplicationRefused(
-                f"{name} is no champion candidate: its delta after {len(evidence.tried)} tried is {shown}, which does not "
+                f"{name} is no champion candidate: its delta after {evidence.counted()} is {shown}, which does not "
                 "exclude zero; --undeclared replicates it all the same, and says so"
             )
         return False
@@ -417,6 +422,8 @@ class Replication:
         outcome = "replicated" if delta.low > 0 else "refuted"
         limits = format_interval(delta, signed=True)
         meaning = "which excludes zero" if delta.low > 0 else "which does not exclude zero from above"
+        stable = Stability.of(mine)
+        steady = f"; {stable.sentence()}" if stable else ""
         declared = "" if plan.declared else "; it had not been declared champion candidate"
         return {
             "outcome": outcome,
@@ -425,12 +432,12 @@ class Replication:
             "delta": delta.estimate,
             "low": delta.low if math.isfinite(delta.low) else None,
             "high": delta.high if math.isfinite(delta.high) else None,
-            "message": f"{outcome}: {limits} points to the baseline over {delta.seeds} fresh seeds, {meaning}{declared}",
+            "message": f"{outcome}: {limits} points to the baseline over {delta.seeds} fresh seeds, {meaning}{steady}{declared}",
         }
 
     def primary_noise(self, mine: Sequence[SeedEvaluation], theirs: Sequence[SeedEvaluation]) -> SeedNoise | None:
         """Noise of the difference between seeds: the fresh seeds' own, drawn towards the search's noise floor, if it has one."""
-        floor = RunEvidence.load(self.archive, self.protocol).noise
+        floor = self.evidence().noise
         if floor is None:
             return None
         differences = [one.overall - other.overall for one, other in zip(mine, theirs, strict=True)]

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from poise_core.archive.typed import ExaminationRow
 from poise_core.escaping import one_line
 from poise_core.evidence.examination import PRIMARY, conclude, multiplicity
-from poise_core.evidence.format import format_interval, format_overall
+from poise_core.evidence.format import counted_seeds, format_interval, format_overall
 from poise_core.evidence.intervals import Interval
 from poise_core.search.plateau import Plateau
 from poise_core.views.leaderboard import LeaderboardRow, best_of, children_of
+from poise_core.views.outlook import Spending
 
 
 def candidate_headline(rows: Sequence[LeaderboardRow], candidate: str) -> str:
@@ -113,6 +114,24 @@ def untuned_note(untuned: str) -> str:
         untuned: of ``Preset.untuned``.
     """
     return f"{untuned} A positive delta may be a matter of numbers that suit the baseline badly." if untuned else ""
+
+
+def spending_note(found: Spending | None) -> str:
+    """Where the variance of a difference comes from, and what to buy next; empty where nothing is known of it."""
+    if found is None or found.parts.total <= 0:
+        return ""
+    parts, total = found.parts, found.parts.total
+    shares = ", ".join(
+        f"{name} {part / total:.0%}"
+        for name, part in (("seeds", parts.seed), ("problems", parts.problem), ("seed x problem", parts.rest))
+    )
+    cost = "" if found.problem_cost is None else f" for {found.problem_cost - 1:+.0%} time"
+    problems, seeds = parts.scaled(problems=2) / total - 1, parts.scaled(seeds=2) / total - 1
+    return (
+        f"Variance of a delta with {counted_seeds(parts.seeds)} (mean of {found.candidates}): {shares}. Twice the problems: "
+        f"{problems:+.0%}{cost}; twice the seeds: {seeds:+.0%} for +100% time."
+        + (f" Buy {found.advice} next." if found.advice else "")
+    )
 
 
 def outlook_note(outlook: Plateau) -> str:

@@ -63,7 +63,9 @@ def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
         lines.append(f"Overall {format_overall(overall)}.")
     if declaration:
         delta = format_interval(declaration.delta, signed=True)
-        lines.append(f"To the baseline {delta}, at {declaration.level:.2%} because of all that were tried.")
+        lines.append(f"To the baseline {delta}, at {declaration.level:.2%} because of all that are planned or tried.")
+        if stable := evidence.stability(candidate):
+            lines.append(f"Holds for trainings that do not collapse: {stable.sentence()} (95 %).")
     if replication:
         lines.append(f"Report split: {markdown(replication['message'])}.")
         tags["replication"] = replication["message"]

@@ -134,6 +134,7 @@ class Tracker:
         run_dir: Path | None = None,
         force: bool = False,
         evidence: RunEvidence | None = None,
+        planned: int = 0,
     ) -> SyncReport:
         """Push what is missing. A fault of MLflow is not raised: it is a warning in the log and in the report.
 
@@ -143,6 +144,7 @@ class Tracker:
             run_dir: whose nightly reports go to the runs of their generations.
             force: also right after a failure.
             evidence: of this archive and protocol, where the caller has just read it; by default it is read.
+            planned: ``SearchSpec.planned`` of the run, for which declarations are corrected.
 
         Raises:
             poise_core.archive.ArchiveError: the archive itself cannot be read.
@@ -156,7 +158,8 @@ class Tracker:
             self._busy = True
         try:
             while True:
-                report = self._push(evidence or RunEvidence.load(archive, protocol, self.untuned), run_dir)
+                loaded = evidence or RunEvidence.load(archive, protocol, planned=planned, untuned=self.untuned)
+                report = self._push(loaded, run_dir)
                 with self._guard:
                     if report.error or not self._again:
                         return report

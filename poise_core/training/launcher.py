@@ -41,6 +41,7 @@ LINE_CHARACTERS = 1 << 20  # limit for a line of a trajectory; the trainer write
 OUTCOME_BYTES = 1 << 20
 MESSAGE_CHARACTERS, DETAIL_CHARACTERS = 2_000, 100_000  # of a failure; those of an honest worker are shorter
 CHANGED_FILE = "changed file"  # the outcome of a worker that was not given the text which the gate admitted
+PAUSED_POLICY = "paused-policy"  # in a seed's folder until its training has finished
 HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
 PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
 
@@ -55,6 +56,12 @@ class SeedTraining:
     seconds: float
     tokens: int  # completion tokens sampled
     confinement: Mapping[str, str] = field(default_factory=dict)  # measure -> "granted" or why it was not
+
+    @property
+    def last_policy(self) -> Path | None:
+        """The trained policy, or that of the pause; None where an earlier version paused and kept none."""
+        paused = self.policy_folder.with_name(PAUSED_POLICY)
+        return next((folder for folder in (self.policy_folder, paused) if folder.is_dir()), None)
 
     def trajectory(self) -> list[dict[str, float]]:
         """Read the rows of the trajectory, one per step.
@@ -169,9 +176,12 @@ def _read(job: TrainingJob, seed: int) -> SeedTraining:
         seconds, tokens = float(document["seconds"]), int(document["tokens"])
         if record.name == "result.json":
             require_plain_folder(folder / "policy")
-            # it is still there where the worker was killed after its last step
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            # they are still there where the worker was killed after its last step
+            for name in ("checkpoints", PAUSED_POLICY):
+                shutil.rmtree(folder / name, ignore_errors=True)
             (folder / "paused.json").unlink(missing_ok=True)
+        elif (folder / PAUSED_POLICY).exists():
+            require_plain_folder(folder / PAUSED_POLICY)
     return SeedTraining(
         seed=seed,
         policy_folder=folder / "policy",

@@ -306,5 +306,6 @@ class Trainer:
             clip_fraction=running.get("clip_fraction", 0.0),
             all_fail_fraction=running["all_fail_fraction"],
             grad_norm=running.get("grad_norm", 0.0),
+            max_completion_length=self.training.max_completion_length,
             controller=dict(self.state.controller),
         )

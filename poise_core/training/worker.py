@@ -3,8 +3,8 @@
 ``poise_core.training.startup`` calls it, so that libraries are imported once per candidate;
 ``torchrun -m poise_core.training.worker JOB_FILE`` runs it as well. Every seed writes ``seed-<s>/`` with the trajectory,
 checkpoints while it runs, and at its end the policy and ``result.json``. The result is written last, so a folder with a result is
-finished. A job may have a pause: the seed then stops at a checkpoint and writes ``paused.json``, and a later job goes on from
-there. A failure of the candidate is written to ``outcome.json``.
+finished. A job may have a pause: the seed then stops at a checkpoint and writes its policy and ``paused.json``, and a later job
+goes on from there. A failure of the candidate is written to ``outcome.json``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from poise_core.policies.model import PromptCodec, load_model, save_policy
 from poise_core.policies.prompt import PromptSpec
 from poise_core.randomness import hash_key
 from poise_core.training.engine import Engine, start_processes
-from poise_core.training.launcher import CHANGED_FILE
+from poise_core.training.launcher import CHANGED_FILE, PAUSED_POLICY
 from poise_core.training.trainer import Trainer, TrainerState
 
 Row = dict[str, float]
@@ -79,7 +79,7 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
     )
     rows = _run_steps(job, folder, engine, trainer)
     if trainer.state.step < job.training.steps:
-        _pause(job, folder, engine, rows)
+        _pause(job, folder, engine, codec, rows)
     else:
         _finish(job, folder, engine, codec, rows)
 
@@ -106,8 +106,11 @@ def _run_steps(job: _Job, folder: Path, engine: Engine, trainer: Trainer) -> lis
     return rows
 
 
-def _pause(job: _Job, folder: Path, engine: Engine, rows: list[Row]) -> None:
-    """Record that the newest checkpoint is at the pause of the job."""
+def _pause(job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: list[Row]) -> None:
+    """Record that the newest checkpoint is at the pause of the job; the policy is kept, in case that it goes no further."""
+    with engine.whole_model() as model:
+        if job.rank == 0:
+            save_policy(model, codec, folder / PAUSED_POLICY)
     engine.close()
     if job.rank == 0:
         write_atomically(folder / "paused.json", json.dumps({"steps": len(rows), **_totals(rows)}))
@@ -127,7 +130,8 @@ def _finish(job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: l
         result = {"seed": int(folder.name.removeprefix("seed-")), **_totals(rows)}
         write_atomically(folder / "result.json", json.dumps(result))
         (folder / "paused.json").unlink(missing_ok=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for name in ("checkpoints", PAUSED_POLICY):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 class _ChangedFileError(Exception):

@@ -22,6 +22,7 @@ from poise_core.contract import Dynamics
 from poise_core.verification.harness import run_candidate
 from poise_core.verification.probes import (
     LATE,
+    LENGTH,
     MIDDLE,
     START,
     Probe,
@@ -35,7 +36,7 @@ PROJECTIONS = 32
 QUANTUM = 1e-3
 SAME = 1e-5  # relative distance below which two behaviours are one; rewriting a formula moves float32 results by about 1e-7
 
-_EARLY = Dynamics(8, 0.08, 1.4, 0.004, 0.2, 9.0, 0.05, 0.45, 1.2)
+_EARLY = Dynamics(8, 0.08, 1.4, 0.004, 0.2, 9.0, 0.05, 0.45, 1.2, LENGTH)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def scenario() -> tuple[Probe, ...]:
         replace(ordinary(32, _EARLY), name="an early step"),
         make_probe("an off-policy step with uneven groups", (1, 2, 5, 8, 6), 10, 33, drift=0.6, dynamics=MIDDLE),
         replace(alternating_log_ratios(34), name="far off-policy", dynamics=replace(MIDDLE, step=60, progress=0.6)),
-        replace(graded(35), name="a late step with fractional correctness", dynamics=LATE),
+        replace(graded(35).at(LATE), name="a late step with fractional correctness"),
     )
 
 

@@ -15,11 +15,14 @@ from torch import Tensor
 
 from poise_core.contract import Dynamics, RolloutBatch
 
-START = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+LENGTH = 12
+"""T of an ordinary probe, its length limit."""
+
+START = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, LENGTH)
 """The dynamics of the first step, where nothing has been measured yet and every running value is 0."""
 
-MIDDLE = Dynamics(40, 0.4, 1.1, 0.02, 0.35, 8.0, 0.1, 0.3, 0.8)
-LATE = Dynamics(95, 0.95, 0.25, 0.3, 0.7, 5.0, 0.3, 0.1, 2.5)
+MIDDLE = Dynamics(40, 0.4, 1.1, 0.02, 0.35, 8.0, 0.1, 0.3, 0.8, LENGTH)
+LATE = Dynamics(95, 0.95, 0.25, 0.3, 0.7, 5.0, 0.3, 0.1, 2.5, LENGTH)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Probe:
     def with_batch(self, **changes: Tensor) -> Probe:
         """Return the same probe with some tensors of the batch replaced."""
         return replace(self, batch=replace(self.batch, **changes))
+
+    def at(self, dynamics: Dynamics) -> Probe:
+        """Return the same probe at another state of the training, under its own length limit."""
+        limit = self.dynamics.max_completion_length
+        return replace(self, dynamics=replace(dynamics, max_completion_length=limit))
 
 
 def make_probe(
@@ -52,10 +60,10 @@ def make_probe(
     Args:
         name: the probe's name in messages.
         sizes: completions per group, in order.
-        length: T; completions have 1 to T tokens.
+        length: T, and the length limit; completions have 1 to T tokens.
         seed: seed of the generator.
         drift: standard deviation of log(current / old) and log(current / reference).
-        dynamics: the state of the training that the candidate receives.
+        dynamics: the state of the training that the candidate receives; its length limit is replaced.
         pass_rate: probability that a completion is correct.
     """
     draw = torch.Generator().manual_seed(seed)
@@ -85,12 +93,12 @@ def make_probe(
     )
     current = old_logprobs + drift * torch.randn((rows, length), generator=draw)
     entropies = (batch.entropies + 0.1 * torch.randn((rows, length), generator=draw)).clamp(min=0.01)
-    return Probe(name, batch, current, entropies, dynamics)
+    return Probe(name, batch, current, entropies, replace(dynamics, max_completion_length=length))
 
 
 def ordinary(seed: int = 11, dynamics: Dynamics = MIDDLE) -> Probe:
     """Return five groups of six, three mixed, one failed and one passed entirely; some rows hit the length limit."""
-    probe = make_probe("an ordinary batch", (6, 6, 6, 6, 6), 12, seed, dynamics=dynamics)
+    probe = make_probe("an ordinary batch", (6, 6, 6, 6, 6), LENGTH, seed, dynamics=dynamics)
     correctness, valid = probe.batch.correctness.clone(), probe.batch.format_valid.clone()
     mask, truncated = probe.batch.completion_mask.clone(), probe.batch.truncated.clone()
     correctness[18:24], correctness[24:30] = 0.0, 1.0
@@ -142,6 +150,14 @@ def graded(seed: int) -> Probe:
     return probe.with_batch(correctness=torch.rand(12, generator=draw), format_valid=torch.ones(12, dtype=torch.bool))
 
 
+def far_from_the_limit(seed: int) -> Probe:
+    """Return an ordinary batch under a length limit that no completion comes near, so that none is truncated."""
+    probe = ordinary(seed)
+    probe = probe.with_batch(truncated=torch.zeros_like(probe.batch.truncated))
+    dynamics = replace(probe.dynamics, max_completion_length=4096)
+    return replace(probe, name="a length limit that no completion comes near", dynamics=dynamics)
+
+
 def _rounded(seed: int) -> Probe:
     probe = ordinary(seed)
 
@@ -178,6 +194,7 @@ def edge_probes() -> list[Probe]:
         make_probe("uneven group sizes", (1, 2, 3, 7), 9, 20),
         empty_and_full(21),
         graded(22),
+        far_from_the_limit(26),
         uniform.with_batch(correctness=torch.zeros(rows), format_valid=half_valid),
         replace(uniform.with_batch(correctness=torch.ones(rows), format_valid=yes), name="all groups passed"),
         replace(

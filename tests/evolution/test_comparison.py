@@ -53,6 +53,13 @@ def _root(archive: object) -> str:
     return next(r["candidate_id"] for r in archive.rows("candidates", arm="evolution") if not r["parent_ids"])
 
 
+def test_every_arm_is_corrected_for_the_children_of_all(tmp_path: Path) -> None:
+    """Two generations of two children each, two arms, three search seeds: 24 chances to be lucky, whichever run is looked at."""
+    runs = arm_runs(make_preset(generations=2, parents=2), tmp_path, arms=("evolution", "random"), seeds=(0, 1, 2))
+    assert {run.preset.search.planned for run in runs} == {24}
+    assert make_preset(generations=2, parents=2).search.planned == 4
+
+
 def test_a_baseline_that_is_not_finished_is_not_given_away(tmp_path: Path, laboratory: Laboratory) -> None:
     first, second = arm_runs(make_preset(), tmp_path, arms=("evolution", "random"))
     opened = open_evolution(first.folder, first.preset)

@@ -35,7 +35,7 @@ from poise_core.evolution.generation import establish_baseline, measure
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.run_directory import RunDirectory
 from poise_core.training.job import TrainingJob
-from poise_core.training.launcher import SeedTraining, unfinished_trajectory
+from poise_core.training.launcher import PAUSED_POLICY, SeedTraining, unfinished_trajectory
 from poise_core.verification import CheckResult, VerificationReport
 
 STEPS = 12
@@ -49,8 +49,18 @@ def make_preset(
     examination: dict[str, Any] | None = None,
     **search: Any,
 ) -> Preset:
+    # only where reward is what is scored may it end a training
+    k = 1 if "proxy_stop_below" in (ladder or {}) or health else 2
     benchmarks = [
-        {"name": "chain", "kinds": ["chain4"], "problems": 20, "metric": "pass", "k": 2, "samples": 4, "weight": 0.5},
+        {
+            "name": "chain",
+            "kinds": ["chain4"],
+            "problems": 20,
+            "metric": "pass",
+            "k": k,
+            "samples": 4,
+            "weight": 0.5,
+        },
         {"name": "sums", "kinds": ["add2"], "problems": 20, "metric": "accuracy", "weight": 0.5},
     ]
     protocol = {
@@ -155,6 +165,7 @@ class Laboratory:
                 stream.flush()
                 if on_step is not None:
                     on_step(seed, row)
+        (folder / (PAUSED_POLICY if last < STEPS else "policy")).mkdir(exist_ok=True)
         return SeedTraining(seed, folder / "policy", folder / "trajectory.jsonl", 1.0, 100)
 
     @staticmethod

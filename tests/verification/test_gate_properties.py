@@ -79,6 +79,7 @@ def probes(draw: st.DrawFn) -> Probe:
         clip_fraction=0.1,
         all_fail_fraction=0.2,
         grad_norm=draw(st.sampled_from([0.0, 3.0])),
+        max_completion_length=length,
     )
     return Probe("random", batch, old + noise(drift), noise(0.5).abs() + 0.01, dynamics)
 

@@ -37,7 +37,7 @@ def report(evolution: Evolution, **nightly: object) -> str:
 
 
 def evidence_of(evolution: Evolution) -> RunEvidence:
-    return RunEvidence.load(evolution.run.archive, evolution.preset.protocol, evolution.preset.untuned)
+    return RunEvidence.load(evolution.run.archive, evolution.preset.protocol, untuned=evolution.preset.untuned)
 
 
 def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:

@@ -197,7 +197,10 @@ def test_the_rendered_leaderboard_states_noise_comparisons_and_failures(filled: 
 
 def test_an_untuned_baseline_is_named_below_the_leaderboard_and_on_mlflows_page(filled: tuple) -> None:
     archive, protocol = filled
-    tuned, untuned = RunEvidence.load(archive, protocol), RunEvidence.load(archive, protocol, "It was never tuned.")
+    tuned, untuned = (
+        RunEvidence.load(archive, protocol),
+        RunEvidence.load(archive, protocol, untuned="It was never tuned."),
+    )
     rows, said = leaderboard(tuned), "It was never tuned. A positive delta may be a matter of numbers"
     assert said in text(render_leaderboard(rows, protocol, evidence=untuned))
     assert said in generation_page(untuned, [rows[0].candidate_id])

@@ -17,6 +17,7 @@ from poise_core.archive.typed import ExaminationRow
 from poise_core.escaping import markdown_page
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import distinguishable
+from poise_core.evidence.promotion import Stability
 from poise_core.render.lines import EXAMINATION_HEAD, examination_cells, examination_headline, examination_notes
 from poise_core.render.terminal.style import STYLES, plain_table, sparkline
 from poise_core.views.candidate import CandidateView
@@ -78,6 +79,9 @@ def _head(view: CandidateView) -> RenderableType:
         table.add_row("trained without", Text(missing, style="yellow"))
     if view.state:
         table.add_row("standing", Text(view.state, style=STYLES.get(view.state, "yellow")))
+        if view.state in STYLES and view.seeds:
+            steady = Stability(min(view.seeds.values()), len(view.seeds))
+            table.add_row("", Text(f"{steady.sentence()} (95 %)", style="dim"))
     return table
 
 

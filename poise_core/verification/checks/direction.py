@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -34,6 +35,7 @@ class Game:
     logits: Callable[[], Tensor]  # the untrained policy's parameters
     sample: Callable[[Tensor, torch.Generator], tuple[Tensor, RolloutBatch]]  # parameters -> tokens (B, T), batch
     score: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # parameters, tokens -> logprobs, entropies, both (B, T)
+    limit: int  # completion length limit, tokens
 
 
 def check_direction(candidate: Candidate) -> None:
@@ -64,7 +66,8 @@ def reinforce_cosine(candidate: Candidate) -> float | None:
     """
     probe = make_probe("mixed groups", (8,) * 8, 8, 81, drift=0.0, dynamics=MIDDLE)
     batch = replace(probe.batch, truncated=torch.zeros_like(probe.batch.truncated))
-    probe = replace(probe, batch=batch)
+    dynamics = replace(probe.dynamics, max_completion_length=1000)  # out of reach, so that no length is punished
+    probe = replace(probe, batch=batch, dynamics=dynamics)
     run = run_candidate(candidate, probe)
     baseline = group_mean(batch.correctness, batch.group_ids)
     logprobs = probe.logprobs.clone().requires_grad_()
@@ -84,7 +87,7 @@ def play(candidate: Candidate, game: Game) -> tuple[float, float]:
     initial = parameters.detach().clone()
     moments = (torch.zeros_like(initial), torch.zeros_like(initial))
     rewards: list[float] = []
-    dynamics = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    dynamics = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, game.limit)
     updates = 0
     for rollout in range(ROLLOUTS):
         with torch.no_grad():
@@ -151,6 +154,7 @@ def _next_dynamics(candidate: Candidate, before: Dynamics, batch: RolloutBatch, 
         clip_fraction=0.05,
         all_fail_fraction=float((group_max(batch.correctness, batch.group_ids) == 0).float().mean()),
         grad_norm=norm,
+        max_completion_length=before.max_completion_length,
         controller=controller,
     )
 
@@ -175,7 +179,10 @@ def bandit(contexts: int = 6, arms: int = 5, group_size: int = 8) -> Game:
         logprobs = parameters.log_softmax(-1)[groups]  # (B, arms)
         return logprobs.gather(-1, tokens), -(logprobs.exp() * logprobs).sum(-1, keepdim=True)
 
-    return Game("a bandit with five arms", lambda: torch.zeros((contexts, arms)), sample, score)
+    start = partial(torch.zeros, (contexts, arms))
+    return Game(
+        "a bandit with five arms", start, sample, score, limit=8
+    )  # one token ends a completion, far from the limit
 
 
 def token_game(prompts: int = 4, words: int = 5, limit: int = 5, group_size: int = 12) -> Game:
@@ -208,4 +215,4 @@ def token_game(prompts: int = 4, words: int = 5, limit: int = 5, group_size: int
         logprobs = parameters.log_softmax(-1)[groups]  # (B, T, words)
         return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
 
-    return Game("a game of several tokens", start, sample, score)
+    return Game("a game of several tokens", start, sample, score, limit)
