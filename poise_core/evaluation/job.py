@@ -19,6 +19,6 @@ class EvaluationJob:
     resources: ResourceSpec
     split: Split
     policies: tuple[tuple[int, Path], ...]  # (seed, policy folder)
-    sealed_set: int = (
-        0  # which set of the split's problems; an examination reads one that no earlier one of its run has read
+    examination: int = (
+        0  # which problems of the split: an examination reads some that no earlier one of its run has read
     )

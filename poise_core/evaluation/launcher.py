@@ -46,7 +46,7 @@ def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Cal
                 "protocol": protocol.model_dump(mode="json"),
                 "threads": job.resources.threads_per_process,
                 "split": job.split,
-                "sealed_set": job.sealed_set,
+                "examination": job.examination,
                 "base": str(base),
                 "policies": policies,
             }

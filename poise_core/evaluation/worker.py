@@ -38,7 +38,7 @@ def main(job_file: str) -> int:
     for seed, folder, result in document["policies"]:
         if not Path(result).exists():
             evaluation = evaluate_policy(
-                Path(folder), protocol, document["split"], seed, base=base, sealed_set=document["sealed_set"]
+                Path(folder), protocol, document["split"], seed, base=base, sealed_set=document["examination"]
             )
             write_atomically(Path(result), evaluation.to_json())
     return 0

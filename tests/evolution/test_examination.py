@@ -366,6 +366,8 @@ def test_one_table_is_on_every_page(tmp_path: Path, laboratory: Laboratory) -> N
     assert evidence.state(best) == "replicated"
     name = evidence.candidates[best]["name"]
     page = render_examination_page(rows, name)
+    plain = view_candidate(evidence, best).to_dict()["examination"]
+    assert [one["detail"]["settings"]["seeds"] for one in json.loads(json.dumps(plain))] == [3] * 6
     assert "| pass@1 | 25.0 | 60.0 | -35.0 [" in page
     assert "| rates | 70.0 at x1 | 40.0 at x1 | +30.0 [" in page
     assert "sealed set 1" in page
@@ -514,8 +516,10 @@ def examined_in_earnest(tmp_path: Path, conditions: list[str]) -> tuple[Evolutio
 def test_a_real_examination_of_the_preset_smoke(tmp_path: Path) -> None:
     _, home, record, said = examined_in_earnest(tmp_path, ["policy:arithmetic-b"])
     assert said == ["examination 1 of this run: 8 trainings (primary 4, policy:arithmetic-b 4)"]
-    jobs = [json.loads(path.read_text()) for path in sorted(home.rglob("job-report.json"))]
-    assert [(Path(job["base"]).name, job["sealed_set"]) for job in jobs] == [("arithmetic-a", 1), ("arithmetic-b", 1)]
+    jobs = sorted(home.rglob("job-report.json"))
+    assert {path.parent.name for path in jobs} == {"evaluate-set-1"}
+    bases = [Path(json.loads(path.read_text())["base"]).name for path in jobs]
+    assert bases == ["arithmetic-a", "arithmetic-b"]
     primary, other = record.rows
     assert primary["overall"] != other["overall"]
     assert json.loads(primary["detail"])["protocols"] != json.loads(other["detail"])["protocols"]
