@@ -17,11 +17,14 @@ Technometrics 24); the correction is for reading single ones.
 
 from __future__ import annotations
 
+import hashlib
+import itertools
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Literal
+from typing import Any, Literal
 
 from poise_core.archive.typed import ExaminationRow
 from poise_core.config.preset import ExaminationSpec
@@ -83,6 +86,48 @@ def level_of(condition: Condition | str, planned: Sequence[str]) -> float:
     name = condition if isinstance(condition, str) else condition.name
     others = [one for one in planned if one not in (PRIMARY, COLLAPSE)]
     return LEVEL if name == PRIMARY else 1.0 - (1.0 - LEVEL) / max(len(others), 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is settled before an examination trains anything; it never changes afterwards."""
+
+    baseline: str
+    declared: bool  # whether the candidate was a champion candidate then
+    seeds: tuple[int, ...]  # of every comparison
+    settings: ExaminationSpec
+    choice_seeds: tuple[int, ...] = ()  # of the choice of learning rates
+    sealed_set: int = 0  # 0 is what earlier versions of the program read
+    policies: Mapping[str, str] = field(default_factory=dict)  # name -> digest of its weights
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Plan:
+        """Undo ``to_dict``; a plan of an earlier version has the primary condition and what follows from its counts."""
+        settings = ExaminationSpec.model_validate(plain.get("settings", {"rates": (), "policies": ()}))
+        return cls(
+            plain["baseline"],
+            plain["declared"],
+            tuple(plain["seeds"]),
+            settings,
+            tuple(plain.get("choice_seeds", ())),
+            plain.get("sealed_set", 0),
+            plain.get("policies", {}),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "settings": self.settings.model_dump(mode="json"), "policies": dict(self.policies)}
+
+    def digest(self, protocol: Protocol, candidate: str) -> str:
+        """Sixteen hex digits that identify this examination."""
+        text = json.dumps({**self.to_dict(), "protocol": protocol.digest, "candidate": candidate}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def fresh_seeds(listed: Sequence[int], used: set[int], count: int) -> tuple[int, ...]:
+    """The first ``count`` seeds that nothing was trained with: those of the list, then the integers after its highest."""
+    candidates = itertools.chain(listed, itertools.count(max(listed) + 1))
+    return tuple(itertools.islice((seed for seed in candidates if seed not in used), count))
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from poise_core.evidence.examination import (
     UNMEASURED,
     Comparison,
     Condition,
+    Plan,
     at_the_edge,
     best_rate,
     compare,
@@ -41,7 +42,7 @@ from poise_core.evidence.examination import (
 )
 from poise_core.evidence.format import format_duration, format_interval
 from poise_core.evolution.records import CandidateRef
-from poise_core.experiments.replication import Plan, Replication, ReplicationRefused, Variant
+from poise_core.experiments.replication import Replication, ReplicationRefused, Variant
 from poise_core.failures import CandidateFailure
 
 Fields = dict[str, Any]
@@ -88,8 +89,10 @@ class Examination(Replication):
             Cancelled: ``should_stop`` returned true.
         """
         stored, rows = self.stored(), self.rows()
-        if stored and not rows and not self.has_plan():
-            return ExaminationRecord(stored, [])  # of before there were examinations: its record is all there is
+        if (
+            stored and not self.has_plan()
+        ):  # of before there were examinations, or without the folder that holds its seeds
+            return ExaminationRecord(stored, rows)
         if stored and rows and set(rows[0]["planned"]) <= {row["condition"] for row in rows}:
             return ExaminationRecord(stored, rows)
         planned = conditions_of(self.settings(), self.protocol)

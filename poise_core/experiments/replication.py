@@ -19,13 +19,10 @@ learning rate or policy where a condition has one. Nothing of it is ever ranked 
 from __future__ import annotations
 
 import contextvars
-import hashlib
-import itertools
-import json
 import math
 import statistics
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -39,7 +36,7 @@ from poise_core.config.protocol import Protocol
 from poise_core.environments import Split
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
-from poise_core.evidence.examination import LEVEL
+from poise_core.evidence.examination import LEVEL, Plan, fresh_seeds
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import paired_delta
 from poise_core.evidence.noise import SeedNoise, moderated
@@ -67,42 +64,6 @@ Found = TypeVar("Found")
 
 class ReplicationRefused(ValueError):
     """This candidate cannot be replicated here; one line."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is settled before an examination trains anything; it never changes afterwards."""
-
-    baseline: str
-    declared: bool  # whether the candidate was a champion candidate then
-    seeds: tuple[int, ...]  # of every comparison
-    settings: ExaminationSpec
-    choice_seeds: tuple[int, ...] = ()  # of the choice of learning rates
-    sealed_set: int = 0  # 0 is what earlier versions of the program read
-    policies: Mapping[str, str] = field(default_factory=dict)  # name -> digest of its weights
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Plan:
-        """Undo ``to_dict``; a plan of an earlier version has the primary condition and what follows from its counts."""
-        settings = ExaminationSpec.model_validate(plain.get("settings", {"rates": (), "policies": ()}))
-        return cls(
-            plain["baseline"],
-            plain["declared"],
-            tuple(plain["seeds"]),
-            settings,
-            tuple(plain.get("choice_seeds", ())),
-            plain.get("sealed_set", 0),
-            plain.get("policies", {}),
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {**vars(self), "settings": self.settings.model_dump(mode="json"), "policies": dict(self.policies)}
-
-    def digest(self, protocol: Protocol, candidate: str) -> str:
-        """Sixteen hex digits that identify this examination."""
-        text = json.dumps({**self.to_dict(), "protocol": protocol.digest, "candidate": candidate}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -202,6 +163,9 @@ class Replication:
             lambda: self.sealed(base, plan, as_it_is), lambda: self.sealed(me, plan, as_it_is)
         )
         if isinstance(theirs, CandidateFailure):
+            self._failure_file(base, as_it_is, plan.seeds).unlink(
+                missing_ok=True
+            )  # without it there is nothing: try again
             raise InfrastructureError(f"the baseline {base.name} failed: {theirs.message}") from theirs
         if isinstance(mine, CandidateFailure):
             outcome = {"outcome": "failed", "message": f"{mine.kind} with fresh seeds: {mine.message}"}
@@ -443,9 +407,3 @@ class Replication:
         differences = [one.overall - other.overall for one, other in zip(mine, theirs, strict=True)]
         own = SeedNoise(statistics.variance(differences), len(differences) - 1.0)
         return moderated(SeedNoise(2.0 * floor.typical.variance, floor.typical.freedom), own)
-
-
-def fresh_seeds(listed: Sequence[int], used: set[int], count: int) -> tuple[int, ...]:
-    """The first ``count`` seeds that nothing was trained with: those of the list, then the integers after its highest."""
-    candidates = itertools.chain(listed, itertools.count(max(listed) + 1))
-    return tuple(itertools.islice((seed for seed in candidates if seed not in used), count))

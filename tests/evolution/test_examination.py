@@ -357,6 +357,16 @@ def test_what_an_earlier_version_has_replicated_is_shown_as_it_was(tmp_path: Pat
     assert other._used()[0] >= {0, 1, 2, 3}
 
 
+def test_without_the_folder_that_holds_its_seeds_no_others_are_taken(tmp_path: Path, laboratory: Laboratory) -> None:
+    run, (baseline, best, *_) = begun(tmp_path, laboratory)
+    by_hand(laboratory, baseline, best)
+    part = Examination(run, best).examine(conditions=["primary"])
+    (run.candidate_folder(best) / "replicate" / "plan.json").unlink()
+    laboratory.trained.clear()
+    assert Examination(run, best).examine() == part
+    assert laboratory.trained == []
+
+
 def test_one_table_is_on_every_page(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=(1,))
     by_hand(laboratory, baseline, best)
@@ -479,6 +489,16 @@ def test_a_fault_of_the_machine_is_no_answer(tmp_path: Path, laboratory: Laborat
     assert "policy:other" not in {row["condition"] for row in Examination(run, best).rows()}
     laboratory.fail_under = lambda job: None
     assert Examination(run, best).examine().rows[-1]["condition"] == "policy:other"
+
+
+def test_a_baseline_that_fails_as_it_is_is_tried_again(tmp_path: Path, laboratory: Laboratory) -> None:
+    run, (baseline, best, *_) = begun(tmp_path, laboratory, rates=(), policies=(), passes=())
+    by_hand(laboratory, baseline, best)
+    laboratory.fail_under = lambda job: DIVERGED if baseline in job.candidate_path.parts else None
+    with pytest.raises(InfrastructureError, match="the baseline GRPO failed: NaN at step 3"):
+        Examination(run, best).examine()
+    laboratory.fail_under = lambda job: None
+    assert Examination(run, best).examine().replication["outcome"] == "replicated"
 
 
 def scored(evolution: Evolution, candidate: str, skill: int) -> None:

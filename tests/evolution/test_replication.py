@@ -10,8 +10,9 @@ import pytest
 from laboratory import Killed, Laboratory, dies_after_one_write, evolved, one_at_a_time
 
 import poise_core
+from poise_core.evidence.examination import fresh_seeds
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.experiments.replication import Replication, ReplicationRefused, fresh_seeds
+from poise_core.experiments.replication import Replication, ReplicationRefused
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.render.lines import candidate_headline
 from poise_core.render.markdown import fenced
