@@ -188,7 +188,8 @@ class Replication:
                     raise
                 raise InfrastructureError(f"the baseline {candidate.name} failed: {failure.message}") from failure
             policies = tuple((one.seed, one.policy_folder) for one in trained)
-            scored = EvaluationJob(home / "replicate" / "evaluate", self.protocol, resources, "report", policies)
+            folder = home / "replicate" / "evaluate"
+            scored = EvaluationJob(folder, self.protocol, resources, "report", policies, self.run.secret)
             with self.compute_slot():
                 results = self.executor.evaluate(scored, should_stop=self.should_stop)
             for result in results:
