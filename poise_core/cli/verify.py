@@ -19,6 +19,10 @@ def verify(
         Path | None, typer.Option(help="A run whose admitted candidates it is compared with, as evolve would.")
     ] = None,
     json: JsonOption = False,
+    probe_seed: Annotated[
+        int | None,
+        typer.Option(help="Of the probes, to repeat a verdict: the probe_seed of its report. Default: random."),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that the whole gate may take.")] = 60.0,
 ) -> None:
     """Put an algorithm file through the admission gate, in a confined process.
@@ -34,7 +38,7 @@ def verify(
     existing_file(file)
     with plain_errors(), Console(stderr=True).status(f"verifying {file.name}"):
         known = _admitted(run_dir) if run_dir else None
-        report = verify_file(file, timeout_seconds=timeout, known_fingerprints=known)
+        report = verify_file(file, timeout_seconds=timeout, known_fingerprints=known, probe_seed=probe_seed)
     if json:
         typer.echo(report.to_json())
     else:
@@ -64,6 +68,8 @@ def _print(report: VerificationReport) -> None:
     console.print(table)
     for line in [*_likeness(report), *_confinement(report)]:
         console.print(Text(line))
+    if report.probe_seed is not None:
+        console.print(Text(f"drawn probes: --probe-seed {report.probe_seed} repeats this verdict"))
     if report.admitted:
         console.print(Text(f"{report.candidate_name}: admitted in {report.seconds:.1f} s", "green"))
     else:

@@ -30,7 +30,7 @@ from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.events import Event, Observer, announced, ignore
 from poise_core.evolution.executor import Executor, default_executor
 from poise_core.evolution.records import CandidateRef
-from poise_core.evolution.run_context import ComputeSlot, admitted_digest
+from poise_core.evolution.run_context import ComputeSlot, admitted_text
 from poise_core.failures import CandidateFailure, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory
@@ -171,6 +171,7 @@ class Replication:
             self.observer(Event("step", "replicate", candidate.name, candidate.generation, seed=seed, row=row))
 
         with announced(self.observer, "replicate", candidate.name, candidate.generation, self.should_stop) as say:
+            digest, fingerprint = admitted_text(self.archive, candidate.candidate_id)
             job = TrainingJob(
                 home / "candidate.py",
                 candidate.name,
@@ -178,7 +179,8 @@ class Replication:
                 self.protocol,
                 resources,
                 tuple(seeds),
-                source_digest=admitted_digest(self.archive, candidate.candidate_id),
+                source_digest=digest,
+                fingerprint=fingerprint,
             )
             try:
                 with self.compute_slot():
