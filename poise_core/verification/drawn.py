@@ -191,6 +191,12 @@ class Draw:
         valid = torch.ones(sum(sizes), dtype=torch.bool)
         return probe.with_batch(correctness=rewards, format_valid=valid, truncated=~valid)
 
+    def first_update(self, purpose: str) -> Probe:
+        """Draw an ordinary batch at the first update of a training, where the policy, the sampler and the reference are one."""
+        probe = self.ordinary(purpose, self.start(purpose))
+        same = probe.with_batch(ref_logprobs=probe.batch.old_logprobs)
+        return replace(same, logprobs=probe.batch.old_logprobs, entropies=probe.batch.entropies)
+
     # what the checks use
 
     def scenario(self, number: int) -> tuple[Probe, ...]:
@@ -222,17 +228,17 @@ class Draw:
     def edge_probes(self) -> list[Probe]:
         """Draw the probes of the check `finite`, each an edge case that occurs in training, the ordinary one first."""
         rng = self.rng("edges")
-        size, equal = rng.randint(3, 6), round(rng.uniform(0.2, 0.8), 2)
+        size = rng.randint(3, 6)
         uniform = self.rollout("all groups failed", "uniform", [size] * 3, rng.randint(6, 10))
         rows = 3 * size
         half_valid = torch.arange(rows) % 2 == 0
         no, yes = torch.zeros(rows, dtype=torch.bool), torch.ones(rows, dtype=torch.bool)
         failed = uniform.with_batch(correctness=torch.zeros(rows), format_valid=half_valid)
         passed = uniform.with_batch(correctness=torch.ones(rows), format_valid=yes, truncated=no)
-        tied = passed.with_batch(correctness=torch.full((rows,), equal))
+        tied = passed.with_batch(correctness=torch.full((rows,), 0.5))
         return [
             self.ordinary("ordinary"),
-            replace(self.ordinary("first", self.start("first")), name="the first step of training"),
+            replace(self.first_update("first"), name="the first step of training"),
             replace(self.ordinary("late", self.late("late")), name="a late step of training"),
             self.log_ratios("log-ratios of up to +30", "high", "+"),
             self.log_ratios("log-ratios of down to -30", "low", "-"),
@@ -246,7 +252,7 @@ class Draw:
             self.graded("graded"),
             failed,
             replace(passed, name="all groups passed"),
-            replace(tied, name="equal rewards"),
+            replace(tied, name="equal rewards of 0.5"),
             replace(failed.with_batch(format_valid=no, truncated=no), name="no completion with a valid format"),
             _rounded(self.ordinary("rounded")),
         ]

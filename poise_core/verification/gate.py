@@ -39,6 +39,7 @@ class Examination:
     before: purity.GlobalState
     draw: Draw
     builtins_of_language: bool = True  # whether the file sees only the built-ins that the candidate language lists
+    failed: bool = False  # a check before
     loaded: Candidate | None = None
     runs: list[tuple[Probe, Run]] = field(default_factory=list)
     observed: tuple[Observation, ...] = ()
@@ -126,7 +127,8 @@ def _direction(examined: Examination) -> None:
 
 
 def _novelty(examined: Examination) -> None:
-    novelty.check_disguise(examined.candidate, examined.observe(), examined.draw)
+    if not examined.failed:  # order, padding or state would only be found once more
+        novelty.check_disguise(examined.candidate, examined.observe(), examined.draw)
     examined.fingerprint = fingerprint(examined.observe())
     examined.nearest = novelty.nearest_algorithms(examined.observed)
     examined.nearest_archived = novelty.nearest_archived(examined.fingerprint, examined.known_fingerprints)
@@ -218,6 +220,7 @@ def run_checks(
         begun = time.perf_counter()
         kind, message = _outcome(check, examined)
         failure = failure or kind
+        examined.failed = failure is not None
         results.append(CheckResult(check.name, check.proves, kind is None, message, time.perf_counter() - begun))
         if on_check:
             on_check(results[-1])

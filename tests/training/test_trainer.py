@@ -462,7 +462,7 @@ OTHERWISE = {
     "calls are counted": (
         [("MECHANISMS = {}", "MECHANISMS = {}\nCALLS = []"),
          ("    advantage = hp.scale *", "    CALLS.append(1)\n    advantage = len(CALLS) *")],
-        "compute_advantages changes advantages by",
+        "behaves otherwise than in the gate",
     ),
     "the fingerprint is another one after a real batch": (
         [("MECHANISMS = {}", "MECHANISMS = {}\nSEEN = []"),
