@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -129,7 +130,9 @@ def _disguised(probe: Probe, draw: Draw, purpose: str) -> tuple[Probe, Tensor]:
     )
     batch = replace(batch, **{f.name: wide(getattr(batch, f.name)) for f in fields(batch)})
     floats = {f.name: getattr(probe.dynamics, f.name) for f in fields(probe.dynamics)}
-    near = {name: value * (1 + rng.gauss(0, 1e-6)) for name, value in floats.items() if type(value) is float}
+    near: dict[str, Any] = {
+        name: value * (1 + rng.gauss(0, 1e-6)) for name, value in floats.items() if type(value) is float
+    }
     other = Probe(
         probe.name, batch, wide(moved(probe.logprobs)), wide(moved(probe.entropies)), replace(probe.dynamics, **near)
     )

@@ -184,7 +184,7 @@ def numbers(probes: Sequence[Probe]) -> list[tuple[object, ...]]:
 
 
 def test_nothing_of_a_drawn_probe_is_constant() -> None:
-    """Over 40 verifications every float differs, and of every probe that is not one by its kind shape and rewards vary."""
+    """Over 40 verifications the floats differ, and of every probe that is not one by its kind shape and rewards vary."""
     draws = [numbers(Draw(seed).edge_probes()) for seed in range(40)]
     assert numbers(Draw(7).edge_probes()) == draws[7], "a seed repeats all of it"
     names = [probe.name for probe in Draw(0).edge_probes()]
@@ -193,7 +193,7 @@ def test_nothing_of_a_drawn_probe_is_constant() -> None:
         shapes, logprobs = {probe[0] for probe in probes}, [value for probe in probes for value in probe[-2]]
         assert len(shapes) >= (1 if "one token in all" in name else 3), name
         rounded = "bfloat16" in name
-        assert rounded or len(set(logprobs)) == len(logprobs) or len(set(logprobs)) > 0.99 * len(logprobs), name
+        assert rounded or len(set(logprobs)) > 0.95 * len(logprobs), name  # float32 numbers of one range meet by chance
         steps = {probe[1][0] for probe in probes}
         assert len(steps) > 20 or "first step" in name, name
     groups = [draw[0][5] for draw in draws]
