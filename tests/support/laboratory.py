@@ -181,7 +181,7 @@ class Laboratory:
             owner = _owner(job.folder)
             self.evaluated.append(f"{owner}/{seed}")
             self.splits.add(job.split)
-            self.sealed_sets.add(job.sealed_set)
+            self.sealed_sets.add(job.examination)
             skill = self.skills.get(owner, noise(owner).uniform(0.3, 0.7))
             given = {spec.name: self.counts(owner, job, seed, spec) for spec in job.protocol.benchmarks}
             benchmarks = tuple(
