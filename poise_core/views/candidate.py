@@ -55,6 +55,8 @@ class CandidateView:
         """For JSON: times as ISO text, embedded JSON as objects."""
         plain = _plain(vars(self))
         plain["overall"] = self.overall.to_dict() if self.overall else None
+        for row in plain["examination"]:
+            row["detail"] = json.loads(row["detail"])
         plain["deltas"] = {name: delta.to_dict() for name, delta in self.deltas.items()}
         return plain
 
@@ -156,7 +158,7 @@ def _plain(value: Any, key: str = "") -> Any:
         return [_plain(item) for item in value]
     if hasattr(value, "isoformat"):
         return value.isoformat()
-    if key in ("mechanisms", "composition", "report", "content", "detail") and isinstance(value, str):
+    if key in ("mechanisms", "composition", "report", "content") and isinstance(value, str):
         return json.loads(value)
     if isinstance(value, float) and not math.isfinite(value):  # no JSON
         return None

@@ -367,6 +367,8 @@ def test_one_table_is_on_every_page(tmp_path: Path, laboratory: Laboratory) -> N
     assert evidence.state(best) == "replicated"
     name = evidence.candidates[best]["name"]
     page = render_examination_page(rows, name)
+    plain = view_candidate(evidence, best).to_dict()["examination"]
+    assert [one["detail"]["settings"]["seeds"] for one in json.loads(json.dumps(plain))] == [3] * 6
     assert "| pass@1 | 25.0 | 60.0 | -35.0 [" in page
     assert "| rates | 70.0 at x1 | 40.0 at x1 | +30.0 [" in page
     assert "sealed set 1" in page
