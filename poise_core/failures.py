@@ -20,6 +20,7 @@ class FailureKind(StrEnum):
     DIVERGED = "diverged"  # loss, gradient or parameters left the finite numbers
     TIMED_OUT = "timed_out"  # a limit on time was reached
     OUT_OF_MEMORY = "out_of_memory"  # a limit on memory was reached
+    INCONSISTENT = "inconsistent"  # behaves in training otherwise than in the gate, see poise_core.training.behaviour
     # training stopped early, see poise_core.evolution.health
     KL_BLOWUP = "kl_blowup"  # the policy moved too far from the initial one
     ENTROPY_COLLAPSE = "entropy_collapse"  # the policy explores no more

@@ -164,6 +164,7 @@ def evaluation_rows(candidate_id: str, protocol: str, evaluation: SeedEvaluation
             "format_valid": result.format_valid,
             "completion_length": result.completion_length,
             "overall": evaluation.overall,
+            "problems": evaluation.problems or None,
             "seconds": evaluation.seconds,
             "written_by": "poise",
         }
@@ -200,7 +201,12 @@ def _seed_evaluation(seed: int, rows: Sequence[Row]) -> SeedEvaluation:
     )
     seconds = rows[0]["seconds"]
     return SeedEvaluation(
-        seed, rows[0]["split"], rows[0]["overall"], benchmarks, math.nan if seconds is None else seconds
+        seed,
+        rows[0]["split"],
+        rows[0]["overall"],
+        benchmarks,
+        math.nan if seconds is None else seconds,
+        rows[0].get("problems") or "",
     )
 
 

@@ -163,6 +163,9 @@ EVALUATIONS = Table(
         Field("format_valid", _FLOAT, "share of completions whose answer parses"),
         Field("completion_length", _FLOAT, "mean tokens per completion"),
         Field("overall", _FLOAT, "weighted mean over the benchmarks of this part, percent", finite=True),
+        Field(
+            "problems", _TEXT, "fingerprint of the problems that were asked; null for the public ones", nullable=True
+        ),
         _SECONDS,
     ),
 )

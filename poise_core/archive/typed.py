@@ -86,6 +86,7 @@ class EvaluationRow(TypedDict):
     format_valid: float
     completion_length: float
     overall: float
+    problems: NotRequired[str | None]
     seconds: NotRequired[float | None]
     written_by: str
     created_at: NotRequired[dt.datetime]

@@ -29,6 +29,10 @@ def verify(
     ] = None,
     json: JsonOption = False,
     allow_shared_network: SharedNetworkOption = False,
+    probe_seed: Annotated[
+        int | None,
+        typer.Option(help="Of the probes, to repeat a verdict: the probe_seed of its report. Default: random."),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that the whole gate may take.")] = 60.0,
 ) -> None:
     """Put an algorithm file through the admission gate, in a confined process.
@@ -45,7 +49,7 @@ def verify(
     shared_network(allow_shared_network)
     with plain_errors(), view_console(stderr=True).status(Text(f"verifying {file.name}")):
         known = _admitted(run_dir) if run_dir else None
-        report = verify_file(file, timeout_seconds=timeout, known_fingerprints=known)
+        report = verify_file(file, timeout_seconds=timeout, known_fingerprints=known, probe_seed=probe_seed)
     if json:
         say_json(report.to_json())
     else:
@@ -74,6 +78,8 @@ def _print(report: VerificationReport) -> None:
     console.print(table)
     for line in [*_likeness(report), *_confinement(report)]:
         console.print(Text(line))
+    if report.probe_seed is not None:
+        console.print(Text(f"drawn probes: --probe-seed {report.probe_seed} repeats this verdict"))
     if report.admitted:
         console.print(Text(f"{report.candidate_name}: admitted in {report.seconds:.1f} s", "green"))
     else:

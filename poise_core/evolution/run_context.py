@@ -33,13 +33,16 @@ _STAGES = ("verify", "train", "evaluate")
 """In order: a candidate that has failed in one does not enter those after it."""
 
 
-def admitted_digest(archive: Archive, candidate_id: str) -> str | None:
-    """Digest of the text that the gate admitted; of the registered text where the gate has admitted none."""
+def admitted_text(archive: Archive, candidate_id: str) -> tuple[str | None, str | None]:
+    """Digest and fingerprint of the text that the gate admitted.
+
+    Where the gate has admitted none, the digest is that of the registered text, and there is no fingerprint.
+    """
     for row in archive.rows("verifications", candidate_id=candidate_id, admitted=True):
-        return VerificationReport.from_json(row["report"]).source_digest
+        return VerificationReport.from_json(row["report"]).source_digest, row["fingerprint"]
     for registered in archive.rows("candidates", candidate_id=candidate_id):
-        return registered["source_digest"]
-    return None
+        return registered["source_digest"], None
+    return None, None
 
 
 @contextmanager
@@ -163,6 +166,7 @@ class RunContext:
         self, candidate: CandidateRef, seeds: Sequence[int], pause_after: int | None = None
     ) -> TrainingJob:
         """What the executor is asked to train; see ``poise_core.training.job.TrainingJob``."""
+        digest, fingerprint = admitted_text(self.archive, candidate.candidate_id)
         return TrainingJob(
             candidate_path=self.run.candidate_folder(candidate.candidate_id) / "candidate.py",
             candidate_name=candidate.name,
@@ -171,7 +175,8 @@ class RunContext:
             resources=self.resources,
             seeds=tuple(seeds),
             pause_after=pause_after,
-            source_digest=admitted_digest(self.archive, candidate.candidate_id),
+            source_digest=digest,
+            fingerprint=fingerprint,
         )
 
     def unfinished_trajectory(

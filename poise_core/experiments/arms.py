@@ -9,6 +9,7 @@ from pathlib import Path
 from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, location_below
 from poise_core.config import Preset
 from poise_core.config.search import Arm
+from poise_core.evaluation.problems import ProblemSecret
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 
 ARMS: tuple[Arm, ...] = ("evolution", "random", "greedy", "best-of-n", "tune")
@@ -59,7 +60,7 @@ def share_baseline(run: ArmRun, others: Sequence[ArmRun]) -> bool:
         RunDirectoryError: the run's folder cannot be used.
         poise_core.archive.ArchiveError: an archive cannot be read or written.
     """
-    with RunDirectory.open(run.folder, run.preset) as opened:
+    with RunDirectory.open(run.folder, run.preset, _shared_secret(run, others)) as opened:
         if opened.archive.parts("candidates"):
             return False
         for other in others:
@@ -70,6 +71,14 @@ def share_baseline(run: ArmRun, others: Sequence[ArmRun]) -> bool:
                         _copy(source, opened.archive, table, shared)
                     return True
     return False
+
+
+def _shared_secret(run: ArmRun, others: Sequence[ArmRun]) -> ProblemSecret | None:
+    """The secret of the arms that have begun: all answer the same problems, so that their scores can be paired."""
+    if RunDirectory.exists(run.folder):
+        return None  # it has its own
+    begun = [other for other in others if RunDirectory.exists(other.folder)]
+    return next((secret for other in begun if (secret := RunDirectory.read(other.folder).secret)), None)
 
 
 def _finished_roots(archive: Archive) -> list[str]:

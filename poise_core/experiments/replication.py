@@ -51,7 +51,7 @@ from poise_core.evolution.records import (
     load_record,
     write_record,
 )
-from poise_core.evolution.run_context import ComputeSlot, admitted_digest
+from poise_core.evolution.run_context import ComputeSlot, admitted_text
 from poise_core.failures import Cancelled, CandidateFailure, InfrastructureError
 from poise_core.policies.locate import PolicyNotFoundError, policy_digest
 from poise_core.run_directory import RunDirectory
@@ -361,6 +361,7 @@ class Replication:
             self.observer(Event("step", "replicate", subject, candidate.generation, seed=seed, row=row))
 
         with announced(self.observer, "replicate", subject, candidate.generation, self._stopping) as say:
+            digest, fingerprint = admitted_text(self.archive, candidate.candidate_id)
             job = TrainingJob(
                 self.run.candidate_folder(candidate.candidate_id) / "candidate.py",
                 candidate.name,
@@ -368,13 +369,16 @@ class Replication:
                 variant.protocol,
                 resources,
                 tuple(seeds),
-                source_digest=admitted_digest(self.archive, candidate.candidate_id),
+                source_digest=digest,
+                fingerprint=fingerprint,
             )
             with self.compute_slot():
                 trained = self.executor.train(job, on_step=on_step, should_stop=self._stopping)
             policies = tuple((one.seed, one.policy_folder) for one in trained)
             folder = home / f"evaluate-set-{sealed_set}"
-            scored = EvaluationJob(folder, variant.protocol, resources, split, policies, sealed_set)
+            scored = EvaluationJob(
+                folder, variant.protocol, resources, split, policies, self.run.secret, examination=sealed_set
+            )
             with self.compute_slot():
                 results = self.executor.evaluate(scored, should_stop=self._stopping)
             for result in results:

@@ -286,6 +286,7 @@ def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path
         "candidate_path": str(job.candidate_path.resolve()),
         "candidate_name": job.candidate_name,
         "source_digest": job.source_digest,
+        "fingerprint": job.fingerprint,
         "pause_after": job.pause_after,
     }
     write_atomically(job_file, json.dumps(document))

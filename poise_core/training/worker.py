@@ -49,6 +49,7 @@ class _Job:
         self.resources = ResourceSpec.model_validate(document["resources"])
         self.folder = Path(document["folder"])
         self.seeds: list[int] = document["seeds"]
+        self.fingerprint: str | None = document.get("fingerprint")
         pause: int | None = document.get("pause_after")
         self.last_step = min(pause or self.training.steps, self.training.steps)
         self.rank, self.world_size, self.device = start_processes()
@@ -76,6 +77,7 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
         seed,
         rank=job.rank,
         device=job.device,
+        fingerprint=job.fingerprint,
     )
     rows = _run_steps(job, folder, engine, trainer)
     if trainer.state.step < job.training.steps:

@@ -19,7 +19,7 @@ from poise_core.sandbox.command import Limits, confined_command, has_private_scr
 from poise_core.sandbox.confine import SETUP_FAILED, WALL_TIME_OVER
 from poise_core.sandbox.pipes import Finished, run_until
 from poise_core.sandbox.run import require_own_network
-from poise_core.verification.report import CheckResult, VerificationReport
+from poise_core.verification.report import PROBE_SEED_BITS, CheckResult, VerificationReport
 
 MEMORY_BYTES = 2 << 30  # importing torch takes 0.2 GiB of it
 ADDRESS_BYTES = 32 << 30  # a CUDA build of torch maps several GiB that it never touches
@@ -38,6 +38,7 @@ def verify_file(
     name: str | None = None,
     timeout_seconds: float = 60,
     known_fingerprints: Mapping[str, str] | None = None,
+    probe_seed: int | None = None,
     folder: Path | None = None,
     static: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
@@ -49,6 +50,7 @@ def verify_file(
         name: the candidate's name in the report; by default the file's stem.
         timeout_seconds: wall time of the whole gate, process start included.
         known_fingerprints: fingerprint -> candidate id, for archived candidates.
+        probe_seed: of the probes that are drawn, to repeat a verdict; by default the operating system draws it.
         folder: where ``verification.json`` is written, if given.
         static: False leaves out the check `language` and gives the candidate all built-ins, for tests of the process layer.
         should_stop: polled; the process is ended when it returns True.
@@ -67,7 +69,8 @@ def verify_file(
         text = error.content.decode("utf-8", "replace")
         report = _incomplete(name, text, [], "language", str(error), FailureKind.REJECTED)
     else:
-        job = _Job(source, name, timeout_seconds, dict(known_fingerprints or {}), static)
+        seed = secrets.randbits(PROBE_SEED_BITS) if probe_seed is None else probe_seed
+        job = _Job(source, name, timeout_seconds, dict(known_fingerprints or {}), static, seed)
         report = _verify_source(job, started + timeout_seconds, should_stop)
     report = replace(report, seconds=time.monotonic() - started)
     if folder is not None:
@@ -84,6 +87,7 @@ class _Job:
     timeout_seconds: float
     known_fingerprints: Mapping[str, str]
     static: bool
+    probe_seed: int
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))  # begins every line that the worker writes
 
 
@@ -125,7 +129,13 @@ def _verify_with(
     granted = dict(measures)
     if granted["system calls"] == "granted":
         granted["process limit"] = "granted"  # the worker refuses itself new processes, also as root
-    return replace(report, candidate_name=job.name, source_digest=source_digest(job.source), confinement=granted)
+    return replace(
+        report,
+        candidate_name=job.name,
+        source_digest=source_digest(job.source),
+        confinement=granted,
+        probe_seed=job.probe_seed,
+    )
 
 
 def _read_report(

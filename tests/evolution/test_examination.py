@@ -20,6 +20,7 @@ from poise_core.archive import evaluation_rows
 from poise_core.config import ExaminationSpec, load_preset
 from poise_core.config.protocol import BenchmarkSpec
 from poise_core.evaluation.job import EvaluationJob
+from poise_core.evaluation.problems import problem_set
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.evidence.examination import best_rate, conclude, conditions_of, level_of, multiplicity, unfinished
@@ -534,12 +535,11 @@ def examined_in_earnest(tmp_path: Path, conditions: list[str]) -> tuple[Evolutio
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_real_examination_of_the_preset_smoke(tmp_path: Path) -> None:
-    _, home, record, said = examined_in_earnest(tmp_path, ["policy:arithmetic-b"])
+    evolution, home, record, said = examined_in_earnest(tmp_path, ["policy:arithmetic-b"])
     assert said == ["examination 1 of this run: 8 trainings (primary 4, policy:arithmetic-b 4)"]
-    jobs = sorted(home.rglob("job-report.json"))
-    assert {path.parent.name for path in jobs} == {"evaluate-set-1"}
-    bases = [Path(json.loads(path.read_text())["base"]).name for path in jobs]
-    assert bases == ["arithmetic-a", "arithmetic-b"]
+    jobs = [json.loads(path.read_text()) for path in sorted(home.rglob("job-report.json"))]
+    key = problem_set(evolution.run.secret, "report", 1).key.hex()
+    assert [(Path(job["base"]).name, job["key"]) for job in jobs] == [("arithmetic-a", key), ("arithmetic-b", key)]
     primary, other = record.rows
     assert primary["overall"] != other["overall"]
     assert json.loads(primary["detail"])["protocols"] != json.loads(other["detail"])["protocols"]

@@ -120,6 +120,7 @@ def test_what_candidate_code_can_reach_in_training(
     own, finished = tmp_path / "candidates" / "own", tmp_path / "candidates" / "own" / "train" / "seed-0"
     secrets = [
         tmp_path / "preset.yaml",
+        tmp_path / "secret",
         tmp_path / "archive" / "evaluations" / "part.parquet",
         tmp_path / "candidates" / "other" / "candidate.py",
         tmp_path / "candidates" / "own" / "evaluate" / "job-search.json",

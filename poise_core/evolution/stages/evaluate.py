@@ -36,7 +36,7 @@ def evaluate(context: RunContext, candidate: CandidateRef, seeds: Sequence[int])
         )  # finished: reads only
         policies = tuple((one.seed, one.policy_folder) for one in trained)
         folder = context.run.evaluate_folder(candidate.candidate_id)
-        job = EvaluationJob(folder, context.protocol, context.resources, "search", policies)
+        job = EvaluationJob(folder, context.protocol, context.resources, "search", policies, context.run.secret)
         with context.alone(candidate):
             results = context.executor.evaluate(job, should_stop=context.should_stop)
         for result in results:
@@ -75,7 +75,9 @@ def evaluate_stopped(context: RunContext, candidate: CandidateRef, seed: int, st
         if (policy := trained.last_policy) is None:
             return None
         folder = context.run.evaluate_folder(candidate.candidate_id) / "stopped"
-        job = EvaluationJob(folder, context.protocol, context.resources, "search", ((seed, policy),))
+        job = EvaluationJob(
+            folder, context.protocol, context.resources, "search", ((seed, policy),), context.run.secret
+        )
         with context.alone(candidate):
             (result,) = context.executor.evaluate(job, should_stop=context.should_stop)
         done(f"Overall {result.overall:.1f} when it was stopped, after {reached} steps")
@@ -100,7 +102,7 @@ def evaluate_untrained(context: RunContext, seeds: Sequence[int]) -> CandidateRe
             return candidate
         policies = ((seeds[0], Path(context.protocol.policy)),)
         folder = context.run.evaluate_folder(candidate.candidate_id)
-        job = EvaluationJob(folder, context.protocol, context.resources, "search", policies)
+        job = EvaluationJob(folder, context.protocol, context.resources, "search", policies, context.run.secret)
         with context.alone(candidate):
             (result,) = context.executor.evaluate(job, should_stop=context.should_stop)
         for seed in seeds:
