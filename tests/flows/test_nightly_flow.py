@@ -101,10 +101,11 @@ def test_a_champion_candidate_is_examined_and_the_summary_has_its_table(tmp_path
     assert state.is_completed(), state
     (path,) = (tmp_path / "run" / "nights").iterdir()
     text = path.read_text()
-    assert "Replication: CW: replicated: " in text
+    named = RunDirectory.read(tmp_path / "run").archive.rows("candidates", candidate_id=best)[0]["name"]
+    assert f"Replication: {named}: replicated: " in text
     assert "## What was examined" in text
     assert "| greedy |" in text
-    assert "**CW**: champion: holds under primary, pass@1, greedy" in text
+    assert f"**{named}**: champion: holds under primary, pass@1, greedy" in text
     laboratory.trained.clear()
     again = replicate_champion(str(tmp_path / "run"), best, conditions=["primary"], return_state=True)
     assert (again.name, laboratory.trained) == ("Replicated", [])
