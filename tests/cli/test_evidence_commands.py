@@ -107,4 +107,4 @@ def test_rungs_of_a_run_without_a_ladder(tmp_path: Path, poise: Callable[..., Re
     document = json.loads(poise("rungs", "run", "--json").stdout)
     assert set(document["correlations"]) == {
         f"{rung} -> {of}" for rung in ("proxy", "forecast") for of in ("first", "others")
-    } | {"first -> others"}
+    } | {"first -> others", "parent -> others", "forecast -> Overall at the stop"}
