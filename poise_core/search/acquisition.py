@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
 from scipy.stats import rankdata
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from poise_core.config.search import AcquisitionSpec, PlateauSpec
 from poise_core.evidence.format import counted_seeds
@@ -73,8 +74,14 @@ def judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
 
     On one thread: the matrices are small, and beside trainings that fill the machine a second thread only waits.
     """
-    with threadpool_limits(1):
+    with _thread_pools().limit(limits=1):
         return _judge(table, spec)
+
+
+@lru_cache(maxsize=1)
+def _thread_pools() -> ThreadpoolController:
+    """Those of the libraries that are loaded; finding them takes longer than a judgement."""
+    return ThreadpoolController()
 
 
 def _judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
@@ -132,19 +139,30 @@ class AcquisitionSelector:
         """See ``poise_core.search.selection.ParentSelector``."""
         table = NodeTable.of(nodes)
         judgement = judge(table, self.spec)
-        picks = pick_spread(table, judgement.total, count, self.spec.lineage_penalty, seed)
+        stuck = assess_plateau(nodes, self.plateau)
+        picks = self.choose(table, judgement, stuck.stalled, count, seed)
         if not picks:
             return []
         scores = node_scores(table, judgement)
-        stuck = assess_plateau(nodes, self.plateau)
-        branch = self._unexplored(table, judgement, picks, seed) if stuck.stalled and self.plateau.answer else None
-        chosen = []
-        for slot, pick in enumerate(picks):
-            reason = self._reason(table, judgement, pick)
-            if branch is not None and slot == count - 1:
-                pick, reason = Pick(branch, 0, 0, 0.0), self._branch_reason(table, branch, stuck)
-            chosen.append(Selection(table.ids[pick.row], slot, pick.repeat, reason, scores))
-        return chosen
+        branched = stuck.stalled and self.plateau.answer and picks[-1].rank == 0
+        return [
+            Selection(
+                table.ids[pick.row],
+                slot,
+                pick.repeat,
+                self._branch_reason(table, pick.row, stuck)
+                if branched and slot == count - 1
+                else self._reason(table, judgement, pick),
+                scores,
+            )
+            for slot, pick in enumerate(picks)
+        ]
+
+    def choose(self, table: NodeTable, judgement: Judgement, stalled: bool, count: int, seed: int) -> list[Pick]:
+        """The nodes of ``count`` slots; the last has rank 0 where it was taken as an unexplored branch."""
+        picks = pick_spread(table, judgement.total, count, self.spec.lineage_penalty, seed)
+        branch = self._unexplored(table, judgement, picks, seed) if stalled and self.plateau.answer else None
+        return picks if branch is None else [*picks[:-1], Pick(branch, 0, 0, 0.0)]
 
     @staticmethod
     def _unexplored(table: NodeTable, judgement: Judgement, picks: Sequence[Pick], seed: int) -> int | None:

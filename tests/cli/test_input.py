@@ -18,7 +18,7 @@ from poise_core.run_directory import RunDirectory
 
 COMMANDS = (
     "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "compare-search", "cost", "context",
-    "calibrate", "build-policy",
+    "record-table", "calibrate", "build-policy",
 )  # fmt: skip
 
 
