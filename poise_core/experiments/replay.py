@@ -57,7 +57,7 @@ DONOR_CELLS = 20
 """Cells nearest in predicted Overall, of which one passes its seed noise on to a composition that was not recorded."""
 
 FEWEST_FREEDOM, KNOWN = 4.0, 1e5
-"""Degrees of freedom of a seed variance: at least so many, since with two its mean is infinite; and those from which it is known."""
+"""Degrees of freedom of a seed variance: the fewest, since with two its mean is infinite, and those from which it is known."""
 
 _NEUTRAL = {slot: SLOTS[slot].neutral.name for slot in SLOTS}
 
@@ -88,7 +88,7 @@ class World:
     surrogate: Surrogate
     noise: SeedNoiseModel
     optimum: Optimum
-    ranks: Array  # (n,) cells by predicted Overall, ascending
+    ranks: Array  # (n,) held-out predictions of the cells' Overall, ascending
     order: Codes  # (n,) the cells in that order
     rough: Array  # (J, J) factor of what the surrogate does not explain of a composition, noise of seeds left out
     failure_share: float
@@ -103,9 +103,12 @@ class World:
                 makes the surrogate the whole truth. Dynamics of the proxy always have all of theirs.
         """
         surrogate, noise = Surrogate.fit(cells), SeedNoiseModel.learn(cells)
-        fitted = surrogate.predict_cells(cells) @ cells.weights
-        order = np.argsort(fitted, kind="stable")
-        rest = cells.values - held_out(cells)
+        predicted = held_out(
+            cells
+        )  # as predictions of new compositions are, and not drawn to what the cell itself scored
+        ranked = predicted @ cells.weights
+        order = np.argsort(ranked, kind="stable")
+        rest = cells.values - predicted
         variance = 0.0 if math.isnan(noise.pooled_variance) else noise.pooled_variance
         between = (
             rest.T @ rest / len(rest)
@@ -115,7 +118,7 @@ class World:
         factor = vectors * np.sqrt(np.maximum(values, 0.0))
         factor[cells.weights > 0] *= rough
         share = cells.failed / (cells.failed + len(cells.codes))
-        return cls(surrogate, noise, find_optimum(surrogate), fitted[order], order, factor, share)
+        return cls(surrogate, noise, find_optimum(surrogate), ranked[order], order, factor, share)
 
     @property
     def cells(self) -> Cells:

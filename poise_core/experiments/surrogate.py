@@ -37,7 +37,8 @@ FEWEST_CELLS = 6
 """With a score; from fewer no surrogate is fitted."""
 
 COLLAPSE = 8.0
-"""Points below the best seed of its cell, and five typical seed deviations, at which a training counts as a collapse."""
+"""Points below the best seed of its cell at which a training counts as a collapse, or five robust standard deviations of the
+difference of two trainings where that is more."""
 
 FOLDS = 10
 
@@ -315,8 +316,9 @@ class SeedNoiseModel:
         """From cells with two seeds or more; without any, trainings do not differ, and ``pooled_variance`` says so."""
         count, width = cells.values.shape
         overalls = [own @ cells.weights for own in cells.per_seed]
-        plain = noise_of({str(i): dict(enumerate(own.tolist())) for i, own in enumerate(overalls)})
-        threshold = max(COLLAPSE, 5.0 * math.sqrt(plain.typical.variance)) if plain else COLLAPSE
+        apart = [np.abs(own - own.mean()) * math.sqrt(len(own) / (len(own) - 1)) for own in overalls if len(own) > 1]
+        typical = 1.4826 * float(np.median(np.concatenate(apart))) if apart else 0.0  # collapses hardly move a median
+        threshold = max(COLLAPSE, 5.0 * math.sqrt(2.0) * typical)
         fallen = [own < own.max() - threshold for own in overalls]
         shares = np.array([float(one.mean()) for one in fallen])
         depths = np.array(
