@@ -8,6 +8,7 @@ from pydantic import Field
 
 Text = Annotated[str, Field(min_length=1)]
 Changes = list[Annotated[str, Field(pattern=r"^[A-Za-z_.]+=")]]
+Conditions = list[Text]
 Generations = Annotated[int | None, Field(ge=1)]
 Seeds = Annotated[int | None, Field(ge=1)]
 FreshSeeds = Annotated[int | None, Field(ge=2)]

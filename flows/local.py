@@ -14,6 +14,7 @@ from typing import Any
 from flows.server import prefect_server, wait_until_healthy
 from poise_core.archive import Archive
 from poise_core.config import Preset
+from poise_core.escaping import without_credentials
 from poise_core.evolution import Evolution, Observer
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.run_directory import RunDirectory
@@ -66,7 +67,9 @@ def evolve_here(
             while not _evolve_once(evolution, asked):
                 losses += 1
                 if losses > MOST_LOSSES:
-                    raise InfrastructureError(f"the Prefect server at {url} was lost {losses} times")
+                    raise InfrastructureError(
+                        f"the Prefect server at {without_credentials(url)} was lost {losses} times"
+                    )
                 say("the Prefect server does not answer; what is finished is kept, and it goes on when the server does")
                 wait_until_healthy(url, asked.is_set)
                 evolution.go_on()
@@ -95,7 +98,8 @@ def _evolve_once(evolution: Evolution, asked: threading.Event) -> bool:
 def _is_lost_server(error: BaseException | None) -> bool:
     """Whether a request that the server did not take, or could not, is behind the error; Prefect reports it in many forms.
 
-    A busy one with SQLite answers 503 when its database is locked for too long.
+    A busy one with SQLite answers 503 when its database is locked for too long. One that asks for another secret than before is
+    lost, too: whoever waits for it then says so.
     """
     import httpx
     from prefect.exceptions import CrashedRun
@@ -104,8 +108,8 @@ def _is_lost_server(error: BaseException | None) -> bool:
         return False  # of a stage: what it could not reach was something else
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
-        refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code >= 500
-        if refused or isinstance(error, httpx.TransportError | CrashedRun):
+        status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 0
+        if status >= 500 or status in (401, 403) or isinstance(error, httpx.TransportError | CrashedRun):
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__

@@ -16,6 +16,7 @@ from prefect.states import Completed
 
 from flows.evolve import WORKERS, establish_baseline, generation
 from flows.forms import Changes, Dollars, Hours, Text
+from poise_core.escaping import one_line
 from poise_core.evolution import EvolutionError
 from poise_core.experiments.replication import ReplicationRefused
 from poise_core.failures import Cancelled, InfrastructureError
@@ -47,7 +48,7 @@ def nightly_generation(
         hours: the time budget. At its end trainings stop at their checkpoints; the next nightly run goes on from there.
         dollars: the cost budget of language models. A call that could exceed it is not made; what needs no further call is
             finished, and the rest waits for the next nightly run. Empty for no limit.
-        replicate_champion: replicate a new champion candidate with fresh seeds.
+        replicate_champion: examine a new champion candidate with fresh seeds, under all conditions of the preset.
         changes: to the preset, KEY=VALUE: search.parents=3, resources.dispatch=pool, agents.model=openai:NAME.
     """
     number = next_generation(run_dir)
@@ -60,12 +61,12 @@ def nightly_generation(
         budget.kept(evolution),
     ):
         trouble: Exception | None = None
-        replicated = ""
+        examined = replicated = ""
         try:
             establish_baseline(run_dir).wait()
             generation(run_dir, number)
             if replicate_champion:
-                replicated = prove_champion(run_dir)
+                examined, replicated = prove_champion(run_dir)
         except (Cancelled, CancelledRun):
             if not budget.used_up:
                 raise
@@ -80,6 +81,7 @@ def nightly_generation(
             hours=hours,
             dollars=dollars,
             replication=replicated,
+            examined=examined,
         )
         leave_nightly_report.submit(run_dir, nightly).wait()
         update_tracking.submit(run_dir).wait()
@@ -87,26 +89,29 @@ def nightly_generation(
             raise trouble
         said = generation_headline(leaderboard(evidence_of(evolution.run)), number)
         if nightly.stopped:
-            return Completed(name="BudgetUsedUp", message=f"{nightly.stopped}; gen-{number:02d} so far: {said}")
+            return Completed(
+                name="BudgetUsedUp", message=f"{one_line(nightly.stopped)}; gen-{number:02d} so far: {said}"
+            )
         return Completed(message=f"gen-{number:02d}: {said}")
 
 
-def prove_champion(run_dir: str) -> str:
-    """Replicate the champion candidate, if there is one that was not.
+def prove_champion(run_dir: str) -> tuple[str, str]:
+    """Examine the champion candidate, if there is one that was not.
 
     Returns:
-        The outcome in one sentence; empty where there was no such candidate.
+        Its id, and the outcome in one sentence; both empty where there was no such candidate.
     """
     found = champion_candidate(run_dir)
     if found is None:
-        return ""
+        return "", ""
     candidate, name = found
     done = replicate.submit(run_dir, candidate, name)
     try:
         raise_for_the_run([done])
     except ReplicationRefused as refusal:
-        return f"{name} is a champion candidate and was not replicated: {refusal}"
-    return f"{name}: {done.result()['message']}"
+        return candidate, f"{name} is a champion candidate and was not replicated: {refusal}"
+    row = done.result()
+    return candidate, f"{name}: {'. '.join(filter(None, (row['message'], row['examination'])))}"
 
 
 def _began() -> dt.datetime:

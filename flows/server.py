@@ -3,12 +3,14 @@
 Prefect can start a private server by itself. That one is in the terminal's process group, so a Ctrl-C ends it before the
 flow can report that it was stopped, and a killed flow leaves it running. This one outlives Ctrl-C, ends when its flow is killed,
 and is started again at the same address when it dies before its flow: Prefect's client repeats an unanswered request for a minute.
+Whoever can use the API can run code as its owner, so a private server asks for a secret that lives no longer than it does.
 Import this module, and enter ``prefect_server``, before ``prefect`` is imported: it reads its settings then.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -20,9 +22,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from poise_core.escaping import without_credentials
 from poise_core.failures import Cancelled, InfrastructureError
 
 START_SECONDS = 600.0
+
+SECRET = "PREFECT_API_AUTH_STRING"
+"""The setting from which Prefect's clients take what a server asks for, as ``user:password``."""
 
 MOST_STARTS = 20
 """How often one private server is started; one that dies that often has a lasting fault, which its log shows."""
@@ -30,7 +36,7 @@ MOST_STARTS = 20
 
 @contextmanager
 def prefect_server(home: Path) -> Iterator[str]:
-    """The URL of the API, also set as ``PREFECT_API_URL``, for the length of the block.
+    """The URL of the API, also set as ``PREFECT_API_URL`` with ``PREFECT_API_AUTH_STRING``, for the length of the block.
 
     Args:
         home: where a private server keeps its database, unless ``PREFECT_HOME`` is set.
@@ -44,21 +50,30 @@ def prefect_server(home: Path) -> Iterator[str]:
     assert "prefect" not in sys.modules, "prefect has read its settings already"
     folder = Path(os.environ.setdefault("PREFECT_HOME", str(home)))
     folder.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
-    url = os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
-    server = _PrivateServer(folder / "server.log", port)
+    port, secret = _free_port(), f"poise:{secrets.token_hex(24)}"
+    url = f"http://127.0.0.1:{port}/api"
+    before = os.environ.get(SECRET)
+    os.environ.update({"PREFECT_API_URL": url, SECRET: secret})
+    server = _PrivateServer(folder / "server.log", port, secret)
     try:
         yield url
     finally:
         server.close()
-        del os.environ["PREFECT_API_URL"]
+        del os.environ["PREFECT_API_URL"], os.environ[SECRET]
+        if before is not None:
+            os.environ[SECRET] = before
 
 
 class _PrivateServer:
     """The server's process, and a thread that starts it again when it dies."""
 
-    def __init__(self, log: Path, port: int) -> None:
+    def __init__(self, log: Path, port: int, secret: str) -> None:
         self._log, self._port = log, port
+        self._environment = {
+            **os.environ,
+            "PREFECT_SERVER_API_AUTH_STRING": secret,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",  # no page in a browser calls it
+        }
         self._closing = threading.Event()
         self._process = self._start()
         self._keeper = threading.Thread(target=self._keep, daemon=True)
@@ -80,6 +95,7 @@ class _PrivateServer:
         with self._log.open("ab") as stream:
             return subprocess.Popen(
                 [sys.executable, "-m", "flows.server_process", str(self._port)],
+                env=self._environment,
                 stdin=subprocess.PIPE,  # its end tells the server that this process is gone
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -95,11 +111,12 @@ class _PrivateServer:
 
 
 def wait_until_healthy(url: str, should_stop: Callable[[], bool] = lambda: False) -> None:
-    """Return when the API answers.
+    """Return when the API answers, and lets this process use it.
 
     Raises:
         Cancelled: ``should_stop`` returned true.
-        InfrastructureError: it does not within ten minutes; on a machine that is busy it has taken two.
+        InfrastructureError: it does not within ten minutes (on a machine that is busy it has taken two), or it asks for a secret
+            that this process does not have.
     """
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
@@ -107,10 +124,37 @@ def wait_until_healthy(url: str, should_stop: Callable[[], bool] = lambda: False
             raise Cancelled("stopped while waiting for the Prefect server")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
+                break
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
-    raise InfrastructureError(f"the Prefect server at {url} does not answer; its log is server.log in PREFECT_HOME")
+    else:
+        place = without_credentials(url)
+        raise InfrastructureError(
+            f"the Prefect server at {place} does not answer; its log is server.log in PREFECT_HOME"
+        )
+    _require_access(url)
+
+
+def _require_access(url: str) -> None:
+    """Ask for what the server tells only to those who may use it; its health it tells to everybody.
+
+    Prefect's own client asks, because a profile may have the secret, too.
+    """
+    import httpx
+    from prefect.client.orchestration import get_client
+
+    try:
+        with get_client(sync_client=True) as client:
+            client.api_version()
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code in (401, 403):
+            what = "another secret than that of" if os.environ.get(SECRET) else "a secret:"
+            raise InfrastructureError(
+                f"the Prefect server at {without_credentials(url)} asks for {what} PREFECT_API_AUTH_STRING; "
+                "set it to the server's (infra/local-stack.sh env prints how)"
+            ) from None
+    except httpx.TransportError:
+        pass  # it has just gone away again, which the first request of the flow will find, too
 
 
 def _free_port() -> int:

@@ -7,6 +7,9 @@
 #   infra/local-stack.sh status   one line per service; exit status 1 unless all of them run
 #   infra/local-stack.sh env      what a shell needs to use it:  eval "$(infra/local-stack.sh env)"
 #
+# `up` makes two secrets and keeps them in the stack's directory, readable by you alone: `password`, of the database, and
+# `prefect-secret`, which Prefect's API asks everybody for, and its UI too. Programs are given them by their environment only.
+#
 # Settings, from the environment; `up` keeps those that name addresses in the stack's directory for later calls:
 #   POISE_STACK_DIR       data, logs and process ids             .local-stack beside infra/
 #   POISE_POSTGRES_PORT   55432
@@ -28,6 +31,8 @@ POSTGRES_USER=${POISE_POSTGRES_USER:-postgres}
 SECONDS_ALLOWED=${POISE_START_SECONDS:-180}
 HOST=127.0.0.1
 SETTINGS=(POSTGRES_PORT PREFECT_PORT MLFLOW_PORT WORK_POOL ARTIFACTS)
+SECRET=$DIR/prefect-secret
+export DO_NOT_TRACK=true PREFECT_HOME=$DIR/prefect
 
 fail() {
     echo "local-stack: $*" >&2
@@ -59,6 +64,32 @@ write_settings() {
     mkdir -p "$DIR/settings"
     for name in "${SETTINGS[@]}"; do
         printf %s "${!name}" >"$DIR/settings/$name"
+    done
+}
+
+# The directory, into which others may look only as far as the user who runs PostgreSQL needs to.
+make_directory() {
+    mkdir -p "$DIR"
+    umask 077
+    mkdir -p "$DIR/logs"
+    if ((EUID == 0)); then chmod 711 "$DIR" "$DIR/logs"; else chmod 700 "$DIR" "$DIR/logs"; fi
+}
+
+make_secret() { # file, what stands before it
+    [[ -s $1 ]] || "$BIN/python" -c "import secrets, sys; print(sys.argv[1] + secrets.token_hex(24))" "${2:-}" >"$1"
+    chmod 600 "$1"
+}
+
+# The origins of this machine's browser, from which a page may call the server on this port.
+origins() { # port
+    echo "http://$HOST:$1,http://localhost:$1"
+}
+
+# The servers need no key of a language model, and no token of the person who starts them.
+drop_keys() {
+    local name
+    for name in $(compgen -e); do
+        [[ $name != *_API_KEY && $name != *_TOKEN ]] || unset "$name"
     done
 }
 
@@ -204,10 +235,17 @@ up_prefect() {
     running prefect && return
     free_port Prefect "$PREFECT_PORT" POISE_PREFECT_PORT
     say "starting Prefect on port $PREFECT_PORT"
-    start prefect env -u PREFECT_PROFILE PREFECT_HOME="$DIR/prefect" PREFECT_API_URL="$(prefect_url)" \
-        PREFECT_SERVER_DATABASE_CONNECTION_URL="$(database_url postgresql+asyncpg prefect)" \
-        PREFECT_SERVER_ANALYTICS_ENABLED=false DO_NOT_TRACK=true \
-        "$BIN/prefect" server start --host "$HOST" --port "$PREFECT_PORT"
+    ( # exported, because everybody can read the arguments of `env`
+        drop_keys
+        unset PREFECT_PROFILE
+        export PREFECT_SERVER_ANALYTICS_ENABLED=false
+        PREFECT_API_URL=$(prefect_url) PREFECT_SERVER_API_AUTH_STRING=$(<"$SECRET")
+        PREFECT_SERVER_DATABASE_CONNECTION_URL=$(database_url postgresql+asyncpg prefect)
+        PREFECT_SERVER_CORS_ALLOWED_ORIGINS=$(origins "$PREFECT_PORT")
+        export PREFECT_API_URL PREFECT_SERVER_API_AUTH_STRING PREFECT_SERVER_DATABASE_CONNECTION_URL \
+            PREFECT_SERVER_CORS_ALLOWED_ORIGINS
+        start prefect "$BIN/prefect" server start --host "$HOST" --port "$PREFECT_PORT"
+    )
 }
 
 up_mlflow() {
@@ -215,10 +253,16 @@ up_mlflow() {
     free_port MLflow "$MLFLOW_PORT" POISE_MLFLOW_PORT
     say "starting MLflow on port $MLFLOW_PORT"
     # one worker and no job runner: half a gigabyte of memory in place of more than one
-    start mlflow env -u MLFLOW_TRACKING_URI MLFLOW_BACKEND_STORE_URI="$(database_url postgresql+psycopg2 mlflow)" \
-        MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true DO_NOT_TRACK=true \
-        "$BIN/mlflow" server --host "$HOST" --port "$MLFLOW_PORT" --workers "${POISE_MLFLOW_WORKERS:-1}" \
-        --artifacts-destination "$ARTIFACTS"
+    (
+        drop_keys
+        unset MLFLOW_TRACKING_URI
+        export MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false MLFLOW_DISABLE_TELEMETRY=true
+        MLFLOW_BACKEND_STORE_URI=$(database_url postgresql+psycopg2 mlflow)
+        export MLFLOW_BACKEND_STORE_URI
+        start mlflow "$BIN/mlflow" server --host "$HOST" --port "$MLFLOW_PORT" --workers "${POISE_MLFLOW_WORKERS:-1}" \
+            --artifacts-destination "$ARTIFACTS" --allowed-hosts "$HOST:$MLFLOW_PORT,localhost:$MLFLOW_PORT" \
+            --cors-allowed-origins "$(origins "$MLFLOW_PORT")"
+    )
 }
 
 up_worker() {
@@ -226,9 +270,12 @@ up_worker() {
     running worker && return
     say "starting a worker of pool $WORK_POOL"
     cd "$ROOT"
-    start worker env -u PREFECT_PROFILE PREFECT_HOME="$DIR/prefect" PREFECT_API_URL="$(prefect_url)" \
-        MLFLOW_TRACKING_URI="$(mlflow_url)" DO_NOT_TRACK=true \
-        "$BIN/prefect" worker start --pool "$WORK_POOL" --type process --name local
+    (
+        unset PREFECT_PROFILE
+        PREFECT_API_URL=$(prefect_url) PREFECT_API_AUTH_STRING=$(<"$SECRET") MLFLOW_TRACKING_URI=$(mlflow_url)
+        export PREFECT_API_URL PREFECT_API_AUTH_STRING MLFLOW_TRACKING_URI
+        start worker "$BIN/prefect" worker start --pool "$WORK_POOL" --type process --name local
+    )
 }
 
 # --- the commands ---
@@ -241,14 +288,13 @@ up() {
     "$BIN/python" -c "import asyncpg, psycopg2" 2>/dev/null ||
         fail "the database drivers are missing; install them with: $BIN/pip install -c constraints.txt -e '.[server]'"
     find_postgres
-    mkdir -p "$DIR/logs"
+    make_directory
     exec 9>"$DIR/lock"
     flock -n 9 || fail "another call is at work on $DIR"
     read_settings
     write_settings
-    if [[ ! -s $DIR/password ]]; then
-        (umask 077 && "$BIN/python" -c "import secrets; print(secrets.token_hex(24))" >"$DIR/password")
-    fi
+    make_secret "$DIR/password"
+    make_secret "$SECRET" poise: # Prefect's form is user:password
     up_postgres
     up_prefect
     up_mlflow
@@ -295,6 +341,9 @@ status() {
 environment() {
     read_settings
     printf 'export PREFECT_API_URL=%s\nexport MLFLOW_TRACKING_URI=%s\n' "$(prefect_url)" "$(mlflow_url)"
+    # where it is, and not what it is: a terminal, or a log of it, is no place for a secret
+    # shellcheck disable=SC2016
+    printf 'PREFECT_API_AUTH_STRING=$(cat %q); export PREFECT_API_AUTH_STRING\n' "$SECRET"
 }
 
 case ${1:-} in

@@ -96,6 +96,9 @@ class Dynamics:
     clip_fraction: float  # running share of tokens whose ratio left the clip range (0 where the loss reports none)
     all_fail_fraction: float  # running share of groups in which no completion was correct
     grad_norm: float  # running gradient norm before clipping
+    max_completion_length: (
+        int  # the length limit in tokens, the same at every step; longer completions are ``truncated``
+    )
     controller: Mapping[str, float] = field(default_factory=dict)  # what ``update_controller`` returned last step
 
 

@@ -6,8 +6,9 @@ A ``CandidateFailure`` becomes a row of the archive's ``failures`` table and is 
 
 from __future__ import annotations
 
-import unicodedata
 from enum import StrEnum
+
+from poise_core.escaping import printable
 
 
 class FailureKind(StrEnum):
@@ -19,6 +20,7 @@ class FailureKind(StrEnum):
     DIVERGED = "diverged"  # loss, gradient or parameters left the finite numbers
     TIMED_OUT = "timed_out"  # a limit on time was reached
     OUT_OF_MEMORY = "out_of_memory"  # a limit on memory was reached
+    INCONSISTENT = "inconsistent"  # behaves in training otherwise than in the gate, see poise_core.training.behaviour
     # training stopped early, see poise_core.evolution.health
     KL_BLOWUP = "kl_blowup"  # the policy moved too far from the initial one
     ENTROPY_COLLAPSE = "entropy_collapse"  # the policy explores no more
@@ -27,12 +29,9 @@ class FailureKind(StrEnum):
     NO_ANSWER = "no_answer"  # the language model gave no usable answer, and the preset names no replacement
 
 
-_UNPRINTABLE = ("Cc", "Cf", "Cs")  # control characters, invisible formats, halves of surrogate pairs
-
-
-def printable(text: str) -> str:
-    """The text with U+FFFD for each character that an archive refuses or a terminal obeys; ends of lines and tabs stay."""
-    return "".join(c if c in "\n\t" or unicodedata.category(c) not in _UNPRINTABLE else "\ufffd" for c in text)
+def plain_name(text: str, most: int = 80) -> str:
+    """The text as a name on one line, of at most ``most`` characters."""
+    return " ".join(printable(text).split())[:most].strip() or "unnamed"
 
 
 class CandidateFailure(Exception):

@@ -15,7 +15,7 @@ class UntrustedFileError(Exception):
     """A file is not one that the program itself would have written; the message names the file and the difference."""
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
+def write_atomically(path: Path, content: str | bytes, *, private: bool = False) -> None:
     """Write a temporary file, flush it to disk and rename it, so that the file is whole even if the process is killed.
 
     The folder is flushed too, so that files reach the disk in the order in which they were written, also at a power failure.
@@ -23,12 +23,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Args:
         path: the file; an existing one is replaced, and a process that is reading it keeps the old content.
         content: text, written as UTF-8, or bytes.
+        private: only the file's owner may read it.
 
     Raises:
         OSError: the file could not be written; the previous file stays, and no temporary file is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     try:
+        if private:
+            temporary.unlink(missing_ok=True)
+            os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         sync(temporary)
         os.replace(temporary, path)

@@ -20,6 +20,7 @@ from typing import Any
 
 from poise_core.archive import EVOLUTION_ARM, TABLES, Archive
 from poise_core.evidence.format import format_duration, format_interval
+from poise_core.evidence.promotion import Declaration, corrected_level
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.arms import ARMS
 from poise_core.files import write_atomically
@@ -48,7 +49,12 @@ class Run:
     def read(cls, path: Path) -> Run:
         """From its directory."""
         directory = RunDirectory.read(path)
-        return cls(directory, RunEvidence.load(directory.archive, directory.preset.protocol))
+        return cls(
+            directory,
+            RunEvidence.load(
+                directory.archive, directory.preset.protocol, planned=directory.current_preset.search.planned
+            ),
+        )
 
 
 def find_runs(folder: Path) -> dict[str, list[Run]]:
@@ -149,11 +155,12 @@ def _what_was_found(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
     named = {row.candidate_id: row for row in rows}
     lines = []
     champions = evidence.champions
-    level = next((one.level for one in evidence.declarations.values()), 1 - 0.05 / max(len(evidence.tried), 1))
-    corrected = f"interval against GRPO at {level:.2%} ({len(evidence.tried)} candidates tried) lies above zero"
+    level = next((one.level for one in evidence.declarations.values()), corrected_level(evidence.family))
+    corrected = f"interval against GRPO at {level:.2%} ({evidence.counted()}) lies above zero"
     if champions:
         listed = "; ".join(
-            f"**{named[one.candidate_id].name}** {format_interval(one.delta, signed=True)}" for one in champions
+            f"**{named[one.candidate_id].name}** {format_interval(one.delta, signed=True)} ({_stable(evidence, one)})"
+            for one in champions
         )
         lines.append(f"Champion candidates, whose {corrected}: {listed}.")
         lines += ["", f"What all of them changed in GRPO: {_shared_by(run, {one.candidate_id for one in champions})}."]
@@ -169,6 +176,11 @@ def _what_was_found(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
             f"Noise floor: {evidence.noise.typical.std:.2f} points per seed ({evidence.noise.candidates} candidates).",
         ]
     return lines
+
+
+def _stable(evidence: RunEvidence, declared: Declaration) -> str:
+    found = evidence.stability(declared.candidate_id)
+    return found.sentence() if found else ""
 
 
 def _shared_by(run: Run, champions: set[str]) -> str:

@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,8 @@ import numpy as np
 from poise_core.archive import EVOLUTION_ARM
 from poise_core.config import LadderSpec
 from poise_core.config.protocol import FrozenModel
-from poise_core.evidence.forecast import Dynamics, forecast_each
-from poise_core.evidence.format import format_limits
+from poise_core.evidence.forecast import Dynamics, Forecast, forecast_each
+from poise_core.evidence.format import counted_seeds, format_limits
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.rankings import rank_correlation
 from poise_core.evidence.stopping import Measurement, Referee
@@ -49,6 +50,18 @@ run in ``docs/results/laptop-64``, the third the default of ``ladder:``, the sev
 _KEYS = "proxy_stop_below", "forecast_stop_below", "first_stop_below", "leader_stop_below"
 
 SHARE = 0.8
+
+SECOND_STAGE = 0.2
+"""Of the candidates, those that get all seeds after one seed of everybody."""
+
+FEATURE_SETS: dict[str, Callable[[Dynamics, float], Dynamics]] = {
+    "the proxy's four (in use)": lambda dynamics, _: dynamics,
+    "the four and the parent's mean Overall": lambda dynamics, parent: (*dynamics, parent),
+    "KL and the parent's mean Overall": lambda dynamics, parent: (dynamics[-1], parent),
+    "KL": lambda dynamics, _: dynamics[-1:],
+    "the parent's mean Overall, no training at all": lambda _, parent: (parent,),
+}
+"""Name -> what a forecast may read, from the proxy's dynamics (KL last) and the parent's mean Overall."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,10 @@ class Recorded:
             {seed: self.rewards[seed] for seed in proxied},
             {seed: found for seed, found in self.dynamics.items() if found is not None},
         )
+
+
+Spent = tuple[dict[str, tuple[int, ...]], int]
+"""Seeds that each candidate is scored with, and training tokens without the baseline's."""
 
 
 class Recording(FrozenModel):
@@ -192,10 +209,25 @@ def select(recorded: Mapping[str, Recorded], kept: Mapping[str, Sequence[int]]) 
     return max(sorted(scores), key=lambda name: scores[name])
 
 
+def spend_evenly(candidates: Sequence[Recorded], baseline: Recorded, seeds: Sequence[int], count: int) -> Spent:
+    """Everybody with the first ``count`` seeds; what is kept, and training tokens without the baseline's."""
+    kept = {one.name: tuple(seeds[:count]) for one in candidates}
+    return {baseline.name: tuple(seeds)} | kept, sum(one.tokens[s] for one in candidates for s in seeds[:count])
+
+
+def spend_in_two_stages(candidates: Sequence[Recorded], baseline: Recorded, seeds: Sequence[int]) -> Spent:
+    """Everybody with one seed, then the best fifth with all. It needs all children at once, so a search that builds on its
+    children cannot spend this way; it is what the ladder's savings have to be held against."""
+    ranked = sorted(candidates, key=lambda one: (-one.overalls[seeds[0]], one.name))
+    best = {one.name for one in ranked[: max(1, round(SECOND_STAGE * len(ranked)))]}
+    kept = {one.name: tuple(seeds) if one.name in best else (seeds[0],) for one in candidates}
+    return {baseline.name: tuple(seeds)} | kept, sum(one.tokens[s] for one in candidates for s in kept[one.name])
+
+
 def replay(
     recorded: Mapping[str, Recorded], baseline: str, search_seeds: int, ladder: LadderSpec, replays: int, seed: int = 0
 ) -> list[Replay]:
-    """Evaluate-everything first, then every ladder of ``THRESHOLDS``."""
+    """Evaluate-everything first, then the ways that need no ladder, then every ladder of ``THRESHOLDS``."""
     rng = np.random.default_rng(seed)
     everything = Replay("everything, all seeds")
     ladders = [
@@ -205,6 +237,14 @@ def replay(
         )
         for one in THRESHOLDS
     ]
+    plain: dict[str, Callable[[Sequence[Recorded], Recorded, Sequence[int]], Spent]] = {
+        **{
+            f"everything, {counted_seeds(count)}": partial(spend_evenly, count=count)
+            for count in range(1, min(search_seeds, len(recorded[baseline].overalls)))
+        },
+        "one seed for all, then all seeds for the best fifth": spend_in_two_stages,
+    }
+    simple = [(spend, Replay(name)) for name, spend in plain.items()]
     others = [one for name, one in recorded.items() if name != baseline]
     numbers = sorted(recorded[baseline].overalls)
     for _ in range(replays):
@@ -219,14 +259,15 @@ def replay(
         regret = best - truth[select(recorded, full)]
         everything.tokens.append(cost)
         everything.regrets.append(regret)
-        for spec, out in ladders:
-            kept, spent = run_ladder(some, recorded[baseline], seeds, spec)
+        ways = [(spend(some, recorded[baseline], seeds), out) for spend, out in simple]
+        ways += [(run_ladder(some, recorded[baseline], seeds, spec), out) for spec, out in ladders]
+        for (kept, spent), out in ways:
             found = best - truth[select(recorded, kept)]
             out.tokens.append(float(spent))
             out.regrets.append(found)
             out.ratios.append(cost / spent)
             out.excess.append(found - regret)
-    return [everything, *(out for _, out in ladders)]
+    return [everything, *(out for _, out in simple), *(out for _, out in ladders)]
 
 
 def render(name: str, recorded: Mapping[str, Recorded], baseline: str) -> list[str]:
@@ -239,6 +280,8 @@ def render(name: str, recorded: Mapping[str, Recorded], baseline: str) -> list[s
         key: statistics.fmean(one.overalls[s] for s in numbers[1:]) if numbers[1:] else math.nan
         for key, one in recorded.items()
     }
+    means = {key: statistics.fmean(one.overalls.values()) for key, one in recorded.items()}
+    parents = {key: means[one.parent] for key, one in recorded.items() if one.parent in means}
     forecasts = forecast_each(
         {key: one.generation for key, one in recorded.items()},
         {key: found for key, one in recorded.items() if (found := one.dynamics[first]) is not None},
@@ -257,11 +300,53 @@ def render(name: str, recorded: Mapping[str, Recorded], baseline: str) -> list[s
             for what, own in (
                 ("reward of the proxy", proxies),
                 ("forecast by the proxy's dynamics, from earlier generations", forecasts),
+                ("mean Overall of the parent, which costs nothing", parents),
                 ("Overall of one seed", firsts),
             )
         ),
         "",
     ]
+
+
+def render_features(recorded: Mapping[str, Recorded], baseline: str) -> list[str]:
+    """What a forecast gains by reading other things: its error, and how it ranks, over the choices of the judging seed."""
+    numbers = sorted(recorded[baseline].overalls)
+    means = {name: statistics.fmean(one.overalls.values()) for name, one in recorded.items()}
+    parents = {name: means.get(one.parent or "", means[baseline]) for name, one in recorded.items()}
+    generations = {name: one.generation for name, one in recorded.items()}
+    lines = [
+        "## What the forecast reads",
+        "",
+        "Error of a forecast of Overall at the seed that children are judged by, and its rank correlation with the mean of the "
+        f"other seeds. Means over the {len(numbers)} choices of that seed, which share candidates.",
+        "",
+        "| reads | error, leaving one out | error, from earlier generations | rank correlation, from earlier generations |",
+        "|---|---|---|---|",
+    ]
+    for name, chosen in FEATURE_SETS.items():
+        left, ahead, ranks = [], [], []
+        for first in numbers:
+            known = {
+                key: chosen(found, parents[key])
+                for key, one in recorded.items()
+                if (found := one.dynamics[first]) is not None
+            }
+            firsts = {key: one.overalls[first] for key, one in recorded.items()}
+            forecast = Forecast.learn(known, firsts)
+            if forecast is None:
+                continue
+            left.append(forecast.noise.variance)
+            said = forecast_each(generations, known, firsts)
+            rest = {key: (sum(one.overalls.values()) - firsts[key]) for key, one in recorded.items()}
+            ahead += [statistics.fmean((said[key] - firsts[key]) ** 2 for key in said)] if said else []
+            ranks.append(rank_correlation(said, rest).rho)
+        cells = [
+            f"{math.sqrt(statistics.fmean(left)):.2f}" if left else "",
+            f"{math.sqrt(statistics.fmean(ahead)):.2f}" if ahead else "",
+            f"{statistics.fmean(ranks):.2f}" if ranks else "",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def render_replays(rows: Sequence[Replay], seeds: int, search_seeds: int) -> list[str]:
@@ -315,6 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     baseline, candidates = recording.baseline, recording.candidates
     lines = ["# What the ladder saves", "", f"Made by `{command}`; [what was recorded]({data.name}) makes it, too.", ""]
     lines += [" ".join(_METHOD.split()), "", *render(recording.name, candidates, baseline)]
+    lines += render_features(candidates, baseline)
     seeds = len(candidates[baseline].overalls)
     for count in dict.fromkeys(min(one, seeds) for one in given.search_seeds):
         rows = replay(candidates, baseline, count, recording.ladder, given.replays)
@@ -325,13 +411,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n".join(lines))
 
 
-_METHOD = """Recorded full evaluations are replayed: what a ladder would have stopped is left out of the selection and of the bill.
-Each replay takes four fifths of the candidates and puts the seeds in a random order; numbers are means with the 2.5 % and 97.5 %
-quantiles over replays, which share candidates, so they are narrower than those of fresh runs would be. The numbers of a ladder are
-the probabilities below which a child ends (0: not asked): of being better than parent and baseline by the proxy's reward, by the
-Overall that its dynamics forecast, after one seed; of being better than the best of earlier generations after one seed. A parent
-that the ladder would have stopped still has its children, as recorded, and is then no reference. Tokens are completion tokens
-sampled in training, the baseline's left out of both sides."""
+_METHOD = """Recorded full evaluations are replayed: what a ladder would have stopped is left out of the selection and of the
+bill. Each replay takes four fifths of the candidates and puts the seeds in a random order; numbers are means with
+the 2.5 % and 97.5 % quantiles over replays, which share candidates, so they are narrower than those of fresh runs
+would be. The numbers of a ladder are the probabilities below which a child ends (0: not asked): of being better
+than parent and baseline by the proxy's reward, by the Overall that its dynamics forecast, after one seed; of
+being better than the best of earlier generations after one seed. A parent that the ladder would have stopped
+still has its children, as recorded, and is then no reference. The rows without a ladder are what its savings have
+to be held against: fewer seeds for everybody, and one seed for everybody before all seeds for the best fifth,
+which no search that builds on its children can do. Differences of regret of a tenth are noise: this is one
+recording. Tokens are completion tokens sampled in training, the baseline's left out of both sides."""
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from prefect.states import Completed
 
 from poise_core.agents.llm.faults import AgentsUnusable
 from poise_core.archive import ArchiveConflictError, ArchiveRowError
+from poise_core.escaping import printable
 from poise_core.failures import Cancelled, CandidateFailure, InfrastructureError
 from tasks.run_log import forget_outcome, last_outcome
 from tasks.session import retry_limit
@@ -59,7 +60,7 @@ def with_typed_end(stage: Callable[P, R]) -> Callable[P, R]:
             state = State(type=StateType.FAILED, name=name, message=failure.message, data=failure)
         except (Cancelled, CancelledRun) as stop:
             leave_if_suspended()
-            state = CancelledState(message=str(stop))
+            state = CancelledState(message=printable(str(stop)))
         return cast(R, state)
 
     # evaluated here, where the names in them are known: Prefect makes forms of them, and checks what comes back

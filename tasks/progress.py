@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
+from poise_core.escaping import markdown
 from poise_core.evolution import Event
 
 INTERVAL_SECONDS = 2.0
@@ -92,7 +93,9 @@ class ProgressArtifacts:
                 if bar.artifact is None:
                     given: dict[str, Any] = {"flow_run_id": bar.flow_run, "task_run_id": bar.task_run}
                     key = artifact_key(bar.label)
-                    new = ArtifactCreate(key=key, type="progress", description=bar.label, data=percent, **given)
+                    new = ArtifactCreate(
+                        key=key, type="progress", description=markdown(bar.label), data=percent, **given
+                    )
                     bar.artifact = client.create_artifact(new).id
                 else:
                     client.update_artifact(bar.artifact, ArtifactUpdate(data=percent))

@@ -1,33 +1,51 @@
-"""The replication of a champion candidate as a task, within an open session of its run."""
+"""The examination of a champion candidate as a task, within an open session of its run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
+from poise_core.escaping import markdown
+from poise_core.evidence.examination import conclude, unfinished
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.experiments.replication import Replication
+from poise_core.experiments.examination import Examination
+from poise_core.render.markdown import render_examination_page
 from tasks.session import current_evolution, find_candidate_ref
 from tasks.stages import stage
 
 
 @stage("replicate {name}")
 def replicate(
-    run_dir: str, candidate_id: str, name: str, seeds: int | None = None, undeclared: bool = False
+    run_dir: str,
+    candidate_id: str,
+    name: str,
+    seeds: int | None = None,
+    undeclared: bool = False,
+    conditions: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Train a candidate and the baseline with fresh seeds and read the sealed split; a second time, read the record.
+    """Examine a candidate beside the baseline with fresh seeds on sealed problems; a second time, read the record.
+
+    Args:
+        run_dir: of the open session.
+        candidate_id: of the candidate.
+        name: of the candidate.
+        seeds: how many fresh ones a comparison has; by default as the preset says.
+        undeclared: also a candidate that is no champion candidate.
+        conditions: those to examine; by default all.
 
     Returns:
-        The row of ``replications``: outcome and message, among others.
+        Of the row of ``replications`` outcome and message, among others; and what the conditions say together.
 
     Raises:
-        ReplicationRefused: it cannot be replicated here.
+        ReplicationRefused: it cannot be examined here.
         InfrastructureError: a process failed; the same call goes on.
         Cancelled: the run was stopped.
     """
     evolution = current_evolution(run_dir)
-    replication = Replication(
+    examination = Examination(
         evolution.run,
         candidate_id,
         executor=evolution.executor,
@@ -35,18 +53,27 @@ def replicate(
         should_stop=lambda: evolution.stopped,
         compute_slot=evolution.trials.compute_slot,
     )
-    row = replication.carry_out(seeds, undeclared=undeclared)
-    create_markdown_artifact(
-        f"**{name}**: {row['message']}\n", key=f"replication-{candidate_id}", description=f"Replication of {name}"
+    logger = get_run_logger()
+    record = examination.examine(seeds, undeclared=undeclared, conditions=conditions or None, say=logger.info)
+    row, rows = record.replication, record.rows
+    page = f"**{markdown(name)}**: {markdown(row['message'])}\n" + (
+        f"\n{render_examination_page(rows, name)}" if rows else ""
     )
-    return {key: row[key] for key in ("candidate_id", "outcome", "message", "seeds", "declared")}
+    create_markdown_artifact(page, key=f"replication-{candidate_id}", description=f"Examination of {markdown(name)}")
+    told = {key: row[key] for key in ("candidate_id", "outcome", "message", "seeds", "declared")}
+    return told | {"examination": conclude(rows).sentence if rows else ""}
 
 
 def champion_candidate(run_dir: str) -> tuple[str, str] | None:
-    """Id and name of the best champion candidate that was not replicated yet."""
+    """Id and name of the best champion candidate that was not replicated yet, or whose examination has not come to its end."""
     run = current_evolution(run_dir).run
-    evidence = RunEvidence.load(run.archive, run.preset.protocol)
-    waiting = [one for one in evidence.champions if one.candidate_id not in evidence.replications]
+    evidence = RunEvidence.load(run.archive, run.preset.protocol, planned=run.current_preset.search.planned)
+    examined = evidence.examinations
+    waiting = [
+        one
+        for one in evidence.champions
+        if one.candidate_id not in evidence.replications or unfinished(examined.get(one.candidate_id, ()))
+    ]
     if not waiting:
         return None
     best = max(waiting, key=lambda one: one.delta.estimate)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -11,10 +13,11 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
+from poise_core.escaping import markdown, markdown_page, one_line
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.files import write_atomically
-from poise_core.render.lines import judgement
+from poise_core.render.lines import judgement, untuned_note
 from poise_core.render.markdown import fenced, render_nightly_report
 from poise_core.render.terminal import render_lineage
 from poise_core.run_directory import RunDirectory
@@ -31,10 +34,11 @@ def show_leaderboard(run_dir: str, after: Any = None) -> str:
     """The leaderboard as a table artifact and the lineage as a Markdown one; the name of the first."""
     evidence = evidence_of(current_evolution(run_dir).run)
     rows = leaderboard(evidence)
-    create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=f"Leaderboard of {run_dir}")
+    about = f"Leaderboard of {markdown(run_dir)}" + (f". {untuned_note(evidence.untuned)}" if evidence.untuned else "")
+    create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=about)
     tree = fenced(render_lineage(lineage(evidence)), 100)
-    create_markdown_artifact(f"{tree}\n", key="lineage", description=f"Lineage of {run_dir}")
-    return rows[0].name if rows and rows[0].overall else ""
+    create_markdown_artifact(f"{tree}\n", key="lineage", description=f"Lineage of {markdown(run_dir)}")
+    return one_line(rows[0].name) if rows and rows[0].overall else ""
 
 
 @task(task_run_name="update MLflow")
@@ -42,9 +46,10 @@ def update_tracking(run_dir: str, after: Any = None) -> str:
     """Push what MLflow does not have yet; a fault of MLflow is a warning, and the next update catches up."""
     run = current_evolution(run_dir).run
     tracker = Tracker.for_run(run)
-    report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path)
+    planned = run.current_preset.search.planned
+    report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, planned=planned)
     if report.error:
-        get_run_logger().warning("MLflow is behind the archive: %s", report.error)
+        get_run_logger().warning("MLflow is behind the archive: %s", one_line(report.error))
     elif link := experiment_link(tracker.uri, tracker.experiment):
         create_link_artifact(link, link_text=tracker.experiment, key="mlflow", description="Curves of all candidates")
     return report.error
@@ -58,25 +63,32 @@ def leave_nightly_report(run_dir: str, nightly: NightlyRun) -> str:
     path = report_file(run.path, nightly)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, text)
-    create_markdown_artifact(text, key="morning-summary", description=f"Generation {nightly.generation} of {run_dir}")
+    create_markdown_artifact(
+        text, key="morning-summary", description=f"Generation {nightly.generation} of {markdown(run_dir)}"
+    )
     return str(path)
 
 
 def evidence_of(run: RunDirectory) -> RunEvidence:
     """What a run may say of its candidates, as of now."""
-    return RunEvidence.load(run.archive, run.preset.protocol)
+    planned = run.current_preset.search.planned
+    return RunEvidence.load(run.archive, run.preset.protocol, planned=planned, untuned=run.preset.untuned)
 
 
 def experiment_link(uri: str, experiment: str) -> str | None:
     """Where MLflow's UI shows an experiment; None where the store has no server, or it does not answer."""
     if not uri.startswith(("http://", "https://")):
         return None
-    base = uri.rstrip("/")
+    parts = urllib.parse.urlsplit(uri.rstrip("/"))
+    base = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # whoever sees the link signs in himself
     query = urllib.parse.urlencode({"experiment_name": experiment})
+    request = urllib.request.Request(f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}")
+    user = urllib.parse.unquote(parts.username or os.environ.get("MLFLOW_TRACKING_USERNAME", ""))
+    if user:
+        password = urllib.parse.unquote(parts.password or os.environ.get("MLFLOW_TRACKING_PASSWORD", ""))
+        request.add_header("Authorization", f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}")
     try:
-        with urllib.request.urlopen(
-            f"{base}/api/2.0/mlflow/experiments/get-by-name?{query}", timeout=MLFLOW_SECONDS
-        ) as reply:
+        with urllib.request.urlopen(request, timeout=MLFLOW_SECONDS) as reply:
             identity = json.load(reply)["experiment"]["experiment_id"]
     except (urllib.error.URLError, OSError, ValueError, KeyError):
         return None
@@ -86,7 +98,7 @@ def experiment_link(uri: str, experiment: str) -> str | None:
 def _cells(row: LeaderboardRow) -> dict[str, object]:
     return {
         "rank": row.rank or "",
-        "candidate": row.name,
+        "candidate": markdown_page(one_line(row.name)),
         "generation": row.generation,
         "Overall": format_interval(row.overall) if row.overall else "",
         "seeds": row.overall.seeds if row.overall else "",

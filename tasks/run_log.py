@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 
+from poise_core.escaping import one_line, printable
 from poise_core.evolution import Event
 
 STEPS_BETWEEN_LINES = 10
@@ -23,9 +24,9 @@ def log_event(event: Event) -> None:
             shown = {key: round(event.row[key], 4) for key in ("reward_mean", "entropy", "kl") if key in event.row}
             get_run_logger().info("seed %s step %d %s", event.seed, event.row["step"], shown)
     elif event.message:
-        _outcome.set(event.message)
+        _outcome.set(printable(event.message))
         log = get_run_logger().warning if event.kind == "failed" else get_run_logger().info
-        log("%s of %s: %s", event.stage, event.subject, event.message)
+        log("%s of %s: %s", event.stage, one_line(event.subject), printable(event.message))
 
 
 def forget_outcome() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from poise_core.escaping import without_credentials
 from poise_core.failures import InfrastructureError
 
 
@@ -21,4 +22,5 @@ def infrastructure_faults() -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, PrefectHTTPStatusError, ObjectNotFound) as error:
-        raise InfrastructureError(f"the Prefect server: {type(error).__name__}: {error}") from error
+        said = without_credentials(f"{type(error).__name__}: {error}")
+        raise InfrastructureError(f"the Prefect server: {said}") from error

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from prefect import Task, task
 from prefect.artifacts import create_markdown_artifact
 
+from poise_core.escaping import markdown, markdown_page
 from poise_core.evolution import CandidateRef, ChildSlot, Draft, Rung
 from tasks.outcomes import MOST_RETRIES, RETRY_DELAYS, with_typed_end, worth_retrying
 from tasks.session import current_evolution
@@ -111,6 +112,8 @@ def reflect(run_dir: str, candidate: CandidateRef, evaluated: Any) -> str:
     """What the candidate taught, scored (``evaluated`` is its candidate) or failed; also as an artifact."""
     reflection = current_evolution(run_dir).reflect(candidate)
     create_markdown_artifact(
-        reflection.as_text(), key=f"reflection-{reflection.candidate_id}", description=f"What {candidate.name} taught"
+        markdown_page(reflection.as_text()),
+        key=f"reflection-{reflection.candidate_id}",
+        description=f"What {markdown(candidate.name)} taught",
     )
     return reflection.summary

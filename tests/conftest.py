@@ -13,8 +13,9 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     LANGSMITH_TRACING="false",
     OMP_NUM_THREADS="1",
+    POISE_ALLOW_SHARED_NETWORK="1",  # so that every test runs on machines without network namespaces, too
 )
-for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI"):
+for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "PREFECT_API_AUTH_STRING"):
     os.environ.pop(name, None)
 
 

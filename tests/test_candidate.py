@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import os
+import re
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -12,6 +15,9 @@ import pytest
 import torch
 
 from poise_core.algorithms import algorithm_path
+from poise_core.candidate import budget
+from poise_core.candidate.budget import CallTimedOut
+from poise_core.candidate.identity import MAX_BYTES, UnreadableCandidate, candidate_name, read_candidate, same_program
 from poise_core.candidate.loading import CandidateError, load_candidate, load_candidate_source, source_digest
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 
@@ -47,13 +53,89 @@ def update_controller(state, dynamics, hp):
     return {"calls": state.get("calls", 0.0) + hp.size}
 """
 
-DYNAMICS = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+DYNAMICS = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 16)
 
 
 def batch() -> RolloutBatch:
     flags, tokens = torch.zeros(2, dtype=torch.bool), torch.zeros(2, 3)
     mask = torch.ones(2, 3, dtype=torch.bool)
     return RolloutBatch(torch.zeros(2), flags, flags, torch.zeros(2, dtype=torch.int64), mask, tokens, tokens, tokens)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_file_has_one_text_whoever_reads_it(end: str, encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "two.py"
+    path.write_bytes(SOURCE.replace("\n", end).encode(encoding))
+    assert read_candidate(path) == SOURCE
+    assert load_candidate(path).source == SOURCE
+    link = tmp_path / "link.py"
+    link.symlink_to(path)
+    assert read_candidate(link) == SOURCE
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("é".encode("latin-1"), "not UTF-8 text (byte 0)"), (b"\xef\xbb\xbfab\xff", "not UTF-8 text (byte 5)"),
+        (SOURCE.encode("utf-16"), "not UTF-8 text (byte 0)"), (b"#" * (MAX_BYTES + 1), "more than 1048576 bytes"),
+        ("\ud800".encode("utf-8", "surrogatepass"), "not UTF-8 text (byte 0)"),
+    ],
+    ids=range(5),
+)  # fmt: skip
+def test_what_is_no_text_is_refused_by_every_reader(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "two.py"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableCandidate, match=re.escape(message)) as unreadable:
+        read_candidate(path)
+    assert unreadable.value.content == content
+    with pytest.raises(CandidateError, match=re.escape(message)):
+        load_candidate(path)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "link to a pipe", "endless link"])
+def test_what_is_no_file_is_not_waited_for(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "two.py"
+    if "pipe" in kind:
+        os.mkfifo(tmp_path / "pipe")
+    match kind:
+        case "pipe":
+            path = tmp_path / "pipe"
+        case "device":
+            path = Path("/dev/zero")
+        case "folder":
+            path.mkdir()
+        case "link to a pipe":
+            path.symlink_to(tmp_path / "pipe")
+        case "endless link":
+            path.symlink_to(path)
+    with pytest.raises(OSError, match=r"not a regular file|symbolic links|directory"):
+        read_candidate(path)
+
+
+def test_a_name_of_a_file_becomes_a_plain_name() -> None:
+    assert candidate_name("vm_av-2.1") == "vm_av-2.1"
+    assert candidate_name("[red]<b>\x1b[2J my file (2)") == "red-b-2J-my-file-2"
+    assert candidate_name("алгоритм") == "алгоритм"
+    assert candidate_name("\u202e..") == "unnamed"
+    assert len(candidate_name("x" * 300)) == 60
+
+
+def test_loading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else bounds what stands at the top level of a file, where the check `language` was got past."""
+    monkeypatch.setattr(budget, "CALL_SECONDS", 0.2)
+    busy = f"{SOURCE}\nLENGTHS = [sum(range(1000)) for _ in range(10**9)]\n"
+    begun = time.process_time()
+    with pytest.raises(CallTimedOut, match=r"loading the file takes longer than 0\.2 seconds"):
+        load_candidate_source(busy, "busy")
+    hidden = SOURCE.replace(
+        "    size: float = 2.0",
+        "    size: float = 2.0\n\n    def __post_init__(self):\n        [0 for _ in range(10**9)]",
+    )
+    with pytest.raises(CallTimedOut, match=r"Hyperparameters\(\) takes longer"):
+        load_candidate_source(hidden, "hidden")
+    assert time.process_time() - begun < 20
+    assert load_candidate_source(SOURCE, "two").name == "two"
 
 
 def test_binds_functions_to_hyperparameters() -> None:
@@ -189,3 +271,9 @@ def test_digest_ignores_line_endings_and_trailing_blanks_only() -> None:
     assert source_digest(SOURCE.replace("    return", "  return")) != digest  # indentation counts
     assert len(digest) == 64
     ast.parse(SOURCE)  # the example itself is sound
+
+
+def test_programs_are_the_same_whatever_their_comments_say() -> None:
+    one = '"""Doc."""\n\ndef f(x):\n    """Adds."""\n    return x + 1  # one\n'
+    assert same_program(one, "def f(x):\n    return (x + 1)\n")
+    assert not same_program(one, "def f(x):\n    return x + 2\n")

@@ -9,6 +9,8 @@ Source: MiniMax-M1, arXiv 2506.13585, eq. 4 and 5.
 There is no lower bound and no KL term, as published; losses are averaged over all tokens of the batch. std_g divides by
 n - 1. MiniMax-M1 does not state clip_eps_high. Chosen here: 0.28, DAPO's upper range, so that the bound acts in short
 runs; ScaleRL, arXiv 2510.13786, caps the weight of far staler samples at 5.
+
+Against verl: std_eps is 1e-4 (verl 1e-6), and a group of one gets A = 0. Reasons: docs/algorithms.md.
 """
 
 from dataclasses import dataclass

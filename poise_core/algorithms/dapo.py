@@ -9,9 +9,10 @@ Source: Yu et al., DAPO, arXiv 2503.14476, eq. 8 to 13 and table 1.
 
 Dynamic sampling resamples until every group has 0 < pass rate < 1. Here prompts are the protocol's, so uniform groups
 are left out of the update (train_mask) and not replaced. Truncated completions are left out too, after their
-punishment has entered the group's mean. L_max is the length of the batch's truncated completions, which have all hit
-the limit; without any, nothing is punished. overlong_cache = 0.2 is the published 4,096 of 20,480. std_g divides by n
-- 1.
+punishment has entered the group's mean. L_max is the length limit of the training. overlong_cache = 0.2 is the
+published 4,096 of 20,480. std_g divides by n - 1.
+
+Against verl: std_eps is 1e-4 (verl 1e-6), and there is no dual clip. Reasons: docs/algorithms.md.
 """
 
 from dataclasses import dataclass
@@ -45,9 +46,9 @@ class Hyperparameters:
 def compute_advantages(batch: RolloutBatch, hp: Hyperparameters, dynamics: Dynamics) -> Advantages:
     correctness, groups = batch.correctness, batch.group_ids  # (B,)
     length = sequence_lengths(batch.completion_mask)
-    limit = torch.where(batch.truncated, length, torch.zeros_like(length)).amax()  # 0: nobody reached it
-    cache = (hp.overlong_cache * limit).clamp(min=1.0)
-    overlong = ((limit - cache - length) / cache).clamp(-1.0, 0.0) * (limit > 0)
+    limit = dynamics.max_completion_length
+    cache = max(hp.overlong_cache * limit, 1.0)
+    overlong = ((limit - cache - length) / cache).clamp(-1.0, 0.0)
     reward = 2.0 * correctness - 1.0 + hp.overlong_coef * overlong
     advantage = (reward - group_mean(reward, groups)) / (group_std(reward, groups) + hp.std_eps)
     trained = torch.ones_like(batch.truncated)

@@ -7,6 +7,8 @@ Source: Liu et al., Understanding R1-Zero-Like Training, arXiv 2503.20783, secti
 
 Dividing by std_g over-weights prompts that are nearly solved or nearly hopeless; dividing by the length makes long
 wrong answers cheap. Losses are summed over tokens and divided by completions x the length limit. There is no KL term.
+
+Against verl: a group of one gets A = 0 (verl: its reward), and there is no dual clip. Reasons: docs/algorithms.md.
 """
 
 from dataclasses import dataclass

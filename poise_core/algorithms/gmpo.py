@@ -9,6 +9,8 @@ Source: Zhao et al., Geometric-Mean Policy Optimization, arXiv 2507.20673, the G
 
 A is one number per completion. The clip is on the log-ratio and far wider than GRPO's. No KL term. std_g divides by n
 - 1.
+
+Against verl: std_eps is 1e-4 (verl 1e-6), and a group of one gets A = 0. Reasons: docs/algorithms.md.
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,9 @@ Source: Shao et al., DeepSeekMath, arXiv 2402.03300, eq. 3 and 4.
 R is the verifier's outcome alone: an answer that does not parse cannot be correct, so format needs no reward of its
 own. std_g divides by n - 1. Losses are averaged over a completion's tokens, then over completions. DeepSeekMath trains
 with kl_coef = 0.04; the default here is the milder 0.01.
+
+Against verl: std_eps is 1e-4 as in TRL (verl 1e-6); a group of one gets A = 0 (verl: its reward); there is no dual clip
+and k3 is not cut at 10. Reasons: docs/algorithms.md.
 """
 
 from dataclasses import dataclass

@@ -9,6 +9,9 @@ Source: Zheng et al., Group Sequence Policy Optimization, arXiv 2507.18071, eq. 
 No KL term. std_g divides by n - 1. The clip range is the published one, found for completions of thousands of tokens.
 In completions of tens of tokens s_i spreads about ten times wider, so soon after the first update on a rollout most
 completions that have moved in their advantage's direction are clipped: learning is cautious, not impossible.
+
+Against verl: std_eps is 1e-4 (verl 1e-6); log s_i is bounded by 20 per token before the mean (verl: by 10 after it), and
+the gradient goes through s_i itself, to the same sum. Reasons: docs/algorithms.md.
 """
 
 from dataclasses import dataclass

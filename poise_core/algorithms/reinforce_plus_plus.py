@@ -7,6 +7,8 @@ Source: Hu et al., REINFORCE++, arXiv 2501.03262, the variant without a group ba
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A)
 
 The deviation is the population's (divisor: the token count). kl_coef = 0.01; losses are averaged over all tokens.
+
+verl divides by the token count less one and takes eps = 1e-8 within the root. Reasons: docs/algorithms.md.
 """
 
 from dataclasses import dataclass

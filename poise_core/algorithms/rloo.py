@@ -9,6 +9,8 @@ Source: Ahmadian et al., Back to Basics, arXiv 2402.14740, after Kool et al., 20
 The whole completion is one action, so token losses are summed, not averaged over its length. There is neither a ratio
 nor a clip: the estimate is unbiased for the first update after a rollout and drifts with further ones. A group of one
 has no baseline and gets A = 0. kl_coef = 0.03 is the paper's (appendix C).
+
+verl lets a group of one keep its reward. Reasons: docs/algorithms.md.
 """
 
 from dataclasses import dataclass

@@ -8,6 +8,8 @@ Source: Gao et al., Soft Adaptive Policy Optimization, arXiv 2511.20347, the SAP
 
 The gate's slope is 1 at r = 1 and decays on both sides, so that far off-policy tokens fade out instead of being cut.
 The temperatures are the published ones. No KL term. std_g divides by n - 1.
+
+Against verl: std_eps is 1e-4 (verl 1e-6), and a group of one gets A = 0. Reasons: docs/algorithms.md.
 """
 
 from dataclasses import dataclass

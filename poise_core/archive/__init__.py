@@ -9,6 +9,7 @@ from poise_core.archive.errors import (
     ArchiveRowError,
 )
 from poise_core.archive.lineage import Lineage, TreeNode
+from poise_core.archive.locations import check_location, location_below
 from poise_core.archive.rows import (
     candidate_row,
     evaluation_rows,
@@ -21,12 +22,12 @@ from poise_core.archive.rows import (
     trajectory_rows,
     verification_row,
 )
-from poise_core.archive.schema import EVOLUTION_ARM, SCHEMA_VERSION, TABLES, UNTRAINED_ARM
-from poise_core.archive.storage import check_location, location_below
+from poise_core.archive.schema import EVOLUTION_ARM, EXAMINED, SCHEMA_VERSION, TABLES, UNTRAINED_ARM
 from poise_core.archive.store import Archive
 
 __all__ = [
     "EVOLUTION_ARM",
+    "EXAMINED",
     "SCHEMA_VERSION",
     "TABLES",
     "UNTRAINED_ARM",

@@ -21,8 +21,9 @@ from poise_core.archive.typed import (
     TrajectoryRow,
     VerificationRow,
 )
+from poise_core.escaping import printable
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
-from poise_core.failures import CandidateFailure
+from poise_core.failures import CandidateFailure, plain_name
 
 _STEP_COLUMNS = tuple(
     field.name
@@ -163,6 +164,7 @@ def evaluation_rows(candidate_id: str, protocol: str, evaluation: SeedEvaluation
             "format_valid": result.format_valid,
             "completion_length": result.completion_length,
             "overall": evaluation.overall,
+            "problems": evaluation.problems or None,
             "seconds": evaluation.seconds,
             "written_by": "poise",
         }
@@ -199,7 +201,12 @@ def _seed_evaluation(seed: int, rows: Sequence[Row]) -> SeedEvaluation:
     )
     seconds = rows[0]["seconds"]
     return SeedEvaluation(
-        seed, rows[0]["split"], rows[0]["overall"], benchmarks, math.nan if seconds is None else seconds
+        seed,
+        rows[0]["split"],
+        rows[0]["overall"],
+        benchmarks,
+        math.nan if seconds is None else seconds,
+        rows[0].get("problems") or "",
     )
 
 
@@ -229,9 +236,14 @@ def trajectory_rows(
         if "step" not in values:
             raise ArchiveRowError(f"trajectories: a row of {candidate_id}, seed {seed}, has no step")
         own = {name: value for name, value in values.items() if name in _STEP_COLUMNS}
-        own["step"] = int(values["step"])
-        if own.get("tokens") is not None:
-            own["tokens"] = int(own["tokens"])
+        for name in ("step", "tokens"):
+            if own.get(name) is not None:
+                try:
+                    own[name] = int(own[name])
+                except (ValueError, OverflowError) as error:
+                    raise ArchiveRowError(
+                        f"trajectories: {name} of {candidate_id}, seed {seed}, is {own[name]}"
+                    ) from error
         other = {
             name: float(value)
             for name, value in values.items()
@@ -263,8 +275,8 @@ def reflection_row(
         "protocol": protocol,
         "candidate_id": candidate_id,
         "parent_id": parent_id,
-        "summary": summary,
-        "markdown": markdown,
+        "summary": printable(summary),
+        "markdown": printable(markdown),
         "content": _json(content),
         "written_by": written_by,
     }
@@ -315,7 +327,7 @@ def failure_row(
         "kind": str(failure.kind),
         "message": failure.message,
         "detail": failure.detail,
-        "name": name,
+        "name": None if name is None else plain_name(name),
         "generation": generation,
         "parent_id": parent_id,
         "written_by": "poise",

@@ -9,6 +9,7 @@ within it the ``row_keys`` tell rows apart. So a part is found without reading a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import pyarrow as pa
@@ -60,7 +61,7 @@ class Table:
         """All columns, those that every table has included."""
         return (*_HEAD, *self.own_fields, *_TAIL)
 
-    @property
+    @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema, with the documentation of every column and the schema version in its metadata."""
         fields = [pa.field(f.name, f.type, f.nullable, metadata={"doc": f.doc}) for f in self.fields]
@@ -76,6 +77,8 @@ _TAIL = (
 )
 _CANDIDATE = Field("candidate_id", _TEXT, "`<name-slug>-<10 hex digits of the source's digest>`")
 _PROTOCOL = Field("protocol", _TEXT, "digest of the protocol; rows with different digests are never ranked together")
+EXAMINED: Final = "examination-"
+"""Stands before the digest of the protocol where an examination has trained for itself, at another learning rate for example."""
 _SECONDS = Field("seconds", _FLOAT, "wall-clock seconds that it took", nullable=True, counts=False)
 
 CANDIDATES = Table(
@@ -160,6 +163,9 @@ EVALUATIONS = Table(
         Field("format_valid", _FLOAT, "share of completions whose answer parses"),
         Field("completion_length", _FLOAT, "mean tokens per completion"),
         Field("overall", _FLOAT, "weighted mean over the benchmarks of this part, percent", finite=True),
+        Field(
+            "problems", _TEXT, "fingerprint of the problems that were asked; null for the public ones", nullable=True
+        ),
         _SECONDS,
     ),
 )
@@ -299,6 +305,14 @@ RUNGS = Table(
         Field("noise_std", _FLOAT, "standard error of that difference, percent points", nullable=True),
         Field("noise_freedom", _FLOAT, "degrees of freedom behind it", nullable=True),
         Field("message", _TEXT, "the decision in one sentence"),
+        Field(
+            "stopped_overall",
+            _FLOAT,
+            "Overall of the policy at which training was stopped, percent, to check the stop by; no score of the candidate",
+            nullable=True,
+            counts=False,
+        ),
+        Field("stopped_step", _INT, "steps that this policy was trained", nullable=True, counts=False),
     ),
     later=True,
 )
@@ -323,6 +337,43 @@ REPLICATIONS = Table(
     ),
     later=True,
 )
+VERDICTS: Final = ("holds", "does not hold", "not distinguishable", "not measured")
+EXAMINATIONS = Table(
+    "examinations",
+    "One row per condition under which a candidate was examined beside the baseline, with fresh seeds, on sealed problems.",
+    ("protocol", "candidate_id", "condition"),
+    (),
+    (
+        _PROTOCOL,
+        _CANDIDATE,
+        Field("condition", _TEXT, "`primary`, `rates`, `policy:<name>`, `pass@<k>`, `greedy` or `collapse`"),
+        Field("baseline_id", _TEXT, "the candidate that it was compared with"),
+        Field("verdict", _TEXT, "whether the candidate is better under this condition", allowed=VERDICTS),
+        Field("declared", _BOOL, "whether it was a champion candidate when its examination began"),
+        Field("overall", _FLOAT, "what the condition compares, mean over seeds, percent", nullable=True),
+        Field("baseline_overall", _FLOAT, "the same of the baseline", nullable=True),
+        Field("delta", _FLOAT, "paired difference to the baseline, percent points", nullable=True),
+        Field("low", _FLOAT, "lower limit of its interval", nullable=True),
+        Field("high", _FLOAT, "upper limit of its interval", nullable=True),
+        Field("level", _FLOAT, "confidence level of the interval", nullable=True),
+        Field("worst", _FLOAT, "of the candidate's seeds, the lowest", nullable=True),
+        Field("baseline_worst", _FLOAT, "of the baseline's seeds, the lowest", nullable=True),
+        Field("collapsed", _INT, "trainings of the candidate that collapsed", nullable=True),
+        Field("collapse_bound", _FLOAT, "upper 95 % limit of the chance of a collapse, 0 to 1", nullable=True),
+        Field("rate", _FLOAT, "factor on the learning rate with which the candidate trained", nullable=True),
+        Field("baseline_rate", _FLOAT, "the same of the baseline", nullable=True),
+        Field("seeds", pa.list_(pa.int32()), "fresh training seeds of the comparison"),
+        Field("choice_seeds", pa.list_(pa.int32()), "fresh training seeds with which learning rates were chosen"),
+        Field("sealed_set", _INT, "which set of the report split was read; every examination of a run has its own"),
+        Field("planned", _TEXTS, "all conditions of this examination"),
+        Field(
+            "examination", _TEXT, "digest of what was settled before it began: settings, seeds, sealed set, baseline"
+        ),
+        Field("detail", _TEXT, "JSON: settings, digests of the protocols trained under, scores of all learning rates"),
+        Field("message", _TEXT, "the verdict in one sentence"),
+    ),
+    later=True,
+)
 
 TABLES: Final[dict[str, Table]] = {
     table.name: table
@@ -337,6 +388,7 @@ TABLES: Final[dict[str, Table]] = {
         FAILURES,
         RUNGS,
         REPLICATIONS,
+        EXAMINATIONS,
         CALLS,
     )
 }

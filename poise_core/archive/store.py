@@ -19,16 +19,17 @@ from poise_core.archive.compaction import CompactedTable, compact_table
 from poise_core.archive.encoding import Row, build_table, to_parquet
 from poise_core.archive.errors import ArchiveConflictError, ArchiveError, ArchiveRowError
 from poise_core.archive.lineage import Lineage
+from poise_core.archive.locations import open_storage
 from poise_core.archive.parts import SCHEMA_FILE, part_name, part_values
 from poise_core.archive.reader import PartReader
 from poise_core.archive.rows import seed_evaluations, trajectory_step
 from poise_core.archive.schema import TABLES, Table
 from poise_core.archive.snapshot import WORTH, load_snapshot, snapshot_of, write_snapshot
-from poise_core.archive.storage import open_storage
 from poise_core.archive.typed import (
     CallRow,
     CandidateRow,
     EvaluationRow,
+    ExaminationRow,
     FailureRow,
     ProposalRow,
     ReflectionRow,
@@ -206,6 +207,11 @@ class Archive:
     def rows(
         self, table: Literal["replications"], *, unsealed: bool = False, **equals: Any
     ) -> list[ReplicationRow]: ...
+
+    @overload
+    def rows(
+        self, table: Literal["examinations"], *, unsealed: bool = False, **equals: Any
+    ) -> list[ExaminationRow]: ...
 
     @overload
     def rows(self, table: Literal["calls"], *, unsealed: bool = False, **equals: Any) -> list[CallRow]: ...

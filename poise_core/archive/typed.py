@@ -86,6 +86,7 @@ class EvaluationRow(TypedDict):
     format_valid: float
     completion_length: float
     overall: float
+    problems: NotRequired[str | None]
     seconds: NotRequired[float | None]
     written_by: str
     created_at: NotRequired[dt.datetime]
@@ -194,6 +195,8 @@ class RungRow(TypedDict):
     noise_std: NotRequired[float | None]
     noise_freedom: NotRequired[float | None]
     message: str
+    stopped_overall: NotRequired[float | None]
+    stopped_step: NotRequired[int | None]
     written_by: str
     created_at: NotRequired[dt.datetime]
     content_digest: NotRequired[str]
@@ -214,6 +217,40 @@ class ReplicationRow(TypedDict):
     delta: NotRequired[float | None]
     low: NotRequired[float | None]
     high: NotRequired[float | None]
+    message: str
+    written_by: str
+    created_at: NotRequired[dt.datetime]
+    content_digest: NotRequired[str]
+
+
+class ExaminationRow(TypedDict):
+    """One row per condition under which a candidate was examined beside the baseline, with fresh seeds, on sealed problems."""
+
+    row_key: NotRequired[str]
+    protocol: str
+    candidate_id: str
+    condition: str
+    baseline_id: str
+    verdict: str
+    declared: bool
+    overall: NotRequired[float | None]
+    baseline_overall: NotRequired[float | None]
+    delta: NotRequired[float | None]
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    level: NotRequired[float | None]
+    worst: NotRequired[float | None]
+    baseline_worst: NotRequired[float | None]
+    collapsed: NotRequired[int | None]
+    collapse_bound: NotRequired[float | None]
+    rate: NotRequired[float | None]
+    baseline_rate: NotRequired[float | None]
+    seeds: list[int]
+    choice_seeds: list[int]
+    sealed_set: int
+    planned: list[str]
+    examination: str
+    detail: str
     message: str
     written_by: str
     created_at: NotRequired[dt.datetime]

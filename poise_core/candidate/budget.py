@@ -16,16 +16,17 @@ class CallTimedOut(Exception):
     """The candidate took longer than a call may take; the message is a sentence for its author."""
 
 
-class _Expired(BaseException):
+class Expired(BaseException):
     """Raised in the middle of the call; not an Exception, so that nothing between takes it for an error of its own."""
 
 
 def within_budget(what: str, call: Callable[[], Any], seconds: float | None = None) -> Any:
     """The result of a call that an alarm ends after ``seconds`` (by default ``CALL_SECONDS``).
 
-    Python's own loops and its arithmetic with large integers are interrupted at once, an operator of torch when it
-    returns. Only a process's main thread has an alarm: on another thread, and inside a call that has one already, the
-    call is made without. A timer that ran before goes on afterwards.
+    Python's own loops and its arithmetic with large integers are interrupted at once, an operator of torch and the
+    loop within a built-in function such as ``sum`` when they return. Only a process's main thread has an alarm: on
+    another thread, and inside a call that has one already, the call is made without. A timer that ran before goes
+    on afterwards.
 
     Raises:
         CallTimedOut: the time was over.
@@ -43,7 +44,7 @@ def within_budget(what: str, call: Callable[[], Any], seconds: float | None = No
             return call()
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0.0)
-    except _Expired:
+    except Expired:
         raise CallTimedOut(
             f"{what} takes longer than {allowed:g} seconds; do its work with a few operations on whole tensors"
         ) from None
@@ -55,4 +56,4 @@ def within_budget(what: str, call: Callable[[], Any], seconds: float | None = No
 
 
 def _expire(*_: object) -> NoReturn:
-    raise _Expired
+    raise Expired

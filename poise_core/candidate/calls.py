@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poise_core.candidate.budget import CallTimedOut, within_budget
+from poise_core.candidate.budget import CallTimedOut, Expired, within_budget
 from poise_core.candidate.loading import Candidate
 from poise_core.candidate.results import (
     ContractViolation,
@@ -206,7 +206,9 @@ def guarded(what: str, call: Callable[[], Any]) -> Any:
         return within_budget(what, call)
     except (ContractViolation, MemoryError, CallTimedOut):
         raise
-    except (Exception, SystemExit, GeneratorExit) as error:
+    except (KeyboardInterrupt, Expired):  # of a person, and of a call around this one
+        raise
+    except BaseException as error:
         text = _text_of(error)
         if isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in _OUT_OF_MEMORY):
             raise MemoryError(text[:300]) from error

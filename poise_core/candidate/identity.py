@@ -1,10 +1,18 @@
-"""The identity of a candidate's text, and the names that a candidate may give; apart from the loader, which needs torch."""
+"""A candidate's bytes, its text and the identity of that, and the names that it may give; apart from the loader, which needs torch.
+
+Whoever reads a candidate file reads it here: gate, registration and training judge the same bytes under the same limits.
+"""
 
 from __future__ import annotations
 
+import ast
+import errno
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Iterable
+from pathlib import Path
 
 BUILTINS = (
     "abs", "all", "any", "bool", "dict", "enumerate", "float", "int", "len", "list", "max", "min", "range", "reversed", "round",
@@ -37,6 +45,81 @@ def name_fault(what: str, names: Iterable[object]) -> str:
             hint = "not only dots" if name in (".", "..") else "1 to 60 of the characters A-Z a-z 0-9 _ . -"
             return f"the {what} name {shown} is not allowed; use {hint}"
     return ""
+
+
+def same_program(one: str, other: str) -> bool:
+    """Whether two texts of candidates differ in comments, docstrings and layout only.
+
+    Raises:
+        SyntaxError: one of them is no Python.
+    """
+    return _program(one) == _program(other)
+
+
+def _program(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            del body[0]
+    return ast.dump(tree)
+
+
+MAX_BYTES = 1 << 20
+"""Of a candidate file; the check `language` refuses far smaller ones."""
+
+
+class UnreadableCandidate(ValueError):
+    """The content of the file is no text of a candidate; the message tells its author what to change.
+
+    ``content`` is what was read of it.
+    """
+
+    def __init__(self, message: str, content: bytes = b"") -> None:
+        super().__init__(message)
+        self.content = content
+
+
+def read_candidate(path: Path) -> str:
+    """The text of a candidate file, which is opened once and read once.
+
+    A link is followed to its file. A pipe or a device is not waited for.
+
+    Raises:
+        OSError: there is no such file, it is no regular file, or it cannot be read.
+        UnreadableCandidate: it is too large, or no UTF-8 text.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    with os.fdopen(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return decode_candidate(stream.read(MAX_BYTES + 1))
+
+
+def decode_candidate(content: bytes) -> str:
+    """The text of these bytes: UTF-8 with or without a byte order mark, any line end as LF, as Python reads a file.
+
+    Raises:
+        UnreadableCandidate: there are too many, or they are not UTF-8.
+    """
+    if len(content) > MAX_BYTES:
+        raise UnreadableCandidate(f"the file has more than {MAX_BYTES} bytes; a candidate has a few thousand", content)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        place = error.start + (len(content) - len(error.object))  # the decoder does not count the mark
+        raise UnreadableCandidate(f"the file is not UTF-8 text (byte {place}); save it as UTF-8", content) from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def candidate_name(stem: str) -> str:
+    """The name of a candidate whose file has this stem: 60 letters, digits and ``_.-`` at most."""
+    return re.sub(r"[^\w.-]+", "-", stem)[:60].strip("-.") or "unnamed"
 
 
 def source_digest(source: str) -> str:

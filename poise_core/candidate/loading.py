@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poise_core.candidate.identity import BUILTINS, source_digest
+from poise_core.candidate.budget import CallTimedOut, within_budget
+from poise_core.candidate.identity import BUILTINS, UnreadableCandidate, read_candidate, source_digest
 from poise_core.contract import LOSS_AGGREGATIONS, Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
 
-__all__ = ["Candidate", "CandidateError", "load_candidate", "load_candidate_source", "source_digest"]
+__all__ = ["CallTimedOut", "Candidate", "CandidateError", "load_candidate", "load_candidate_source", "source_digest"]
 
 
 class CandidateError(ValueError):
@@ -76,13 +77,14 @@ def load_candidate(path: Path | str, name: str | None = None) -> Candidate:
 
     Raises:
         CandidateError: the file does not parse or lacks a part of the contract.
+        CallTimedOut: it takes too long.
         OSError: the file cannot be read.
     """
     path = Path(path)
     try:
-        source = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark, as Python reads it
-    except UnicodeDecodeError as error:
-        raise CandidateError(f"the file is not UTF-8 text: {error}") from error
+        source = read_candidate(path)
+    except UnreadableCandidate as error:
+        raise CandidateError(str(error)) from error
     return load_candidate_source(source, name or path.stem)
 
 
@@ -96,6 +98,9 @@ IMPORTABLE = (
     "__future__",
 )
 """Modules that a candidate may import; of torch, its submodules too."""
+
+
+MAX_RANGE = 100_000
 
 
 def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, Any]:
@@ -118,7 +123,9 @@ def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, 
     flags = __future__.annotations.compiler_flag
     try:
         exec(compile(tree, filename, "exec", flags=flags, dont_inherit=True), members)
-    except (Exception, SystemExit) as error:  # a file that exits must not end the process that loads it
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # a file that exits must not end the process that loads it
         raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error
     finally:
         sys.modules.pop(standing_in.__name__, None)
@@ -128,8 +135,20 @@ def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, 
 
 
 def candidate_builtins() -> dict[str, Any]:
-    """The built-ins of the candidate language, in a dictionary of its own for every file."""
-    return {one: getattr(builtins, one) for one in BUILTINS}
+    """The built-ins of the candidate language, in a dictionary of its own for every file; its ranges are bounded."""
+    return {**{one: getattr(builtins, one) for one in BUILTINS}, "range": bounded_range}
+
+
+def bounded_range(*arguments: Any) -> range:
+    """``range``, of at most ``MAX_RANGE`` numbers: what a built-in such as ``sum`` does with more, no alarm interrupts.
+
+    Raises:
+        ValueError: it would be longer.
+    """
+    numbers = range(*arguments)
+    if numbers[MAX_RANGE:]:
+        raise ValueError(f"this range has more than {MAX_RANGE} numbers; use torch operations")
+    return numbers
 
 
 def _import(
@@ -155,13 +174,17 @@ def load_candidate_source(source: str, name: str, *, wall: bool = True) -> Candi
 
     Raises:
         CandidateError: the text does not parse or lacks a part of the contract.
+        CallTimedOut: what stands at its top level takes longer than a call may.
+        MemoryError: it needs more memory than there is.
     """
     tree = _parse(source)
-    members = _execute(tree, source, name, wall)
+    members: dict[str, Any] = within_budget("loading the file", lambda: _execute(tree, source, name, wall))
     _require_contract(members)
     try:
-        hyperparameters = members["Hyperparameters"]()
-    except (Exception, SystemExit) as error:
+        hyperparameters = within_budget("Hyperparameters()", members["Hyperparameters"])
+    except (CallTimedOut, KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:
         raise CandidateError(f"Hyperparameters() fails: {error}; give every field a default") from error
     reads = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     return Candidate(

@@ -15,6 +15,7 @@ from poise_core.cli.evolve import evolve
 from poise_core.cli.reading import leaderboard, lineage, rungs, show
 from poise_core.cli.replicate import replicate
 from poise_core.cli.track import track
+from poise_core.cli.tune import tune
 from poise_core.cli.verify import verify
 from poise_core.cli.version import print_version
 
@@ -52,7 +53,7 @@ def options(
     """Options of the command itself; its subcommands do the work."""
 
 
-for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, track, cost, context):
+for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, track, cost, context, tune):
     app.command()(command)
 app.command()(compare_search)
 app.command()(record_table)

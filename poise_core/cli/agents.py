@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise_core.cli.common import UNUSABLE, JsonOption, fail, plain_errors
+from poise_core.cli.common import UNUSABLE, JsonOption, fail, plain_errors, say, say_json, view_console
 from poise_core.cli.reading import RunDir, find_candidate_id
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def cost(run_dir: RunDir, json: JsonOption = False) -> None:
             entry["failed"] += row["outcome"] != "ok"
         lines = [_line(*key, **groups[key]) for key in sorted(groups)]
         if json:
-            typer.echo(json_module.dumps({"calls": lines, "total": _total(lines)}, indent=1))
+            say_json(json_module.dumps({"calls": lines, "total": _total(lines)}, indent=1))
         else:
             _print_table(lines, run)
 
@@ -63,10 +63,9 @@ def _total(lines: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _print_table(lines: list[dict[str, Any]], run: RunDirectory) -> None:
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = view_console()
     if not lines:
         console.print("no calls: the catalogue and the rules did the work")
         return
@@ -115,7 +114,7 @@ def context(
             fitted = fit(sections, budget)
         except (ContextTooSmallError, LiteratureError) as error:
             raise fail(error, UNUSABLE) from error
-    typer.echo(fitted.text)
+    say(fitted.text)
     for section in sections:
         mark = "cut" if section.name in fitted.cut else "left out" if section.name in fitted.left_out else ""
         typer.echo(f"{section.name:20} {estimate_tokens(section.text):6} tokens {mark}".rstrip(), err=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise_core.cli.common import FAULT, fail, plain_errors
+from poise_core.cli.common import FAULT, fail, plain_errors, say
 
 if TYPE_CHECKING:
     from poise_core.archive import Archive, CompactedTable
@@ -63,12 +63,12 @@ def check_archive(run_dir: RunDir) -> None:
 
 def _tell(done: CompactedTable) -> None:
     if done.files_before:
-        typer.echo(f"{done.table}: {done.rows} rows, {done.files_before} -> {done.files_after} files")
+        say(f"{done.table}: {done.rows} rows, {done.files_before} -> {done.files_after} files")
 
 
 def _check(archive: Archive) -> None:
     faults = archive.check()
     for fault in faults[:-1]:
-        typer.echo(f"poise: {fault}", err=True)
+        say(f"poise: {fault}", err=True)
     if faults:
         raise fail(faults[-1], FAULT)

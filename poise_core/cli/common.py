@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from poise_core.escaping import one_line, printable, printable_json, without_credentials
+
 if TYPE_CHECKING:
     from poise_core.config import Preset
+    from poise_core.render import ViewConsole
 
 REFUSED, UNUSABLE, FAULT, STOPPED = 1, 2, 3, 130
 """Exit states: the candidate failed; bad input, nothing written; the machine failed; stopped by the user."""
@@ -20,12 +24,36 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, for example protocol.training.steps=20. Repeat."),
 ]
+SharedNetworkOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-shared-network",
+        help="Go on where this machine grants no network namespace; candidate code then shares the machine's network.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print a text that may quote candidates, models or files; no character of it moves the cursor or hides."""
+    typer.echo(printable(text), err=err)
+
+
+def say_json(text: str) -> None:
+    """Print a JSON text for programs, with escapes for what a terminal would obey."""
+    typer.echo(printable_json(text))
+
+
+def view_console(*, stderr: bool = False) -> ViewConsole:
+    """The console for tables and colours; see ``poise_core.render.ViewConsole``."""
+    from poise_core.render import ViewConsole
+
+    return ViewConsole(stderr=stderr)
 
 
 def fail(message: object, status: int) -> typer.Exit:
     """Print one line on standard error; the caller raises the returned exit."""
-    typer.echo(f"poise: {' '.join(str(message).split())}", err=True)
+    typer.echo(f"poise: {without_credentials(one_line(message))}", err=True)
     return typer.Exit(status)
 
 
@@ -44,6 +72,16 @@ def plain_errors() -> Iterator[None]:
         raise fail(str(error).splitlines()[0], FAULT) from error
     except (Cancelled, KeyboardInterrupt) as error:
         raise fail("stopped; the same command goes on", STOPPED) from error
+
+
+def shared_network(allowed: bool) -> list[str]:
+    """The overrides of ``--allow-shared-network``, which travel with the run; on this machine it holds for the gate, too."""
+    if not allowed:
+        return []
+    from poise_core.sandbox.run import ALLOW_SHARED_NETWORK
+
+    os.environ[ALLOW_SHARED_NETWORK] = "1"
+    return ["resources.allow_shared_network=true"]
 
 
 def resolve_preset(name: str, overrides: list[str] | None, **settings: int | None) -> Preset:

@@ -20,9 +20,14 @@ from poise_core.cli.common import (
     JsonOption,
     PresetOption,
     SetOption,
+    SharedNetworkOption,
     existing_file,
     fail,
     plain_errors,
+    say,
+    say_json,
+    shared_network,
+    view_console,
 )
 
 if TYPE_CHECKING:
@@ -40,7 +45,8 @@ def compare_search(
         Path | None, typer.Option(help="Folder of the arms' runs; what is there goes on. Default: runs/PRESET-arms.")
     ] = None,
     arms: Annotated[
-        list[str] | None, typer.Option("--arm", help="evolution, random, greedy or best-of-n; repeat. Default: all.")
+        list[str] | None,
+        typer.Option("--arm", help="evolution, random, greedy, best-of-n or tune; repeat. Default: all."),
     ] = None,
     search_seeds: Annotated[int, typer.Option(min=1, help="Search seeds per arm; two or more give intervals.")] = 1,
     table: Annotated[
@@ -61,6 +67,7 @@ def compare_search(
     replay_seed: Annotated[int, typer.Option(help="With --table: seed of all replays.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="With --table: processes. Default: one per core.")] = None,
     out: Annotated[Path | None, typer.Option(help="With --table: folder for replay.json and replay.svg.")] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -92,22 +99,24 @@ def compare_search(
         unknown = sorted(set(arms or ()) - set(ARMS))
         if unknown:
             raise fail(f"no arm {unknown[0]!r}; arms: {', '.join(ARMS)}", UNUSABLE)
-        resolved = resolve_preset(preset, overrides)
+        settings = [*(overrides or []), *shared_network(allow_shared_network)]
+        resolved = resolve_preset(preset, settings)
         folder = (run_dir or Path("runs") / f"{resolved.name}-arms").absolute()
         chosen = tuple(arm for arm in ARMS if not arms or arm in arms)
         runs = arm_runs(resolved, folder, chosen, tuple(range(search_seeds)))
         for run in runs:
             share_baseline(run, runs)
-            _evolve(run, preset, overrides or [])
+            _evolve(run, preset, settings)
         _report(runs, folder, json)
 
 
 def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
     """Run one arm in a process of its own; a signal reaches both, and the child ends its own children first."""
-    settings = [f"search.arm={run.arm}", f"search.seed={run.seed}"]
+    search = run.preset.search
+    settings = [f"search.arm={run.arm}", f"search.seed={run.seed}", f"search.searches={search.searches}"]
     sets = [part for override in (*overrides, *settings) for part in ("--set", override)]
     arguments = ["evolve", "--preset", preset, "--run-dir", str(run.folder), *sets]
-    typer.echo(f"{run.arm}, search seed {run.seed}: {run.folder}", err=True)
+    say(f"{run.arm}, search seed {run.seed}: {run.folder}", err=True)
     process = subprocess.Popen([sys.executable, "-c", _EVOLVE, *arguments], stdout=subprocess.DEVNULL)
     try:
         status = process.wait()
@@ -120,8 +129,6 @@ def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
 
 
 def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
-    from rich.console import Console
-
     from poise_core.evidence.run_evidence import RunEvidence
     from poise_core.files import write_atomically
     from poise_core.render.svg import draw_comparison
@@ -130,9 +137,15 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
     from poise_core.views.arms import best_so_far, compare_arms
 
     steps: dict[str, list[Any]] = {}
+    champions = []
     for run in runs:
         archive = RunDirectory.read(run.folder).archive
-        steps.setdefault(run.arm, []).append(best_so_far(RunEvidence.load(archive, run.preset.protocol)))
+        evidence = RunEvidence.load(archive, run.preset.protocol, planned=run.preset.search.planned)
+        steps.setdefault(run.arm, []).append(best_so_far(evidence))
+        champions += [
+            f"{evidence.candidates[one.candidate_id]['name']} ({run.arm}, search seed {run.seed})"
+            for one in evidence.champions
+        ]
     curves = compare_arms(steps)
     document = json_module.dumps([curve.to_dict() for curve in curves], indent=1)
     write_atomically(folder / "comparison.json", document + "\n")
@@ -140,8 +153,12 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
     if json:
         typer.echo(document)
     else:
-        Console().print(render_comparison(curves))
-        typer.echo(f"Curves: {folder / 'comparison.svg'}, numbers: {folder / 'comparison.json'}")
+        view_console().print(render_comparison(curves))
+        say(
+            f"Champion candidates, corrected for the {runs[0].preset.search.planned} children of all {len(runs)} searches: "
+            f"{', '.join(champions) or 'none'}."
+        )
+        say(f"Curves: {folder / 'comparison.svg'}, numbers: {folder / 'comparison.json'}")
 
 
 # ---- on a recorded table
@@ -199,8 +216,6 @@ def _replay(
 def _show_replays(contest: Contest, compared: list[ReplayedArm], fit: Fit, given: _Replays) -> None:
     from dataclasses import asdict
 
-    from rich.console import Console
-
     from poise_core.files import write_atomically
     from poise_core.render.svg import draw_replays
     from poise_core.render.terminal import describe_fit, render_replays
@@ -222,10 +237,10 @@ def _show_replays(contest: Contest, compared: list[ReplayedArm], fit: Fit, given
         write_atomically(given.out / "replay.json", document + "\n")
         draw_replays(compared, given.out / "replay.svg")
     if given.json:
-        typer.echo(document)
+        say_json(document)
         return
-    typer.echo(describe_fit(fit, optimum.overall, baseline, optimum.agreement))
-    Console().print(render_replays(compared))
+    say(describe_fit(fit, optimum.overall, baseline, optimum.agreement))
+    view_console().print(render_replays(compared))
 
 
 @contextmanager
@@ -275,7 +290,7 @@ def record_table(
             if from_archive is not None:
                 head, rows = table_of_run(RunDirectory.read(from_archive))
                 write_cells(out, head, rows)
-                typer.echo(f"{len({row.cell for row in rows})} cells, {len(rows)} rows: {out}")
+                say(f"{len({row.cell for row in rows})} cells, {len(rows)} rows: {out}")
                 return
             resolved = resolve_preset(preset, overrides)
             chosen = resolved.protocol.seeds[:seeds]
@@ -293,7 +308,7 @@ def record_table(
                 write_cells(out, *table_of_run(run, cells))
         except ArchiveError as error:
             raise fail(error, UNUSABLE) from error
-    typer.echo(f"{scored} of {cells + 1} cells have a score: {out}")
+    say(f"{scored} of {cells + 1} cells have a score: {out}")
 
 
 SAVE_EVERY = 20

@@ -14,11 +14,15 @@ from poise_core.cli.common import (
     JsonOption,
     PresetOption,
     SetOption,
+    SharedNetworkOption,
     default_run_dir,
     existing_file,
     fail,
     plain_errors,
     resolve_preset,
+    say,
+    say_json,
+    shared_network,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +38,7 @@ def evaluate(
         Path | None,
         typer.Option(help="Where its results go, and whose baseline it is compared with. Default: runs/PRESET."),
     ] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -54,7 +59,7 @@ def evaluate(
 
     existing_file(file)
     with plain_errors():
-        resolved = resolve_preset(preset, overrides)
+        resolved = resolve_preset(preset, [*(overrides or []), *shared_network(allow_shared_network)])
         chosen = resolved.protocol.seeds[: seeds or resolved.search.seeds_per_candidate]
         if seeds and seeds > len(chosen):
             raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
@@ -69,15 +74,15 @@ def evaluate(
                     candidate = _measure(trials, file, chosen)
                 except CandidateFailure as failure:
                     if json:
-                        typer.echo(json_module.dumps({"failure": _failure(failure)}, indent=1))
+                        say_json(json_module.dumps({"failure": _failure(failure)}, indent=1))
                     raise fail(
                         f"{file.stem}: {failure.kind} in {failure.stage}: {failure.message}", REFUSED
                     ) from failure
             result = _result(run, trials, candidate, chosen)
     if json:
-        typer.echo(json_module.dumps(result, indent=1))
+        say_json(json_module.dumps(result, indent=1))
     else:
-        typer.echo(_text(result))
+        say(_text(result))
 
 
 def _measure(trials: Trials, file: Path, seeds: tuple[int, ...]) -> CandidateRef:
@@ -117,7 +122,7 @@ def _result(run: RunDirectory, trials: Trials, candidate: CandidateRef, seeds: t
         "benchmarks": benchmark_means(mine),
         "baseline": None,
     }
-    evidence = RunEvidence.load(run.archive, protocol)
+    evidence = RunEvidence.load(run.archive, protocol, planned=run.current_preset.search.planned)
     base = evidence.baseline
     if base is not None and base != identity:
         evaluations = {**evidence.evaluations, identity: mine}

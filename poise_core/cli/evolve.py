@@ -16,10 +16,14 @@ from poise_core.cli.common import (
     STOPPED,
     PresetOption,
     SetOption,
+    SharedNetworkOption,
     default_run_dir,
     fail,
     plain_errors,
     resolve_preset,
+    say,
+    shared_network,
+    view_console,
 )
 from poise_core.cli.reading import evidence_of, leaderboard_of
 
@@ -43,6 +47,7 @@ def evolve(
     replay: Annotated[
         Path | None, typer.Option(help="A recorded run: take its models' answers instead of asking.")
     ] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Evolve algorithms: the baseline first, then generations of children, each really trained and really scored.
@@ -59,14 +64,18 @@ def evolve(
 
     poise evolve --llm openai:NAME --base-url http://127.0.0.1:8000/v1 --directive "shorter answers, same accuracy"
     """
-    from rich.console import Console
-
     with plain_errors():
-        settings = [*(overrides or []), *agent_overrides(llm, base_url, directive)]
+        settings = [
+            *(overrides or []),
+            *agent_overrides(llm, base_url, directive),
+            *shared_network(allow_shared_network),
+        ]
         resolved = resolve_preset(preset, settings, generations=generations, parents=parents, seed=seed)
+        if resolved.untuned:
+            typer.echo(f"poise: {resolved.untuned}", err=True)
         if forecast := check_and_forecast(resolved):
             count = resolved.search.generations
-            typer.echo(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
+            say(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
         from flows.local import evolve_here
         from poise_core.cli.progress import ProgressDisplay
         from poise_core.evolution import EvolutionError
@@ -85,17 +94,19 @@ def evolve(
             raise fail(f"{str(error).splitlines()[0]}; once that is corrected, {resume}", FAULT) from error
         except EvolutionError as error:
             raise fail(error, 1) from error
-        console = Console()
+        console = view_console()
         evidence = evidence_of(run)
         console.print(leaderboard_of(run, evidence))
         console.print()
         console.print(render_lineage(lineage(evidence)))
         console.print()
-        console.print(where_to_look(run), markup=False, highlight=False, soft_wrap=True)
+        console.print(where_to_look(run), highlight=False, soft_wrap=True)
 
 
 def where_to_look(run: RunDirectory) -> str:
     """Paths of what a run has left, with the commands that open them."""
+    from poise_core.escaping import without_credentials
+
     folder = _short(run.path)
     archive = run.preset.archive or f"{folder}/archive"
     programs = _short(Path(sys.executable).parent)
@@ -104,7 +115,7 @@ def where_to_look(run: RunDirectory) -> str:
     tracking = run.tracking_uri
     mlflow = f"{programs}/mlflow ui --backend-store-uri {tracking}" if tracking == run.own_tracking_uri else tracking
     prefect = f"PREFECT_HOME={home} {programs}/prefect server start" if server is None else server
-    return "\n".join(
+    lines = "\n".join(
         [
             f"Archive   {archive}",
             f"          {programs}/python -c \"import pandas; print(pandas.read_parquet('{archive}/evaluations'))\"",
@@ -113,6 +124,7 @@ def where_to_look(run: RunDirectory) -> str:
             f"Look      poise show {folder} NAME    poise leaderboard {folder}    poise lineage {folder}",
         ]
     )
+    return without_credentials(lines)
 
 
 def _short(path: Path) -> str:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from poise_core.config import Preset
 from poise_core.evolution.events import Event
+from poise_core.render import ViewConsole
 
 _BAR = 16
 _RECENT = 8
@@ -41,7 +42,7 @@ class ProgressDisplay:
     """
 
     def __init__(self, preset: Preset, seeds: int, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+        self._console = console or ViewConsole(stderr=True)
         self._total = preset.protocol.training.steps * seeds
         self._lock = threading.Lock()
         self._running: dict[tuple[str, str], _Running] = {}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise_core.cli.common import UNUSABLE, JsonOption, fail, plain_errors
+from poise_core.cli.common import UNUSABLE, JsonOption, fail, plain_errors, say_json, view_console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -132,21 +132,20 @@ def leaderboard_of(run: RunDirectory, evidence: RunEvidence, width: int | None =
         evidence: of the run.
         width: columns of the terminal; by default of the one at hand.
     """
-    from rich.console import Console
-
-    from poise_core.render.lines import outlook_note
+    from poise_core.render.lines import outlook_note, spending_note
     from poise_core.render.terminal import render_leaderboard
     from poise_core.views import leaderboard as rank
     from poise_core.views import other_protocols
-    from poise_core.views.outlook import outlook
+    from poise_core.views.outlook import outlook, spending
 
     return render_leaderboard(
         rank(evidence),
         evidence.protocol,
         others=other_protocols(evidence),
         evidence=evidence,
-        width=width or Console().width,
+        width=width or view_console().width,
         outlook=outlook_note(outlook(evidence, run.preset)),
+        spending=spending_note(spending(evidence)),
     )
 
 
@@ -154,14 +153,13 @@ def evidence_of(run: RunDirectory) -> RunEvidence:
     """What a run may say of its candidates, as of now."""
     from poise_core.evidence.run_evidence import RunEvidence
 
-    return RunEvidence.load(run.archive, run.preset.protocol)
+    planned = run.current_preset.search.planned
+    return RunEvidence.load(run.archive, run.preset.protocol, planned=planned, untuned=run.preset.untuned)
 
 
 def _print_json(document: Any) -> None:
-    typer.echo(json_module.dumps(document, indent=1, ensure_ascii=False))
+    say_json(json_module.dumps(document, indent=1, ensure_ascii=False))
 
 
 def _print(view: RenderableType) -> None:
-    from rich.console import Console
-
-    Console().print(view)
+    view_console().print(view)

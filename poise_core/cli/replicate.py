@@ -1,59 +1,119 @@
-"""``poise replicate``."""
+"""``poise replicate``: the examination of a champion candidate."""
 
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise_core.cli.common import REFUSED, UNUSABLE, JsonOption, fail, plain_errors
+from poise_core.cli.common import (
+    REFUSED,
+    UNUSABLE,
+    JsonOption,
+    SetOption,
+    SharedNetworkOption,
+    fail,
+    plain_errors,
+    say,
+    say_json,
+    shared_network,
+    view_console,
+)
+
+if TYPE_CHECKING:
+    from poise_core.experiments.examination import ExaminationRecord
 
 
 def replicate(
     run_dir: Annotated[Path, typer.Argument(help="A run directory, for example runs/laptop.")],
     candidate: Annotated[str, typer.Argument(help="Name, id, or the beginning of an id.")],
-    seeds: Annotated[int | None, typer.Option(min=2, help="Fresh training seeds. Default: all that are left.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=2, help="Fresh training seeds of every comparison. Default: examination.seeds.")
+    ] = None,
+    conditions: Annotated[
+        str | None,
+        typer.Option(help="Only these, after the primary one, for example primary or rates,policy. Default: all."),
+    ] = None,
     undeclared: Annotated[
         bool, typer.Option("--undeclared", help="Also a candidate that is no champion candidate; the record says so.")
     ] = False,
+    allow_shared_network: SharedNetworkOption = False,
+    overrides: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Replicate a champion candidate: train it and the baseline with fresh seeds, and read the sealed report split.
+    """Examine a champion candidate beside the baseline: fresh seeds, sealed problems, and the conditions of the preset.
 
-    A candidate is replicated once; asked again, the record is shown. Interrupted, the same command goes on.
+    The primary condition is the protocol as it is; it makes a champion. The others ask whether that holds with each side at its
+    best learning rate, on another base policy, at other k and without a collapse: docs/evidence.md. Their cost is told before
+    anything is trained. A candidate is examined once; asked again, the record is shown. Interrupted, the same command goes on.
 
-    Exit status 0: replicated; 1: refuted, or it failed; 2: not possible here, and nothing was done.
+    Exit status 0: better under the primary condition; 1: it is not, or it failed; 2: not possible here, and nothing was done.
 
-    Example: poise replicate runs/laptop VM-AV
+    Examples:
+
+    poise replicate runs/laptop VM-AV
+
+    poise replicate runs/laptop VM-AV --conditions primary --seeds 5
     """
     from poise_core.archive import ArchiveError
     from poise_core.cli.progress import ProgressDisplay
-    from poise_core.experiments.replication import Replication, ReplicationRefused
+    from poise_core.config import with_overrides
+    from poise_core.experiments.examination import Examination
+    from poise_core.experiments.replication import ReplicationRefused
     from poise_core.run_directory import RunDirectory
     from poise_core.tracking.sync import Tracker
     from poise_core.views import find_candidate
 
+    shared_network(allow_shared_network)
     with plain_errors():
-        preset = RunDirectory.read(run_dir).current_preset
+        preset = with_overrides(RunDirectory.read(run_dir).current_preset, overrides or [])
         with RunDirectory.open(run_dir, preset) as run:
             try:
                 found = find_candidate(run.archive, candidate)
             except ArchiveError as error:
                 raise fail(error, UNUSABLE) from error
             try:
-                with ProgressDisplay(preset, seeds or len(preset.protocol.seeds)) as display:
-                    row = Replication(run, found, observer=display).carry_out(seeds, undeclared=undeclared)
+                with ProgressDisplay(preset, seeds or preset.examination.seeds) as display:
+                    record = Examination(run, found, observer=display).examine(
+                        seeds,
+                        undeclared=undeclared,
+                        conditions=[one.strip() for one in conditions.split(",")] if conditions is not None else None,
+                        say=lambda cost: typer.echo(cost, err=True),
+                    )
             except ReplicationRefused as error:
                 raise fail(error, UNUSABLE) from error
             Tracker.for_run(run).sync_archive(
-                run.archive, run.preset.protocol, run_dir=run.path, force=True
+                run.archive,
+                run.preset.protocol,
+                run_dir=run.path,
+                force=True,
+                planned=run.current_preset.search.planned,
             )  # moves the champion's alias
-    if json:
-        plain = {name: value for name, value in row.items() if name not in ("row_key", "created_at", "content_digest")}
-        typer.echo(json_module.dumps(plain, indent=1))
-    else:
-        typer.echo(f"{found}: {row['message']}")
-    if row["outcome"] != "replicated":
+    _print(found, record, json)
+    if record.replication["outcome"] != "replicated":
         raise typer.Exit(REFUSED)
+
+
+def _print(candidate: str, record: ExaminationRecord, json: bool) -> None:
+    """The replication, and where there is one the examination."""
+    from poise_core.evidence.examination import conclude
+    from poise_core.render.terminal import render_examination
+
+    if json:
+        document = _plain(record.replication)
+        if record.rows:
+            conclusion = conclude(record.rows)
+            rows = [_plain(row) | {"detail": json_module.loads(row["detail"])} for row in record.rows]
+            document["examination"] = {"standing": conclusion.standing, "says": conclusion.sentence, "conditions": rows}
+        say_json(json_module.dumps(document, indent=1))
+        return
+    say(f"{candidate}: {record.replication['message']}")
+    if record.rows:
+        view_console().print(render_examination(record.rows, f"Examination of {candidate}"))
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("row_key", "created_at", "content_digest")}

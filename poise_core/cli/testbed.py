@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from poise_core.cli.common import SharedNetworkOption, say, shared_network, view_console
 
 if TYPE_CHECKING:
     from poise_core.config import Preset
     from poise_core.testbed.calibration import Summary
 
 _BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
-_console = Console(stderr=True)
 
 
 def calibrate(
@@ -33,6 +33,7 @@ def calibrate(
         "runs/calibrate"
     ),
     write: Annotated[Path | None, typer.Option(help="Markdown page whose measured part is replaced.")] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as for evolve.")] = None,
 ) -> None:
     """Train a panel of known algorithms and state what the testbed can tell apart.
@@ -43,16 +44,17 @@ def calibrate(
     from poise_core.testbed.panel import PANEL
 
     names = tuple(algorithm or PANEL)
+    settings = [*(overrides or []), *shared_network(allow_shared_network)]
     summaries, protocols = [], []
     for i, name in enumerate(policy or [""]):
         own_seeds = other_seeds if i else seeds
-        loaded = _load(preset, [*(overrides or []), *([f"protocol.policy={name}"] if name else [])])
+        loaded = _load(preset, [*settings, *([f"protocol.policy={name}"] if name else [])])
         protocols.append(loaded.protocol)
         summaries.append(_judge(loaded, names, own_seeds, run_dir / loaded.protocol.digest))
     shown = "".join(f" --policy {name}" for name in policy or [])
     command = f"poise calibrate --preset {preset} --seeds {seeds} --other-seeds {other_seeds}{shown}"
     page = render(summaries, protocols, command)
-    typer.echo(page)
+    say(page)
     if write is not None:
         _replace_measured(write, page)
 
@@ -63,7 +65,7 @@ def _load(preset: str, overrides: list[str]) -> Preset:
     try:
         return load_preset(preset, overrides)
     except PresetError as error:
-        _console.print(f"poise calibrate: {error}", markup=False)
+        say(f"poise calibrate: {error}", err=True)
         raise typer.Exit(2) from error
 
 
@@ -74,7 +76,7 @@ def _judge(preset: Preset, names: Sequence[str], seeds: int, folder: Path) -> Su
 
     protocol = preset.protocol
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=_console) as progress:
+    with Progress(*columns, console=view_console(stderr=True)) as progress:
         bar = progress.add_task(f"training on {protocol.policy}", total=len(names) * seeds)
         with ThreadPoolExecutor(preset.resources.parallel_candidates) as pool:
             panel = run_panel(preset, names, seeds, folder, pool, on_seed=lambda: progress.advance(bar))
@@ -114,11 +116,11 @@ def build_policy(
         raise typer.BadParameter(f"{out} already holds a policy; choose another folder")
     torch.set_num_threads(threads)
     recipe = RECIPES[name]
-    with Progress(console=_console) as progress:
+    with Progress(console=view_console(stderr=True)) as progress:
         bar = progress.add_task(f"demonstrations for {name}", total=recipe.steps)
         build(
             recipe,
             out,
             lambda step, loss: progress.update(bar, completed=step + 1, description=f"{name}: loss {loss:.3f}"),
         )
-    typer.echo(f"wrote {out}")
+    say(f"wrote {out}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from poise_core.cli.common import FAULT, fail, plain_errors
+from poise_core.cli.common import FAULT, fail, plain_errors, say
 
 
 def track(
@@ -25,16 +25,21 @@ def track(
 
     Example: poise track runs/laptop --uri http://127.0.0.1:5000
     """
+    from poise_core.escaping import without_credentials
     from poise_core.run_directory import RunDirectory
     from poise_core.tracking.sync import Tracker
 
     with plain_errors():
         run = RunDirectory.read(run_dir)
         tracker = Tracker.for_run(run, uri)
-        report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True)
+        report = tracker.sync_archive(
+            run.archive, run.preset.protocol, run_dir=run.path, force=True, planned=run.current_preset.search.planned
+        )
     if report.error:
         raise fail(f"MLflow at {tracker.uri}: {report.error}", FAULT)
-    typer.echo(
-        f"{tracker.experiment} at {tracker.uri}: {report.created} runs made, {report.updated} updated, "
+    say(
+        f"{tracker.experiment} at {without_credentials(tracker.uri)}: {report.created} runs made, {report.updated} updated, "
         f"{report.unchanged} unchanged"
     )
+    for line in report.refused:
+        say(f"not taken: {line}", err=True)

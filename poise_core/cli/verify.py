@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise_core.cli.common import REFUSED, JsonOption, existing_file, plain_errors
+from poise_core.cli.common import (
+    REFUSED,
+    JsonOption,
+    SharedNetworkOption,
+    existing_file,
+    plain_errors,
+    say_json,
+    shared_network,
+    view_console,
+)
 
 if TYPE_CHECKING:
     from poise_core.verification import VerificationReport
@@ -19,6 +28,11 @@ def verify(
         Path | None, typer.Option(help="A run whose admitted candidates it is compared with, as evolve would.")
     ] = None,
     json: JsonOption = False,
+    allow_shared_network: SharedNetworkOption = False,
+    probe_seed: Annotated[
+        int | None,
+        typer.Option(help="Of the probes, to repeat a verdict: the probe_seed of its report. Default: random."),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that the whole gate may take.")] = 60.0,
 ) -> None:
     """Put an algorithm file through the admission gate, in a confined process.
@@ -27,16 +41,17 @@ def verify(
 
     Example: poise verify my_algorithm.py
     """
-    from rich.console import Console
+    from rich.text import Text
 
     from poise_core.verification import verify_file
 
     existing_file(file)
-    with plain_errors(), Console(stderr=True).status(f"verifying {file.name}"):
+    shared_network(allow_shared_network)
+    with plain_errors(), view_console(stderr=True).status(Text(f"verifying {file.name}")):
         known = _admitted(run_dir) if run_dir else None
-        report = verify_file(file, timeout_seconds=timeout, known_fingerprints=known)
+        report = verify_file(file, timeout_seconds=timeout, known_fingerprints=known, probe_seed=probe_seed)
     if json:
-        typer.echo(report.to_json())
+        say_json(report.to_json())
     else:
         _print(report)
     if not report.admitted:
@@ -52,7 +67,6 @@ def _admitted(run_dir: Path) -> dict[str, str]:
 
 
 def _print(report: VerificationReport) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -60,10 +74,12 @@ def _print(report: VerificationReport) -> None:
     for check in report.checks:
         mark = Text("passed", "green") if check.passed else Text("failed", "red")
         table.add_row(mark, check.name, Text(check.proves if check.passed else check.message))
-    console = Console()
+    console = view_console()
     console.print(table)
     for line in [*_likeness(report), *_confinement(report)]:
         console.print(Text(line))
+    if report.probe_seed is not None:
+        console.print(Text(f"drawn probes: --probe-seed {report.probe_seed} repeats this verdict"))
     if report.admitted:
         console.print(Text(f"{report.candidate_name}: admitted in {report.seconds:.1f} s", "green"))
     else:

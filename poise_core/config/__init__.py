@@ -1,12 +1,13 @@
 """Presets and the specifications that they consist of, as Pydantic models."""
 
 from poise_core.config.ladder import HealthSpec, LadderSpec
-from poise_core.config.loading import PresetError, load_preset, shipped_presets, with_overrides
-from poise_core.config.preset import Preset
+from poise_core.config.loading import PresetError, load_preset, shipped_presets, tuned_file, with_overrides
+from poise_core.config.preset import ExaminationSpec, Preset
 from poise_core.config.resources import ResourceSpec
 from poise_core.config.search import SearchSpec
 
 __all__ = [
+    "ExaminationSpec",
     "HealthSpec",
     "LadderSpec",
     "Preset",
@@ -15,5 +16,6 @@ __all__ = [
     "SearchSpec",
     "load_preset",
     "shipped_presets",
+    "tuned_file",
     "with_overrides",
 ]

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from poise_core.config.environment_file import pinned
 from poise_core.config.preset import Preset
 from poise_core.config.protocol import Protocol
-from poise_core.policies.locate import PolicyNotFoundError, policy_digest
+from poise_core.policies.locate import PolicyNotFoundError, policy_digest, tokenizer_digest
 
 
 class PresetError(ValueError):
@@ -66,7 +66,8 @@ def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
         digest = policy_digest(preset.protocol.policy)
     except PolicyNotFoundError as error:
         raise PresetError(f"protocol.policy: {error}") from error
-    protocol = preset.protocol.model_copy(update={"policy_digest": digest})
+    words = tokenizer_digest(preset.protocol.policy) if preset.protocol.prompt else ""
+    protocol = preset.protocol.model_copy(update={"policy_digest": digest, "tokenizer_digest": words})
     return preset.model_copy(update={"protocol": _with_pinned_environment(protocol)})
 
 
@@ -91,7 +92,9 @@ def _read_document(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) 
     if name in extended_by:
         raise PresetError(f"extends goes in a circle: {' extends '.join((*extended_by, name))}")
     document = _read_yaml(name, f"{extended_by[-1]}: extends: " if extended_by else "")
-    base = document.pop("extends", None)
+    base, tuned = document.pop("extends", None), document.pop("tuned", None)
+    if tuned is not None:  # what was found by tuning stands above the file's own numbers, from which the tuning began
+        document = _merged(document, _read_tuned(_beside(name, tuned)))
     if base is None:
         return document
     if not isinstance(base, str):
@@ -99,6 +102,44 @@ def _read_document(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) 
     if base not in shipped_presets():
         base = os.path.normpath(Path(name).parent / base)
     return _merged(_read_document(base, (*extended_by, name)), document)
+
+
+def tuned_file(name_or_path: str | Path) -> Path | None:
+    """The file from which a preset takes its tuned baseline, there or not: the key ``tuned`` of the preset, or of the nearest
+    one that it extends; None where none of them has the key.
+
+    Raises:
+        PresetError: a file cannot be read.
+    """
+    name: str | None = str(name_or_path)
+    while name is not None:
+        document = _read_yaml(name, "")
+        if (tuned := document.get("tuned")) is not None:
+            return _beside(name, tuned)
+        base = document.get("extends")
+        name = base if base is None or base in shipped_presets() else os.path.normpath(Path(name).parent / base)
+    return None
+
+
+def _beside(name: str, tuned: object) -> Path:
+    """The path of a preset's ``tuned`` file, which is relative to the preset's own folder."""
+    if not isinstance(tuned, str):
+        raise PresetError(f"{name}: tuned takes the path of a file that poise tune has written (given: {tuned!r})")
+    folder = Path(str(resources.files("poise_core") / "presets")) if name in shipped_presets() else Path(name).parent
+    return folder / tuned
+
+
+def _read_tuned(path: Path) -> dict[str, Any]:
+    """The keys of a tuned baseline; none where there is no such file yet, and then the preset counts as never tuned."""
+    if not path.exists():
+        return {}
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise PresetError(f"{path}: cannot be read ({' '.join(str(error).split())}); run poise tune again") from error
+    if not isinstance(document, dict) or not set(document) <= {"protocol", "baseline"}:
+        raise PresetError(f"{path}: not a file that poise tune has written; it may hold 'protocol' and 'baseline' only")
+    return document
 
 
 def _read_yaml(name: str, where: str) -> dict[str, Any]:

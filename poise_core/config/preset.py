@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pathlib import PurePath
+
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from poise_core.config.agents import AgentSettings
 from poise_core.config.ladder import HealthSpec, LadderSpec
-from poise_core.config.protocol import FrozenModel, Protocol
+from poise_core.config.protocol import TUNED_TRAINING, FrozenModel, Protocol
 from poise_core.config.resources import ResourceSpec
-from poise_core.config.search import SearchSpec
+from poise_core.config.search import BaselineSpec, SearchSpec
+
+
+class ExaminationSpec(FrozenModel):
+    """The conditions under which a champion candidate is examined beside the baseline; docs/evidence.md says what each asks.
+
+    It is no part of the protocol: an examination keeps the settings that it was begun with, and their digest, in its own record.
+    """
+
+    seeds: int = Field(10, ge=2, description="fresh seeds of every comparison on the sealed split")
+    choice_seeds: PositiveInt = Field(
+        2, description="further fresh seeds with which each side's best learning rate is chosen, on the search split"
+    )
+    rates: tuple[PositiveFloat, ...] = Field(
+        (1 / 3, 1.0, 3.0),
+        description="factors on protocol.training.learning_rate of which each side gets its best; none: one rate only",
+    )
+    policies: tuple[str, ...] = Field(
+        (),
+        description="other base policies to compare on, as protocol.policy names one; the protocol's own is left out",
+    )
+    passes: tuple[PositiveInt, ...] = Field(
+        (1, 8, 32), description="k at which the sampled benchmarks are compared, where they draw so many completions"
+    )
+    greedy: bool = Field(True, description="whether the greedy benchmarks are compared by themselves")
+    collapse_points: PositiveFloat = Field(
+        10.0,
+        description="a training collapsed where its Overall is by more points below the baseline's mean, or it failed",
+    )
+    collapse_limit: float = Field(
+        0.3, gt=0, lt=1, description="upper 95 % limit of the chance of a collapse that a candidate may have"
+    )
+
+    @model_validator(mode="after")
+    def _distinct(self) -> ExaminationSpec:
+        if self.rates and (1.0 not in self.rates or len(self.rates) < 2):
+            raise ValueError(f"rates are {list(self.rates)}; list 1 and at least one other factor, or none")
+        names = [PurePath(policy).name for policy in self.policies]
+        for what, values in (("rates", self.rates), ("policies", names), ("passes", self.passes)):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{what} repeat; every one may stand once")
+        return self
 
 
 class Preset(FrozenModel):
@@ -21,8 +64,10 @@ class Preset(FrozenModel):
         description="URI of the archive, such as s3://bucket/runs/laptop; without it the run directory's folder `archive`",
     )
     search: SearchSpec = SearchSpec()
+    baseline: BaselineSpec = BaselineSpec()
     ladder: LadderSpec = LadderSpec()
     health: HealthSpec = HealthSpec()
+    examination: ExaminationSpec = ExaminationSpec()
     resources: ResourceSpec = ResourceSpec()
     agents: AgentSettings = AgentSettings()
 
@@ -49,3 +94,33 @@ class Preset(FrozenModel):
                 f"ladder.proxy_window is {self.ladder.proxy_window}, but the proxy has {self.ladder.proxy_steps} steps"
             )
         return self
+
+    @property
+    def baseline_numbers(self) -> dict[str, float]:
+        """Hyperparameters of the baseline in place of its file's; those tuned for another algorithm are none."""
+        record = self.baseline.tuning
+        return {} if record and record.algorithm != self.search.baseline else dict(self.baseline.hyperparameters)
+
+    @property
+    def untuned(self) -> str:
+        """Why the baseline does not count as tuned under this protocol, as a sentence; empty where it is.
+
+        A candidate that beats an untuned baseline may owe that to numbers which suit it and not the baseline.
+        """
+        name, record = self.search.baseline, self.baseline.tuning
+        again = f"'poise tune --preset {self.name}' does that."
+        if record is None or record.algorithm != name:
+            return f"The baseline {name} was never tuned under this protocol; {again}"
+        if record.digest != self.protocol.tuning_digest:
+            return (
+                f"The baseline {name} was tuned under another protocol ({record.digest}, this is "
+                f"{self.protocol.tuning_digest}), not under this one; {again}"
+            )
+        training = self.protocol.training
+        own = {**{key: float(getattr(training, key)) for key in TUNED_TRAINING}, **self.baseline_numbers}
+        for key, tuned in record.numbers.items():
+            if key in own and own[key] != tuned:
+                return f"The baseline {name} has {key} = {own[key]:g} here, but {tuned:g} was found by tuning; {again}"
+        if record.open:
+            return f"The tuning of the baseline {name} left its optimum open: {', '.join(record.open)}."
+        return ""

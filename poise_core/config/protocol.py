@@ -16,6 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from poise_core.config.environment_file import EnvironmentFile
+from poise_core.policies.prompt import PromptSpec
 
 
 class FrozenModel(BaseModel):
@@ -64,6 +65,11 @@ class BenchmarkSpec(FrozenModel):
         if self.metric == "accuracy" and (self.k, self.samples) != (1, 1):
             raise ValueError("greedy accuracy takes k = 1 and samples = 1")
         return self
+
+    @property
+    def single_sample(self) -> bool:
+        """Whether it scores the share of single completions that are right, as the training reward does."""
+        return self.metric == "accuracy" or self.k == 1
 
     @property
     def metric_name(self) -> str:
@@ -115,6 +121,10 @@ class Protocol(FrozenModel):
     policy: str = Field(description="name of a shipped base policy, or a folder or hub name that transformers can load")
     policy_digest: str = Field("", description="SHA-256 of the policy's weights; filled in when the preset is loaded")
     environment: EnvironmentSpec
+    prompt: PromptSpec | None = Field(None, description="how problems become prompts; by default they are the prompts")
+    tokenizer_digest: str = Field(
+        "", description="SHA-256 of tokenizer and chat template; filled in where ``prompt`` is given"
+    )
     training: TrainingSpec
     benchmarks: tuple[BenchmarkSpec, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1, description="training seeds that candidates share, used from the left")
@@ -150,9 +160,35 @@ class Protocol(FrozenModel):
         copy.__dict__.pop("digest", None)
         return copy
 
+    @property
+    def scored_by_reward(self) -> bool:
+        """Whether Overall counts what the training reward counts. With pass@k it does not: an advantage that keeps answers diverse
+        lowers the reward and raises Overall, so that no reward may end it."""
+        return all(benchmark.single_sample for benchmark in self.benchmarks)
+
     @cached_property
     def digest(self) -> str:
         """Sixteen hex digits that identify this protocol; revision 1 has the digests of before revisions were counted."""
         uncounted = {"trainer_revision"} if self.trainer_revision == 1 else set()
-        text = json.dumps(self.model_dump(mode="json", exclude=uncounted), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest(self.model_dump(mode="json", exclude=uncounted | self._younger))
+
+    @property
+    def _younger(self) -> set[str]:
+        """Fields that say nothing here and are younger than digests that must stay."""
+        return {"prompt", "tokenizer_digest"} if self.prompt is None else set()
+
+    @property
+    def tuning_digest(self) -> str:
+        """Sixteen hex digits that identify what the baseline's numbers are tuned under: all of this protocol but the two numbers
+        that are tuned themselves, and the list of seeds, of which a tuning uses none."""
+        younger = dict.fromkeys(self._younger, True)
+        document = self.model_dump(mode="json", exclude={"seeds": True, "training": set(TUNED_TRAINING), **younger})
+        return _digest(document)
+
+
+TUNED_TRAINING = ("learning_rate", "inner_epochs")
+"""Keys of ``TrainingSpec`` that are tuned for the baseline and then hold for every candidate."""
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]

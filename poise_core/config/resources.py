@@ -21,7 +21,12 @@ class ResourceSpec(FrozenModel):
     evaluate_timeout_seconds: PositiveFloat = 600.0
     verify_timeout_seconds: PositiveFloat = 60.0
     memory_gib: PositiveFloat | None = Field(
-        None, description="main memory of a training process; by default the machine's, shared equally"
+        None,
+        description="main memory of a training process; by default the machine's or its container's, shared equally",
+    )
+    allow_shared_network: bool = Field(
+        False,
+        description="train also where the machine grants no network namespace; candidate code then shares the machine's network",
     )
     checkpoint_steps: int = Field(25, ge=0, description="training steps between checkpoints; 0 for none")
     infrastructure_retries: int = Field(2, ge=0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from poise_core.config.protocol import FrozenModel
 
-Arm = Literal["evolution", "random", "greedy", "best-of-n"]
+Arm = Literal["evolution", "random", "greedy", "best-of-n", "tune"]
 
 
 class AcquisitionSpec(FrozenModel):
@@ -30,7 +30,9 @@ class AcquisitionSpec(FrozenModel):
     )
     top_descendants: PositiveInt = Field(3, description="K: descendants that make up a node's descendant gain")
     discount: float = Field(0.8, gt=0, le=1, description="gamma: discount per generation between node and descendant")
-    gain_scale: PositiveFloat = Field(3.0, description="beta: points of Overall that count as a large gain (the scale of the tanh)")
+    gain_scale: PositiveFloat = Field(
+        3.0, description="beta: points of Overall that count as a large gain (the scale of the tanh)"
+    )
     kernel: Literal["matern", "rbf"] = Field("matern", description="kernel over node features; matern: nu = 5/2")
     confidence: NonNegativeFloat = Field(1.0, description="UCB coefficient: standard deviations added to the mean")
     target_noise: PositiveFloat = Field(
@@ -51,7 +53,9 @@ class PlateauSpec(FrozenModel):
     """The definition of a plateau, and how the search answers one."""
 
     window: PositiveInt = Field(3, description="generations without a recognisable gain that make a plateau")
-    answer: bool = Field(True, description="whether a plateau makes mutations wider and gives one parent's slot to an unexplored branch")
+    answer: bool = Field(
+        True, description="whether a plateau widens mutations and gives one slot to an unexplored branch"
+    )
     worth: NonNegativeFloat = Field(
         0.1, description="expected gain of a generation, as a share of the noise floor, below which it is not worth it"
     )
@@ -67,10 +71,16 @@ class SearchSpec(FrozenModel):
         3, description="number of the protocol's seeds that each candidate trains with"
     )
     ideas_tried: int = Field(
-        3, ge=1, le=16, description="upper limit of the proposals implemented for one slot of a generation, until the gate admits one"
+        3,
+        ge=1,
+        le=16,
+        description="limit of the proposals implemented for one slot, until the gate admits one",
     )
     revisions: int = Field(
-        2, ge=0, le=10, description="inner loop: how often the implementer may revise one file after a report of the gate"
+        2,
+        ge=0,
+        le=10,
+        description="inner loop: how often the implementer may revise one file after a report of the gate",
     )
     repairs: int = Field(
         1,
@@ -86,3 +96,49 @@ class SearchSpec(FrozenModel):
     acquisition: AcquisitionSpec = AcquisitionSpec()
     plateau: PlateauSpec = PlateauSpec()
     seed: int = Field(0, description="seed of selection and of the catalogue proposer")
+    searches: PositiveInt = Field(
+        1,
+        description="searches of the experiment that this one is part of: champion candidates are corrected for all of them",
+    )
+
+    @property
+    def planned(self) -> int:
+        """Children that the whole experiment is going to measure, this search and those beside it."""
+        return self.generations * self.parents * self.searches
+
+
+class TuningRecord(FrozenModel):
+    """How the baseline's numbers were found; ``poise tune`` writes it, and nothing else should."""
+
+    algorithm: str = Field(description="name of the baseline, as search.baseline gives it")
+    digest: str = Field(
+        description="of the protocol without the tuned numbers and the seeds, see Protocol.tuning_digest"
+    )
+    numbers: dict[str, float] = Field(description="the optimum, training's numbers among them")
+    start: dict[str, float] = Field(description="where the search began")
+    open: tuple[str, ...] = Field(
+        (), description="sides on which the optimum is not bracketed, such as 'kl_coef above 0.3'"
+    )
+    date: str
+    budget: PositiveInt = Field(description="trainings allowed")
+    trainings: PositiveInt = Field(description="trainings done")
+    tokens: int = Field(description="completion tokens sampled in them")
+    points: PositiveInt = Field(description="different sets of numbers that were measured")
+    chosen_by: dict[str, Any] = Field(
+        description="Overall of the optimum on the seeds that chose it, which is optimistic"
+    )
+    overall: dict[str, Any] = Field(description="Overall of the optimum on fresh seeds: estimate, low, high, seeds")
+    gain: dict[str, Any] = Field(description="the same of its difference to the start, paired by seed and problem")
+    axes: dict[str, list[dict[str, Any]]] = Field(
+        description="per number, the points through the optimum: value, overall, and delta to the optimum"
+    )
+
+
+class BaselineSpec(FrozenModel):
+    """The numbers of the baseline, and how they were found."""
+
+    hyperparameters: dict[str, float] = Field(
+        default_factory=dict,
+        description="in place of the defaults of its file; entropy_coef adds a bonus where it has none",
+    )
+    tuning: TuningRecord | None = None

@@ -36,6 +36,9 @@ class Environment(Protocol):
     def problems(self, split: Split, kinds: Sequence[str], count: int, seed: str) -> list[Problem]:
         """Return ``count`` distinct problems of one split, kinds in equal shares; equal arguments give equal problems.
 
+        For ``search`` and ``report`` the seed is a secret of the run, and the problems should not be known without it: use all of
+        the seed, as ``random.Random(seed)`` does with a text.
+
         Raises:
             ValueError: unknown kind, or the split holds fewer problems.
         """

@@ -1,14 +1,13 @@
 """Evaluation of trained policies, in a process that never loads candidate code.
 
-The environment draws the problems of a benchmark; the kinds, the number and the benchmark's name determine them. Benchmark and
-split determine the random numbers of sampling, so that all policies of a protocol answer the same problems with the same
-random numbers. Problems of the ``search`` and ``report`` splits are disjoint from each other and from training.
+The environment draws the problems of a benchmark; the kinds, the number and a seed of the problem set determine them. The set
+also determines the random numbers of sampling, so that all policies of a run answer the same problems with the same random
+numbers. Problems of the ``search`` and ``report`` splits are disjoint from each other and from training.
 """
 
 from __future__ import annotations
 
 import time
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 
 from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.environments import Environment, Problem, Split, get_environment
+from poise_core.evaluation.problems import ProblemSet
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.policies.libraries import skipped_imports
@@ -26,13 +26,13 @@ from poise_core.sampling.local import sample_completions
 ROWS_PER_BATCH = 2048
 
 
-def benchmark_problems(environment: Environment, spec: BenchmarkSpec, split: Split) -> list[Problem]:
-    """Return the problems of one benchmark and split, which are always the same."""
-    return environment.problems(split, spec.kinds, spec.problems, f"benchmark/{spec.name}")
+def benchmark_problems(environment: Environment, spec: BenchmarkSpec, problem_set: ProblemSet) -> list[Problem]:
+    """Return the problems of one benchmark, which are the same for equal sets."""
+    return environment.problems(problem_set.split, spec.kinds, spec.problems, problem_set.seed(spec.name))
 
 
 def evaluate_policy(
-    folder: Path, protocol: Protocol, split: Split, seed: int, *, base: Path | None = None
+    folder: Path, protocol: Protocol, split: Split, seed: int, *, base: Path | None = None, key: bytes = b""
 ) -> SeedEvaluation:
     """Score one policy on every benchmark of the protocol.
 
@@ -43,31 +43,34 @@ def evaluate_policy(
         protocol: benchmarks, weights, length limit and temperature.
         split: ``search`` or ``report``.
         seed: the training seed under which the result is stored; it does not change the sampling.
+        key: of the problem set; by default the problems are the public ones.
     """
     started = time.perf_counter()
     with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
         model = load_model(folder, configuration=base)
     if torch.cuda.is_available():
         model = model.to("cuda")
-    codec = PromptCodec.load(base or folder)
+    codec = PromptCodec.load(base or folder, protocol.prompt)
     environment = get_environment(protocol.environment.name)
-    results = tuple(_benchmark(model, codec, environment, protocol, spec, split) for spec in protocol.benchmarks)
+    asked = ProblemSet(split, key)
+    results = tuple(_benchmark(model, codec, environment, protocol, spec, asked) for spec in protocol.benchmarks)
     return SeedEvaluation(
         seed=seed,
         split=split,
         overall=overall(results, protocol),
         benchmarks=results,
         seconds=time.perf_counter() - started,
+        problems=asked.fingerprint,
     )
 
 
 def _benchmark(
-    model: Any, codec: PromptCodec, environment: Environment, protocol: Protocol, spec: BenchmarkSpec, split: Split
+    model: Any, codec: PromptCodec, environment: Environment, protocol: Protocol, spec: BenchmarkSpec, asked: ProblemSet
 ) -> BenchmarkResult:
-    problems = benchmark_problems(environment, spec, split)
+    problems = benchmark_problems(environment, spec, asked)
     length = protocol.training.max_completion_length
     total = len(problems) * spec.samples
-    noise = uniforms(total, length, zlib.crc32(f"{spec.name}/{split}".encode())) if spec.metric == "pass" else None
+    noise = uniforms(total, length, asked.noise_key(spec.name)) if spec.metric == "pass" else None
     correct, valid, tokens = [], 0, 0
     per_batch = max(1, ROWS_PER_BATCH // spec.samples)
     for first in range(0, len(problems), per_batch):
@@ -81,7 +84,7 @@ def _benchmark(
             mask.to(device),
             torch.full((len(part),), spec.samples, device=device),
             max_length=length,
-            eos_id=codec.eos_id,
+            eos_ids=codec.eos_ids,
             pad_id=codec.pad_id,
             noise=None if noise is None else noise[rows],
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from poise_core.config import ResourceSpec
 from poise_core.config.protocol import Protocol
 from poise_core.environments import Split
+from poise_core.evaluation.problems import ProblemSecret
 
 
 @dataclass(frozen=True)
@@ -19,3 +20,5 @@ class EvaluationJob:
     resources: ResourceSpec
     split: Split
     policies: tuple[tuple[int, Path], ...]  # (seed, policy folder)
+    secret: ProblemSecret | None = field(repr=False)  # of the run; None asks the public problems
+    examination: int = 0  # which problems of the split, see ProblemSecret.problem_set

@@ -1,4 +1,7 @@
-"""Running an evaluation in a child process; a seed whose result file exists is read and not evaluated again."""
+"""Running an evaluation in a child process; a seed whose result file exists is read and not evaluated again.
+
+The job file holds the key of the problems that are asked. Its owner alone may read it, and no process with candidate code sees it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from poise_core.evaluation.job import EvaluationJob
+from poise_core.evaluation.problems import problem_set
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.failures import InfrastructureError
 from poise_core.files import write_atomically
@@ -25,12 +29,18 @@ def evaluate_policies(job: EvaluationJob, *, should_stop: Callable[[], bool] | N
     """
     folder = job.folder.resolve()
     results = [folder / f"seed-{seed}-{job.split}.json" for seed, _ in job.policies]
+    asked = problem_set(job.secret, job.split, job.examination)
+    for result in results:  # an answer to other problems, as in a folder that was copied into another run
+        if result.exists() and SeedEvaluation.from_json(result.read_text()).problems != asked.fingerprint:
+            result.unlink()
     if not all(result.exists() for result in results):
-        _run(job, folder, results, should_stop)
+        _run(job, asked.key, folder, results, should_stop)
     return [SeedEvaluation.from_json(result.read_text()) for result in results]
 
 
-def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Callable[[], bool] | None) -> None:
+def _run(
+    job: EvaluationJob, key: bytes, folder: Path, results: list[Path], should_stop: Callable[[], bool] | None
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     job_file, log = folder / f"job-{job.split}.json", folder / "evaluate.log"
     base = resolve_policy(job.protocol.policy).resolve()
@@ -46,10 +56,12 @@ def _run(job: EvaluationJob, folder: Path, results: list[Path], should_stop: Cal
                 "protocol": protocol.model_dump(mode="json"),
                 "threads": job.resources.threads_per_process,
                 "split": job.split,
+                "key": key.hex(),
                 "base": str(base),
                 "policies": policies,
             }
         ),
+        private=True,
     )
     try:
         status = run_confined(

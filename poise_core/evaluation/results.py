@@ -46,6 +46,7 @@ class SeedEvaluation:
     overall: float  # weighted mean of the benchmarks' scores, percent
     benchmarks: tuple[BenchmarkResult, ...]
     seconds: float
+    problems: str = ""  # fingerprint of the problem set; "" for the public problems
 
     def __post_init__(self) -> None:
         if self.split not in ("search", "report"):

@@ -34,10 +34,10 @@ def main(job_file: str) -> int:
     document = json.loads(Path(job_file).read_text())
     torch.set_num_threads(int(document["threads"]))
     protocol = Protocol.model_validate(document["protocol"])
-    base = Path(document["base"])
+    base, key = Path(document["base"]), bytes.fromhex(document["key"])
     for seed, folder, result in document["policies"]:
         if not Path(result).exists():
-            evaluation = evaluate_policy(Path(folder), protocol, document["split"], seed, base=base)
+            evaluation = evaluate_policy(Path(folder), protocol, document["split"], seed, base=base, key=key)
             write_atomically(Path(result), evaluation.to_json())
     return 0
 

@@ -86,7 +86,7 @@ def overall_interval(
         noise: of Overall between seeds, where it is known better than from these.
 
     Raises:
-        ValueError: no evaluation, a seed twice, mixed splits, or benchmarks that are not the protocol's.
+        ValueError: no evaluation, a seed twice, mixed splits or problems, or benchmarks that are not the protocol's.
     """
     by_seed = _by_seed(evals)
     return _interval([_problem_scores(evaluation, protocol) for evaluation in by_seed.values()], level, noise)
@@ -118,12 +118,12 @@ def delta_between(
     noise: NoiseFloor | None,
     level: float = 0.95,
 ) -> Interval | None:
-    """``paired_delta`` of two candidates with the noise floor, where there is one; None without a seed in common.
+    """``paired_delta`` of two candidates with the noise floor, where there is one; None without a seed in common on equal problems.
 
     All comparisons of two candidates use this function: those in reflections, pages and declarations.
     """
     mine, theirs = evaluations.get(child, ()), evaluations.get(base, ())
-    if not {one.seed for one in mine} & {one.seed for one in theirs}:
+    if not {(one.seed, one.problems) for one in mine} & {(one.seed, one.problems) for one in theirs}:
         return None
     return paired_delta(mine, theirs, protocol, level, noise.of_difference(child, base) if noise else None)
 
@@ -137,9 +137,12 @@ def paired_problem_scores(
         ValueError: as ``paired_delta``.
     """
     children, bases = _by_seed(child), _by_seed(base)
-    shared = [number for number in children if number in bases]
-    if not shared:
+    common = [number for number in children if number in bases]
+    if not common:
         raise ValueError(f"no seed in common: {sorted(children)} and {sorted(bases)}")
+    shared = [number for number in common if children[number].problems == bases[number].problems]
+    if not shared:
+        raise ValueError("the two were asked different problems, so their scores are no pairs")
     if child[0].split != base[0].split:
         raise ValueError(f"evaluations of different splits: {child[0].split} and {base[0].split}")
     differences = []
@@ -156,6 +159,48 @@ def distinguishable(delta: Interval) -> str:
     return "better" if delta.low > 0 else "worse"
 
 
+@dataclass(frozen=True)
+class VarianceParts:
+    """What makes up V, the variance of a mean difference: each part falls as 1 / of what it is named after."""
+
+    seed: float  # var(seed) / n, percent points squared
+    problem: float  # var(problem) / m
+    rest: float  # var(rest) / (n m): what a seed does to single problems, and the drawing of answers
+    seeds: int
+
+    @property
+    def total(self) -> float:
+        """V."""
+        return self.seed + self.problem + self.rest
+
+    def scaled(self, seeds: float = 1.0, problems: float = 1.0) -> float:
+        """V with so many times the seeds and the problems."""
+        return self.seed / seeds + self.problem / problems + self.rest / (seeds * problems)
+
+
+def variance_parts(
+    child: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation], protocol: Protocol
+) -> VarianceParts | None:
+    """The parts of V for one paired difference, from its own seeds: unbiased, so that their mean over differences is, and a
+    small part may come out below zero.
+
+    Returns:
+        None with fewer than two shared seeds.
+
+    Raises:
+        ValueError: as ``paired_delta``.
+    """
+    values = paired_problem_scores(child, base, protocol)
+    seeds = len(values)
+    if seeds < 2:
+        return None
+    blocks = [np.stack(columns) for columns in zip(*values, strict=True)]
+    per_seed = np.sum([block.mean(axis=1) for block in blocks], axis=0)
+    problem, rest = (sum(parts) for parts in zip(*map(_problem_variance, blocks), strict=True))
+    seed = float(per_seed.var(ddof=1)) / seeds
+    return VarianceParts(seed - rest, problem - rest, rest, seeds)
+
+
 def _by_seed(evals: Sequence[SeedEvaluation]) -> dict[int, SeedEvaluation]:
     if not evals:
         raise ValueError("no evaluation given")
@@ -164,6 +209,8 @@ def _by_seed(evals: Sequence[SeedEvaluation]) -> dict[int, SeedEvaluation]:
         raise ValueError("two evaluations have the same seed")
     if len({evaluation.split for evaluation in evals}) > 1:
         raise ValueError("evaluations of both splits are mixed")
+    if len({evaluation.problems for evaluation in evals}) > 1:
+        raise ValueError("evaluations on different problems are mixed")
     return dict(sorted(by_seed.items()))
 
 

@@ -12,12 +12,12 @@ from functools import cached_property
 from typing import Any
 
 from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, Lineage
-from poise_core.archive.typed import CandidateRow, FailureRow, ReplicationRow, RungRow
+from poise_core.archive.typed import CandidateRow, ExaminationRow, FailureRow, ReplicationRow, RungRow
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval
 from poise_core.evidence.noise import NoiseFloor, noise_floor
-from poise_core.evidence.promotion import Declaration, declare
+from poise_core.evidence.promotion import Declaration, Stability, declare
 
 Row = Mapping[str, Any]
 
@@ -39,17 +39,28 @@ class RunEvidence:
     rungs: Sequence[RungRow]  # of the ladder, whatever was decided on it
     replications: Mapping[str, ReplicationRow]  # candidate -> row
     trained_seeds: Mapping[str, frozenset[int]]  # candidate -> seeds of which a training lies in the archive
+    examinations: Mapping[str, Sequence[ExaminationRow]] = field(default_factory=dict)  # candidate -> rows, as planned
+    untuned: str = ""  # why the baseline does not count as tuned, as a sentence; see Preset.untuned
+    planned: int = 0  # children that the experiment is going to measure; 0 where nobody says
     _intervals: dict[tuple[str, str, float], Interval | None] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, archive: Archive, protocol: Protocol) -> RunEvidence:
+    def load(cls, archive: Archive, protocol: Protocol, *, planned: int = 0, untuned: str = "") -> RunEvidence:
         """Read it; nothing is computed yet.
+
+        Args:
+            archive: of the run.
+            protocol: whose numbers count.
+            planned: ``SearchSpec.planned`` of the run, for which declarations are corrected.
+            untuned: of the run's preset, for the views to repeat.
 
         Raises:
             poise_core.archive.ArchiveError: a file cannot be read.
         """
         digest = protocol.digest
         # tables that are written later are read first, so that beside a live run no row names a candidate that was not read
+        answers = archive.rows("examinations", protocol=digest) if archive.has("examinations") else []
+        answers.sort(key=lambda row: row["planned"].index(row["condition"]))
         replications = archive.rows("replications", protocol=digest) if archive.has("replications") else []
         rungs = archive.rows("rungs", protocol=digest) if archive.has("rungs") else []
         failures = archive.rows("failures", protocol=digest)
@@ -68,6 +79,12 @@ class RunEvidence:
             rungs=rungs,
             replications={row["candidate_id"]: row for row in replications},
             trained_seeds={name: frozenset(seeds) for name, seeds in trained.items()},
+            examinations={
+                name: [row for row in answers if row["candidate_id"] == name]
+                for name in sorted({row["candidate_id"] for row in answers})
+            },
+            untuned=untuned,
+            planned=planned,
         )
 
     # the candidates
@@ -125,12 +142,28 @@ class RunEvidence:
         measured = self.trained_seeds.keys() | self._trained.keys() | failed | self.highest_rungs.keys()
         return frozenset(measured & self.candidates.keys()) - {self.baseline or ""}
 
+    @property
+    def family(self) -> int:
+        """The candidates for which a declaration is corrected: those planned, or those tried where they are more."""
+        return max(self.planned, len(self.tried))
+
+    def counted(self) -> str:
+        """For people: ``12 tried of 63 planned``."""
+        tried = len(self.tried)
+        return f"{tried} tried of {self.planned} planned" if self.planned > tried else f"{tried} tried"
+
+    def stability(self, candidate: str) -> Stability | None:
+        """The worst seed of a candidate, and how likely a worse one is."""
+        return Stability.of(self.evaluations.get(candidate, ()))
+
     @cached_property
     def declarations(self) -> Mapping[str, Declaration]:
-        """Candidate -> its comparison with the baseline, corrected for all that were tried; the best first."""
+        """Candidate -> its comparison with the baseline, corrected for all that are planned or tried; the best first."""
         if self.baseline is None or self.baseline not in self._trained:
             return {}
-        declared = declare(self._trained, self.baseline, self.tried, self.protocol, noise=self.noise)
+        declared = declare(
+            self._trained, self.baseline, self.tried, self.protocol, noise=self.noise, planned=self.planned
+        )
         return {one.candidate_id: one for one in declared}
 
     @cached_property

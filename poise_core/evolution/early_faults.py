@@ -1,8 +1,9 @@
 """Early faults: failures of training that go back to the author of the candidate's file.
 
-An early fault is of a kind that the file decides: it raised, its numbers were not finite, it took the memory or the time of
-the whole training for its first steps, or its policy broke a health rule. And it happened within the first steps of the first
-seed. A later failure, or one with a later seed, is a property of the algorithm: it is measured and reflected on, not repaired.
+An early fault is of a kind that the file decides: it raised, its numbers were not finite, it took the memory or the time of the
+whole training for its first steps, it behaved otherwise than in the gate, or its policy broke a health rule. And it happened
+within the first steps of the first seed. A later failure, or one with a later seed, is a property of the algorithm: it is
+measured and reflected on, not repaired.
 A certain loss to the parent (``poise_core.evolution.health``) is no failure.
 """
 
@@ -18,6 +19,7 @@ REPAIRABLE = frozenset(
         FailureKind.DIVERGED,
         FailureKind.TIMED_OUT,
         FailureKind.OUT_OF_MEMORY,
+        FailureKind.INCONSISTENT,
         FailureKind.KL_BLOWUP,
         FailureKind.ENTROPY_COLLAPSE,
         FailureKind.LENGTH_DRIFT,

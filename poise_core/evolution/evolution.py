@@ -12,9 +12,9 @@ from contextlib import nullcontext
 
 from poise_core.agents.llm.ledger import Allowance
 from poise_core.agents.roles import Proposal, ProposalContext, Reflection
-from poise_core.algorithms import algorithm_path
 from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import Archive
+from poise_core.candidate.identity import same_program
 from poise_core.evolution.events import Observer, ignore
 from poise_core.evolution.executor import Executor
 from poise_core.evolution.history import History
@@ -24,9 +24,11 @@ from poise_core.evolution.roles import Roles, roles_for
 from poise_core.evolution.run_context import ComputeSlot
 from poise_core.evolution.search_context import SearchContext
 from poise_core.evolution.stages import evaluate, implement, propose, reflect, repair, select, verify
+from poise_core.evolution.stages.select import EvolutionError
 from poise_core.evolution.trials import Trials
 from poise_core.failures import Cancelled
-from poise_core.run_directory import RunDirectory
+from poise_core.mechanisms.known import with_numbers
+from poise_core.run_directory import RunDirectory, candidate_id
 
 
 class Evolution:
@@ -100,10 +102,30 @@ class Evolution:
         return evaluate.evaluate_untrained(self.trials, self.seeds)
 
     def register_baseline(self) -> CandidateRef:
-        """Put the baseline algorithm into the run."""
-        path = algorithm_path(self.preset.search.baseline)
-        name = path.stem.upper().replace("_", "-")
-        return implement.register(self.search, name, path.read_text(), written_by="human", generation=0)
+        """Put the baseline algorithm into the run, with the preset's numbers, which ``poise tune`` has found.
+
+        Raises:
+            EvolutionError: the preset gives a number that the algorithm does not have, or the run has another baseline.
+        """
+        name, numbers = self.preset.search.baseline, self.preset.baseline_numbers
+        try:
+            source, composition = with_numbers(name, numbers)
+        except ValueError as error:
+            raise EvolutionError(f"search.baseline, baseline.hyperparameters: {error}") from error
+        title = name.upper().replace("_", "-")
+        identity = candidate_id(title, source)
+        for row in self.run.archive.rows("candidates", arm=ARM):
+            if row["parent_ids"] or row["candidate_id"] == identity:
+                continue
+            if row["name"] == title and same_program(row["source"], source):
+                source = row["source"]  # the run keeps its text, whatever comments this version ships
+            else:
+                raise EvolutionError(
+                    f"the baseline of this run is {row['candidate_id']}, and the preset now gives {identity}, another algorithm or "
+                    "other numbers; give it back (search.baseline, baseline.hyperparameters) or take another directory"
+                )
+        found = composition.model_dump(mode="json") if composition else None
+        return implement.register(self.search, title, source, written_by="human", generation=0, composition=found)
 
     def verify_baseline(self, baseline: CandidateRef) -> CandidateRef:
         """Put the baseline through the gate that its children will meet."""

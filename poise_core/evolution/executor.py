@@ -33,6 +33,10 @@ class SeedTraining(Protocol):
         """Where the trained policy is, once the training has finished."""
 
     @property
+    def last_policy(self) -> Path | None:
+        """The trained policy, or that of the pause; None where there is none."""
+
+    @property
     def confinement(self) -> Mapping[str, str]:
         """Measure -> "granted", or why it was not."""
 

@@ -5,7 +5,8 @@ training. Whether and where a training is stopped is a function of its trajector
 looked, and a resumed training is stopped at the same step.
 
 Four rules are failures of the candidate, each a ``poise_core.failures.FailureKind``. The fifth stops a training whose reward is
-certainly below the parent's (``CertainLoss``), which is no failure: the algorithm works, but is worse.
+certainly below the parent's (``CertainLoss``), which is no failure: the algorithm works, but is worse. It judges only where reward
+is what is scored (``Protocol.scored_by_reward``): where pass@k counts, less reward may be more Overall.
 """
 
 from __future__ import annotations
@@ -33,10 +34,12 @@ class HealthWatch:
     Args:
         spec: the thresholds.
         parent: seed -> the parent's trajectory under the same protocol: the same prompts at the same steps.
+        by_reward: whether a certain loss of reward ends a training; ``Protocol.scored_by_reward``.
     """
 
     spec: HealthSpec
     parent: Mapping[int, Sequence[Row]] = field(default_factory=dict)
+    by_reward: bool = False
     stopped: bool = False  # whether a rule has fired
     _broken: dict[tuple[int, FailureKind], int] = field(default_factory=dict)
     _losses: dict[int, list[float]] = field(default_factory=dict)
@@ -67,7 +70,7 @@ class HealthWatch:
                 self.stopped = True
                 where = f"at step {step} of seed {seed}, for {count} steps"
                 raise CandidateFailure(kind, "train", f"{sentence} {where}")
-        if loss := certain_loss(self._losses.get(seed, []), self.spec):
+        if self.by_reward and (loss := certain_loss(self._losses.get(seed, []), self.spec)):
             self.stopped = True
             raise CertainLoss(f"{loss} at step {step} of seed {seed}")
 

@@ -17,6 +17,8 @@ from typing import Literal
 
 from poise_core.archive import EVOLUTION_ARM
 from poise_core.archive.typed import RungRow
+from poise_core.config import LadderSpec
+from poise_core.config.protocol import Protocol
 from poise_core.evidence.racing import Decision
 from poise_core.evidence.stopping import Measurement, Referee, Rung
 from poise_core.evolution.health import HealthWatch
@@ -32,8 +34,8 @@ class Ladder:
         """``seeds`` are those of the last rung; the first of them is that of the rungs below."""
         self.trials, self.archive, self.seeds = trials, trials.archive, tuple(seeds)
         preset = trials.run.preset
-        self.spec, self.health = preset.ladder, preset.health
         self.protocol, self.baseline = preset.protocol, preset.search.baseline
+        self.spec, self.health = judged_by(preset.ladder, self.protocol), preset.health
         self._referees: dict[int, Referee] = {}
         self._lock = threading.Lock()
 
@@ -74,8 +76,7 @@ class Ladder:
         pause = self.spec.proxy_steps if rung == "proxy" else None
         loss = self.trials.train(candidate, self._rung_seeds(rung), pause_after=pause, watch=self._watch(candidate))
         if loss is not None:
-            measured = self.measure(candidate, rung)
-            self._record(candidate, rung, measured, "stopped", loss, cause="certain_loss")
+            self._record_loss(candidate, rung, loss)
 
     def judge(self, candidate: CandidateRef, rung: Rung) -> None:
         """Measure what was trained for the rung, and decide whether the candidate goes on.
@@ -99,12 +100,15 @@ class Ladder:
         with self.trials.announced("race", candidate.name, candidate.generation) as say:
             measured = self.measure(candidate, rung)
             decision = self._decide(candidate, rung, measured)
-            if decision.stop and rung == "proxy":
-                keep_trajectory(self.trials, candidate, self.seeds[0], self.spec.proxy_steps)
             outcome: Literal["stopped", "promoted"] = "stopped" if decision.stop else "promoted"
-            cause = "race" if decision.stop else None
-            self._record(candidate, rung, measured, outcome, decision.message, cause=cause, judged=decision)
             say(f"{outcome} after {_NAMES[rung]}: {decision.message}")
+        cause, at_stop = "race" if decision.stop else None, None
+        if decision.stop and rung == "proxy":
+            keep_trajectory(self.trials, candidate, self.seeds[0], self.spec.proxy_steps)
+            at_stop = self._at_stop(candidate, self.seeds[0], self.spec.proxy_steps)
+        self._record(
+            candidate, rung, measured, outcome, decision.message, cause=cause, judged=decision, at_stop=at_stop
+        )
 
     # the decision
 
@@ -148,12 +152,29 @@ class Ladder:
 
     # records
 
+    def _record_loss(self, candidate: CandidateRef, rung: Rung, loss: str) -> None:
+        """Record a certain loss. Seeds that had finished before it are evaluated; the policy of the one that was ended is, too."""
+        steps = self.archive.trajectory(candidate.candidate_id, self.protocol.digest)
+        own = [seed for seed in self._rung_seeds(rung) if seed in steps]
+        finished = [seed for seed in own if len(steps[seed]) == self.protocol.training.steps]
+        if finished:
+            self.trials.evaluate(candidate, finished)
+        ended = [seed for seed in own if seed not in finished]
+        at_stop = self._at_stop(candidate, ended[-1], len(steps[ended[-1]])) if ended else None
+        measured = self.measure(candidate, rung)
+        self._record(candidate, rung, measured, "stopped", loss, cause="certain_loss", at_stop=at_stop)
+
+    def _at_stop(self, candidate: CandidateRef, seed: int, steps: int) -> tuple[float, int] | None:
+        """Overall and step of the policy at which a training is stopped."""
+        return self.trials.evaluate_stopped(candidate, seed, steps) if self.spec.evaluate_stopped else None
+
     def _watch(self, candidate: CandidateRef) -> HealthWatch | None:
         """The health rules of a training; None for a root, since the baseline has to be measured in any case."""
         if not candidate.generation or not self.health.enabled:
             return None
         parent = candidate.parent_id
-        return HealthWatch(self.health, self.archive.trajectory(parent, self.protocol.digest) if parent else {})
+        steps = self.archive.trajectory(parent, self.protocol.digest) if parent else {}
+        return HealthWatch(self.health, steps, self.protocol.scored_by_reward)
 
     def _record(
         self,
@@ -165,6 +186,7 @@ class Ladder:
         *,
         cause: str | None = None,
         judged: Decision | None = None,
+        at_stop: tuple[float, int] | None = None,
     ) -> None:
         value = measured.mean_overall if decision == "finished" else measured.value(rung, self.seeds[0])
         gap = judged.difference if judged else None
@@ -184,6 +206,8 @@ class Ladder:
             "noise_std": gap.noise.std if gap else None,
             "noise_freedom": gap.noise.freedom if gap else None,
             "message": message,
+            "stopped_overall": at_stop[0] if at_stop else None,
+            "stopped_step": at_stop[1] if at_stop else None,
             "written_by": "poise",
         }
         self.archive.append("rungs", [row])
@@ -200,6 +224,11 @@ class Ladder:
     def _baseline(self) -> str | None:
         roots = [row["candidate_id"] for row in self.archive.rows("candidates", arm=EVOLUTION_ARM, generation=0)]
         return roots[0] if roots else None
+
+
+def judged_by(ladder: LadderSpec, protocol: Protocol) -> LadderSpec:
+    """The ladder that a run climbs: no race on reward where reward is not what is scored."""
+    return ladder if protocol.scored_by_reward else ladder.model_copy(update={"proxy_stop_below": 0.0})
 
 
 _NAMES = {"proxy": "the proxy", "first": "one seed", "all": "all seeds"}

@@ -40,10 +40,10 @@ def default_roles(preset: Preset) -> Roles:
         selector = AcquisitionSelector(search.acquisition, search.plateau)
     elif search.arm == "greedy":
         selector = GreedySelector()
-    random = search.arm == "random"
+    random = search.arm in ("random", "tune")
     return Roles(
         selector=selector,
-        proposer=RandomProposer() if random else CatalogueProposer(),
+        proposer=RandomProposer(numbers_only=search.arm == "tune") if random else CatalogueProposer(),
         screener=FirstComeScreener() if random else CatalogueScreener(),
         implementer=CatalogueImplementer(),
         reflector=RuleReflector(),

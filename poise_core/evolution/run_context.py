@@ -8,14 +8,14 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from poise_core.archive import Archive, candidate_row, failure_row
+from poise_core.archive import Archive, ArchiveRowError, candidate_row, failure_row
 from poise_core.archive.typed import FailureRow
-from poise_core.candidate.identity import source_digest
+from poise_core.candidate.identity import UnreadableCandidate, candidate_name, read_candidate, source_digest
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.events import Observer, announced, ignore
 from poise_core.evolution.executor import Executor, default_executor
 from poise_core.evolution.records import CandidateRef, failure_from_dict
-from poise_core.failures import Cancelled, CandidateFailure, FailureKind
+from poise_core.failures import Cancelled, CandidateFailure, FailureKind, plain_name
 from poise_core.files import write_atomically
 from poise_core.run_directory import RunDirectory, candidate_id
 from poise_core.training.job import TrainingJob
@@ -33,13 +33,30 @@ _STAGES = ("verify", "train", "evaluate")
 """In order: a candidate that has failed in one does not enter those after it."""
 
 
-def admitted_digest(archive: Archive, candidate_id: str) -> str | None:
-    """Digest of the text that the gate admitted; of the registered text where the gate has admitted none."""
+def admitted_text(archive: Archive, candidate_id: str) -> tuple[str | None, str | None]:
+    """Digest and fingerprint of the text that the gate admitted.
+
+    Where the gate has admitted none, the digest is that of the registered text, and there is no fingerprint.
+    """
     for row in archive.rows("verifications", candidate_id=candidate_id, admitted=True):
-        return VerificationReport.from_json(row["report"]).source_digest
+        return VerificationReport.from_json(row["report"]).source_digest, row["fingerprint"]
     for registered in archive.rows("candidates", candidate_id=candidate_id):
-        return registered["source_digest"]
-    return None
+        return registered["source_digest"], None
+    return None, None
+
+
+@contextmanager
+def refused_rows(stage: str) -> Iterator[None]:
+    """Make what the archive refuses about a candidate the candidate's failure: the same would be refused for ever.
+
+    Raises:
+        CandidateFailure: a row was refused; in training as CRASHED, elsewhere as REJECTED.
+    """
+    try:
+        yield
+    except ArchiveRowError as error:
+        kind = FailureKind.CRASHED if stage == "train" else FailureKind.REJECTED
+        raise CandidateFailure(kind, stage, f"the archive refuses what it left: {error}") from error
 
 
 class RunContext:
@@ -82,8 +99,15 @@ class RunContext:
             **columns: further columns of ``poise_core.archive.candidate_row``.
 
         Raises:
-            CandidateFailure: another proposal of this run has led to the very same file (DUPLICATE).
+            CandidateFailure: another proposal of this run has led to the very same file (DUPLICATE), or the text cannot
+                be kept (REJECTED).
         """
+        name = plain_name(name)
+        try:
+            source.encode()
+        except UnicodeEncodeError as error:
+            message = f"the file holds half of a surrogate pair at character {error.start}; write UTF-8 text"
+            raise CandidateFailure(FailureKind.REJECTED, "implement", message) from error
         identity = candidate_id(name, source)
         stored = self.archive.rows("candidates", candidate_id=identity)
         if stored and stored[0]["proposal_id"] != columns.get("proposal_id"):
@@ -103,7 +127,8 @@ class RunContext:
                 written_by=written_by,
                 **columns,
             )
-            self.archive.append("candidates", [row])
+            with refused_rows("implement"):
+                self.archive.append("candidates", [row])
         parents = columns.get("parent_ids") or [None]
         return CandidateRef(identity, name, columns.get("generation", 0), parents[0])
 
@@ -111,12 +136,16 @@ class RunContext:
         """The candidate of this run that has the text of this file, registered as written by a human where it is new.
 
         Raises:
+            CandidateFailure: it is no text that the gate would read; there is nothing that could be registered.
             OSError: the file cannot be read.
         """
-        source = file.read_text(encoding="utf-8-sig", errors="replace")
+        try:
+            source = read_candidate(file)
+        except UnreadableCandidate as error:
+            raise CandidateFailure(FailureKind.REJECTED, "verify", f"language: {error}") from error
         for row in self.archive.rows("candidates", source_digest=source_digest(source)):
             return CandidateRef.of_row(row)
-        return self.register(file.stem, source, written_by="human", arm=MANUAL_ARM)
+        return self.register(candidate_name(file.stem), source, written_by="human", arm=MANUAL_ARM)
 
     def evaluations(self, candidate: CandidateRef, seeds: Sequence[int] | None = None) -> list[SeedEvaluation]:
         """The recorded evaluations of a candidate; of these seeds only, where given."""
@@ -137,6 +166,7 @@ class RunContext:
         self, candidate: CandidateRef, seeds: Sequence[int], pause_after: int | None = None
     ) -> TrainingJob:
         """What the executor is asked to train; see ``poise_core.training.job.TrainingJob``."""
+        digest, fingerprint = admitted_text(self.archive, candidate.candidate_id)
         return TrainingJob(
             candidate_path=self.run.candidate_folder(candidate.candidate_id) / "candidate.py",
             candidate_name=candidate.name,
@@ -145,7 +175,8 @@ class RunContext:
             resources=self.resources,
             seeds=tuple(seeds),
             pause_after=pause_after,
-            source_digest=admitted_digest(self.archive, candidate.candidate_id),
+            source_digest=digest,
+            fingerprint=fingerprint,
         )
 
     def unfinished_trajectory(
@@ -174,7 +205,8 @@ class RunContext:
             raise recorded
         with self.announced(stage, candidate.name, candidate.generation) as say:
             try:
-                yield say
+                with refused_rows(stage):
+                    yield say
             except CandidateFailure as failure:
                 self.archive.append("failures", [self.failure_row(candidate, failure)])
                 raise

@@ -12,7 +12,7 @@ from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.health import HealthWatch
 from poise_core.evolution.records import CandidateRef
 from poise_core.evolution.run_context import RunContext
-from poise_core.evolution.stages.evaluate import evaluate
+from poise_core.evolution.stages.evaluate import evaluate, evaluate_stopped
 from poise_core.evolution.stages.train import train
 from poise_core.evolution.stages.verify import verify
 
@@ -40,3 +40,7 @@ class Trials(RunContext):
     def evaluate(self, candidate: CandidateRef, seeds: Sequence[int]) -> list[SeedEvaluation]:
         """Score the trained policies; see ``poise_core.evolution.stages.evaluate.evaluate``."""
         return evaluate(self, candidate, seeds)
+
+    def evaluate_stopped(self, candidate: CandidateRef, seed: int, steps: int) -> tuple[float, int] | None:
+        """Score the policy at which a training was stopped; see ``poise_core.evolution.stages.evaluate.evaluate_stopped``."""
+        return evaluate_stopped(self, candidate, seed, steps)

@@ -1,1 +1,1 @@
-"""Experiments beside the search loop: the replication of a champion candidate, and the comparison of arms."""
+"""Experiments beside the search loop: the examination of a champion, the comparison of arms, the tuning of the baseline."""

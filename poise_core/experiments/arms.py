@@ -9,9 +9,10 @@ from pathlib import Path
 from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, location_below
 from poise_core.config import Preset
 from poise_core.config.search import Arm
+from poise_core.evaluation.problems import ProblemSecret
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 
-ARMS: tuple[Arm, ...] = ("evolution", "random", "greedy", "best-of-n")
+ARMS: tuple[Arm, ...] = ("evolution", "random", "greedy", "best-of-n", "tune")
 
 _SHARED = ("candidates", "verifications", "trajectories", "evaluations", "reflections")
 
@@ -27,7 +28,8 @@ class ArmRun:
 
 
 def arm_runs(preset: Preset, folder: Path, arms: Sequence[Arm] = ARMS, seeds: Sequence[int] = (0,)) -> list[ArmRun]:
-    """Every arm with every seed; arms differ in ``search.arm`` and ``search.seed`` alone.
+    """Every arm with every seed; arms differ in ``search.arm`` and ``search.seed`` alone. Each knows how many searches there
+    are, since a champion candidate of one of them is the best of the children of all.
 
     Raises:
         RunDirectoryError: the folder is itself a run.
@@ -37,7 +39,8 @@ def arm_runs(preset: Preset, folder: Path, arms: Sequence[Arm] = ARMS, seeds: Se
     runs = []
     for seed in seeds:
         for arm in arms:
-            search = preset.search.model_copy(update={"arm": arm, "seed": seed})
+            one = {"arm": arm, "seed": seed, "searches": len(arms) * len(seeds)}
+            search = preset.search.model_copy(update=one)
             name = f"{arm}-seed-{seed}"
             archive = None if preset.archive is None else location_below(preset.archive, name)
             own = preset.model_copy(update={"search": search, "archive": archive})
@@ -57,7 +60,7 @@ def share_baseline(run: ArmRun, others: Sequence[ArmRun]) -> bool:
         RunDirectoryError: the run's folder cannot be used.
         poise_core.archive.ArchiveError: an archive cannot be read or written.
     """
-    with RunDirectory.open(run.folder, run.preset) as opened:
+    with RunDirectory.open(run.folder, run.preset, _shared_secret(run, others)) as opened:
         if opened.archive.parts("candidates"):
             return False
         for other in others:
@@ -68,6 +71,14 @@ def share_baseline(run: ArmRun, others: Sequence[ArmRun]) -> bool:
                         _copy(source, opened.archive, table, shared)
                     return True
     return False
+
+
+def _shared_secret(run: ArmRun, others: Sequence[ArmRun]) -> ProblemSecret | None:
+    """The secret of the arms that have begun: all answer the same problems, so that their scores can be paired."""
+    if RunDirectory.exists(run.folder):
+        return None  # it has its own
+    begun = [other for other in others if RunDirectory.exists(other.folder)]
+    return next((secret for other in begun if (secret := RunDirectory.read(other.folder).secret)), None)
 
 
 def _finished_roots(archive: Archive) -> list[str]:

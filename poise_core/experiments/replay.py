@@ -45,8 +45,15 @@ from poise_core.experiments.surrogate import (
     held_out,
 )
 from poise_core.mechanisms.catalogue import SLOTS
-from poise_core.mechanisms.composition import Composition
-from poise_core.mechanisms.operators import crossover, mutate, random_composition
+from poise_core.mechanisms.composition import Composition, number_distance
+from poise_core.mechanisms.operators import (
+    Variation,
+    crossover,
+    mutate,
+    mutate_numbers,
+    random_composition,
+    random_numbers,
+)
 from poise_core.search.acquisition import AcquisitionSelector, judge
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
 from poise_core.search.plateau import assess_scores
@@ -172,15 +179,15 @@ class ReplayArm:
     proposer: str = "catalogue"  # or one of PROPOSERS, which propose without a parent
     acquisition: AcquisitionSpec = field(default_factory=AcquisitionSpec)
     crossover: bool = True
+    numbers: bool = True  # whether some mutations move numbers and leave all choices
     plateau: bool = True
     screen: bool = True
     ladder: LadderSpec | None = None
 
 
 def draw_numbers(rng: random.Random, baseline: Composition) -> Composition:
-    """The baseline with every number drawn from its grid: what tuning can reach without another mechanism."""
-    numbers = {one.name: rng.choice(one.grid) for choice in baseline.chosen() for one in choice.parameters}
-    return Composition(choices=baseline.choices, parameters=numbers)
+    """The baseline with random numbers, as ``RandomProposer`` draws them in the arm ``tune``."""
+    return random_numbers(baseline, rng, optional={"kl": baseline.choices["kl"], "entropy": "bonus"}).composition
 
 
 PROPOSERS: dict[str, Callable[[random.Random, Composition], Composition]] = {
@@ -219,6 +226,7 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
     arms += [replace(whole, name=name, acquisition=spec.model_copy(update=one)) for name, one in changes.items()]
     arms += [
         replace(whole, name="no crossover", crossover=False),
+        replace(whole, name="no mutation of numbers alone", numbers=False),
         replace(whole, name="no plateau rule", plateau=False),
         replace(whole, name="no screening", screen=False),
     ]
@@ -443,8 +451,7 @@ class ReplayedSearch:
                 parents = (row, rng.choice(donors))
                 variation = crossover(base.composition, self.nodes[parents[1]].composition, rng)
             else:
-                strength = 2 if rng.random() < self.proposer.double_share else 1
-                variation = mutate(base.composition, rng, strength + (self.proposer.wider_by if wide else 0))
+                variation = self._mutated(base.composition, rng, wide)
             if variation is None or (signature := _signature(variation.composition)) in fresh:
                 continue
             fresh.add(signature)
@@ -453,6 +460,13 @@ class ReplayedSearch:
             return None
         best = found[0] if len(found) == 1 else found[self._screen(row, [(one, text) for one, text, _ in found])]
         return self._node(*best, generation)
+
+    def _mutated(self, base: Composition, rng: random.Random, wide: bool) -> Variation | None:
+        """As ``CatalogueProposer`` does where nothing is diagnosed."""
+        if self.arm.numbers and not wide and rng.random() < self.proposer.number_share:
+            return mutate_numbers(base, rng)
+        strength = 2 if rng.random() < self.proposer.double_share else 1
+        return mutate(base, rng, strength + (self.proposer.wider_by if wide else 0))
 
     def _donors(self, table: NodeTable, row: int, generation: int, slot: int) -> list[int]:
         family = {table.ids[other] for other in np.flatnonzero(table.ancestry(row)).tolist()}
@@ -472,11 +486,15 @@ class ReplayedSearch:
         scores = []
         for composition, signature in proposals:
             own, text = encode_choices(composition), _hashes(signature)
-            apart = np.where(choices != own, 1.0, 0.25 * (texts != text))
+            apart = np.where(choices != own, 1.0, 0.25 * (texts != text)).sum(axis=1)
+            for other in np.flatnonzero(
+                (choices == own).all(axis=1)
+            ).tolist():  # the same mechanisms with other numbers
+                apart[other] = 2.0 * number_distance(composition, self.nodes[other].composition)
             same = int((directions == (text != base).argmax()).sum())
             neutral = sum(composition.choices[slot] == _NEUTRAL[slot] for slot in SLOTS) / len(SLOTS)
             scores.append(
-                weights["novelty"] * min(1.0, float(apart.mean(axis=1).min()) * len(SLOTS) / 3)
+                weights["novelty"] * min(1.0, float(apart.min()) / 3)
                 + weights["variety"] / (1.0 + same)
                 + weights["simplicity"] * neutral
             )

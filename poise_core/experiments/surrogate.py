@@ -59,10 +59,10 @@ class TableError(Exception):
 
 
 def encode(composition: Composition) -> tuple[Codes, Array]:
-    """(S,) one level per slot, numbered through all slots; (P,) the place of every number within its grid, -1 to 1.
+    """(S,) one level per slot, numbered through all slots; (P,) the place of every number within its span, -1 to 1.
 
-    A number that the composition does not have is 0, as one in the middle of its grid. Places are on a log scale where all of
-    the grid is positive; what lies beyond the grid is cut at 1.5.
+    Places are on a log scale, as variation moves numbers. A number that the composition does not have is 0, as one in the middle of
+    its span; what lies beyond the span is cut at 1.5.
     """
     codes = np.array([_LEVEL[slot, composition.choices[slot]] for slot in _SLOTS], np.int64)
     numbers = np.zeros(len(_PARAMETERS))
@@ -74,12 +74,10 @@ def encode(composition: Composition) -> tuple[Codes, Array]:
 
 
 def _place(spec: Parameter, value: float) -> float:
-    low, high = min(spec.grid), max(spec.grid)
-    if high <= low:
+    if not spec.movable or not value:
         return 0.0
-    if low > 0 and value > 0:
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return float(np.clip(2.0 * (value - low) / (high - low) - 1.0, -1.5, 1.5))
+    low, high = map(math.log, spec.span)
+    return float(np.clip(2.0 * (math.log(abs(value)) - low) / (high - low) - 1.0, -1.5, 1.5))
 
 
 @dataclass(frozen=True)
@@ -373,7 +371,7 @@ class Optimum:
 def find_optimum(surrogate: Surrogate, starts: int = 24, seed: int = 0) -> Optimum:
     """The composition with the highest Overall among all of the catalogue that are free of conflicts.
 
-    Climbs from random compositions by the best change of one or two slots, numbers at the better end of their grids, until no
+    Climbs from random compositions by the best change of one or two slots, numbers at the better end of their spans, until no
     change helps. With effects of at most two slots that finds the top from nearly every start; ``agreement`` says from how many.
     """
     import random
@@ -386,7 +384,8 @@ def find_optimum(surrogate: Surrogate, starts: int = 24, seed: int = 0) -> Optim
     bonus, best_numbers = np.zeros(LEVELS), dict[int, dict[str, float]]()
     for (slot, choice, name), (column, spec) in _PARAMETERS.items():
         level = _LEVEL[slot, choice]
-        number = max((float(slopes[column]) * _place(spec, value), value) for value in spec.grid)[1]
+        ends = [math.copysign(end, spec.default) for end in spec.span] if spec.movable else [spec.default]
+        number = max((float(slopes[column]) * _place(spec, value), value) for value in ends)[1]
         bonus[level] += slopes[column] * _place(spec, number)
         best_numbers.setdefault(level, {})[name] = number
     pairs = surrogate.pairs @ weights

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from functools import cached_property
@@ -144,6 +145,17 @@ def distance(a: Composition, b: Composition) -> float:
         return 0.25 if a.numbers(slot) != b.numbers(slot) else 0.0
 
     return sum(map(one, SLOTS)) / len(SLOTS)
+
+
+def number_distance(a: Composition, b: Composition) -> float:
+    """How far the numbers of two compositions with the same choices lie apart: the largest |log(x / y)| over those that differ,
+    in units of log 4, at most 1; 1 where a sign differs or one of them is 0."""
+
+    def one(x: float, y: float) -> float:
+        return min(1.0, abs(math.log(x / y)) / math.log(4.0)) if x * y > 0 else 1.0
+
+    differing = [one(x, b.parameters[name]) for name, x in a.parameters.items() if x != b.parameters[name]]
+    return max(differing, default=0.0)
 
 
 def changed_slots(a: Composition, b: Composition) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
 from poise_core.mechanisms.known import KNOWN
 from poise_core.mechanisms.model import Choice, Slot
@@ -12,15 +14,17 @@ INTRODUCTION = """\
 Made by `python -m poise_core.mechanisms.document > docs/mechanisms.md`; a test compares the two.
 
 A candidate of the catalogue is a *composition*: one choice for each slot below, with its numbers. {core} are answered by
-every algorithm; the others may stay neutral (the first choice of a table). Numbers in brackets are the grid that mutation
-and random search draw from. Together {slots} slots and {choices} choices give {total:.1e} combinations before numbers, less
-those excluded in `poise_core/mechanisms/conflicts.py`, each for a reason that `incompatibilities(composition)` states.
+every algorithm; the others may stay neutral (the first choice of a table). Numbers in brackets are the span within which
+mutation and random search move them, on a log scale and to two digits; one without brackets stands still. Together {slots} slots
+and {choices} choices give {total:.1e} combinations before numbers, less those excluded in `poise_core/mechanisms/conflicts.py`,
+each for a reason that `incompatibilities(composition)` states.
 
 `render(composition, name, ...)` writes the candidate file with the code of the chosen mechanisms only.
 The composition is kept twice: as JSON in the archive (`candidates.composition`), and as the last paragraph of the file's
 docstring. `composition_of(source)` reads the latter and renders it again: a file whose code was edited since is not
-recognised. `mutate`, `crossover` and `random_composition` vary compositions; `distance` is the mean over slots of 1 for
-another choice and 0.25 for other numbers.
+recognised. `mutate`, `mutate_numbers`, `crossover` and `random_composition` vary compositions; `distance` is the mean over
+slots of 1 for another choice and 0.25 for other numbers. The same choices with other numbers are another composition and
+another candidate.
 
 Notation: R reward, c correctness, V format validity (0 or 1), L completion length in tokens, p mean correctness of the
 group, A advantage; mean_g and std_g over the group (divisor n - 1), mean_b over the batch, mean_V over the group's valid and
@@ -57,7 +61,9 @@ def _slot(slot: Slot) -> str:
 def _row(choice: Choice) -> str:
     what = choice.idea + "".join(f"<br>`{formula}`" for formula in choice.formulas)
     numbers = "<br>".join(
-        f"`{p.name}` {p.default:g} [{', '.join(f'{value:g}' for value in p.grid)}]" for p in choice.parameters
+        f"`{p.name}` {p.default:g}" + (f" [{low:g} to {high:g}]" if p.movable else "")
+        for p in choice.parameters
+        for low, high in [sorted(math.copysign(end, p.default) for end in p.span)]
     )
     cells = [
         f"`{choice.name}`",

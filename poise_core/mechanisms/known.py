@@ -1,14 +1,15 @@
-"""The shipped algorithms as compositions, so that a search can vary files that were written by hand."""
+"""The shipped algorithms as compositions, so that a search can vary files that were written by hand, and with other numbers."""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.candidate.identity import source_digest
 from poise_core.mechanisms.composition import GRPO, Composition, compose
-from poise_core.mechanisms.render import composition_of
+from poise_core.mechanisms.render import composition_of, render
 
 
 class Known(NamedTuple):
@@ -106,3 +107,99 @@ def composition_for(source: str) -> Known | None:
         if name in KNOWN and source_digest(algorithm_path(name).read_text()) == digest:
             return KNOWN[name]
     return None
+
+
+class Numbered(NamedTuple):
+    """A shipped algorithm with other numbers than its file's."""
+
+    source: str
+    composition: Composition | None  # None where the catalogue cannot express the file with these numbers
+
+
+def defaults_of(algorithm: str) -> dict[str, float]:
+    """The numbers among the hyperparameters of a shipped algorithm; switches, which are booleans, are left out.
+
+    Raises:
+        ValueError: there is no such algorithm.
+    """
+    source = algorithm_path(algorithm).read_text()
+    return {name: float(value.value) for name, value in _fields(source).items()}  # type: ignore[arg-type]
+
+
+def takes_entropy_bonus(algorithm: str) -> bool:
+    """Whether ``with_numbers`` can add an entropy bonus: the catalogue expresses the whole file, which has none of its own."""
+    known = KNOWN.get(algorithm)
+    return known is not None and not known.left_out and known.composition.choices["entropy"] == "none"
+
+
+def with_numbers(algorithm: str, numbers: Mapping[str, float]) -> Numbered:
+    """A shipped algorithm with some of its hyperparameters set to other numbers.
+
+    The file stays as it is but for these defaults. ``entropy_coef`` of an algorithm without an entropy bonus adds the
+    catalogue's; the file is then rendered from the catalogue, which computes the same otherwise. There 0 adds nothing.
+
+    Raises:
+        ValueError: there is no such algorithm, or it has no such hyperparameter.
+    """
+    source, own = algorithm_path(algorithm).read_text(), defaults_of(algorithm)
+    given = dict(numbers)
+    bonus = given.pop("entropy_coef", 0.0) if "entropy_coef" not in own else 0.0
+    if unknown := given.keys() - own.keys():
+        raise ValueError(f"{algorithm} has no number {sorted(unknown)[0]}; it has {', '.join(sorted(own))}")
+    if bonus and not takes_entropy_bonus(algorithm):
+        raise ValueError(
+            f"{algorithm} has no entropy_coef, and the catalogue cannot add it, since it does not express the file"
+        )
+    composition = _composition_with(algorithm, {name: given[name] for name in given if given[name] != own[name]})
+    if bonus:
+        assert composition is not None, "a file that is expressed whole has its numbers in its composition"
+        composition = compose(composition, entropy="bonus", numbers={"entropy_coef": bonus})
+        title = algorithm.upper().replace("_", "-")
+        return Numbered(
+            render(composition, title, f"{title} with numbers of its own and an entropy bonus."), composition
+        )
+    return Numbered(_replaced(source, given), composition)
+
+
+def _composition_with(algorithm: str, changed: Mapping[str, float]) -> Composition | None:
+    known = KNOWN.get(algorithm)
+    if known is None:
+        return None
+    numbers = dict(changed)
+    if "clip_eps" in known.composition.parameters:  # one number in the catalogue, one for each side in the file
+        low, high = (numbers.pop(name, known.composition.parameters["clip_eps"]) for name in CLIP_SIDES)
+        if low != high:
+            return compose(
+                known.composition, clip="higher", numbers={**numbers, "clip_eps_low": low, "clip_eps_high": high}
+            )
+        numbers["clip_eps"] = low
+    if not numbers.keys() <= known.composition.parameters.keys():
+        return None
+    return Composition(choices=known.composition.choices, parameters={**known.composition.parameters, **numbers})
+
+
+CLIP_SIDES = ("clip_eps_low", "clip_eps_high")
+
+
+def _fields(source: str) -> dict[str, ast.Constant]:
+    """The default of every number of ``Hyperparameters``, as it stands in the text."""
+    (cls,) = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "Hyperparameters"]
+    return {
+        item.target.id: item.value
+        for item in cls.body
+        if isinstance(item, ast.AnnAssign)
+        and isinstance(item.target, ast.Name)
+        and isinstance(item.value, ast.Constant)
+        and isinstance(item.value.value, int | float)
+        and not isinstance(item.value.value, bool)
+    }
+
+
+def _replaced(source: str, numbers: Mapping[str, float]) -> str:
+    lines, fields = source.splitlines(keepends=True), _fields(source)
+    for name, value in numbers.items():
+        old = fields[name]
+        if old.value != value:
+            text = lines[old.lineno - 1]
+            lines[old.lineno - 1] = f"{text[: old.col_offset]}{value!r}{text[old.end_col_offset :]}"
+    return "".join(lines)

@@ -31,7 +31,7 @@ ENTROPY = Slot(
             "pays a fixed entropy bonus",
             ("loss_t <- loss_t - entropy_coef H_t",),
             "A3C, arXiv 1602.01783",
-            (Parameter("entropy_coef", 0.003, (0.001, 0.003, 0.01), high=1.0),),
+            (Parameter("entropy_coef", 0.003, (0.001, 0.003, 0.01), high=1.0, span=(0.0003, 0.03)),),
             off={"entropy_bonus": {"entropy_coef": 0.0}},
             loss_terms=ENTROPY_TERM,
             answers=("entropy_collapse",),
@@ -47,7 +47,7 @@ ENTROPY = Slot(
             ),
             f"{POISE} (VM-AV; controller is this project's)",
             (
-                Parameter("entropy_coef", 0.003, (0.001, 0.003, 0.01), high=1.0),
+                Parameter("entropy_coef", 0.003, (0.001, 0.003, 0.01), high=1.0, span=(0.0003, 0.03)),
                 Parameter("entropy_target", 0.5, (0.3, 0.5, 0.8), high=2.0),
                 Parameter("entropy_gain", 0.1, (0.05, 0.1, 0.3), high=10.0),
             ),
@@ -72,7 +72,7 @@ scale = state.get("entropy_scale", 1.0) + hp.entropy_gain * (hp.entropy_target -
             ),
             f"{POISE} (DACE; controller is this project's)",
             (
-                Parameter("entropy_coef", 0.003, (0.001, 0.003, 0.01), high=1.0),
+                Parameter("entropy_coef", 0.003, (0.001, 0.003, 0.01), high=1.0, span=(0.0003, 0.03)),
                 Parameter("target_start", 1.0, (0.8, 1.0), high=2.0),
                 Parameter("target_end", 0.3, (0.1, 0.3, 0.5), high=2.0),
                 Parameter("entropy_gain", 0.1, (0.05, 0.1, 0.3), high=10.0),
@@ -206,7 +206,7 @@ CLIP = Slot(
             "clips the ratio on both sides alike",
             ("loss_t = -min(r_t A, clip(r_t, 1 - clip_eps, 1 + clip_eps) A)",),
             "PPO, arXiv 1707.06347, eq. 7",
-            (Parameter("clip_eps", 0.2, CLIP_GRID, low=1e-6),),
+            (Parameter("clip_eps", 0.2, CLIP_GRID, low=1e-6, span=(0.03, 0.6)),),
             off={"ratio_clip": {"clip_eps": 1e6}},
             code={"surrogate": CLIPPED.format(low="hp.clip_eps", high="hp.clip_eps")},
             metrics=OUTSIDE,
@@ -238,7 +238,7 @@ CLIP = Slot(
             ),
             "Dual-clip PPO, arXiv 1912.09729, eq. 5",
             (
-                Parameter("clip_eps", 0.2, CLIP_GRID, low=1e-6),
+                Parameter("clip_eps", 0.2, CLIP_GRID, low=1e-6, span=(0.03, 0.6)),
                 Parameter("dual_clip", 3.0, (2.0, 3.0), low=1.0),
             ),
             off={"ratio_clip": {"clip_eps": 1e6}, "dual_clip": {"dual_clip": 1e9}},
@@ -293,7 +293,7 @@ surrogate = gate * ADVANTAGES"""
 
 REFERENCE = "reference = log_ratio(inputs.ref_logprobs, inputs.logprobs, inputs.mask)"
 K3 = f"{REFERENCE}\nk3 = reference.exp() - reference - 1.0  # (B, T)"
-KL_COEF = Parameter("kl_coef", 0.01, (0.003, 0.01, 0.03, 0.1), high=10.0)
+KL_COEF = Parameter("kl_coef", 0.01, (0.003, 0.01, 0.03, 0.1), high=10.0, span=(0.001, 0.3))
 NEAR = Effect("kl_end", "decrease", "distance from the initial policy costs loss")
 
 KL = Slot(

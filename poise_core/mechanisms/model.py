@@ -23,7 +23,9 @@ LOSS_STAGES = ("ratio", "surrogate", "regularizers")
 class Parameter:
     """A number of a choice; it becomes a field of the candidate's ``Hyperparameters``.
 
-    ``grid`` holds the values that random search and mutation use; a composition may hold any value in [low, high].
+    ``grid`` holds values that are known to be sensible. Random search and mutation move the number on a log scale within ``span``,
+    by default from the grid's least to its largest magnitude; with one value there it stands still. A composition may hold any
+    value in [low, high].
     """
 
     name: str
@@ -31,10 +33,29 @@ class Parameter:
     grid: tuple[float, ...]
     low: float = 0.0
     high: float = math.inf
+    span: tuple[float, float] = (0.0, 0.0)  # magnitudes; (0, 0) stands for the grid's
 
     def __post_init__(self) -> None:
         if self.default not in self.grid or not all(self.low <= value <= self.high for value in self.grid):
             raise ValueError(f"{self.name}: the default must be in the grid and the grid in [{self.low}, {self.high}]")
+        if self.span == (0.0, 0.0):
+            sizes = [abs(value) for value in self.grid]
+            object.__setattr__(self, "span", (min(sizes), max(sizes)))
+        signs = {math.copysign(1.0, value) for value in self.grid}
+        if (
+            not 0.0 < self.span[0] <= min(map(abs, self.grid)) <= max(map(abs, self.grid)) <= self.span[1]
+            or len(signs) > 1
+        ):
+            raise ValueError(
+                f"{self.name}: the span {self.span} must be positive and hold the grid, which must have one sign"
+            )
+        if not all(self.low <= math.copysign(end, self.default) <= self.high for end in self.span):
+            raise ValueError(f"{self.name}: the span {self.span} leaves [{self.low}, {self.high}]")
+
+    @property
+    def movable(self) -> bool:
+        """Whether variation moves it."""
+        return self.span[0] < self.span[1]
 
 
 @dataclass(frozen=True)

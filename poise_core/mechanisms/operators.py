@@ -1,11 +1,14 @@
-"""Variation of compositions: mutation, crossover and random sampling, all seeded and all free of conflicts.
+"""Variation of compositions: mutation of choices and of numbers, crossover and random sampling, all seeded and free of conflicts.
 
+Numbers move on a log scale within the span that the catalogue states for each, rounded to two digits. A composition with the same
+choices and other numbers is another candidate.
 A change that conflicts with the rest is repaired by the smallest step that leaves the changed slots alone (a neutral choice,
 or the one that the change needs); the description names repairs too.
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,9 +16,11 @@ from typing import NamedTuple
 from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
 from poise_core.mechanisms.composition import Composition, changed_slots
 from poise_core.mechanisms.conflicts import conflicts
-from poise_core.mechanisms.model import Choice
+from poise_core.mechanisms.model import Choice, Parameter
 
 NUMBER_SHARE = 0.2  # of mutations change a number instead of a choice, where the choice has one
+BLEND_SHARE = 0.5  # of crossovers mix a number that both parents have, instead of taking it over
+LEAST_FACTOR, LARGEST_FACTOR = 1.25, 4.0  # by which a mutation moves a number
 _TRIES = 500
 
 
@@ -59,14 +64,74 @@ def mutate(
     raise ValueError("the weights leave no change without a conflict")
 
 
+def mutate_numbers(
+    composition: Composition, rng: random.Random, most: int = 2, *, slot_weights: Mapping[str, float] | None = None
+) -> Variation | None:
+    """The same choices with 1 to ``most`` numbers moved by ``LEAST_FACTOR`` to ``LARGEST_FACTOR``; None where none can be.
+
+    Args:
+        composition: the parent.
+        rng: source of all randomness.
+        most: numbers that are moved at once.
+        slot_weights: relative chance of the numbers of each slot, 1 where not given.
+    """
+    weights = slot_weights or {}
+    found = {
+        p.name: (p, weights.get(slot, 1.0)) for slot in SLOTS for p in composition.choice(slot).parameters if p.movable
+    }
+    chances = {name: weight for name, (_, weight) in found.items() if weight > 0}
+    if not chances:
+        return None
+    for _ in range(_TRIES):
+        names = _weighted_sample(list(chances), rng.randint(1, min(most, len(chances))), chances, rng)
+        moved = {name: _moved(found[name][0], composition.parameters[name], rng) for name in names}
+        child = Composition(choices=composition.choices, parameters={**composition.parameters, **moved})
+        if child != composition and not conflicts(child):
+            return Variation(child, describe_change(composition, child))
+    return None
+
+
+def random_numbers(
+    composition: Composition, rng: random.Random, *, optional: Mapping[str, str] | None = None
+) -> Variation:
+    """The same algorithm with random numbers: what tuning by random search tries.
+
+    Args:
+        composition: the algorithm.
+        rng: source of all randomness.
+        optional: slot -> the choice that a coin adds to it or takes from it, such as an entropy bonus; other choices there stay.
+    """
+    while True:
+        choices = dict(composition.choices)
+        for slot, choice in (optional or {}).items():
+            if choices[slot] in (choice, SLOTS[slot].neutral.name):
+                choices[slot] = rng.choice((choice, SLOTS[slot].neutral.name))
+        numbers: dict[str, float] = {}
+        for slot in SLOTS:
+            numbers.update(_draw_numbers(SLOTS[slot].choice(choices[slot]), rng))
+        child = Composition(choices=choices, parameters=numbers)
+        if not conflicts(child):
+            return Variation(child, describe_change(composition, child))
+
+
 def crossover(parent: Composition, reference: Composition, rng: random.Random, most: int = 3) -> Variation | None:
-    """The parent with 1 to ``most`` slots taken from ``reference``, numbers included; None where nothing can be taken."""
+    """The parent with 1 to ``most`` slots taken from ``reference``, numbers included; None where nothing can be taken.
+
+    Numbers of a slot that both answer alike are taken over, or mixed: their geometric mean, in ``BLEND_SHARE`` of the cases.
+    """
     differing = changed_slots(parent, reference)
     if not differing:
         return None
     for _ in range(_TRIES):
         slots = rng.sample(differing, rng.randint(1, min(most, len(differing))))
         numbers = {name: value for slot in slots for name, value in reference.numbers(slot).items()}
+        if rng.random() < BLEND_SHARE:
+            alike = [slot for slot in slots if parent.choices[slot] == reference.choices[slot]]
+            numbers |= {
+                name: _between(parent.parameters[name], value)
+                for slot in alike
+                for name, value in reference.numbers(slot).items()
+            }
         taken = parent.with_choices({slot: reference.choices[slot] for slot in slots}, numbers)
         child = _repair(taken, slots)
         if child is not None and child not in (parent, reference):
@@ -75,7 +140,7 @@ def crossover(parent: Composition, reference: Composition, rng: random.Random, m
 
 
 def random_composition(rng: random.Random) -> Composition:
-    """Core slots uniformly; every other slot neutral with probability 1/2, else uniformly; numbers from their grids."""
+    """Core slots uniformly; every other slot neutral with probability 1/2, else uniformly; numbers within their spans."""
     while True:
         choices, numbers = {}, {}
         for name, slot in SLOTS.items():
@@ -101,12 +166,11 @@ def _change(
     composition: Composition, slot: str, rng: random.Random, weights: Mapping[tuple[str, str], float]
 ) -> Composition:
     current = composition.choice(slot)
-    movable = [parameter for parameter in current.parameters if len(parameter.grid) > 1]
+    movable = [parameter for parameter in current.parameters if parameter.movable]
     if movable and rng.random() < NUMBER_SHARE:
         parameter = rng.choice(movable)
-        others = [value for value in parameter.grid if value != composition.parameters[parameter.name]]
-        numbers = {**composition.numbers(slot), parameter.name: rng.choice(others)}
-        return composition.with_choices({slot: current.name}, numbers)
+        moved = _moved(parameter, composition.parameters[parameter.name], rng)
+        return composition.with_choices({slot: current.name}, {**composition.numbers(slot), parameter.name: moved})
     others_here = [choice for choice in SLOTS[slot].choices if choice.name != current.name]
     chances = [weights.get((slot, choice.name), 1.0) for choice in others_here]
     if not sum(chances):
@@ -116,7 +180,38 @@ def _change(
 
 
 def _draw_numbers(choice: Choice, rng: random.Random) -> dict[str, float]:
-    return {parameter.name: rng.choice(parameter.grid) for parameter in choice.parameters}
+    """A value of every number: its default where it stands still, else uniform in the logarithm over its span."""
+    return {one.name: _drawn(one, rng) if one.movable else one.default for one in choice.parameters}
+
+
+def _drawn(parameter: Parameter, rng: random.Random) -> float:
+    low, high = map(math.log, parameter.span)
+    return _rounded(math.copysign(math.exp(rng.uniform(low, high)), parameter.default), parameter.span)
+
+
+def _moved(parameter: Parameter, value: float, rng: random.Random) -> float:
+    """The number times a factor, upwards or downwards, within its span; a value outside it may stay outside and moves inwards."""
+    if not value:
+        return _drawn(parameter, rng)
+    low, high = min(parameter.span[0], abs(value)), max(parameter.span[1], abs(value))
+    for _ in range(_TRIES):
+        factor = math.exp(rng.uniform(math.log(LEAST_FACTOR), math.log(LARGEST_FACTOR)))
+        size = abs(value) * factor if rng.random() < 0.5 else abs(value) / factor
+        moved = _rounded(math.copysign(size, value), (low, high))
+        if low <= size <= high and moved != value:
+            return moved
+    return _drawn(parameter, rng)  # the span is narrower than the least factor
+
+
+def _between(one: float, other: float) -> float:
+    """The geometric mean, to two digits; the first where they have no sign in common."""
+    product = one * other
+    return math.copysign(float(f"{math.sqrt(product):.2g}"), one) if product > 0 else one
+
+
+def _rounded(value: float, span: tuple[float, float]) -> float:
+    """To two digits, and not beyond the ends of the span."""
+    return math.copysign(min(max(float(f"{abs(value):.2g}"), span[0]), span[1]), value)
 
 
 def _weighted_sample(names: list[str], count: int, weights: Mapping[str, float], rng: random.Random) -> list[str]:

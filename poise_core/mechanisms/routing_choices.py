@@ -294,7 +294,7 @@ advantage = torch.where(batch.format_valid & (advantage < 0), advantage / relati
             "OL",
             "punishes completions softly as they approach the length limit",
             (
-                "L_max = length of truncated completions, cache = overlong_cache L_max",
+                "L_max = length limit, cache = overlong_cache L_max",
                 "R <- R + overlong_coef clip((L_max - cache - L) / cache, -1, 0)",
             ),
             f"{DAPO}, eq. 13",
@@ -306,9 +306,9 @@ advantage = torch.where(batch.format_valid & (advantage < 0), advantage / relati
             needs=("lengths",),
             code={
                 "reward_shaping": """\
-limit = torch.where(batch.truncated, lengths, 0.0).amax()  # 0 where no completion reached the limit
-cache = (hp.overlong_cache * limit).clamp(min=1.0)
-overlong = ((limit - cache - lengths) / cache).clamp(-1.0, 0.0) * (limit > 0)
+limit = dynamics.max_completion_length
+cache = max(hp.overlong_cache * limit, 1.0)
+overlong = ((limit - cache - lengths) / cache).clamp(-1.0, 0.0)
 reward = reward + hp.overlong_coef * overlong"""
             },
             answers=("truncation_high", "length_growth"),

@@ -10,6 +10,11 @@ import hashlib
 from importlib import resources
 from pathlib import Path
 
+_TOKENIZER_FILES = (
+    "chat_template.jinja", "generation_config.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer.model", "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+
 
 class PolicyNotFoundError(ValueError):
     """There is no such policy; the message tells which names and places are possible."""
@@ -60,6 +65,20 @@ def policy_digest(name: str | Path) -> str:
     files = sorted(resolve_policy(name).glob("*.safetensors"))
     if not files:
         raise PolicyNotFoundError(f"policy {str(name)!r} has no *.safetensors file; other formats are not loaded")
+    return _digest(files)
+
+
+def tokenizer_digest(name: str | Path) -> str:
+    """Compute SHA-256 over the files of a policy that make tokens of a chat: tokenizer, its settings and the chat template.
+
+    Raises:
+        PolicyNotFoundError: there is no such policy.
+    """
+    folder = resolve_policy(name)
+    return _digest([folder / file for file in _TOKENIZER_FILES if (folder / file).exists()])
+
+
+def _digest(files: list[Path]) -> str:
     digest = hashlib.sha256()
     for file in files:
         with file.open("rb") as stream:

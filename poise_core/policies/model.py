@@ -5,6 +5,7 @@ Weights are read from safetensors only, never unpickled.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from poise_core.policies.prompt import PromptSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,22 +48,54 @@ def load_tokenizer(folder: Path) -> Any:
 
 @dataclass(frozen=True)
 class PromptCodec:
-    """A tokenizer with the two special ids that sampling needs."""
+    """A tokenizer with the special ids that sampling needs."""
 
     tokenizer: Any
-    eos_id: int
+    eos_ids: tuple[int, ...]  # any of them ends a completion; the first is the tokenizer's own
     pad_id: int
+    prefix: tuple[int, ...] = ()  # put before every prompt: the beginning-of-sequence token of models that expect one
+    prompt: PromptSpec | None = None  # None: problems are prompts
 
     @classmethod
-    def load(cls, folder: Path) -> PromptCodec:
-        """Load the codec of a policy folder; without a pad token, the end-of-sequence id is the pad id."""
-        tokenizer = load_tokenizer(folder)
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return cls(tokenizer=tokenizer, eos_id=int(tokenizer.eos_token_id), pad_id=int(pad))
+    def load(cls, folder: Path, prompt: PromptSpec | None = None) -> PromptCodec:
+        """Load the codec of a policy folder.
 
-    def encode(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return left-padded ids and their mask, both (N, P), int64 and bool."""
-        rows = self.tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
+        Completions end at the end-of-sequence tokens of the tokenizer and of the generation configuration. Without a pad
+        token, the end-of-sequence id is the pad id.
+
+        Raises:
+            ValueError: a chat is asked for, and the tokenizer has no chat template.
+        """
+        tokenizer = load_tokenizer(folder)
+        ends = tuple(dict.fromkeys([int(tokenizer.eos_token_id), *_generation_ends(folder)]))
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        begin = tokenizer.bos_token_id
+        expected = begin is not None and tokenizer("")["input_ids"][:1] == [begin]
+        if prompt is not None and prompt.chat and not tokenizer.chat_template:
+            raise ValueError(
+                f"protocol.prompt.chat: the tokenizer of {folder} has no chat template; use an instruction-tuned model, or "
+                "write the dialogue into protocol.prompt.template"
+            )
+        in_template = prompt is not None and prompt.chat  # the chat template brings its own beginning
+        prefix = (int(begin),) if expected and not in_template else ()
+        return cls(tokenizer=tokenizer, eos_ids=ends, pad_id=int(pad), prefix=prefix, prompt=prompt)
+
+    def render(self, problem: str) -> str:
+        """Return the prompt of a problem's text."""
+        if self.prompt is None:
+            return problem
+        text = self.prompt.template.replace("{problem}", problem)
+        if not self.prompt.chat:
+            return text
+        messages = [{"role": "user", "content": text}]
+        if self.prompt.system is not None:
+            messages.insert(0, {"role": "system", "content": self.prompt.system})
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def encode(self, problems: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the prompts of problems as left-padded ids and their mask, both (N, P), int64 and bool."""
+        prompts = [self.render(problem) for problem in problems]
+        rows = [[*self.prefix, *row] for row in self.tokenizer(prompts, add_special_tokens=False)["input_ids"]]
         width = max(len(row) for row in rows)
         ids = torch.full((len(rows), width), self.pad_id, dtype=torch.int64)
         mask = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -70,12 +105,19 @@ class PromptCodec:
         return ids, mask
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
-        """Return the texts of completions, given (B, T) ids and mask; the end-of-sequence token is left out."""
-        kept = (mask & (ids != self.eos_id)).tolist()
+        """Return the texts of completions, given (B, T) ids and mask; end-of-sequence tokens are left out."""
+        kept = (mask & ~torch.isin(ids, torch.tensor(self.eos_ids, device=ids.device))).tolist()
         rows = [tuple(compress(row, keep)) for row, keep in zip(ids.tolist(), kept, strict=True)]
         # short completions of one prompt are often equal, so each text is decoded once
         texts = {row: self.tokenizer.decode(list(row), clean_up_tokenization_spaces=False) for row in set(rows)}
         return [texts[row] for row in rows]
+
+
+def _generation_ends(folder: Path) -> list[int]:
+    """Return the end-of-sequence ids of a policy's generation configuration, if it has one."""
+    path = folder / "generation_config.json"
+    ends = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
+    return [int(end) for end in (ends if isinstance(ends, list) else [ends]) if end is not None]
 
 
 def save_policy(model: PreTrainedModel, codec: PromptCodec, folder: Path) -> None:

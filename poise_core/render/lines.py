@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from poise_core.evidence.format import format_interval, format_overall
+from poise_core.archive.typed import ExaminationRow
+from poise_core.escaping import one_line
+from poise_core.evidence.examination import PRIMARY, conclude, multiplicity
+from poise_core.evidence.format import counted_seeds, format_interval, format_overall
+from poise_core.evidence.intervals import Interval
 from poise_core.search.plateau import Plateau
 from poise_core.views.leaderboard import LeaderboardRow, best_of, children_of
+from poise_core.views.outlook import Spending
 
 
 def candidate_headline(rows: Sequence[LeaderboardRow], candidate: str) -> str:
     """One candidate of the leaderboard, by its id."""
     for row in rows:
         if row.candidate_id == candidate:
-            return f"{row.name}: {outcome(row)}"
+            return one_line(f"{row.name}: {outcome(row)}")
     return f"{candidate}: not in this run"
 
 
 def generation_headline(rows: Sequence[LeaderboardRow], generation: int) -> str:
     """The children of a generation."""
     children = children_of(rows, generation)
-    return "; ".join(f"{row.name}: {outcome(row)}" for row in children) or "no child"
+    return one_line("; ".join(f"{row.name}: {outcome(row)}" for row in children)) or "no child"
 
 
 def run_headline(rows: Sequence[LeaderboardRow]) -> str:
@@ -28,7 +33,7 @@ def run_headline(rows: Sequence[LeaderboardRow]) -> str:
     generations = max((row.generation or 0 for row in rows), default=0)
     best = best_of(rows)
     head = f"{generations} generation{'s' if generations != 1 else ''}"
-    return f"{head}; best is {best.name}: {outcome(best)}" if best else f"{head}; nothing is scored yet"
+    return one_line(f"{head}; best is {best.name}: {outcome(best)}") if best else f"{head}; nothing is scored yet"
 
 
 def outcome(row: LeaderboardRow) -> str:
@@ -46,6 +51,87 @@ def outcome(row: LeaderboardRow) -> str:
 def judgement(row: LeaderboardRow) -> str:
     """Verdict and state, where there are any."""
     return "; ".join(filter(None, (row.verdict, row.state)))
+
+
+EXAMINATION_HEAD = ("condition", "candidate", "baseline", "difference", "worst seed", "collapsed", "verdict")
+
+
+def examination_cells(row: ExaminationRow) -> tuple[str, ...]:
+    """One condition of an examination under ``EXAMINATION_HEAD``; what was not measured is a dash."""
+    measured = {"estimate": row["delta"], "low": row["low"], "high": row["high"], "seeds": len(row["seeds"])}
+    shown = "-" if row["delta"] is None else format_interval(Interval.from_dict(measured), signed=True)
+    worst = "-" if row["worst"] is None else f"{row['worst']:.1f} ({row['baseline_worst']:.1f})"
+    collapsed = "-"
+    if row["collapsed"] is not None:
+        collapsed = f"{row['collapsed']} of {len(row['seeds'])}, <= {100 * (row['collapse_bound'] or 0.0):.0f} %"
+    return (
+        row["condition"],
+        _with_rate(row["overall"], row["rate"]),
+        _with_rate(row["baseline_overall"], row["baseline_rate"]),
+        shown,
+        worst,
+        collapsed,
+        row["verdict"],
+    )
+
+
+def _with_rate(value: float | None, rate: float | None) -> str:
+    shown = "-" if value is None else f"{value:.1f}"
+    return shown if rate is None else f"{shown} at x{rate:.3g}"
+
+
+def examination_headline(rows: Sequence[ExaminationRow]) -> str:
+    """What an examination says, in one sentence."""
+    return conclude(rows).sentence
+
+
+def examination_notes(rows: Sequence[ExaminationRow]) -> list[str]:
+    """What stands below the table of an examination: every answer that the table cannot hold, and how it was made."""
+    first = rows[0]
+    notes = [f"{row['condition']}: {row['message']}." for row in rows if row["condition"] != PRIMARY]
+    seeds = f"Seeds {_ranges(first['seeds'])}, sealed set {first['sealed_set']}, examination {first['examination']}."
+    beside = (
+        "Worst seed: the candidate's lowest, the baseline's in brackets. Collapsed: trainings, and the chance at most."
+    )
+    return [*notes, f"{multiplicity(first['planned'])} {beside} {seeds}"]
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """``2-4, 9``."""
+    runs: list[list[int]] = []
+    for seed in sorted(seeds):
+        if runs and seed == runs[-1][-1] + 1:
+            runs[-1].append(seed)
+        else:
+            runs.append([seed])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def untuned_note(untuned: str) -> str:
+    """What an untuned baseline means for the deltas; empty where it is tuned.
+
+    Args:
+        untuned: of ``Preset.untuned``.
+    """
+    return f"{untuned} A positive delta may be a matter of numbers that suit the baseline badly." if untuned else ""
+
+
+def spending_note(found: Spending | None) -> str:
+    """Where the variance of a difference comes from, and what to buy next; empty where nothing is known of it."""
+    if found is None or found.parts.total <= 0:
+        return ""
+    parts, total = found.parts, found.parts.total
+    shares = ", ".join(
+        f"{name} {part / total:.0%}"
+        for name, part in (("seeds", parts.seed), ("problems", parts.problem), ("seed x problem", parts.rest))
+    )
+    cost = "" if found.problem_cost is None else f" for {found.problem_cost - 1:+.0%} time"
+    problems, seeds = parts.scaled(problems=2) / total - 1, parts.scaled(seeds=2) / total - 1
+    return (
+        f"Variance of a delta with {counted_seeds(parts.seeds)} (mean of {found.candidates}): {shares}. Twice the problems: "
+        f"{problems:+.0%}{cost}; twice the seeds: {seeds:+.0%} for +100% time."
+        + (f" Buy {found.advice} next." if found.advice else "")
+    )
 
 
 def outlook_note(outlook: Plateau) -> str:

@@ -7,11 +7,23 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
+from poise_core.archive.typed import ExaminationRow
+from poise_core.escaping import code_block, markdown, printable
 from poise_core.evidence.format import format_duration, format_interval
 from poise_core.evidence.intervals import Interval
-from poise_core.render.lines import judgement, outcome, outlook_note
+from poise_core.render import ViewConsole
+from poise_core.render.lines import (
+    EXAMINATION_HEAD,
+    examination_cells,
+    examination_headline,
+    examination_notes,
+    judgement,
+    outcome,
+    outlook_note,
+    untuned_note,
+)
 from poise_core.views.leaderboard import LeaderboardRow, best_of
 from poise_core.views.nightly import NightlyReport, Tried
 
@@ -21,21 +33,33 @@ SHOWN = 5
 
 def fenced(view: RenderableType, width: int) -> str:
     """A view as a Markdown code block: what a terminal of ``width`` columns shows, without colours."""
-    page = Console(file=io.StringIO(), width=width, record=True)
+    page = ViewConsole(file=io.StringIO(), width=width, record=True)
     page.print(view)
     lines = page.export_text().rstrip().splitlines()
-    return "\n".join(["```", *(line.rstrip() for line in lines), "```"])
+    return code_block("\n".join(line.rstrip() for line in lines))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; line breaks and bars within a cell are escaped."""
+    """A Markdown table; line breaks and bars within a cell are escaped. Cells are Markdown: words of others are escaped before."""
     titles = " ".join(f"| {title}".rstrip() for title in head) + " |"
     body = (f"| {' | '.join(map(_cell, row))} |" for row in rows)
     return "\n".join([titles, "|---" * len(head) + "|", *body])
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return " ".join(printable(text).split()).replace("|", "\\|")
+
+
+def render_examination_page(rows: Sequence[ExaminationRow], name: str) -> str:
+    """The examination of one candidate: the sentence, the table, and how it was made.
+
+    Args:
+        rows: of ``examinations``, at least one.
+        name: of the candidate.
+    """
+    cells = table(EXAMINATION_HEAD, [examination_cells(row) for row in rows])
+    notes = "\n".join(f"- {note}" for note in examination_notes(rows))
+    return f"**{markdown(name)}**: {examination_headline(rows)}.\n\n{cells}\n\n{notes}\n"
 
 
 def render_nightly_report(report: NightlyReport) -> str:
@@ -44,8 +68,9 @@ def render_nightly_report(report: NightlyReport) -> str:
         f"# Nightly report of generation {report.run.generation}, {report.run.began:%Y-%m-%d}\n\n{_lead(report)}",
         f"## What was tried\n\n{_tried(report.children)}",
         f"## What was learned\n\n{_learned(report)}",
+        *_examined(report),
         f"## What it cost\n\n{_cost(report)}",
-        f"## Where the search stands\n\n{_best(report.rows)}",
+        f"## Where the search stands\n\n{_best(report.rows)}{_untuned(report)}",
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -59,27 +84,41 @@ def _lead(report: NightlyReport) -> str:
         lines.append("The generation is complete.")
     else:
         lines.append(
-            f"The generation is not complete; the next nightly run goes on with it ({run.stopped or 'stopped'})."
+            f"The generation is not complete; the next nightly run goes on with it ({markdown(run.stopped or 'stopped')})."
         )
     if run.finished and run.stopped:
-        lines.append(f"The nightly run ended early: {run.stopped}.")
+        lines.append(f"The nightly run ended early: {markdown(run.stopped)}.")
     if best is not None:
         news = " It is new." if best.generation == run.generation else ""
-        lines.append(f"Best so far: **{best.name}**, {outcome(best)}.{news}")
+        lines.append(f"Best so far: **{markdown(best.name)}**, {outcome(best)}.{news}")
     if run.replication:
-        lines.append(f"Replication: {run.replication}.")
+        lines.append(f"Replication: {markdown(run.replication)}.")
+    if report.shared_network:
+        names = ", ".join(map(markdown, report.shared_network))
+        lines.append(f"Trained on the machine's network, without one of their own, as was allowed: {names}.")
     return " ".join(lines)
 
 
 def _tried(children: Sequence[Tried]) -> str:
     if not children:
         return "No child has become a candidate."
-    cells = [(child.row.name, ", ".join(child.parents), child.change, outcome(child.row)) for child in children]
+    cells = [
+        (markdown(child.row.name), markdown(", ".join(child.parents)), markdown(child.change), outcome(child.row))
+        for child in children
+    ]
     return table(("candidate", "parent", "change", "outcome"), cells)
 
 
+def _examined(report: NightlyReport) -> list[str]:
+    """The section on the examination; none where nothing was examined."""
+    if not report.examination:
+        return []
+    page = render_examination_page(report.examination, report.examined_name)
+    return [f"## What was examined\n\n{page.rstrip()}"]
+
+
 def _learned(report: NightlyReport) -> str:
-    lines = [f"- **{name}**: {' '.join(summary.split())}" for name, summary in report.learned]
+    lines = [f"- **{markdown(name)}**: {markdown(summary)}" for name, summary in report.learned]
     if note := outlook_note(report.outlook):
         lines.append(f"- {note}")
     return "\n".join(lines) or "No candidate has been reflected on yet."
@@ -109,7 +148,7 @@ def _best(rows: Sequence[LeaderboardRow]) -> str:
     cells = [
         (
             str(row.rank),
-            row.name,
+            markdown(row.name),
             str(row.generation),
             format_interval(row.overall),
             str(row.overall.seeds) if row.overall else "",
@@ -119,6 +158,10 @@ def _best(rows: Sequence[LeaderboardRow]) -> str:
         for row in scored
     ]
     return table(("rank", "candidate", "generation", "Overall", "seeds", "to the baseline", ""), cells)
+
+
+def _untuned(report: NightlyReport) -> str:
+    return f"\n\n{untuned_note(report.untuned)}" if report.untuned else ""
 
 
 def _finite(delta: Interval | None) -> str:

@@ -6,8 +6,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
+from poise_core.render import ViewConsole
 from poise_core.views.arms import ArmCurve, ReplayedArm
 
 WIDTH = 110
@@ -19,7 +20,7 @@ MAIN_ARMS = ("evolution", "random", "greedy", "best-of-n", "tune")
 
 def draw_view(view: RenderableType, path: Path) -> None:
     """A view for a terminal of ``WIDTH`` columns, as an SVG with its colours."""
-    drawing = Console(record=True, width=WIDTH, file=io.StringIO())
+    drawing = ViewConsole(record=True, width=WIDTH, file=io.StringIO())
     drawing.print(view)
     drawing.save_svg(str(path), title="poise")
 

@@ -8,6 +8,7 @@ import socket
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,14 +19,18 @@ from pydantic import ValidationError
 from poise_core.archive import Archive, ArchiveLocationError, ArchiveOwnedError, check_location
 from poise_core.candidate.identity import source_digest
 from poise_core.config import Preset
+from poise_core.evaluation.problems import ProblemSecret, SecretError
 from poise_core.run_directory.lock import Lock
 from poise_core.run_directory.records import (
     HEADER,
     PRESET,
+    PROBLEMS,
+    SECRET,
     SETTINGS,
     RunDirectoryError,
     accept,
     frozen_preset,
+    secret_of,
     settings_changes,
     write,
 )
@@ -50,12 +55,14 @@ class RunDirectory:
         self.archive = Archive(preset.archive or path / "archive")
 
     @classmethod
-    def open(cls, path: str | Path, preset: Preset) -> Self:
+    def open(cls, path: str | Path, preset: Preset, secret: ProblemSecret | None = None) -> Self:
         """Make the folder or open an existing one, and hold its lock until ``close`` or the end of the process.
 
         Args:
             path: the folder, which is made with its parents where it is missing.
             preset: a preset with a resolved ``protocol.policy_digest``.
+            secret: for a new run, of another run whose problems it is to share; by default a fresh one, or the one in the file
+                ``secret`` where the folder holds nothing else.
 
         Raises:
             RunDirectoryError: another process holds the lock, the run was made under another protocol, the folder is no run
@@ -66,7 +73,10 @@ class RunDirectory:
         _refuse_foreign(folder)
         preset = _with_settled_archive(folder, preset)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(
+                mode=0o700, exist_ok=True
+            )  # it holds answers, prompts and logs; what others may see is yours to say
             lock = Lock(folder / _LOCK)
         except OSError as error:
             raise RunDirectoryError(f"{folder}: cannot be used: {error.strerror or error}") from error
@@ -75,7 +85,12 @@ class RunDirectory:
                 accept(folder, preset)
             _claim_archive(folder, preset)
             if not cls.exists(folder):
-                document = {"protocol_digest": preset.protocol.digest, "preset": preset.model_dump(mode="json")}
+                own = _made_secret(folder, secret)
+                document = {
+                    "protocol_digest": preset.protocol.digest,
+                    PROBLEMS: own.fingerprint,
+                    "preset": preset.model_dump(mode="json"),
+                }
                 write(folder / PRESET, HEADER + yaml.safe_dump(document, sort_keys=False))
             run = cls(folder, preset, lock)
             run.archive.initialise()
@@ -155,6 +170,15 @@ class RunDirectory:
     ) -> None:
         self.close()
 
+    @cached_property
+    def secret(self) -> ProblemSecret | None:
+        """The secret from which the problems of the benchmarks are drawn; None in a run of before there were secrets.
+
+        Raises:
+            RunDirectoryError: it is missing, is another run's, or cannot be read.
+        """
+        return secret_of(self.path)
+
     @property
     def settings_changes(self) -> list[dict[str, Any]]:
         """Return the changes of later starts, oldest first: ``{"at": ISO time, "changed": {key: [before, after]}}``."""
@@ -215,12 +239,26 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir():
         raise RunDirectoryError(f"{folder}: not a directory")
     found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    if found == [SECRET]:
+        return
     if "archive" in found:
         raise RunDirectoryError(
             f"{folder}: {PRESET} is missing beside an archive; restore it, or take another directory"
         )
     if found:
         raise RunDirectoryError(f"{folder}: not empty and not a run directory (it holds {found[0]}); take another one")
+
+
+def _made_secret(folder: Path, given: ProblemSecret | None) -> ProblemSecret:
+    try:
+        secret = ProblemSecret.made(folder / SECRET, copy_of=given)
+    except SecretError as error:
+        raise RunDirectoryError(str(error)) from None
+    if given is not None and secret != given:
+        raise RunDirectoryError(
+            f"{folder / SECRET}: is another secret than this run is to share; take another directory"
+        )
+    return secret
 
 
 def _with_settled_archive(folder: Path, preset: Preset) -> Preset:

@@ -12,9 +12,12 @@ from pydantic import ValidationError
 
 from poise_core.config import Preset
 from poise_core.config.protocol import TRAINER_REVISION, Protocol
+from poise_core.evaluation.problems import ProblemSecret, SecretError
 from poise_core.files import write_atomically
 
-PRESET, SETTINGS = "preset.yaml", "settings.json"
+PRESET, SETTINGS, SECRET = "preset.yaml", "settings.json", "secret"
+PROBLEMS = "problems"
+"""Key of the secret's fingerprint beside the frozen preset, from which a run knows its secret again."""
 HEADER = "# The preset of this run as resolved at its first start. The protocol is frozen: results depend on it.\n"
 
 
@@ -41,6 +44,11 @@ def accept(folder: Path, preset: Preset) -> None:
         raise RunDirectoryError(
             f"{folder}: its numbers are of revision {frozen.protocol.trainer_revision} of the trainer, this program has revision "
             f"{TRAINER_REVISION}; reading it works, but take another directory to go on"
+        )
+    if secret_of(folder) is None:
+        raise RunDirectoryError(
+            f"{folder}: its problems are public, from before every run had a secret; reading it works, but take another "
+            "directory to go on"
         )
     changes = settings_changes(folder)
     current = _flat(frozen.model_dump(mode="json", exclude={"protocol"}))
@@ -73,6 +81,27 @@ def frozen_preset(folder: Path) -> Preset:
             "undo the change, or use the version of this program that made the run"
         )
     return preset
+
+
+def secret_of(folder: Path) -> ProblemSecret | None:
+    """Read the secret from which the problems of the run's benchmarks are drawn; None where the run asks the public problems.
+
+    Raises:
+        RunDirectoryError: the secret is missing, is not the one that the run began with, or cannot be read.
+    """
+    fingerprint = yaml.safe_load((folder / PRESET).read_text(encoding="utf-8")).get(PROBLEMS)
+    if fingerprint is None:
+        return None
+    try:
+        secret = ProblemSecret.read(folder / SECRET)
+    except SecretError as error:
+        raise RunDirectoryError(f"{error}: without it no policy can be scored on the problems of this run") from None
+    if secret.fingerprint != fingerprint:
+        raise RunDirectoryError(
+            f"{folder / SECRET}: is of another run (fingerprint {secret.fingerprint}, this one began with {fingerprint}); put "
+            "this run's own back from a copy"
+        )
+    return secret
 
 
 def settings_changes(folder: Path) -> list[dict[str, Any]]:

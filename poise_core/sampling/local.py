@@ -1,4 +1,4 @@
-"""Sampling completions from a policy, and scoring them; both are fast where lengths vary.
+"""Sampling completions from a policy in this process; it is fast where lengths vary.
 
 Every prompt is prefilled once and its cache is repeated for the members of its group. A sequence leaves the batch when it
 is finished, and decoding ends with the longest sequence. The caller gives one uniform random number per completion and position,
@@ -7,7 +7,7 @@ so a completion depends on its own row only, not on the other rows of its batch 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 COMPACT_SHARE = 0.1
 """The batch is compacted when at least this share of its sequences has finished; compaction copies the cache."""
 
-PACKED_WIDTH = 64
-"""Packed rows are at least this wide, in tokens: wider ones have less padding at their ends, but attention grows with the width."""
+DRAWN_LOGITS = 1 << 25
+"""Logits from which tokens are drawn at a time; a draw needs four numbers of four bytes for each."""
+
+BLOCK = 512
+"""Words whose probabilities are summed first; only within one block the cumulative sum is taken word by word."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,6 @@ class Completions:
     entropies: Tensor  # (B, T) float32, nats; 0 outside the mask
 
 
-def _repeat_cache(cache: Any, counts: Tensor) -> None:
-    rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
-    cache.batch_select_indices(rows)
-
-
 @torch.no_grad()
 def sample_completions(
     model: PreTrainedModel,
@@ -48,7 +46,7 @@ def sample_completions(
     counts: Tensor,
     *,
     max_length: int,
-    eos_id: int,
+    eos_ids: Sequence[int],
     pad_id: int,
     noise: Tensor | None,
     temperature: float = 1.0,
@@ -62,7 +60,7 @@ def sample_completions(
         prompt_mask: (N, P) bool.
         counts: (N,) int64; B = their sum; rows come out grouped by prompt, in order.
         max_length: the longest completion, in tokens, the end-of-sequence token included.
-        eos_id: the token that ends a completion.
+        eos_ids: the tokens that end a completion.
         pad_id: fills ids outside the mask.
         noise: (B, max_length) uniform numbers for inverse-CDF sampling, or None for greedy decoding.
         temperature: divides the logits.
@@ -75,38 +73,17 @@ def sample_completions(
     out_entropies = torch.zeros((rows, max_length), dtype=torch.float32, device=device)
     lengths = torch.full((rows,), max_length, dtype=torch.int64, device=device)
     ended = torch.zeros(rows, dtype=torch.bool, device=device)
-
-    padded = not bool(prompt_mask.all())
-    positions = (prompt_mask.long().cumsum(-1) - 1).clamp(min=0)
-    attention = prompt_mask.long()
-    output = model(
-        input_ids=prompt_ids,
-        attention_mask=attention if padded else None,
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache = output.past_key_values
-    _repeat_cache(cache, counts)
-    logits = output.logits[:, -1].float().repeat_interleave(counts, 0)
-    next_position = positions[:, -1].repeat_interleave(counts) + 1
-    attention = attention.repeat_interleave(counts, 0)
-    live = torch.arange(rows, device=device)  # row of the output that each row of the batch writes
+    ends = torch.tensor(list(eos_ids), device=device)
+    decoding = _Decoding(model, prompt_ids, prompt_mask, counts)
 
     for position in range(max_length):
-        log_probabilities = torch.log_softmax(logits / temperature, dim=-1)
-        probabilities = log_probabilities.exp()
-        if noise is None:
-            token = logits.argmax(-1)
-        else:
-            threshold = noise[live, position].to(device).unsqueeze(-1)
-            cumulative = probabilities.double().cumsum(-1)
-            token = torch.searchsorted(cumulative, threshold * cumulative[:, -1:], right=True).squeeze(-1)
-            token = token.clamp(max=logits.shape[-1] - 1)
+        live = decoding.live
+        thresholds = None if noise is None else noise[live.to(noise.device), position].to(device)
+        token, logprob, entropy = _draw(decoding.logits, thresholds, temperature)
         out_ids[live, position] = token
-        out_logprobs[live, position] = log_probabilities.gather(-1, token.unsqueeze(-1)).squeeze(-1)
-        out_entropies[live, position] = -(probabilities * log_probabilities).sum(-1)
-        finished = (token == eos_id) & ~ended[live]
+        out_logprobs[live, position] = logprob
+        out_entropies[live, position] = entropy
+        finished = torch.isin(token, ends) & ~ended[live]  # a finished row stays until the batch is compacted
         ended[live] |= finished
         lengths[live] = torch.where(finished, position + 1, lengths[live])
         going = ~ended[live]
@@ -115,21 +92,7 @@ def sample_completions(
             on_token(position, alive)
         if alive == 0 or position + 1 == max_length:
             break
-        if len(live) - alive >= COMPACT_SHARE * len(live):
-            kept = going.nonzero().squeeze(-1)
-            cache.batch_select_indices(kept)
-            live, token, next_position, attention = live[kept], token[kept], next_position[kept], attention[kept]
-        if padded:
-            attention = torch.cat([attention, attention.new_ones((len(live), 1))], dim=1)
-        output = model(
-            input_ids=token.unsqueeze(-1),
-            attention_mask=attention if padded else None,
-            position_ids=next_position.unsqueeze(-1),
-            past_key_values=cache,
-            use_cache=True,
-        )
-        logits = output.logits[:, -1].float()
-        next_position = next_position + 1
+        decoding.advance(token, going, alive)
 
     longest = int(lengths.max())
     mask = torch.arange(longest, device=device) < lengths.unsqueeze(-1)
@@ -143,84 +106,91 @@ def sample_completions(
     )
 
 
-def score_completions(
-    model: Any,
-    prompt_ids: Tensor,
-    prompt_mask: Tensor,
-    completion_ids: Tensor,
-    completion_mask: Tensor,
-    *,
-    temperature: float = 1.0,
-    entropies: bool = True,
-    packed: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return the log-probabilities and entropies of the completions' tokens, both (B, T) float32, with gradient if enabled.
+class _Decoding:
+    """The batch of unfinished rows: their caches, positions and the logits of their next tokens."""
 
-    Both are zero outside the mask, and entropies are zero where ``entropies`` is False. The model sees every sequence
-    without its padding: prompt and completion next to each other, from the left. With ``packed``, several short sequences
-    share a row; this requires a model for which ``separates_packed`` returns True.
-    """
-    real = torch.cat([prompt_mask, completion_mask], dim=1)  # (B, P + T)
-    prompts = prompt_mask.sum(-1)
-    place, width = _places(real.sum(-1).tolist(), PACKED_WIDTH if packed else 0)
-    row, start = place.to(real.device).unbind(-1)  # (B,) each
-    columns = start.unsqueeze(-1) + real.long().cumsum(-1) - 1  # of every real token in its row
-    rows = int(row.max()) + 1
-    ids = torch.zeros((rows, width), dtype=torch.int64, device=real.device)
-    ids[row.unsqueeze(-1).expand_as(columns)[real], columns[real]] = torch.cat([prompt_ids, completion_ids], dim=1)[
-        real
-    ]
-    begin = torch.zeros_like(ids)
-    begin[row, start] = start
-    # positions restart with every sequence, and continue in the unused rest of a row, to which no real token attends
-    positions = torch.arange(width, device=real.device) - begin.cummax(-1).values
-    first = int((start + prompts).min()) - 1  # the first column that predicts a completion's token
-    output = model(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=width - first)
-    predicting = row.unsqueeze(-1) * (width - first) + columns[:, prompt_mask.shape[1] :] - 1 - first
-    logits = output.logits.flatten(0, 1).index_select(0, predicting[completion_mask])  # (tokens, V)
-    log_probabilities = torch.log_softmax(logits.float() / temperature, dim=-1)
-    chosen = log_probabilities.gather(-1, completion_ids[completion_mask].unsqueeze(-1)).squeeze(-1)
-    zeros = torch.zeros(completion_mask.shape, dtype=torch.float32, device=real.device)
-    logprobs = zeros.masked_scatter(completion_mask, chosen)
-    if not entropies:
-        return logprobs, zeros
-    return logprobs, zeros.masked_scatter(completion_mask, -(log_probabilities.exp() * log_probabilities).sum(-1))
-
-
-def _places(lengths: list[int], width: int) -> tuple[Tensor, int]:
-    """Pack sequences of these lengths into rows of ``width`` tokens, or of the longest sequence where that is more.
-
-    The method is first fit decreasing: from the longest on, each sequence goes into the first row with enough free columns.
-    With a ``width`` of 0 every sequence has its own row.
-
-    Returns:
-        (B, 2) int64, row and first column of each sequence, and the width of the rows.
-    """
-    if width == 0:
-        return torch.stack([torch.arange(len(lengths)), torch.zeros(len(lengths), dtype=torch.int64)], dim=-1), max(
-            lengths
+    def __init__(self, model: PreTrainedModel, prompt_ids: Tensor, prompt_mask: Tensor, counts: Tensor) -> None:
+        self._model = model
+        self._padded = not bool(prompt_mask.all())
+        positions = (prompt_mask.long().cumsum(-1) - 1).clamp(min=0)
+        self._attention = prompt_mask.long()
+        output = model(
+            input_ids=prompt_ids,
+            attention_mask=self._attention if self._padded else None,
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=1,
         )
-    width = max(width, *lengths)
-    used: list[int] = []
-    places = [(0, 0)] * len(lengths)
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        row = next((row for row, length in enumerate(used) if length + lengths[index] <= width), len(used))
-        if row == len(used):
-            used.append(0)
-        places[index] = (row, used[row])
-        used[row] += lengths[index]
-    return torch.tensor(places), max(used)
+        self._cache: Any = output.past_key_values
+        self._cache.batch_select_indices(
+            torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+        )
+        self.logits = output.logits[:, -1].repeat_interleave(counts, 0)  # (live, V)
+        self._position = positions[:, -1].repeat_interleave(counts) + 1
+        self._attention = self._attention.repeat_interleave(counts, 0)
+        self.live = torch.arange(len(self.logits), device=prompt_ids.device)  # row of the output that each row writes
+
+    def advance(self, token: Tensor, going: Tensor, alive: int) -> None:
+        """Append the drawn tokens, leave out finished rows where that pays, and compute the next logits."""
+        if len(self.live) - alive >= COMPACT_SHARE * len(self.live):
+            kept = going.nonzero().squeeze(-1)
+            self._cache.batch_select_indices(kept)
+            token = token[kept]
+            self.live, self._position, self._attention = self.live[kept], self._position[kept], self._attention[kept]
+        if self._padded:
+            self._attention = torch.cat([self._attention, self._attention.new_ones((len(self.live), 1))], dim=1)
+        output = self._model(
+            input_ids=token.unsqueeze(-1),
+            attention_mask=self._attention if self._padded else None,
+            position_ids=self._position.unsqueeze(-1),
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        self.logits = output.logits[:, -1]
+        self._position = self._position + 1
 
 
-@torch.no_grad()
-def separates_packed(model: Any) -> bool:
-    """Whether a model treats the sequences of a packed row, which differ in their positions only, as separate.
+def _draw(logits: Tensor, thresholds: Tensor | None, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a token for every row: (rows,) int64 tokens, and their log-probabilities and the entropies, float32.
 
-    Transformers masks them from each other in models that pass positions to its masks. This function tries it: the tokens
-    before a sequence in its row must not change a bit of its logits.
+    Args:
+        logits: (rows, V).
+        thresholds: (rows,) uniform numbers, or None for the most probable token.
+        temperature: divides the logits.
     """
-    device = next(model.parameters()).device
-    positions = torch.arange(3, device=device).repeat(2).unsqueeze(0)
-    rows = [torch.tensor([[before] * 3 + [0, 1, 0]], device=device) for before in (0, 1)]
-    one, other = (model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 3:] for ids in rows)
-    return torch.equal(one, other)
+    size = max(1, DRAWN_LOGITS // logits.shape[-1])
+    drawn = []
+    for start in range(0, len(logits), size):
+        part = logits[start : start + size].float()
+        log_probabilities = torch.log_softmax(part / temperature, dim=-1)
+        probabilities = log_probabilities.exp()
+        numbers = None if thresholds is None else thresholds[start : start + size]
+        token = part.argmax(-1) if numbers is None else _inverse_cdf(probabilities, numbers)
+        picked = log_probabilities.gather(-1, token.unsqueeze(-1)).squeeze(-1)
+        drawn.append((token, picked, -(probabilities * log_probabilities).sum(-1)))
+    token, picked, entropy = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+    return token, picked, entropy
+
+
+def _inverse_cdf(probabilities: Tensor, thresholds: Tensor) -> Tensor:
+    """Return the words at which the cumulative probability passes the thresholds. (rows,) int64.
+
+    Sums are taken in float64, first over blocks of words and then within the block of the word, so that a vocabulary of 152,000
+    words needs no (rows, V) tensor in float64. A word of probability 0 is never returned.
+    """
+    rows, words = probabilities.shape
+    blocks = torch.nn.functional.pad(probabilities, (0, -words % BLOCK)).view(rows, -1, BLOCK)
+    sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # (rows, blocks)
+    target = thresholds.double().unsqueeze(-1) * sums[:, -1:]
+    block = _first_above(sums, target)
+    before = torch.nn.functional.pad(sums, (1, 0)).gather(-1, block)
+    inner = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, blocks.shape[-1])).squeeze(1).double().cumsum(-1)
+    word = block * blocks.shape[-1] + _first_above(inner, target - before)
+    return word.squeeze(-1)
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """Return the first places whose cumulative sum is above the target, which is kept within its range. (rows, 1) int64."""
+    last = cumulative[:, -1:]
+    below = torch.nextafter(last, torch.zeros_like(last))
+    return torch.searchsorted(cumulative, torch.minimum(target.clamp(min=0.0), below), right=True)

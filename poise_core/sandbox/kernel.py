@@ -1,4 +1,4 @@
-"""The Linux system calls that confinement needs and Python's standard library lacks, through ctypes.
+"""The Linux system calls that confinement needs and Python's standard library lacks, through ctypes; the memory that there is.
 
 Every function raises ``OSError`` with the call's name where the kernel refuses. The numbers are those of the kernel's
 headers for x86-64 and arm64; on any other machine the calls raise ``OSError(ENOSYS)``.
@@ -187,3 +187,54 @@ def _checked(name: str, result: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
     return int(result)
+
+
+# ---- the memory that there is
+
+
+def memory_bytes(process: Path = Path("/proc/self"), installed: int | None = None) -> int:
+    """Return the main memory, in bytes, that this process and its children may use together.
+
+    That is the machine's, or less where a control group of this process or one above it has a limit, as in a container, a pod or
+    a job of a scheduler: ``memory.max`` in version 2, ``memory.limit_in_bytes`` in version 1. What a container cannot see of
+    the groups above its own cannot be read, and need not be: its own group has the limit.
+
+    Args:
+        process: its folder below /proc, for tests.
+        installed: the machine's memory, for tests.
+    """
+    found = [installed or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for group, top, name in _memory_groups(process):
+        for folder in (group, *group.parents):
+            try:
+                text = (folder / name).read_text().strip()
+            except OSError:  # the root of the hierarchy has no limit, a group of a hybrid set-up no such controller
+                text = ""
+            if text.isdecimal():  # version 2 writes "max" where there is none
+                found.append(int(text))
+            if folder == top:
+                break
+    return min(found)
+
+
+def _memory_groups(process: Path) -> list[tuple[Path, Path, str]]:
+    """This process's groups that may limit memory: folder, the topmost visible folder above it, name of the limit's file."""
+    try:
+        mounts = (process / "mountinfo").read_text().splitlines()
+        groups = [line.split(":", 2) for line in (process / "cgroup").read_text().splitlines()]
+    except OSError:
+        return []
+    paths, found = {}, []
+    for number, controllers, path in groups:
+        if number == "0":
+            paths["memory.max"] = path
+        elif "memory" in controllers.split(","):
+            paths["memory.limit_in_bytes"] = path
+    for fields in (line.split(" ") for line in mounts):
+        kind, options = fields[fields.index("-") + 1], fields[-1].split(",")
+        name = "memory.max" if kind == "cgroup2" else "memory.limit_in_bytes"
+        if name in paths and (kind == "cgroup2" or (kind == "cgroup" and "memory" in options)):
+            top = Path(re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4]))
+            within = os.path.relpath(paths[name], fields[3])  # a mount may begin below the root of its hierarchy
+            found.append((top if within.startswith("..") else top / within, top, name))
+    return found

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.sandbox import warm
-from poise_core.sandbox.command import Limits, confined_command
+from poise_core.sandbox.command import GRANTED, Limits, confined_command
 
 POLL_SECONDS = 0.1
+
+ALLOW_SHARED_NETWORK = "POISE_ALLOW_SHARED_NETWORK"
+"""An environment variable: with ``1``, whoever runs this machine allows that candidate code shares its network."""
 
 
 class TimeLimitReached(Exception):
@@ -73,6 +76,29 @@ def run_confined(
                     on_poll()
         finally:
             warm.end(process)
+
+
+def require_own_network(granted: Mapping[str, str], work: str, *, allowed: bool = False) -> dict[str, str]:
+    """Return the measures for the record, where candidate code has no network or may share the machine's.
+
+    On a shared network it could reach every server of the machine that listens on loopback, and whatever the machine reaches.
+
+    Args:
+        granted: of a confined command: measure -> "granted" or why it is missing.
+        work: what would run, for the message: training, or the gate.
+        allowed: whether the run allows it; the variable ``POISE_ALLOW_SHARED_NETWORK=1`` of the machine does too.
+
+    Raises:
+        InfrastructureError: the network would be shared, and nobody has allowed it.
+    """
+    if granted["network"] == GRANTED:
+        return dict(granted)
+    if not allowed and os.environ.get(ALLOW_SHARED_NETWORK) != "1":
+        raise InfrastructureError(
+            f"{work} is refused, because on this machine candidate code would share the network ({granted['network']}): "
+            f"permit user namespaces, or accept it with --allow-shared-network or {ALLOW_SHARED_NETWORK}=1 (SECURITY.md)"
+        )
+    return {**granted, "network": f"{granted['network']}; sharing the machine's was allowed"}
 
 
 def log_tail(log: Path, characters: int = 2000) -> str:

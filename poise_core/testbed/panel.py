@@ -1,6 +1,7 @@
 """Training and evaluating several algorithms under one protocol, outside of an evolution.
 
-The report split is evaluated here for known algorithms, to assess the testbed; it selects nothing.
+The report split is evaluated here for known algorithms, to assess the testbed; it selects nothing. No candidate is among
+them, so the problems are the public ones, and two calibrations ask the same.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def run_panel(
     stop = Event()
 
     def evaluate(where: Path, split: Split, policies: tuple[tuple[int, Path], ...]) -> list[SeedEvaluation]:
-        job = EvaluationJob(where, protocol, resources, split, policies)
+        job = EvaluationJob(where, protocol, resources, split, policies, secret=None)
         return evaluate_policies(job, should_stop=stop.is_set)
 
     def finished_seed(_: int, row: dict[str, float]) -> None:

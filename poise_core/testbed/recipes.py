@@ -64,7 +64,7 @@ def build_tokenizer(folder: Path) -> PromptCodec:
     folder.mkdir(parents=True, exist_ok=True)
     fast.save_pretrained(folder)
     loaded = load_tokenizer(folder)
-    return PromptCodec(tokenizer=loaded, eos_id=vocabulary["<eos>"], pad_id=vocabulary["<pad>"])
+    return PromptCodec(tokenizer=loaded, eos_ids=(vocabulary["<eos>"],), pad_id=vocabulary["<pad>"])
 
 
 def _draw(shares: dict[str, float], rng: random.Random) -> str:
@@ -82,7 +82,7 @@ def _demonstrations(
             problem = rng.choice(pools[_draw(recipe.mixture, rng)])
             text = demonstrate(problem, _draw(shares, rng), recipe.slip, rng)
             prompt = codec.tokenizer(problem.prompt)["input_ids"]
-            completion = [*codec.tokenizer(text)["input_ids"], codec.eos_id][: recipe.max_completion_length]
+            completion = [*codec.tokenizer(text)["input_ids"], codec.eos_ids[0]][: recipe.max_completion_length]
             examples.append((prompt, completion))
         examples.sort(key=lambda example: len(example[0]) + len(example[1]))
         starts = list(range(0, len(examples), recipe.batch_size))
@@ -114,7 +114,7 @@ def _new_model(recipe: Recipe, codec: PromptCodec) -> Qwen2ForCausalLM:
         intermediate_size=recipe.intermediate_size,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        eos_token_id=codec.eos_id,
+        eos_token_id=codec.eos_ids[0],
         pad_token_id=codec.pad_id,
         bos_token_id=None,
     )

@@ -13,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from poise_core.archive import UNTRAINED_ARM
+from poise_core.escaping import markdown, markdown_page, printable
+from poise_core.evidence.examination import conclude
 from poise_core.evidence.run_evidence import Row, RunEvidence
+from poise_core.render.markdown import render_examination_page
 from poise_core.tracking.registry import ALGORITHM_FOLDER, plan_versions
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 from poise_core.views.nightly import kept_reports
@@ -152,7 +155,8 @@ def newest_measurement(evidence: RunEvidence) -> int:
     A new measurement anywhere moves the noise floor, and with it the limits of every candidate.
     """
     scores = evidence.archive.read("evaluations", ["created_at"], protocol=evidence.protocol.digest)
-    rows = [*evidence.failures, *evidence.rungs, *evidence.replications.values()]
+    answers = [row for rows in evidence.examinations.values() for row in rows]
+    rows = [*evidence.failures, *evidence.rungs, *evidence.replications.values(), *answers]
     moments = [*scores["created_at"].to_pylist(), *(row["created_at"] for row in rows)]
     return _milliseconds(max(moments)) if moments else 0
 
@@ -213,6 +217,9 @@ def _candidate_plan(record: Row, known: _Known) -> RunPlan:
     plan.params = {f"mechanism.{slot}": str(choice) for slot, choice in json.loads(record["mechanisms"]).items()}
     if row.verdict:
         plan.tags["verdict"] = row.verdict
+    if examined := known.evidence.examinations.get(candidate):
+        plan.tags |= {"examination": conclude(examined).sentence, "examined": conclude(examined).standing}
+        plan.texts["examination.md"] = render_examination_page(examined, record["name"])
     if row.rung:
         plan.tags["rung"] = f"{row.rung['rung']}, {row.rung['decision']}: {row.rung['message']}"
     if row.overall:
@@ -231,21 +238,20 @@ def _add_texts(plan: RunPlan, record: Row, known: _Known) -> None:
     candidate = record["candidate_id"]
     reflection, verification = known.reflections.get(candidate), known.verifications.get(candidate)
     failure = known.evidence.last_failures.get(candidate)
-    note = [f"**{record['name']}** {record['hypothesis'] or ''}".strip()]
-    plan.texts["candidate.py"] = record["source"]
+    note = [f"**{markdown(record['name'])}** {markdown(record['hypothesis'] or '')}".strip()]
+    plan.texts["candidate.py"] = printable(record["source"])  # which changes nothing in one that the gate admits
     if verification:
         plan.texts["verification.json"] = json.dumps(json.loads(verification["report"]), indent=1)
         plan.tags["admitted"] = str(verification["admitted"]).lower()
     if reflection:
-        plan.texts["reflection.md"] = reflection["markdown"]
-        note.append(reflection["summary"])
+        plan.texts["reflection.md"] = markdown_page(reflection["markdown"])
+        note.append(markdown(reflection["summary"]))
         plan.end = max(plan.end, _milliseconds(reflection["created_at"]))
     if failure and plan.status == "FAILED":
         plan.tags["failure"] = failure["kind"]
-        plan.texts["failure.txt"] = (
-            f"{failure['kind']} in {failure['stage']}: {failure['message']}\n\n{failure['detail']}"
-        )
-        note.append(f"{failure['kind']} in {failure['stage']}: {failure['message']}")
+        head = f"{failure['kind']} in {failure['stage']}:"
+        plan.texts["failure.txt"] = printable(f"{head} {failure['message']}\n\n{failure['detail']}")
+        note.append(f"{head} {markdown(failure['message'])}")
         plan.end = max(plan.end, _milliseconds(failure["created_at"]))
     plan.tags[NOTE_TAG] = "\n\n".join(note)
     if candidate in known.registered:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise_core.config.protocol import Protocol
+from poise_core.escaping import markdown, one_line
+from poise_core.evidence.examination import conclude
 from poise_core.evidence.format import format_interval, format_overall
 from poise_core.evidence.run_evidence import Row, RunEvidence
 
@@ -46,7 +48,7 @@ def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
     candidate = record["candidate_id"]
     overall = evidence.overall(candidate)
     declaration, replication = evidence.declarations.get(candidate), evidence.replications.get(candidate)
-    lines = [f"**{record['name']}** {record['hypothesis'] or ''}".strip()]
+    lines = [f"**{markdown(record['name'])}** {markdown(record['hypothesis'] or '')}".strip()]
     tags = {
         "candidate": candidate,
         "candidate_name": record["name"],
@@ -61,15 +63,21 @@ def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
         lines.append(f"Overall {format_overall(overall)}.")
     if declaration:
         delta = format_interval(declaration.delta, signed=True)
-        lines.append(f"To the baseline {delta}, at {declaration.level:.2%} because of all that were tried.")
+        lines.append(f"To the baseline {delta}, at {declaration.level:.2%} because of all that are planned or tried.")
+        if stable := evidence.stability(candidate):
+            lines.append(f"Holds for trainings that do not collapse: {stable.sentence()} (95 %).")
     if replication:
-        lines.append(f"Report split: {replication['message']}.")
+        lines.append(f"Report split: {markdown(replication['message'])}.")
         tags["replication"] = replication["message"]
+    if examined := evidence.examinations.get(candidate):
+        conclusion = conclude(examined)
+        lines.append(f"Examination: {conclusion.sentence}.")
+        tags |= {"examination": conclusion.sentence, "examined": conclusion.standing}
     confirmed = bool(replication and replication["declared"] and replication["outcome"] == "replicated")
     return VersionPlan(
         candidate,
         "\n\n".join(lines),
-        {name: value[:_TAG_LENGTH] for name, value in tags.items()},
+        {name: one_line(value)[:_TAG_LENGTH] for name, value in tags.items()},
         overall.estimate if overall else 0.0,
         confirmed,
     )

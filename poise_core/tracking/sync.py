@@ -8,7 +8,9 @@ One experiment per protocol, ``poise/<preset>/<protocol digest>``. In it a run p
 (mean curves over seeds, Overall with its limits, source, reflection, verification and a page as artifacts), below that one
 per seed (step curves, scores). Calls of language models are traces of the experiment; champion candidates are versions of a
 registered model (``poise_core.tracking.registry``).
-Numbers of the sealed report split are not pushed; what a replication concluded from them is.
+Scores on the sealed report split are not pushed; what a replication and an examination concluded from them is, as tags and as the
+examination's table.
+What MLflow refuses of one run, or a page that cannot be drawn, is left out and noted at that run (tag ``poise.refused``).
 MLflow takes two seconds to import and is imported by the first sync, not before.
 """
 
@@ -28,10 +30,20 @@ from urllib.request import url2pathname
 
 from poise_core.archive import Archive, ArchiveError
 from poise_core.config.protocol import Protocol
+from poise_core.escaping import one_line, without_credentials
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.registry import plan_versions, push_versions
-from poise_core.tracking.runs import CURVES_TAG, STATE_TAG, TAG_LENGTH, create_run, fill_run, known_runs
+from poise_core.tracking.runs import (
+    CURVES_TAG,
+    STATE_TAG,
+    TAG_LENGTH,
+    create_run,
+    fill_run,
+    is_refusal,
+    known_runs,
+    mark_refused,
+)
 from poise_core.tracking.traces import push_calls
 
 if TYPE_CHECKING:
@@ -52,6 +64,9 @@ class SyncReport:
     updated: int = 0  # runs that were there and got more
     unchanged: int = 0  # runs that were complete
     error: str = ""  # why it stopped; what was not pushed is pushed by the next sync
+    refused: tuple[
+        str, ...
+    ] = ()  # one line per run that MLflow does not take; it is not pushed again while it is the same
     deferred: bool = False  # another thread's sync is running and will push this one's too
 
     @property
@@ -91,6 +106,7 @@ class Tracker:
         self._guard = threading.Lock()
         self._busy = self._again = False
         self._client: MlflowClient | None = None
+        self.untuned = ""  # of the run's preset, for the pages
 
     @classmethod
     def for_run(cls, run: RunDirectory, uri: str | None = None) -> Tracker:
@@ -107,6 +123,7 @@ class Tracker:
         with _sharing:
             if key not in _shared:
                 _shared[key] = cls(*key, artifact_folder=run.artifact_folder if own_store else None)
+            _shared[key].untuned = run.preset.untuned
             return _shared[key]
 
     def sync_archive(
@@ -117,6 +134,7 @@ class Tracker:
         run_dir: Path | None = None,
         force: bool = False,
         evidence: RunEvidence | None = None,
+        planned: int = 0,
     ) -> SyncReport:
         """Push what is missing. A fault of MLflow is not raised: it is a warning in the log and in the report.
 
@@ -126,6 +144,7 @@ class Tracker:
             run_dir: whose nightly reports go to the runs of their generations.
             force: also right after a failure.
             evidence: of this archive and protocol, where the caller has just read it; by default it is read.
+            planned: ``SearchSpec.planned`` of the run, for which declarations are corrected.
 
         Raises:
             poise_core.archive.ArchiveError: the archive itself cannot be read.
@@ -139,7 +158,8 @@ class Tracker:
             self._busy = True
         try:
             while True:
-                report = self._push(evidence or RunEvidence.load(archive, protocol), run_dir)
+                loaded = evidence or RunEvidence.load(archive, protocol, planned=planned, untuned=self.untuned)
+                report = self._push(loaded, run_dir)
                 with self._guard:
                     if report.error or not self._again:
                         return report
@@ -152,7 +172,7 @@ class Tracker:
         plans, versions = plan_runs(evidence, run_dir), plan_versions(evidence)
         protocol = evidence.protocol
         created = updated = unchanged = 0
-        error = ""
+        error, refused = "", list[str]()
         try:
             client = self._connect()
             experiment_id = self._experiment_id(client, protocol)
@@ -162,17 +182,29 @@ class Tracker:
                 if tags.get(STATE_TAG) == plan.state:
                     unchanged += 1
                     continue
-                if not run_id:
-                    run_id, tags = create_run(client, experiment_id, plan, known), {}
-                    known[plan.key] = (run_id, tags)
-                    created += 1
-                else:
-                    updated += 1
-                fill_run(client, run_id, plan, evidence, had_curves=CURVES_TAG in tags)
+                if plan.parent_key is not None and plan.parent_key not in known:
+                    continue  # its parent was refused
+                try:
+                    if not run_id:
+                        run_id, tags = create_run(client, experiment_id, plan, known), {}
+                        known[plan.key] = (run_id, tags)
+                        created += 1
+                    else:
+                        updated += 1
+                    fill_run(client, run_id, plan, evidence, had_curves=CURVES_TAG in tags)
+                except Exception as failure:
+                    if not is_refusal(failure):
+                        raise
+                    refused.append(f"{plan.key}: {_one_line(failure)}")
+                    if run_id:
+                        mark_refused(client, run_id, plan, refused[-1])
             run_ids = {
-                plan.tags["candidate"]: known[plan.key][0] for plan in plans if plan.tags["level"] == "candidate"
+                plan.tags["candidate"]: known[plan.key][0]
+                for plan in plans
+                if plan.tags["level"] == "candidate" and plan.key in known
             }
-            push_versions(client, self.experiment, protocol, versions, run_ids)
+            taken = [version for version in versions if version.candidate_id in run_ids]
+            push_versions(client, self.experiment, protocol, taken, run_ids)
             calls = evidence.archive.rows("calls")
             if calls:
                 with _traces_to(self.uri):
@@ -182,10 +214,16 @@ class Tracker:
             if isinstance(failure, ArchiveError):
                 raise
             self._client = None
-            error = self._last_error = f"{type(failure).__name__}: {' '.join(str(failure).split())[:300]}"
+            error = self._last_error = _one_line(failure)
             self._not_before = time.monotonic() + self._retry_seconds
-            logger.warning("tracking at %s is behind, the archive is not affected: %s", self.uri, error)
-        return SyncReport(created, updated, unchanged, error)
+            logger.warning(
+                "tracking at %s is behind, the archive is not affected: %s", without_credentials(self.uri), error
+            )
+        for line in refused:
+            logger.warning(
+                "tracking at %s does not take one run, the others go on: %s", without_credentials(self.uri), line
+            )
+        return SyncReport(created, updated, unchanged, error, tuple(refused))
 
     def _connect(self) -> MlflowClient:
         if self._client is None:
@@ -193,6 +231,7 @@ class Tracker:
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
             os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
             os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+            os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # it may have a password
             for noisy in ("alembic", "mlflow.store.db.utils"):
                 logging.getLogger(noisy).setLevel(logging.WARNING)
             from mlflow import MlflowClient
@@ -227,6 +266,10 @@ class Tracker:
             if name not in found.tags:
                 client.set_experiment_tag(found.experiment_id, name, value)
         return str(found.experiment_id)
+
+
+def _one_line(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {without_credentials(one_line(failure))[:300]}"
 
 
 @contextmanager

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from poise_core.escaping import markdown_page, one_line
+
 CALL_TAG = "poise.call_id"
 _TEXT_LENGTH = 250  # of tags
 
@@ -25,11 +27,11 @@ def push_calls(client: Any, experiment_id: str, rows: Iterable[Mapping[str, Any]
             continue
         end = int(row["created_at"].timestamp() * 1e9)
         span = client.start_trace(
-            name=f"{row['role']} {row['scope']}",
+            name=one_line(f"{row['role']} {row['scope']}"),
             span_type="CHAT_MODEL",
-            inputs={"messages": json.loads(row["request"])["messages"]},
+            inputs={"messages": _inert(json.loads(row["request"])["messages"])},
             attributes={
-                name: str(row[name])
+                name: one_line(row[name])
                 for name in (
                     "model",
                     "method",
@@ -47,12 +49,21 @@ def push_calls(client: Any, experiment_id: str, rows: Iterable[Mapping[str, Any]
         )
         client.end_trace(
             span.trace_id,
-            outputs=json.loads(row["answer"]) if row["answer"] else {"fault": row["message"]},
+            outputs=_inert(json.loads(row["answer"]) if row["answer"] else {"fault": row["message"]}),
             status="OK" if row["outcome"] == "ok" else "ERROR",
             end_time_ns=end,
         )
         made += 1
     return made
+
+
+def _inert(document: Any) -> Any:
+    """The document with texts that MLflow's page of a conversation, which renders Markdown, makes nothing active of."""
+    if isinstance(document, str):
+        return markdown_page(document)
+    if isinstance(document, dict):
+        return {key: _inert(value) for key, value in document.items()}
+    return [_inert(value) for value in document] if isinstance(document, list) else document
 
 
 def _known(client: Any, experiment_id: str) -> set[str]:

@@ -21,3 +21,4 @@ class TrainingJob:
     seeds: tuple[int, ...]
     pause_after: int | None = None  # steps after which every seed stops at a checkpoint; None: it trains to its end
     source_digest: str | None = None  # of the text that the gate admitted; None trains the file unchecked
+    fingerprint: str | None = None  # with which the gate admitted it, and which it must still have in training

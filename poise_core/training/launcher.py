@@ -21,14 +21,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
-import psutil
-
 from poise_core.candidate.identity import name_fault
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import GRANTED, Limits
-from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
+from poise_core.sandbox.kernel import memory_bytes
+from poise_core.sandbox.run import (
+    TimeLimitReached,
+    log_tail,
+    quiet_environment,
+    require_own_network,
+    run_confined,
+)
 from poise_core.training.job import TrainingJob
 from poise_core.trajectory import CANDIDATE, CONTROLLER
 
@@ -36,6 +41,7 @@ LINE_CHARACTERS = 1 << 20  # limit for a line of a trajectory; the trainer write
 OUTCOME_BYTES = 1 << 20
 MESSAGE_CHARACTERS, DETAIL_CHARACTERS = 2_000, 100_000  # of a failure; those of an honest worker are shorter
 CHANGED_FILE = "changed file"  # the outcome of a worker that was not given the text which the gate admitted
+PAUSED_POLICY = "paused-policy"  # in a seed's folder until its training has finished
 HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
 PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
 
@@ -50,6 +56,12 @@ class SeedTraining:
     seconds: float
     tokens: int  # completion tokens sampled
     confinement: Mapping[str, str] = field(default_factory=dict)  # measure -> "granted" or why it was not
+
+    @property
+    def last_policy(self) -> Path | None:
+        """The trained policy, or that of the pause; None where an earlier version paused and kept none."""
+        paused = self.policy_folder.with_name(PAUSED_POLICY)
+        return next((folder for folder in (self.policy_folder, paused) if folder.is_dir()), None)
 
     def trajectory(self) -> list[dict[str, float]]:
         """Read the rows of the trajectory, one per step.
@@ -80,7 +92,8 @@ def train_candidate(
 
     Raises:
         CandidateFailure: the candidate raised, diverged, or took longer than ``resources.train_timeout_seconds``.
-        InfrastructureError: the process died for another reason, or the file is not the one that the gate admitted.
+        InfrastructureError: the process died for another reason, the file is not the one that the gate admitted, or candidate code
+            would share the machine's network and nobody has allowed it.
         Cancelled: ``should_stop`` returned True.
     """
     open_seeds = [seed for seed in job.seeds if _record_path(job, seed) is None]
@@ -144,7 +157,9 @@ def _suspected() -> Iterator[None]:
 def _step_of(line: str) -> dict[str, float]:
     """Parse one line of a trajectory: metric -> number, ``step`` among them."""
     row = {str(name): float(value) for name, value in json.loads(line).items()}
-    int(row["step"])
+    for name, value in (("step", row["step"]), ("tokens", row.get("tokens", 0.0))):
+        if not (value.is_integer() and 0 <= value < 2**53):
+            raise ValueError(f"{name} is {value}")
     own = [[name.removeprefix(prefix) for name in row if name.startswith(prefix)] for prefix in (CANDIDATE, CONTROLLER)]
     for names in (*own, [name for name in row if not name.startswith((CANDIDATE, CONTROLLER))]):
         if fault := name_fault("metric", names):
@@ -161,9 +176,12 @@ def _read(job: TrainingJob, seed: int) -> SeedTraining:
         seconds, tokens = float(document["seconds"]), int(document["tokens"])
         if record.name == "result.json":
             require_plain_folder(folder / "policy")
-            # it is still there where the worker was killed after its last step
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            # they are still there where the worker was killed after its last step
+            for name in ("checkpoints", PAUSED_POLICY):
+                shutil.rmtree(folder / name, ignore_errors=True)
             (folder / "paused.json").unlink(missing_ok=True)
+        elif (folder / PAUSED_POLICY).exists():
+            require_plain_folder(folder / PAUSED_POLICY)
     return SeedTraining(
         seed=seed,
         policy_folder=folder / "policy",
@@ -193,7 +211,7 @@ def _limits(job: TrainingJob, seeds: list[int], policy: Path) -> Limits:
     resources = job.resources
     wall_seconds = resources.train_timeout_seconds * len(seeds)
     shares = resources.parallel_candidates * resources.processes_per_training
-    memory = resources.memory_gib * 2**30 if resources.memory_gib else psutil.virtual_memory().total / shares
+    memory = resources.memory_gib * 2**30 if resources.memory_gib else memory_bytes() / shares
     weights = sum(path.stat().st_size for path in policy.glob("*.safetensors"))
     return Limits(
         wall_seconds=wall_seconds,
@@ -221,6 +239,11 @@ def _run(
     _write_job(job, seeds, job_file, outcome, policy)
     processes = str(job.resources.processes_per_training)
     follower = _Follower(folder, seeds, on_step)
+
+    def start(granted: Mapping[str, str]) -> None:
+        allowed = job.resources.allow_shared_network
+        _record_confinement(folder, require_own_network(granted, "training", allowed=allowed))
+
     try:
         status = run_confined(
             [sys.executable, "-I", "-m", "poise_core.training.startup", processes, str(job_file)],
@@ -229,7 +252,7 @@ def _run(
             readable=[job_file, job.candidate_path.resolve(), *policy_files(policy), *job.protocol.environment.files],
             limits=_limits(job, seeds, policy),
             env=quiet_environment(job.resources.threads_per_process),
-            on_start=lambda granted: _record_confinement(folder, granted),
+            on_start=start,
             on_poll=follower.poll,
             should_stop=should_stop,
         )
@@ -254,6 +277,7 @@ def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path
     document = {
         "policy": str(policy),
         "environment": job.protocol.environment.absolute().model_dump(mode="json"),
+        "prompt": job.protocol.prompt.model_dump(mode="json") if job.protocol.prompt else None,
         "training": job.protocol.training.model_dump(mode="json"),
         "resources": job.resources.model_dump(mode="json"),
         "folder": str(job_file.parent),
@@ -262,6 +286,7 @@ def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path
         "candidate_path": str(job.candidate_path.resolve()),
         "candidate_name": job.candidate_name,
         "source_digest": job.source_digest,
+        "fingerprint": job.fingerprint,
         "pause_after": job.pause_after,
     }
     write_atomically(job_file, json.dumps(document))

@@ -30,9 +30,11 @@ from poise_core.environments import Environment, Problem
 from poise_core.policies.model import PromptCodec
 from poise_core.randomness import hash_key, uniforms
 from poise_core.reductions import group_max, group_min, masked_mean
-from poise_core.sampling.local import sample_completions, score_completions, separates_packed
+from poise_core.sampling.local import sample_completions
+from poise_core.sampling.scoring import score_completions, separates_packed
 from poise_core.training.algorithm import Algorithm, TrainingSignal, not_finite
 from poise_core.training.batches import GlobalBatch, gather_batch
+from poise_core.training.behaviour import Recheck
 from poise_core.training.engine import Engine, micro_batch_count
 
 KL_MONITOR_STRIDE = 8
@@ -66,7 +68,9 @@ class Trainer:
         *,
         rank: int,
         device: torch.device,
+        fingerprint: str | None = None,
     ) -> None:
+        self.recheck = Recheck(candidate, training.max_completion_length, fingerprint)
         self.algorithm = Algorithm(candidate, training.max_completion_length)
         self.candidate, self.engine, self.reference, self.codec = candidate, engine, reference, codec
         self.environment, self.problems, self.training, self.resources = environment, problems, training, resources
@@ -78,7 +82,8 @@ class Trainer:
         """Run the remaining steps, yielding one trajectory row after each.
 
         Raises:
-            CandidateFailure: the candidate raised, broke the contract, or computed a number that is not finite.
+            CandidateFailure: the candidate raised, broke the contract, computed a number that is not finite, or behaved otherwise
+                than in the gate.
         """
         while self.state.step < self.training.steps:
             yield self._step()
@@ -91,9 +96,12 @@ class Trainer:
         row["seconds_rollout"] = time.perf_counter() - started
         started = time.perf_counter()
         dynamics = self._dynamics()
+        self.recheck.begin_step()
         signal = self.algorithm.signal(self._as_seen(batch), dynamics)
+        self.recheck.signal(self._as_seen(batch), dynamics, signal)
         row["learning_rate"] = self.engine.learning_rate
         row.update(self._update(batch, signal, dynamics))
+        self.recheck.end_step()
         row["seconds_update"] = time.perf_counter() - started
         self._follow(row, ("clip_fraction", "grad_norm"))
         self.state.controller = self.algorithm.controller(self.state.controller, self._dynamics())
@@ -127,7 +135,7 @@ class Trainer:
                 mask[present].to(self.device),
                 counts.to(self.device),
                 max_length=spec.max_completion_length,
-                eos_id=self.codec.eos_id,
+                eos_ids=self.codec.eos_ids,
                 pad_id=self.codec.pad_id,
                 noise=noise,
                 temperature=spec.temperature,
@@ -240,9 +248,11 @@ class Trainer:
         own = rows.chunk(self.engine.world_size)[self.rank]
         micro_batches = micro_batch_count(len(own), self.resources.micro_batch_size)
         norm = math.nan
-        for chunk in batch.by_length(own, micro_batches):
+        for number, chunk in enumerate(batch.by_length(own, micro_batches)):
             inputs = self._loss_inputs(batch, signal, chunk)
             loss = self.algorithm.loss(inputs, dynamics, tokens, sequences)
+            if number == 0:
+                self.recheck.loss(inputs, dynamics, tokens, sequences, loss)
             # the chain rule over the leaves at which the candidate differentiated
             through = (inputs.logprobs * loss.grad_logprobs).sum()
             if self.candidate.reads_entropies:
@@ -305,5 +315,6 @@ class Trainer:
             clip_fraction=running.get("clip_fraction", 0.0),
             all_fail_fraction=running["all_fail_fraction"],
             grad_norm=running.get("grad_norm", 0.0),
+            max_completion_length=self.training.max_completion_length,
             controller=dict(self.state.controller),
         )

@@ -3,8 +3,8 @@
 ``poise_core.training.startup`` calls it, so that libraries are imported once per candidate;
 ``torchrun -m poise_core.training.worker JOB_FILE`` runs it as well. Every seed writes ``seed-<s>/`` with the trajectory,
 checkpoints while it runs, and at its end the policy and ``result.json``. The result is written last, so a folder with a result is
-finished. A job may have a pause: the seed then stops at a checkpoint and writes ``paused.json``, and a later job goes on from
-there. A failure of the candidate is written to ``outcome.json``.
+finished. A job may have a pause: the seed then stops at a checkpoint and writes its policy and ``paused.json``, and a later job
+goes on from there. A failure of the candidate is written to ``outcome.json``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-from poise_core.candidate.loading import Candidate, CandidateError, load_candidate_source, source_digest
+from poise_core.candidate.identity import UnreadableCandidate, read_candidate, source_digest
+from poise_core.candidate.loading import CallTimedOut, Candidate, CandidateError, load_candidate_source
 from poise_core.config import ResourceSpec
 from poise_core.config.protocol import EnvironmentSpec, TrainingSpec
 from poise_core.environments import get_environment
@@ -28,9 +29,10 @@ from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.policies.libraries import leave, skipped_imports
 from poise_core.policies.model import PromptCodec, load_model, save_policy
+from poise_core.policies.prompt import PromptSpec
 from poise_core.randomness import hash_key
 from poise_core.training.engine import Engine, start_processes
-from poise_core.training.launcher import CHANGED_FILE
+from poise_core.training.launcher import CHANGED_FILE, PAUSED_POLICY
 from poise_core.training.trainer import Trainer, TrainerState
 
 Row = dict[str, float]
@@ -42,10 +44,12 @@ class _Job:
     def __init__(self, document: dict[str, Any]) -> None:
         self.policy_folder = Path(document["policy"])
         self.environment = EnvironmentSpec.model_validate(document["environment"])
+        self.prompt = PromptSpec.model_validate(document["prompt"]) if document["prompt"] else None
         self.training = TrainingSpec.model_validate(document["training"])
         self.resources = ResourceSpec.model_validate(document["resources"])
         self.folder = Path(document["folder"])
         self.seeds: list[int] = document["seeds"]
+        self.fingerprint: str | None = document.get("fingerprint")
         pause: int | None = document.get("pause_after")
         self.last_step = min(pause or self.training.steps, self.training.steps)
         self.rank, self.world_size, self.device = start_processes()
@@ -57,7 +61,7 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(hash_key(seed, 0))
-    codec = PromptCodec.load(job.policy_folder)
+    codec = PromptCodec.load(job.policy_folder, job.prompt)
     with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
         reference = load_model(job.policy_folder).to(job.device).requires_grad_(False)
     engine = Engine(load_model(job.policy_folder).to(job.device), job.training, job.resources)
@@ -73,10 +77,11 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
         seed,
         rank=job.rank,
         device=job.device,
+        fingerprint=job.fingerprint,
     )
     rows = _run_steps(job, folder, engine, trainer)
     if trainer.state.step < job.training.steps:
-        _pause(job, folder, engine, rows)
+        _pause(job, folder, engine, codec, rows)
     else:
         _finish(job, folder, engine, codec, rows)
 
@@ -103,8 +108,11 @@ def _run_steps(job: _Job, folder: Path, engine: Engine, trainer: Trainer) -> lis
     return rows
 
 
-def _pause(job: _Job, folder: Path, engine: Engine, rows: list[Row]) -> None:
-    """Record that the newest checkpoint is at the pause of the job."""
+def _pause(job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: list[Row]) -> None:
+    """Record that the newest checkpoint is at the pause of the job; the policy is kept, in case that it goes no further."""
+    with engine.whole_model() as model:
+        if job.rank == 0:
+            save_policy(model, codec, folder / PAUSED_POLICY)
     engine.close()
     if job.rank == 0:
         write_atomically(folder / "paused.json", json.dumps({"steps": len(rows), **_totals(rows)}))
@@ -124,7 +132,8 @@ def _finish(job: _Job, folder: Path, engine: Engine, codec: PromptCodec, rows: l
         result = {"seed": int(folder.name.removeprefix("seed-")), **_totals(rows)}
         write_atomically(folder / "result.json", json.dumps(result))
         (folder / "paused.json").unlink(missing_ok=True)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        for name in ("checkpoints", PAUSED_POLICY):
+            shutil.rmtree(folder / name, ignore_errors=True)
 
 
 class _ChangedFileError(Exception):
@@ -136,19 +145,22 @@ def _load(document: dict[str, Any]) -> Candidate:
 
     Raises:
         CandidateError: the text is no candidate.
+        CallTimedOut: loading it takes too long.
         _ChangedFileError: the text is not the admitted one.
     """
     path, admitted = Path(document["candidate_path"]), document.get("source_digest")
-    content = path.read_bytes()
-    if admitted is not None and source_digest(content.decode("utf-8-sig", "replace")) != admitted:
+    unreadable: UnreadableCandidate | None = None
+    try:
+        source = read_candidate(path)
+    except UnreadableCandidate as error:
+        source, unreadable = "", error
+    if admitted is not None and (unreadable or source_digest(source) != admitted):
         raise _ChangedFileError(
             f"{path} has changed since the gate admitted it; put the admitted text (SHA-256 {admitted[:12]}...) back, or "
             "register the new text as a candidate of its own"
         )
-    try:
-        source = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CandidateError(f"the file is not UTF-8 text: {error}") from error
+    if unreadable:
+        raise CandidateError(str(unreadable)) from unreadable
     return load_candidate_source(source, document["candidate_name"])
 
 
@@ -162,6 +174,11 @@ def main(job_file: str) -> int:
             candidate = _load(document)
         except CandidateError as error:
             raise CandidateFailure(FailureKind.CRASHED, "train", str(error)) from error
+        except CallTimedOut as error:
+            raise CandidateFailure(FailureKind.TIMED_OUT, "train", str(error)) from error
+        except MemoryError as error:
+            message = f"out of memory while the file is loaded: {error}"
+            raise CandidateFailure(FailureKind.OUT_OF_MEMORY, "train", message) from error
         job = _Job(document)
         for seed in job.seeds:
             _train_seed(job, candidate, seed)

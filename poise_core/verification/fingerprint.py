@@ -10,18 +10,22 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from poise_core.candidate.calls import call_controller
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import Dynamics
+from poise_core.verification.drawn import Draw, permuted
 from poise_core.verification.harness import run_candidate
 from poise_core.verification.probes import (
     LATE,
+    LENGTH,
     MIDDLE,
     START,
     Probe,
@@ -35,7 +39,7 @@ PROJECTIONS = 32
 QUANTUM = 1e-3
 SAME = 1e-5  # relative distance below which two behaviours are one; rewriting a formula moves float32 results by about 1e-7
 
-_EARLY = Dynamics(8, 0.08, 1.4, 0.004, 0.2, 9.0, 0.05, 0.45, 1.2)
+_EARLY = Dynamics(8, 0.08, 1.4, 0.004, 0.2, 9.0, 0.05, 0.45, 1.2, LENGTH)
 
 
 @dataclass(frozen=True)
@@ -54,32 +58,86 @@ def scenario() -> tuple[Probe, ...]:
         replace(ordinary(32, _EARLY), name="an early step"),
         make_probe("an off-policy step with uneven groups", (1, 2, 5, 8, 6), 10, 33, drift=0.6, dynamics=MIDDLE),
         replace(alternating_log_ratios(34), name="far off-policy", dynamics=replace(MIDDLE, step=60, progress=0.6)),
-        replace(graded(35), name="a late step with fractional correctness", dynamics=LATE),
+        replace(graded(35).at(LATE), name="a late step with fractional correctness"),
     )
 
 
-def observe(candidate: Candidate) -> tuple[Observation, ...]:
+def observe(candidate: Candidate, disguise: Draw | None = None) -> tuple[Observation, ...]:
     """Run the scenario with the candidate's controller in the loop.
+
+    Args:
+        candidate: the candidate.
+        disguise: if given, the scenario is disguised by it: rows in another order, groups under other numbers, more columns of
+            padding, numbers moved by a millionth. For a candidate that keeps the contract the observations are the same.
 
     Raises:
         ContractViolation: the candidate raises or breaks the contract.
     """
-    return tuple(observe_one_by_one(candidate))
+    return tuple(observe_one_by_one(candidate, scenario(), disguise))
 
 
-def observe_one_by_one(candidate: Candidate) -> Iterator[Observation]:
-    """Do the same as ``observe`` one probe at a time, for a caller that may stop early."""
+def observe_one_by_one(
+    candidate: Candidate, probes: Sequence[Probe], disguise: Draw | None = None
+) -> Iterator[Observation]:
+    """Observe the candidate on these probes one at a time, for a caller that may stop early."""
     state: Mapping[str, float] = {}
-    for probe in scenario():
-        run = run_candidate(candidate, replace(probe, dynamics=replace(probe.dynamics, controller=state)))
+    for index, plain in enumerate(probes):
+        rows, columns = plain.logprobs.shape
+        place = torch.arange(rows)
+        probe = plain
+        if disguise is not None:
+            probe, place = _disguised(plain, disguise, f"disguise of probe {index}")
+        dynamics = replace(probe.dynamics, controller=state)
+        run = run_candidate(candidate, replace(probe, dynamics=dynamics), max_length=columns)
+
+        def seen(values: Tensor, place: Tensor = place, columns: int = columns) -> Tensor:
+            return values[place, :columns]
+
         tokens = run.mask.sum().clamp(min=1)
         inside = run.mask.float()
         gradient = torch.cat(
-            [_squash(run.grad_logprobs * tokens), _squash(run.grad_entropies * tokens), inside.flatten()]
+            [
+                _squash(seen(run.grad_logprobs) * tokens),
+                _squash(seen(run.grad_entropies) * tokens),
+                seen(inside).flatten(),
+            ]
         )
         advantages = torch.where(run.mask, run.advantages.values, torch.zeros_like(run.advantages.values))
-        yield Observation(gradient, torch.cat([_squash(advantages), _squash(run.total.reshape(1))]))
-        state = call_controller(candidate, state, replace(probe.dynamics, controller=state))
+        yield Observation(gradient, torch.cat([_squash(seen(advantages)), _squash(run.total.reshape(1))]))
+        state = call_controller(candidate, state, dynamics)
+
+
+def _disguised(probe: Probe, draw: Draw, purpose: str) -> tuple[Probe, Tensor]:
+    """The probe in another dress, and where each of its rows is found in that."""
+    rng, generator = draw.rng(purpose), draw.generator(purpose)
+    rows = probe.logprobs.shape[0]
+    order, more = torch.randperm(rows, generator=generator), rng.randint(1, 4)
+
+    def moved(values: Tensor) -> Tensor:
+        return values * (1.0 + 1e-6 * torch.randn(values.shape, generator=generator))
+
+    def wide(values: Tensor) -> Tensor:
+        return functional.pad(values, (0, more)) if values.dim() == 2 else values
+
+    batch = probe.batch
+    unique, inverse = torch.unique(batch.group_ids, return_inverse=True)
+    labels = torch.tensor(rng.sample(range(1000), unique.numel()))
+    batch = replace(
+        batch,
+        group_ids=labels[inverse],
+        old_logprobs=moved(batch.old_logprobs),
+        ref_logprobs=moved(batch.ref_logprobs),
+        entropies=moved(batch.entropies),
+    )
+    batch = replace(batch, **{f.name: wide(getattr(batch, f.name)) for f in fields(batch)})
+    floats = {f.name: getattr(probe.dynamics, f.name) for f in fields(probe.dynamics)}
+    near: dict[str, Any] = {
+        name: value * (1 + rng.gauss(0, 1e-6)) for name, value in floats.items() if type(value) is float
+    }
+    other = Probe(
+        probe.name, batch, wide(moved(probe.logprobs)), wide(moved(probe.entropies)), replace(probe.dynamics, **near)
+    )
+    return permuted(other, order), order.argsort()
 
 
 def _squash(values: Tensor) -> Tensor:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,12 +16,13 @@ from poise_core.candidate.identity import source_digest
 from poise_core.candidate.loading import Candidate, CandidateError, load_candidate_source
 from poise_core.failures import FailureKind
 from poise_core.verification.checks import behaviour, direction, interface, invariance, novelty, purity
+from poise_core.verification.drawn import Draw
 from poise_core.verification.fingerprint import Observation, fingerprint, observe
 from poise_core.verification.harness import Run, run_candidate
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
-from poise_core.verification.probes import Probe, graded, ordinary
-from poise_core.verification.report import CheckResult, VerificationReport
+from poise_core.verification.probes import Probe
+from poise_core.verification.report import PROBE_SEED_BITS, CheckResult, VerificationReport
 
 
 class DuplicateBehaviour(ContractViolation):
@@ -35,7 +37,9 @@ class Examination:
     name: str
     known_fingerprints: Mapping[str, str]
     before: purity.GlobalState
+    draw: Draw
     builtins_of_language: bool = True  # whether the file sees only the built-ins that the candidate language lists
+    failed: bool = False  # a check before
     loaded: Candidate | None = None
     runs: list[tuple[Probe, Run]] = field(default_factory=list)
     observed: tuple[Observation, ...] = ()
@@ -88,40 +92,43 @@ def _interface(examined: Examination) -> None:
 
 
 def _finite(examined: Examination) -> None:
-    examined.runs = behaviour.check_finite(examined.candidate)
+    examined.runs = behaviour.check_finite(examined.candidate, examined.draw)
 
 
 def _switches(examined: Examination) -> None:
-    interface.check_switches(examined.candidate, examined.observe())
+    interface.check_switches(examined.candidate, examined.draw)
 
 
 def _pure(examined: Examination) -> None:
-    purity.check_pure(examined.candidate, examined.load, examined.before)
+    purity.check_pure(examined.candidate, examined.load, examined.before, examined.draw)
 
 
 def _gradient(examined: Examination) -> None:
     if not examined.runs:  # only where the check `finite` failed and the gate was told to go on
-        examined.runs = [(probe, run_candidate(examined.candidate, probe)) for probe in (ordinary(), graded(22))]
+        probes = (examined.draw.ordinary("gradient"), examined.draw.graded("gradient"))
+        examined.runs = [(probe, run_candidate(examined.candidate, probe)) for probe in probes]
     behaviour.check_gradient(examined.runs)
 
 
 def _padding(examined: Examination) -> None:
-    invariance.check_padding(examined.candidate)
+    invariance.check_padding(examined.candidate, examined.draw)
 
 
 def _order(examined: Examination) -> None:
-    invariance.check_order(examined.candidate)
+    invariance.check_order(examined.candidate, examined.draw)
 
 
 def _micro_batches(examined: Examination) -> None:
-    invariance.check_micro_batches(examined.candidate)
+    invariance.check_micro_batches(examined.candidate, examined.draw)
 
 
 def _direction(examined: Examination) -> None:
-    direction.check_direction(examined.candidate)
+    direction.check_direction(examined.candidate, examined.draw)
 
 
 def _novelty(examined: Examination) -> None:
+    if not examined.failed:  # order, padding or state would only be found once more
+        novelty.check_disguise(examined.candidate, examined.observe(), examined.draw)
     examined.fingerprint = fingerprint(examined.observe())
     examined.nearest = novelty.nearest_algorithms(examined.observed)
     examined.nearest_archived = novelty.nearest_archived(examined.fingerprint, examined.known_fingerprints)
@@ -163,7 +170,11 @@ CHECKS: tuple[Check, ...] = (
     Check("order", "The order of completions and the labels of groups change nothing.", _order),
     Check("micro-batches", "Any split into micro-batches gives the same total loss and gradient.", _micro_batches),
     Check("direction", "Following its gradient raises the reward of two toy problems.", _direction),
-    Check("novelty", "No archived candidate behaves exactly like it.", _novelty),
+    Check(
+        "novelty",
+        "It does not know the batches of its fingerprint by their looks, and no archived candidate behaves exactly like it.",
+        _novelty,
+    ),
 )
 
 
@@ -172,6 +183,7 @@ def run_checks(
     name: str = "candidate",
     *,
     known_fingerprints: Mapping[str, str] | None = None,
+    probe_seed: int | None = None,
     static: bool = True,
     keep_going: bool = False,
     on_check: Callable[[CheckResult | str], None] | None = None,
@@ -182,6 +194,7 @@ def run_checks(
         source: text of the candidate.
         name: the candidate's name in reports.
         known_fingerprints: fingerprint -> candidate id, for archived candidates.
+        probe_seed: of the probes that are drawn; by default the operating system draws it, so that no candidate can know them.
         static: whether the check `language` runs and the candidate sees only the built-ins of the language; only tests of
             the process layer pass False.
         keep_going: go on after a decisive check has failed, if the candidate could be loaded; for tests.
@@ -190,7 +203,12 @@ def run_checks(
     started = time.perf_counter()
     novelty.known_behaviours()  # computed before the candidate could change anything in this process
     examined = Examination(
-        source, name, known_fingerprints or {}, purity.GlobalState.capture(), builtins_of_language=static
+        source,
+        name,
+        known_fingerprints or {},
+        purity.GlobalState.capture(),
+        Draw(secrets.randbits(PROBE_SEED_BITS) if probe_seed is None else probe_seed),
+        builtins_of_language=static,
     )
     results: list[CheckResult] = []
     failure: FailureKind | None = None
@@ -202,6 +220,7 @@ def run_checks(
         begun = time.perf_counter()
         kind, message = _outcome(check, examined)
         failure = failure or kind
+        examined.failed = failure is not None
         results.append(CheckResult(check.name, check.proves, kind is None, message, time.perf_counter() - begun))
         if on_check:
             on_check(results[-1])
@@ -218,6 +237,7 @@ def run_checks(
         duplicate_of=examined.duplicate_of,
         seconds=time.perf_counter() - started,
         failure=failure,
+        probe_seed=examined.draw.seed,
     )
 
 

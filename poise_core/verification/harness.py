@@ -30,8 +30,8 @@ class Run:
     grad_entropies: Tensor  # (B, T) d total / d entropies, 0 outside the mask
 
 
-def run_candidate(candidate: Candidate, probe: Probe) -> Run:
-    """Advantages, loss and gradient of one probe as one micro-batch.
+def run_candidate(candidate: Candidate, probe: Probe, max_length: int | None = None) -> Run:
+    """Advantages, loss and gradient of one probe as one micro-batch; ``max_length`` as in ``loss_and_gradient``.
 
     Raises:
         ContractViolation: the candidate raises, or returns something else than the contract says.
@@ -39,7 +39,7 @@ def run_candidate(candidate: Candidate, probe: Probe) -> Run:
     advantages = call_advantages(candidate, probe.batch, probe.dynamics)
     mask = claimed_mask(advantages, probe.batch)
     inputs = loss_inputs(candidate, probe, advantages, torch.arange(mask.shape[0]))
-    call = loss_and_gradient(candidate, inputs, probe.dynamics, mask)
+    call = loss_and_gradient(candidate, inputs, probe.dynamics, mask, max_length)
     return Run(advantages, mask, call.inputs, call.outputs, call.total, call.grad_logprobs, call.grad_entropies)
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from poise_core.failures import FailureKind
 
+PROBE_SEED_BITS = 48
+"""Of the seed that the operating system draws for every verification: more than anybody tries, few enough for JSON's numbers."""
+
 
 @dataclass(frozen=True)
 class CheckResult:
@@ -35,6 +38,9 @@ class VerificationReport:
     duplicate_of: str | None = None  # archived candidate or known algorithm with the same behaviour
     confinement: Mapping[str, str] = field(default_factory=dict)  # measure -> "granted" or why it was not
     seconds: float = 0.0  # the whole gate, process start included
+    probe_seed: int | None = (
+        None  # of the probes that were drawn; None where none was, or in a report of before they were
+    )
     failure: FailureKind | None = None  # set exactly when the candidate is not admitted
 
     @property

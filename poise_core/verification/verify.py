@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from poise_core.candidate.identity import source_digest
+from poise_core.candidate.identity import UnreadableCandidate, read_candidate, source_digest
 from poise_core.failures import FailureKind, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.sandbox.command import Limits, confined_command, has_private_scratch
 from poise_core.sandbox.confine import SETUP_FAILED, WALL_TIME_OVER
 from poise_core.sandbox.pipes import Finished, run_until
-from poise_core.verification.report import CheckResult, VerificationReport
+from poise_core.sandbox.run import require_own_network
+from poise_core.verification.report import PROBE_SEED_BITS, CheckResult, VerificationReport
 
 MEMORY_BYTES = 2 << 30  # importing torch takes 0.2 GiB of it
 ADDRESS_BYTES = 32 << 30  # a CUDA build of torch maps several GiB that it never touches
@@ -26,7 +27,6 @@ FILE_BYTES = 1 << 20
 SCRATCH_BYTES = 16 << 20
 OUTPUT_BYTES = 1 << 20  # kept of what the worker writes
 MACHINE_SHARE = 0.25  # of the time limit; with less processor time than that, a timeout is the machine's fault
-READ_BYTES = 1 << 20  # at most, of the file; the check `language` refuses far smaller files
 
 KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Statuses of a killed process. Another process may have killed it, so it is tried again; a candidate's own fault recurs."""
@@ -38,6 +38,7 @@ def verify_file(
     name: str | None = None,
     timeout_seconds: float = 60,
     known_fingerprints: Mapping[str, str] | None = None,
+    probe_seed: int | None = None,
     folder: Path | None = None,
     static: bool = True,
     should_stop: Callable[[], bool] = lambda: False,
@@ -49,6 +50,7 @@ def verify_file(
         name: the candidate's name in the report; by default the file's stem.
         timeout_seconds: wall time of the whole gate, process start included.
         known_fingerprints: fingerprint -> candidate id, for archived candidates.
+        probe_seed: of the probes that are drawn, to repeat a verdict; by default the operating system draws it.
         folder: where ``verification.json`` is written, if given.
         static: False leaves out the check `language` and gives the candidate all built-ins, for tests of the process layer.
         should_stop: polled; the process is ended when it returns True.
@@ -60,30 +62,20 @@ def verify_file(
     started = time.monotonic()
     name = name or path.stem
     try:
-        with path.open("rb") as handle:
-            content = handle.read(READ_BYTES + 1)
+        source = read_candidate(path)
     except OSError as error:
         raise InfrastructureError(f"{path} cannot be read: {error.strerror}") from error
-    refusal = _unreadable(content)
-    if refusal:
-        report = _incomplete(name, content.decode("utf-8", "replace"), [], "language", refusal, FailureKind.REJECTED)
+    except UnreadableCandidate as error:
+        text = error.content.decode("utf-8", "replace")
+        report = _incomplete(name, text, [], "language", str(error), FailureKind.REJECTED)
     else:
-        job = _Job(content.decode("utf-8-sig"), name, timeout_seconds, dict(known_fingerprints or {}), static)
+        seed = secrets.randbits(PROBE_SEED_BITS) if probe_seed is None else probe_seed
+        job = _Job(source, name, timeout_seconds, dict(known_fingerprints or {}), static, seed)
         report = _verify_source(job, started + timeout_seconds, should_stop)
     report = replace(report, seconds=time.monotonic() - started)
     if folder is not None:
         _store(report, folder)
     return report
-
-
-def _unreadable(content: bytes) -> str:
-    if len(content) > READ_BYTES:
-        return f"the file has more than {READ_BYTES} bytes; a candidate has a few thousand"
-    try:
-        content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        return f"the file is not UTF-8 text (byte {error.start}); save it as UTF-8"
-    return ""
 
 
 @dataclass(frozen=True)
@@ -95,6 +87,7 @@ class _Job:
     timeout_seconds: float
     known_fingerprints: Mapping[str, str]
     static: bool
+    probe_seed: int
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))  # begins every line that the worker writes
 
 
@@ -123,6 +116,7 @@ def _verify_with(
         ),
         loopback=False,
     )
+    measures = require_own_network(confined.granted, "verification")
     given = json.dumps(asdict(job)).encode()
     try:
         finished = run_until(confined, given, deadline, OUTPUT_BYTES, should_stop)
@@ -132,10 +126,16 @@ def _verify_with(
     except OSError as error:
         raise InfrastructureError(f"the verification process does not start: {error}") from error
     report = _read_report(finished, job.nonce, job.name, job.source, job.timeout_seconds, job.static)
-    granted = dict(confined.granted)
-    if confined.granted["system calls"] == "granted":
+    granted = dict(measures)
+    if granted["system calls"] == "granted":
         granted["process limit"] = "granted"  # the worker refuses itself new processes, also as root
-    return replace(report, candidate_name=job.name, source_digest=source_digest(job.source), confinement=granted)
+    return replace(
+        report,
+        candidate_name=job.name,
+        source_digest=source_digest(job.source),
+        confinement=granted,
+        probe_seed=job.probe_seed,
+    )
 
 
 def _read_report(

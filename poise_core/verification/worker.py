@@ -52,6 +52,7 @@ def run(arguments: Sequence[str] = ()) -> NoReturn:
         job["source"],
         job["name"],
         known_fingerprints=job["known_fingerprints"],
+        probe_seed=job["probe_seed"],
         static=job["static"],
         on_check=on_check,
     )

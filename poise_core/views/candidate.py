@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from poise_core.archive import Archive, ArchiveError
 from poise_core.archive.typed import (
     CandidateRow,
+    ExaminationRow,
     FailureRow,
     ProposalRow,
     ReflectionRow,
     RungRow,
+    TrajectoryRow,
     VerificationRow,
 )
 from poise_core.evaluation.results import benchmark_means
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import Row, RunEvidence
+from poise_core.sandbox.command import GRANTED
 
 AnyRow = TypeVar("AnyRow")
 
@@ -45,11 +48,15 @@ class CandidateView:
     state: str = ""  # see RunEvidence.state
     rungs: list[RungRow] = field(default_factory=list)  # of the ladder, from below
     replication: Mapping[str, Any] | None = None
+    unconfined: Mapping[str, str] = field(default_factory=dict)  # measure that a training went without -> why
+    examination: list[ExaminationRow] = field(default_factory=list)  # one row per condition, as planned
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times as ISO text, embedded JSON as objects."""
         plain = _plain(vars(self))
         plain["overall"] = self.overall.to_dict() if self.overall else None
+        for row in plain["examination"]:
+            row["detail"] = json.loads(row["detail"])
         plain["deltas"] = {name: delta.to_dict() for name, delta in self.deltas.items()}
         return plain
 
@@ -96,6 +103,7 @@ def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -
     parent = record["parent_ids"][0] if record["parent_ids"] else ""
     rungs = [row for row in evidence.rungs if row["candidate_id"] == candidate]
     replication = evidence.replications.get(candidate)
+    trained = archive.rows("trajectories", candidate_id=candidate, protocol=digest)
     return CandidateView(
         record=record,
         parents={key: records[key]["name"] for key in record["parent_ids"]},
@@ -113,7 +121,16 @@ def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -
         state=evidence.state(candidate),
         rungs=sorted(rungs, key=lambda row: row["tokens"]),
         replication=replication,
+        unconfined=missing_measures(trained),
+        examination=list(evidence.examinations.get(candidate, ())),
     )
+
+
+def missing_measures(trajectories: Iterable[TrajectoryRow]) -> dict[str, str]:
+    """The measures of confinement that were missing where these steps were trained: measure -> why."""
+    records = {row["confinement"] for row in trajectories if row.get("confinement")}
+    found = [json.loads(record).items() for record in sorted(filter(None, records))]
+    return {measure: str(text) for measures in found for measure, text in measures if text != GRANTED}
 
 
 def mean_curves(seeds: dict[int, list[dict[str, Any]]]) -> dict[str, dict[int, float]]:

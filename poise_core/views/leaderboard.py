@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM
+from poise_core.archive import EVOLUTION_ARM, EXAMINED, UNTRAINED_ARM
 from poise_core.evaluation.results import benchmark_means
 from poise_core.evidence.intervals import Interval, distinguishable
 from poise_core.evidence.run_evidence import STOPPED_AT, RunEvidence
@@ -78,9 +78,12 @@ def leaderboard(evidence: RunEvidence, *, level: float = 0.95) -> list[Leaderboa
 
 
 def other_protocols(evidence: RunEvidence) -> list[str]:
-    """Digests of further protocols whose numbers lie in the archive; they are never ranked with these."""
+    """Digests of further protocols whose numbers lie in the archive; they are never ranked with these.
+
+    What examinations have trained for themselves is no other search, and is left out.
+    """
     found = set(evidence.archive.read("evaluations", ["protocol"])["protocol"].to_pylist())
-    return sorted(found - {evidence.protocol.digest})
+    return sorted(one for one in found - {evidence.protocol.digest} if not one.startswith(EXAMINED))
 
 
 def children_of(rows: Iterable[LeaderboardRow], generation: int) -> list[LeaderboardRow]:

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from poise_core.agents.llm.ledger import Spent
+from poise_core.archive.typed import ExaminationRow
 from poise_core.config import Preset
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.search.plateau import Plateau
+from poise_core.views.candidate import missing_measures
 from poise_core.views.leaderboard import LeaderboardRow, children_of, leaderboard
 from poise_core.views.outlook import outlook
 
@@ -28,6 +30,7 @@ class NightlyRun:
     hours: float | None = None  # the time budget
     dollars: float | None = None  # the cost budget
     replication: str = ""  # the outcome of a replication in one sentence; empty where there was none
+    examined: str = ""  # id of the candidate that was examined; empty where none was
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class NightlyReport:
     outlook: Plateau
     tokens: int  # completion tokens sampled in training by all children
     spent: Spent  # on language models since the run began
+    shared_network: tuple[str, ...] = ()  # names of children that were trained without a network of their own
+    examination: tuple[ExaminationRow, ...] = ()  # of the candidate that was examined, one per condition
+    examined_name: str = ""
+    untuned: str = ""  # see RunEvidence.untuned
 
 
 def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> NightlyReport:
@@ -62,6 +69,12 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
     children = children_of(rows, run.generation)
     names = {row.candidate_id: row.name for row in children}
     reflections = evidence.archive.rows("reflections", protocol=evidence.protocol.digest, candidate_id=list(names))
+    trained = {
+        names[one]: missing_measures(
+            evidence.archive.rows("trajectories", candidate_id=one, protocol=evidence.protocol.digest)
+        )
+        for one in names
+    }
     spent = Spent()
     for call in evidence.archive.rows("calls"):
         if call["created_at"] >= run.began and not call["replayed"]:
@@ -74,6 +87,10 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         outlook=outlook(evidence, preset),
         tokens=sum(evidence.training_tokens.get(name, 0) for name in names),
         spent=spent,
+        shared_network=tuple(name for name, missing in trained.items() if "network" in missing),
+        examination=tuple(evidence.examinations.get(run.examined, ())),
+        examined_name=evidence.candidates[run.examined]["name"] if run.examined in evidence.candidates else "",
+        untuned=evidence.untuned,
     )
 
 

@@ -39,9 +39,10 @@ def rung_report(evidence: RunEvidence, ladder: LadderSpec) -> RungReport:
     """The ladder of one protocol, whether or not a candidate has reached a rung.
 
     The proxy of every candidate with a whole training is known, on the ladder or not, so correlations do not need the ladder
-    to be switched on. "others" is the mean Overall of the seeds beside the first one: a value and its own mean
+    to be switched on. "parent" is the parent's mean Overall, the free forecast
+    that any other has to beat. "others" is the mean Overall of the seeds beside the first one: a value and its own mean
     would agree by themselves. "forecast" is that of ``poise_core.evidence.forecast.forecast_each``. Candidates that a rung stopped
-    are missing above it, which lowers what can be seen.
+    are missing above it, which lowers what can be seen; "Overall at the stop" is that of their policies where the proxy ended.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
@@ -60,6 +61,8 @@ def rung_report(evidence: RunEvidence, ladder: LadderSpec) -> RungReport:
             "forecast -> first": rank_correlation(known.forecasts, known.firsts),
             "forecast -> others": rank_correlation(known.forecasts, known.others),
             "first -> others": rank_correlation(known.firsts, known.others),
+            "parent -> others": rank_correlation(known.parents, known.others),
+            "forecast -> Overall at the stop": rank_correlation(known.forecasts, known.at_stop),
         },
         tokens=sum(spent.values()),
         tokens_without=round(below + len(on_ladder) * sum(whole) / len(whole)) if whole else None,
@@ -79,16 +82,23 @@ class _Known:
     forecasts: dict[str, float]  # of Overall, by the proxy's dynamics and earlier generations
     firsts: dict[str, float]  # Overall at the first seed
     others: dict[str, float]  # mean Overall at the others
+    parents: dict[str, float]  # mean Overall of the parent, which costs the child nothing
+    at_stop: dict[str, float]  # Overall of the policy at which the proxy ended, of those that were stopped there
 
 
 def _known(evidence: RunEvidence, ladder: LadderSpec) -> _Known:
     generations = {name: row["generation"] for name, row in evidence.candidates.items() if row["arm"] != UNTRAINED_ARM}
     first = evidence.protocol.seeds[0]
     rewards, firsts, others, dynamics = {}, {}, {}, {}
-    for name, evals in evidence.evaluations.items():
+    at_stop = {
+        row["candidate_id"]: overall
+        for row in evidence.rungs
+        if row["rung"] == "proxy" and (overall := row.get("stopped_overall")) is not None
+    }
+    for name in dict.fromkeys((*evidence.evaluations, *at_stop)):
         if name not in generations:
             continue
-        own = {one.seed: one.overall for one in evals}
+        own = {one.seed: one.overall for one in evidence.evaluations.get(name, ())}
         rest = [overall for seed, overall in own.items() if seed != first]
         firsts[name] = own.get(first, math.nan)
         others[name] = sum(rest) / len(rest) if rest else math.nan
@@ -97,7 +107,13 @@ def _known(evidence: RunEvidence, ladder: LadderSpec) -> _Known:
             rewards[name] = proxy_reward(steps, ladder.proxy_steps, ladder.proxy_window)
             if (found := proxy_dynamics(steps, ladder.proxy_steps, ladder.proxy_window)) is not None:
                 dynamics[name] = found
-    return _Known(rewards, forecast_each(generations, dynamics, firsts), firsts, others)
+    means = {name: sum(one.overall for one in evals) / len(evals) for name, evals in evidence.evaluations.items()}
+    parents = {
+        name: means[parent]
+        for name, row in evidence.candidates.items()
+        if (parent := next(iter(row["parent_ids"]), "")) in means
+    }
+    return _Known(rewards, forecast_each(generations, dynamics, firsts), firsts, others, parents, at_stop)
 
 
 def _rung(rung: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,14 +1,22 @@
 """The parts of the roles that need no server: consistency, evidence, directions, steering, forecast, settings."""
 
+import hashlib
+import json
 import math
+import os
 import sys
+import time
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
-from call_samples import place, reflection
+from call_samples import GOOD, Colour, place, reflection
 from script import CLIPPED, LINE
 
+from poise_core.agents.llm.answers import read_answer
 from poise_core.agents.llm.consistency import contradictions
+from poise_core.agents.llm.faults import CallFailed
 from poise_core.agents.llm.forms import (
     ClaimForm,
     DiagnosisForm,
@@ -24,6 +32,7 @@ from poise_core.agents.llm.proposer import DIRECTIONS, merged, wanted_directions
 from poise_core.agents.llm.question import Answer
 from poise_core.agents.llm.reflector import evidence_rows, merge
 from poise_core.agents.llm.secrets import redact
+from poise_core.agents.llm.wire import Reply
 from poise_core.agents.roles import Expectation, Measured, Proposal, Reflection, ReflectionEvidence
 from poise_core.agents.rules.reflector import RuleReflector
 from poise_core.agents.steering import steering_bonus
@@ -240,6 +249,112 @@ def test_the_users_price_replaces_the_shipped_one() -> None:
     prices = price_table(AgentSettings(prices={"openai:gpt-4.1": {"input": 9.0, "output": 9.0}}))
     assert prices["openai:gpt-4.1"].input == 9.0
     assert prices["openai:gpt-4o"].output > 0
+
+
+SECRETS = {
+    # the text -> the part that must not stay
+    "AKIAIOSFODNN7EXAMPLE": "IOSFODNN7",
+    "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY": "wJalr",
+    'AWS_SECRET_ACCESS_KEY="wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"': "K7MDENG",
+    '{"SecretAccessKey": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"}': "wJalr",
+    "ghp_16C7e42F292c6912E7710c838347Ae178B4a": "16C7e42",
+    "github_pat_11ABCDEFG0aBcDeFgHiJkL_abcdefghijklmnopqrstuvwxyz": "aBcDeF",
+    "AIzaSyD-9tSrke72PouQMnMX-a7eZSW0jkFMBWY": "SyD-9",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9PlFUP0THsR8U": "dozjg",
+    "sk-proj-abcdefgh12345678": "abcdefgh",
+    "sk-ant-api03-AbCdEfGh-1234567890": "AbCdEfGh",
+    "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH": "abcdefgh",
+    "xoxb-123456789012-abcdefABCDEF": "1234567",
+    "https://hooks.slack.com/services/T00000000/B00000000/XXXXXXXXXXXX": "B00000000",
+    "GET https://host/x?token=s3cr3tvalue&page=1": "s3cr3t",
+    "https://bucket/x?X-Amz-Credential=AbCd1234&X-Amz-Signature=abcdef0123": "abcdef0123",
+    "postgresql://poise:hunter2@db/x": "hunter2",
+    "https://0123456789abcdef0123@git.example/x": "0123456789",
+    "PGPASSWORD=hunter2 psql -h db": "hunter2",
+    "export MYSQL_PWD='hunter2'": "hunter2",
+    "MYSQL_PWD: hunter2": "hunter2",
+    "SECRET_KEY = 'abcdefgh'": "abcdefgh",
+    "host=db password=correcthorse user=me": "correct",
+    "Authorization: Bearer abc.def-123456": "abc.def",
+    "Authorization: Basic dXNlcjpwYXNz": "dXNlc",
+    "x-api-key: abcdef123456": "abcdef",
+    "-----BEGIN OPENSSH PRIVATE KEY-----\nb3BlbnNzaC1rZXk\n-----END OPENSSH PRIVATE KEY-----": "b3Blbn",
+    "-----BEGIN RSA PRIVATE KEY-----\nMIIEcut off": "MIIE",
+}
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_the_common_shapes_of_keys_are_known(text: str) -> None:
+    for around in (text, f"before {text}", f'"{text}" after', f"({text})\nafter"):
+        hidden = redact(around)
+        assert SECRETS[text] not in hidden
+        assert "[secret]" in hidden
+        assert redact(hidden).count("[secret]") == hidden.count("[secret]")
+
+
+def test_code_digests_and_prose_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        monkeypatch.delenv(name)
+    package = resources.files("poise_core")
+    sources = [path.read_text() for path in Path(str(package)).rglob("*.py")]
+    sources += [path.read_text() for path in (Path(str(package)).parent / "docs").glob("*.md")]
+    digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(500)]
+    prose = [
+        "tokens: 4096, key = 'advantages', token_count=tokens, MAX_TOKENS=4096, sk_estimate and rk_integrator of order four",
+        "see https://arxiv.org/abs/2402.03300?context=cs and me@host, PASSWORD is a variable, a bearer of news; risk-averse-policy",
+        "f2-0123456789 KEY_COUNT: 12 group_ids[key] api_key=settings.api_key password: required",
+    ]
+    for text in [*sources, *digests, *prose, " ".join(digests)]:
+        assert redact(text) == text
+
+
+def test_redaction_takes_time_linear_in_the_length() -> None:
+    bombs = ("eyJ-", "eyJ", "sk-", "-----BEGIN PRIVATE KEY-----", "://a:", "a:b@", "?key=", "password=", "PASSWORD_", "A_", "SG.",
+             "-----BEGIN A ", "api_key = ", "://a@")  # fmt: skip
+    for bomb in bombs:
+        seconds = []
+        for length in (20_000, 80_000):
+            text, begun = (bomb * length)[:length], time.process_time()
+            redact(text)
+            seconds.append(time.process_time() - begun)
+        assert seconds[1] < 12 * seconds[0] + 0.2, bomb  # 16 times, where it is a square
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 900, '{"a":' * 900 + "1" + "}" * 900, "1" * 5000, '"\\ud800"', "NaN", "null", "[]"]
+)
+def test_odd_json_is_an_invalid_answer(text: str) -> None:
+    with pytest.raises(CallFailed) as failed:
+        read_answer(Reply(text), Colour)
+    assert failed.value.outcome == "invalid_answer"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["First {blue}? No.\n</think>\nGOOD", "<think>a</think><think>b</think>GOOD",
+     "It is:\n```json\nGOOD\n```\nI hope.", "GOOD </think>",
+     "So: GOOD."],
+)  # fmt: skip
+def test_an_answer_is_found_beside_reasoning_and_words(text: str) -> None:
+    assert read_answer(Reply(text.replace("GOOD", json.dumps(GOOD))), Colour) == Colour(**GOOD)
+
+
+def test_reading_takes_time_linear_in_the_length() -> None:
+    for bomb in ("<think>", "</think>", "```\n", "\n", " ", "{", "}", '{"a":', "[", '"', "\\"):
+        seconds = []
+        for length in (100_000, 400_000):
+            text, begun = (bomb * length)[:length], time.process_time()
+            with pytest.raises(CallFailed):
+                read_answer(Reply(text), Colour)
+            seconds.append(time.process_time() - begun)
+        assert seconds[1] < 12 * seconds[0] + 0.2, bomb
+
+
+def test_a_file_that_nests_deeply_is_told_so() -> None:
+    """It parses, and comparing it with the parent's would take more calls within each other than Python makes."""
+    deep = f"{CHANGED}\nSUM = {'1 + ' * 1500}1\n"
+    (fault,) = contradictions(deep, a_proposal(), PARENT, USES)
+    assert fault == "the file nests expressions too deeply; split them into lines of their own"
 
 
 @pytest.mark.parametrize(

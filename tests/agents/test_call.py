@@ -194,6 +194,73 @@ def test_what_was_answered_is_never_asked_again(
     assert len(server.requests) == 4
 
 
+@pytest.mark.parametrize("answer", [b"<html>please log in</html>", NoChoices()])
+def test_what_came_without_a_reply_is_not_read_again_as_one(
+    answer: Any, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    """The outcome is one that has a reply, and the row has none: a resumed run ended with a TypeError."""
+    server = serve(script_of(answer))
+    for _ in range(2):
+        with pytest.raises(CallFailed) as failed:
+            caller_for(server).ask(question())
+        assert failed.value.outcome == "empty_answer"
+    assert len(server.requests) == 4  # nothing was answered, so a resumed run asks again
+
+
+DEEP = "[" * 20_000 + "]" * 20_000
+
+
+@pytest.mark.parametrize(("method", "streaming"), [("json_schema", False), ("function_calling", True)])
+@pytest.mark.parametrize(
+    "text",
+    [DEEP, '{"name": ' + DEEP + ', "red": 0}', '{"a":' * 10_000, "<think>" * 10_000, "<think>" * 10_000 + json.dumps(GOOD),
+     '{"name": "' + 'a\\"' * 10_000, "{" * 20_000, "```\n" * 10_000],
+    ids=["lists", "a value", "objects", "thoughts", "thoughts and an answer", "a long start", "braces", "fences"],
+)  # fmt: skip
+def test_what_no_parser_should_be_given_is_an_invalid_answer(
+    text: str, streaming: bool, method: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(lambda body: Say(text, tool=method == "function_calling"))
+    caller = caller_for(server, structured_output=method, streaming=streaming, timeout_seconds=60)
+    for _ in range(2):  # from the server, then from the ledger
+        if text.endswith(json.dumps(GOOD)):
+            assert caller.ask(question()).value == Colour(**GOOD)
+            continue
+        with pytest.raises(CallFailed) as failed:
+            caller.ask(question())
+        assert failed.value.outcome == "invalid_answer"
+    expected = ["ok"] if text.endswith(json.dumps(GOOD)) else ["invalid_answer"] * 3
+    assert outcomes(archive) == expected
+    assert len(server.requests) == len(expected)
+
+
+def test_a_reply_that_cannot_be_read_is_never_good(
+    archive: Archive, caller_for: Callable[..., Caller], serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the reader raises, the row must not say "ok": a later run would take the answer for a usable one."""
+
+    def fails(*_: object) -> None:
+        raise RuntimeError("a bug of the reader")
+
+    monkeypatch.setattr("poise_core.agents.llm.call.read_answer", fails)
+    with pytest.raises(RuntimeError):
+        caller_for(serve(script_of(GOOD))).ask(question())
+    assert outcomes(archive) == ["invalid_answer"]
+
+
+def test_the_fault_of_a_server_is_one_line_for_log_and_ledger(
+    archive: Archive, caller_for: Callable[..., Caller], serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = "no\n2026-11-27 INFO poise all is well \x1b[2J\u202e\x9b31m"
+    with pytest.raises(CallFailed):
+        caller_for(serve(script_of(Fail(400, said)))).ask(question(scope="gen-01\n/slot-0"))
+    (line,) = [record.getMessage() for record in caplog.records if "bad_request" in record.getMessage()]
+    (row,) = archive.rows("calls")
+    for text in (line, row["message"]):
+        assert text.isprintable()
+        assert "all is well" in text
+
+
 def test_a_replay_answers_from_the_recording_alone(
     tmp_path: Path, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 from collections import Counter
 
 import pytest
@@ -242,7 +244,12 @@ def test_the_screener_prefers_relevance_novelty_variety_and_simplicity() -> None
     assert by_name["A"].terms == pytest.approx(
         {"relevance": 1.0, "novelty": 1 / 3, "variety": 1.0, "simplicity": 9 / 13}
     )
-    assert by_name["C"].terms["novelty"] == pytest.approx(0.25 / 3)
+    assert by_name["C"].terms["novelty"] == pytest.approx(1 / 3)  # from GRPO; a factor of 3 from OLD is further
+    near = made(
+        "N", compose(numbers={"kl_coef": 0.015}), "kl"
+    )  # a factor of 1.5 from GRPO, where one of 4 counts as two slots
+    (screened,) = CatalogueScreener().rank([near], context)
+    assert screened.terms["novelty"] == pytest.approx(2 / 3 * math.log(1.5) / math.log(4))
     assert by_name["C"].terms["variety"] == 0.5
     assert "no ratio to clip" in by_name["D"].reasons[0]
     assert "the same composition as OLD (evaluated)" in by_name["E"].reasons[0]
@@ -281,6 +288,35 @@ def test_on_a_plateau_mutations_change_three_or_four_slots() -> None:
     for seed in range(10):
         for proposal in narrow.propose(wide_context, 4, seed):
             assert len(changed_slots(GRPO, Composition.model_validate(proposal.composition))) >= 3
+
+
+def test_the_tuning_arm_draws_numbers_of_the_parent_and_nothing_else() -> None:
+    from poise_core.agents.catalogue.random_search import RandomProposer
+
+    proposer = RandomProposer(numbers_only=True)
+    first = proposer.propose(GRPO_CONTEXT, 40, seed=1)
+    assert first == proposer.propose(GRPO_CONTEXT, 40, seed=1)
+    found = [Composition.model_validate(one.composition) for one in first]
+    assert len({one.key for one in found}) == 40
+    for one in found:
+        changed = {slot for slot in SLOTS if one.choices[slot] != GRPO.choices[slot]}
+        assert changed <= {"kl", "entropy"}
+        assert (one.choices["kl"], one.choices["entropy"]) in itertools.product(("k3", "none"), ("bonus", "none"))
+    spread = [one.parameters["kl_coef"] for one in found if one.choices["kl"] == "k3"]
+    assert 10 < len(spread) < 30
+    assert min(spread) < 0.01 < 0.03 < max(spread)  # the span is 0.001 to 0.3
+    assert all(0.001 <= value <= 0.3 for value in spread)
+
+
+def test_some_proposals_move_numbers_only() -> None:
+    proposed = [one for seed in range(60) for one in CatalogueProposer().propose(GRPO_CONTEXT, 4, seed)]
+    found = [Composition.model_validate(one.composition) for one in proposed]
+    moved = [one for one in found if one.choices == GRPO.choices]
+    assert 0.1 < len(moved) / len(found) < 0.35
+    assert all(one.parameters != GRPO.parameters for one in moved)
+    text = next(p for p, one in zip(proposed, found, strict=True) if one.choices == GRPO.choices)
+    assert " -> " in text.mechanism_change
+    assert "moves " in text.hypothesis
 
 
 def test_the_random_proposer_ignores_what_was_learned_and_repeats_nothing() -> None:

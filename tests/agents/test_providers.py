@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,6 +114,24 @@ def test_each_way_to_end_has_the_same_outcome_with_every_provider(
         assert failed.value.outcome == end
     assert outcomes(archive) == ledger
     assert len(server.requests) == len(ledger)  # one retry layer: the client never asks again by itself
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_no_redirect_is_followed(
+    status: int, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    """The key stands in a header that a client takes along, also to another host; the prompt, too, with 307 and 308."""
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.setblocking(False)
+        place = f"http://127.0.0.1:{elsewhere.getsockname()[1]}/steal"
+        server = serve(script_of(Fail(status, "it has moved", "moved", {"Location": place})))
+        with pytest.raises(CallFailed, match="redirect, which is not followed") as failed:
+            caller_for(server).ask(question())
+        with pytest.raises(BlockingIOError):  # nobody has knocked
+            elsewhere.accept()
+    assert failed.value.outcome == "bad_request"
+    assert outcomes(archive) == ["bad_request"]
+    assert len(server.requests) == 1
 
 
 def test_a_refusal_is_a_refusal(archive: Archive, caller_for: Callable[..., Caller], serve: Serve) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
+import torch
 from algorithm_batches import DYNAMICS, one_completion, small_batch
 
 from poise_core.algorithms import algorithm_path
@@ -86,11 +88,18 @@ def test_dapo() -> None:
     # R = -1 - 1, 1 - 0.5, -1, 1 = -2, 0.5, -1, 1; mean -0.375; centred -1.625, 0.875, -0.625, 1.375
     # squares 2.640625 + 0.765625 + 0.390625 + 1.890625 = 5.6875
     scale = math.sqrt(5.6875 / 3) + 1e-4
-    advantages = candidate.compute_advantages(batch, DYNAMICS)
+    advantages = candidate.compute_advantages(batch, dataclasses.replace(DYNAMICS, max_completion_length=10))
     assert advantages.values[:4, 0].tolist() == near(-1.625 / scale, 0.875 / scale, -0.625 / scale, 1.375 / scale)
     # the truncated completion and the group that fails throughout do not train
     assert advantages.train_mask is not None
     assert advantages.train_mask.sum(-1).tolist() == [0, 9, 8, 5, 0, 0]
+    # the same lengths where nobody was cut off: the punishment is that of the limit, not of the batch
+    whole = dataclasses.replace(batch, truncated=torch.zeros(6, dtype=torch.bool))
+    same = candidate.compute_advantages(whole, dataclasses.replace(DYNAMICS, max_completion_length=10))
+    assert torch.equal(same.values, advantages.values)
+    # limit 20, cache 4: nothing is near it; R = -1, 1, -1, 1, squares 4
+    far = candidate.compute_advantages(whole, dataclasses.replace(DYNAMICS, max_completion_length=20))
+    assert far.values[:4, 0].tolist() == near(*(r / (math.sqrt(4 / 3) + 1e-4) for r in (-1, 1, -1, 1)))
     # clip-higher: 1.25 is inside, 1.3 counts as 1.28; 0.7 counts as 0.8
     assert one_completion(candidate, 1.0, [1.25, 1.3]).loss == near(-1.25, -1.28)
     assert one_completion(candidate, -1.0, [0.7]).loss == near(0.8)
@@ -160,3 +169,27 @@ def test_reinforce_plus_plus() -> None:
     found = one_completion(candidate, 1.0, [1.5], ref_ratio=2.0)  # clipped; the KL is not in the loss
     assert found.loss == near(-1.2)
     assert found.logprobs_grad == near(0.0)
+
+
+def test_where_the_files_differ_from_verl() -> None:
+    """The numbers of docs/algorithms.md."""
+    for name in (
+        "grpo",
+        "dr_grpo",
+        "gspo",
+        "cispo",
+        "gmpo",
+        "sapo",
+        "rloo",
+    ):  # a group of one; verl gives its reward, 1
+        assert first_token(load(name), small_batch([1], lengths=[1])) == near(0.0)
+    found = one_completion(load("grpo"), -1.0, [5.0])
+    assert found.loss == near(5.0)  # a dual clip at 3 would give 3, without a gradient
+    assert found.logprobs_grad == near(5.0)
+    # k3 at ref / current = e^5 is 148.413 - 5 - 1, its derivative 1 - e^5; verl cuts the value at 10, without a gradient
+    found = one_completion(load("grpo"), 0.0, [1.0], ref_ratio=math.exp(5.0))
+    assert found.loss == near(0.01 * (math.exp(5.0) - 6.0))
+    assert found.logprobs_grad == near(0.01 * (1.0 - math.exp(5.0)))
+    # a mean log-ratio of 12 at A < 0: s = e^12 (verl: e^10)
+    found = one_completion(load("gspo"), -1.0, [math.exp(12.0)])
+    assert found.loss == pytest.approx([math.exp(12.0)], rel=1e-4)

@@ -31,8 +31,8 @@ from poise_core.archive import (
     trajectory_rows,
 )
 from poise_core.archive.encoding import content_digests
+from poise_core.archive.locations import open_storage
 from poise_core.archive.schema import SCHEMA_VERSION, TABLES, listing
-from poise_core.archive.storage import open_storage
 from poise_core.failures import CandidateFailure, FailureKind
 
 

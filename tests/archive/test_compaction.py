@@ -29,9 +29,11 @@ from poise_core.archive import (
     trajectory_rows,
 )
 from poise_core.archive.compacted import CompactedFiles
+from poise_core.archive.disk_storage import DiskStorage
+from poise_core.archive.object_storage import ObjectStorage
 from poise_core.archive.reader import PartReader
 from poise_core.archive.snapshot import SNAPSHOT_FILE, WORTH
-from poise_core.archive.storage import DiskStorage, ObjectStorage, Storage
+from poise_core.archive.storage import Storage
 from poise_core.cli import app
 from poise_core.run_directory import RunDirectory
 

@@ -27,8 +27,9 @@ from poise_core.archive import (
     location_below,
     trajectory_rows,
 )
+from poise_core.archive.locations import open_storage
+from poise_core.archive.object_storage import ObjectStorage
 from poise_core.archive.snapshot import SNAPSHOT_FILE, WORTH
-from poise_core.archive.storage import ObjectStorage, open_storage
 from poise_core.cli import app
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 

@@ -10,12 +10,14 @@ import pytest
 
 from poise_core.archive import TABLES, Archive
 from poise_core.run_directory import RunDirectory
+from poise_core.verification.gate import run_checks
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
 PUBLISHED = sorted(path.parent for path in RESULTS.glob("*/preset.yaml"))
 LAPTOP_64 = {
     "candidates": 65, "proposals": 252, "verifications": 64, "evaluations": 972, "trajectories": 8700, "reflections": 64,
-    "selections": 651, "failures": 0, "rungs": 125, "replications": 1, "calls": 0,
+    "selections": 651, "failures": 0, "rungs": 125, "replications": 1, "examinations": 0,
+    "calls": 0,
 }  # fmt: skip
 
 
@@ -38,3 +40,16 @@ def test_the_rows_of_the_headline_run_are_all_there() -> None:
     parents = {row["candidate_id"]: row["parent_ids"] for row in archive.rows("candidates")}
     assert sum(not given for given in parents.values()) == 2  # GRPO and the base policy
     assert all(json.loads(row["report"]) for row in archive.rows("verifications"))
+
+
+@pytest.mark.slow
+def test_the_gate_still_admits_what_it_had_admitted_with_the_same_fingerprint() -> None:
+    """Every thirteenth candidate of the headline run: a contract with more fields must not change what archived files do."""
+    archive = Archive(RESULTS / "laptop-64" / "archive")
+    sources = {row["candidate_id"]: row["source"] for row in archive.rows("candidates")}
+    for row in archive.rows("verifications", admitted=True)[::13]:
+        report = run_checks(sources[row["candidate_id"]], "archived")
+        assert report.admitted, report
+        assert report.fingerprint == row["fingerprint"]
+    replicated = RESULTS / "gm-ns-bz" / "gm_ns_bz.py"
+    assert run_checks(replicated.read_text(), "GM-NS-BZ").admitted

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import pytest
 import yaml
 
 from poise_core.candidate.loading import source_digest
+from poise_core.evaluation.problems import ProblemSecret
 from poise_core.run_directory import RunDirectory, RunDirectoryError, candidate_id
 
 
@@ -40,8 +43,11 @@ def test_a_first_start_freezes_the_preset_and_makes_the_archive(tmp_path: Path) 
         assert run.train_folder("x-1") == path / "candidates" / "x-1" / "train"
         assert run.evaluate_folder("x-1") == path / "candidates" / "x-1" / "evaluate"
         assert run.settings_changes == []
+        assert run.secret is not None
+    assert path.stat().st_mode & 0o777 == 0o700, "answers and prompts are nobody else's"
     frozen = yaml.safe_load((path / "preset.yaml").read_text())
     assert frozen["protocol_digest"] == preset.protocol.digest
+    assert frozen["problems"] == run.secret.fingerprint
     read = RunDirectory.read(path)
     assert read.preset == preset
     assert read.preset.protocol.digest == preset.protocol.digest
@@ -193,3 +199,62 @@ def test_a_run_of_an_earlier_revision_of_the_trainer_is_read_and_not_continued(t
         RunDirectory.open(path, earlier)
     with pytest.raises(RunDirectoryError, match=r"protocol.trainer_revision: 1 there, 2 here"):
         RunDirectory.open(path, preset)
+
+
+def test_every_run_has_a_secret_of_its_own_for_its_owner_alone_and_keeps_it(tmp_path: Path) -> None:
+    values = []
+    for name in ("a", "b", "a"):
+        with RunDirectory.open(tmp_path / name, samples.make_preset()) as run:
+            assert run.secret is not None
+            values.append(run.secret.value)
+        assert stat.S_IMODE((tmp_path / name / "secret").stat().st_mode) == 0o600
+    assert values[0] == values[2] != values[1]
+    assert {len(value) for value in values} == {32}
+    frozen = (tmp_path / "a" / "preset.yaml").read_text()
+    assert values[0].hex() not in frozen, "the fingerprint does not tell the secret"
+    assert (
+        RunDirectory.join(tmp_path / "a").secret == RunDirectory.read(tmp_path / "a").secret == ProblemSecret(values[0])
+    )
+
+
+def test_a_new_run_can_share_the_problems_of_another(tmp_path: Path) -> None:
+    """With a copy of the file in an empty folder, or handed over; a folder that was killed before its preset goes on."""
+    with RunDirectory.open(tmp_path / "first", samples.make_preset()) as first:
+        pass
+    (tmp_path / "copied").mkdir()
+    shutil.copy(tmp_path / "first" / "secret", tmp_path / "copied" / "secret")
+    with RunDirectory.open(tmp_path / "copied", samples.make_preset()) as copied:
+        assert copied.secret == first.secret
+    with RunDirectory.open(tmp_path / "given", samples.make_preset(), first.secret) as given:
+        assert given.secret == first.secret
+    ProblemSecret.made(tmp_path / "own-secret")
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "own-secret", tmp_path / "other" / "secret")
+    with pytest.raises(RunDirectoryError, match="is another secret than this run is to share"):
+        RunDirectory.open(tmp_path / "other", samples.make_preset(), first.secret)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "missing; put it back"), ("", "does not hold 64 hex digits"), ("ab" * 32, "is of another run")],
+)
+def test_a_lost_or_foreign_secret_is_never_replaced(tmp_path: Path, text: str | None, message: str) -> None:
+    RunDirectory.open(tmp_path / "run", samples.make_preset()).close()
+    (tmp_path / "run" / "secret").unlink()
+    if text is not None:
+        (tmp_path / "run" / "secret").write_text(text)
+    assert message in refuse(tmp_path / "run")
+    assert RunDirectory.read(tmp_path / "run").archive.rows("candidates") == [], "reading needs no secret"
+
+
+def test_a_run_whose_problems_are_public_is_read_and_not_continued(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    RunDirectory.open(path, samples.make_preset()).close()
+    (path / "secret").unlink()
+    document = yaml.safe_load((path / "preset.yaml").read_text())
+    del document["problems"]
+    (path / "preset.yaml").write_text(yaml.safe_dump(document))
+    assert "its problems are public" in refuse(path)
+    run = RunDirectory.read(path)
+    assert run.secret is None
+    assert run.archive.rows("candidates") == []

@@ -12,10 +12,11 @@ import pytest
 from pyarrow import fs
 
 from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows
+from poise_core.archive.disk_storage import DiskStorage
+from poise_core.archive.locations import open_storage
 from poise_core.archive.reader import PartReader
 from poise_core.archive.schema import TABLES
 from poise_core.archive.snapshot import SNAPSHOT_FILE, WORTH, load_snapshot, write_snapshot
-from poise_core.archive.storage import DiskStorage, open_storage
 
 COUNT = 2 * WORTH
 

@@ -71,7 +71,7 @@ def run_poise(regime: str, steps: int, seed: int) -> dict[str, list[float]]:
     )
     codec, environment = PromptCodec.load(policy), get_environment("arithmetic")
     if regime == "fixed":
-        codec = dataclasses.replace(codec, eos_id=-1)  # nothing ends a completion, and reaching the limit is no fault
+        codec = dataclasses.replace(codec, eos_ids=())  # nothing ends a completion, and reaching the limit is no fault
         sample = module.sample_completions
 
         def untruncated(*args, **kwargs):

@@ -38,11 +38,20 @@ def test_a_champion_candidate_is_replicated_and_shown(
     assert result.exit_code == 0, result.output
     row = json.loads(result.stdout)
     assert (row["outcome"], row["seeds"]) == ("replicated", [2, 3, 4])
+    assert "examination 1 of this run: 6 trainings (primary 6); so many take about 3 s" in result.stderr
+    assert row["examination"]["standing"] == "champion"
+    answers = {one["condition"]: one["verdict"] for one in row["examination"]["conditions"]}
+    assert answers == {"primary": "holds", "pass@1": "holds", "greedy": "holds", "collapse": "not distinguishable"}
     again = poise("replicate", "run", best)
     assert again.exit_code == 0
     assert row["message"] in again.output
+    assert "examination 1" not in again.stderr, "nothing is trained"
+    assert row["examination"]["says"] in " ".join(again.output.split())
+    assert f"Examination of {best}" in again.output
     assert "replicated" in poise("leaderboard", "run").output
-    assert "report split" in poise("show", "run", best).output
+    shown = poise("show", "run", best).output
+    assert "report split" in shown
+    assert "Worst seed" in shown
     assert RunDirectory.read("run").settings_changes == []
     from mlflow import MlflowClient  # takes seconds, which the other tests here need not pay
 
@@ -50,6 +59,8 @@ def test_a_champion_candidate_is_replicated_and_shown(
     (model,) = client.search_registered_models()
     version = client.get_model_version(model.name, model.aliases["champion"])
     assert version.tags["candidate"] == row["candidate_id"], "the alias moves with the replication, not a night later"
+    assert version.tags["examined"] == "champion"
+    assert "| pass@1 |" in Path(client.download_artifacts(version.run_id, "examination.md")).read_text()
 
     refused = poise("replicate", "run", ordinary)
     assert refused.exit_code == 2
@@ -77,7 +88,10 @@ def test_what_cannot_be_replicated_is_one_line(
     busy = poise("replicate", "run", best)
     assert (busy.exit_code, "in use by" in busy.stderr) == (2, True)
     evolution.run.close()
-    for arguments, part in ((["nobody"], "no candidate 'nobody'"), ([best, "--seeds", 4], "3 are left")):
+    for arguments, part in (
+        (["nobody"], "no candidate 'nobody'"),
+        ([best, "--conditions", "luck"], "no condition 'luck'"),
+    ):
         result = poise("replicate", "run", *arguments)
         assert result.exit_code == 2
         (line,) = result.stderr.strip().splitlines()

@@ -52,7 +52,13 @@ def test_a_whole_evolution(undisturbed: Undisturbed) -> None:
     folder, done = undisturbed
     run = RunDirectory.read(folder)
     assert run.archive.check() == []
-    empty = {"failures", "calls", "rungs", "replications"}  # no failure, no language model, no ladder, no champion
+    empty = {
+        "failures",
+        "calls",
+        "rungs",
+        "replications",
+        "examinations",
+    }  # no failure, no language model, no ladder, no champion
     assert {table for table in TABLES if run.archive.read(table).num_rows} == set(TABLES) - empty
     for shown in (
         "Leaderboard",
@@ -68,6 +74,12 @@ def test_a_whole_evolution(undisturbed: Undisturbed) -> None:
     assert "Error" not in done.stderr
     for stage in ("verify", "train", "evaluate", "reflect", "propose", "screen", "implement"):
         assert f"  {stage}" in done.stderr
+    untuned = "The baseline grpo was never tuned under this protocol; 'poise tune --preset smoke' does that."
+    assert f"poise: {untuned}\n" in done.stderr
+    assert untuned in " ".join(done.stdout.split())
+    described = query(folder / "prefect" / "prefect.db", "select description from artifact where key = 'leaderboard'")
+    assert described
+    assert all(untuned in text for (text,) in described)
 
     states = query(folder / "prefect" / "prefect.db", "select name, state_name from flow_run")
     assert states == [(f"evolve {folder}", "Completed"), ("gen-01", "Completed")]

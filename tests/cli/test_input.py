@@ -1,6 +1,7 @@
 """Everything that can be wrong with what the user gives: one clear line, the right exit status, nothing written."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -8,13 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from poise_core.algorithms import algorithm_path
 from poise_core.archive import verification_row
 from poise_core.cli import app
+from poise_core.cli.common import resolve_preset, shared_network
 from poise_core.config import load_preset
 from poise_core.run_directory import RunDirectory
+from poise_core.sandbox import command as sandbox
 
 COMMANDS = (
     "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "compare-search", "cost", "context",
@@ -151,6 +155,44 @@ def test_evaluating_what_is_not_there(poise: Callable[..., Result], tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_every_command_that_runs_candidates_may_share_the_network(
+    poise: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for command in ("evolve", "evaluate", "verify", "replicate", "compare-search", "calibrate"):
+        options = {one.name for one in typer.main.get_command(app).commands[command].params}  # type: ignore[attr-defined]
+        assert "allow_shared_network" in options, command
+    monkeypatch.setenv("POISE_ALLOW_SHARED_NETWORK", "")
+    assert shared_network(False) == []
+    assert not os.environ["POISE_ALLOW_SHARED_NETWORK"]
+    assert not resolve_preset("smoke", []).resources.allow_shared_network
+    assert resolve_preset("smoke", shared_network(True)).resources.allow_shared_network
+    assert os.environ["POISE_ALLOW_SHARED_NETWORK"] == "1", "for the gate, which reads no preset"
+
+
+@pytest.mark.slow
+def test_without_a_network_namespace_evaluate_says_what_to_do_in_one_line(
+    poise: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "best_level", lambda: "landlock")
+    monkeypatch.setenv("POISE_ALLOW_SHARED_NETWORK", "")
+    result = poise(
+        "evaluate",
+        algorithm_path("rloo"),
+        "--preset",
+        "smoke",
+        "--run-dir",
+        "run",
+        "--set",
+        "resources.infrastructure_retries=0",
+    )
+    assert result.exit_code == 3
+    said = result.stderr.strip().splitlines()[-1]  # after the display
+    assert said.startswith("poise: training is refused, because on this machine candidate code would share the network")
+    assert "permit user namespaces, or accept it with --allow-shared-network" in said
+    assert "Traceback" not in result.output
+    assert RunDirectory.read("run").archive.rows("failures") == [], "it is no fault of the candidate"
+
+
 @pytest.mark.slow
 def test_verify_admits_and_refuses(poise: Callable[..., Result], tmp_path: Path) -> None:
     admitted = poise("verify", algorithm_path("rloo"))
@@ -246,9 +288,16 @@ def test_a_preset_takes_over_from_those_that_it_extends(extending: None) -> None
 
 
 def test_laptop_64_is_laptop_with_more_seeds() -> None:
-    """Its protocol's digest is that of the published run: what is measured today can be compared with it."""
+    """It is the protocol of the published run with more problems, more samples, a tuned baseline and another trainer."""
     laptop, more = load_preset("laptop"), load_preset("laptop-64")
-    assert more.protocol.model_copy(update={"trainer_revision": 1}).digest == "5a8c7db9615d5941"
+    published = {"sums": 240, "differences": 240, "chains": 240}
+    benchmarks = tuple(
+        one.model_copy(update={"problems": published.get(one.name, one.problems), "samples": one.k})
+        for one in more.protocol.benchmarks
+    )
+    training = more.protocol.training.model_copy(update={"learning_rate": 3e-4, "inner_epochs": 2})
+    changes = {"trainer_revision": 1, "benchmarks": benchmarks, "training": training}
+    assert more.protocol.model_copy(update=changes).digest == "5a8c7db9615d5941"
     assert more.protocol.model_copy(update={"seeds": laptop.protocol.seeds}) == laptop.protocol
 
 
@@ -269,7 +318,9 @@ def test_a_preset_that_cannot_extend_names_the_files(
 
 def test_a_comparison_that_cannot_be_made(poise: Callable[..., Result], tmp_path: Path) -> None:
     smoke = ("compare-search", "--preset", "smoke")
-    assert_one_line(poise(*smoke, "--arm", "clever"), 2, "no arm 'clever'", "evolution, random, greedy, best-of-n")
+    assert_one_line(
+        poise(*smoke, "--arm", "clever"), 2, "no arm 'clever'", "evolution, random, greedy, best-of-n, tune"
+    )
     assert_one_line(
         poise(*smoke, "--set", "search.acquisition.kernel=cubic"), 2, "search.acquisition.kernel", "'cubic'"
     )

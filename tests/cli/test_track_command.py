@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from poise_core.cli import app
+from poise_core.cli.evolve import where_to_look
 from poise_core.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
@@ -50,6 +51,23 @@ def test_a_server_that_is_down_is_one_line_and_status_3(folder: Path, poise: Cal
     assert done.exit_code == 3
     assert done.stderr.splitlines()[-1].startswith("poise: MLflow at http://127.0.0.1:9: ")
     assert "Traceback" not in done.stderr
+
+
+def test_the_password_of_an_address_is_in_no_line(
+    folder: Path, poise: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """MLflow's errors quote the address that they were asked with."""
+    uri = "http://anna:pass-of-anna@127.0.0.1:9"
+    done = poise("track", folder, "--uri", uri)
+    assert done.exit_code == 3
+    assert done.stderr.splitlines()[-1].startswith("poise: MLflow at http://***@127.0.0.1:9: ")
+    assert "pass-of-anna" not in done.output + done.stderr + caplog.text
+    assert "the archive is not affected" in caplog.text
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("PREFECT_API_URL", "https://anna:pass-of-anna@prefect.example/api")
+    shown = where_to_look(RunDirectory.read(folder))
+    assert "pass-of-anna" not in shown
+    assert "Prefect   https://***@prefect.example/api" in shown
 
 
 def test_what_is_no_run_directory_is_refused(tmp_path: Path, poise: Callable[..., Result]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from trees import candidate, laptop, make_world
 
-from poise_core.evidence.promotion import ALPHA, corrected_level, declare
+from poise_core.evidence.promotion import ALPHA, Stability, corrected_level, declare
 from poise_core.evidence.rankings import rank_correlation
 from studies.null_runs import study
 from studies.simulation import World
@@ -32,6 +32,33 @@ def test_a_clear_gain_is_declared_and_those_without_a_score_count() -> None:
     many = declare(evaluations, "base", [*evaluations, *(f"stopped-{i}" for i in range(500))], world.protocol)
     assert many[0].level == pytest.approx(1 - 0.05 / 509)
     assert many[0].delta.low < few[0].delta.low
+
+
+def test_looking_early_is_corrected_for_all_that_are_planned() -> None:
+    """After nine of 63 children the level is that of the last look; with more tried than planned it is theirs."""
+    rng = np.random.default_rng(0)
+    world = make_world(rng)
+    evaluations = {"base": candidate(world, rng, range(3))}
+    evaluations |= {f"c{i}": candidate(world, rng, range(3)) for i in range(9)}
+    for planned, counted in ((63, 63), (4, 9), (0, 9)):
+        found = declare(evaluations, "base", list(evaluations), world.protocol, planned=planned)
+        assert [one.level for one in found] == pytest.approx([1 - 0.05 / counted] * 9)
+
+
+def test_the_worst_seed_and_the_chance_of_a_worse_one_by_hand() -> None:
+    rng = np.random.default_rng(3)
+    world = make_world(rng)
+    evals = candidate(world, rng, range(16))
+    found = Stability.of(evals)
+    assert found is not None
+    assert found.worst == min(one.overall for one in evals)
+    assert found.bound == pytest.approx(0.1707, abs=1e-4)  # (1 - 0.1707)^16 = 0.05
+    assert (1 - found.bound) ** 16 == pytest.approx(0.05)
+    assert found.sentence() == f"worst of 16 seeds {found.worst:.1f}; P(a training ends below) <= 17%"
+    assert Stability.of([]) is None
+    # the promise: of 400 candidates, 95 % bound the true chance of ending below their worst seed
+    draws = rng.normal(size=(400, 16)).min(axis=1)
+    assert np.mean(stats.norm.cdf(draws) <= found.bound) == pytest.approx(0.95, abs=0.03)
 
 
 def test_a_loss_is_no_champion_and_one_seed_declares_nothing() -> None:
@@ -78,7 +105,7 @@ def test_a_false_champion_is_as_rare_as_promised() -> None:
     runs, children, false = 400, 12, 0
     spec = laptop().protocol.benchmarks[0].model_copy(update={"weight": 1.0, "problems": 100})
     protocol = laptop().protocol.model_copy(update={"benchmarks": (spec,)})
-    world = World(protocol, {spec.name: np.zeros(spec.problems)}, slope=25.0, sampling=5.0)
+    world = World(protocol, {spec.name: np.zeros(spec.problems)})
     names = ["base", *(f"c{i}" for i in range(children))]
     for number in range(runs):
         rng = np.random.default_rng([5, number])

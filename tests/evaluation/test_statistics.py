@@ -9,12 +9,24 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.special import stdtrit
 
 from poise_core.config.protocol import BenchmarkSpec, EnvironmentSpec, Protocol, TrainingSpec
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall, pass_at_k
-from poise_core.evidence.intervals import Interval, distinguishable, overall_interval, paired_delta
+from poise_core.evidence.collapse import collapse_bound, collapsed_seeds, describe_collapses
+from poise_core.evidence.intervals import (
+    Interval,
+    VarianceParts,
+    distinguishable,
+    overall_interval,
+    paired_delta,
+    variance_parts,
+)
+from poise_core.render.lines import spending_note
+from poise_core.testbed.calibration import _tiers, games_howell
+from poise_core.views.outlook import Spending
 
 PROBLEMS = 60
 
@@ -41,6 +53,77 @@ def evaluation(protocol: Protocol, seed: int, many: tuple, one: tuple, split: st
         BenchmarkResult("one", "acc@1", benchmark_score(one, 1, 1), one, 1, 0.5, 7.0),
     )
     return SeedEvaluation(seed, split, overall(results, protocol), results, 1.0)
+
+
+# ---- tiers of the testbed
+
+
+def test_games_howell_by_hand() -> None:
+    # of two groups it is Welch's t-test: means 12 and 2, variances 4 and 1, three each: sqrt(2) * 10 / sqrt(4/3 + 1/3) = 10.95
+    # with (5/3)^2 / ((4/3)^2 / 2 + (1/3)^2 / 2) = 2.94 degrees of freedom
+    one, other = np.array([10.0, 12.0, 14.0]), np.array([1.0, 2.0, 3.0])
+    assert games_howell(one, other, 2) == pytest.approx(stats.ttest_ind(one, other, equal_var=False).pvalue, rel=1e-6)
+    # six each with equal variances: 10 degrees of freedom; the 5 % point of the studentized range of three means is 3.877
+    steps = np.array([-2.0, -1.0, 0.0, 0.0, 1.0, 2.0])  # variance 2
+    gap = 3.877 * math.sqrt(2.0 / 6.0)
+    assert games_howell(steps, steps + gap, 3) == pytest.approx(0.05, abs=1e-4)
+    assert games_howell(steps, steps, 3) == pytest.approx(1.0)
+    assert (games_howell(np.ones(3), np.ones(3), 3), games_howell(np.ones(3), np.zeros(3), 3)) == (1.0, 0.0)
+
+
+def test_an_unstable_algorithm_makes_no_tier_of_its_own_and_spoils_none() -> None:
+    """Means 80, 79.9, 70, 60; the third varies by 15 points, so that 10 below the best are nothing, and the fourth is far below."""
+    wave = np.array([-1.0, 0.0, 1.0, 0.5, -0.5])
+    overalls = {"best": 80 + wave, "same": 79.9 + wave, "wild": 70 + 15 * wave, "low": 60 + wave}
+    assert _tiers(list(overalls), overalls) == {"best": 1, "same": 1, "wild": 1, "low": 2}
+
+
+# ---- what to buy next
+
+
+@pytest.mark.parametrize(
+    ("right", "seed", "problem", "rest"),
+    [
+        # points per problem 100 100 / 0 0: means of seeds 100 and 0, variance 5000 over 2 seeds; nothing else
+        (((1, 1), (0, 0)), 2500.0, 0.0, 0.0),
+        (((1, 0), (1, 0)), 0.0, 2500.0, 0.0),
+        # 100 0 / 0 100: all means are 50; what is left over is +-50: 4 * 2500 over 1 degree of freedom and 4 cells. Seeds and
+        # problems differ less than that would make them, so their parts come out below zero
+        (((1, 0), (0, 1)), -2500.0, -2500.0, 2500.0),
+    ],
+)
+def test_parts_of_the_variance_by_hand(
+    protocol: Protocol, right: tuple, seed: float, problem: float, rest: float
+) -> None:
+    alone = protocol.model_copy(
+        update={"benchmarks": (protocol.benchmarks[1].model_copy(update={"weight": 1.0, "problems": 2}),)}
+    )
+
+    def of(number: int, counts: tuple) -> SeedEvaluation:
+        results = (BenchmarkResult("one", "acc@1", 50.0 * sum(counts), counts, 1, 1.0, 5.0),)
+        return SeedEvaluation(number, "search", 50.0 * sum(counts), results, 1.0)
+
+    child = [of(number, counts) for number, counts in enumerate(right)]
+    base = [of(number, (0, 0)) for number in range(2)]
+    assert variance_parts(child, base, alone) == VarianceParts(seed, problem, rest, 2)
+    assert variance_parts(child[:1], base[:1], alone) is None
+
+
+def test_what_to_buy_next_by_hand() -> None:
+    # V = 1 + 3 + 4 = 8; problems doubled: 1 + 1.5 + 2 = 4.5; seeds doubled: 0.5 + 3 + 2 = 5.5
+    parts = VarianceParts(1.0, 3.0, 4.0, 6)
+    assert (parts.total, parts.scaled(problems=2), parts.scaled(seeds=2)) == (8.0, 4.5, 5.5)
+    # an evaluation of 10 s beside a training of 30 s: twice the problems take 50 s for 40 s
+    found = Spending(parts, 17, 30.0, 10.0)
+    assert found.problem_cost == pytest.approx(1.25)
+    assert found.advice == "problems"  # 4.5 * 1.25 against 5.5 * 2
+    assert spending_note(found) == (
+        "Variance of a delta with 6 seeds (mean of 17): seeds 12%, problems 38%, seed x problem 50%. "
+        "Twice the problems: -44% for +25% time; twice the seeds: -31% for +100% time. Buy problems next."
+    )
+    assert Spending(VarianceParts(8.0, 0.0, 0.0, 6), 17, 1.0, 1e9).advice == "seeds"
+    assert Spending(parts, 17, None, 10.0).advice == ""
+    assert spending_note(None) == ""
 
 
 # ---- pass@k
@@ -289,3 +372,17 @@ def test_the_interval_is_narrower_than_a_bootstrap_at_honest_coverage(protocol: 
     print(f"{seeds} seeds: width {width:.1f} covers {covered:.3f}; bootstrap {other:.1f} covers {over:.3f}")
     assert width < 0.95 * other
     assert 0.93 <= covered <= over
+
+
+def test_the_chance_of_a_collapse_is_bounded_by_what_was_not_seen() -> None:
+    assert collapse_bound(0, 10) == pytest.approx(1 - 0.05**0.1)  # 0.2589
+    assert collapse_bound(0, 16) == pytest.approx(0.1707, abs=5e-5)
+    assert (collapse_bound(0, 0), collapse_bound(3, 3)) == (1.0, 1.0)
+    for collapsed, trainings in ((1, 10), (4, 7)):  # by its definition: as few or fewer are seen in one case of twenty
+        p = collapse_bound(collapsed, trainings)
+        seen = sum(math.comb(trainings, k) * p**k * (1 - p) ** (trainings - k) for k in range(collapsed + 1))
+        assert seen == pytest.approx(0.05)
+    with pytest.raises(ValueError, match="3 of 2"):
+        collapse_bound(3, 2)
+    assert collapsed_seeds({3: 61.9, 1: 62.0, 2: 80.0}, 72.0, 10.0) == [3]  # ten points below do not count, more do
+    assert describe_collapses(0, 10) == "0 of 10 trainings collapsed, so the chance is at most 26 %"

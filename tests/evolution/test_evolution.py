@@ -54,6 +54,21 @@ def test_a_run_leaves_a_row_for_every_stage_of_every_candidate(evolution: Evolut
     assert laboratory.splits == {"search"}
 
 
+def test_a_file_that_the_gate_would_not_read_is_not_adopted(evolution: Evolution, tmp_path: Path) -> None:
+    """Its text used to be guessed, so that another one was judged and trained than ``poise verify`` refuses."""
+    path = tmp_path / "[red] my \x1bfile.py"
+    path.write_bytes("# tw\xefst\n".encode("latin-1"))
+    with pytest.raises(CandidateFailure, match=r"language: the file is not UTF-8 text \(byte 4\)") as failure:
+        evolution.trials.adopt(path)
+    assert failure.value.kind is FailureKind.REJECTED
+    assert not rows(evolution, "candidates")
+    path.write_bytes(b"\xef\xbb\xbf# fine\r\n")
+    adopted = evolution.trials.adopt(path)
+    assert adopted.name == "red-my-file"
+    assert rows(evolution, "candidates")[0]["source"] == "# fine\n"
+    assert evolution.trials.adopt(path) == adopted
+
+
 @pytest.mark.slow
 def test_equal_seeds_give_equal_runs_and_other_seeds_other_children(tmp_path: Path, laboratory: Laboratory) -> None:
     runs = [open_evolution(tmp_path / name) for name in ("first", "second")]
@@ -388,7 +403,7 @@ def test_a_plateau_widens_mutation_and_control_arms_do_not_answer_it(
     from poise_core.search.plateau import Plateau
 
     stuck = Plateau(4, 3, 0.0, 1.0, True, 0.01, None, False)
-    for arm, wide in (("evolution", True), ("greedy", False), ("best-of-n", False), ("random", False)):
+    for arm, wide in (("evolution", True), ("greedy", False), ("best-of-n", False), ("random", False), ("tune", False)):
         opened = open_evolution(tmp_path / arm, make_preset(arm=arm))
         monkeypatch.setattr(opened.search, "plateau", lambda nodes: stuck)
         establish_baseline(opened)
@@ -398,7 +413,7 @@ def test_a_plateau_widens_mutation_and_control_arms_do_not_answer_it(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arm", ["random", "greedy", "best-of-n"])
+@pytest.mark.parametrize("arm", ["random", "greedy", "best-of-n", "tune"])
 def test_control_arms_run_with_the_same_interface_and_budget(tmp_path: Path, laboratory: Laboratory, arm: str) -> None:
     opened = open_evolution(tmp_path / arm, make_preset(arm=arm))
     evolve(opened)

@@ -57,11 +57,15 @@ def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
     assert row["difference"] == pytest.approx(-55.0)
     assert row["probability"] < 0.05
     assert "points to GRPO, noise" in row["message"]  # its parent, and the baseline
-    # the guess, 5^2 with 4 degrees, and two equal seeds of the baseline, 0 with 1: 20, half of it shared by candidates.
-    # Of the error of a seed's effect (v = tau^2 = 10, variances 7.5, covariance 2.5) half a seed counts: 2.5
-    assert row["noise_std"] == pytest.approx((10 * (1 + 1 / 2) + 2.5) ** 0.5)
+    # the guess, 5^2 with 4 degrees, and two equal seeds of the baseline, 0 with 1: 20, of which 6 % are shared by candidates:
+    # v = 18.8, tau^2 = 1.2. The child is ahead of the baseline's mean by half of the difference of the seeds' effects, whose
+    # error is v (1 / 2) / (1 + v / tau^2): the baseline alone says hardly anything of it
+    assert row["noise_std"] == pytest.approx((18.8 * (1 + 1 / 2 + 0.5 / (1 + 18.8 / 1.2))) ** 0.5)
     assert not rows(evolution, "failures")
     assert not rows(evolution, "evaluations", candidate_id=bad.candidate_id)
+    # its policy at the stop was scored, once, which is no score of the candidate
+    assert Counter(laboratory.evaluated)[f"{bad.candidate_id}/0"] == 1
+    assert (row["stopped_step"], 0 < row["stopped_overall"] < 100) == (PROXY, True)
     assert len(rows(evolution, "trajectories", candidate_id=bad.candidate_id)) == PROXY
     (node,) = [one for one in evolution.history.nodes(2) if one.candidate_id == bad.candidate_id]
     assert not node.scored  # absent, not zero
@@ -76,6 +80,52 @@ def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
     )  # one baseline forecasts nothing
     assert sum(one.stopped for one in marked.values()) == 1
     assert "stopped at rung proxy" in rows(evolution, "reflections", candidate_id=bad.candidate_id)[0]["summary"]
+
+
+def test_a_stop_may_leave_the_last_policy_unscored(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution, (bad, _) = started(tmp_path, laboratory, evaluate_stopped=False)
+    laboratory.step = rewards({bad.name: 0.05})
+    measure(evolution, bad)
+    (row,) = rows(evolution, "rungs", candidate_id=bad.candidate_id)
+    assert (row["decision"], row["stopped_overall"], row["stopped_step"]) == ("stopped", None, None)
+    assert f"{bad.candidate_id}/0" not in laboratory.evaluated
+
+
+@pytest.mark.parametrize("health", [{}, {"enabled": True, "grace_steps": 0, "loss_window": 4, "loss_margin": 0.2}])
+def test_where_pass_at_k_counts_no_reward_ends_a_child(
+    tmp_path: Path, laboratory: Laboratory, health: dict[str, Any]
+) -> None:
+    """A pass@k advantage keeps answers diverse and has less reward; it was once ended at step 58 of 60 for that."""
+    preset = make_preset(ladder={**LADDER, "first_stop_below": 0.0}, health=health, generations=1)
+    benchmarks = [one.model_copy(update={"k": 2} if one.metric == "pass" else {}) for one in preset.protocol.benchmarks]
+    counted = preset.protocol.model_copy(update={"benchmarks": tuple(benchmarks)})
+    assert (preset.protocol.scored_by_reward, counted.scored_by_reward) == (True, False)
+    evolution = open_evolution(tmp_path / "run", preset.model_copy(update={"protocol": counted}))
+    laboratory.step = rewards({})
+    establish_baseline(evolution)
+    child = admit(evolution, 1)[0]
+    laboratory.step = rewards({child.name: 0.01})
+    measure(evolution, child)
+    assert [row["decision"] for row in rows(evolution, "rungs", candidate_id=child.candidate_id)][-1:] != ["stopped"]
+    assert len({row["seed"] for row in rows(evolution, "evaluations", candidate_id=child.candidate_id)}) == 2
+
+
+def test_what_had_finished_before_a_certain_loss_is_evaluated(tmp_path: Path, laboratory: Laboratory) -> None:
+    """The second seed is ended at its sixth step; the first one has a score, and the policy of the sixth step is scored beside."""
+    health = {"enabled": True, "grace_steps": 2, "loss_window": 4, "loss_margin": 0.2}
+    ladder = {**LADDER, "proxy_stop_below": 0.0, "first_stop_below": 0.0}
+    evolution = open_evolution(tmp_path / "run", make_preset(ladder=ladder, health=health, generations=1))
+    sound = laboratory.step = rewards({})
+    establish_baseline(evolution)
+    child = admit(evolution, 1)[0]
+    low = rewards({child.name: 0.1})
+    laboratory.step = lambda name, digest, seed, step: (low if seed else sound)(name, digest, seed, step)
+    measure(evolution, child)
+    (row,) = rows(evolution, "rungs", candidate_id=child.candidate_id, decision="stopped")
+    assert (row["rung"], row["cause"], row["stopped_step"]) == ("all", "certain_loss", 6)
+    assert 0 < row["stopped_overall"] < 100
+    assert {one["seed"] for one in rows(evolution, "evaluations", candidate_id=child.candidate_id)} == {0}
+    assert Counter(laboratory.steps)[f"{child.name}/1/5"] == 1  # it was not trained on for that
 
 
 def test_a_stopped_child_can_be_measured_by_hand_and_goes_on_from_its_pause(
@@ -103,7 +153,8 @@ def test_a_child_that_climbs_is_trained_once_and_as_without_a_ladder(tmp_path: P
         "first": ("promoted", 100 * STEPS),
         "all": ("finished", 2 * 100 * STEPS),
     }
-    plain = open_evolution(tmp_path / "plain", make_preset(generations=1))
+    without = make_preset(ladder={"proxy_stop_below": 0.0}, generations=1)  # the same protocol, the ladder switched off
+    plain = open_evolution(tmp_path / "plain", without)
     establish_baseline(plain)
     for one in admit(plain, 1):
         if one.candidate_id == child.candidate_id:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from laboratory import Laboratory, contents, make_preset, open_evolution
+from laboratory import Laboratory, contents, evolved, make_preset, open_evolution
 from laboratory import evolve as evolve_in_order
 
 from poise_core.config import Preset
@@ -90,6 +90,25 @@ def test_a_champion_candidate_is_replicated_or_the_summary_says_why_not(
     assert state.is_completed(), state
     (path,) = (folder / "nights").iterdir()
     assert "is a champion candidate and was not replicated: " in path.read_text()
+
+
+def test_a_champion_candidate_is_examined_and_the_summary_has_its_table(tmp_path: Path, laboratory: Laboratory) -> None:
+    from flows.replicate import replicate_champion
+
+    evolution, (_, best, *_) = evolved(tmp_path, laboratory)
+    evolution.run.close()
+    state = night(tmp_path / "run", evolution.preset, hours=1.0)
+    assert state.is_completed(), state
+    (path,) = (tmp_path / "run" / "nights").iterdir()
+    text = path.read_text()
+    assert "Replication: CW: replicated: " in text
+    assert "## What was examined" in text
+    assert "| greedy |" in text
+    assert "**CW**: champion: holds under primary, pass@1, greedy" in text
+    laboratory.trained.clear()
+    again = replicate_champion(str(tmp_path / "run"), best, conditions=["primary"], return_state=True)
+    assert (again.name, laboratory.trained) == ("Replicated", [])
+    assert "champion: holds under primary" in again.message
 
 
 def _first_child(folder: Path) -> tuple[str, str]:

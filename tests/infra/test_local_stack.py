@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import archive_samples as samples
+import httpx
 import psutil
 import pytest
 
@@ -50,6 +51,7 @@ class Stack:
             "POISE_PREFECT_PORT": str(self.prefect),
             "POISE_MLFLOW_PORT": str(self.mlflow),
             "POISE_START_SECONDS": "400",
+            "PATH": f"{recorders(folder.parent)}:{os.environ['PATH']}",
             **settings,
         }
 
@@ -86,7 +88,25 @@ class Stack:
         return {
             "PREFECT_API_URL": f"http://127.0.0.1:{self.prefect}/api",
             "MLFLOW_TRACKING_URI": f"http://127.0.0.1:{self.mlflow}",
+            "PREFECT_API_AUTH_STRING": self.secret("prefect-secret"),
         }
+
+    def secret(self, name: str) -> str:
+        return (self.folder / name).read_text().strip()
+
+
+def recorders(folder: Path) -> Path:
+    """A folder of programs that write down their arguments, in `arguments` beside it, before they become what they stand for.
+
+    Arguments of a moment are visible to everybody, too, and no look at the running processes finds them all.
+    """
+    made = folder / "recorders"
+    made.mkdir(parents=True, exist_ok=True)
+    for name in ("env", "setsid", "setpriv", "install"):
+        script = f"#!/bin/bash\nprintf '%s ' {name} \"$@\" >>'{folder}/arguments'\nexec {shutil.which(name)} \"$@\"\n"
+        (made / name).write_text(script)
+        (made / name).chmod(0o755)
+    return made
 
 
 def free_port() -> int:
@@ -141,6 +161,7 @@ def stack(folder: Path, bucket: Any) -> Iterator[Stack]:
         POISE_ARTIFACTS="s3://mlflow/artifacts",
         MLFLOW_S3_ENDPOINT_URL=bucket.meta.endpoint_url,
         **{f"AWS_{key.upper()}": value for key, value in KEYS.items()},
+        OPENAI_API_KEY="sk-of-a-person",
     )
     try:
         stack.up()
@@ -191,8 +212,11 @@ class TestStack:
         status = stack("status")
         assert status.returncode == 0
         assert {line.split()[0] for line in status.stdout.splitlines() if " running " in line} == SERVICES
-        exported = dict(line.removeprefix("export ").split("=", 1) for line in stack("env").stdout.splitlines())
-        assert exported == stack.addresses
+        shown = stack("env").stdout
+        assert stack.secret("prefect-secret") not in shown, "a terminal is no place for it"
+        script = f'{shown}\nfor name in {" ".join(stack.addresses)}; do echo "$name=${{!name}}"; done'
+        done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True)
+        assert dict(line.split("=", 1) for line in done.stdout.splitlines()) == stack.addresses
 
     def test_only_the_loopback_interface_and_only_with_the_password(self, stack: Stack) -> None:
         listening = {
@@ -203,11 +227,51 @@ class TestStack:
         }
         assert {address.ip for address in listening} == {"127.0.0.1"}
         assert {address.port for address in listening} == {stack.postgres, stack.prefect, stack.mlflow}
-        secret = (stack.folder / "password").read_text().strip()
-        assert (stack.folder / "password").stat().st_mode & 0o077 == 0
-        assert not any(secret in " ".join(process.cmdline()) for process in processes_of(stack)), "anybody can read it"
+        at_start = (stack.folder.parent / "arguments").read_text()
+        assert "setsid" in at_start
+        for name in ("password", "prefect-secret"):
+            secret = stack.secret(name).rpartition(":")[2]
+            assert len(secret) == 48
+            assert (stack.folder / name).stat().st_mode & 0o777 == 0o600
+            assert not any(secret in " ".join(process.cmdline()) for process in processes_of(stack)), (
+                "anybody can read it"
+            )
+            assert secret not in at_start
+            held = [path for path in stack.folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
+            assert held == [stack.folder / name], "no log and no other file has it"
+        assert stack.folder.stat().st_mode & 0o066 == 0
+        assert all(path.stat().st_mode & 0o077 == 0 for path in (stack.folder / "logs").iterdir())
         command = [found[-1].with_name("psql"), "-h", "127.0.0.1", "-p", str(stack.postgres), "-U", "poise", "-l", "-w"]
         assert subprocess.run(command, capture_output=True, check=False).returncode != 0
+
+    def test_a_stranger_is_refused_by_prefect_and_other_names_and_origins_by_mlflow(self, stack: Stack) -> None:
+        prefect, mlflow = stack.addresses["PREFECT_API_URL"], stack.addresses["MLFLOW_TRACKING_URI"]
+        user = tuple(stack.secret("prefect-secret").split(":"))
+        assert httpx.post(f"{prefect}/deployments/filter", json={}).status_code == 401
+        assert httpx.post(f"{prefect}/deployments/filter", json={}, auth=user).status_code == 200
+        for origin, allowed in (("http://evil.example", None), (prefect[:-4], prefect[:-4])):
+            told = httpx.get(f"{prefect}/health", headers={"Origin": origin})
+            assert told.headers.get("access-control-allow-origin") == allowed
+        search = f"{mlflow}/api/2.0/mlflow/experiments/search"
+        assert httpx.post(search, json={"max_results": 1}).status_code == 200
+        for header in ({"Host": "evil.example"}, {"Origin": "http://evil.example"}):
+            assert httpx.post(search, json={"max_results": 1}, headers=header).status_code == 403
+
+    def test_servers_hold_no_key_of_a_language_model(self, stack: Stack) -> None:
+        for name in ("prefect", "mlflow"):
+            process = psutil.Process(int(stack.pids()[name].split()[0]))
+            assert "OPENAI_API_KEY" not in process.environ()
+        assert psutil.Process(int(stack.pids()["worker"].split()[0])).environ()["OPENAI_API_KEY"] == "sk-of-a-person"
+
+    def test_a_command_without_the_secret_is_one_line(self, stack: Stack, tmp_path: Path) -> None:
+        environment = {**os.environ, **stack.addresses, "PREFECT_API_AUTH_STRING": "poise:wrong"}
+        command = [BIN / "poise", "evolve", "--preset", "smoke", "--run-dir", tmp_path / "run"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
+        assert done.returncode == 3
+        assert done.stderr.splitlines()[-1].startswith(
+            f"poise: the Prefect server at {stack.addresses['PREFECT_API_URL']} asks for"
+        )
+        assert "Traceback" not in done.stderr
 
     def test_a_generation_with_postgresql_behind_both_servers(self, stack: Stack, tmp_path: Path) -> None:
         environment = {**os.environ, **stack.addresses, "COLUMNS": "140"}
@@ -228,8 +292,10 @@ class TestStack:
         assert run.archive.check() == []
         assert not (run.path / "mlflow.db").exists()
         assert not (run.path / "prefect").exists()
-        for address in stack.addresses.values():
-            assert address in done.stdout, "the summary says where to look"
+        for name, address in stack.addresses.items():
+            shown = address in done.stdout + done.stderr
+            assert shown == (name != "PREFECT_API_AUTH_STRING"), "the summary says where to look, and no secret"
+        assert "View run" not in done.stdout, "MLflow prints the address as it is, a password in it included"
 
         flows = stack.query("prefect", "select name || ':' || state_type from flow_run order by name")
         assert flows.split() == [*f"evolve {run.path}:COMPLETED".split(), "gen-01:COMPLETED"]

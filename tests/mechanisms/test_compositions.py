@@ -9,10 +9,17 @@ from pydantic import ValidationError
 
 from poise_core.agents.rules.diagnoses import DIAGNOSES
 from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
-from poise_core.mechanisms.composition import GRPO, Composition, changed_slots, compose, distance
+from poise_core.mechanisms.composition import GRPO, Composition, changed_slots, compose, distance, number_distance
 from poise_core.mechanisms.conflicts import conflicts, incompatibilities
 from poise_core.mechanisms.model import Parameter
-from poise_core.mechanisms.operators import crossover, describe_change, mutate, random_composition
+from poise_core.mechanisms.operators import (
+    crossover,
+    describe_change,
+    mutate,
+    mutate_numbers,
+    random_composition,
+    random_numbers,
+)
 
 
 def test_left_out_slots_are_neutral_and_left_out_numbers_have_their_defaults() -> None:
@@ -53,6 +60,16 @@ def test_parameters_check_their_own_bounds() -> None:
         Parameter("x", 0.3, (0.1, 0.2))
     with pytest.raises(ValueError, match="grid in"):
         Parameter("x", 0.1, (0.1, 2.0), high=1.0)
+    with pytest.raises(ValueError, match="must be positive and hold the grid"):
+        Parameter("x", 0.1, (0.1, 2.0), span=(0.2, 3.0))
+    with pytest.raises(ValueError, match="must have one sign"):
+        Parameter("x", 0.1, (-0.1, 0.1), low=-1.0)
+    with pytest.raises(ValueError, match="leaves"):
+        Parameter("x", 0.1, (0.1, 0.5), high=1.0, span=(0.1, 2.0))
+    assert (Parameter("x", -1.0, (-2.0, -1.0), low=-9.0).span, Parameter("x", 1.0, (1.0,)).movable) == (
+        (1.0, 2.0),
+        False,
+    )
 
 
 def test_catalogue_is_consistent() -> None:
@@ -182,6 +199,71 @@ def test_crossover_takes_slots_with_their_numbers() -> None:
         seen |= set(changed_slots(GRPO, child))
     assert seen == {"baseline", "scale", "entropy"}
     assert crossover(GRPO, GRPO, rng) is None
+
+
+def test_numbers_move_by_a_factor_within_their_spans_and_choices_stay() -> None:
+    spans = {p.name: p.span for slot in SLOTS.values() for choice in slot.choices for p in choice.parameters}
+    parent, counts = compose(format="invalid_floor", entropy="bonus"), set()
+    for seed in range(200):
+        found = mutate_numbers(parent, random.Random(seed))
+        assert found is not None
+        assert found == mutate_numbers(parent, random.Random(seed))
+        child = found.composition
+        assert child.choices == parent.choices
+        changed = {name for name, value in child.parameters.items() if value != parent.parameters[name]}
+        counts.add(len(changed))
+        for name in changed:
+            factor = child.parameters[name] / parent.parameters[name]  # positive, so a sign stays
+            assert 1.2 < max(factor, 1 / factor) < 4.1, name  # two digits
+            low, high = spans[name]
+            assert low <= abs(child.parameters[name]) <= high, name
+            assert child.parameters[name] == float(f"{child.parameters[name]:.2g}")
+    assert counts == {1, 2}
+    only = {slot: float(slot == "kl") for slot in SLOTS}
+    child = mutate_numbers(GRPO, random.Random(0), slot_weights=only)
+    assert child is not None
+    assert changed_slots(GRPO, child.composition) == ["kl"]
+    assert mutate_numbers(GRPO, random.Random(0), slot_weights=dict.fromkeys(SLOTS, 0.0)) is None
+
+
+def test_a_number_outside_its_span_moves_no_further_out() -> None:
+    """GSPO's clip range is a hundred times smaller than that of the token ratio's."""
+    parent = compose(ratio="sequence", numbers={"clip_eps": 3e-4})
+    clip = {slot: float(slot == "clip") for slot in SLOTS}
+    for seed in range(30):
+        child = mutate_numbers(parent, random.Random(seed), 1, slot_weights=clip)
+        assert child is not None
+        assert 3e-4 < child.composition.parameters["clip_eps"] <= 1.2e-3
+
+
+def test_random_numbers_keep_the_algorithm() -> None:
+    found = [random_numbers(GRPO, random.Random(seed)).composition for seed in range(100)]
+    assert {tuple(one.choices.items()) for one in found} == {tuple(GRPO.choices.items())}
+    values = sorted(one.parameters["kl_coef"] for one in found)
+    assert values[0] < 0.002
+    assert values[-1] > 0.15
+    assert 0.01 < values[50] < 0.03  # uniform in the logarithm: the middle of 0.001 to 0.3 is 0.017
+
+
+def test_crossover_mixes_numbers_of_what_both_have() -> None:
+    reference = compose(numbers={"kl_coef": 0.04})
+    kinds = {crossover(GRPO, reference, random.Random(seed)) for seed in range(40)}
+    assert {found.composition.parameters["kl_coef"] for found in kinds if found} == {0.02}  # sqrt(0.01 * 0.04)
+    other = compose(scale="none", numbers={"kl_coef": 0.04})
+    seen = {
+        found.composition.parameters["kl_coef"]
+        for seed in range(60)
+        if (found := crossover(GRPO, other, random.Random(seed)))
+    }
+    assert seen == {0.01, 0.02, 0.04}
+
+
+def test_number_distance_by_hand() -> None:
+    other = compose(numbers={"kl_coef": 0.02, "clip_eps": 0.25})
+    assert number_distance(GRPO, other) == pytest.approx(0.5)  # log 2 / log 4, the larger of the two
+    assert number_distance(GRPO, compose(numbers={"kl_coef": 1.0})) == 1.0
+    assert number_distance(GRPO, compose(numbers={"kl_coef": 0.0})) == 1.0
+    assert number_distance(GRPO, GRPO) == 0.0
 
 
 def test_random_compositions_vary_and_are_free_of_conflicts() -> None:

@@ -12,7 +12,7 @@ from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.candidate.loading import load_candidate, load_candidate_source
 from poise_core.mechanisms.composition import GRPO, compose
 from poise_core.mechanisms.conflicts import incompatibilities
-from poise_core.mechanisms.known import KNOWN, composition_for
+from poise_core.mechanisms.known import KNOWN, composition_for, with_numbers
 from poise_core.mechanisms.render import render
 
 EXACT = sorted(name for name, known in KNOWN.items() if not known.left_out)
@@ -85,3 +85,36 @@ def test_grpo_by_hand() -> None:
     )
     values = candidate.compute_advantages(one, DYNAMICS).values
     torch.testing.assert_close(values[:, 0], torch.tensor([0.75, -0.25, -0.25, -0.25]) / 0.5001)
+
+
+def test_a_shipped_file_with_other_numbers_is_its_composition_with_them() -> None:
+    numbers = {"kl_coef": 0.05, "clip_eps_low": 0.1, "clip_eps_high": 0.1, "std_eps": 0.01}
+    source, composition = with_numbers("grpo", numbers)
+    assert composition == compose(numbers={"kl_coef": 0.05, "clip_eps": 0.1, "std_eps": 0.01})
+    shipped, edited = algorithm_path("grpo").read_text().splitlines(), source.splitlines()
+    differing = [(a, b) for a, b in zip(shipped, edited, strict=True) if a != b]
+    assert ("    kl_coef: float = 0.01", "    kl_coef: float = 0.05") in differing
+    assert len(differing) == 4
+    batch = batch_of(1)
+    found = update_of(load_candidate_source(source, "a"), batch, current(batch, 0.5), DYNAMICS)
+    expected = update_of(load_candidate_source(render(composition, "B"), "b"), batch, current(batch, 0.5), DYNAMICS)
+    assert found.same_as(expected, rtol=1e-4, atol=1e-5)
+    unchanged = update_of(load_candidate(algorithm_path("grpo")), batch, current(batch, 0.5), DYNAMICS)
+    assert not found.same_as(unchanged, rtol=1e-4, atol=1e-5)
+    assert with_numbers("grpo", {}) == (algorithm_path("grpo").read_text(), GRPO)
+    higher = with_numbers("grpo", {"clip_eps_high": 0.3}).composition
+    assert higher == compose(clip="higher", numbers={"clip_eps_low": 0.2, "clip_eps_high": 0.3})
+
+
+def test_an_entropy_bonus_is_added_where_the_catalogue_knows_the_whole_file() -> None:
+    source, composition = with_numbers("grpo", {"entropy_coef": 0.002, "kl_coef": 0.03})
+    assert composition == compose(entropy="bonus", numbers={"entropy_coef": 0.002, "kl_coef": 0.03})
+    assert composition_for(source) == (composition, "")
+    assert "entropy_coef: float = 0.004" in with_numbers("av", {"entropy_coef": 0.004}).source  # the file has its own
+    assert with_numbers("grpo", {"entropy_coef": 0.0}).source == algorithm_path("grpo").read_text()
+    with pytest.raises(ValueError, match="grpo has no number lambda; it has clip_eps_high"):
+        with_numbers("grpo", {"lambda": 1.0})
+    with pytest.raises(ValueError, match="reinforce_plus_plus has no entropy_coef"):
+        with_numbers("reinforce_plus_plus", {"entropy_coef": 0.1})
+    with pytest.raises(ValueError, match="no algorithm 'ppo'"):
+        with_numbers("ppo", {})

@@ -19,7 +19,7 @@ from poise_core.mechanisms.operators import random_composition
 from poise_core.mechanisms.render import composition_of, render
 from poise_core.reductions import aggregate_loss
 
-START = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+START = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, LIMIT)
 
 
 def load(composition: Composition) -> Candidate:

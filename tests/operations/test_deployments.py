@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 import yaml
 from laboratory import contents
@@ -66,6 +68,29 @@ def test_deployments_are_complete(operations: Operations) -> None:
         assert step["prefect.deployments.steps.set_working_directory"]["directory"] == str(operations.clone)
 
 
+def test_nobody_uses_the_api_without_the_secret(operations: Operations) -> None:
+    """Whoever can make a flow run or a deployment runs code as the worker's owner."""
+    made = "00000000-0000-0000-0000-000000000000"
+    requests = [
+        ("GET", "/admin/version"),
+        ("POST", "/deployments/filter"),
+        ("POST", "/flow_runs/"),
+        ("POST", f"/deployments/{made}/create_flow_run"),
+        ("DELETE", f"/deployments/{made}"),
+        ("GET", "/health/../admin/settings"),
+    ]
+    wrong = [None, ("poise", "wrong"), ("poise", ""), ("", operations.secret)]
+    for auth in wrong:
+        with httpx.Client(base_url=operations.url, auth=auth, timeout=60) as stranger:
+            assert {stranger.request(*request, json=None).status_code for request in requests} == {401}
+            assert stranger.get("/health").status_code == 200  # tells nothing but that
+    asked = httpx.get(f"{operations.url[:-4]}/ui-settings", timeout=60).json()
+    assert asked["auth"] == "BASIC", "the UI asks for it"
+    for origin, allowed in (("http://evil.example", None), (operations.url[:-4], operations.url[:-4])):
+        told = httpx.get(f"{operations.url}/health", headers={"Origin": origin}, timeout=60)
+        assert told.headers.get("access-control-allow-origin") == allowed
+
+
 def test_the_schedule_makes_runs(operations: Operations) -> None:
     """It did not with SQLAlchemy 2.1: the server logs an error every minute, and no night ever comes."""
     wanted = {
@@ -111,6 +136,18 @@ def test_a_night_makes_a_generation_and_tells_of_it(operations: Operations, firs
     kinds = {(one["key"], one["type"]) for one in operations.artifacts()}
     assert {("morning-summary", "markdown"), ("leaderboard", "table"), ("lineage", "markdown")} <= kinds
     assert any(kind == "progress" for _, kind in kinds)
+
+
+def test_the_secret_is_in_no_command_line_and_no_log(operations: Operations, first_night: FirstNight) -> None:
+    assert first_night.flow_run["state"]["type"] == "COMPLETED"
+    password = operations.secret.partition(":")[2]
+    for process in psutil.process_iter(["cmdline"]):
+        assert password not in " ".join(process.info["cmdline"] or ())
+    logs = operations.call("POST", "/logs/filter", {"limit": 200})
+    assert logs
+    assert password not in str(logs) + str(operations.artifacts()) + str(first_night.flow_run)
+    kept = [path for folder in (operations.folder, first_night.folder) for path in folder.rglob("*") if path.is_file()]
+    assert [path for path in kept if password.encode() in path.read_bytes()] == []
 
 
 def test_candidates_that_train_elsewhere_give_the_same_archive(

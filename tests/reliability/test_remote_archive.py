@@ -10,7 +10,7 @@ from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
 from pyarrow import fs
 
 from poise_core.archive import ArchiveError
-from poise_core.archive.storage import ObjectStorage
+from poise_core.archive.object_storage import ObjectStorage
 from poise_core.run_directory import RunDirectory
 
 pytest.importorskip("moto.server")

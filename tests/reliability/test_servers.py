@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -58,6 +59,14 @@ def expected(one_generation: Path) -> dict[str, dict[str, str]]:
     return contents(RunDirectory.read(one_generation).archive)
 
 
+def refused(url: str) -> None:
+    """Without the secret the API tells nothing but that it is there: another user of the machine could run code with it."""
+    assert urllib.request.urlopen(f"{url}/health", timeout=30).status == 200
+    for request in (f"{url}/admin/version", urllib.request.Request(f"{url}/deployments/filter", data=b"{}")):
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            urllib.request.urlopen(request, timeout=30)
+
+
 @pytest.mark.exhaustive
 def test_a_private_prefect_server_that_dies_is_started_again(
     tmp_path: Path, expected: dict[str, dict[str, str]]
@@ -65,6 +74,7 @@ def test_a_private_prefect_server_that_dies_is_started_again(
     running = MadeUp(tmp_path / "run", tmp_path / "log", 4.0)
     running.wait_for("training GRPO")
     (first,) = running.servers()
+    refused(f"http://127.0.0.1:{first.cmdline()[-1]}/api")
     first.send_signal(signal.SIGKILL)
     assert running.end() == 0, running.log.read_text()
     assert "Traceback" not in running.log.read_text()
@@ -90,15 +100,20 @@ def wait_until_it_answers(url: str) -> None:
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], None], Callable[[], None]]]:
+def own_server(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[..., None], Callable[[], None]]]:
     """Settings that name a Prefect server which is not the command's, and functions that start and kill it."""
     port, servers = free_port(), []
     url = f"http://127.0.0.1:{port}/api"
-    settings = {"PREFECT_HOME": str(tmp_path / "prefect"), "PREFECT_API_URL": url, "PREFECT_CLIENT_MAX_RETRIES": "1"}
+    settings = {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": url,
+        "PREFECT_API_AUTH_STRING": "poise:secret",
+        "PREFECT_CLIENT_MAX_RETRIES": "1",
+    }
 
-    def start() -> None:
+    def start(secret: str = "poise:secret") -> None:
         command = [sys.executable, "-m", "flows.server_process", str(port)]
-        environment = {**os.environ, **settings}
+        environment = {**os.environ, **settings, "PREFECT_SERVER_API_AUTH_STRING": secret}
         servers.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment, start_new_session=True))
         wait_until_it_answers(f"{url}/health")
 
@@ -113,7 +128,7 @@ def own_server(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[[], No
         kill()
 
 
-OwnServer = tuple[dict[str, str], Callable[[], None], Callable[[], None]]
+OwnServer = tuple[dict[str, str], Callable[..., None], Callable[[], None]]
 
 
 @pytest.mark.exhaustive
@@ -144,6 +159,35 @@ def test_a_prefect_server_that_stays_away_is_one_line_and_the_run_goes_on_later(
     again = MadeUp(tmp_path / "run", tmp_path / "second.log", 0.0, **settings)
     assert again.end() == 0, again.log.read_text()
     assert contents(RunDirectory.read(tmp_path / "run").archive) == expected
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("given", "said"), [({}, "a secret:"), ({"PREFECT_API_AUTH_STRING": "poise:x"}, "another secret than")]
+)
+def test_a_prefect_server_whose_secret_is_not_known_is_one_line(
+    tmp_path: Path, own_server: OwnServer, given: dict[str, str], said: str
+) -> None:
+    settings = {name: value for name, value in own_server[0].items() if name != "PREFECT_API_AUTH_STRING"}
+    refused(settings["PREFECT_API_URL"])
+    running = MadeUp(tmp_path / "run", tmp_path / "log", 0.0, **settings, **given)
+    assert running.end() == 3
+    assert f"fault: the Prefect server at {settings['PREFECT_API_URL']} asks for {said}" in running.log.read_text()
+    assert "Traceback" not in running.log.read_text()
+
+
+@pytest.mark.exhaustive
+def test_a_prefect_server_that_returns_with_another_secret_is_one_line(tmp_path: Path, own_server: OwnServer) -> None:
+    settings, start, kill = own_server
+    running = MadeUp(tmp_path / "run", tmp_path / "log", 3.0, **settings)
+    running.wait_for("training GRPO")
+    kill()
+    start("poise:other")
+    assert running.end() == 3, running.log.read_text()
+    assert (
+        f"fault: the Prefect server at {settings['PREFECT_API_URL']} asks for another secret" in running.log.read_text()
+    )
+    assert "Traceback" not in running.log.read_text()
 
 
 @pytest.fixture

@@ -18,7 +18,15 @@ from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
 from studies import headline, ladder_cost, null_runs, power, record
 from studies.drawing import Series, line_chart
-from studies.ladder_cost import Recorded, read_run, replay, run_ladder, select
+from studies.ladder_cost import (
+    Recorded,
+    read_run,
+    replay,
+    run_ladder,
+    select,
+    spend_evenly,
+    spend_in_two_stages,
+)
 from studies.simulation import GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, share, simulate
 
 LADDER = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.1, first_stop_below=0.2)
@@ -30,9 +38,11 @@ def test_the_simulated_baseline_is_the_measured_one() -> None:
     overalls, scores = [], []
     for _ in range(30):
         world = World.build(preset, rng)
-        evaluations = [world.evaluate(rng.normal(0, world.seed_shift()), seed, rng) for seed in range(40)]
-        overalls.append([one.overall for one in evaluations])
-        scores.append([[result.score for result in one.benchmarks] for one in evaluations])
+        for _ in range(8):  # algorithms, each of which suits some problems
+            grpo = world.algorithm(0.0, GRPO_SEED_STD, rng)
+            evaluations = [grpo.evaluate(seed, rng) for seed in range(5)]
+            overalls.append([one.overall for one in evaluations])
+            scores.append([[result.score for result in one.benchmarks] for one in evaluations])
     assert math.sqrt(np.mean(np.var(overalls, axis=1, ddof=1))) == pytest.approx(GRPO_SEED_STD, rel=0.06)
     assert np.mean(scores, axis=(0, 1)) == pytest.approx(list(GRPO_SCORES.values()), abs=1.0)
 
@@ -43,9 +53,40 @@ def test_an_effect_is_as_large_as_it_says() -> None:
     gains = []
     for _ in range(20):
         world = World.build(load_preset("laptop"), rng)
-        better = [world.evaluate(world.shift_for(3.0), 0, rng).overall for _ in range(40)]
-        gains.append(np.mean(better) - np.mean([world.evaluate(0.0, 0, rng).overall for _ in range(40)]))
+        means = [
+            np.mean([world.algorithm(points, 1.87, rng).evaluate(0, rng).overall for _ in range(40)])
+            for points in (3.0, 0.0)
+        ]
+        gains.append(means[0] - means[1])
     assert np.mean(gains) == pytest.approx(3.0, abs=0.25)
+
+
+@pytest.mark.parametrize("std", [0.66, 1.05, 1.87, 5.32, 11.94])
+def test_noise_is_as_large_as_it_says_and_moves_no_mean(std: float) -> None:
+    """Coin flips alone would make 1.18 points: what was stated below that came out as that, and 5.32 lost 0.3 points on the way."""
+    rng = np.random.default_rng(2)
+    variances, means = [], []
+    for _ in range(8):
+        world = World.build(load_preset("laptop"), rng)
+        expected = sum(s.weight * GRPO_SCORES[s.name] for s in world.protocol.benchmarks)
+        for _ in range(10):
+            algorithm = world.algorithm(0.0, std, rng)
+            overalls = [algorithm.evaluate(seed, rng).overall for seed in range(8)]
+            variances.append(np.var(overalls, ddof=1))
+            means.append(np.mean(overalls) - expected)
+    # 560 degrees of freedom: the standard error of a deviation is 3 %
+    assert math.sqrt(np.mean(variances)) == pytest.approx(std, rel=0.09)
+    assert np.mean(means) == pytest.approx(0.0, abs=3.5 * float(np.std(means)) / math.sqrt(len(means)))
+
+
+def test_a_collapse_leaves_the_mean_where_it_was() -> None:
+    rng = np.random.default_rng(4)
+    world = World.build(load_preset("laptop"), rng)
+    runs = simulate(world, rng, [0.0] * 60, 10, unstable=1.0)
+    assert runs.effects == dict.fromkeys(runs.effects, 0.0)
+    assert pytest.approx(0.0) == -30.0 * 0.1 + 0.9 * (30.0 * 0.1 / 0.9)
+    levels = [world.algorithm(points, 0.9, rng).evaluate(0, rng).overall for points in (-30.0, 30.0 * 0.1 / 0.9)]
+    assert levels[1] - levels[0] == pytest.approx(30.0 + 3.33, abs=5.0)
 
 
 def test_a_ladder_spends_less_and_finds_a_large_effect() -> None:
@@ -127,10 +168,29 @@ def test_replays_of_a_clear_case_lose_nothing_and_cost_less() -> None:
     every |= {f"bad-{i}": recorded(f"bad-{i}", 1 + i // 3, 40.0 + i, 10.0) for i in range(12)}
     everything, *ladders = replay(every, "base", 2, LADDER, 20)
     assert set(everything.tokens) == {10 * 2 * 60.0}  # four fifths of twelve, two seeds, 60 tokens
-    for ladder in ladders:
+    assert [one.name for one in ladders[:2]] == [
+        "everything, 1 seed",
+        "one seed for all, then all seeds for the best fifth",
+    ]
+    # one seed of two for all: half; ten with one seed and two of them with two: 12 trainings for 20
+    assert [set(one.ratios) for one in ladders[:2]] == [{2.0}, {20 / 12}]
+    assert all(one.excess == [0.0] * 20 for one in ladders[:2])
+    for ladder in ladders[2:]:
         assert ladder.excess == [0.0] * 20  # the baseline is best, and both say so
         # where the reward counts all end at the proxy, otherwise after one seed of two
         assert min(ladder.ratios) > (4 if ladder.name.startswith("ladder 0.05,") else 1.9)
+
+
+def test_two_stages_by_hand() -> None:
+    base = recorded("base", 0, 70.0, 50.0, None)
+    some = [recorded(f"c{i}", 1, 60.0 + i, 50.0) for i in range(5)]
+    kept, spent = spend_in_two_stages(some, base, [2, 0, 1])
+    assert kept == {"base": (2, 0, 1), **dict.fromkeys(("c0", "c1", "c2", "c3"), (2,)), "c4": (2, 0, 1)}
+    assert spent == 4 * 60 + 3 * 60
+    assert spend_evenly(some, base, [2, 0, 1], 2) == (
+        {"base": (2, 0, 1), **{one.name: (2, 0) for one in some}},
+        5 * 2 * 60,
+    )
 
 
 @pytest.mark.slow

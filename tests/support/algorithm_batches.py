@@ -25,6 +25,7 @@ DYNAMICS = Dynamics(
     clip_fraction=0.1,
     all_fail_fraction=0.2,
     grad_norm=1.0,
+    max_completion_length=LIMIT,
 )
 
 ROW_FIELDS = ("correctness", "format_valid", "truncated", "group_ids")

@@ -154,7 +154,7 @@ BROKEN: dict[str, dict[str, tuple[str, str]]] = {
             edited((RATIO, "    moved = torch.where(inputs.mask, inputs.logprobs - inputs.old_logprobs, 0.0)\n"
                            "    ratio = moved.sum(-1, keepdim=True).exp().expand_as(moved)\n"
                            "    ratio = torch.where(inputs.mask, ratio, 1.0)\n")),
-            "on log-ratios of +30",
+            "on log-ratios of up to +30",
         ),
         "group_of_one_divides_by_zero": (
             edited((ADVANTAGE, f"{ADVANTAGE}    size = group_count(batch.group_ids)\n"

@@ -315,6 +315,28 @@ HOLES = [
     Hostile("relu_in_place_by_position", "found hole", edited(
         ("import torch\n", "import torch\nimport torch.nn.functional as F\n"),
         (ADVANTAGE, f"    spoiled = F.relu(batch.old_logprobs, True)\n{ADVANTAGE}")), REFUSED, frozenset({REJECTED})),
+    Hostile("module_list_from_sorted", "found hole", edited(("\nLOSS_AGGREGATION", "\nSEEN = sorted((1, 2))\n\nLOSS_AGGREGATION"),
+            (ADVANTAGE, f"    SEEN.append(1)\n{ADVANTAGE}")), REFUSED, frozenset({REJECTED})),
+    Hostile("module_iterator", "found hole", edited(
+        ("\nLOSS_AGGREGATION", "\nLEFT = enumerate((1.0, 2.0, 3.0))\n\nLOSS_AGGREGATION"),
+        (ADVANTAGE, f"{ADVANTAGE}    advantage = advantage * (1.0 + sum(one for _, one in zip(range(1), LEFT) for one in one))\n")),
+        REFUSED, frozenset({REJECTED})),
+    Hostile("relu_in_place_under_another_name", "found hole", edited(
+        ("import torch\n", "import torch\nfrom torch.nn.functional import relu as r\n"),
+        (ADVANTAGE, f"    spoiled = r(batch.old_logprobs, True)\n{ADVANTAGE}")), REFUSED, frozenset({REJECTED})),
+    Hostile("relu_in_place_as_a_value", "found hole", edited(
+        ("import torch\n", "import torch\nimport torch.nn.functional as F\n"),
+        (ADVANTAGE, f"    f = F.relu\n    spoiled = f(batch.old_logprobs, True)\n{ADVANTAGE}")), REFUSED, frozenset({REJECTED})),
+    _hostile("found hole", "dict_update_unbound", "dict.update(dynamics.controller, {'calls': 1.0})", REJECTED, ADMITTED),
+    _hostile("found hole", "argument_through_max", "seen = max((batch.correctness,))\nseen[0] = 1.0"),
+    Hostile("another_decorator_called_dataclass", "found hole", edited(
+        ("from dataclasses import dataclass\n\nimport torch\n", "import torch\nfrom torch import clip as dataclass\n")),
+        REFUSED, frozenset({REJECTED})),
+    _hostile("found hole", "text_of_the_batch_through_a_name", "s = '%s'\ntext = s % batch", ADMITTED),
+    _hostile("found hole", "no_grad_makes_a_function",
+             "g = torch.no_grad()\nf = g(group_mean)\nx = f(batch.correctness, batch.group_ids)", ADMITTED),
+    _hostile("found hole", "another_device", "x = batch.correctness.to('cuda')"),
+    _hostile("found hole", "late_future", "from __future__ import annotations", module=True),
     _loss("found hole", "mask_widened", "seen = inputs.mask.bool()\nseen[:, :] = True", static=REJECTED),
     _loss("found hole", "leaf_overwritten", "seen = inputs.logprobs.detach()\nseen[:, :] = 0.0", static=REJECTED),
     _loss("found hole", "huge_integer_in_the_loss", "x = 1000000\nfor i in range(60):\n    x = x * x", TIMED_OUT, static=TIMED_OUT),

@@ -24,6 +24,7 @@ from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.archive import TABLES, Archive
 from poise_core.candidate.loading import source_digest
 from poise_core.config import Preset
+from poise_core.config.protocol import BenchmarkSpec
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
@@ -34,7 +35,7 @@ from poise_core.evolution.generation import establish_baseline, measure
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.run_directory import RunDirectory
 from poise_core.training.job import TrainingJob
-from poise_core.training.launcher import SeedTraining, unfinished_trajectory
+from poise_core.training.launcher import PAUSED_POLICY, SeedTraining, unfinished_trajectory
 from poise_core.verification import CheckResult, VerificationReport
 
 STEPS = 12
@@ -45,10 +46,21 @@ def make_preset(
     resources: dict[str, Any] | None = None,
     ladder: dict[str, Any] | None = None,
     health: dict[str, Any] | None = None,
+    examination: dict[str, Any] | None = None,
     **search: Any,
 ) -> Preset:
+    # only where reward is what is scored may it end a training
+    k = 1 if "proxy_stop_below" in (ladder or {}) or health else 2
     benchmarks = [
-        {"name": "chain", "kinds": ["chain4"], "problems": 20, "metric": "pass", "k": 2, "samples": 4, "weight": 0.5},
+        {
+            "name": "chain",
+            "kinds": ["chain4"],
+            "problems": 20,
+            "metric": "pass",
+            "k": k,
+            "samples": 4,
+            "weight": 0.5,
+        },
         {"name": "sums", "kinds": ["add2"], "problems": 20, "metric": "accuracy", "weight": 0.5},
     ]
     protocol = {
@@ -65,6 +77,8 @@ def make_preset(
     document: dict[str, Any] = {"name": "made-up", "protocol": protocol, "search": given, "resources": resources or {}}
     document["ladder"] = {"proxy_steps": 6, "proxy_window": 3, **(ladder or {})}
     document["health"] = {"enabled": False, **(health or {})}  # the made-up dynamics are noise
+    # what an examination costs here is for the tests of it to say: three fresh seeds, and nothing else is trained
+    document["examination"] = {"seeds": 3, "rates": (), **(examination or {})}
     return Preset.model_validate(document)
 
 
@@ -81,11 +95,17 @@ class Laboratory:
     skills: dict[str, float] = field(
         default_factory=dict
     )  # candidate id -> chance to solve a problem, where it matters
+    # candidate id, job, seed, benchmark -> correct completions of every problem; None: drawn with the skill
+    counts: Callable[[str, EvaluationJob, int, BenchmarkSpec], Sequence[int] | None] = lambda *_: None
+    fail_under: Callable[[TrainingJob], BaseException | None] = lambda job: (
+        None
+    )  # what a training raises at its beginning
     before_training: Callable[[str], None] = lambda name: None
     trained: list[str] = field(default_factory=list)  # name/seed, when its first step begins
     steps: list[str] = field(default_factory=list)  # name/seed/step, every step that was done
     evaluated: list[str] = field(default_factory=list)
     splits: set[str] = field(default_factory=set)
+    sealed_sets: set[int] = field(default_factory=set)
 
     def step(self, name: str, digest: str, seed: int, step: int) -> dict[str, float]:
         """One row of a trajectory; tests may put another function here."""
@@ -113,6 +133,8 @@ class Laboratory:
         return unfinished_trajectory(job, seed)
 
     def train(self, job: TrainingJob, *, on_step: Any = None, should_stop: Any = None) -> list[SeedTraining]:
+        if (failure := self.fail_under(job)) is not None:
+            raise failure
         last = job.pause_after or STEPS
         if any(self._steps_done(job.folder / f"seed-{seed}") < last for seed in job.seeds):
             self.before_training(job.candidate_name)
@@ -143,6 +165,7 @@ class Laboratory:
                 stream.flush()
                 if on_step is not None:
                     on_step(seed, row)
+        (folder / (PAUSED_POLICY if last < STEPS else "policy")).mkdir(exist_ok=True)
         return SeedTraining(seed, folder / "policy", folder / "trajectory.jsonl", 1.0, 100)
 
     @staticmethod
@@ -158,15 +181,22 @@ class Laboratory:
             owner = _owner(job.folder)
             self.evaluated.append(f"{owner}/{seed}")
             self.splits.add(job.split)
+            self.sealed_sets.add(job.examination)
             skill = self.skills.get(owner, noise(owner).uniform(0.3, 0.7))
-            benchmarks = tuple(self._benchmark(spec, skill, policy, seed) for spec in job.protocol.benchmarks)
+            given = {spec.name: self.counts(owner, job, seed, spec) for spec in job.protocol.benchmarks}
+            benchmarks = tuple(
+                self._benchmark(spec, skill, policy, seed, given[spec.name]) for spec in job.protocol.benchmarks
+            )
             results.append(SeedEvaluation(seed, job.split, overall(benchmarks, job.protocol), benchmarks, 1.0))
         return results
 
     @staticmethod
-    def _benchmark(spec: Any, skill: float, policy: Path, seed: int) -> BenchmarkResult:
+    def _benchmark(
+        spec: Any, skill: float, policy: Path, seed: int, given: Sequence[int] | None = None
+    ) -> BenchmarkResult:
         draw = noise(_owner(policy), seed, spec.name)
-        correct = tuple(sum(draw.random() < skill for _ in range(spec.samples)) for _ in range(spec.problems))
+        drawn = (sum(draw.random() < skill for _ in range(spec.samples)) for _ in range(spec.problems))
+        correct = tuple(drawn if given is None else given)
         score = benchmark_score(correct, spec.samples, spec.k)
         return BenchmarkResult(spec.name, spec.metric_name, score, correct, spec.samples, 0.9, 6.0)
 
@@ -236,6 +266,12 @@ def evolved(
     for name, record in found.asked.items():
         setattr(laboratory, name, copy.copy(record))
     return open_evolution(tmp_path / "run", preset), list(found.candidates)
+
+
+def one_at_a_time(run: RunDirectory) -> None:
+    """From now on no two candidates of this run train at the same time."""
+    resources = run.preset.resources.model_copy(update={"parallel_candidates": 1})
+    run.preset = run.preset.model_copy(update={"resources": resources})
 
 
 def _evolved(folder: tempfile.TemporaryDirectory[str], laboratory: Laboratory, preset: Preset) -> Finished:

@@ -23,6 +23,7 @@ class Say:
     finish: str = "stop"
     refusal: str | None = None
     usage: bool = True
+    tool: bool = False  # the text is the arguments of a tool call
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def _respond(handler: BaseHTTPRequestHandler, body: dict[str, Any], answer: Any,
         _send(handler, 200, answer, {"Content-Type": "text/html"})
     else:
         say = answer if isinstance(answer, Say) else Say(json.dumps(answer))
-        message = _message(body, say, isinstance(answer, Say))
+        message = _message(body, say, isinstance(answer, Say) and not answer.tool)
         if body.get("stream"):
             _stream(handler, body, say, message)
         else:

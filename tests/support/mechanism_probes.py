@@ -15,7 +15,7 @@ from poise_core.reductions import aggregate_loss
 
 NAN = float("nan")
 LIMIT = 9
-DYNAMICS = Dynamics(5, 0.25, 0.6, 0.05, 0.4, 5.0, 0.1, 0.3, 1.0)
+DYNAMICS = Dynamics(5, 0.25, 0.6, 0.05, 0.4, 5.0, 0.1, 0.3, 1.0, LIMIT)
 GROUPS = [70] * 8 + [-3] * 4 + [12] * 5 + [5] + [40] * 6 + [41] * 8
 """70, 40 and 41 are mixed (41: one success of eight), -3 passes, 12 fails, 5 has one member."""
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from algorithm_batches import LIMIT
 from torch import Tensor
 
 from poise_core.contract import Dynamics, RolloutBatch
@@ -110,16 +111,13 @@ def rloo(c: Completion, group: Members, members: Members, hp: Any) -> float:
 
 
 def dapo(c: Completion, group: Members, members: Members, hp: Any) -> float:
-    limits = [x.length for x in members if x.truncated]
+    cache = hp.overlong_cache * LIMIT
 
     def reward(x: Completion) -> float:
         outcome = 1.0 if x.correct == 1.0 else -1.0
-        if not limits:
+        if x.length <= LIMIT - cache:
             return outcome
-        cache = hp.overlong_cache * max(limits)
-        if x.length <= max(limits) - cache:
-            return outcome
-        return outcome + (max(limits) - cache - x.length) / cache
+        return outcome + (LIMIT - cache - x.length) / cache
 
     all_rewards = [reward(x) for x in group]
     solved = sum(rewards(group))

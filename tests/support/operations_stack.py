@@ -1,6 +1,7 @@
-"""A Prefect server, a process worker and the deployments of prefect.yaml, all real, on loopback."""
+"""A Prefect server that asks for a secret, a process worker and the deployments of prefect.yaml, all real, on loopback."""
 
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -25,23 +26,24 @@ class Operations:
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             self.port = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}/api"
+        self.url, self.secret = f"http://127.0.0.1:{self.port}/api", f"poise:{secrets.token_hex(24)}"
         self.env = {
             **os.environ,
             "PREFECT_HOME": str(folder / "prefect"),
             "PREFECT_API_URL": self.url,
+            "PREFECT_API_AUTH_STRING": self.secret,
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "INFO",
         }
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.client = httpx.Client(base_url=self.url, timeout=120)
+        self.client = httpx.Client(base_url=self.url, auth=tuple(self.secret.split(":")), timeout=120)
 
-    def start(self, *command: str) -> subprocess.Popen[bytes]:
+    def start(self, *command: str, **settings: str) -> subprocess.Popen[bytes]:
         """A process of the set-up; its output goes to a file named after it."""
         with (self.folder / f"{command[0]}-{len(self.processes)}.log").open("wb") as log:
             process = subprocess.Popen(
                 [BIN / "prefect", *command],
-                env=self.env,
+                env={**self.env, **settings},
                 cwd=self.clone,
                 stdout=log,
                 stderr=log,
@@ -66,7 +68,8 @@ class Operations:
 
     def up(self) -> None:
         """Server, deployments, worker, in that order."""
-        self.start("server", "start", "--port", str(self.port))
+        asks = {"PREFECT_SERVER_API_AUTH_STRING": self.secret, "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": self.url[:-4]}
+        self.start("server", "start", "--port", str(self.port), **asks)
         self.wait(self.healthy, START_SECONDS)
         self.prefect("work-pool", "create", "poise", "--type", "process")
         self.prefect("deploy", "--all")

@@ -72,6 +72,7 @@ def make_trainer(
     resources: ResourceSpec | None = None,
     seed: int = 0,
     rank: int = 0,
+    fingerprint: str | None = None,
 ) -> Trainer:
     """A trainer in this process; ``trainer.engine`` is its engine."""
     if isinstance(candidate, str):
@@ -89,6 +90,7 @@ def make_trainer(
         seed,
         rank=rank,
         device=device,
+        fingerprint=fingerprint,
     )
 
 

@@ -46,8 +46,8 @@ def candidate(
     world: World, rng: np.random.Generator, seeds: Sequence[int], effect: float = 0.0, std: float = 1.87
 ) -> list[SeedEvaluation]:
     """Truly ``effect`` points from the baseline, ``std`` points between seeds."""
-    shift = world.shift_for(effect)
-    return [world.evaluate(shift + rng.normal(0, world.seed_shift(std)), seed, rng) for seed in seeds]
+    algorithm = world.algorithm(effect, std, rng)
+    return [algorithm.evaluate(seed, rng) for seed in seeds]
 
 
 def world(

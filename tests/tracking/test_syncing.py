@@ -14,10 +14,12 @@ import archive_samples as samples
 import mlflow
 import pytest
 from archive_samples import artifact, points, runs
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from poise_core.archive import Archive, evaluation_rows, trajectory_rows
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.run_directory import RunDirectory
+from poise_core.tracking import runs as tracking_runs
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.sync import Tracker
 from poise_core.views.nightly import NightlyRun, report_file
@@ -257,3 +259,54 @@ def test_the_copy_of_a_run_leaves_the_artifacts_of_the_original_alone(
     link.symlink_to(tmp_path)
     same = Tracker(f"sqlite:///{link / 'mlflow.db'}", tracker.experiment, artifact_folder=link / "mlartifacts")
     assert same.sync_archive(archive, protocol).complete, "another name for the same place"
+
+
+@pytest.mark.slow
+def test_what_mlflow_refuses_of_one_candidate_stays_that_candidates(
+    tracker: Tracker, filled: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run is not taken, the page of another cannot be drawn; everything else is pushed, and nothing is tried again."""
+    archive, protocol = filled
+    log_text, page = mlflow.MlflowClient.log_text, tracking_runs.candidate_page
+
+    def refuse(client: mlflow.MlflowClient, run_id: str, text: str, name: str) -> None:
+        if client.get_run(run_id).info.run_name == "VM-AV":
+            raise mlflow.exceptions.MlflowException("no such text", error_code=INVALID_PARAMETER_VALUE)
+        log_text(client, run_id, text, name)
+
+    def draw(evidence: RunEvidence, candidate: str) -> str:
+        if candidate == samples.AV:
+            raise ZeroDivisionError("nothing to show")
+        return page(evidence, candidate)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_text", refuse)
+    monkeypatch.setattr(tracking_runs, "candidate_page", draw)
+    report = tracker.sync_archive(archive, protocol)
+    assert (report.created, report.error, report.complete) == (21, "", True)
+    assert report.refused == (f"candidate/{samples.VM_AV}: MlflowException: no such text",)
+    found = runs(tracker)
+    assert "no such text" in found[f"candidate/{samples.VM_AV}"].data.tags["poise.refused"]
+    assert found[f"candidate/{samples.VM_AV}"].info.status == "FINISHED"
+    assert found[f"seed/{samples.VM_AV}/1"].data.metrics["Overall"] > 0
+    odd = found[f"candidate/{samples.AV}"]
+    assert "no page: ZeroDivisionError: nothing to show" in artifact(tracker, odd.info.run_id, "report.html")
+    assert "Overall" in odd.data.metrics
+    again = tracker.sync_archive(archive, protocol)
+    assert (again.unchanged, again.refused, again.error) == (21, (), "")
+
+
+@pytest.mark.slow
+def test_a_run_that_cannot_be_made_leaves_out_what_is_below_it(
+    tracker: Tracker, filled: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive, protocol = filled
+    create = mlflow.MlflowClient.create_run
+
+    def refuse(client: mlflow.MlflowClient, *given: object, run_name: str, **more: object) -> object:
+        if run_name == "VM-AV":
+            raise mlflow.exceptions.MlflowException("no such name", error_code=INVALID_PARAMETER_VALUE)
+        return create(client, *given, run_name=run_name, **more)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", refuse)
+    report = tracker.sync_archive(archive, protocol)
+    assert (report.created, len(report.refused), report.error) == (21 - 4, 1, "")

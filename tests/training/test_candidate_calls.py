@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +26,7 @@ from poise_core.candidate.calls import handed_batch, handed_inputs
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import Advantages, LossInputs, LossOutputs
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.training import worker
 from poise_core.training.algorithm import Algorithm, MicroLoss, TrainingSignal
 from poise_core.verification.harness import loss_inputs
 from poise_core.verification.probes import MIDDLE, Probe, make_probe
@@ -523,3 +525,27 @@ def test_what_a_call_that_is_within_its_time_costs() -> None:
     for _ in range(1000):
         within_budget("a test", lambda: None)
     assert time.process_time() - started < 0.5
+
+
+def test_a_file_that_does_not_come_to_its_end_is_a_failure_of_the_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time of a call did not hold for what stands at the top level of the file."""
+    monkeypatch.setattr(budget, "CALL_SECONDS", 0.2)
+    candidate, outcome = tmp_path / "busy.py", tmp_path / "outcome.json"
+    candidate.write_text("N = [len([0]) for _ in range(10**9)]\n")
+    job = {
+        "candidate_path": str(candidate),
+        "candidate_name": "busy",
+        "outcome": str(outcome),
+        "resources": {"threads_per_process": 1},
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    threads = torch.get_num_threads()
+    try:
+        assert worker.main(str(tmp_path / "job.json")) == 1
+    finally:
+        torch.set_num_threads(threads)
+    found = json.loads(outcome.read_text())
+    assert found["kind"] == FailureKind.TIMED_OUT
+    assert found["message"].startswith("loading the file takes longer than 0.2 seconds")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hmac
+import itertools
 import json
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +17,15 @@ from safetensors.torch import load_file, save_file
 from training_samples import ENVIRONMENT, protocol_of
 
 import poise_core.evaluation.launcher as launcher
+from poise_core.archive.rows import evaluation_rows, seed_evaluations
 from poise_core.config import ResourceSpec, load_preset
 from poise_core.environments import get_environment
 from poise_core.environments.prompts import training_problems
 from poise_core.evaluation.evaluate import benchmark_problems, evaluate_policy
 from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
+from poise_core.evaluation.problems import ProblemSecret, ProblemSet, problem_set
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evidence.intervals import delta_between, overall_interval, paired_delta
 from poise_core.policies.locate import policy_digest
 
 
@@ -43,6 +50,22 @@ def test_the_same_policy_gets_the_same_numbers(tiny_policy: Path) -> None:
     assert evaluate_policy(tiny_policy, protocol, "report", 0).benchmarks != first.benchmarks
 
 
+def test_every_examination_has_problems_of_its_own_within_the_sealed_split(tiny_policy: Path) -> None:
+    spec = load_preset("laptop").protocol.benchmarks[3]  # sums of three digits, of which the split has more than enough
+    environment = get_environment("arithmetic")
+    secret = ProblemSecret(bytes(range(32)))
+    asked = [secret.problem_set("report", number) for number in range(3)]
+    sets = [{p.prompt for p in benchmark_problems(environment, spec, one)} for one in asked]
+    assert [len(one) for one in sets] == [spec.problems] * 3
+    # drawn independently: two sets of n out of N share n^2 / N; 960 of some 120,000 sums of three digits share 8
+    assert all(len(one & other) < 0.1 * spec.problems for one, other in itertools.combinations(sets, 2))
+    search = {p.prompt for p in benchmark_problems(environment, spec, secret.problem_set("search"))}
+    assert not any(one & search for one in sets)
+    protocol = protocol_of(tiny_policy)
+    first, second = (evaluate_policy(tiny_policy, protocol, "report", 0, key=one.key) for one in asked[:2])
+    assert first.benchmarks != second.benchmarks
+
+
 def test_scores_do_not_depend_on_the_batch(tiny_policy: Path, monkeypatch) -> None:
     import poise_core.evaluation.evaluate as module
 
@@ -59,12 +82,48 @@ def test_no_problem_is_in_two_splits(name: str) -> None:
     environment = get_environment(protocol.environment.name)
     train = {p.prompt for seed in protocol.seeds[:3] for p in training_problems(protocol.environment, seed)}
     search, report = (
-        {p.prompt for benchmark in protocol.benchmarks for p in benchmark_problems(environment, benchmark, split)}
-        for split in ("search", "report")
+        {p.prompt for benchmark in protocol.benchmarks for p in benchmark_problems(environment, benchmark, asked)}
+        for asked in (ProblemSet("search", b"a key"), ProblemSet("report", b"another"))
     )
     assert len(search) == len(report) == sum(benchmark.problems for benchmark in protocol.benchmarks)
     assert not search & report
     assert not train & (search | report)
+
+
+def test_problems_follow_from_the_secret_the_split_and_the_examination() -> None:
+    """HMAC-SHA256 by hand: key of a set = HMAC(secret, split/examination), seed = HMAC(key, benchmark)."""
+    secret, other = ProblemSecret(b"s" * 32), ProblemSecret(b"t" * 32)
+    key = hmac.digest(b"s" * 32, b"poise/report/0", "sha256")
+    assert secret.problem_set("report") == ProblemSet("report", key)
+    assert ProblemSet("report", key).seed("sums") == hmac.digest(key, b"poise/problems/sums", "sha256").hex()
+    sets = [secret.problem_set(split, number) for split in ("search", "report") for number in (0, 1)]
+    sets += [other.problem_set("search"), problem_set(None, "search")]
+    assert len({one.fingerprint for one in sets}) == len({one.seed("sums") for one in sets}) == len(sets)
+    assert len({one.noise_key(name) for one in sets for name in ("sums", "chains")}) == 2 * len(sets)
+    assert problem_set(None, "search").seed("sums") == "benchmark/sums", "as anybody can compute"
+    environment, spec = get_environment("arithmetic"), load_preset("laptop").protocol.benchmarks[0]
+    asked = [tuple(problem.prompt for problem in benchmark_problems(environment, spec, one)) for one in sets]
+    assert len(set(asked)) == len(sets)
+    assert key.hex() not in repr(sets), "what is logged by accident tells nothing"
+    assert b"s" * 32 not in repr(secret).encode()
+    with pytest.raises(ValueError, match="train split are public"):
+        secret.problem_set("train")
+
+
+def test_scores_on_other_problems_are_no_pairs(tiny_policy: Path) -> None:
+    protocol = protocol_of(tiny_policy)
+    first, second = (evaluate_policy(tiny_policy, protocol, "search", 0, key=key) for key in (b"one", b"two"))
+    assert first.benchmarks != second.benchmarks
+    assert (first.problems, second.problems) == tuple(ProblemSet("search", key).fingerprint for key in (b"one", b"two"))
+    assert SeedEvaluation.from_json(first.to_json()) == first
+    assert paired_delta([first], [first], protocol).estimate == 0.0
+    with pytest.raises(ValueError, match="asked different problems"):
+        paired_delta([first], [second], protocol)
+    assert delta_between("a", "b", {"a": [first], "b": [second]}, protocol, None) is None
+    with pytest.raises(ValueError, match="different problems are mixed"):
+        overall_interval([first, dataclasses.replace(second, seed=1)], protocol)
+    stored = seed_evaluations(evaluation_rows("a", protocol.digest, first))["a"]
+    assert [one.problems for one in stored] == [first.problems]
 
 
 def test_training_problems_depend_on_the_seed_alone() -> None:
@@ -95,12 +154,19 @@ def test_evaluation_is_resumed_and_never_loads_a_candidate(tiny_policy: Path, tm
     changed = copy_with(tiny_policy, tmp_path / "changed", 5.0)
     protocol = protocol_of(tiny_policy)
     job = EvaluationJob(
-        tmp_path / "evaluate", protocol, ResourceSpec(), "search", ((0, tiny_policy), (1, tiny_policy), (2, changed))
+        tmp_path / "evaluate",
+        protocol,
+        ResourceSpec(),
+        "search",
+        ((0, tiny_policy), (1, tiny_policy), (2, changed)),
+        secret=ProblemSecret(b"s" * 32),
     )
     results = evaluate_policies(job)
     assert [result.seed for result in results] == [0, 1, 2]
     assert results[0].benchmarks == results[1].benchmarks != results[2].benchmarks
-    expected = evaluate_policy(tiny_policy, protocol, "search", 0)  # in this process: the same numbers
+    assert job.secret is not None
+    key = job.secret.problem_set("search").key
+    expected = evaluate_policy(tiny_policy, protocol, "search", 0, key=key)  # in this process: the same numbers
     assert dataclasses.replace(results[0], seconds=0.0) == dataclasses.replace(expected, seconds=0.0)
 
     for seed in (0, 2):
@@ -114,9 +180,14 @@ def test_evaluation_is_resumed_and_never_loads_a_candidate(tiny_policy: Path, tm
     assert (job.folder / "seed-1-search.json").stat().st_mtime_ns == kept
     foreign = ("poise_core.candidate.loading", "poise_core.algorithms", "poise_core.training.trainer", "deepspeed")
     assert [m for m in outcome["modules"] if m.startswith(foreign) or "poise_candidate" in m] == []
+    job_file = job.folder / "job-search.json"
+    assert stat.S_IMODE(job_file.stat().st_mode) == 0o600
+    assert job.secret.value.hex() not in job_file.read_text(), "the key of one split, not the secret"
     monkeypatch.setattr(launcher, "run_confined", None)  # everything is there: nothing is started
     again = evaluate_policies(job)
     assert [result.benchmarks for result in again] == [result.benchmarks for result in results]
+    with pytest.raises(TypeError):  # other problems: it would have to be evaluated again
+        evaluate_policies(dataclasses.replace(job, secret=ProblemSecret(b"t" * 32)))
 
 
 def test_a_policy_is_never_unpickled(tiny_policy: Path, tmp_path: Path) -> None:
@@ -152,6 +223,6 @@ def test_a_policy_whose_files_are_links_is_evaluated(tiny_policy: Path, tmp_path
         (blobs / str(number)).write_bytes(file.read_bytes())
         (linked / file.name).symlink_to(f"../../blobs/{number}")
     protocol = protocol_of(linked)
-    job = EvaluationJob(tmp_path / "evaluate", protocol, ResourceSpec(), "search", ((0, linked),))
+    job = EvaluationJob(tmp_path / "evaluate", protocol, ResourceSpec(), "search", ((0, linked),), secret=None)
     (result,) = evaluate_policies(job)
     assert result.benchmarks == evaluate_policy(tiny_policy, protocol, "search", 0).benchmarks

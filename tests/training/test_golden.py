@@ -99,7 +99,8 @@ def measured(folder: Path) -> dict[str, Any]:
     job = TrainingJob(algorithm_path("grpo"), "GRPO", folder / "train", protocol(), resources, (0,))
     (trained,) = train_candidate(job)
     policies = ((0, trained.policy_folder),)
-    (scored,) = evaluate_policies(EvaluationJob(folder / "evaluate", protocol(), resources, "search", policies))
+    asked = EvaluationJob(folder / "evaluate", protocol(), resources, "search", policies, secret=None)
+    (scored,) = evaluate_policies(asked)
     weights = (trained.policy_folder / "model.safetensors").read_bytes()
     return {
         "revision": TRAINER_REVISION,

@@ -32,7 +32,7 @@ def trajectory(steps: int, since: int = 0, **changes: float) -> list[dict[str, f
 
 def stop_of(rows: list[dict[str, float]], parent: list[dict[str, float]] | None = None, **spec: Any) -> Any:
     """(what was raised, at which step), or None."""
-    watch = HealthWatch(HealthSpec(**spec), {0: parent} if parent else {})
+    watch = HealthWatch(HealthSpec(**spec), {0: parent} if parent else {}, by_reward=True)
     for row in rows:
         try:
             watch.observe(0, row)
@@ -118,6 +118,9 @@ def test_a_child_far_below_its_parent_is_stopped_without_being_called_a_failure(
     assert found is not None
     assert isinstance(found[0], CertainLoss)
     assert found[1] < 40
+    left_alone = HealthWatch(SPEC, {0: parent})  # where pass@k counts
+    left_alone.observe_all(0, child)
+    assert not left_alone.stopped
 
 
 def test_the_verdict_does_not_depend_on_where_reading_began() -> None:

@@ -6,10 +6,10 @@ import json
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from training_jobs import LONG, job_of, nothing_stays
 from training_samples import REINFORCE, protocol_of
@@ -17,9 +17,11 @@ from training_samples import REINFORCE, protocol_of
 import poise_core.training.launcher as launcher
 import poise_core.training.startup as startup
 from poise_core.config import ResourceSpec
-from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.sandbox import command as sandbox
+from poise_core.sandbox import run
 from poise_core.sandbox.command import GRANTED
+from poise_core.sandbox.kernel import memory_bytes
 from poise_core.training.launcher import TrainingJob, train_candidate
 
 SECRET = "sk-of-the-person-who-runs-it"
@@ -118,6 +120,7 @@ def test_what_candidate_code_can_reach_in_training(
     own, finished = tmp_path / "candidates" / "own", tmp_path / "candidates" / "own" / "train" / "seed-0"
     secrets = [
         tmp_path / "preset.yaml",
+        tmp_path / "secret",
         tmp_path / "archive" / "evaluations" / "part.parquet",
         tmp_path / "candidates" / "other" / "candidate.py",
         tmp_path / "candidates" / "own" / "evaluate" / "job-search.json",
@@ -150,7 +153,9 @@ def test_what_candidate_code_can_reach_in_training(
     assert found["loopback"] is None  # torchrun and gloo need it
     confinement = json.loads((job.folder / "confinement.json").read_text())
     assert (confinement["network"] == GRANTED) == (level != "landlock")
-    if confinement["network"] == GRANTED:
+    if confinement["network"] != GRANTED:
+        assert confinement["network"].endswith("; sharing the machine's was allowed")
+    else:
         assert found["machine"] in ("ConnectionRefusedError", "PermissionError")
         assert found["internet"] in ("OSError", "PermissionError")
     for path, result in found["read"].items():
@@ -172,6 +177,37 @@ def test_what_candidate_code_can_reach_in_training(
         assert found["processes"] <= 4
     assert confinement["environment"] == confinement["limits"] == GRANTED
     assert set(confinement) == set(sandbox.confined_command([]).granted)
+
+
+@pytest.mark.parametrize("level", ["landlock", "plain"])
+@pytest.mark.parametrize(("key", "variable"), [(False, None), (False, "0"), (True, None), (False, "1")])
+def test_without_a_network_namespace_nothing_trains_unless_that_is_allowed(
+    level: str, key: bool, variable: str | None, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The levels are chosen here and not the machine's, so that no machine leaves this out."""
+    monkeypatch.setattr(sandbox, "best_level", lambda: level)
+    monkeypatch.delenv("POISE_ALLOW_SHARED_NETWORK")
+    if variable is not None:
+        monkeypatch.setenv("POISE_ALLOW_SHARED_NETWORK", variable)
+    started: list[object] = []
+    monkeypatch.setattr(run.warm, "start", lambda confined, **_: started.append(confined) or subprocess.Popen(["true"]))
+    job = job_of(untrained, tmp_path, REINFORCE, allow_shared_network=key)
+    with pytest.raises(InfrastructureError) as error:
+        train_candidate(job)
+    record = job.folder / "confinement.json"
+    if key or variable == "1":
+        assert len(started) == 1
+        assert "no result" in str(error.value)  # of `true`, which trains nothing
+        assert json.loads(record.read_text())["network"].endswith("; sharing the machine's was allowed")
+        return
+    assert not started
+    assert not record.exists()
+    message = str(error.value)
+    assert "\n" not in message
+    assert message.startswith(
+        "training is refused, because on this machine candidate code would share the network (not granted"
+    )
+    assert "--allow-shared-network or POISE_ALLOW_SHARED_NETWORK=1" in message
 
 
 # ---- what a hostile training leaves, read by its launcher
@@ -392,6 +428,6 @@ def test_every_limit_is_set_and_memory_is_shared(untrained: Path, tmp_path: Path
     limits = launcher._limits(job, [0, 1], untrained)
     assert limits.wall_seconds == 2 * 280
     assert limits.cpu_seconds == 2 * 280 * (2 + launcher.HELPER_THREADS)
-    assert limits.memory_bytes == psutil.virtual_memory().total // 8
+    assert limits.memory_bytes == memory_bytes() // 8
     assert limits.file_bytes == 16 * 1000 + (256 << 20)
     assert limits.processes == launcher.PROCESSES

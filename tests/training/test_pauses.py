@@ -14,7 +14,7 @@ from training_samples import REINFORCE, TRAINING, protocol_of
 from poise_core.config import HealthSpec, ResourceSpec
 from poise_core.evolution.health import CertainLoss, HealthWatch
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.training.launcher import SeedTraining, TrainingJob, train_candidate
+from poise_core.training.launcher import PAUSED_POLICY, SeedTraining, TrainingJob, train_candidate
 
 pytestmark = pytest.mark.slow
 
@@ -44,6 +44,7 @@ def test_a_pause_is_the_beginning_of_the_whole_training_to_the_last_bit(tiny_pol
     assert rows_of(first) == rows_of(whole)[:2]
     assert first.tokens == sum(row["tokens"] for row in rows_of(whole)[:2])
     assert not (first.policy_folder / "model.safetensors").exists()
+    untrained, paused = load_file(tiny_policy / "model.safetensors"), load_file(first.last_policy / "model.safetensors")
     seconds = [row["seconds_update"] for row in first.trajectory()]
     log = tmp_path / "paused" / "train" / "train.log"
     written = log.stat().st_mtime_ns
@@ -56,6 +57,10 @@ def test_a_pause_is_the_beginning_of_the_whole_training_to_the_last_bit(tiny_pol
     weights = load_file(second.policy_folder / "model.safetensors")
     for name, value in load_file(whole.policy_folder / "model.safetensors").items():
         assert torch.equal(weights[name], value), name
+        assert not torch.equal(paused[name], value)  # of the second step, not of the last one
+    assert any(not torch.equal(paused[name], untrained[name]) for name in untrained)
+    assert second.last_policy == second.policy_folder
+    assert not first.policy_folder.with_name(PAUSED_POLICY).exists()  # nobody needs it any more
     # the first two steps were read back, not done again: their wall times are those of the first process
     assert [row["seconds_update"] for row in second.trajectory()[:2]] == seconds
     assert json.loads((tmp_path / "paused" / "train" / "seed-0" / "result.json").read_text())["tokens"] == whole.tokens
@@ -86,7 +91,9 @@ def test_a_rule_ends_a_real_training_early_and_names_the_cause(tiny_policy: Path
 def test_a_certain_loss_to_the_parent_ends_a_real_training_and_is_no_failure(tiny_policy: Path, tmp_path: Path) -> None:
     perfect = [{"step": step, "reward_mean": 1.0} for step in range(400)]
     watch = HealthWatch(
-        HealthSpec(grace_steps=0, loss_window=4, loss_margin=0.1, entropy_floor=0.0, kl_limit=1e6), {0: perfect}
+        HealthSpec(grace_steps=0, loss_window=4, loss_margin=0.1, entropy_floor=0.0, kl_limit=1e6),
+        {0: perfect},
+        by_reward=True,
     )
     with pytest.raises(CertainLoss, match="below the parent's on the same prompts"):
         train_candidate(job_of(tiny_policy, tmp_path, REINFORCE, steps=400), on_step=watch.observe)

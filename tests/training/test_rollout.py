@@ -1,19 +1,24 @@
 """Sampling: rows are independent of their company, nothing decodes for the dead, numbers agree with a plain forward pass."""
 
+import hashlib
+import json
+import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from poise_core.config import load_preset
+from poise_core.policies.locate import tokenizer_digest
 from poise_core.policies.model import PromptCodec, load_model
+from poise_core.policies.prompt import PromptSpec
 from poise_core.randomness import hash_key, uniforms
-from poise_core.sampling.local import (
-    PACKED_WIDTH,
-    Completions,
-    sample_completions,
-    score_completions,
-    separates_packed,
-)
+from poise_core.sampling import local, scoring
+from poise_core.sampling.local import Completions, sample_completions
+from poise_core.sampling.logprobs import token_scores
+from poise_core.sampling.scoring import PACKED_WIDTH, score_completions, separates_packed
 
 LENGTH = 10
 SPREAD = 3.0  # a temperature at which completions have many lengths
@@ -38,7 +43,7 @@ def sample(model, codec, prompts, counts, noise, **kwargs) -> Completions:
         mask,
         torch.tensor(counts),
         max_length=LENGTH,
-        eos_id=codec.eos_id,
+        eos_ids=codec.eos_ids,
         pad_id=codec.pad_id,
         noise=noise,
         **kwargs,
@@ -112,6 +117,153 @@ def test_packed_sequences_have_the_numbers_and_gradients_of_separate_ones(model,
         torch.testing.assert_close(one, other, atol=1e-5 * float(other.abs().max()) + 1e-5, rtol=0)
 
 
+def test_scores_in_tiles_have_the_numbers_and_gradients_of_whole_logits(model, codec, monkeypatch) -> None:
+    """The head's weights are the embedding's, so their gradients are sums of two."""
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    sampled = sample(model, codec, PROMPTS, [16] * 4, uniforms(64, LENGTH, 8), temperature=SPREAD)
+    rows = torch.arange(4).repeat_interleave(16)
+    weight = torch.linspace(-1, 1, sampled.mask.numel()).view(sampled.mask.shape)
+    found = []
+    for tiled in (False, True):
+        if tiled:
+            monkeypatch.setattr(scoring, "PLAIN_LOGITS", 0)
+            monkeypatch.setattr(scoring, "token_scores", partial(token_scores, tokens=50, words=7))
+            monkeypatch.setattr(torch, "log_softmax", None)  # whole logits are not taken
+        logprobs, entropies = scored(model, codec, sampled, rows, temperature=0.7, packed=True)
+        gradients = torch.autograd.grad((weight * (logprobs + entropies)).sum(), list(model.parameters()))
+        found.append((logprobs.detach(), entropies.detach(), gradients))
+    assert "forward" not in vars(model.get_output_embeddings())
+    (logprobs, entropies, gradients), (tiled_logprobs, tiled_entropies, tiled_gradients) = found
+    torch.testing.assert_close(tiled_logprobs, logprobs, atol=4e-6, rtol=0)  # four units in the last place of -12
+    torch.testing.assert_close(tiled_entropies, entropies, atol=2e-6, rtol=0)
+    for one, other in zip(tiled_gradients, gradients, strict=True):  # float32 round-off of sums in another order
+        torch.testing.assert_close(one, other, atol=1e-5 * float(other.abs().max()) + 1e-5, rtol=0)
+    assert scored(model, codec, sampled, rows, entropies=False)[1].any().logical_not()
+
+
+def test_gradients_of_scores_in_tiles_are_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 5, generator=generator, dtype=torch.float64).requires_grad_() for n in (7, 11))
+    chosen = torch.tensor([0, 3, 4, 10, 7, 8, 1])  # first and last words of tiles among them
+
+    def scores(hidden, weight):
+        return token_scores(hidden, weight, chosen, temperature=0.7, tokens=3, words=4)
+
+    assert torch.autograd.gradcheck(scores, (hidden, weight))
+    log_probabilities = torch.log_softmax(hidden @ weight.T / 0.7, -1)
+    logprobs, entropies = scores(hidden, weight)
+    assert logprobs.tolist() == pytest.approx(log_probabilities[torch.arange(7), chosen].tolist(), rel=1e-13)
+    assert entropies.tolist() == pytest.approx(
+        (-(log_probabilities.exp() * log_probabilities).sum(-1)).tolist(), rel=1e-13
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_scores_in_tiles_are_finite_and_exact_at_extreme_logits(scale: float) -> None:
+    hidden, weight = torch.eye(3) * scale, torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
+    logprobs, entropies = token_scores(hidden, weight, torch.tensor([0, 3, 1]), words=1)
+    expected = torch.log_softmax(hidden @ weight.T, -1)
+    assert torch.equal(logprobs.isfinite(), torch.tensor([True] * 3))
+    assert logprobs.tolist() == pytest.approx(expected[torch.arange(3), [0, 3, 1]].tolist(), rel=1e-6)
+    assert entropies.tolist() == pytest.approx((-(expected.exp() * expected).sum(-1)).tolist(), abs=1e-6)
+
+
+def test_a_model_whose_head_is_no_plain_product_is_scored_by_its_own_logits(model, monkeypatch) -> None:
+    assert scoring._plain_head(model) is model.get_output_embeddings()
+    monkeypatch.setattr(model.config, "final_logit_softcapping", 30.0, raising=False)
+    assert scoring._plain_head(model) is None
+
+
+def test_a_token_is_where_the_cumulative_probability_passes_its_number() -> None:
+    """Over several blocks as over one; words of probability 0 are never drawn, whatever the number."""
+    generator = torch.Generator().manual_seed(1)
+    for words in (3, local.BLOCK, local.BLOCK + 1, 3 * local.BLOCK - 7):
+        probabilities = torch.softmax(3 * torch.randn(50, words, generator=generator), -1)
+        probabilities[:, 0] = probabilities[:, -1] = 0.0
+        thresholds = torch.rand(50, generator=generator)
+        thresholds[:3] = torch.tensor([0.0, 1.0, 1 - 2**-24])
+        drawn = local._inverse_cdf(probabilities, thresholds)
+        for row in range(50):
+            cumulative = probabilities[row].double().cumsum(-1)
+            word = int(drawn[row])
+            target = float(thresholds[row].double() * cumulative[-1])
+            assert probabilities[row, word] > 0
+            assert cumulative[word - 1] - 1e-12 <= target <= cumulative[word] + 1e-12
+
+
+def test_draws_in_chunks_are_those_at_once(model, codec, monkeypatch) -> None:
+    noise = uniforms(12, LENGTH, 1, 2)
+    whole = sample(model, codec, PROMPTS, [3, 3, 3, 3], noise)
+    monkeypatch.setattr(local, "DRAWN_LOGITS", 1)
+    chunks = sample(model, codec, PROMPTS, [3, 3, 3, 3], noise)
+    for name in ("ids", "mask", "logprobs", "entropies"):
+        assert torch.equal(getattr(chunks, name), getattr(whole, name))
+
+
+def test_any_of_several_tokens_ends_a_completion_and_is_left_out_of_its_text(model, codec) -> None:
+    digit = codec.tokenizer("1", add_special_tokens=False)["input_ids"][0]
+    both = replace(codec, eos_ids=(*codec.eos_ids, digit))
+    sampled = sample(model, both, PROMPTS, [16] * 4, uniforms(64, LENGTH, 8), temperature=SPREAD)
+    last = sampled.ids[torch.arange(64), sampled.mask.sum(-1) - 1]
+    assert {int(token) for token in last[~sampled.truncated]} == set(both.eos_ids)
+    assert not any("1" in text for text in both.decode(sampled.ids, sampled.mask))
+
+
+def test_a_beginning_of_sequence_token_stands_before_every_prompt(codec) -> None:
+    ids, mask = replace(codec, prefix=(7,)).encode(["1", "12%5="])
+    plain, _ = codec.encode(["1", "12%5="])
+    assert ids[1].tolist() == [7, *plain[1].tolist()]
+    assert ids[0, mask[0]].tolist()[0] == 7
+
+
+def test_ends_are_those_of_the_tokenizer_and_of_the_generation_configuration(codec, tiny_policy, tmp_path) -> None:
+    folder = tmp_path / "policy"
+    shutil.copytree(tiny_policy, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [3, codec.eos_ids[0]]}))
+    assert PromptCodec.load(folder).eos_ids == (codec.eos_ids[0], 3)
+    (folder / "generation_config.json").unlink()
+    assert PromptCodec.load(folder).eos_ids == (codec.eos_ids[0],)
+
+
+CHAT = (
+    "{% for message in messages %}[{{ message.role }}|{{ message.content }}]{% endfor %}"
+    "{% if add_generation_prompt %}[{% endif %}"
+)
+
+
+def test_a_problem_becomes_a_prompt_by_template_and_chat(codec, tiny_policy, tmp_path) -> None:
+    assert codec.render("1+1=") == "1+1="
+    assert PromptCodec.load(tiny_policy, PromptSpec(template="0+{problem}")).render("1+1=") == "0+1+1="
+    with pytest.raises(ValueError, match="has no chat template; use an instruction-tuned model"):
+        PromptCodec.load(tiny_policy, PromptSpec(chat=True))
+    folder = tmp_path / "policy"
+    shutil.copytree(tiny_policy, folder)
+    (folder / "chat_template.jinja").write_text(CHAT)
+    assert PromptCodec.load(folder, PromptSpec(chat=True)).render("1") == "[user|1]["
+    told = PromptSpec(chat=True, system="Add.", template="{problem}?")
+    assert PromptCodec.load(folder, told).render("{1}") == "[system|Add.][user|{1}?]["
+    assert tokenizer_digest(folder) != tokenizer_digest(tiny_policy)
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [({"template": "{problem}{problem}"}, "must hold {problem} once"), ({"system": "Add."}, "only a chat has")],
+)
+def test_a_prompt_that_fits_nothing_is_refused(document: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PromptSpec.model_validate(document)
+
+
+def test_prompts_are_part_of_the_protocol(tiny_policy) -> None:
+    """Protocols without them keep their digests, under which archives are filed."""
+    plain = load_preset("smoke").protocol
+    told = load_preset("smoke", ['protocol.prompt={template: "{problem}"}']).protocol
+    assert len(told.tokenizer_digest) == 64
+    assert told.digest != plain.digest
+    document = plain.model_dump(mode="json", exclude={"prompt", "tokenizer_digest"})
+    assert plain.digest == hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def test_a_model_that_mixes_the_sequences_of_a_row_is_found_out(model) -> None:
     assert separates_packed(model)
 
@@ -145,8 +297,8 @@ def test_masks_lengths_and_truncation_agree(model, codec) -> None:
         length = int(sampled.mask[row].sum())
         tokens = sampled.ids[row, :length].tolist()
         assert sampled.mask[row, :length].all()
-        assert codec.eos_id not in tokens[:-1]
-        assert (tokens[-1] == codec.eos_id) != bool(sampled.truncated[row])
+        assert codec.eos_ids[0] not in tokens[:-1]
+        assert (tokens[-1] == codec.eos_ids[0]) != bool(sampled.truncated[row])
         assert length == LENGTH or not sampled.truncated[row]
 
 

@@ -17,7 +17,8 @@ from training_samples import (
     weights_of,
 )
 
-from poise_core.candidate.loading import Candidate, load_candidate_source
+from poise_core.algorithms import algorithm_path
+from poise_core.candidate.loading import Candidate, load_candidate, load_candidate_source
 from poise_core.config import ResourceSpec
 from poise_core.contract import Dynamics
 from poise_core.failures import CandidateFailure, FailureKind
@@ -25,6 +26,7 @@ from poise_core.policies.model import load_model
 from poise_core.training.batches import GlobalBatch
 from poise_core.training.trainer import KL_MONITOR_STRIDE, Trainer
 from poise_core.trajectory import CANDIDATE, COLUMNS, CONTROLLER
+from poise_core.verification.fingerprint import fingerprint, observe
 
 
 def record_rollouts(trainer: Trainer) -> list[GlobalBatch]:
@@ -431,6 +433,80 @@ def test_failures_are_the_candidates(tiny_policy: Path, device: torch.device, na
     assert failure.value.kind == kind
     assert failure.value.stage == "train"
     assert message in failure.value.message
+
+
+REAL = "batch.correctness.shape[0] == 12"  # 3 prompts x 4 completions
+
+OTHERWISE = {
+    "rows count in real batches": (
+        [("    return Adv", f"    advantage = advantage + (torch.arange(12) if {REAL} else 0.0)\n    return Adv")],
+        "compute_advantages changes advantages by",
+    ),
+    "labels count in real batches": (
+        [("    return Adv", f"    advantage = advantage + (batch.group_ids if {REAL} else 0.0)\n    return Adv")],
+        "compute_advantages changes advantages by",
+    ),
+    "a mask that counts columns": (
+        [("batch.completion_mask))", "batch.completion_mask), train_mask=batch.completion_mask & "
+          "(torch.arange(batch.completion_mask.shape[1]) < batch.completion_mask.shape[1] - 1))")],
+        "compute_advantages changes the mask by",
+    ),
+    "columns count at the second step": (
+        [("-inputs.advantages", "-inputs.advantages * (inputs.mask.shape[1] if dynamics.step == 1 else 1.0)")],
+        "compute_loss changes",
+    ),
+    "the micro-batch counts": (
+        [("-inputs.advantages", "-inputs.advantages * inputs.correctness.mean()")],
+        "compute_loss changes",
+    ),
+    "calls are counted": (
+        [("MECHANISMS = {}", "MECHANISMS = {}\nCALLS = []"),
+         ("    advantage = hp.scale *", "    CALLS.append(1)\n    advantage = len(CALLS) *")],
+        "behaves otherwise than in the gate",
+    ),
+    "the fingerprint is another one after a real batch": (
+        [("MECHANISMS = {}", "MECHANISMS = {}\nSEEN = []"),
+         ("    advantage = hp.scale *",
+          f"    SEEN.extend([1] * ({REAL}))\n    advantage = (1.0 if {REAL} or not SEEN else -1.0) *")],
+        "on the batches of its fingerprint it behaves otherwise than in the gate",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHERWISE)
+def test_what_behaves_otherwise_on_real_batches_is_a_typed_failure(
+    tiny_policy: Path, device: torch.device, name: str
+) -> None:
+    """Each of these could pass a gate whose batches it knows; advantages are not all zero in the first two steps."""
+    changes, message = OTHERWISE[name]
+    admitted = fingerprint(observe(candidate_with()))
+    trainer = make_trainer(tiny_policy, candidate_with(*changes), device, fingerprint=admitted)
+    with pytest.raises(CandidateFailure) as failure:
+        list(trainer.steps())
+    assert failure.value.kind == FailureKind.INCONSISTENT
+    assert failure.value.stage == "train"
+    assert message in failure.value.message
+
+
+@pytest.mark.parametrize("name", ["gspo", "vm_av"])
+def test_looking_again_changes_nothing_and_lets_honest_files_pass(
+    name: str, tiny_policy: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every step or at none: the trajectories are equal, and torch's global random state is not used."""
+    import poise_core.training.behaviour as behaviour
+
+    found = []
+    for first, share in ((0, 0.0), (3, 1.0)):
+        monkeypatch.setattr(behaviour, "FIRST_STEPS", first)
+        monkeypatch.setattr(behaviour, "LATER_SHARE", share)
+        admitted = fingerprint(observe(load_candidate(algorithm_path(name))))
+        torch.manual_seed(5)
+        trainer = make_trainer(tiny_policy, name, device, fingerprint=admitted)
+        before = torch.get_rng_state()
+        rows = [{key: value for key, value in row.items() if "seconds" not in key} for row in trainer.steps()]
+        assert torch.equal(before, torch.get_rng_state())
+        found.append(rows)
+    assert found[0] == found[1]
 
 
 def test_a_controller_that_returns_no_numbers_fails(tiny_policy: Path, device: torch.device) -> None:

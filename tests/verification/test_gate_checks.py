@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
 
 import pytest
 from gate_fixtures import ADVANTAGE, BASE, BROKEN, COUNTS_COLUMNS_IN_THE_LOSS, UNMASKED, edited
@@ -10,7 +13,11 @@ from gate_fixtures import ADVANTAGE, BASE, BROKEN, COUNTS_COLUMNS_IN_THE_LOSS, U
 from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.candidate import budget
 from poise_core.failures import FailureKind
+from poise_core.verification.drawn import Draw
+from poise_core.verification.fingerprint import scenario
 from poise_core.verification.gate import CHECKS, run_checks
+from poise_core.verification.probes import Probe
+from poise_core.verification.report import VerificationReport
 
 CASES = [(check, name) for check, variants in BROKEN.items() for name in variants]
 
@@ -161,3 +168,78 @@ def test_a_controller_that_changes_its_state_argument_is_not_pure() -> None:
     report = run_checks(BASE + CONTROLLER.format(body=body), static=False)
     assert [result.name for result in report.failed] == ["pure"]
     assert "update_controller writes into state" in report.message
+
+
+# ---- probes that are drawn
+
+
+def numbers(probes: Sequence[Probe]) -> list[tuple[object, ...]]:
+    """Shape, dynamics and every tensor of each probe, as values that can be compared."""
+    found = []
+    for probe in probes:
+        tensors = [getattr(probe.batch, field.name) for field in dataclasses.fields(probe.batch)]
+        values = [tuple(tensor.flatten().tolist()) for tensor in (*tensors, probe.logprobs, probe.entropies)]
+        found.append((tuple(probe.logprobs.shape), dataclasses.astuple(probe.dynamics), *values))
+    return found
+
+
+def test_nothing_of_a_drawn_probe_is_constant() -> None:
+    """Over 40 verifications the floats differ, and of every probe that is not one by its kind shape and rewards vary."""
+    draws = [numbers(Draw(seed).edge_probes()) for seed in range(40)]
+    assert numbers(Draw(7).edge_probes()) == draws[7], "a seed repeats all of it"
+    names = [probe.name for probe in Draw(0).edge_probes()]
+    for index, name in enumerate(names):
+        probes = [draw[index] for draw in draws]
+        shapes, logprobs = {probe[0] for probe in probes}, [value for probe in probes for value in probe[-2]]
+        assert len(shapes) >= (1 if "one token in all" in name else 3), name
+        rounded = "bfloat16" in name
+        assert rounded or len(set(logprobs)) > 0.95 * len(logprobs), name  # float32 numbers of one range meet by chance
+        steps = {probe[1][0] for probe in probes}
+        assert len(steps) > 20 or "first step" in name, name
+    groups = [draw[0][5] for draw in draws]
+    in_order = sum(list(ids) == sorted(ids) and set(ids) == set(range(len(set(ids)))) for ids in groups)
+    assert 2 <= in_order <= 30, "some are laid out as the trainer's batches, most are not"
+
+
+def test_a_verdict_can_be_repeated_by_its_seed_and_seeds_are_not_repeated() -> None:
+    reports = [run_checks(BASE, probe_seed=seed) for seed in (None, None, 12)]
+    assert len({report.probe_seed for report in reports}) == 3
+    assert reports[2].probe_seed == 12
+    assert {report.fingerprint for report in reports} == {reports[0].fingerprint}, "it comes from batches of its own"
+    assert VerificationReport.from_json(reports[0].to_json()) == reports[0]
+    before = json.loads(reports[0].to_json())
+    del before["probe_seed"]  # as reports are that were written before probes were drawn
+    assert VerificationReport.from_json(json.dumps(before)).probe_seed is None
+
+
+RECOGNIZED = {
+    "by an exact number": "bool((batch.old_logprobs == @NUMBER@).any())",
+    "by the first number": "bool(batch.old_logprobs[0, 0] == @NUMBER@)",
+    "by its shape and label": "batch.old_logprobs.shape == (30, 12) and bool(batch.group_ids[0] == 7)",
+}
+
+
+@pytest.mark.parametrize("how", RECOGNIZED)
+def test_a_file_that_knows_the_fingerprints_batches_by_their_looks_is_refused(how: str) -> None:
+    """It trains as the sound base does, and shows another fingerprint: a duplicate that no archive would notice."""
+    number = float(scenario()[1].batch.old_logprobs[0, 0])
+    knows = RECOGNIZED[how].replace("@NUMBER@", repr(number))
+    source = edited(("    advantage = batch", f"    known = {knows}\n    advantage = (-1.0 if known else 1.0) * batch"))
+    base, report = run_checks(BASE), run_checks(source)
+    assert report.fingerprint != base.fingerprint
+    assert [result.name for result in report.failed] == ["novelty"], report.message
+    assert "when the batches of the fingerprint have another order" in report.message
+    assert report.failure == FailureKind.REJECTED
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(7200)
+def test_no_known_algorithm_is_refused_by_any_draw() -> None:
+    """``POISE_DRAWS`` draws each, 200 by default: a check that refuses an honest file on one draw in a thousand is a bug."""
+    refused = [
+        f"{name}, --probe-seed {seed}: {report.message}"
+        for seed in range(int(os.environ.get("POISE_DRAWS", "200")))
+        for name in list_algorithms()
+        if not (report := run_checks(algorithm_path(name).read_text(), name, probe_seed=seed)).admitted
+    ]
+    assert refused == []

@@ -22,7 +22,7 @@ from poise_core.candidate.loading import Candidate, CandidateError, load_candida
 from poise_core.contract import Dynamics, RolloutBatch
 from poise_core.mechanisms.operators import random_composition
 from poise_core.mechanisms.render import render
-from poise_core.verification.checks.invariance import _permute
+from poise_core.verification.drawn import permuted as in_order
 from poise_core.verification.fingerprint import distance, fingerprint, observe, same_behaviour
 from poise_core.verification.gate import run_checks
 from poise_core.verification.harness import Run, loss_and_gradient, loss_inputs, run_candidate
@@ -79,6 +79,7 @@ def probes(draw: st.DrawFn) -> Probe:
         clip_fraction=0.1,
         all_fail_fraction=0.2,
         grad_norm=draw(st.sampled_from([0.0, 3.0])),
+        max_completion_length=length,
     )
     return Probe("random", batch, old + noise(drift), noise(0.5).abs() + 0.01, dynamics)
 
@@ -109,7 +110,7 @@ def test_algorithms_keep_the_promises_that_the_gate_checks(name: str, probe: Pro
     assert not bool(run.grad_logprobs[~run.mask].any())
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(run.mask.shape[0], generator=generator)
-    permuted = run_candidate(candidate, _permute(probe, order))
+    permuted = run_candidate(candidate, in_order(probe, order))
     assert torch.equal(permuted.mask, run.mask[order])
     assert_close(run.grad_logprobs[order], permuted.grad_logprobs, permuted.mask)
     assert_split(candidate, probe, run, order, seed)

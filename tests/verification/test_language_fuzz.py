@@ -1,162 +1,125 @@
 """Programs written at random around what is not allowed: whatever the language check lets through finds none of it.
 
-The oracle is the file's own dictionary of built-ins, which notes every name that is asked of it. A program that passes the
-check and asks for a name outside the language is a hole, whether or not the wall of built-ins would have stopped it.
+The grammar is in ``tests/support/fuzz_grammar.py``, what watches the programs in ``tests/support/fuzz_oracle.py``. The exhaustive
+test writes programs for ``POISE_FUZZ_MINUTES`` (by default three) from the seed ``POISE_FUZZ_SEED`` (by default the time).
 """
 
 from __future__ import annotations
 
-import builtins
-import contextlib
-from typing import Any
+import os
+import time
+import warnings
+from collections.abc import Iterator
 
 import pytest
-from gate_fixtures import ADVANTAGE, edited
+from fuzz_grammar import Writer, program
+from fuzz_oracle import Calls, Campaign, bytecode_findings, judged, numbered_program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from poise_core.candidate import identity, loading
+from poise_core.candidate import budget, loading
+from poise_core.candidate.calls import ContractViolation
 from poise_core.verification.harness import run_candidate
 from poise_core.verification.language import vocabulary
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
 from poise_core.verification.probes import ordinary
 
-FORBIDDEN = (
-    "exec", "eval", "open", "compile", "__import__", "getattr", "setattr", "type", "vars", "globals", "object", "print", "input",
-    "super", "__builtins__", "breakpoint", "memoryview",
-)  # fmt: skip
-ALLOWED = frozenset(identity.BUILTINS)
+PROBE, CALLS = ordinary(), Calls()
+MINUTES = float(os.environ.get("POISE_FUZZ_MINUTES", "3"))
 
 
-class Watched(dict[str, Any]):
-    """Built-ins that remember what was asked of them; the forbidden ones are there, as harmless stand-ins."""
-
-    def __init__(self) -> None:
-        super().__init__({name: getattr(builtins, name) for name in ALLOWED})
-        self.asked: set[str] = set()
-
-    def __getitem__(self, name: str) -> Any:
-        self.asked.add(name)
-        if name in FORBIDDEN:
-            return lambda *_, **__: 1.0
-        return super().__getitem__(name)
-
-
-names = st.sampled_from([*FORBIDDEN, "a", "b", "batch", "hp", "torch", "len", "Advantages", "group_mean", "helper"])
-
-
-def _binding(name: str, other: str) -> list[str]:
-    """Statements that bind a name, or seem to."""
-    return [
-        f"{name} = 1",
-        f"{name}: float = 1.0",
-        f"{name}, {other} = (1, 2)",
-        f"for {name} in (1, 2):\n    pass",
-        f"if False:\n    {name} = 1",
-        f"if hp.clip_eps < 0:\n    for {name} in (1,):\n        pass",
-        f"z = [{name} for {name} in (1,)]",
-        f"z = [{other} for {other} in (1,) for {name} in (2,)]",
-        f"z = {{1: {name} for {name} in (1,)}}",
-        f"z = sum({name} for {name} in (1.0,))",
-        f"z = [[{name} for {name} in (1,)] for {other} in (2,)]",
-        f"z = ({name} := 1)",
-        f"z = [({name} := {other}) for {other} in (1,)]",
-        f"{name} += 1",
-        f"del {name}",
-        f"global {name}",
-        f"import math as {name}",
-        f"from math import pi as {name}",
-        f"def {name}():\n    return 1",
-        f"class {name}:\n    pass",
-        f"with torch.no_grad() as {name}:\n    pass",
-        f"try:\n    pass\nexcept Exception as {name}:\n    pass",
-        f"match 1:\n    case {name}:\n        pass",
-        f"z = lambda {name}: 1",
-        f"z: {name} = 1.0",
-        "pass",
-    ]
-
-
-def _use(name: str, other: str) -> list[str]:
-    """Statements that ask for a name."""
-    return [
-        f"y = {name}('1')",
-        f"y = {name}",
-        f"y = ({name},)",
-        f"y = [{name}(1) for {other} in (1,)]",
-        f"y = [1 for {other} in ({name},)]",
-        f"y = [1 for {other} in (1,) if {name}]",
-        f"y = {{{name}: 1}}",
-        f"y = {name} if hp.clip_eps else 1",
-        f"y = torch.where(batch.truncated, {name}, 1.0)",
-        f"y = batch.correctness.to({name})",
-        f"y = helper({name})",
-        f"y = {name}.values",
-        f"y = max({name}, 1)",
-        f"{other} = {name}",
-        f"{name}[0] = 1",
-        f"y = f'{{{name}}}'",
-        f"y = batch[{name}]",
-        f"y: {name} = 1.0",
-        f"return {name}",
-    ]
+@pytest.fixture(autouse=True, scope="module")
+def quick() -> Iterator[None]:
+    """Calls that end after two seconds, and no warnings of Python about the odd text of a program."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setattr(budget, "CALL_SECONDS", 2.0)
+        yield
 
 
 @st.composite
-def bodies(draw: st.DrawFn) -> str:
-    """Up to four statements, in a function or below an if, that bind and use some names."""
-    lines: list[str] = []
-    for _ in range(draw(st.integers(1, 4))):
-        name, other = draw(names), draw(names)
-        statement = draw(st.sampled_from(_binding(name, other) + _use(name, other)))
-        if draw(st.booleans()):
-            statement = "if hp.clip_eps > 0:\n" + "".join(f"    {line}\n" for line in statement.splitlines())
-        lines.append(statement)
-    return "\n".join(lines)
+def programs(draw: st.DrawFn) -> str:
+    return Writer(lambda options: draw(st.sampled_from(options)), calm=draw(st.sampled_from((7, 8, 9)))).program()
 
 
-def program(body: str, module: str, where: str) -> str:
-    """A sound candidate with the statements at the top of a function, and a line at module level."""
-    code = "".join(f"    {line}\n" for line in body.splitlines())
-    source = edited((ADVANTAGE, (code if where == "advantages" else "") + ADVANTAGE))
-    helper = "def helper(v):\n" + (code if where == "helper" else "") + "    return v\n\n\n"
-    source = source.replace("def compute_advantages", f"{helper}def compute_advantages", 1)
-    return source.replace("\nLOSS_AGGREGATION", f"\n{module}\n\nLOSS_AGGREGATION", 1)
+@settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=12)
+@given(source=programs())
+def test_no_program_that_passes_does_what_is_not_allowed(source: str) -> None:
+    assert judged(source, PROBE, CALLS).findings == (), source
 
 
-def asked_for(source: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """The names outside the language that a program asks for when it is loaded and run, if the check lets it through."""
-    try:
-        check_language(source)
-    except LanguageError:
-        return set()
-    watched = Watched()
-    monkeypatch.setattr(loading, "candidate_builtins", lambda: watched)
-    with contextlib.suppress(Exception):
-        run_candidate(loading.load_candidate_source(source, "fuzz"), ordinary())
-    return watched.asked - ALLOWED - {"__import__", "__build_class__"}
+def test_numbered_programs() -> None:
+    """A part of the long run, always the same: enough of it passes the check for the witnesses to have something to see."""
+    campaign = Campaign(seed=3)
+    campaign.go_on(60.0, most=60)
+    assert campaign.finds == []
+    assert campaign.admitted >= 2
+    assert numbered_program(3, 7) == numbered_program(3, 7) != numbered_program(3, 8)
 
 
-def modules() -> st.SearchStrategy[str]:
-    lines = st.builds(lambda a, b: _binding(a, b) + _use(a, b), names, names)
-    return st.one_of(st.just(""), lines.flatmap(st.sampled_from))
+@pytest.mark.exhaustive
+@pytest.mark.timeout(int(60 * MINUTES) + 300)
+def test_the_fuzzer_finds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    campaign = Campaign(int(os.environ.get("POISE_FUZZ_SEED", time.time())))
+    campaign.go_on(60 * MINUTES)
+    with capsys.disabled():
+        print(f"\n{campaign}")
+    assert not campaign.finds, f"{campaign}\n{campaign.finds[0]}"
+    assert campaign.admitted > campaign.written / 50
 
 
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
-@given(body=bodies(), module=modules(), where=st.sampled_from(["advantages", "helper"]))
-def test_no_program_that_passes_asks_for_what_is_not_allowed(body: str, module: str, where: str) -> None:
-    source = program(body, module, where)
-    with pytest.MonkeyPatch.context() as patch:
-        assert asked_for(source, patch) == set(), source
+def at(body: str, module: str = "", where: str = "advantages", imports: str = "") -> str:
+    return program(body, module, where, imports=imports)
 
 
-def test_the_oracle_sees_what_the_check_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the check, the program that once came through is seen by the built-ins that it asks for."""
-    source = program("z = [eval for eval in (1,)]\ny = eval('1')", "", "advantages")
-    assert asked_for(source, monkeypatch) == set()
-    monkeypatch.setitem(globals(), "check_language", lambda source: None)
-    assert asked_for(source, monkeypatch) == {"eval"}
+@pytest.mark.parametrize(
+    ("source", "seen"),
+    [
+        (at("z = [eval for eval in (1,)]\ny = eval('1')"), "the name eval"),
+        (at("y = torch.load('x')"), "the attribute load"),
+        (at("y = batch.correctness.numpy()"), "the attribute numpy"),
+        (at("y = torch.nn.functional.__builtins__"), "the attribute __builtins__"),
+        (at("f = lambda: 1"), "a function in compute_advantages"),
+        (at("y = f'{batch}'"), "the instruction FORMAT_VALUE"),
+        (at("try:\n    pass\nexcept Exception:\n    pass"), "a try statement"),
+        (at("try:\n    pass\nfinally:\n    y = 1"), "a try statement"),
+        (at("batch.correctness = 1"), "the instruction STORE_ATTR"),
+        (at("class A:\n    pass"), "a class in a function"),
+        (at("", "async def more():\n    pass"), "more is no plain function"),
+        (at("", "import os"), "the import of os"),
+        (at("match batch:\n    case dict(a=1):\n        pass"), "the instruction MATCH_CLASS"),
+        (at("", "LIMIT = sorted((2, 1))"), "the module value LIMIT can change"),
+        (at("", "LIMIT = zip((2, 1))"), "the module value LIMIT can change"),
+        (at("y = r(batch.old_logprobs, True)", imports="from torch.nn.functional import relu as r"), "a call of relu in place"),
+        (at("torch.bool.to = 1"), "the instruction STORE_ATTR"),
+        (at("y = torch.where.is_floating_point"), ""),
+    ],
+)  # fmt: skip
+def test_the_witnesses_see_what_the_check_does_not(source: str, seen: str) -> None:
+    """Without the check, what it refuses is seen by one of them."""
+    found = judged(source, PROBE, CALLS, check=lambda source: None).findings
+    assert any(one == seen for one in found) if seen else not found, found
+    if seen:
+        with pytest.raises(LanguageError):
+            check_language(source)
+
+
+def test_a_sound_program_is_run_to_its_end_and_nothing_is_seen() -> None:
+    verdict = judged(at("y = batch.correctness.exp().clone()"), PROBE, CALLS)
+    assert (verdict.admitted, verdict.executed, verdict.findings) == (True, True, ())
+
+
+def test_the_witness_of_audit_events_and_the_one_of_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What got past the bytecode too would be seen when it runs."""
+    monkeypatch.setattr("fuzz_oracle.bytecode_findings", lambda source: set())
+    found = judged(at("y = torch.os.listdir('/')"), PROBE, CALLS, check=lambda source: None).findings
+    assert {one.partition(" (")[0] for one in found} == {"the event os.listdir", "a call of listdir of module"}
+    found = judged(at("y = torch.manual_seed(3)"), PROBE, CALLS, check=lambda source: None).findings
+    assert "a change of torch's random state" in found
+    found = judged(at("y = eval('1')"), PROBE, CALLS, check=lambda source: None).findings
+    assert found == ("the built-in eval",)
+    assert bytecode_findings(at("pass")) == set()
 
 
 def test_check_and_loader_know_the_same_modules() -> None:
@@ -165,8 +128,20 @@ def test_check_and_loader_know_the_same_modules() -> None:
 
 def test_what_gets_past_the_check_finds_a_name_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for payload in ("open('x', 'w')", "exec('1')", "type(batch)", "__import__('os')"):
-        candidate = loading.load_candidate_source(program(f"y = {payload}", "", "advantages"), "hostile")
+        candidate = loading.load_candidate_source(at(f"y = {payload}"), "hostile")
         with pytest.raises(Exception, match=r"NameError|cannot import os"):
             run_candidate(candidate, ordinary())
     with pytest.raises(loading.CandidateError, match="a candidate cannot import os"):
-        loading.load_candidate_source(program("pass", "import os", "advantages"), "hostile")
+        loading.load_candidate_source(at("pass", "import os"), "hostile")
+
+
+@pytest.mark.parametrize(
+    "use", ["y = sum(range(n))", "for i in range(0, n, 1):\n    pass", "y = list(range(n, 0, -1))"]
+)
+def test_a_range_through_a_name_is_bounded_when_it_runs(use: str) -> None:
+    source = at(f"n = 1000\nn = n * n * n * n\n{use}")
+    check_language(source)  # whose promise ends at what is written
+    with pytest.raises(ContractViolation, match="this range has more than 100000 numbers; use torch operations"):
+        run_candidate(loading.load_candidate_source(source, "hostile"), PROBE)
+    assert loading.bounded_range(3, 0, -1) == range(3, 0, -1)
+    assert len(loading.bounded_range(loading.MAX_RANGE)) == loading.MAX_RANGE

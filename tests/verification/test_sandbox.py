@@ -20,6 +20,7 @@ from confinement_levels import LEVELS
 from poise_core.sandbox import command as sandbox
 from poise_core.sandbox.command import GRANTED, Limits, confined_command, end_process_tree
 from poise_core.sandbox.confine import SETUP_FAILED, WALL_TIME_OVER
+from poise_core.sandbox.kernel import memory_bytes
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 
@@ -428,3 +429,94 @@ def test_a_launcher_whose_caller_has_died_starts_nothing(tmp_path: Path) -> None
     assert not made.exists()
     assert subprocess.run(confined.argv, env=confined.env, check=False).returncode == 0
     assert made.exists()
+
+
+# ---- the memory that there is
+
+INSTALLED = 64 << 30
+MOUNT = "36 32 0:32 {root} {place} rw,relatime shared:9 - {kind} {kind} {options}\n"
+
+
+def memory_of(folder: Path, groups: str, mounts: str, limits: Mapping[str, str]) -> int:
+    """What ``memory_bytes`` finds with these files of a process and these limits, on a machine of 64 GiB."""
+    for name, content in {"cgroup": groups, "mountinfo": mounts, **limits}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+    return memory_bytes(folder, INSTALLED)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({"v2/pod/c/memory.max": f"{4 << 30}\n", "v2/pod/memory.max": f"{8 << 30}\n"}, 4 << 30),
+        ({"v2/pod/c/memory.max": "max\n", "v2/pod/memory.max": f"{8 << 30}\n"}, 8 << 30),
+        ({"v2/pod/c/memory.max": f"{128 << 30}\n"}, INSTALLED),
+        ({"v2/pod/c/memory.max": "max\n"}, INSTALLED),
+        ({"v2/pod/other/memory.max": "1\n", "memory.max": "1\n", "v2/pod/c/memory.high": "1\n"}, INSTALLED),
+    ],
+)
+def test_memory_is_the_least_limit_of_version_2_up_to_the_root(
+    tmp_path: Path, limits: dict[str, str], expected: int
+) -> None:
+    mounts = MOUNT.format(root="/", place=tmp_path / "v2", kind="cgroup2", options="rw")
+    assert memory_of(tmp_path, "0::/pod/c\n", mounts, limits) == expected
+
+
+@pytest.mark.parametrize("root", ["/", "/docker/1a2b"])
+def test_memory_of_version_1_with_and_without_a_namespace_of_control_groups(tmp_path: Path, root: str) -> None:
+    """Without one, a container is told its path on the host, of which it sees the end only."""
+    other = MOUNT.format(root=root, place=tmp_path / "cpu", kind="cgroup", options="rw,cpu")
+    mounts = other + MOUNT.format(
+        root=root, place=str(tmp_path / "v 1").replace(" ", "\\040"), kind="cgroup", options="rw,memory"
+    )
+    groups = f"5:cpu:/elsewhere\n4:memory:{root.rstrip('/')}/job\n0::/\n"
+    unlimited = "9223372036854771712\n"  # 2^63 without the last page
+    limits = {"v 1/job/memory.limit_in_bytes": unlimited, "v 1/memory.limit_in_bytes": unlimited}
+    assert memory_of(tmp_path, groups, mounts, limits) == INSTALLED
+    limits = {"v 1/memory.limit_in_bytes": f"{3 << 30}\n", "cpu/memory.limit_in_bytes": "1\n"}
+    assert memory_of(tmp_path, groups, mounts, limits) == 3 << 30
+
+
+def test_memory_where_the_own_group_is_not_below_the_mount(tmp_path: Path) -> None:
+    """As after a move into another group than the namespace's root, or where nothing of it can be read."""
+    mounts = MOUNT.format(root="/", place=tmp_path / "v2", kind="cgroup2", options="rw")
+    assert memory_of(tmp_path, "0::/../other\n", mounts, {"v2/memory.max": f"{2 << 30}\n"}) == 2 << 30
+    assert memory_bytes(tmp_path / "absent", INSTALLED) == INSTALLED
+    assert memory_bytes() <= psutil.virtual_memory().total
+
+
+@pytest.fixture
+def limited_group() -> Iterator[Path]:
+    """A control group of this machine, limited to 256 MiB, which a process joins by writing its id there."""
+    lines = [line.split(":") for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    own = {**{name: path for _, names, path in lines for name in names.split(",")}, "": lines[-1][2]}
+    base, name = Path("/sys/fs/cgroup" + own[""].rstrip("/")), "memory.max"
+    if "memory" in own:
+        base, name = Path("/sys/fs/cgroup/memory" + own["memory"].rstrip("/")), "memory.limit_in_bytes"
+    group = base / f"poise-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"this user may make no control group: {error}")
+    try:
+        (group / name).write_text(str(256 << 20))
+    except OSError as error:
+        group.rmdir()
+        pytest.skip(f"memory is not a controller here: {error}")
+    yield group
+    deadline = time.monotonic() + 10
+    while group.exists() and time.monotonic() < deadline:
+        with contextlib.suppress(OSError):  # the kernel removes ended processes from it a moment later
+            group.rmdir()
+
+
+def test_memory_in_a_real_control_group(limited_group: Path) -> None:
+    code = f"""
+import os, pathlib, sys
+sys.path.insert(0, {str(Path(sandbox.__file__).parents[2])!r})
+pathlib.Path({str(limited_group)!r}, "cgroup.procs").write_text(str(os.getpid()))
+from poise_core.sandbox.kernel import memory_bytes
+print(memory_bytes())
+"""
+    done = subprocess.run([*PYTHON, code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 256 << 20

@@ -14,6 +14,7 @@ from confinement_levels import LEVELS
 from gate_fixtures import BASE, FOREVER, edited, written
 
 from poise_core.algorithms import algorithm_path
+from poise_core.candidate.identity import MAX_BYTES
 from poise_core.candidate.loading import source_digest
 from poise_core.failures import Cancelled, FailureKind, InfrastructureError
 from poise_core.sandbox import command as sandbox
@@ -70,7 +71,7 @@ def test_a_rejected_candidate_names_line_and_remedy(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"\xff\xfe\x00", "not UTF-8 text (byte 0)"), (b"#" * (verify.READ_BYTES + 1), "more than 1048576 bytes")],
+    [(b"\xff\xfe\x00", "not UTF-8 text (byte 0)"), (b"#" * (MAX_BYTES + 1), "more than 1048576 bytes")],
 )
 def test_what_is_no_text_is_refused_without_running_anything(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "child.py").write_bytes(content)
@@ -202,6 +203,25 @@ def test_the_gate_works_at_every_level_of_confinement(
     assert report.admitted, report.message
     assert report.confinement["process namespace"] != GRANTED
     assert set(Path(tempfile.gettempdir()).glob("poise-gate-*")) <= before
+
+
+@pytest.mark.parametrize("variable", ["", "0", "1"])
+def test_without_namespaces_and_filters_the_gate_runs_only_where_that_is_allowed(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = {**sandbox.probe_machine(), "user and network namespaces": "not here", "seccomp": "nor this"}
+    monkeypatch.setattr(sandbox, "probe_machine", lambda: refused)
+    monkeypatch.setattr(sandbox, "best_level", lambda: "landlock" if not refused["landlock"] else "plain")
+    monkeypatch.setenv("POISE_ALLOW_SHARED_NETWORK", variable)
+    if variable == "1":
+        report = verify_file(written(tmp_path, BASE))
+        assert report.admitted, report.message
+        assert report.confinement["network"] == "not granted: not here; sharing the machine's was allowed"
+        return
+    with pytest.raises(
+        InfrastructureError, match=r"^verification is refused.*\(not granted: not here\).*--allow-shared"
+    ):
+        verify_file(written(tmp_path, BASE))
 
 
 SILENT = FOREVER.replace(

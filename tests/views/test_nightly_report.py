@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from laboratory import Laboratory, admit, establish_baseline, evolve, make_preset, measure, open_evolution
 
+from poise_core.archive import trajectory_rows
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution
 from poise_core.failures import CandidateFailure, FailureKind
@@ -36,7 +37,7 @@ def report(evolution: Evolution, **nightly: object) -> str:
 
 
 def evidence_of(evolution: Evolution) -> RunEvidence:
-    return RunEvidence.load(evolution.run.archive, evolution.preset.protocol)
+    return RunEvidence.load(evolution.run.archive, evolution.preset.protocol, untuned=evolution.preset.untuned)
 
 
 def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:
@@ -55,11 +56,30 @@ def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:
     # 2 children, 2 seeds each, 12 steps of 100 tokens
     assert f"- Training: {2 * 2 * 12 * 100:,} completion tokens" in text
     assert "none asked, 0 of 5 dollars" in text
+    assert "The baseline grpo was never tuned under this protocol" in text
     for row in leaderboard(evidence_of(evolution)):
         if row.rank is not None:
             shown = f"{row.overall.estimate:.1f} [{row.overall.low:.1f}, {row.overall.high:.1f}]"
             assert f"| {row.rank} | {row.name} | {row.generation} | {shown} | 2 |" in text
             assert row.generation == 0 or f"| Overall {shown}, 2 seeds, " in text
+
+
+def test_a_night_on_a_shared_network(tmp_path: Path, laboratory: Laboratory) -> None:
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
+    establish_baseline(evolution)
+    shared, alone = admit(evolution, 1)
+    assert "network" not in report(evolution)
+    for candidate, network in ((shared, "not granted: no; sharing the machine's was allowed"), (alone, "granted")):
+        rows = trajectory_rows(
+            candidate.candidate_id,
+            evolution.preset.protocol.digest,
+            0,
+            [{"step": 0.0}],
+            confinement={"network": network},
+        )
+        evolution.run.archive.append("trajectories", rows)
+    said = f"Trained on the machine's network, without one of their own, as was allowed: {shared.name}."
+    assert said in report(evolution)
 
 
 def test_a_night_at_the_end_of_its_budget(tmp_path: Path, laboratory: Laboratory) -> None:

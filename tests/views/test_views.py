@@ -12,7 +12,15 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows, failure_row, selection_row
+from poise_core.archive import (
+    Archive,
+    ArchiveError,
+    candidate_row,
+    evaluation_rows,
+    failure_row,
+    selection_row,
+    trajectory_rows,
+)
 from poise_core.config.protocol import Protocol
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import Interval, overall_interval, paired_delta
@@ -21,6 +29,7 @@ from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.render.markdown import fenced
 from poise_core.render.terminal import render_candidate, render_leaderboard, render_lineage, render_selection
 from poise_core.render.terminal.style import sparkline
+from poise_core.tracking.pages import generation_page
 from poise_core.views import find_candidate, leaderboard, lineage, other_protocols, view_candidate
 from poise_core.views.lineage import selection_report
 
@@ -195,6 +204,19 @@ def test_the_rendered_leaderboard_states_noise_comparisons_and_failures(filled: 
     assert "the loss is NaN at step 7" in shown
 
 
+def test_an_untuned_baseline_is_named_below_the_leaderboard_and_on_mlflows_page(filled: tuple) -> None:
+    archive, protocol = filled
+    tuned, untuned = (
+        RunEvidence.load(archive, protocol),
+        RunEvidence.load(archive, protocol, untuned="It was never tuned."),
+    )
+    rows, said = leaderboard(tuned), "It was never tuned. A positive delta may be a matter of numbers"
+    assert said in text(render_leaderboard(rows, protocol, evidence=untuned))
+    assert said in generation_page(untuned, [rows[0].candidate_id])
+    assert "never tuned" not in text(render_leaderboard(rows, protocol, evidence=tuned))
+    assert "never tuned" not in generation_page(tuned, [rows[0].candidate_id])
+
+
 def test_an_empty_archive_is_a_sentence(tmp_path: Path) -> None:
     protocol = samples.make_protocol()
     archive = Archive(tmp_path / "archive").initialise()
@@ -295,6 +317,23 @@ def test_one_candidate_shows_everything_the_archive_holds(filled: tuple) -> None
     assert plain["record"]["mechanisms"] == {"level": "token", "scale": "analytic"}
     assert plain["reflection"]["content"]["reflector"] == "rules"
     assert plain["curves"]["kl"]["19"] == pytest.approx(0.38)
+
+
+def test_a_training_that_shared_the_network_says_so(filled: tuple) -> None:
+    archive, protocol = filled
+    view = view_candidate(RunEvidence.load(archive, protocol), "VM-AV")
+    assert view.unconfined == {}
+    assert "trained without" not in text(render_candidate(view))
+    shared = {"limits": "granted", "network": "not granted: no; sharing the machine's was allowed"}
+    for seed, confinement in ((8, shared), (9, {"limits": "granted", "network": "granted"})):
+        steps = [{"step": 0.0, "kl": 0.1}]
+        archive.append(
+            "trajectories", trajectory_rows(samples.VM_AV, protocol.digest, seed, steps, confinement=confinement)
+        )
+    view = view_candidate(RunEvidence.load(archive, protocol), "VM-AV")
+    assert view.to_dict()["unconfined"] == {"network": shared["network"]}
+    shown = " ".join(text(render_candidate(view)).split())
+    assert "trained without network (not granted: no; sharing the machine's was allowed)" in shown
 
 
 def test_candidates_without_results_show_what_there_is(filled: tuple) -> None:

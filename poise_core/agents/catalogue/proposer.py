@@ -1,8 +1,8 @@
 """The proposer that needs no language model: it varies compositions of the mechanism catalogue.
 
-It changes one or two slots of the parent (three or four on a plateau), or takes slots from a reference. What the parent's
-reflection diagnosed makes the slots and choices that answer it likelier; a choice that a failed sibling tried becomes less
-likely. It is a deterministic function of its arguments.
+It changes one or two slots of the parent (three or four on a plateau), moves one or two of its numbers, or takes slots from a
+reference. What the parent's reflection diagnosed makes the slots and choices that answer it likelier; a choice that a failed
+sibling tried becomes less likely. It is a deterministic function of its arguments.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from poise_core.agents.roles import CandidateRecord, Proposal, ProposalContext
 from poise_core.failures import FailureKind
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition, changed_slots
-from poise_core.mechanisms.operators import Variation, crossover, mutate
+from poise_core.mechanisms.operators import Variation, crossover, mutate, mutate_numbers
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class CatalogueProposer:
     """Varies the parent's composition; see ``poise_core.agents.roles.Proposer``."""
 
     crossover_share: float = 0.25  # of proposals, where references exist
+    number_share: float = (
+        0.2  # of mutations move numbers and leave all choices; by the diagnoses, and none on a plateau
+    )
     double_share: float = 0.4  # of mutations that change two slots
     emphasis: float = 4.0  # how much likelier an answer to a diagnosis becomes
     wider_by: int = 2  # further slots that a mutation changes while the search is on a plateau
@@ -64,6 +67,8 @@ class CatalogueProposer:
         if donors and rng.random() < self.crossover_share:
             donor, theirs = rng.choice(donors)
             return crossover(base, theirs, rng), donor
+        if not wide and rng.random() < self.number_share * _weight_of_numbers(base, slot_weights):
+            return mutate_numbers(base, rng, slot_weights=slot_weights), None
         strength = 2 if rng.random() < self.double_share else 1
         strength += self.wider_by if wide else 0
         return mutate(base, rng, strength, slot_weights=slot_weights, choice_weights=choice_weights), None
@@ -87,3 +92,9 @@ class CatalogueProposer:
                     pair = (name, failed.choices[name]) if failed else (name, "")
                     choices[pair] = choices.get(pair, 1.0) * 0.3
         return slots, choices
+
+
+def _weight_of_numbers(base: Composition, slot_weights: Mapping[str, float]) -> float:
+    """Mean weight of the slots whose numbers can move, over the largest of all: below 1 where diagnoses call for other slots."""
+    own = [weight for slot, weight in slot_weights.items() if any(one.movable for one in base.choice(slot).parameters)]
+    return sum(own) / len(own) / max(slot_weights.values()) if own else 0.0

@@ -1,4 +1,5 @@
-"""Random search over the mechanism catalogue, as a control: its ideas do not depend on any measurement."""
+"""Random search over the mechanism catalogue, or over the baseline's numbers alone, as controls: their ideas do not depend on any
+measurement."""
 
 from __future__ import annotations
 
@@ -10,33 +11,43 @@ from poise_core.agents.catalogue.compositions import TriedIdeas, composition_of_
 from poise_core.agents.catalogue.screener import CatalogueScreener
 from poise_core.agents.catalogue.wording import write_proposal
 from poise_core.agents.roles import Proposal, ProposalContext, Screened
-from poise_core.mechanisms.operators import Variation, describe_change, random_composition
+from poise_core.mechanisms.composition import Composition
+from poise_core.mechanisms.operators import Variation, describe_change, random_composition, random_numbers
 
 
 @dataclass(frozen=True)
 class RandomProposer:
-    """Compositions drawn from the whole catalogue; see ``poise_core.agents.roles.Proposer``.
+    """Compositions drawn from the whole catalogue, or the parent with random numbers; see ``poise_core.agents.roles.Proposer``.
 
     What was tried in this run does not come again, as in every arm: a repetition would only waste the budget.
     """
 
+    numbers_only: bool = (
+        False  # the parent's choices stay, but for the KL penalty and an entropy bonus, which a coin adds or takes
+    )
+
     def propose(self, context: ProposalContext, n: int, seed: int) -> list[Proposal]:
         """``n`` proposals with the context's parent, whatever it is."""
-        rng = random.Random(f"random:{seed}:{context.generation}")
+        rng = random.Random(f"{'tune' if self.numbers_only else 'random'}:{seed}:{context.generation}")
         base, left_out = composition_of_record(context.parent)
         tried = TriedIdeas.of(context, base)
         proposals: list[Proposal] = []
         for _ in range(100 * n):
             if len(proposals) == n:
                 break
-            composition = random_composition(rng)
-            if not tried.add(composition):
+            variation = self._drawn(base, rng)
+            if not tried.add(variation.composition):
                 continue
-            variation = Variation(composition, describe_change(base, composition))
             proposal = write_proposal(context, base, left_out, variation, None, tried)
             if proposal is not None:
                 proposals.append(proposal)
         return proposals
+
+    def _drawn(self, base: Composition, rng: random.Random) -> Variation:
+        if self.numbers_only:
+            return random_numbers(base, rng, optional={"kl": base.choices["kl"], "entropy": "bonus"})
+        composition = random_composition(rng)
+        return Variation(composition, describe_change(base, composition))
 
 
 @dataclass(frozen=True)

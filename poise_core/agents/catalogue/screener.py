@@ -14,7 +14,7 @@ from poise_core.agents.catalogue.compositions import (
 )
 from poise_core.agents.roles import Proposal, ProposalContext, Screened
 from poise_core.mechanisms.catalogue import SLOTS
-from poise_core.mechanisms.composition import Composition, changed_slots, distance
+from poise_core.mechanisms.composition import Composition, changed_slots, distance, number_distance
 from poise_core.mechanisms.conflicts import incompatibilities
 
 
@@ -23,7 +23,8 @@ class CatalogueScreener:
     """Ranks by relevance to the parent's diagnoses, novelty, variety of direction and simplicity.
 
     ``relevance``: share of the parent's diagnoses (and the directive's) that a changed choice answers. ``novelty``: smallest
-    distance to any composition tried in the run, 1 at 3 slots or more. ``variety``: 1 / (1 + ideas already tried on this
+    distance to any composition tried in the run, 1 at 3 slots or more; a number that moves by a factor of 4 beside the same choices
+    counts as two slots, less in proportion to its logarithm. ``variety``: 1 / (1 + ideas already tried on this
     parent in the same direction). ``simplicity``: share of slots left neutral. All lie in [0, 1].
     """
 
@@ -59,14 +60,19 @@ class CatalogueScreener:
         wanted = wanted_answers(context)
         answers = {a for s in changed_slots(base, composition) for a in composition.choice(s).answers}
         tried = [base, *tried_compositions(context)]
-        nearest = min(distance(composition, other) for other in tried)
+        nearest = min(_slots_apart(composition, other) for other in tried)
         neutral = sum(composition.choices[name] == slot.neutral.name for name, slot in SLOTS.items())
         return {
             "relevance": len(wanted & answers) / len(wanted) if wanted else 0.5,
-            "novelty": min(1.0, nearest * len(SLOTS) / 3),
+            "novelty": min(1.0, nearest / 3),
             "variety": variety,
             "simplicity": neutral / len(SLOTS),
         }
+
+
+def _slots_apart(one: Composition, other: Composition) -> float:
+    """Slots on which two compositions differ; see ``CatalogueScreener`` for numbers."""
+    return 2.0 * number_distance(one, other) if one.choices == other.choices else distance(one, other) * len(SLOTS)
 
 
 def _obstacles(proposal: Proposal, composition: Composition | None, context: ProposalContext) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -70,6 +70,8 @@ def read_answer(reply: Reply, kind: type[A]) -> A:
         raise CallFailed(Outcome.EMPTY, "the reply holds neither text nor a tool call")
     try:
         return kind.model_validate(_json_in(text))
+    except RecursionError:
+        raise CallFailed(Outcome.INVALID, "not JSON of the form asked for: it nests too deeply") from None
     except ValidationError as error:
         faults = "; ".join(
             f"{'.'.join(map(str, one['loc'])) or 'the answer'}: {one['msg']}" for one in error.errors()[:5]
@@ -80,17 +82,30 @@ def read_answer(reply: Reply, kind: type[A]) -> A:
 
 
 def _json_in(text: str) -> Any:
-    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL).strip()
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        fault = error
-    fenced = re.search(r"```(?:json)?\s*\n(.*?)\n\s*```", text, re.DOTALL)
-    start = text.find("{")
-    candidates = ([fenced.group(1)] if fenced else []) + ([text[start : text.rfind("}") + 1]] if start >= 0 else [])
-    for candidate in candidates:
+    """The JSON in a reply, in time linear in its length.
+
+    Raises:
+        ValueError: there is none, or it nests deeper than Python reads.
+    """
+    fault: Exception | None = None
+    for part in _parts(text):
         try:
-            return json.loads(candidate)
-        except ValueError:
-            continue
-    raise fault
+            return json.loads(part)
+        except ValueError as error:
+            fault = fault or error
+        except RecursionError:
+            fault = fault or ValueError("it nests too deeply")
+    raise fault or ValueError("nothing in it looks like JSON")
+
+
+def _parts(text: str) -> Iterator[str]:
+    """Where the JSON may stand: what follows the reasoning, then all of it; of each its first block of code, and its braces."""
+    for part in dict.fromkeys((text.rpartition("</think>")[2].strip(), text)):
+        yield part
+        lines = part.splitlines()
+        fences = [number for number, line in enumerate(lines) if line.strip() in ("```", "```json")]
+        if len(fences) > 1:
+            yield "\n".join(lines[fences[0] + 1 : fences[1]])
+        start, end = part.find("{"), part.rfind("}")
+        if 0 <= start < end:
+            yield part[start : end + 1]

@@ -24,6 +24,7 @@ from poise_core.agents.llm.secrets import redact
 from poise_core.agents.llm.wire import ChatModels, Reply, Request
 from poise_core.archive import Archive
 from poise_core.config.agents import AgentSettings, ModelSettings
+from poise_core.escaping import one_line
 from poise_core.failures import Cancelled
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,9 @@ class Caller:
                 raise failure from None  # the recorded run gave up here
             except CallFailed as error:
                 failure = error
-                logger.warning("%s for %s: %s: %s", question.role, question.scope, error.outcome, error.message)
+                logger.warning(
+                    "%s for %s: %s: %s", question.role, one_line(question.scope), error.outcome, error.message
+                )
                 self._prepare_next(course, error, settings, deadline)
 
     def _prepare_next(self, course: _Course, failure: CallFailed, settings: ModelSettings, deadline: float) -> None:
@@ -175,7 +178,7 @@ class Caller:
             row = self._recorded(call_id)
             if row is None:
                 break
-            if RULES[Outcome(row["outcome"])].reply:
+            if RULES[Outcome(row["outcome"])].reply and row["answer"]:
                 return _answer(Reply(**json.loads(row["answer"])), question, request, call_id)
             fault = CallFailed(Outcome(row["outcome"]), row["message"] or row["outcome"])
         if self._replay is not None:
@@ -199,7 +202,7 @@ class Caller:
             raise CallFailed(Outcome.TIMED_OUT, f"{request.model}: agents.total_seconds is used up")
         started = time.monotonic()
         guess = int(request.characters / CHARACTERS_PER_TOKEN)
-        reply, failure = None, None
+        reply, failure, answer = None, None, None
         try:
             with self.ledger.reserved(request.model, question.generation, guess, request.max_output_tokens):
                 seconds = min(seconds, self.ledger.seconds_left(question.generation))
@@ -210,6 +213,8 @@ class Caller:
             failure = error
             raise
         finally:
+            if reply is not None and answer is None and failure is None:  # nobody may take it for a good one
+                failure = CallFailed(Outcome.INVALID, "the reply could not be read")
             if reply is not None or failure is not None:
                 self.ledger.write(self._row(question, request, call_id, number, reply, failure, started))
 

@@ -22,11 +22,14 @@ def contradictions(
         tree = ast.parse(source)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
         return [f"the file does not parse: {error}"]
-    return [
-        *_missing_mechanisms(tree, proposal),
-        *_unused_equations(source, proposal, equations),
-        *_wrong_parts(tree, proposal, parent_source),
-    ]
+    try:
+        return [
+            *_missing_mechanisms(tree, proposal),
+            *_unused_equations(source, proposal, equations),
+            *_wrong_parts(tree, proposal, parent_source),
+        ]
+    except RecursionError:  # what parses may still be deeper than can be compared
+        return ["the file nests expressions too deeply; split them into lines of their own"]
 
 
 def _missing_mechanisms(tree: ast.Module, proposal: Proposal) -> list[str]:

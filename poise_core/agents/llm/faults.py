@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+from poise_core.escaping import one_line
 from poise_core.failures import InfrastructureError
 
 
@@ -61,6 +62,7 @@ class CallFailed(Exception):
     """An attempt, or a whole question, got no usable answer; ``message`` is one line without secrets."""
 
     def __init__(self, outcome: Outcome, message: str, retry_after: float | None = None) -> None:
+        message = one_line(message)  # it may quote what a server wrote
         super().__init__(message)
         self.outcome, self.message, self.retry_after = outcome, message, retry_after
 
@@ -99,7 +101,7 @@ def classify(error: BaseException) -> tuple[Outcome, float | None]:
         return Outcome.UNSUPPORTED, None
     if status == 404:
         return Outcome.UNKNOWN_MODEL, None
-    if status is not None and 400 <= status < 500:
+    if status is not None and 300 <= status < 500:
         return Outcome.BAD_REQUEST, None
     if status is not None or any("Connect" in name or "Transport" in name for name in names):
         return Outcome.UNAVAILABLE, _retry_after(chain)
@@ -108,6 +110,12 @@ def classify(error: BaseException) -> tuple[Outcome, float | None]:
     if names & {"TypeError", "IndexError", "KeyError", "AttributeError"}:
         return Outcome.EMPTY, None  # clients raise on bodies without choices
     return (Outcome.UNAVAILABLE if isinstance(error, OSError) else Outcome.INVALID), None
+
+
+def is_redirect(error: BaseException) -> bool:
+    """Whether the server has answered with another address, where no client of ours follows."""
+    status = next((code for one in _chain(error) if (code := _status(one)) is not None), 0)
+    return 300 <= status < 400
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:
@@ -121,7 +129,7 @@ def _chain(error: BaseException | None) -> list[BaseException]:
 def _status(error: BaseException) -> int | None:
     for holder in (error, getattr(error, "response", None)):
         code = getattr(holder, "status_code", None) or getattr(holder, "code", None)
-        if isinstance(code, int) and code >= 400:  # a client that cannot read a successful response raises it, too
+        if isinstance(code, int) and code >= 300:  # a client that cannot read a successful response raises it, too
             return code
     return None
 

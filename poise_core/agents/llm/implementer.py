@@ -14,6 +14,7 @@ from poise_core.agents.llm.prompts import Prompt, estimate_tokens
 from poise_core.agents.llm.question import Question, failing_as
 from poise_core.agents.llm.screener import proposal_text
 from poise_core.agents.roles import Attempt, Implementer, Proposal, ProposalContext
+from poise_core.escaping import prompt_name
 from poise_core.failures import CandidateFailure, FailureKind
 
 
@@ -78,8 +79,8 @@ class ModelImplementer:
             ]
         fixed = estimate_tokens(self.prompt.system.template + self.prompt.user.template) + 100
         return self.prompt.fill(
-            name=proposal.name,
-            mechanisms=", ".join(proposal.mechanisms) or "at least one",
+            name=prompt_name(proposal.name),
+            mechanisms=", ".join(map(prompt_name, proposal.mechanisms)) or "at least one",
             data=fit(sections, budget - fixed).text,
         )
 

@@ -18,13 +18,12 @@ from pathlib import Path
 from string import Template
 
 from poise_core.agents.llm.secrets import redact
+from poise_core.escaping import prompt_data
 
 SHIPPED = ("proposer", "screener", "implementer", "reflector")
 
 CHARACTERS_PER_TOKEN = 3.0
 """For estimates before a call: low for English and for code, so that estimates err upwards."""
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff]")
 
 
 class PromptError(ValueError):
@@ -87,9 +86,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def data_block(name: str, text: str, max_characters: int = 20_000) -> str:
-    """A text as data: cut to length, without control characters, between tags that it cannot close itself."""
-    text = _CONTROL.sub("", text).replace("\r", "")
+    """A text as data: cut to length, without hidden characters, between tags that it cannot close itself."""
     if len(text) > max_characters:
         text = f"{text[:max_characters]}\n[cut: {len(text) - max_characters} more characters]"
-    text = re.sub(r"<(/?)\s*data\b", r"&lt;\1data", text, flags=re.IGNORECASE)
-    return f'<data name="{name}">\n{text.strip()}\n</data>'
+    return f'<data name="{name}">\n{prompt_data(text).strip()}\n</data>'

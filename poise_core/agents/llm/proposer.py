@@ -15,6 +15,7 @@ from poise_core.agents.llm.literature import Note
 from poise_core.agents.llm.prompts import Prompt, estimate_tokens
 from poise_core.agents.llm.question import Answer, Question, failing_as
 from poise_core.agents.roles import Expectation, Proposal, ProposalContext, Proposer
+from poise_core.escaping import prompt_name
 from poise_core.trajectory import RUN_METRICS
 
 DIRECTIONS: dict[str, str] = {
@@ -70,7 +71,7 @@ class ModelProposer:
         return self.prompt.fill(
             count=str(len(directions)),
             directions="\n".join(f"- {one}: {DIRECTIONS[one]}" for one in directions),
-            metrics=", ".join(["Overall", *context.parent.benchmarks, *RUN_METRICS]),
+            metrics=", ".join(["Overall", *map(prompt_name, context.parent.benchmarks), *RUN_METRICS]),
             data=data.text,
         )
 

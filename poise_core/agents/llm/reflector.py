@@ -22,6 +22,7 @@ from poise_core.agents.reports import without_folders
 from poise_core.agents.roles import Claim, Diagnosis, Reflection, ReflectionEvidence, Reflector
 from poise_core.agents.rules.diagnoses import DIAGNOSES
 from poise_core.agents.rules.reflector import LABELS
+from poise_core.escaping import prompt_name
 from poise_core.evidence.format import spell_interval
 from poise_core.evidence.intervals import Interval
 from poise_core.trajectory import RUN_METRICS
@@ -89,7 +90,9 @@ class ModelReflector:
         ]
         fixed = estimate_tokens(self.prompt.system.template + self.prompt.user.template) + 200
         return self.prompt.fill(
-            name=evidence.candidate.name, codes=", ".join(DIAGNOSES), data=fit(sections, budget - fixed).text
+            name=prompt_name(evidence.candidate.name),
+            codes=", ".join(DIAGNOSES),
+            data=fit(sections, budget - fixed).text,
         )
 
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from poise_core.agents.llm.faults import AgentsUnusable, CallFailed, Outcome, classify
+from poise_core.agents.llm.faults import AgentsUnusable, CallFailed, Outcome, classify, is_redirect
 from poise_core.agents.llm.secrets import redact
 from poise_core.config.agents import ModelSettings
 from poise_core.failures import Cancelled
@@ -30,6 +30,8 @@ _GRACE_SECONDS = 1.0
 """How long after its limit an attempt may take to be cancelled before it is abandoned."""
 
 _ERROR_CHARACTERS = 400
+
+_HOW_TO_MOVE = "if you trust the new address, give it as agents.base_url"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class ChatModels:
         except Exception as error:
             outcome, wait = classify(error)
             text = " ".join(redact(str(error), _key(settings) or "").split())[:_ERROR_CHARACTERS]
+            if is_redirect(error):
+                text = f"the server answers with a redirect, which is not followed; {_HOW_TO_MOVE} ({text})"
             # the cause is cut off: its text and its frames may hold the key
             raise CallFailed(outcome, f"{request.model}: {type(error).__name__}: {text}", wait) from None
 
@@ -140,9 +144,10 @@ def _start_loop(process: int) -> asyncio.AbstractEventLoop:
 
 async def _invoke(model: Any, request: Request) -> Reply:
     strict = {"strict": True} if _provider(request.model) == "openai" else {}
-    structured = model.with_structured_output(request.schema, method=request.method, include_raw=True, **strict)
+    structured = model.with_structured_output(request.schema, method=request.method, **strict)
     try:
-        answer = await structured.ainvoke(list(request.messages))
+        # the first step is the model; LangChain's parser after it takes the square of the length on text that is not JSON
+        answer = await structured.first.ainvoke(list(request.messages))
     except Exception as error:
         cut = getattr(error, "completion", None)  # the client raises on a truncated answer, which was paid for
         if cut is None:
@@ -153,7 +158,7 @@ async def _invoke(model: Any, request: Request) -> Reply:
         return Reply(
             text, "", reason, "", getattr(usage, "prompt_tokens", None), getattr(usage, "completion_tokens", None)
         )
-    return _read(answer["raw"])
+    return _read(answer)
 
 
 def _read(message: Any) -> Reply:
@@ -183,6 +188,7 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
         from langchain.chat_models import init_chat_model
     except ImportError as error:
         raise AgentsUnusable("language models need the extra: pip install 'poise-rl[llm]'") from error
+    _read_streamed_calls_whole()
     provider = _provider(request.model)
     options: dict[str, Any] = {"max_tokens": request.max_output_tokens, "timeout": seconds}
     if request.temperature is not None:
@@ -199,21 +205,57 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
             options.update(streaming=True, stream_usage=True)
     elif provider == "google_genai":
         options["max_retries"] = 1  # counts attempts
+        options["client_args"] = {"follow_redirects": False, "allow_redirects": False}  # of httpx, of aiohttp
     elif provider == "ollama":
         options = {name: options[name] for name in ("temperature",) if name in options}
-        options.update(num_predict=request.max_output_tokens, client_kwargs={"timeout": seconds})
+        options.update(
+            num_predict=request.max_output_tokens, client_kwargs={"timeout": seconds, "follow_redirects": False}
+        )
         if settings.base_url is not None:
             options["base_url"] = settings.base_url
     else:
         options["max_retries"] = 0
     try:
-        return init_chat_model(request.model, **options)
+        model = init_chat_model(request.model, **options)
     except ImportError as error:
         package = str(error).split("`")[1] if "`" in str(error) else f"langchain-{provider}"
         raise AgentsUnusable(f"{request.model} needs its provider's package: pip install {package}") from None
     except Exception as error:  # errors of pydantic and of the clients share only their text
         text = " ".join(redact(str(error), _key(settings) or "").split())[:_ERROR_CHARACTERS]
         raise AgentsUnusable(f"{request.model} cannot be set up: {text}") from None
+    if not _refuse_redirects(model) and provider in ("openai", "anthropic"):
+        raise AgentsUnusable(
+            f"{request.model}: the installed client cannot be kept from following redirects, which could take the key "
+            "elsewhere; install the versions of constraints.txt"
+        )
+    return model
+
+
+@lru_cache(maxsize=1)
+def _read_streamed_calls_whole() -> None:
+    """Keep LangChain from guessing the end of a streamed tool call that is no JSON yet: it tries every length of what has come,
+    and while it does no time limit is looked at. What is no JSON at the end is read as text here.
+    """
+    from langchain_core.messages import ai
+
+    ai.parse_partial_json = json.loads
+
+
+def _refuse_redirects(model: Any) -> bool:
+    """Keep the HTTP client below a chat model from following redirects: key and prompt are for the server that was named.
+
+    Google's and Ollama's clients take an option for it. Those of OpenAI, Anthropic and most others hold an httpx client, some
+    levels down, that they would only take whole, without LangChain's settings.
+    """
+    found = False
+    for name in ("root_async_client", "_async_client", "async_client"):
+        holder: Any = getattr(model, name, None)
+        for _ in range(4):
+            if isinstance(getattr(holder, "follow_redirects", None), bool):
+                holder.follow_redirects = False
+                found = True
+            holder = getattr(holder, "_client", None)
+    return found
 
 
 def _provider(model: str) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from poise_core.agents.roles import Proposal
+from poise_core.escaping import printable
 from poise_core.evolution.records import ChildSlot, load_record, write_record
 from poise_core.evolution.search_context import SearchContext
-from poise_core.failures import CandidateFailure
+from poise_core.failures import CandidateFailure, plain_name
+
+_CODE = ("source", "composition")
 
 
 def propose(search: SearchContext, slot: ChildSlot) -> list[Proposal]:
@@ -21,7 +26,23 @@ def propose(search: SearchContext, slot: ChildSlot) -> list[Proposal]:
             except CandidateFailure as failure:
                 search.record_failure(slot, failure, *slot.child_to_be)
                 proposals = []
-            stored = [proposal.model_dump(mode="json") for proposal in proposals]
+            stored = [_plain(proposal).model_dump(mode="json") for proposal in proposals]
             write_record(path, stored)
             say(", ".join(proposal.name for proposal in proposals) or "nothing new")
     return [Proposal.model_validate(document) for document in stored]
+
+
+def _plain(proposal: Proposal) -> Proposal:
+    """The proposal with a name and texts that every archive, page and terminal takes; its code stays, as far as it is UTF-8."""
+    document = {name: value if name in _CODE else _printable(value) for name, value in proposal.model_dump().items()}
+    if proposal.source is not None:
+        document["source"] = proposal.source.encode("utf-8", "replace").decode()
+    return Proposal.model_validate({**document, "name": plain_name(proposal.name)})
+
+
+def _printable(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, dict):
+        return {_printable(name): _printable(one) for name, one in value.items()}
+    return [_printable(one) for one in value] if isinstance(value, list | tuple) else value

@@ -5,10 +5,11 @@ Called again, what has finished is read back and what was interrupted goes on wh
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
 
-from poise_core.archive import trajectory_rows
+from poise_core.archive import ArchiveRowError, trajectory_rows
 from poise_core.evidence.format import counted_seeds
 from poise_core.evolution.events import Event
 from poise_core.evolution.health import CertainLoss, HealthWatch
@@ -113,7 +114,8 @@ def _keep_unfinished(
         steps, confinement = context.unfinished_trajectory(candidate, seed)
         judged = watch.judged(seed, steps) if watch is not None else len(steps)
         if steps and not context.contains("trajectories", candidate, seed=seed):
-            _append_trajectory(context, candidate, seed, steps[:judged], confinement)
+            with contextlib.suppress(ArchiveRowError):  # it has failed already, perhaps of these very steps
+                _append_trajectory(context, candidate, seed, steps[:judged], confinement)
         if watch is not None and watch.stopped:
             return
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.markdown import Markdown
@@ -12,9 +13,13 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
+from poise_core.archive.typed import ExaminationRow
+from poise_core.escaping import markdown_page
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import distinguishable
-from poise_core.render.terminal.style import STYLES, sparkline
+from poise_core.evidence.promotion import Stability
+from poise_core.render.lines import EXAMINATION_HEAD, examination_cells, examination_headline, examination_notes
+from poise_core.render.terminal.style import STYLES, plain_table, sparkline
 from poise_core.views.candidate import CandidateView
 
 CURVES = (
@@ -38,11 +43,13 @@ def render_candidate(view: CandidateView, *, code: bool = True) -> RenderableTyp
         parts.append(_section("Evaluation, search split", _scores(view)))
     if view.rungs or view.replication:
         parts.append(_section("Ladder and replication", _evidence(view)))
+    if view.examination:
+        parts.append(_section("Examination", render_examination(view.examination)))
     if view.curves:
         parts.append(_section("Training, mean over seeds", _training(view)))
     if view.reflection:
         title = f"Reflection, written by {view.reflection['written_by']}"
-        parts.append(_section(title, Markdown(view.reflection["markdown"])))
+        parts.append(_section(title, Markdown(markdown_page(view.reflection["markdown"]), hyperlinks=False)))
     if view.failures:
         parts.append(_section("Failures", _failures(view)))
     if code:
@@ -52,7 +59,7 @@ def render_candidate(view: CandidateView, *, code: bool = True) -> RenderableTyp
 
 
 def _section(title: str, body: RenderableType) -> Panel:
-    return Panel(body, title=title, title_align="left", border_style="dim", padding=(0, 1))
+    return Panel(body, title=Text(title), title_align="left", border_style="dim", padding=(0, 1))
 
 
 def _head(view: CandidateView) -> RenderableType:
@@ -67,8 +74,14 @@ def _head(view: CandidateView) -> RenderableType:
         table.add_row("revises", f"{record['revises']}, after its failure")
     table.add_row("children", ", ".join(view.children.values()) or "none yet")
     table.add_row("admission", _admission(view))
+    if view.unconfined:
+        missing = "; ".join(f"{measure} ({why})" for measure, why in view.unconfined.items())
+        table.add_row("trained without", Text(missing, style="yellow"))
     if view.state:
         table.add_row("standing", Text(view.state, style=STYLES.get(view.state, "yellow")))
+        if view.state in STYLES and view.seeds:
+            steady = Stability(min(view.seeds.values()), len(view.seeds))
+            table.add_row("", Text(f"{steady.sentence()} (95 %)", style="dim"))
     return table
 
 
@@ -125,6 +138,23 @@ def _evidence(view: CandidateView) -> RenderableType:
     if view.replication:
         lines.append(Text(f"report split: {view.replication['message']}", style="bold"))
     return Group(*lines)
+
+
+def render_examination(rows: Sequence[ExaminationRow], title: str = "") -> RenderableType:
+    """The examination of one candidate for a terminal of 100 columns.
+
+    Args:
+        rows: of ``examinations``, at least one.
+        title: above the table; empty for none.
+    """
+    table = plain_table(title)
+    for head in EXAMINATION_HEAD:
+        table.add_column(head, overflow="fold")
+    for row in rows:
+        *cells, verdict = examination_cells(row)
+        table.add_row(*cells, Text(verdict, style=STYLES[verdict]))
+    notes = [Text(note, style="dim") for note in examination_notes(rows)]
+    return Group(table, Text(), Text(examination_headline(rows), style="bold"), *notes)
 
 
 def _training(view: CandidateView) -> RenderableType:

@@ -11,6 +11,7 @@ from rich.text import Text
 from poise_core.config.protocol import Protocol
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.run_evidence import STOPPED_AT, RunEvidence
+from poise_core.render.lines import untuned_note
 from poise_core.render.terminal.style import STYLES, plain_table
 from poise_core.views.leaderboard import LeaderboardRow
 
@@ -27,6 +28,7 @@ def render_leaderboard(
     level: float = 0.95,
     width: int = FULL_WIDTH,
     outlook: str = "",
+    spending: str = "",
 ) -> RenderableType:
     """The leaderboard for a terminal; lengths and format validity are left out below 100 columns.
 
@@ -38,6 +40,7 @@ def render_leaderboard(
         level: the confidence level that the rows were made with.
         width: columns of the terminal.
         outlook: from ``outlook_note``; empty where there is nothing to say.
+        spending: from ``spending_note``, likewise.
     """
     baseline = next((row for row in rows if row.verdict == "baseline"), None)
     against = baseline.name if baseline else "baseline"
@@ -71,6 +74,8 @@ def render_leaderboard(
     if not any(row.overall for row in rows):
         parts.append(Text("No candidate has been evaluated yet.", style="dim"))
     parts += [Text(), *_notes(rows, baseline, others, evidence)]
+    if spending:
+        parts.append(Text(spending, style="dim"))
     if outlook:
         parts.append(Text(outlook))
     stopped = [row for row in rows if row.state in STOPPED_AT.values()]
@@ -113,9 +118,18 @@ def _notes(
     if evidence and evidence.declarations:
         level = next(iter(evidence.declarations.values())).level
         notes.append(
-            f"Champion candidates, whose interval at {level:.2%} excludes zero ({len(evidence.tried)} tried): "
+            f"Champion candidates, whose interval at {level:.2%} excludes zero ({evidence.counted()}): "
             f"{len(evidence.champions) or 'none'}."
         )
+        steady = [
+            f"{evidence.candidates[one.candidate_id]['name']} {found.sentence()}"
+            for one in evidence.champions
+            if (found := evidence.stability(one.candidate_id))
+        ]
+        if steady:
+            notes.append(f"Claims hold for trainings that do not collapse: {'; '.join(steady)} (95 %).")
+    if evidence and evidence.untuned:
+        notes.append(untuned_note(evidence.untuned))
     if others:
         notes.append(f"Not ranked here, another protocol: {', '.join(others)}.")
     return [Text(note, style="dim") for note in notes]

@@ -30,5 +30,8 @@ def render_rungs(report: RungReport) -> RenderableType:
     saved = f"; with all seeds for every candidate about {report.tokens_without:,}" if report.tokens_without else ""
     lines.append(Text(f"Training tokens sampled: {report.tokens:,}{saved}.", "dim"))
     for row in report.stopped:
-        lines.append(Text(f"{row['name']} stopped at {row['rung']} ({row['cause']}): {row['message']}", "dim"))
+        ended = ""
+        if row.get("stopped_overall") is not None:
+            ended = f"; Overall {row['stopped_overall']:.1f} then, after {row['stopped_step']} steps"
+        lines.append(Text(f"{row['name']} stopped at {row['rung']} ({row['cause']}): {row['message']}{ended}", "dim"))
     return Group(*lines)

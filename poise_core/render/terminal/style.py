@@ -17,6 +17,9 @@ STYLES = {
     "replicated": "bold green",
     "replicated, undeclared": "yellow",
     "refuted": "yellow",
+    "holds": "green",
+    "does not hold": "red",
+    "not measured": "yellow",
 }
 _BARS = "▁▂▃▄▅▆▇█"
 

@@ -12,20 +12,21 @@ from poise_core.candidate.calls import ContractViolation, call_controller
 from poise_core.candidate.loading import Candidate
 from poise_core.candidate.results import require_finite
 from poise_core.contract import RolloutBatch
+from poise_core.verification.drawn import Draw
 from poise_core.verification.harness import Run, run_candidate
-from poise_core.verification.probes import LATE, MIDDLE, START, Probe, edge_probes
+from poise_core.verification.probes import Probe
 
 # ---- check `finite`
 
 
-def check_finite(candidate: Candidate) -> list[tuple[Probe, Run]]:
+def check_finite(candidate: Candidate, draw: Draw) -> list[tuple[Probe, Run]]:
     """Check shapes, dtypes and finite values on every edge probe; return the runs, which later checks use.
 
     Raises:
         ContractViolation: with the message for the author.
     """
     runs = []
-    for probe in edge_probes():
+    for probe in draw.edge_probes():
         try:
             run = run_candidate(candidate, probe)
             if bool((run.mask & ~probe.batch.completion_mask).any()):
@@ -36,7 +37,7 @@ def check_finite(candidate: Candidate) -> list[tuple[Probe, Run]]:
             raise ContractViolation(f"on {probe.name}: {violation}") from violation
         runs.append((probe, run))
     state: dict[str, float] = {}
-    for dynamics in (START, START, MIDDLE, LATE, replace(LATE, entropy=0.0, kl=50.0, grad_norm=1e4)):
+    for dynamics in draw.states():
         state = call_controller(candidate, state, replace(dynamics, controller=state))
     return runs
 

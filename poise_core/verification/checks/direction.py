@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from poise_core.candidate.calls import ContractViolation, call_advantages, call_
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.reductions import aggregate_loss, group_max, group_mean, masked_mean, to_tokens
+from poise_core.verification.drawn import Draw
 from poise_core.verification.harness import loss_and_gradient, run_candidate
-from poise_core.verification.probes import MIDDLE, make_probe
 
 ROLLOUTS = 150  # at most; a game ends as soon as the reward has risen enough
 UPDATES_PER_ROLLOUT = 2
@@ -34,21 +35,23 @@ class Game:
     logits: Callable[[], Tensor]  # the untrained policy's parameters
     sample: Callable[[Tensor, torch.Generator], tuple[Tensor, RolloutBatch]]  # parameters -> tokens (B, T), batch
     score: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # parameters, tokens -> logprobs, entropies, both (B, T)
+    limit: int  # completion length limit, tokens
+    seed: int  # of the completions that are sampled
 
 
-def check_direction(candidate: Candidate) -> None:
+def check_direction(candidate: Candidate, draw: Draw) -> None:
     """Check that the reward of both games rises, and that at ratio 1 the gradient agrees with REINFORCE's.
 
     Raises:
         ContractViolation: with the message for the author.
     """
-    cosine = reinforce_cosine(candidate)
+    cosine = reinforce_cosine(candidate, draw)
     if cosine is not None and cosine <= 0.0:
         raise ContractViolation(
             f"where groups are mixed the gradient points away from REINFORCE's (cosine {cosine:.2f}): it makes wrong "
             "completions likelier than correct ones; check the signs of the advantage and of token_loss, which is minimized"
         )
-    for game in (bandit(), token_game()):
+    for game in (bandit(draw), token_game(draw)):
         before, after = play(candidate, game)
         if after < before + REQUIRED_GAIN:
             raise ContractViolation(
@@ -57,14 +60,17 @@ def check_direction(candidate: Candidate) -> None:
             )
 
 
-def reinforce_cosine(candidate: Candidate) -> float | None:
+def reinforce_cosine(candidate: Candidate, draw: Draw) -> float | None:
     """Return the cosine between the candidate's and REINFORCE's ascent direction on mixed groups at ratio 1.
 
     The result is None where the candidate gives those groups no gradient, which the check `gradient` reports.
     """
-    probe = make_probe("mixed groups", (8,) * 8, 8, 81, drift=0.0, dynamics=MIDDLE)
+    rng = draw.rng("direction")
+    sizes, length = [rng.randint(7, 9)] * rng.randint(7, 9), rng.randint(6, 10)
+    probe = draw.rollout("mixed groups", "direction", sizes, length, drift=0.0)
     batch = replace(probe.batch, truncated=torch.zeros_like(probe.batch.truncated))
-    probe = replace(probe, batch=batch)
+    dynamics = replace(probe.dynamics, max_completion_length=1000)  # out of reach, so that no length is punished
+    probe = replace(probe, batch=batch, dynamics=dynamics)
     run = run_candidate(candidate, probe)
     baseline = group_mean(batch.correctness, batch.group_ids)
     logprobs = probe.logprobs.clone().requires_grad_()
@@ -79,16 +85,16 @@ def reinforce_cosine(candidate: Candidate) -> float | None:
 
 def play(candidate: Candidate, game: Game) -> tuple[float, float]:
     """Train the toy policy, and return the mean reward of the first and of the last four rollouts."""
-    draw = torch.Generator().manual_seed(97)
+    generator = torch.Generator().manual_seed(game.seed)
     parameters = game.logits().requires_grad_()
     initial = parameters.detach().clone()
     moments = (torch.zeros_like(initial), torch.zeros_like(initial))
     rewards: list[float] = []
-    dynamics = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    dynamics = Dynamics(0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, game.limit)
     updates = 0
     for rollout in range(ROLLOUTS):
         with torch.no_grad():
-            tokens, batch = game.sample(parameters, draw)
+            tokens, batch = game.sample(parameters, generator)
             old_logprobs, old_entropies = game.score(parameters, tokens)
             ref_logprobs, _ = game.score(initial, tokens)
         batch = replace(batch, old_logprobs=old_logprobs, entropies=old_entropies, ref_logprobs=ref_logprobs)
@@ -151,6 +157,7 @@ def _next_dynamics(candidate: Candidate, before: Dynamics, batch: RolloutBatch, 
         clip_fraction=0.05,
         all_fail_fraction=float((group_max(batch.correctness, batch.group_ids) == 0).float().mean()),
         grad_norm=norm,
+        max_completion_length=before.max_completion_length,
         controller=controller,
     )
 
@@ -160,32 +167,39 @@ def _batch(correct: Tensor, valid: Tensor, truncated: Tensor, groups: Tensor, ma
     return RolloutBatch(correct.float(), valid, truncated, groups, mask, zeros, zeros, zeros)
 
 
-def bandit(contexts: int = 6, arms: int = 5, group_size: int = 8) -> Game:
-    """Return a game with one token per completion, where arm ``context % 4`` is correct and the last arm is malformed."""
-    groups = torch.arange(contexts).repeat_interleave(group_size)  # (B,)
+def bandit(draw: Draw) -> Game:
+    """Return a game with one token per completion; every context has a correct arm of its own, and the last arm is malformed."""
+    rng, arms = draw.rng("bandit"), 5
+    contexts = rng.randint(5, 7)
+    groups = torch.arange(contexts).repeat_interleave(rng.randint(7, 9))  # (B,)
+    wanted = torch.tensor([rng.randrange(arms - 1) for _ in range(contexts)])[groups]  # (B,)
 
-    def sample(parameters: Tensor, draw: torch.Generator) -> tuple[Tensor, RolloutBatch]:
+    def sample(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, RolloutBatch]:
         chances = parameters.softmax(-1)[groups]
-        tokens = torch.multinomial(chances, 1, generator=draw)  # (B, 1)
+        tokens = torch.multinomial(chances, 1, generator=generator)  # (B, 1)
         arm = tokens.squeeze(-1)
         mask = torch.ones(tokens.shape, dtype=torch.bool)
-        return tokens, _batch(arm == groups % 4, arm != arms - 1, torch.zeros_like(mask[:, 0]), groups, mask)
+        return tokens, _batch(arm == wanted, arm != arms - 1, torch.zeros_like(mask[:, 0]), groups, mask)
 
     def score(parameters: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         logprobs = parameters.log_softmax(-1)[groups]  # (B, arms)
         return logprobs.gather(-1, tokens), -(logprobs.exp() * logprobs).sum(-1, keepdim=True)
 
-    return Game("a bandit with five arms", lambda: torch.zeros((contexts, arms)), sample, score)
+    start = partial(torch.zeros, (contexts, arms))
+    far = 8  # one token ends a completion
+    return Game("a bandit with five arms", start, sample, score, far, rng.getrandbits(62))
 
 
-def token_game(prompts: int = 4, words: int = 5, limit: int = 5, group_size: int = 12) -> Game:
+def token_game(draw: Draw) -> Game:
     """Return a game with completions of up to five tokens and a table policy (position, prompt -> token).
 
-    Token 0 ends a completion. A completion is correct where it ends before the limit and contains the token
-    ``1 + prompt % 3``, and malformed where it contains token 4 or hits the limit.
+    Token 0 ends a completion. A completion is correct where it ends before the limit and contains the token that its
+    prompt wants, one of 1 to 3, and malformed where it contains token 4 or hits the limit.
     """
-    groups = torch.arange(prompts).repeat_interleave(group_size)
-    wanted = (1 + groups % 3).unsqueeze(-1)
+    rng, words, limit = draw.rng("token game"), 5, 5
+    prompts = rng.randint(4, 5)
+    groups = torch.arange(prompts).repeat_interleave(rng.randint(11, 13))
+    wanted = torch.tensor([rng.randint(1, 3) for _ in range(prompts)])[groups].unsqueeze(-1)
 
     def start() -> Tensor:
         logits = torch.zeros((prompts, limit, words))
@@ -193,10 +207,10 @@ def token_game(prompts: int = 4, words: int = 5, limit: int = 5, group_size: int
         logits[:, 1:, 0] = 0.7
         return logits
 
-    def sample(parameters: Tensor, draw: torch.Generator) -> tuple[Tensor, RolloutBatch]:
+    def sample(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, RolloutBatch]:
         chances = parameters.softmax(-1)[groups]  # (B, T, words)
         rows = groups.shape[0]
-        tokens = torch.multinomial(chances.reshape(rows * limit, words), 1, generator=draw).reshape(rows, limit)
+        tokens = torch.multinomial(chances.reshape(rows * limit, words), 1, generator=generator).reshape(rows, limit)
         ended = (tokens == 0).cumsum(-1)
         mask = (ended - (tokens == 0).long()) == 0  # up to and including the end token
         truncated = ended[:, -1] == 0
@@ -208,4 +222,4 @@ def token_game(prompts: int = 4, words: int = 5, limit: int = 5, group_size: int
         logprobs = parameters.log_softmax(-1)[groups]  # (B, T, words)
         return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
 
-    return Game("a game of several tokens", start, sample, score)
+    return Game("a game of several tokens", start, sample, score, limit, rng.getrandbits(62))

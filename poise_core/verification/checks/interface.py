@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from poise_core.candidate.calls import ContractViolation
 from poise_core.candidate.identity import name_fault
 from poise_core.candidate.loading import Candidate
-from poise_core.verification.fingerprint import Observation, differs, observe_one_by_one
+from poise_core.verification.drawn import Draw
+from poise_core.verification.fingerprint import differs, observe_one_by_one
+from poise_core.verification.probes import Probe
 
 _SIGNATURES = {
     "compute_advantages": ("batch", "hp", "dynamics"),
     "compute_loss": ("inputs", "hp", "dynamics"),
     "update_controller": ("state", "dynamics", "hp"),
 }
+SCENARIOS = 6  # at most, each drawn by itself; a mechanism that acts seldom shows on one of them
 EFFECT = 1e-6  # relative change of loss, advantages or gradient that counts as an effect of a switch
 
 
@@ -41,20 +44,15 @@ def check_interface(candidate: Candidate) -> None:
     _check_mechanisms(candidate)
 
 
-def check_switches(candidate: Candidate, observed: Sequence[Observation]) -> None:
+def check_switches(candidate: Candidate, draw: Draw) -> None:
     """Check that switching any mechanism off changes the candidate's results on some probe.
-
-    Args:
-        candidate: the candidate.
-        observed: the observations with its default hyperparameters.
 
     Raises:
         ContractViolation: with the message for the author.
     """
     for name, overrides in candidate.mechanisms.items():
         try:
-            without = observe_one_by_one(candidate.with_overrides(**overrides))
-            changes = any(differs(one, other, EFFECT) for one, other in zip(observed, without, strict=True))
+            changes = any(_changes(candidate, overrides, draw.scenario(number)) for number in range(SCENARIOS))
         except ContractViolation as violation:
             raise ContractViolation(f"with mechanism {name!r} switched off: {violation}") from violation
         if not changes:
@@ -62,6 +60,12 @@ def check_switches(candidate: Candidate, observed: Sequence[Observation]) -> Non
                 f"switching mechanism {name!r} off ({_overrides(overrides)}) changes nothing on any probe; remove it from "
                 "MECHANISMS, or make the code depend on those hyperparameters"
             )
+
+
+def _changes(candidate: Candidate, overrides: Mapping[str, object], probes: Sequence[Probe]) -> bool:
+    others = observe_one_by_one(candidate.with_overrides(**overrides), probes)
+    own = observe_one_by_one(candidate, probes)
+    return any(differs(one, other, EFFECT) for one, other in zip(own, others, strict=True))
 
 
 def _overrides(overrides: Mapping[str, object]) -> str:

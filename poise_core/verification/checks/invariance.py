@@ -11,8 +11,9 @@ from torch import Tensor
 from poise_core.candidate.calls import ContractViolation, call_advantages
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import LossInputs, RolloutBatch
+from poise_core.verification.drawn import Draw, permuted
 from poise_core.verification.harness import Run, claimed_mask, loss_and_gradient, loss_inputs, run_candidate
-from poise_core.verification.probes import Probe, empty_and_full, make_probe, ordinary
+from poise_core.verification.probes import Probe
 
 TOLERANCE = (
     1e-4  # relative; the order of float32 sums moves results by about 1e-6, divisions by small deviations amplify
@@ -22,7 +23,7 @@ TOLERANCE = (
 # ---- check 6
 
 
-def check_padding(candidate: Candidate) -> None:
+def check_padding(candidate: Candidate, draw: Draw) -> None:
     """Check `padding`: more padding, zeros in every tensor, changes nothing.
 
     The trainer pads a batch to its longest completion, or to the length limit, as it comes.
@@ -30,9 +31,10 @@ def check_padding(candidate: Candidate) -> None:
     Raises:
         ContractViolation: with the sentence for the author.
     """
-    for probe in (ordinary(41), make_probe("uneven group sizes", (3, 1, 6, 4), 9, 42), empty_and_full(43)):
+    rng = draw.rng("padding")
+    for probe in (draw.ordinary("padding"), draw.uneven("padding uneven"), draw.empty_and_full("padding empty")):
         clean = run_candidate(candidate, probe)
-        for columns in (1, 2 * clean.mask.shape[1]):
+        for columns in (1, rng.randint(1, 3) * clean.mask.shape[1]):
             _compare_padded(candidate, clean, _padded(probe, columns), columns)
 
 
@@ -84,20 +86,19 @@ def _same(first: Tensor, second: Tensor, inside: Tensor, tolerance: float = TOLE
 # ---- check 7
 
 
-def check_order(candidate: Candidate) -> None:
+def check_order(candidate: Candidate, draw: Draw) -> None:
     """Check `order`: the order of completions and the labels of groups carry no information.
 
     Raises:
         ContractViolation: with the sentence for the author.
     """
-    for seed, probe in ((51, ordinary(51)), (52, make_probe("uneven group sizes", (2, 5, 1, 4), 7, 52))):
-        clean = run_candidate(candidate, probe)
+    for probe in (draw.ordinary("order"), draw.uneven("order uneven")):
+        clean, generator = run_candidate(candidate, probe), draw.generator(f"order of {probe.name}")
         rows = clean.mask.shape[0]
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-        permuted = _permute(probe, order)
-        _compare_runs(clean, run_candidate(candidate, permuted), order, "permuting the completions")
+        order = torch.randperm(rows, generator=generator)
+        _compare_runs(clean, run_candidate(candidate, permuted(probe, order)), order, "permuting the completions")
         unique, inverse = torch.unique(probe.batch.group_ids, return_inverse=True)
-        labels = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))[: unique.numel()] * 10**9 - 7
+        labels = torch.randperm(1000, generator=generator)[: unique.numel()] * 10**9 - 7
         relabelled = probe.with_batch(group_ids=labels[inverse])
         try:
             other = run_candidate(candidate, relabelled)
@@ -106,11 +107,6 @@ def check_order(candidate: Candidate) -> None:
                 "large group ids make it run out of memory; ids are any int64 numbers, so do not use them as sizes or indices"
             ) from error
         _compare_runs(clean, other, torch.arange(rows), "relabelling the groups")
-
-
-def _permute(probe: Probe, order: Tensor) -> Probe:
-    batch = RolloutBatch(**{f.name: getattr(probe.batch, f.name)[order] for f in fields(probe.batch)})
-    return replace(probe, batch=batch, logprobs=probe.logprobs[order], entropies=probe.entropies[order])
 
 
 def _compare_runs(clean: Run, other: Run, order: Tensor, change: str) -> None:
@@ -134,21 +130,25 @@ def _compare_runs(clean: Run, other: Run, order: Tensor, change: str) -> None:
 # ---- check 8
 
 
-def check_micro_batches(candidate: Candidate) -> None:
-    """Check `micro-batches`: the micro-batches of a step add up to the loss and the gradient of the whole batch, however it is split.
+def check_micro_batches(candidate: Candidate, draw: Draw) -> None:
+    """Check `micro-batches`: micro-batches add up to the loss and gradient of the whole batch, however it is split.
 
     Raises:
         ContractViolation: with the sentence for the author.
     """
-    for seed, probe in ((61, make_probe("small groups", (4, 3, 4), 8, 61)), (62, empty_and_full(62))):
+    rng = draw.rng("micro-batches")
+    sizes = [rng.randint(3, 4) for _ in range(3)]
+    small = draw.rollout("small groups", "micro-batches small", sizes, rng.randint(6, 10))
+    for probe in (small, draw.empty_and_full("micro-batches empty")):
         whole = run_candidate(candidate, probe)
         rows = whole.mask.shape[0]
-        order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-        if rows < 12:
+        order = torch.randperm(rows, generator=draw.generator(f"parts of {probe.name}"))
+        if probe is small:
             _compare_split(
                 candidate, probe, whole, list(torch.arange(rows).chunk(rows)), "single completions", trimmed=True
             )
-        _compare_split(candidate, probe, whole, list(order.tensor_split([1, 4, 7])), "unequal parts", trimmed=rows < 12)
+        parts = list(order.tensor_split([1, rng.randint(3, 4), rng.randint(6, 7)]))
+        _compare_split(candidate, probe, whole, parts, "unequal parts", trimmed=probe is small)
 
 
 def _compare_split(

@@ -25,8 +25,9 @@ from poise_core.candidate.calls import (
     own_inputs,
 )
 from poise_core.candidate.loading import Candidate
+from poise_core.verification.drawn import Draw
 from poise_core.verification.harness import Run, loss_inputs, run_candidate
-from poise_core.verification.probes import LATE, MIDDLE, Probe, edge_probes, ordinary
+from poise_core.verification.probes import Probe
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,20 @@ class GlobalState:
         return ""
 
 
-def check_pure(candidate: Candidate, reload: Callable[[], Candidate], before: GlobalState) -> None:
+def check_pure(candidate: Candidate, reload: Callable[[], Candidate], before: GlobalState, draw: Draw) -> None:
     """Check that the candidate is deterministic and changes nothing but its results.
 
     Args:
         candidate: the candidate, already used by earlier checks.
         reload: loads the candidate anew.
         before: the state of the process before the candidate was first loaded.
+        draw: where the probes come from.
 
     Raises:
         ContractViolation: with the message for the author.
     """
     members = _members(candidate)
-    first, second = ordinary(71), edge_probes()[9]
+    first, second = draw.ordinary("pure"), draw.one_token()
     once = run_candidate(candidate, first)
     run_candidate(candidate, second)
     again = run_candidate(candidate, first)
@@ -107,7 +109,7 @@ def check_pure(candidate: Candidate, reload: Callable[[], Candidate], before: Gl
         once, fresh, "a freshly loaded candidate gives another result than a used one; it keeps state between calls"
     )
     _check_inputs(candidate, first, once)
-    _check_controller(candidate)
+    _check_controller(candidate, draw)
     changed = next((name for name, value in _members(candidate).items() if members.get(name) != value), "")
     if changed:
         raise ContractViolation(
@@ -175,17 +177,18 @@ def _expect_untouched(function: str, name: str, value: Any, original: Any) -> No
             )
 
 
-def _check_controller(candidate: Candidate) -> None:
+def _check_controller(candidate: Candidate, draw: Draw) -> None:
     if candidate.controller_function is None:
         return
-    state = call_controller(candidate, call_controller(candidate, {}, MIDDLE), LATE)
-    once, again = (call_controller(candidate, state, LATE) for _ in range(2))
+    middle, late = draw.middle("controller"), draw.late("controller")
+    state = call_controller(candidate, call_controller(candidate, {}, middle), late)
+    once, again = (call_controller(candidate, state, late) for _ in range(2))
     if once != again:
         raise ContractViolation(
             "update_controller gives another state when it is called again; it is a function of its arguments"
         )
     given = dict(state)
-    guarded("update_controller", lambda: candidate.update_controller(given, LATE))
+    guarded("update_controller", lambda: candidate.update_controller(given, late))
     if given != state:
         raise ContractViolation("update_controller writes into state; build and return a new dict")
 

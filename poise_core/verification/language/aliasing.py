@@ -1,4 +1,4 @@
-"""The part of the check `language` that finds local names which may be aliases of a function's arguments.
+"""The part of the check `language` that follows values into names: aliases of a function's arguments, and strings.
 
 A local is no alias where every assignment to it makes a new object: a literal, a list or dict display, a
 comprehension, arithmetic, or a call, except of a function of the file that may return one of its arguments. Some tensor methods
@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+_RETURNING = frozenset({"max", "min"})
+"""Built-in functions that return one of their arguments, or an element of it."""
 
 
 def find_aliases(function: ast.FunctionDef, returning: frozenset[str] = frozenset()) -> frozenset[str]:
@@ -53,7 +57,9 @@ def _is_new(value: ast.expr, returning: frozenset[str]) -> bool:
             return _is_new(body, returning) and _is_new(orelse, returning)
         case ast.BoolOp(values=values):
             return all(_is_new(part, returning) for part in values)
-        case ast.Call(func=ast.Name(id=name)) if name in returning:
+        case ast.Call(func=ast.Name(id=name)) if name in returning | _RETURNING:
+            return False
+        case ast.Call(func=ast.Attribute(attr="get")):
             return False
         case ast.Name() | ast.Attribute() | ast.Subscript() | ast.Tuple():
             return False
@@ -65,3 +71,64 @@ def _names(target: ast.expr) -> Iterator[str]:
     for part in ast.walk(target):
         if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
             yield part.id
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What may hold a string, as far as a file shows: written strings, and names that are bound to one."""
+
+    names: frozenset[str] = frozenset()
+    fields: frozenset[str] = frozenset()  # of Hyperparameters
+
+    def holds(self, node: ast.expr) -> bool:
+        """Whether the value may be a string, or a container of strings."""
+        match node:
+            case ast.Constant(value=value):
+                return isinstance(value, str)
+            case ast.Name(id=name):
+                return name in self.names
+            case ast.Attribute(value=ast.Name(id="hp"), attr=name):
+                return name in self.fields
+            case (
+                ast.Subscript(value=value)
+                | ast.ListComp(elt=value)
+                | ast.GeneratorExp(elt=value)
+                | ast.Starred(value=value)
+            ):
+                return self.holds(value)
+            case ast.IfExp(body=body, orelse=orelse):
+                return self.holds(body) or self.holds(orelse)
+            case ast.BoolOp(values=parts) | ast.Tuple(elts=parts) | ast.List(elts=parts) | ast.Dict(values=parts):
+                return any(map(self.holds, parts))
+            case ast.BinOp(left=left, right=right):
+                return self.holds(left) or self.holds(right)
+            case ast.Call(func=ast.Name(id="max" | "min" | "sorted" | "list" | "tuple" | "reversed"), args=parts):
+                return any(map(self.holds, parts))
+            case _:
+                return False
+
+    def within(self, function: ast.FunctionDef) -> Texts:
+        """With the names of a function that are bound to strings by an assignment, a loop or a default."""
+        found = self
+        while True:
+            names = found.names | frozenset(name for part in ast.walk(function) for name in _bound_to_text(part, found))
+            if names == found.names:
+                return found
+            found = Texts(names, self.fields)
+
+
+def _bound_to_text(node: ast.AST, texts: Texts) -> Iterator[str]:
+    match node:
+        case ast.Assign(targets=targets, value=value) if texts.holds(value):
+            for target in targets:
+                yield from _names(target)
+        case ast.AnnAssign(target=target, value=value) if value is not None and texts.holds(value):
+            yield from _names(target)
+        case ast.For(target=target, iter=iterated) | ast.comprehension(target=target, iter=iterated) if texts.holds(
+            iterated
+        ):
+            yield from _names(target)
+        case ast.arguments(posonlyargs=first, args=args, kwonlyargs=named, defaults=defaults, kw_defaults=others):
+            positional = [*first, *args][::-1]
+            pairs = [*zip(positional, defaults[::-1], strict=False), *zip(named, others, strict=True)]
+            yield from (one.arg for one, default in pairs if default is not None and texts.holds(default))

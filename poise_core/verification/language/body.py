@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from poise_core.verification.language import bounds, scopes, vocabulary
+from poise_core.verification.language.aliasing import Texts
 
 _ADVICE = {
     "While": "a while loop may never end; use torch operations or a for loop over a range",
@@ -40,6 +41,8 @@ class BodyReader:
         self.findings: list[tuple[int, str]] = []
         self.modules: dict[str, str] = {}  # name in the file -> dotted module
         self.members: dict[str, str] = {}  # imported functions and results -> the module that they are from
+        self.original: dict[str, str] = {}  # the same -> their names in that module
+        self.callee: ast.expr | None = None  # the function of the call that is being read
         self.types: set[str] = set()  # imported names for annotations
         self.constants: set[str] = set()
         self.functions: dict[str, ast.FunctionDef] = {}  # those defined above the current line
@@ -49,6 +52,7 @@ class BodyReader:
         self.locals: frozenset[str] = frozenset()
         self.returning_arguments: frozenset[str] = frozenset()  # functions that may return one of their arguments
         self.aliases: frozenset[str] = frozenset()  # locals that may refer to an argument
+        self.texts = Texts()
 
     def refuse(self, node: ast.AST, message: str) -> None:
         """Record that a node is outside the language."""
@@ -97,6 +101,8 @@ class BodyReader:
                 self.target(target)
             case ast.AugAssign(target=target, op=op, value=value):
                 self.operator(node, op)
+                if self.texts.holds(value) or self.texts.holds(target):
+                    self.refuse(node, "operators on strings are not allowed; write texts out")
                 self.expression(value)
                 self.target(target, augmented=True)
             case ast.If(test=test, body=body, orelse=orelse):
@@ -113,7 +119,7 @@ class BodyReader:
             case ast.Expr(value=ast.Call(func=ast.Attribute(value=ast.Name(id=name), attr=attr)) as call) if (
                 attr in vocabulary.CHANGING_MEMBERS
             ):
-                if name in self.parameters | self.aliases:
+                if name not in self.locals - self.parameters - self.aliases:
                     self.refuse(
                         node, f"{name}.{attr} changes what this function did not make; copy it first: dict({name})"
                     )
@@ -191,6 +197,8 @@ class BodyReader:
                 self.attribute(node, changing)
             case ast.Call():
                 self.call(node, changing)
+            case ast.BinOp(left=left, right=right) if self.texts.holds(left) or self.texts.holds(right):
+                self.refuse(node, "operators on strings are not allowed; write texts out")
             case ast.Constant(value=value):
                 if isinstance(value, bytes | complex):
                     self.refuse(node, f"{type(value).__name__} constants are not allowed")
@@ -219,6 +227,7 @@ class BodyReader:
         if self.members.get(name) == "dataclasses":
             self.refuse(node, f"{name} may only decorate Hyperparameters")
             return
+        self.only_called(node, self.members.get(name, ""), self.original.get(name, ""))
         if name in self.locals or name in self.constants or name in self.members or name in vocabulary.BUILTINS:
             return
         if name in self.modules:
@@ -247,6 +256,7 @@ class BodyReader:
                 self.refuse(node, f"{module} may only stand in annotations")
             elif module in vocabulary.MODULES:
                 self.refuse(node, f"the module {module} may only be used as {module}.function(...)")
+            self.only_called(node, module.rpartition(".")[0], path[-1])
             return
         if root == "hp" and "hp" in self.parameters and len(path) == 1:
             if path[0] not in self.fields:
@@ -271,10 +281,13 @@ class BodyReader:
             parameters = frozenset([*positional, *(a.arg for a in arguments.kwonlyargs)])
             self.hands_on_hyperparameters(node, positional)
         elif isinstance(node.func, ast.Name | ast.Attribute):
+            self.callee = node.func
             self.expression(node.func, changing)
         else:
             self.refuse(node, "only functions and methods may be called")
         self.in_place_by_position(node)
+        if isinstance(node.func, ast.Attribute) and node.func.attr == "to" and any(map(self.texts.holds, node.args)):
+            self.refuse(node, "a device is that of a tensor: write .to(x.device)")
         for argument in node.args:
             self.expression(argument)
         for keyword in node.keywords:
@@ -282,6 +295,8 @@ class BodyReader:
                 self.refuse(node, "unpacking with ** is not allowed: write the arguments out")
             elif keyword.arg not in vocabulary.KEYWORDS and keyword.arg not in parameters:
                 self.refuse(node, f"the argument {keyword.arg}= is not allowed")
+            elif keyword.arg == "device" and self.texts.holds(keyword.value):
+                self.refuse(node, "a device is that of a tensor: write device=x.device")
             self.expression(keyword.value)
 
     def hands_on_hyperparameters(self, node: ast.Call, positional: list[str]) -> None:
@@ -294,14 +309,22 @@ class BodyReader:
 
     def in_place_by_position(self, node: ast.Call) -> None:
         """Refuse ``relu(x, True)``: the argument that makes a function change its input, given without its name."""
-        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        root, _ = _dotted(node.func)
-        module = self.modules.get(root, "") if isinstance(node.func, ast.Attribute) else self.members.get(name, "")
+        name = getattr(node.func, "id", "")
+        module, name = self.members.get(name, ""), self.original.get(name, "")
+        if isinstance(node.func, ast.Attribute):
+            module, name = self.modules.get(_dotted(node.func)[0], ""), node.func.attr
         limit = vocabulary.INPLACE_POSITION.get(name) if module.startswith("torch") else None
         if limit is not None and len(node.args) > limit:
             self.refuse(
                 node, f"{name} takes {limit} arguments by position; the next one would change its input in place"
             )
+
+    def only_called(self, node: ast.expr, module: str, name: str) -> None:
+        """Refuse a function that can work in place as a value: under another name, nobody would see how it is called."""
+        if module == "torch" and name == "no_grad":
+            self.refuse(node, "no_grad stands in the line with torch.no_grad(): and nowhere else")
+        if node is not self.callee and module.startswith("torch") and name in vocabulary.INPLACE_POSITION:
+            self.refuse(node, f"{name} may only be called, not passed on")
 
     def comprehension(self, node: ast.ListComp | ast.DictComp | ast.GeneratorExp) -> None:
         """Read a comprehension, whose targets are names only inside it."""

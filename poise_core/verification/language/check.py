@@ -10,8 +10,9 @@ from __future__ import annotations
 import ast
 import unicodedata
 
+from poise_core.escaping import is_printable
 from poise_core.verification.language import bounds, scopes, vocabulary
-from poise_core.verification.language.aliasing import find_aliases, returns_given
+from poise_core.verification.language.aliasing import Texts, find_aliases, returns_given
 from poise_core.verification.language.body import BodyReader
 from poise_core.verification.language.vocabulary import LanguageError
 
@@ -19,6 +20,9 @@ MAX_BYTES = 64 * 1024
 MAX_NODES = 6000
 MAX_DEPTH = 60
 MAX_FINDINGS = 3
+
+_PLAIN = vocabulary.names("abs all any bool float int len max min range round sum tuple")
+"""Built-in functions that return numbers, tuples and ranges; the others make lists, or iterators that are used up."""
 
 
 def parse_source(source: str) -> ast.Module:
@@ -66,7 +70,13 @@ def check_language(source: str) -> ast.Module:
     reader = _ModuleReader()
     reader.module(tree)
     if not reader.findings:  # the compiler's symbol table is a second opinion on what the reader accepts
-        reader.findings.extend(scopes.scope_findings(source, tree))
+        try:
+            compile(tree, "<candidate>", "exec", dont_inherit=True)
+            reader.findings.extend(scopes.scope_findings(source, tree))
+        except (
+            SyntaxError
+        ) as error:  # what the grammar allows and the compiler does not: a late __future__, a break without a loop
+            reader.findings.append((error.lineno or 1, f"the file does not compile: {error.msg}"))
     if reader.findings:
         found = sorted(set(reader.findings))[:MAX_FINDINGS]
         raise LanguageError("; ".join(f"line {line}: {message}" for line, message in found))
@@ -76,11 +86,10 @@ def check_language(source: str) -> ast.Module:
 def unprintable(text: str) -> str:
     """Return the first character of a text that a terminal or page would not show, or "".
 
-    These are controls, formats (among them those that change the direction of writing), surrogates and private characters;
-    line ends and tabs are allowed.
+    These are the characters that ``poise_core.escaping.printable`` replaces, and private ones; line ends and tabs are allowed.
     """
     for character in text:
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Co") and character not in "\t\n\r\f":
+        if (character != "\r" and not is_printable(character)) or unicodedata.category(character) == "Co":
             return f"U+{ord(character):04X}"
     return ""
 
@@ -133,13 +142,14 @@ class _ModuleReader(BodyReader):
                             self.types.add(name)
                         else:
                             self.members[name] = module
+                            self.original[name] = alias.name
             elif alias.name not in vocabulary.MODULES or alias.name == "__future__":
                 self.refuse(node, f"importing {alias.name} is not allowed; importable are {allowed}")
             elif alias.asname is None and "." in alias.name:  # binds the top-level name
                 top = alias.name.partition(".")[0]
                 if top != "torch":
                     self.refuse(node, f"write from {alias.name} import ... instead of import {alias.name}")
-                else:
+                elif self.modules.get(top) == top or self.is_free(node, top):
                     self.modules[top] = top
             elif name in self.modules and self.modules[name] == alias.name:
                 continue
@@ -159,8 +169,13 @@ class _ModuleReader(BodyReader):
         if isinstance(node, ast.AnnAssign):
             self.annotation(node.annotation)
         if any(not self.is_plain_call(part) for part in ast.walk(node.value) if isinstance(part, ast.Call)):
-            self.refuse(node, f"{name} would be a tensor that lives between calls; build it inside the function")
+            self.refuse(
+                node,
+                f"{name} would be a tensor, list or iterator that lives between calls; build it inside the function",
+            )
         self.expression(node.value)
+        if self.texts.holds(node.value):
+            self.texts = Texts(self.texts.names | {name}, self.texts.fields)
         if self.is_free(node, name):
             self.constants.add(name)
 
@@ -168,7 +183,7 @@ class _ModuleReader(BodyReader):
         """Whether a call at module level is of a built-in or of ``math``, which return numbers and tuples."""
         match call.func:
             case ast.Name(id=name):
-                return name in vocabulary.BUILTINS - vocabulary.names("list dict") or self.members.get(name) == "math"
+                return name in _PLAIN or self.members.get(name) == "math"
             case ast.Attribute(value=ast.Name(id=name)):
                 return self.modules.get(name) == "math"
             case _:
@@ -178,7 +193,7 @@ class _ModuleReader(BodyReader):
         decorators = [ast.unparse(decorator) for decorator in node.decorator_list]
         if node.name != "Hyperparameters" or node.bases or node.keywords or node.name in self.classes:
             self.refuse(node, f"class {node.name} is not allowed: the only class is Hyperparameters, without bases")
-        elif decorators != ["dataclass(frozen=True)"] or "dataclass" not in self.members:
+        elif decorators != ["dataclass(frozen=True)"] or self.members.get("dataclass") != "dataclasses":
             self.refuse(
                 node, "decorate Hyperparameters with @dataclass(frozen=True) from dataclasses, and nothing else"
             )
@@ -201,6 +216,8 @@ class _ModuleReader(BodyReader):
                 )
             elif line.value is not None:
                 self.expression(line.value)
+                if self.texts.holds(line.value):
+                    self.texts = Texts(self.texts.names, self.texts.fields | {line.target.id})
         self.classes.add(node.name)
 
     def function(self, node: ast.FunctionDef) -> None:
@@ -208,6 +225,8 @@ class _ModuleReader(BodyReader):
         for decorator in node.decorator_list:
             if ast.unparse(decorator) != "torch.no_grad()" or self.modules.get("torch") != "torch":
                 self.refuse(node, f"{node.name} has a decorator; remove it (@torch.no_grad() alone is allowed)")
+        if getattr(node, "type_params", ()):  # since Python 3.12
+            self.refuse(node, f"{node.name} has type parameters; remove them")
         arguments = node.args
         if arguments.vararg or arguments.kwarg:
             self.refuse(node, f"{node.name} takes *args or **kwargs; name its parameters")
@@ -228,6 +247,7 @@ class _ModuleReader(BodyReader):
         self.parameters = frozenset(argument.arg for argument in parameters)
         assigned = frozenset(scopes.assigned_names(node))
         self.locals, self.aliases = self.parameters | assigned, find_aliases(node, self.returning_arguments)
+        around, self.texts = self.texts, self.texts.within(node)
         for name in sorted(assigned):
             self.is_free(node, name)
         for position, statement in enumerate(node.body):
@@ -235,6 +255,7 @@ class _ModuleReader(BodyReader):
                 self.statement(statement)
         self.findings.extend(bounds.loop_findings(node))
         self.parameters, self.locals, self.aliases = frozenset(), frozenset(), frozenset()
+        self.texts = around
         if self.is_free(node, node.name):
             self.functions[node.name] = node  # only now: a function cannot call itself
             if returns_given(node, self.returning_arguments):

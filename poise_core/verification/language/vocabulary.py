@@ -107,7 +107,7 @@ CHANGING_MEMBERS = names("append extend setdefault update")
 CONTRACT_MEMBERS = names("""
     correctness format_valid truncated group_ids completion_mask old_logprobs ref_logprobs entropies values train_mask
     carry logprobs advantages mask step progress entropy kl reward_mean completion_length clip_fraction
-    all_fail_fraction grad_norm controller token_loss metrics
+    all_fail_fraction grad_norm max_completion_length controller token_loss metrics
 """)
 """Fields of the dataclasses in ``poise_core.contract``."""
 

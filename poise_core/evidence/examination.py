@@ -1,0 +1,214 @@
+"""What an examination asks, condition by condition, and what the answers say together.
+
+A champion candidate is compared with the baseline under conditions that the preset lists (``ExaminationSpec``):
+
+    primary      the protocol as it is
+    rates        each side at its best of several learning rates
+    policy:NAME  the protocol on another base policy
+    pass@K       the sampled benchmarks alone, at this k: from the counts of the primary condition, as is the rest
+    greedy       the greedy benchmarks alone
+    collapse     no training of the candidate collapsed, and so many were seen that it can hardly happen often
+
+All comparisons read the same fresh seeds on the same sealed problems. The primary interval is at 95 %. The m other comparisons have
+1 - 0.05 / m each (Bonferroni), so that together they name a condition wrongly in at most 2.5 % of examinations, since only errors
+upward count. m is what was planned, also where a part is run. "Robust" needs all of them and would need no correction (Berger 1982,
+Technometrics 24); the correction is for reading single ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal
+
+from poise_core.archive.typed import ExaminationRow
+from poise_core.config.preset import ExaminationSpec
+from poise_core.config.protocol import BenchmarkSpec, Protocol
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evaluation.scoring import benchmark_score
+from poise_core.evidence.intervals import Interval, paired_delta
+from poise_core.evidence.noise import SeedNoise
+
+LEVEL = 0.95
+PRIMARY, RATES, GREEDY, COLLAPSE = "primary", "rates", "greedy", "collapse"
+HOLDS, FAILS, OPEN, UNMEASURED = "holds", "does not hold", "not distinguishable", "not measured"
+Standing = Literal["robust", "champion", "no champion", "unfinished"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One condition of an examination."""
+
+    name: str
+    kind: Literal["primary", "rates", "policy", "pass", "greedy", "collapse"]
+    policy: str = ""  # of the kind ``policy``
+    k: int = 0  # of the kind ``pass``
+
+    @property
+    def trains(self) -> bool:
+        """Whether it has trainings of its own; the others are computed from those of the primary one."""
+        return self.kind in ("primary", "rates", "policy")
+
+    def measure(self, protocol: Protocol) -> Protocol:
+        """The protocol whose Overall is what this condition compares."""
+        if self.kind == "pass":
+            return _of_benchmarks(
+                protocol, [one.model_copy(update={"k": self.k}) for one in _drawing(protocol, self.k)]
+            )
+        if self.kind == "greedy":
+            return _of_benchmarks(protocol, _greedy(protocol))
+        return protocol
+
+
+def conditions_of(settings: ExaminationSpec, protocol: Protocol) -> list[Condition]:
+    """The conditions that a run can be examined under; those without trainings of their own come before those with.
+
+    A k of which no benchmark draws so many completions is left out, and so is the protocol's own policy.
+    """
+    found = [Condition(PRIMARY, "primary")]
+    found += [Condition(f"pass@{k}", "pass", k=k) for k in settings.passes if _drawing(protocol, k)]
+    if settings.greedy and _greedy(protocol):
+        found.append(Condition(GREEDY, "greedy"))
+    found.append(Condition(COLLAPSE, "collapse"))
+    if settings.rates:
+        found.append(Condition(RATES, "rates"))
+    others = [name for name in settings.policies if name != protocol.policy]
+    return found + [Condition(f"policy:{PurePath(name).name}", "policy", policy=name) for name in others]
+
+
+def level_of(condition: Condition | str, planned: Sequence[str]) -> float:
+    """Confidence level of a condition's interval, among all that were planned."""
+    name = condition if isinstance(condition, str) else condition.name
+    others = [one for one in planned if one not in (PRIMARY, COLLAPSE)]
+    return LEVEL if name == PRIMARY else 1.0 - (1.0 - LEVEL) / max(len(others), 1)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidate and baseline under one condition, percent."""
+
+    delta: Interval  # percent points
+    mine: Mapping[int, float]  # seed -> what the condition compares
+    theirs: Mapping[int, float]
+
+    @property
+    def verdict(self) -> str:
+        """``holds`` where the limits lie above zero, ``does not hold`` where they lie below it."""
+        return verdict_of(self.delta)
+
+
+def verdict_of(delta: Interval) -> str:
+    """See ``Comparison.verdict``."""
+    if delta.low > 0.0:
+        return HOLDS
+    return FAILS if delta.high < 0.0 else OPEN
+
+
+def compare(
+    mine: Sequence[SeedEvaluation],
+    theirs: Sequence[SeedEvaluation],
+    measure: Protocol,
+    level: float,
+    noise: SeedNoise | None = None,
+) -> Comparison:
+    """Compare two sides that were scored on the same problems with the same seeds.
+
+    Args:
+        mine: of the candidate.
+        theirs: of the baseline.
+        measure: from ``Condition.measure``.
+        level: confidence of the limits.
+        noise: of the difference between seeds, where it is known better than from these.
+
+    Raises:
+        ValueError: no seed in common, or other benchmarks.
+    """
+    delta = paired_delta(mine, theirs, measure, level, noise)
+    return Comparison(delta, *({one.seed: _value(one, measure) for one in side} for side in (mine, theirs)))
+
+
+def best_rate(scores: Mapping[float, float | None]) -> float | None:
+    """The factor with the highest score; of equal ones the nearest to 1. None where no training has come to its end."""
+    ended = {rate: score for rate, score in scores.items() if score is not None}
+    return max(ended, key=lambda rate: (ended[rate], -abs(math.log(rate)))) if ended else None
+
+
+def at_the_edge(rate: float, rates: Sequence[float]) -> bool:
+    """Whether a better rate may lie beyond those that were tried."""
+    return rate in (min(rates), max(rates))
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What the conditions say together."""
+
+    standing: Standing
+    sentence: str
+
+
+def conclude(rows: Sequence[ExaminationRow]) -> Conclusion:
+    """``champion`` needs the primary condition and a declaration before it, ``robust`` every planned condition.
+
+    Args:
+        rows: of ``examinations``, of one candidate; at least one.
+    """
+    by_name = {row["condition"]: row for row in rows}
+    planned = rows[0]["planned"]
+    groups = {verdict: [one for one in planned if one in by_name and by_name[one]["verdict"] == verdict] for verdict in
+              (HOLDS, FAILS, OPEN, UNMEASURED)}  # fmt: skip
+    left = [one for one in planned if one not in by_name]
+    if PRIMARY not in by_name:
+        standing: Standing = "unfinished"
+    elif by_name[PRIMARY]["verdict"] != HOLDS or not rows[0]["declared"]:
+        standing = "no champion"
+    else:
+        standing = "robust" if len(groups[HOLDS]) == len(planned) else "champion"
+    if standing == "robust":
+        return Conclusion(standing, f"robust: holds under all {len(planned)} conditions ({', '.join(planned)})")
+    parts = [f"{verdict} under {', '.join(names)}" for verdict, names in groups.items() if names]
+    parts += [f"not examined under {', '.join(left)}"] if left else []
+    undeclared = "" if rows[0]["declared"] else ", as it had not been declared"
+    return Conclusion(standing, f"{standing}{undeclared}: {'; '.join(parts)}")
+
+
+def unfinished(rows: Sequence[ExaminationRow]) -> bool:
+    """Whether the primary condition holds and others wait to be examined."""
+    names = {row["condition"]: row["verdict"] for row in rows}
+    return bool(rows) and names.get(PRIMARY, HOLDS) == HOLDS and not set(rows[0]["planned"]) <= names.keys()
+
+
+def multiplicity(planned: Sequence[str]) -> str:
+    """One sentence on the levels of the intervals."""
+    others = [one for one in planned if one not in (PRIMARY, COLLAPSE)]
+    if not others:
+        return "The interval is at 95 %."
+    level = 100 * level_of(others[0], planned)
+    return (
+        f"Intervals are at 95 % for {PRIMARY} and at {level:.4g} % for each of the {len(others)} other comparisons, which "
+        "together name a condition wrongly in at most 2.5 % of examinations."
+    )
+
+
+def _drawing(protocol: Protocol, k: int) -> list[BenchmarkSpec]:
+    return [one for one in protocol.benchmarks if one.metric == "pass" and one.samples >= k]
+
+
+def _greedy(protocol: Protocol) -> list[BenchmarkSpec]:
+    return [one for one in protocol.benchmarks if one.metric == "accuracy"]
+
+
+def _of_benchmarks(protocol: Protocol, chosen: Sequence[BenchmarkSpec]) -> Protocol:
+    """The protocol with these benchmarks alone, their weights in the same proportions."""
+    total = sum(one.weight for one in chosen)
+    scaled = tuple(one.model_copy(update={"weight": one.weight / total}) for one in chosen)
+    return protocol.model_copy(update={"benchmarks": scaled})
+
+
+def _value(evaluation: SeedEvaluation, measure: Protocol) -> float:
+    results = {result.name: result for result in evaluation.benchmarks}
+    return sum(
+        one.weight * benchmark_score(results[one.name].correct, results[one.name].samples, one.k)
+        for one in measure.benchmarks
+    )
