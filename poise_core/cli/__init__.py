@@ -9,7 +9,7 @@ import typer
 from poise_core.cli import archive as cli_archive
 from poise_core.cli import testbed as cli_testbed
 from poise_core.cli.agents import context, cost
-from poise_core.cli.compare import compare_search
+from poise_core.cli.compare import compare_search, record_table
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
 from poise_core.cli.reading import leaderboard, lineage, rungs, show
@@ -56,6 +56,7 @@ def options(
 for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, track, cost, context, tune):
     app.command()(command)
 app.command()(compare_search)
+app.command()(record_table)
 app.add_typer(cli_archive.app)
 app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)
 app.command(rich_help_panel="Testbed")(cli_testbed.build_policy)

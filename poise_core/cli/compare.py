@@ -1,10 +1,13 @@
-"""``poise compare-search``."""
+"""``poise compare-search`` and ``poise record-table``: searches against each other, run or replayed on a recorded table."""
 
 from __future__ import annotations
 
 import json as json_module
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,15 +21,20 @@ from poise_core.cli.common import (
     PresetOption,
     SetOption,
     SharedNetworkOption,
+    existing_file,
     fail,
     plain_errors,
     say,
+    say_json,
     shared_network,
     view_console,
 )
 
 if TYPE_CHECKING:
     from poise_core.experiments.arms import ArmRun
+    from poise_core.experiments.replay import Contest
+    from poise_core.experiments.surrogate import Fit
+    from poise_core.views.arms import ReplayedArm
 
 _EVOLVE = "from poise_core.cli import app; app()"
 
@@ -41,6 +49,24 @@ def compare_search(
         typer.Option("--arm", help="evolution, random, greedy, best-of-n or tune; repeat. Default: all."),
     ] = None,
     search_seeds: Annotated[int, typer.Option(min=1, help="Search seeds per arm; two or more give intervals.")] = 1,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="Replay searches on this recorded table instead of running them; see record-table."),
+    ] = None,
+    selector: Annotated[
+        list[str] | None, typer.Option(help="With --table: a selector of your own, FILE.py:CLASS. Repeat.")
+    ] = None,
+    replays: Annotated[int, typer.Option(min=2, help="With --table: replays of every arm.")] = 1000,
+    trainings: Annotated[float, typer.Option(min=1, help="With --table: budget of a replay, in whole trainings.")] = 80,
+    rough: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="With --table: how much of what the surrogate does not explain is true nevertheless."
+        ),
+    ] = 0.0,
+    replay_seed: Annotated[int, typer.Option(help="With --table: seed of all replays.")] = 0,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --table: processes. Default: one per core.")] = None,
+    out: Annotated[Path | None, typer.Option(help="With --table: folder for replay.json and replay.svg.")] = None,
     allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
     json: JsonOption = False,
@@ -51,11 +77,24 @@ def compare_search(
     The numbers are those of the search split, so the best of many is overestimated, and by different amounts where a
     ladder measured more candidates, or with more seeds, in one arm than in another.
 
-    Example: poise compare-search --preset laptop --search-seeds 3
+    With --table nothing is trained: every arm, the search with each of its operators left out, and selectors of your own are
+    replayed on a surrogate of recorded compositions, whose optimum is known.
+
+    Examples:
+
+    poise compare-search --preset laptop --search-seeds 3
+
+    poise compare-search --table table.parquet --selector mine.py:MySelector
     """
     from poise_core.cli.common import resolve_preset
     from poise_core.experiments.arms import ARMS, arm_runs, share_baseline
 
+    if table is not None:
+        options = _Replays(replays, trainings, rough, replay_seed, workers, out, json)
+        _replay(existing_file(table), preset, overrides, arms, selector or [], options)
+        return
+    if selector:
+        raise fail("--selector needs --table FILE: a selector of your own is judged on a recorded table", UNUSABLE)
     with plain_errors():
         unknown = sorted(set(arms or ()) - set(ARMS))
         if unknown:
@@ -120,3 +159,157 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
             f"{', '.join(champions) or 'none'}."
         )
         say(f"Curves: {folder / 'comparison.svg'}, numbers: {folder / 'comparison.json'}")
+
+
+# ---- on a recorded table
+
+
+@dataclass(frozen=True)
+class _Replays:
+    replays: int
+    trainings: float
+    rough: float
+    seed: int
+    workers: int | None
+    out: Path | None
+    json: bool
+
+
+def _replay(
+    table: Path, preset: str, overrides: list[str] | None, arms: list[str] | None, selectors: list[str], given: _Replays
+) -> None:
+    import os
+
+    from poise_core.archive import ArchiveError
+    from poise_core.archive.cells import read_cells
+    from poise_core.cli.common import resolve_preset
+    from poise_core.experiments.replay import Contest, ReplayArm, World, arms_of, load_selector, replay_arms
+    from poise_core.experiments.surrogate import Cells, TableError, held_out, judge_fit
+    from poise_core.views.arms import REFERENCE, compare_replays
+
+    with plain_errors():
+        resolved = resolve_preset(preset, overrides)
+        try:
+            cells = Cells.of(*read_cells(table))
+            proxy = "proxy_reward_mean" in cells.outputs
+            known = arms_of(resolved, proxy=proxy)
+            unknown = sorted(set(arms or ()) - set(known))
+            if unknown:
+                raise TableError(f"no arm {unknown[0]!r}; arms: {', '.join(known)}")
+            for name in selectors:
+                load_selector(name)
+                known[name] = ReplayArm(name, selector=name)
+            wanted = {*(arms or known), *selectors, REFERENCE}
+            world = World.build(cells, given.rough)
+        except (TableError, ArchiveError) as error:
+            raise fail(error, UNUSABLE) from error
+        chosen = [arm for name, arm in known.items() if name in wanted]
+        contest = Contest.of(world, resolved.search, given.trainings, given.seed)
+        with _bar("replays", len(chosen) * given.replays) as advance:
+            workers = given.workers or os.cpu_count() or 1
+            regrets = replay_arms(contest, chosen, given.replays, workers=workers, on_replays=advance)
+        compared = compare_replays(regrets, contest.grid)
+        fit = judge_fit(cells, world.surrogate, world.noise, held_out(cells))
+        _show_replays(contest, compared, fit, given)
+
+
+def _show_replays(contest: Contest, compared: list[ReplayedArm], fit: Fit, given: _Replays) -> None:
+    from dataclasses import asdict
+
+    from poise_core.files import write_atomically
+    from poise_core.render.svg import draw_replays
+    from poise_core.render.terminal import describe_fit, render_replays
+
+    world = contest.world
+    cells, optimum = world.cells, world.optimum
+    baseline = None
+    if cells.baseline >= 0:
+        baseline = float(
+            world.surrogate.predict(cells.codes[cells.baseline], cells.numbers[cells.baseline]) @ cells.weights
+        )
+    found = {"composition": optimum.composition.to_text(), "overall": optimum.overall, "agreement": optimum.agreement}
+    document = json_module.dumps(
+        {"surrogate": asdict(fit), "optimum": found, "baseline": baseline, "arms": [one.to_dict() for one in compared]},
+        indent=1,
+    )
+    if given.out is not None:
+        given.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(given.out / "replay.json", document + "\n")
+        draw_replays(compared, given.out / "replay.svg")
+    if given.json:
+        say_json(document)
+        return
+    say(describe_fit(fit, optimum.overall, baseline, optimum.agreement))
+    view_console().print(render_replays(compared))
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda count: progress.advance(task, count)
+
+
+def record_table(
+    out: Annotated[Path, typer.Option(help="The table to write, a Parquet file; rewritten as cells are finished.")],
+    preset: PresetOption = "laptop",
+    cells: Annotated[int, typer.Option(min=1, help="Random compositions to record, beside the baseline.")] = 400,
+    seeds: Annotated[int, typer.Option(min=1, help="Training seeds of each.")] = 2,
+    design_seed: Annotated[int, typer.Option(help="Seed of the random compositions.")] = 0,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where the trainings lie; what is there goes on. Default: runs/PRESET-table.")
+    ] = None,
+    from_archive: Annotated[
+        Path | None, typer.Option(help="Train nothing: make the table of what this run directory has measured.")
+    ] = None,
+    overrides: SetOption = None,
+) -> None:
+    """Record a table of random compositions, each trained and scored, on which searches can be replayed.
+
+    The order of the compositions is random, so a part of a recording is a valid, smaller one. Killed, the same command goes on.
+
+    Examples:
+
+    poise record-table --preset laptop-64 --cells 400 --seeds 2 --out table.parquet
+
+    poise record-table --from-archive runs/laptop-64 --out old.parquet
+    """
+    from poise_core.archive import ArchiveError
+    from poise_core.archive.cells import write_cells
+    from poise_core.cli.common import resolve_preset
+    from poise_core.experiments.recording import record_table as record
+    from poise_core.experiments.recording import table_of_run
+    from poise_core.run_directory import RunDirectory
+
+    with plain_errors():
+        try:
+            if from_archive is not None:
+                head, rows = table_of_run(RunDirectory.read(from_archive))
+                write_cells(out, head, rows)
+                say(f"{len({row.cell for row in rows})} cells, {len(rows)} rows: {out}")
+                return
+            resolved = resolve_preset(preset, overrides)
+            chosen = resolved.protocol.seeds[:seeds]
+            if len(chosen) < seeds:
+                raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
+            folder = (run_dir or Path("runs") / f"{resolved.name}-table").absolute()
+            with RunDirectory.open(folder, resolved) as run, _bar("cells", cells + 1) as advance:
+
+                def save(done: int) -> None:
+                    advance(1)
+                    if done % SAVE_EVERY == 0:
+                        write_cells(out, *table_of_run(run, cells))
+
+                scored = record(run, cells, chosen, design_seed=design_seed, on_cell=save)
+                write_cells(out, *table_of_run(run, cells))
+        except ArchiveError as error:
+            raise fail(error, UNUSABLE) from error
+    say(f"{scored} of {cells + 1} cells have a score: {out}")
+
+
+SAVE_EVERY = 20
+"""Finished cells after which the table is written anew; a kill loses nothing, since it is made from the run directory."""

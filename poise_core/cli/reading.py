@@ -46,16 +46,20 @@ def lineage(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None) ->
     Example: poise lineage runs/laptop
     """
     from poise_core.render.svg import draw_view
-    from poise_core.render.terminal import render_lineage
+    from poise_core.render.terminal import render_lineage, render_selection
     from poise_core.run_directory import RunDirectory
     from poise_core.views import lineage as trace
+    from poise_core.views.lineage import selection_report
 
     with plain_errors():
-        roots = trace(evidence_of(RunDirectory.read(run_dir)))
+        evidence = evidence_of(RunDirectory.read(run_dir))
+        roots = trace(evidence)
         if json:
             _print_json([node.to_dict() for node in roots])
             return
         _print(render_lineage(roots))
+        if (report := selection_report(evidence)) is not None:
+            _print(render_selection(report))
         if svg is not None:
             draw_view(render_lineage(roots), svg)
 

@@ -12,12 +12,22 @@ Arm = Literal["evolution", "random", "greedy", "best-of-n", "tune"]
 
 
 class AcquisitionSpec(FrozenModel):
-    """s(d) = pareto * U_pareto + performance * U_perf + diversity * U_div + potential * alpha_GP."""
+    """s(d) = pareto * U_pareto + performance * U_perf + diversity * U_div + potential * alpha_GP, all terms on one scale."""
 
     pareto: NonNegativeFloat = Field(0.2, description="weight of the share of the dominated hypervolume")
     performance: NonNegativeFloat = Field(0.4, description="weight of the normalised shrunken Overall")
     diversity: NonNegativeFloat = Field(0.1, description="weight of novelty in mechanisms and behaviour")
     potential: NonNegativeFloat = Field(0.3, description="weight of the upper confidence bound on descendant gain")
+    scale: Literal["deviation", "rank", "none"] = Field(
+        "deviation",
+        description="common scale of the terms over the nodes: standard deviations, ranks, or none, each as it is",
+    )
+    regress: bool = Field(
+        True, description="whether what a node's own score makes of its descendants' gain is taken out"
+    )
+    impute: bool = Field(
+        True, description="whether children that the ladder stopped without a score count in their ancestors' gain"
+    )
     top_descendants: PositiveInt = Field(3, description="K: descendants that make up a node's descendant gain")
     discount: float = Field(0.8, gt=0, le=1, description="gamma: discount per generation between node and descendant")
     gain_scale: PositiveFloat = Field(

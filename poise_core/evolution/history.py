@@ -25,9 +25,11 @@ from poise_core.agents.roles import (
 )
 from poise_core.agents.steering import steering_bonus
 from poise_core.archive import EVOLUTION_ARM, Archive, proposal_slot
+from poise_core.config import LadderSpec
 from poise_core.config.agents import Steering
 from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means, benchmark_seeds
+from poise_core.evidence.forecast import Dynamics, forecast_each, proxy_dynamics
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval, paired_delta
 from poise_core.evidence.noise import NoiseFloor, noise_floor
 from poise_core.evolution.records import CandidateRef, failure_to_dict
@@ -76,6 +78,42 @@ class History:
             )
             for row in rows
             if row["candidate_id"] not in superseded
+        ]
+
+    def with_stopped(self, nodes: Sequence[NodeRecord], ladder: LadderSpec) -> list[NodeRecord]:
+        """The nodes, those marked that the ladder stopped before they had a score, with the forecast of their Overall.
+
+        A forecast is learned from generations before the node's own (``poise_core.evidence.forecast.forecast_each``); where too
+        little was known then, or the node's first steps are not all archived, there is none.
+
+        Args:
+            nodes: of ``nodes``.
+            ladder: says what the proxy is.
+        """
+        rows = self.archive.rows("rungs", protocol=self.protocol.digest, decision="stopped")
+        ended = {row["candidate_id"] for row in rows}
+        marked = {node.candidate_id for node in nodes if node.candidate_id in ended and not node.scored}
+        if not marked:
+            return list(nodes)
+        first = self.protocol.seeds[0]
+        dynamics: dict[str, Dynamics] = {}
+        overalls = {
+            name: one.overall
+            for name, evaluations in self._evaluations().items()
+            for one in evaluations
+            if one.seed == first
+        }
+        for node in nodes:
+            steps = self.archive.trajectory(node.candidate_id, self.protocol.digest).get(first, [])
+            found = proxy_dynamics(steps, ladder.proxy_steps, ladder.proxy_window)
+            if found is not None:
+                dynamics[node.candidate_id] = found
+        forecasts = forecast_each({node.candidate_id: node.generation for node in nodes}, dynamics, overalls)
+        return [
+            replace(node, stopped=True, forecast=forecasts.get(node.candidate_id))
+            if node.candidate_id in marked
+            else node
+            for node in nodes
         ]
 
     def duplicates(self, rows: Sequence[Row]) -> dict[str, str]:

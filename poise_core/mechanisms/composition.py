@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from functools import cached_property
 
 from pydantic import Field, model_validator
 
@@ -74,6 +75,8 @@ class Composition(FrozenModel):
 
     def numbers(self, slot: str) -> dict[str, float]:
         """The parameters that the choice in ``slot`` takes."""
+        if not self.parameters:
+            return {}
         return {parameter.name: self.parameters[parameter.name] for parameter in self.choice(slot).parameters}
 
     def with_choices(self, changes: Mapping[str, str], numbers: Mapping[str, float] | None = None) -> Composition:
@@ -83,8 +86,16 @@ class Composition(FrozenModel):
 
     def describe(self, slot: str) -> str:
         """One slot as text, for example ``baseline=anchor_mix(anchor_weight=0.7)``."""
-        numbers = ", ".join(f"{name}={value:.12g}" for name, value in self.numbers(slot).items())
-        return f"{slot}={self.choices[slot]}" + (f"({numbers})" if numbers else "")
+        return self._texts[slot]
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        """Every slot as text; two compositions are compared by it slot by slot, so it is made once."""
+        texts = {}
+        for slot, choice in zip(SLOTS, self.chosen(), strict=True):
+            numbers = ", ".join(f"{one.name}={self.parameters[one.name]:.12g}" for one in choice.parameters)
+            texts[slot] = f"{slot}={choice.name}" + (f"({numbers})" if numbers else "")
+        return texts
 
     def to_text(self) -> str:
         """All slots that are not neutral, and the core ones, on one line."""

@@ -6,11 +6,13 @@ The form is the paper's (arXiv 2603.23951); what it leaves open is answered in t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from scipy.stats import rankdata
+from threadpoolctl import ThreadpoolController
 
 from poise_core.config.search import AcquisitionSpec, PlateauSpec
 from poise_core.evidence.format import counted_seeds
@@ -31,12 +33,25 @@ class Judgement:
     performance: Array
     diversity: Array
     potential: Potential
-    total: Array
+    contributions: Mapping[str, Array] = field(
+        default_factory=dict
+    )  # term -> weight times the term on the common scale
+
+    @property
+    def total(self) -> Array:
+        """The sum of the contributions."""
+        return np.sum(list(self.contributions.values()), axis=0)
 
     @property
     def bayes(self) -> Array:
         """The upper confidence bound on a scale on which no gain is 0.5 and the largest possible one is 1."""
         return (self.potential.upper + 1.0) / 2.0
+
+    @property
+    def raw(self) -> Mapping[str, Array]:
+        """Term -> its values, each on its own scale."""
+        own = {"pareto": self.pareto, "performance": self.performance, "diversity": self.diversity}
+        return {**own, "potential": self.bayes}
 
 
 def performance(table: NodeTable) -> Array:
@@ -59,8 +74,14 @@ def judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
 
     On one thread: the matrices are small, and beside trainings that fill the machine a second thread only waits.
     """
-    with threadpool_limits(1):
+    with _thread_pools().limit(limits=1):
         return _judge(table, spec)
+
+
+@lru_cache(maxsize=1)
+def _thread_pools() -> ThreadpoolController:
+    """Those of the libraries that are loaded; finding them takes longer than a judgement."""
+    return ThreadpoolController()
 
 
 def _judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
@@ -68,20 +89,40 @@ def _judge(table: NodeTable, spec: AcquisitionSpec) -> Judgement:
     pareto = np.full(table.size, np.nan)
     if scored.any():
         pareto[scored] = pareto_strength(table.benchmarks[scored])
-    judgement = Judgement(
-        pareto=pareto,
-        performance=performance(table),
-        diversity=novelty(table, spec.neighbours),
-        potential=descendant_potential(table, spec),
-        total=np.full(table.size, np.nan),
-    )
-    judgement.total[:] = (
-        spec.pareto * judgement.pareto
-        + spec.performance * judgement.performance
-        + spec.diversity * judgement.diversity
-        + spec.potential * judgement.bayes
-    )
-    return judgement
+    known = table if spec.impute else replace(table, stopped=None)
+    potential = descendant_potential(known, spec)
+    plain = Judgement(pareto, performance(table), novelty(table, spec.neighbours), potential)
+    weighted = {name: getattr(spec, name) * on_common_scale(values, spec.scale) for name, values in plain.raw.items()}
+    return replace(plain, contributions=weighted)
+
+
+def on_common_scale(values: Array, scale: str) -> Array:
+    """A term in units that are the same for all terms, so that equal weights let them move the total equally.
+
+    ``deviation``: 0.5 + z / 4, with z the standard deviations from the mean of the nodes, at most 3. Mean and deviation are
+    taken with collapses raised (``winsorized``), so that one very low value does not make all others equal. Where all values
+    are equal they are 0.5. ``rank``: the share of nodes below, ties counted half. ``none``: as they are.
+
+    The deviation is the default because parents are picked from the top: a rank puts the first as far above the second as
+    the thirtieth above the thirty-first, and forgets that a node stands out.
+
+    Args:
+        values: (n,) NaN where a node has none.
+        scale: see above.
+    """
+    known = np.isfinite(values)
+    if scale == "none" or not known.any():
+        return values
+    own = values[known]
+    result = np.full(len(values), np.nan)
+    if scale == "rank":
+        result[known] = (rankdata(own) - 0.5) / len(own)
+        return result
+    typical = winsorized(own)
+    spread = float(typical.std())
+    z = (own - typical.mean()) / spread if spread > 1e-9 else np.zeros(len(own))
+    result[known] = 0.5 + np.clip(z, -3.0, 3.0) / 4.0
+    return result
 
 
 @dataclass(frozen=True)
@@ -98,19 +139,30 @@ class AcquisitionSelector:
         """See ``poise_core.search.selection.ParentSelector``."""
         table = NodeTable.of(nodes)
         judgement = judge(table, self.spec)
-        picks = pick_spread(table, judgement.total, count, self.spec.lineage_penalty, seed)
+        stuck = assess_plateau(nodes, self.plateau)
+        picks = self.choose(table, judgement, stuck.stalled, count, seed)
         if not picks:
             return []
         scores = node_scores(table, judgement)
-        stuck = assess_plateau(nodes, self.plateau)
-        branch = self._unexplored(table, judgement, picks, seed) if stuck.stalled and self.plateau.answer else None
-        chosen = []
-        for slot, pick in enumerate(picks):
-            reason = self._reason(table, judgement, pick)
-            if branch is not None and slot == count - 1:
-                pick, reason = Pick(branch, 0, 0, 0.0), self._branch_reason(table, branch, stuck)
-            chosen.append(Selection(table.ids[pick.row], slot, pick.repeat, reason, scores))
-        return chosen
+        branched = stuck.stalled and self.plateau.answer and picks[-1].rank == 0
+        return [
+            Selection(
+                table.ids[pick.row],
+                slot,
+                pick.repeat,
+                self._branch_reason(table, pick.row, stuck)
+                if branched and slot == count - 1
+                else self._reason(table, judgement, pick),
+                scores,
+            )
+            for slot, pick in enumerate(picks)
+        ]
+
+    def choose(self, table: NodeTable, judgement: Judgement, stalled: bool, count: int, seed: int) -> list[Pick]:
+        """The nodes of ``count`` slots; the last has rank 0 where it was taken as an unexplored branch."""
+        picks = pick_spread(table, judgement.total, count, self.spec.lineage_penalty, seed)
+        branch = self._unexplored(table, judgement, picks, seed) if stalled and self.plateau.answer else None
+        return picks if branch is None else [*picks[:-1], Pick(branch, 0, 0, 0.0)]
 
     @staticmethod
     def _unexplored(table: NodeTable, judgement: Judgement, picks: Sequence[Pick], seed: int) -> int | None:
@@ -129,13 +181,16 @@ class AcquisitionSelector:
         off = f" - {pick.penalty:.2f} for the lineage it shares with parents chosen before" if pick.penalty else ""
         again = f" Taken again (repeat {pick.repeat}) because only {scored} scored nodes exist." if pick.repeat else ""
         prior = "" if judgement.potential.fitted else " (too few descendants to learn from: prior)"
+        notes = {
+            "performance": f" (shrunken Overall {table.shrunken[row]:.2f}, {counted_seeds(seeds)})",
+            "potential": prior,
+        }
+        parts = [
+            f"{getattr(spec, name):g} x {name} {on_common_scale(values, spec.scale)[row]:.2f}{notes.get(name, '')}"
+            for name, values in judgement.raw.items()
+        ]
         return (
-            f"{table.names[row]} ranks {pick.rank} of {scored}: {judgement.total[row]:.2f} = "
-            f"{spec.pareto:g} x pareto {judgement.pareto[row]:.2f} + "
-            f"{spec.performance:g} x performance {judgement.performance[row]:.2f} "
-            f"(shrunken Overall {table.shrunken[row]:.2f}, {counted_seeds(seeds)}) + "
-            f"{spec.diversity:g} x diversity "
-            f"{judgement.diversity[row]:.2f} + {spec.potential:g} x potential {judgement.bayes[row]:.2f}{prior}{off}; "
+            f"{table.names[row]} ranks {pick.rank} of {scored}: {judgement.total[row]:.2f} = {' + '.join(parts)}{off}; "
             f"{table.children[row]} children so far.{again}"
         )
 
@@ -150,15 +205,15 @@ class AcquisitionSelector:
 def node_scores(table: NodeTable, judgement: Judgement) -> tuple[NodeScore, ...]:
     """Every node's terms, in the order of the table, for the archive; what a node does not have is left out."""
     columns = {
-        "pareto": judgement.pareto,
-        "performance": judgement.performance,
-        "diversity": judgement.diversity,
-        "potential": judgement.bayes,
+        **judgement.raw,
+        **{f"contribution_{name}": values for name, values in judgement.contributions.items()},
         "shrunken_overall": table.shrunken,
         "seeds": np.where(table.scored, table.seeds, np.nan),
         "gain_mean": judgement.potential.mean,
         "gain_std": judgement.potential.std,
+        "gain_mechanical": judgement.potential.mechanical,
         "gain_observed": judgement.potential.target,
+        "gain_left_out": judgement.potential.left_out,
         "children": table.children.astype(np.float64),
     }
     names, values = list(columns), np.column_stack(list(columns.values())).tolist()

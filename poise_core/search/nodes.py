@@ -35,6 +35,8 @@ class NodeRecord:
     seed_overalls: tuple[float, ...] = ()  # Overall of every seed, for the noise that is not shared between candidates
     seed_benchmarks: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # percent, one number per seed
     sketch: tuple[float, ...] = ()  # of the behaviour, from the gate's fingerprint; empty where there is none
+    stopped: bool = False  # before it had a score, by the ladder
+    forecast: float | None = None  # Overall of a stopped one as its proxy's dynamics forecast it, percent
 
     @property
     def scored(self) -> bool:
@@ -55,6 +57,8 @@ class NodeTable:
     benchmarks: Array  # (n, m) percent, shrunken; what was not measured is the mean of those that were
     mechanisms: Indices  # (n, g) code of the choice; -1 where the node does not name the slot
     sketch: Array  # (n, f) NaN rows where there is none
+    stopped: npt.NDArray[np.bool_] | None = None  # (n,) which were stopped before they had a score; None: none was
+    forecast: Array | None = None  # (n,) Overall that was forecast of them, percent; NaN where there is none
 
     @classmethod
     def of(cls, nodes: Sequence[NodeRecord]) -> NodeTable:
@@ -72,6 +76,8 @@ class NodeTable:
             benchmarks=_benchmark_matrix(nodes, np.isfinite(raw).tolist()),
             mechanisms=_mechanism_codes(nodes),
             sketch=_sketches(nodes),
+            stopped=np.array([node.stopped and not node.scored for node in nodes], np.bool_),
+            forecast=np.array([math.nan if node.forecast is None else node.forecast for node in nodes], np.float64),
         )
 
     @property
@@ -88,6 +94,22 @@ class NodeTable:
     def shrunken(self) -> Array:
         """(n,) empirical-Bayes estimate of Overall; NaN without a score. See ``poise_core.search.shrinkage.shrink``."""
         return shrink(self.raw, self.seeds, self.variance)
+
+    @cached_property
+    def presumed(self) -> Array:
+        """(n,) the shrunken score; of a stopped node what stands for it; NaN where there is neither.
+
+        For a stopped node that is its forecast. Without one it is the lower quartile of the scored nodes, and its parent's
+        score where that is lower: it was stopped as unlikely to be better than its parent, and by how much it is worse is
+        not known.
+        """
+        if self.stopped is None or not self.stopped.any() or not self.scored.any():
+            return self.shrunken
+        quartile = float(np.quantile(self.shrunken[self.scored], 0.25))
+        above = np.where(self.parent >= 0, self.shrunken[np.maximum(self.parent, 0)], np.nan)
+        unknown = np.fmin(quartile, above)
+        forecast = unknown if self.forecast is None else np.where(np.isfinite(self.forecast), self.forecast, unknown)
+        return np.where(self.stopped & ~self.scored, forecast, self.shrunken)
 
     @cached_property
     def depth(self) -> Indices:

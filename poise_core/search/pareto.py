@@ -13,6 +13,9 @@ from poise_core.search.nodes import Array
 RAYS = 64
 """Directions along which the dominated volume is measured."""
 
+CELLS = 1_000_000
+"""Numbers that are worked on at once, so that many nodes need no more memory than few."""
+
 MARGIN = 0.1
 """How far below the worst node the reference point lies, as a share of each benchmark's range."""
 
@@ -50,12 +53,17 @@ def hypervolume_shares(position: Array) -> Array:
     """
     size, width = position.shape
     share = np.zeros(size)
-    for direction in _directions(width):
-        volume = (position / direction).min(axis=1) ** width
-        order = np.argsort(-volume, kind="stable")
-        ranked = volume[order]
-        steps = (ranked - np.append(ranked[1:], 0.0)) / np.arange(1, size + 1)
-        share[order] += np.cumsum(steps[::-1])[::-1]
+    directions = _directions(width)
+    for start in range(0, RAYS, max(1, CELLS // max(size * width, 1))):
+        some = directions[start : start + max(1, CELLS // max(size * width, 1))]
+        volume = (position[None] / some[:, None]).min(axis=2) ** width  # (rays, n)
+        order = np.argsort(-volume, axis=1, kind="stable")
+        ranked = np.take_along_axis(volume, order, axis=1)
+        after = np.concatenate([ranked[:, 1:], np.zeros((len(some), 1))], axis=1)
+        steps = (ranked - after) / np.arange(1, size + 1)
+        own = np.empty_like(volume)
+        np.put_along_axis(own, order, np.cumsum(steps[:, ::-1], axis=1)[:, ::-1], axis=1)
+        share += own.sum(axis=0)
     ball = math.pi ** (width / 2) / (
         2**width * math.gamma(width / 2 + 1)
     )  # of the unit ball, the positive orthant's part

@@ -12,7 +12,7 @@ from scipy.special import ndtr
 
 from poise_core.config.search import PlateauSpec
 from poise_core.evidence.noise import winsorized
-from poise_core.search.nodes import NodeRecord, overalls
+from poise_core.search.nodes import Array, NodeRecord, overalls
 from poise_core.search.shrinkage import Posterior, posterior
 
 
@@ -72,8 +72,21 @@ def assess_plateau(
         parents: children per generation.
         tokens: training tokens that a generation costs, for the sentence.
     """
-    raw, seeds, variance = overalls(nodes)
     generation = np.array([node.generation for node in nodes], np.int64)
+    return assess_scores(*overalls(nodes), generation, spec, parents=parents, tokens=tokens)
+
+
+def assess_scores(
+    raw: Array,
+    seeds: Array,
+    variance: float | None,
+    generation: npt.NDArray[np.int64],
+    spec: PlateauSpec,
+    *,
+    parents: int = 3,
+    tokens: float | None = None,
+) -> Plateau:
+    """As ``assess_plateau``, from the numbers of n nodes: (n,) Overall, NaN where there is none, seeds and generations."""
     scored, belief = np.isfinite(raw), posterior(raw, seeds, variance)
     made = int(generation.max(initial=0))
     silent = Plateau(made, spec.window, None, None, False, None, tokens, True)

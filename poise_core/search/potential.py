@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import LinAlgError
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, Matern
+from scipy.linalg import cho_solve
 
 from poise_core.config.search import AcquisitionSpec
 from poise_core.search.nodes import Array, Indices, NodeTable
 
 CHUNK = 20_000
 JITTER = 1e-6
+
+VARIANCES = np.geomspace(1e-3, 1.0, 5)
+"""Of the kernel, among which the marginal likelihood chooses."""
+
+LENGTHS = np.geomspace(0.3, 10.0, 6)
+"""Of the kernel, in units of typical distances between features."""
 
 
 @dataclass(frozen=True)
@@ -24,20 +26,22 @@ class Potential:
 
     mean: Array  # expected discounted gain of the best descendants, in [-1, 1]
     std: Array  # posterior standard deviation of that gain
-    upper: Array  # mean + confidence * std
-    target: Array  # the observed gain; NaN where no descendant has a score
+    mechanical: Array  # the part of the mean that follows from the node's own score alone
+    upper: Array  # mean - mechanical + confidence * std
+    target: Array  # the observed gain; NaN where there is no descendant to observe it with
+    left_out: Array  # the target as predicted from all other nodes; NaN where there is none, or nothing was fitted
     fitted: bool  # False: there are too few targets, and the prior is used
 
 
 def top_descendants(table: NodeTable, count: int) -> tuple[Array, Indices]:
-    """The best descendants of every node by shrunken score, bottom-up, one level of the tree at a time.
+    """The best descendants of every node by ``NodeTable.presumed``, bottom-up, one level of the tree at a time.
 
     Returns:
-        (n, count) shrunken scores, best first, NaN where there are fewer; (n, count) their depths in the tree.
+        (n, count) scores, best first, NaN where there are fewer; (n, count) their depths in the tree.
     """
     best = np.full((table.size, count), -np.inf)
     depth = np.zeros((table.size, count), np.int64)
-    own = np.where(table.scored, table.shrunken, -np.inf)
+    own = np.where(np.isfinite(table.presumed), table.presumed, -np.inf)
     for level in reversed(table.levels[1:]):
         values = np.column_stack([own[level], best[level]]).ravel()
         depths = np.column_stack([table.depth[level], depth[level]]).ravel()
@@ -56,8 +60,10 @@ def top_descendants(table: NodeTable, count: int) -> tuple[Array, Indices]:
 def descendant_gain(table: NodeTable, spec: AcquisitionSpec) -> tuple[Array, Indices]:
     """y_d = mean over the top-K descendants c of gamma^depth(c, d) * tanh((U(c) - U(d)) / beta), the paper's target.
 
-    U is the shrunken Overall. With fewer than K scored descendants the mean is over those there are; a leaf, a node whose
-    descendants all failed and a node without a score have no target, which is not a gain of zero.
+    U is the shrunken Overall; of a descendant that was stopped before it had a score it is what was forecast of it
+    (``NodeTable.presumed``), since leaving the stopped ones out would make every parent look as good as its survivors. With
+    fewer than K such descendants the mean is over those there are; a leaf, a node whose descendants all failed and a node
+    without a score have no target, which is not a gain of zero.
 
     Returns:
         (n,) in [-1, 1], NaN where there is no target; (n,) how many descendants it rests on, at most K.
@@ -119,10 +125,15 @@ def descendant_potential(table: NodeTable, spec: AcquisitionSpec) -> Potential:
     """The upper confidence bound mean + kappa * std of a Gaussian process over ``NodeFeatures`` (GP-UCB, Srinivas
     et al., arXiv 0912.3995), trained on ``descendant_gain``.
 
+    The gain falls with the node's own score even where descendants are all alike, because the score is subtracted in it
+    (regression to the mean). So the gain is first regressed on the score (``falling_slope``), the process learns what is left,
+    and the bound leaves the regression's part out: it says how much a node's descendants gain beyond what its score alone
+    lets one expect. How good the node itself is, U_perf says.
+
     A target that rests on k descendants has noise variance ``target_noise``^2 / k, so that one child counts less than many
     and nodes with equal features may have different targets. Amplitude and length of the kernel maximise the marginal
-    likelihood; with more than ``max_targets`` targets it is fitted on the better half of that many and a random other half
-    (subset of data), so that the cost does not grow with the cube of the tree.
+    likelihood over a grid; with more than ``max_targets`` targets it is fitted on the better half of that many and a random
+    other half (subset of data), so that the cost does not grow with the cube of the tree.
 
     With fewer than ``min_targets`` targets the process is not fitted. The mean is then sum(y) / (1 + count) over what
     targets there are, the same for all, and the deviation ``prior_std`` / sqrt(1 + children): every child makes a node's
@@ -131,21 +142,24 @@ def descendant_potential(table: NodeTable, spec: AcquisitionSpec) -> Potential:
     target, support = descendant_gain(table, spec)
     rows = np.flatnonzero(table.scored)
     trainable = np.flatnonzero(np.isfinite(target))
-    mean, std = np.full(table.size, np.nan), np.full(table.size, np.nan)
-    fitted = False
-    if len(trainable) >= spec.min_targets:
+    mean, std, left_out = (np.full(table.size, np.nan) for _ in range(3))
+    mechanical = np.where(table.scored, 0.0, np.nan)
+    fitted = len(trainable) >= spec.min_targets
+    if fitted:
         chosen = _subset(table, trainable, spec.max_targets)
         features = NodeFeatures.of(table)
-        process = _fit(features.rows(chosen), target[chosen], support[chosen], spec)
-        if process is not None:
-            fitted = True
-            for start in range(0, len(rows), CHUNK):
-                part = rows[start : start + CHUNK]
-                mean[part], std[part] = process.predict(features.rows(part))
-    if not fitted:
+        process = Process.fit(
+            features.rows(chosen), table.shrunken[chosen], target[chosen], support[chosen].astype(np.float64), spec
+        )
+        left_out[chosen] = process.left_out()
+        mechanical = process.slope * (table.shrunken - process.centre)
+        for start in range(0, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            mean[part], std[part] = process.predict(features.rows(part), table.shrunken[part])
+    else:
         mean[rows] = np.nansum(target) / (1 + len(trainable))
         std[rows] = spec.prior_std / np.sqrt(1.0 + table.children[rows])
-    return Potential(mean, std, mean + spec.confidence * std, target, fitted)
+    return Potential(mean, std, mechanical, mean - mechanical + spec.confidence * std, target, left_out, fitted)
 
 
 def _subset(table: NodeTable, rows: Indices, most: int) -> Indices:
@@ -157,32 +171,89 @@ def _subset(table: NodeTable, rows: Indices, most: int) -> Indices:
     return np.sort(np.concatenate([ranked[:half], others]))
 
 
-def _fit(features: Array, targets: Array, support: Indices, spec: AcquisitionSpec) -> _Process | None:
-    """The process with the two parameters of its kernel at maximum likelihood; None where the arithmetic fails."""
-    shape: Kernel = Matern(1.0, (0.3, 10.0), nu=2.5) if spec.kernel == "matern" else RBF(1.0, (0.3, 10.0))
-    noise = spec.target_noise**2 / support + JITTER
-    offset = float(np.average(targets, weights=support))
-    regressor = GaussianProcessRegressor(ConstantKernel(0.1, (1e-3, 1.0)) * shape, alpha=noise)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        try:
-            regressor.fit(features, targets - offset)
-        except (LinAlgError, ValueError):
-            return None
-    return _Process(regressor, offset)
+def falling_slope(scores: Array, targets: Array, weights: Array) -> float:
+    """The weighted least-squares slope of the gain on the score, gain per point; 0 where it would be positive.
+
+    A fall is what subtracting the score makes by itself. A rise would be a finding, and stays in what the process learns.
+    """
+    centred = scores - np.average(scores, weights=weights)
+    squares = float(weights @ centred**2)
+    return min(float((weights * centred) @ targets) / squares, 0.0) if squares > 1e-9 else 0.0
 
 
 @dataclass(frozen=True)
-class _Process:
-    """A Gaussian process with a constant mean, to which it returns far from all observations."""
+class Process:
+    """A Gaussian process around the line offset + slope * (score - centre), to which it returns far from all observations."""
 
-    regressor: GaussianProcessRegressor
+    features: Array  # (n, f) of the observations
+    scores: Array  # (n,)
+    targets: Array  # (n,)
+    weights: Array  # (n,) of the observations in the line
+    centre: float
     offset: float
+    slope: float
+    kernel: str
+    variance: float
+    length: float
+    inverse: Array  # (n, n) of the covariance of the observations
 
-    def predict(self, features: Array) -> tuple[Array, Array]:
-        """Mean and standard deviation, (n,) each."""
-        mean, std = self.regressor.predict(features, return_std=True)
-        return mean + self.offset, std
+    @classmethod
+    def fit(cls, features: Array, scores: Array, targets: Array, support: Array, spec: AcquisitionSpec) -> Process:
+        """Line by weighted least squares, kernel by maximum marginal likelihood over ``VARIANCES`` and ``LENGTHS``."""
+        slope = falling_slope(scores, targets, support) if spec.regress else 0.0
+        centre = float(np.average(scores, weights=support))
+        offset = float(np.average(targets, weights=support))
+        rest = targets - offset - slope * (scores - centre)
+        noise = np.diag(spec.target_noise**2 / support + JITTER)
+        shapes = correlation(_distances(features, features)[None] / LENGTHS[:, None, None], spec.kernel)
+        covariances = (VARIANCES[:, None, None, None] * shapes[None] + noise).reshape(-1, len(targets), len(targets))
+        lower = np.linalg.cholesky(covariances)
+        determinants = np.log(np.diagonal(lower, axis1=1, axis2=2)).sum(axis=1)
+        fits = np.linalg.solve(covariances, np.broadcast_to(rest[None, :, None], (len(lower), len(rest), 1)))[..., 0]
+        best = int(np.argmax(-0.5 * fits @ rest - determinants))
+        inverse = cho_solve((lower[best], True), np.eye(len(rest)))
+        variance, length = (
+            float(grid[at]) for grid, at in zip((VARIANCES, LENGTHS), divmod(best, len(LENGTHS)), strict=True)
+        )
+        return cls(features, scores, targets, support, centre, offset, slope, spec.kernel, variance, length, inverse)
+
+    def predict(self, features: Array, scores: Array) -> tuple[Array, Array]:
+        """Mean and standard deviation of the gain at (m, f) features and (m,) scores, (m,) each."""
+        rest = self.targets - self.offset - self.slope * (self.scores - self.centre)
+        between = self.variance * correlation(_distances(features, self.features) / self.length, self.kernel)
+        explained = np.einsum("mn,mn->m", between @ self.inverse, between)
+        line = self.offset + self.slope * (scores - self.centre)
+        return line + between @ (self.inverse @ rest), np.sqrt(np.maximum(self.variance - explained, 0.0))
+
+    def left_out(self) -> Array:
+        """(n,) every target, predicted by line and process from the other n - 1, with the kernel as it is.
+
+        mu_i = y_i - [K^-1 (y - X beta_i)]_i / [K^-1]_ii (Rasmussen and Williams 2006, eq. 5.12), beta_i the line without
+        observation i: beta - (X'WX)^-1 x_i w_i e_i / (1 - h_i).
+        """
+        design = np.ones((len(self.targets), 1))
+        if self.slope:
+            design = np.column_stack([design, self.scores - self.centre])
+        gram = np.linalg.inv(design.T @ (self.weights[:, None] * design))
+        beta = np.array([self.offset, self.slope])[: design.shape[1]]
+        error = self.targets - design @ beta
+        leverage = self.weights * np.einsum("ni,ij,nj->n", design, gram, design)
+        changes = (design @ gram) * (self.weights * error / np.maximum(1.0 - leverage, 1e-9))[:, None]  # (n, 1 or 2)
+        rests = self.targets[None] - (beta[None] - changes) @ design.T  # row i: residuals from the line without i
+        return self.targets - (self.inverse * rests).sum(axis=1) / np.diagonal(self.inverse)
+
+
+def correlation(distance: Array, kernel: str) -> Array:
+    """Matern with nu = 5/2, (1 + a + a^2 / 3) exp(-a) with a = sqrt(5) d, or the squared exponential exp(-d^2 / 2)."""
+    if kernel == "rbf":
+        return np.exp(-0.5 * distance**2)
+    scaled = np.sqrt(5.0) * distance
+    return (1.0 + scaled + scaled**2 / 3.0) * np.exp(-scaled)
+
+
+def _distances(first: Array, second: Array) -> Array:
+    squares = (first**2).sum(axis=1)[:, None] + (second**2).sum(axis=1)[None, :] - 2.0 * first @ second.T
+    return np.sqrt(np.maximum(squares, 0.0))
 
 
 def _z(values: Array) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,23 +41,50 @@ def reference_set(
     table = NodeTable.of(nodes)
     rows = {identity: row for row, identity in enumerate(table.ids)}
     parent = rows[parent_id]
+    found = reference_rows(table, parent, _family(nodes, parent_id), per_tier=per_tier, seed=seed)
+    return [
+        ReferenceChoice(
+            table.ids[row],
+            tier,
+            _why(
+                tier,
+                nodes[row],
+                nodes[parent],
+                float(table.shrunken[row]),
+                int(table.seeds[row]),
+                int(table.children[row]),
+            ),
+        )
+        for row, tier in found.items()
+    ]
+
+
+def reference_rows(
+    table: NodeTable, parent: int, family: Set[str], *, per_tier: int = 1, seed: int = 0
+) -> dict[int, Tier]:
+    """Rows of the references of one parent, each with its tier; see ``reference_set``.
+
+    Args:
+        table: of n nodes.
+        parent: its row.
+        family: ids of the parent, its ancestors and its descendants.
+        per_tier: references of a tier at most.
+        seed: for ties.
+    """
     others = [row for row in map(int, np.flatnonzero(table.scored)) if row != parent]
     others.sort(key=lambda row: (-table.shrunken[row], tie_break(seed, table.ids[row])))
     contrast = distances(table, np.array([parent]), np.array(others, np.int64))[0]
-    family = _family(nodes, parent_id)
     outside = [row for row in others if table.ids[row] not in family]
     tiers: tuple[tuple[Tier, list[int]], ...] = (
         ("pareto", _frontier(table, others, 3 * per_tier)),
         ("complementary", [others[i] for i in np.argsort(-contrast, kind="stable") if contrast[i] > 0]),
         ("exploratory", sorted(outside, key=lambda row: table.children[row])),
     )
-    chosen: dict[str, ReferenceChoice] = {}
+    chosen: dict[int, Tier] = {}
     for tier, candidates in tiers:
-        for row in [row for row in candidates if table.ids[row] not in chosen][:per_tier]:
-            seeds, children = int(table.seeds[row]), int(table.children[row])
-            reason = _why(tier, nodes[row], nodes[parent], float(table.shrunken[row]), seeds, children)
-            chosen[table.ids[row]] = ReferenceChoice(table.ids[row], tier, reason)
-    return list(chosen.values())
+        for row in [row for row in candidates if row not in chosen][:per_tier]:
+            chosen[row] = tier
+    return chosen
 
 
 def non_dominated(benchmarks: Array, row: int) -> bool:

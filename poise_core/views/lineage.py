@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from poise_core.archive import UNTRAINED_ARM, TreeNode
 from poise_core.archive.typed import SelectionRow
 from poise_core.evidence.intervals import Interval, distinguishable
+from poise_core.evidence.rankings import Correlation, rank_correlation
 from poise_core.evidence.run_evidence import RunEvidence
 
 
@@ -76,3 +79,56 @@ def lineage(evidence: RunEvidence, *, level: float = 0.95) -> list[LineageNode]:
 
     links = evidence.lineage
     return [node(links.tree(root)) for root in links.roots() if records[root]["arm"] != UNTRAINED_ARM]
+
+
+@dataclass(frozen=True)
+class SelectionReport:
+    """How the last selection of parents was made, and how well the process behind its potential predicts."""
+
+    generation: int
+    contributions: dict[str, float]  # term -> standard deviation over nodes of what it adds to the total
+    targets: int  # nodes whose gain was predicted from all others
+    error: float | None  # root mean square of these predictions' errors, in units of the discounted gain
+    error_of_mean: float | None  # the same of predicting the mean of the others
+    agreement: Correlation | None  # of prediction and observed gain, over nodes
+
+
+def selection_report(evidence: RunEvidence) -> SelectionReport | None:
+    """The last selection; None where there is none whose contributions are archived.
+
+    Raises:
+        poise_core.archive.ArchiveError: a file cannot be read.
+    """
+    rows = evidence.archive.rows("selections", protocol=evidence.protocol.digest)
+    last = max((row["generation"] for row in rows), default=0)
+    judged = {row["candidate_id"]: row["terms"] for row in rows if row["generation"] == last}
+    names = sorted({name for terms in judged.values() for name in terms if name.startswith("contribution_")})
+    if not names:
+        return None
+    spreads = {
+        name.removeprefix("contribution_"): _spread([t[name] for t in judged.values() if name in t]) for name in names
+    }
+    known = {name: terms for name, terms in judged.items() if {"gain_observed", "gain_left_out"} <= terms.keys()}
+    if len(known) < 2:
+        return SelectionReport(last, spreads, len(known), None, None, None)
+    observed = {name: terms["gain_observed"] for name, terms in known.items()}
+    predicted = {name: terms["gain_left_out"] for name, terms in known.items()}
+    total, count = sum(observed.values()), len(observed)
+    means = {name: (total - value) / (count - 1) for name, value in observed.items()}
+    return SelectionReport(
+        last,
+        spreads,
+        count,
+        _error(predicted, observed),
+        _error(means, observed),
+        rank_correlation(predicted, observed),
+    )
+
+
+def _spread(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / len(values))
+
+
+def _error(predicted: Mapping[str, float], observed: Mapping[str, float]) -> float:
+    return math.sqrt(sum((predicted[name] - value) ** 2 for name, value in observed.items()) / len(observed))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from poise_core.archive.cells import read_cells
 from poise_core.run_directory import RunDirectory
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
@@ -47,3 +48,23 @@ def test_two_arms(poise: Callable[..., "subprocess.CompletedProcess[str]"], tmp_
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout
     assert [sorted(p.parent.name for p in folder.glob("candidates/*/train")) for folder in folders] == trained
+
+
+def test_a_recording_of_six_cells_is_a_table_to_replay_on(
+    poise: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+) -> None:
+    given = ("record-table", "--preset", "smoke", "--cells", 6, "--seeds", 2, "--out", "table.parquet")
+    done = poise(*given, timeout=900)
+    assert done.returncode == 0, done.stderr
+    head, rows = read_cells(tmp_path / "table.parquet")
+    assert {row.cell for row in rows} == set(range(7))
+    assert (head.preset, head.planned, head.baseline) == ("smoke", 6, 0)
+    assert all(row.failure or row.overall is not None for row in rows)
+    again = poise(*given, timeout=300)
+    assert again.stdout == done.stdout
+    assert read_cells(tmp_path / "table.parquet") == (head, rows)
+    replayed = poise(
+        "compare-search", "--table", "table.parquet", "--replays", 4, "--trainings", 8, "--json", timeout=300
+    )
+    assert replayed.returncode == 0, replayed.stderr
+    assert "evolution" in {one["arm"] for one in json.loads(replayed.stdout)["arms"]}

@@ -22,7 +22,7 @@ from poise_core.sandbox import command as sandbox
 
 COMMANDS = (
     "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "compare-search", "cost", "context",
-    "calibrate", "build-policy",
+    "record-table", "calibrate", "build-policy",
 )  # fmt: skip
 
 

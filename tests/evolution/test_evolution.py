@@ -318,8 +318,11 @@ def test_every_node_of_every_round_is_archived_with_all_its_terms(evolution: Evo
     for row in judged:
         assert {"pareto", "performance", "diversity", "potential", "gain_mean", "gain_std"} <= row["terms"].keys()
         acquisition = evolution.preset.search.acquisition
-        weights = {name: getattr(acquisition, name) for name in ("pareto", "performance", "diversity", "potential")}
-        assert row["total"] == pytest.approx(sum(w * row["terms"][name] for name, w in weights.items()))
+        names = ("pareto", "performance", "diversity", "potential")
+        added = {name: row["terms"][f"contribution_{name}"] for name in names}
+        assert row["total"] == pytest.approx(sum(added.values()))
+        # on the common scale a term lies within three standard deviations, a quarter each, of 0.5
+        assert all(-0.25 <= added[name] / getattr(acquisition, name) <= 1.25 for name in names)
 
 
 class NarrowProposer(CatalogueProposer):

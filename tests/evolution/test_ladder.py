@@ -69,6 +69,16 @@ def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
     assert len(rows(evolution, "trajectories", candidate_id=bad.candidate_id)) == PROXY
     (node,) = [one for one in evolution.history.nodes(2) if one.candidate_id == bad.candidate_id]
     assert not node.scored  # absent, not zero
+    assert not node.stopped, "only the selection asks what stands for it"
+    marked = {
+        one.candidate_id: one
+        for one in evolution.history.with_stopped(evolution.history.nodes(2), evolution.preset.ladder)
+    }
+    assert (marked[bad.candidate_id].stopped, marked[bad.candidate_id].forecast) == (
+        True,
+        None,
+    )  # one baseline forecasts nothing
+    assert sum(one.stopped for one in marked.values()) == 1
     assert "stopped at rung proxy" in rows(evolution, "reflections", candidate_id=bad.candidate_id)[0]["summary"]
 
 

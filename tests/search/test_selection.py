@@ -34,8 +34,8 @@ def test_parents_are_distinct_while_there_are_enough_and_repeat_from_the_best() 
     ]  # fmt: skip
     assert "repeat 1" in five[3].reason
     assert (
-        "B ranks 1 of 3: 1.00 = 0 x pareto 1.00 + 1 x performance 1.00 (shrunken Overall 50.00, 3 seeds)"
-        in five[0].reason
+        "B ranks 1 of 3: 0.81 = 0 x pareto 0.50 + 1 x performance 0.81 (shrunken Overall 50.00, 3 seeds)"
+        in five[0].reason  # 0, 0.5 and 1 have the standard deviation 0.408: 0.5 + (0.5 / 0.408) / 4
     )
     assert [score.candidate_id for score in five[0].scores] == ["a", "b", "c", "d"]
     assert all(s.scores is five[0].scores for s in five)
@@ -48,13 +48,17 @@ def test_terms_of_every_node_go_to_the_archive_and_missing_is_not_zero() -> None
     assert scores["failed"].terms == {"children": 0.0}
     assert set(scores["good"].terms) == {
         "pareto", "performance", "diversity", "potential", "shrunken_overall", "seeds", "gain_mean", "gain_std",
-        "children",
+        "gain_mechanical", "children",
+        "contribution_pareto", "contribution_performance", "contribution_diversity", "contribution_potential",
     }  # fmt: skip
     assert "gain_observed" in scores["root"].terms
     spec = AcquisitionSpec()
     weights = {name: getattr(spec, name) for name in ("pareto", "performance", "diversity", "potential")}
     for score in (scores["root"], scores["good"]):
-        assert score.total == pytest.approx(sum(w * score.terms[name] for name, w in weights.items()))
+        assert score.total == pytest.approx(sum(score.terms[f"contribution_{name}"] for name in weights))
+    plain = AcquisitionSelector(AcquisitionSpec(scale="none")).select(nodes, 1, seed=0)[0].scores
+    for one in (score for score in plain if score.total is not None):
+        assert one.total == pytest.approx(sum(w * one.terms[name] for name, w in weights.items()))
 
 
 def test_the_second_parent_comes_from_another_lineage_unless_it_is_much_worse() -> None:

@@ -8,14 +8,27 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Matern
 from trees import node
 
 from poise_core.config.search import AcquisitionSpec
-from poise_core.search.acquisition import judge, performance
+from poise_core.search.acquisition import judge, on_common_scale, performance
 from poise_core.search.diversity import distances, novelty
 from poise_core.search.nodes import NodeRecord, NodeTable
 from poise_core.search.pareto import hypervolume_shares, pareto_strength, unit_positions
-from poise_core.search.potential import NodeFeatures, descendant_gain, descendant_potential, top_descendants
+from poise_core.search.potential import (
+    JITTER,
+    LENGTHS,
+    VARIANCES,
+    NodeFeatures,
+    Process,
+    correlation,
+    descendant_gain,
+    descendant_potential,
+    falling_slope,
+    top_descendants,
+)
 from poise_core.search.sketches import behaviour_sketch
 
 SPEC = AcquisitionSpec()
@@ -239,10 +252,147 @@ def test_more_targets_than_the_process_takes() -> None:
 
 
 def test_the_total_is_the_weighted_sum_and_failures_have_none() -> None:
-    judgement = judge(NodeTable.of(family()), SPEC)
+    table = NodeTable.of(family())
+    judgement = judge(table, AcquisitionSpec(scale="none"))
     expected = (
         0.2 * judgement.pareto + 0.4 * judgement.performance + 0.1 * judgement.diversity
         + 0.3 * (judgement.potential.upper + 1) / 2
     )  # fmt: skip
     assert judgement.total == pytest.approx(expected, nan_ok=True)
     assert np.isnan(judgement.total).tolist() == [False, False, False, True, False]
+    scaled = judge(table, SPEC)
+    weights = {"pareto": 0.2, "performance": 0.4, "diversity": 0.1, "potential": 0.3}
+    for name, values in judgement.raw.items():
+        expected = weights[name] * on_common_scale(values, "deviation")
+        assert scaled.contributions[name] == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_common_scale_by_hand() -> None:
+    """40, 45, 50 and nothing: mean 45, standard deviation sqrt(50 / 3) = 4.08, so +-1.22 quarters around 0.5."""
+    values = np.array([40.0, 45.0, 50.0, math.nan])
+    step = 5.0 / math.sqrt(50.0 / 3.0) / 4.0
+    assert on_common_scale(values, "deviation") == pytest.approx([0.5 - step, 0.5, 0.5 + step, math.nan], nan_ok=True)
+    assert on_common_scale(values, "rank") == pytest.approx([1 / 6, 3 / 6, 5 / 6, math.nan], nan_ok=True)
+    assert on_common_scale(values, "none")[:3].tolist() == [40.0, 45.0, 50.0]
+    assert on_common_scale(np.array([7.0, 7.0]), "deviation").tolist() == [0.5, 0.5]
+    assert on_common_scale(np.array([1.0, 3.0, 3.0]), "rank") == pytest.approx([1 / 6, 4 / 6, 4 / 6])
+
+
+@pytest.mark.parametrize("scale", ["deviation", "rank"])
+def test_terms_of_equal_weight_move_the_total_equally_whatever_their_range(scale: str) -> None:
+    rng = np.random.default_rng(0)
+    wide, narrow = rng.normal(0.0, 50.0, 200), rng.normal(0.4, 0.001, 200)
+    spreads = [on_common_scale(values, scale).std() for values in (wide, narrow)]
+    assert spreads[0] == pytest.approx(spreads[1], rel=0.02)
+    collapsed = np.append(wide, -1e6)
+    assert on_common_scale(collapsed, scale)[:-1].std() == pytest.approx(spreads[0], rel=0.1)
+
+
+# ---- children that the ladder stopped
+
+
+def test_a_stopped_child_counts_with_its_forecast_or_conservatively() -> None:
+    """Scored: root 40, a 44, b 48, c 46; lower quartile 43. The forecast of one stopped child is 41; the other has none."""
+    nodes = [
+        node("root", 40.0), node("a", 44.0, ("root",)), node("b", 48.0, ("a",)), node("c", 46.0, ("root",)),
+        node("said", None, ("c",), stopped=True, forecast=41.0), node("unsaid", None, ("b",), stopped=True),
+        node("of-root", None, ("root",), stopped=True), node("failed", None, ("c",)),
+    ]  # fmt: skip
+    table = NodeTable.of(nodes)
+    assert table.presumed[4:7].tolist() == [41.0, 43.0, 40.0]  # the last: its parent is lower than the quartile
+    assert math.isnan(table.presumed[7])
+    assert not table.scored[4:].any(), "it is still no parent"
+    spec = AcquisitionSpec(top_descendants=1, discount=1.0, gain_scale=3.0)
+    gain, support = descendant_gain(table, spec)
+    assert gain[3] == pytest.approx(
+        math.tanh(-5.0 / 3.0)
+    )  # c: 41 - 46; it had no target while stopped children were left out
+    assert gain[2] == pytest.approx(math.tanh(-5.0 / 3.0))  # b: 43 - 48
+    assert support[[2, 3]].tolist() == [1, 1]
+    assert np.isnan(judge(table, AcquisitionSpec(impute=False)).potential.target[[2, 3]]).all()
+    assert judge(table, spec).potential.target[3] == gain[3]
+
+
+# ---- regression to the mean
+
+
+def noisy_tree(rng: np.random.Generator, parents: int = 40) -> list[NodeRecord]:
+    """True scores are all 45: what differs is noise, so every child is at 45 on average and gains fall with the parent's score."""
+    nodes = [node("root", 45.0)]
+    for i in range(parents):
+        nodes.append(node(f"p{i}", 45.0 + 3.0 * float(rng.normal()), ("root",)))
+        nodes.append(node(f"c{i}", 45.0 + 3.0 * float(rng.normal()), (f"p{i}",)))
+    return nodes
+
+
+def test_what_subtracting_the_score_does_by_itself_is_no_potential() -> None:
+    rng = np.random.default_rng(3)
+    with_it, without = [], []
+    for _ in range(5):
+        table = NodeTable.of(noisy_tree(rng))
+        parents = np.array([name.startswith("p") for name in table.ids])
+        score = table.shrunken[parents]
+        with_it.append(np.corrcoef(score, judge(table, SPEC).bayes[parents])[0, 1])
+        without.append(np.corrcoef(score, judge(table, AcquisitionSpec(regress=False)).bayes[parents])[0, 1])
+    assert np.mean(without) < -0.8, "gain falls with the score, and the process learned that"
+    assert abs(np.mean(with_it)) < 0.4
+
+
+def test_the_slope_falls_or_is_zero() -> None:
+    """Scores 0, 1, 2 with gains 2, 1, 0: -1. Rising gains are a finding, not an artefact."""
+    scores, ones = np.array([0.0, 1.0, 2.0]), np.ones(3)
+    assert falling_slope(scores, np.array([2.0, 1.0, 0.0]), ones) == pytest.approx(-1.0)
+    assert falling_slope(scores, np.array([0.0, 1.0, 2.0]), ones) == 0.0
+    assert falling_slope(ones, scores, ones) == 0.0
+
+
+# ---- the process against others
+
+
+def made_up(rng: np.random.Generator, count: int = 14) -> tuple[np.ndarray, ...]:
+    features = rng.normal(size=(count, 5))
+    scores = rng.normal(45.0, 3.0, count)
+    targets = 0.3 * np.tanh(features[:, 0]) - 0.05 * (scores - 45.0) + 0.1 * rng.normal(size=count)
+    return features, scores, targets, rng.integers(1, 4, count).astype(float)
+
+
+@pytest.mark.parametrize("kernel", ["matern", "rbf"])
+def test_the_process_agrees_with_the_library(kernel: str) -> None:
+    rng = np.random.default_rng(5)
+    features, scores, targets, support = made_up(rng)
+    spec = AcquisitionSpec(kernel=kernel)
+    process = Process.fit(features, scores, targets, support, spec)
+    shape = Matern(process.length, nu=2.5) if kernel == "matern" else RBF(process.length)
+    noise = spec.target_noise**2 / support + JITTER
+    library = GaussianProcessRegressor(ConstantKernel(process.variance) * shape, alpha=noise, optimizer=None)
+    rest = targets - process.offset - process.slope * (scores - process.centre)
+    library.fit(features, rest)
+    others, at = rng.normal(size=(6, 5)), rng.normal(45.0, 3.0, 6)
+    mean, std = library.predict(others, return_std=True)
+    found = process.predict(others, at)
+    assert found[0] == pytest.approx(mean + process.offset + process.slope * (at - process.centre))
+    assert found[1] == pytest.approx(std, rel=1e-4)
+    chosen = library.log_marginal_likelihood_value_
+    for variance in VARIANCES:
+        for length in LENGTHS:
+            theta = np.log([variance, length])
+            assert library.log_marginal_likelihood(theta) <= chosen + 1e-6
+
+
+@pytest.mark.parametrize("regress", [True, False])
+def test_leave_one_out_is_what_leaving_out_gives(regress: bool) -> None:
+    """Against fitting line and process 14 times, each without one observation and with the same kernel."""
+    features, scores, targets, support = made_up(np.random.default_rng(6))
+    spec = AcquisitionSpec(regress=regress)
+    process = Process.fit(features, scores, targets, support, spec)
+    assert (process.slope < 0.0) == regress
+    noise = np.diag(spec.target_noise**2 / support + JITTER)
+    distance = np.linalg.norm(features[:, None] - features[None], axis=2)
+    covariance = process.variance * correlation(distance / process.length, "matern") + noise
+    for i, left_out in enumerate(process.left_out()):
+        rest = np.arange(len(targets)) != i
+        design = np.column_stack([np.ones(len(targets)), scores] if regress else [np.ones(len(targets))])
+        root = np.sqrt(support[rest])
+        beta = np.linalg.lstsq(root[:, None] * design[rest], root * targets[rest], rcond=None)[0]
+        solved = np.linalg.solve(covariance[np.ix_(rest, rest)], targets[rest] - design[rest] @ beta)
+        assert left_out == pytest.approx(design[i] @ beta + covariance[i, rest] @ solved)

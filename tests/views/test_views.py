@@ -12,17 +12,26 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from poise_core.archive import Archive, ArchiveError, candidate_row, evaluation_rows, failure_row, trajectory_rows
+from poise_core.archive import (
+    Archive,
+    ArchiveError,
+    candidate_row,
+    evaluation_rows,
+    failure_row,
+    selection_row,
+    trajectory_rows,
+)
 from poise_core.config.protocol import Protocol
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import Interval, overall_interval, paired_delta
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.render.markdown import fenced
-from poise_core.render.terminal import render_candidate, render_leaderboard, render_lineage
+from poise_core.render.terminal import render_candidate, render_leaderboard, render_lineage, render_selection
 from poise_core.render.terminal.style import sparkline
 from poise_core.tracking.pages import generation_page
 from poise_core.views import find_candidate, leaderboard, lineage, other_protocols, view_candidate
+from poise_core.views.lineage import selection_report
 
 
 @pytest.fixture
@@ -217,6 +226,30 @@ def test_an_empty_archive_is_a_sentence(tmp_path: Path) -> None:
 
 
 # ---- lineage
+
+
+def test_the_last_selection_says_what_its_terms_add_and_how_well_it_predicts(filled: tuple) -> None:
+    """Observed 0.1, 0.2, 0.6 and predicted 0.2, 0.2, 0.4: errors 0.1, 0, 0.2. By the mean of the others: 0.3, 0.15, 0.45."""
+    archive, protocol = filled
+    assert selection_report(RunEvidence.load(archive, protocol)) is None, "older archives have no contributions"
+    judged = {samples.GRPO: (0.1, 0.2, 0.3), samples.AV: (0.2, 0.2, 0.1), samples.SA: (0.6, 0.4, 0.2)}
+    rows = [
+        selection_row(
+            protocol=protocol.digest, generation=9, candidate_id=name, total=added,
+            terms={"contribution_performance": added, "gain_observed": observed, "gain_left_out": predicted},
+        )
+        for name, (observed, predicted, added) in judged.items()
+    ]  # fmt: skip
+    archive.append("selections", rows)
+    report = selection_report(RunEvidence.load(archive, protocol))
+    assert report is not None
+    assert (report.generation, report.targets) == (9, 3)
+    assert report.contributions["performance"] == pytest.approx((2 * 0.01 / 3) ** 0.5)
+    assert report.error == pytest.approx((0.05 / 3) ** 0.5)
+    assert report.error_of_mean == pytest.approx(((0.09 + 0.0225 + 0.2025) / 3) ** 0.5)
+    shown = text(render_selection(report))
+    assert "performance 0.082" in shown
+    assert "error 0.129, better than 0.324 by their mean" in " ".join(shown.split())
 
 
 def test_the_lineage_nests_children_under_their_parents(filled: tuple) -> None:

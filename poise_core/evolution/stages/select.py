@@ -26,7 +26,7 @@ def select_parents(search: SearchContext, generation: int) -> list[ChildSlot]:
     protocol = search.preset.protocol.digest
     names = {row["candidate_id"]: row["name"] for row in search.history.candidates()}
     if not search.run.archive.contains("selections", protocol=protocol, arm=ARM, generation=generation):
-        nodes = search.history.nodes(generation)
+        nodes = search.history.with_stopped(search.history.nodes(generation), search.preset.ladder)
         bonuses = search.history.steering_bonuses(nodes, search.preset.agents.steering)
         steered = [with_bonus(node, bonuses.get(node.candidate_id, 0.0)) for node in nodes]
         chosen = search.roles.selector.select(steered, search.preset.search.parents, search.seed("select", generation))

@@ -1,16 +1,19 @@
 """Views for a terminal."""
 
-from poise_core.render.terminal.arms import render_comparison
+from poise_core.render.terminal.arms import describe_fit, render_comparison, render_replays
 from poise_core.render.terminal.candidate import render_candidate, render_examination
 from poise_core.render.terminal.leaderboard import render_leaderboard
-from poise_core.render.terminal.lineage import render_lineage
+from poise_core.render.terminal.lineage import render_lineage, render_selection
 from poise_core.render.terminal.rungs import render_rungs
 
 __all__ = [
+    "describe_fit",
     "render_candidate",
     "render_comparison",
     "render_examination",
     "render_leaderboard",
     "render_lineage",
+    "render_replays",
     "render_rungs",
+    "render_selection",
 ]

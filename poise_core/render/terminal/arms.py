@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from poise_core.evidence.format import format_interval, format_tokens
+from poise_core.evidence.format import format_interval, format_limits, format_tokens
+from poise_core.evidence.intervals import Interval
 from poise_core.render.terminal.style import plain_table
-from poise_core.views.arms import POINTS, ArmCurve
+from poise_core.views.arms import POINTS, REFERENCE, ArmCurve, ReplayedArm
+
+if TYPE_CHECKING:
+    from poise_core.experiments.surrogate import Fit
 
 
 def render_comparison(curves: Sequence[ArmCurve], level: float = 0.95) -> Table:
@@ -25,3 +30,37 @@ def render_comparison(curves: Sequence[ArmCurve], level: float = 0.95) -> Table:
     if curves and curves[0].best[-1].seeds == 1:
         table.caption = "One search seed per arm: no interval, and no arm can be told from another."
     return table
+
+
+def render_replays(arms: Sequence[ReplayedArm], level: float = 0.95) -> Table:
+    """Final regret of every arm, its difference to random, and how many times fewer tokens it needs than random."""
+    table = plain_table(f"Regret after {format_tokens(arms[0].tokens[-1])} tokens, {arms[0].final.seeds} replays each")
+    table.add_column("arm")
+    for title in ("regret", f"minus {REFERENCE}", f"tokens of {REFERENCE} / own"):
+        table.add_column(f"{title} [{level:.0%}]", no_wrap=True)
+    for one in arms:
+        table.add_row(one.arm, _limits(one.final, ".2f"), _limits(one.gap, "+.2f"), _limits(one.ratio, ".2f"))
+    table.caption = "Last column: to the lowest mean regret that both reach; above 1 the arm needs fewer tokens."
+    return table
+
+
+def describe_fit(fit: Fit, optimum: float, baseline: float | None, agreement: float) -> str:
+    """How far the surrogate of a table may be trusted, in a few sentences."""
+    noise = (
+        f"Seed deviation {fit.seed_std:.2f} points pooled, {fit.seed_std_range[0]:.2f} to {fit.seed_std_range[1]:.2f} over cells; "
+        f"{fit.collapses} of {fit.trainings} trainings collapsed. A perfect prediction of true means would have R^2 "
+        f"{fit.ceiling:.2f}."
+        if fit.seed_std == fit.seed_std
+        else "No cell has two seeds, so the replays know no seed noise, and the ceiling of R^2 is unknown."
+    )
+    base = "" if baseline is None else f", the baseline's {baseline:.1f}"
+    return (
+        f"{fit.cells} cells with a score, {fit.failed} that failed; standard deviation {fit.spread:.2f} points. Surrogate: main "
+        f"effects and pairs (share {fit.pair_share:g}, penalty {fit.penalty:g}). Held-out R^2 {fit.r2:.2f}, rank correlation "
+        f"{fit.rank_correlation:.2f}, error {fit.error:.2f} points. {noise} Its optimum is {optimum:.1f}{base}; {agreement:.0%} of "
+        "the climbs from random starts ended there."
+    )
+
+
+def _limits(interval: Interval | None, form: str) -> str:
+    return "" if interval is None else format_limits(interval.estimate, interval.low, interval.high, form)

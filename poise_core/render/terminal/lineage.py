@@ -10,7 +10,7 @@ from rich.tree import Tree
 from poise_core.evidence.format import counted_seeds, format_interval
 from poise_core.evidence.intervals import distinguishable
 from poise_core.render.terminal.style import STYLES
-from poise_core.views.lineage import LineageNode
+from poise_core.views.lineage import LineageNode, SelectionReport
 
 
 def render_lineage(roots: Sequence[LineageNode]) -> Tree:
@@ -19,6 +19,23 @@ def render_lineage(roots: Sequence[LineageNode]) -> Tree:
     for root in roots:
         _grow(top, root)
     return top
+
+
+def render_selection(report: SelectionReport) -> Text:
+    """How the last parents were selected, in two sentences."""
+    moved = ", ".join(f"{name} {value:.3f}" for name, value in report.contributions.items())
+    text = (
+        f"Selection of generation {report.generation}: standard deviation over nodes of what each term adds: {moved}."
+    )
+    if report.error is None or report.error_of_mean is None or report.agreement is None:
+        return Text(f"{text} Too few nodes have descendants to say how well their gain is predicted.", style="dim")
+    verdict = "no better" if report.error >= report.error_of_mean else "better"
+    text += (
+        f" The gain of descendants, predicted for each of {report.targets} nodes from all others (leave-one-out): error "
+        f"{report.error:.3f}, {verdict} than {report.error_of_mean:.3f} by their mean; rank correlation "
+        f"{report.agreement.sentence()}."
+    )
+    return Text(text, style="dim")
 
 
 def _grow(branch: Tree, node: LineageNode) -> None:
@@ -54,7 +71,8 @@ def _label(node: LineageNode) -> Text:
 
 def _judgement(node: LineageNode) -> str:
     """The last value as a parent with every term that the archive has of it."""
-    terms = ", ".join(f"{name} {_term(node.terms, name)}" for name in node.terms if name != "seeds")
+    shown = [name for name in node.terms if name != "seeds" and not name.startswith("contribution_")]
+    terms = ", ".join(f"{name} {_term(node.terms, name)}" for name in shown)
     total = "" if node.total is None else f"s = {node.total:.2f}: "
     times = f"; selected for {node.selected} child{'ren' if node.selected > 1 else ''}" if node.selected else ""
     return f"{total}{terms}{times}"

@@ -1,0 +1,221 @@
+"""The recording of a table: random compositions, each trained and scored with the same seeds under one protocol.
+
+Cells are drawn as the ``random`` arm draws them, independently of one another, in an order that only the design's seed decides. So
+any part of a recording is itself a random design, and a recording may be stopped whenever there is enough of it. Every cell is a
+candidate of an ordinary run directory: gate, training and evaluation go through the executor, confined, and whatever was killed
+goes on where its files stand. The table itself (``poise_core.archive.cells``) is derived from the run's archive.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+from poise_core.agents.catalogue.compositions import read_composition
+from poise_core.algorithms import algorithm_path
+from poise_core.archive import UNTRAINED_ARM
+from poise_core.archive.cells import CellRow, TableHead
+from poise_core.config import LadderSpec
+from poise_core.evolution import CandidateRef, Trials
+from poise_core.evolution.events import Observer
+from poise_core.failures import Cancelled, CandidateFailure, InfrastructureError
+from poise_core.mechanisms.composition import Composition
+from poise_core.mechanisms.known import composition_for
+from poise_core.mechanisms.operators import random_composition
+from poise_core.mechanisms.render import render
+from poise_core.run_directory import RunDirectory
+
+TABLE_ARM = "table"
+"""The arm of the candidates of a recording; no search sees them."""
+
+FEATURES = ("reward_mean", "completion_length", "entropy", "kl")
+"""Columns of a trajectory whose means at the end of the proxy and of the training a table keeps."""
+
+_PREFIX = "CELL-"  # of the names of random cells, before their number; the baseline is cell 0
+
+
+def draw_design(count: int, seed: int = 0) -> Iterator[Composition]:
+    """``count`` different random compositions; more of them begin with the same ones."""
+    seen: set[str] = set()
+    index = 0
+    while len(seen) < count:
+        composition = random_composition(random.Random(f"table:{seed}:{index}"))
+        index += 1
+        if composition.key not in seen:
+            seen.add(composition.key)
+            yield composition
+
+
+def record_table(
+    run: RunDirectory,
+    cells: int,
+    seeds: Sequence[int],
+    *,
+    design_seed: int = 0,
+    observer: Observer | None = None,
+    on_cell: Callable[[int], None] = lambda done: None,
+) -> int:
+    """Measure the baseline and ``cells`` random compositions with these seeds; what is measured already is read back.
+
+    Args:
+        run: opened.
+        cells: random compositions.
+        seeds: of the trainings, the same for all cells.
+        design_seed: of the random compositions.
+        observer: called with every event.
+        on_cell: called in this thread with the number of cells that are done.
+
+    Returns:
+        How many cells, the baseline among them, have a score; the others were refused or failed.
+
+    Raises:
+        InfrastructureError, Cancelled: see ``poise_core.evolution.trials.Trials``; the same call goes on.
+    """
+    stop = threading.Event()
+    options: dict[str, Any] = {} if observer is None else {"observer": observer}
+    trials = Trials(run, should_stop=stop.is_set, **options)
+    jobs = _jobs(trials, cells, design_seed)
+    scored = done = 0
+    with ThreadPoolExecutor(run.preset.resources.parallel_candidates) as pool:
+        open_jobs: set[Future[bool]] = set()
+        try:
+            while True:
+                for job in islice(jobs, run.preset.resources.parallel_candidates - len(open_jobs)):
+                    open_jobs.add(pool.submit(_measure, trials, job, tuple(seeds)))
+                if not open_jobs:
+                    return scored
+                finished, open_jobs = wait(open_jobs, return_when=FIRST_COMPLETED)
+                for one in finished:
+                    scored, done = scored + one.result(), done + 1
+                    on_cell(done)
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _jobs(trials: Trials, cells: int, design_seed: int) -> Iterator[CandidateRef]:
+    yield _baseline(trials)
+    for number, composition in enumerate(draw_design(cells, design_seed), 1):
+        yield _cell(trials, number, composition)
+
+
+def _baseline(trials: Trials) -> CandidateRef:
+    algorithm = trials.run.preset.search.baseline
+    source = algorithm_path(algorithm).read_text(encoding="utf-8")
+    return trials.register(_display_name(algorithm), source, written_by="human", arm=TABLE_ARM)
+
+
+def _cell(trials: Trials, number: int, composition: Composition) -> CandidateRef:
+    name = f"{_PREFIX}{number:04d}"
+    source = render(composition, name, "It is one random cell of a recorded table.", composition.to_text())
+    content = composition.model_dump(mode="json")
+    return trials.register(
+        name, source, written_by="catalogue", arm=TABLE_ARM, composition=content, mechanisms=composition.choices
+    )
+
+
+def _measure(trials: Trials, candidate: CandidateRef, seeds: tuple[int, ...]) -> bool:
+    """Through gate, training and evaluation; faults of the machine are retried as the preset says."""
+    for left in reversed(range(trials.resources.infrastructure_retries + 1)):
+        if trials.should_stop():
+            raise Cancelled("stopped")
+        try:
+            trials.verify(candidate, must_be_new=False)
+            trials.train(candidate, seeds)
+            trials.evaluate(candidate, seeds)
+            return True
+        except CandidateFailure:
+            return False
+        except InfrastructureError:
+            if not left:
+                raise
+    raise AssertionError("unreachable")
+
+
+# ---- the table of a run
+
+
+def table_of_run(run: RunDirectory, planned: int = 0) -> tuple[TableHead, list[CellRow]]:
+    """The table of everything that a run has measured: of a recording, or of any search.
+
+    Of a search this is no random design: which candidates there are, and which of them have several seeds, followed from scores.
+    Candidates without a composition are left out, and so are those that were stopped before they had a score.
+
+    Args:
+        run: a directory of ``poise record-table``, ``poise evolve`` or ``poise evaluate``.
+        planned: random cells that the recording was asked for.
+
+    Raises:
+        poise_core.archive.ArchiveError: a file cannot be read.
+    """
+    archive, protocol, ladder = run.archive, run.preset.protocol, run.preset.ladder
+    baseline_name = _display_name(run.preset.search.baseline)
+    candidates = [row for row in archive.rows("candidates") if row["arm"] != UNTRAINED_ARM]
+    candidates.sort(key=lambda row: (row["name"] != baseline_name, row["generation"], row["name"], row["candidate_id"]))
+    failures = {row["candidate_id"]: row["kind"] for row in archive.rows("failures", protocol=protocol.digest)}
+    evaluations = archive.evaluations(protocol=protocol.digest)
+    rows: list[CellRow] = []
+    baseline = -1
+    for place, candidate in enumerate(candidates):
+        identity, name = candidate["candidate_id"], candidate["name"]
+        composition, failure = _composition(candidate), failures.get(identity)
+        scored = [] if failure else [one for one in evaluations.get(identity, []) if math.isfinite(one.overall)]
+        if composition is None or not (scored or failure):
+            continue
+        root, random_cell = name == baseline_name, candidate["arm"] == TABLE_ARM
+        baseline = place if root and baseline < 0 else baseline
+        design = "baseline" if root else "random" if random_cell else "run"
+        number = int(name.removeprefix(_PREFIX)) if design == "random" else place
+        cell = CellRow(number, design, name, composition.choices, composition.parameters, failure=failure)
+        if not scored:
+            rows.append(cell)
+            continue
+        steps = archive.trajectory(identity, protocol.digest)
+        for one in scored:
+            scores = {result.name: result.score for result in one.benchmarks}
+            known = training_columns(steps.get(one.seed, []), protocol.training.steps, ladder)
+            seconds = known.pop("seconds", 0.0) + (one.seconds or 0.0)
+            measured = {"seed": one.seed, "overall": one.overall, "benchmarks": scores, "seconds": seconds}
+            rows.append(replace(cell, **measured, **known))
+    weights = {spec.name: spec.weight for spec in protocol.benchmarks}
+    proxy = (ladder.proxy_steps, ladder.proxy_window)
+    return TableHead(run.preset.name, protocol.digest, weights, baseline, planned, *proxy), rows
+
+
+def _display_name(algorithm: str) -> str:
+    return algorithm_path(algorithm).stem.upper().replace("_", "-")
+
+
+def _composition(candidate: Mapping[str, Any]) -> Composition | None:
+    """As recorded, or of a shipped algorithm; None where the catalogue cannot express the candidate."""
+    if candidate["composition"] is not None:
+        return read_composition(json.loads(candidate["composition"]))
+    known = composition_for(candidate["source"])
+    return known.composition if known else None
+
+
+def training_columns(trajectory: Sequence[Mapping[str, Any]], steps: int, ladder: LadderSpec) -> dict[str, Any]:
+    """Tokens, mean dynamics and seconds of one training, as columns of ``CellRow``; empty where it is not whole."""
+    if len(trajectory) < steps or not steps:
+        return {}
+    spans = {"final": trajectory[-ladder.proxy_window :]}
+    if 0 < ladder.proxy_steps <= steps:
+        spans["proxy"] = trajectory[: ladder.proxy_steps][-ladder.proxy_window :]
+    means = {}
+    for span, rows in spans.items():
+        for name in FEATURES:
+            values = [row[name] for row in rows if row.get(name) is not None and math.isfinite(row[name])]
+            if values:
+                means[f"{span}_{name}"] = statistics.fmean(values)
+    spent = [int(row.get("tokens") or 0) for row in trajectory]
+    proxy = sum(spent[: ladder.proxy_steps]) if "proxy" in spans else None
+    seconds = sum(float(row.get(name) or 0.0) for row in trajectory for name in ("seconds_rollout", "seconds_update"))
+    return {"tokens": sum(spent), "proxy_tokens": proxy, "dynamics": means, "seconds": seconds}

@@ -1,0 +1,680 @@
+"""Searches replayed on the surrogate of a recorded table: every arm, every operator left out, and selectors of your own.
+
+A replay is a whole search without trainings. Parents are chosen, compositions varied and screened, and decisions of the ladder
+taken by the code of a real run; what a training would have measured is drawn: the surrogate's value of the composition plus seed
+noise as the table has it (``poise_core.experiments.surrogate``). The optimum is known, so what counts is *regret*: the optimum
+minus the true Overall of the candidate that the search would name best, over the training tokens spent. Nothing is written to disk.
+
+Two arms that try the same composition in the same replay draw the same numbers for it, so differences between arms are paired.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import multiprocessing
+import random
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, Protocol, cast
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from poise_core.agents.catalogue.proposer import CatalogueProposer
+from poise_core.agents.catalogue.screener import CatalogueScreener
+from poise_core.config import LadderSpec, Preset
+from poise_core.config.environment_file import EnvironmentFile
+from poise_core.config.search import AcquisitionSpec, SearchSpec
+from poise_core.evidence import forecast
+from poise_core.evidence.intervals import Interval
+from poise_core.evidence.stopping import Measurement, Referee
+from poise_core.experiments.surrogate import (
+    Cells,
+    Codes,
+    Optimum,
+    SeedNoiseModel,
+    Surrogate,
+    TableError,
+    encode,
+    find_optimum,
+    held_out,
+)
+from poise_core.mechanisms.catalogue import SLOTS
+from poise_core.mechanisms.composition import Composition, number_distance
+from poise_core.mechanisms.operators import (
+    Variation,
+    crossover,
+    mutate,
+    mutate_numbers,
+    random_composition,
+    random_numbers,
+)
+from poise_core.search.acquisition import AcquisitionSelector, judge
+from poise_core.search.nodes import Array, NodeRecord, NodeTable
+from poise_core.search.plateau import assess_scores
+from poise_core.search.references import reference_rows
+from poise_core.search.shrinkage import shrink
+
+DONOR_CELLS = 20
+"""Cells nearest in predicted Overall, of which one passes its seed noise on to a composition that was not recorded."""
+
+FEWEST_FREEDOM, KNOWN = 4.0, 1e5
+"""Degrees of freedom of a seed variance: the fewest, since with two its mean is infinite, and those from which it is known."""
+
+_NEUTRAL = {slot: SLOTS[slot].neutral.name for slot in SLOTS}
+
+
+class Selector(Protocol):
+    """Chooses parents: see ``poise_core.search.selection.ParentSelector``; plain candidate ids will do as an answer."""
+
+    def select(self, nodes: Sequence[NodeRecord], count: int, seed: int) -> Sequence[Any]:
+        """``count`` parents, the same one several times where wanted; equal input and seed give equal output."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one composition would measure in one replay; J outputs."""
+
+    truth: float  # expected Overall, percent
+    failed: bool  # refused by the gate, or ended with a failure
+    values: Array  # (seeds, J) of every seed
+    tokens: float  # of a whole training
+    proxy_tokens: float
+
+
+@dataclass(frozen=True)
+class World:
+    """The made-up testbed: a surrogate, its seed noise, and the known optimum."""
+
+    surrogate: Surrogate
+    noise: SeedNoiseModel
+    optimum: Optimum
+    ranks: Array  # (n,) held-out predictions of the cells' Overall, ascending
+    order: Codes  # (n,) the cells in that order
+    rough: Array  # (J, J) factor of what the surrogate does not explain of a composition, noise of seeds left out
+    failure_share: float
+
+    @classmethod
+    def build(cls, cells: Cells, rough: float = 0.0) -> World:
+        """Fit everything.
+
+        Args:
+            cells: of the table.
+            rough: share of the unexplained spread between compositions that Overall has in the replays, in standard deviations; 0
+                makes the surrogate the whole truth. Dynamics of the proxy always have all of theirs.
+        """
+        surrogate, noise = Surrogate.fit(cells), SeedNoiseModel.learn(cells)
+        predicted = held_out(
+            cells
+        )  # as predictions of new compositions are, and not drawn to what the cell itself scored
+        ranked = predicted @ cells.weights
+        order = np.argsort(ranked, kind="stable")
+        rest = cells.values - predicted
+        variance = 0.0 if math.isnan(noise.pooled_variance) else noise.pooled_variance
+        between = (
+            rest.T @ rest / len(rest)
+            - variance * float((1.0 / cells.seeds).mean()) * noise.direction @ noise.direction.T
+        )
+        values, vectors = np.linalg.eigh((between + between.T) / 2.0)
+        factor = vectors * np.sqrt(np.maximum(values, 0.0))
+        factor[cells.weights > 0] *= rough
+        share = cells.failed / (cells.failed + len(cells.codes))
+        return cls(surrogate, noise, find_optimum(surrogate), ranked[order], order, factor, share)
+
+    @property
+    def cells(self) -> Cells:
+        """Of the table."""
+        return self.surrogate.cells
+
+    def draw(self, composition: Composition, text: str, address: Sequence[int], seeds: int) -> Drawn:
+        """What a composition measures.
+
+        Args:
+            composition: to measure.
+            text: its name in the address of its random numbers.
+            address: of the replay.
+            seeds: trainings.
+        """
+        rng = np.random.default_rng([*address, zlib.crc32(text.encode())])
+        weights, noise = self.cells.weights, self.noise
+        expected = self.surrogate.predict(*encode(composition))
+        near = int(np.searchsorted(self.ranks, expected @ weights))
+        low = max(0, min(near - DONOR_CELLS // 2, len(self.order) - DONOR_CELLS))
+        donor = int(self.order[low : low + DONOR_CELLS][int(rng.integers(min(DONOR_CELLS, len(self.order))))])
+        expected = expected + self.rough @ rng.standard_normal(len(weights))
+        freedom = max(float(noise.freedoms[donor]), FEWEST_FREEDOM)
+        scatter = 1.0 if freedom > KNOWN else freedom / rng.chisquare(freedom)
+        std = math.sqrt(noise.variances[donor] * scatter)
+        values = expected + std * (rng.standard_normal((seeds, len(weights))) @ noise.direction.T)
+        share, depth = noise.collapse_shares[donor], noise.collapse_depths[donor]
+        fallen = rng.random(seeds) < share
+        if share > 0:  # zero on average: the surrogate's mean holds the collapses already
+            values[:, weights > 0] -= (depth * (fallen - share) / weights.sum())[:, None]
+        tokens = self._output(expected, "log_tokens")
+        whole = 1.0 if tokens is None else math.exp(tokens)
+        part = self._output(expected, "proxy_share")
+        proxy = whole * float(np.clip(0.43 if part is None else part, 0.05, 1.0))
+        failed = bool(rng.random() < self.failure_share)
+        return Drawn(float(expected @ weights), failed, values, whole, proxy)
+
+    def _output(self, values: Array, name: str) -> float | None:
+        return float(values[self.cells.outputs.index(name)]) if name in self.cells.outputs else None
+
+
+# ---- arms
+
+
+@dataclass(frozen=True)
+class ReplayArm:
+    """One way to search."""
+
+    name: str
+    selector: str = "acquisition"  # or "greedy", "root", or FILE.py:CLASS
+    proposer: str = "catalogue"  # or one of PROPOSERS, which propose without a parent
+    acquisition: AcquisitionSpec = field(default_factory=AcquisitionSpec)
+    crossover: bool = True
+    numbers: bool = True  # whether some mutations move numbers and leave all choices
+    plateau: bool = True
+    screen: bool = True
+    ladder: LadderSpec | None = None
+
+
+def draw_numbers(rng: random.Random, baseline: Composition) -> Composition:
+    """The baseline with random numbers, as ``RandomProposer`` draws them in the arm ``tune``."""
+    return random_numbers(baseline, rng, optional={"kl": baseline.choices["kl"], "entropy": "bonus"}).composition
+
+
+PROPOSERS: dict[str, Callable[[random.Random, Composition], Composition]] = {
+    "random": lambda rng, baseline: random_composition(rng),
+    "tune": draw_numbers,
+}
+"""Arms that propose without looking at any measurement: (random numbers, baseline) -> composition."""
+
+
+def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
+    """The arms of a search and its ablations, by name.
+
+    Args:
+        preset: whose acquisition, plateau rule and ladder the evolution has.
+        proxy: whether the table knows the proxy's dynamics, which a ladder needs.
+    """
+    spec = preset.search.acquisition
+    ladder = preset.ladder if preset.ladder.enabled and proxy else None
+    whole = ReplayArm("evolution", acquisition=spec, plateau=preset.search.plateau.answer, ladder=ladder)
+    arms = [
+        whole,
+        *(ReplayArm(name, selector="root", proposer=name, ladder=ladder) for name in PROPOSERS),
+        ReplayArm("greedy", selector="greedy", plateau=False, ladder=ladder),
+        ReplayArm("best-of-n", selector="root", plateau=False, ladder=ladder),
+    ]
+    terms = ("pareto", "performance", "diversity", "potential")
+    arms += [replace(whole, name=f"no {term}", acquisition=spec.model_copy(update={term: 0.0})) for term in terms]
+    alone = dict.fromkeys(("pareto", "diversity", "potential"), 0.0)
+    changes: dict[str, dict[str, Any]] = {
+        "performance alone": alone,
+        "terms as they are": {"scale": "none"},
+        "terms as ranks": {"scale": "rank"},
+        "gain not regressed": {"regress": False},
+        "no spread over lineages": {"lineage_penalty": 0.0},
+    }
+    arms += [replace(whole, name=name, acquisition=spec.model_copy(update=one)) for name, one in changes.items()]
+    arms += [
+        replace(whole, name="no crossover", crossover=False),
+        replace(whole, name="no mutation of numbers alone", numbers=False),
+        replace(whole, name="no plateau rule", plateau=False),
+        replace(whole, name="no screening", screen=False),
+    ]
+    if ladder is not None:
+        arms.append(replace(whole, name="no ladder", ladder=None))
+        arms.append(
+            replace(whole, name="stopped children left out", acquisition=spec.model_copy(update={"impute": False}))
+        )
+    elif proxy:
+        arms.append(replace(whole, name="with a ladder", ladder=preset.ladder.model_copy(update={"enabled": True})))
+    return {arm.name: arm for arm in arms}
+
+
+@lru_cache(maxsize=8)
+def load_selector(name: str) -> Selector:
+    """A user's selector, made of the class that ``FILE.py:CLASS`` names, which is called without arguments.
+
+    Raises:
+        TableError: the file is missing or fails, or the class has no method ``select``.
+    """
+    file = EnvironmentFile.parse(name)
+    if file is None:
+        raise TableError(f"{name}: a selector is named FILE.py:CLASS")
+    if not file.path.is_file():
+        raise TableError(f"{file.path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"poise_selector_{file.path.stem}", file.path.absolute())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        selector = getattr(module, file.class_name)()
+    except Exception as error:
+        raise TableError(f"{file.path}: {file.class_name} cannot be made: {type(error).__name__}: {error}") from error
+    if not callable(getattr(selector, "select", None)):
+        raise TableError(f"{file.path}: {file.class_name} lacks select(nodes, count, seed)")
+    return cast(Selector, selector)
+
+
+# ---- one replay
+
+
+@dataclass
+class _Node:
+    """One candidate of a replayed search."""
+
+    composition: Composition
+    signature: tuple[str, ...]  # every slot with its numbers, as text
+    parents: tuple[int, ...]
+    generation: int
+    drawn: Drawn
+    values: Array  # (k, J) as far as it was measured; k = 0: it has no score
+    choices: Codes  # (S,) the choice of every slot as a number
+    texts: Codes  # (S,) a hash of every slot of the signature
+    rewards: dict[int, float] = field(default_factory=dict)  # seed -> of the proxy, percent
+    stopped: bool = False
+    forecast: float | None = None
+
+
+Step = tuple[float, float]
+"""Training tokens spent, and the true Overall of the candidate that the search would name best then."""
+
+
+class ReplayedSearch:
+    """One search of one arm in one replay; ``run`` gives its steps."""
+
+    def __init__(
+        self, world: World, arm: ReplayArm, search: SearchSpec, budget: float, address: tuple[int, int]
+    ) -> None:
+        """Begin with the baseline, measured with all seeds.
+
+        Args:
+            world: the testbed.
+            arm: how to search.
+            search: parents, proposals and seeds per candidate, and the plateau rule.
+            budget: training tokens, the baseline's included.
+            address: of the replay: its seed and its number.
+        """
+        self.world, self.arm, self.search, self.budget, self.address = world, arm, search, budget, address
+        self.selector = load_selector(arm.selector) if ":" in arm.selector else None
+        self.acquisition = AcquisitionSelector(
+            arm.acquisition, search.plateau.model_copy(update={"answer": arm.plateau})
+        )
+        self.proposer, self.screener = CatalogueProposer(), CatalogueScreener()
+        cells = world.cells
+        baseline = cells.compositions[cells.baseline] if cells.baseline >= 0 else _default_baseline()
+        self.baseline = baseline
+        self.benchmarks = [i for i, weight in enumerate(cells.weights) if weight > 0]
+        self.nodes: list[_Node] = []
+        self.tried: set[tuple[str, ...]] = set()
+        self.tokens = 0.0
+        root = self._node(baseline, _signature(baseline), (), 0)
+        root.drawn = replace(root.drawn, failed=False)  # a baseline that fails ends a run
+        root.values = root.drawn.values
+        root.rewards = self._rewards(root, range(search.seeds_per_candidate))
+        self.tokens += root.drawn.tokens * search.seeds_per_candidate
+        self.nodes.append(root)
+        self.steps: list[Step] = []
+
+    def run(self) -> list[Step]:
+        """Generations until the budget is used up or nothing new can be proposed; the step of the baseline first."""
+        table = self._table()
+        self._note(table)
+        generation, stuck = 0, 0
+        while self.tokens < self.budget and stuck < 5:
+            generation += 1
+            referee = self._referee()
+            stalled = self._stalled(table)
+            children = [
+                child
+                for slot, row in enumerate(self._parents(table, stalled, generation))
+                if (child := self._propose(table, row, generation, slot, stalled and self.arm.plateau)) is not None
+            ]
+            for child in children:
+                self._measure(child, referee)
+                self.nodes.append(child)
+            stuck = 0 if children else stuck + 1
+            table = self._table()
+            self._note(table)
+        return self.steps
+
+    # what is known
+
+    def _table(self) -> NodeTable:
+        nodes, weights = self.nodes, self.world.cells.weights
+        seeds = np.array([max(len(node.values), 1) for node in nodes], np.float64)
+        nothing = np.full((1, len(weights)), np.nan)
+        means = np.array([(node.values if len(node.values) else nothing).mean(axis=0) for node in nodes])
+        several = [node.values[:, self.benchmarks] for node in nodes if len(node.values) > 1]
+        freedom = sum(len(one) - 1 for one in several)
+        squares = sum(((one - one.mean(axis=0)) ** 2).sum(axis=0) for one in several)
+        own = weights[self.benchmarks]
+        overall = sum((((one - one.mean(axis=0)) @ own) ** 2).sum() for one in several)
+        benchmarks = np.empty((len(nodes), len(self.benchmarks)))
+        for column, index in enumerate(self.benchmarks):
+            benchmarks[:, column] = shrink(
+                means[:, index], seeds, float(squares[column] / freedom) if freedom else None
+            )
+        names = [str(row) for row in range(len(nodes))]
+        return NodeTable(
+            ids=names,
+            names=names,
+            parent=np.array([node.parents[0] if node.parents else -1 for node in nodes], np.int64),
+            raw=means @ weights,
+            seeds=seeds,
+            variance=float(overall / freedom) if freedom else None,
+            benchmarks=benchmarks,
+            mechanisms=np.array([node.choices for node in nodes]),
+            sketch=np.full((len(nodes), 0), np.nan),
+            stopped=np.array([node.stopped for node in nodes]),
+            forecast=np.array([math.nan if node.forecast is None else node.forecast for node in nodes]),
+        )
+
+    def _records(self, table: NodeTable) -> list[NodeRecord]:
+        """As a real run gives them, for selectors of users."""
+        cells, records = self.world.cells, []
+        for row, node in enumerate(self.nodes):
+            overalls = (node.values @ cells.weights).tolist()
+            names = [cells.outputs[index] for index in self.benchmarks]
+            scores = {name: tuple(node.values[:, i].tolist()) for name, i in zip(names, self.benchmarks, strict=True)}
+            mean = float(table.raw[row])
+            records.append(
+                NodeRecord(
+                    candidate_id=table.ids[row],
+                    name=table.names[row],
+                    parent_ids=tuple(str(one) for one in node.parents),
+                    generation=node.generation,
+                    overall=Interval(mean, -math.inf, math.inf, len(overalls)) if overalls else None,
+                    benchmarks={name: float(np.mean(own)) for name, own in scores.items()} if overalls else {},
+                    mechanisms=node.composition.choices,
+                    seed_overalls=tuple(overalls),
+                    seed_benchmarks=scores if overalls else {},
+                    stopped=node.stopped,
+                    forecast=node.forecast,
+                )
+            )
+        return records
+
+    def _note(self, table: NodeTable) -> None:
+        best = int(np.argmax(np.where(table.scored, table.shrunken, -np.inf)))
+        self.steps.append((self.tokens, self.nodes[best].drawn.truth))
+
+    def _stalled(self, table: NodeTable) -> bool:
+        generation = np.array([node.generation for node in self.nodes], np.int64)
+        return assess_scores(table.raw, table.seeds, table.variance, generation, self.search.plateau).stalled
+
+    # parents and children
+
+    def _parents(self, table: NodeTable, stalled: bool, generation: int) -> list[int]:
+        """Rows of the nodes that get a child."""
+        count, seed = self.search.parents, zlib.crc32(f"{self.address}/{generation}".encode())
+        if self.selector is not None:
+            chosen = self.selector.select(self._records(table), count, seed)
+            return [int(getattr(one, "candidate_id", one)) for one in chosen]
+        if self.arm.selector == "root":
+            return [0] * count
+        if self.arm.selector == "greedy":
+            return [int(np.argmax(np.where(table.scored, table.raw, -np.inf)))] * count
+        judgement = judge(table, self.arm.acquisition)
+        return [pick.row for pick in self.acquisition.choose(table, judgement, stalled, count, seed)]
+
+    def _propose(self, table: NodeTable, row: int, generation: int, slot: int, wide: bool) -> _Node | None:
+        """A new child of a node: of several variations the one that the screener ranks first; None where there is none."""
+        rng = random.Random(f"{self.address}/{generation}/{slot}")
+        if self.arm.proposer != "catalogue":
+            for _ in range(200):
+                composition = PROPOSERS[self.arm.proposer](rng, self.baseline)
+                signature = _signature(composition)
+                if signature not in self.tried:
+                    return self._node(composition, signature, (0,), generation)
+            return None
+        base = self.nodes[row]
+        donors = self._donors(table, row, generation, slot) if self.arm.crossover else []
+        found: list[tuple[Composition, tuple[str, ...], tuple[int, ...]]] = []
+        fresh = set(self.tried)
+        for _ in range(100 * self.search.proposals):
+            if len(found) == (self.search.proposals if self.arm.screen else 1):
+                break
+            parents: tuple[int, ...] = (row,)
+            if donors and rng.random() < self.proposer.crossover_share:
+                parents = (row, rng.choice(donors))
+                variation = crossover(base.composition, self.nodes[parents[1]].composition, rng)
+            else:
+                variation = self._mutated(base.composition, rng, wide)
+            if variation is None or (signature := _signature(variation.composition)) in fresh:
+                continue
+            fresh.add(signature)
+            found.append((variation.composition, signature, parents))
+        if not found:
+            return None
+        best = found[0] if len(found) == 1 else found[self._screen(row, [(one, text) for one, text, _ in found])]
+        return self._node(*best, generation)
+
+    def _mutated(self, base: Composition, rng: random.Random, wide: bool) -> Variation | None:
+        """As ``CatalogueProposer`` does where nothing is diagnosed."""
+        if self.arm.numbers and not wide and rng.random() < self.proposer.number_share:
+            return mutate_numbers(base, rng)
+        strength = 2 if rng.random() < self.proposer.double_share else 1
+        return mutate(base, rng, strength + (self.proposer.wider_by if wide else 0))
+
+    def _donors(self, table: NodeTable, row: int, generation: int, slot: int) -> list[int]:
+        family = {table.ids[other] for other in np.flatnonzero(table.ancestry(row)).tolist()}
+        below = [row]
+        while below:
+            below = [i for i, node in enumerate(self.nodes) if node.parents and node.parents[0] in below]
+            family |= {table.ids[i] for i in below}
+        return list(reference_rows(table, row, family, seed=zlib.crc32(f"{self.address}/{generation}/{slot}".encode())))
+
+    def _screen(self, row: int, proposals: Sequence[tuple[Composition, tuple[str, ...]]]) -> int:
+        """The proposal that ``CatalogueScreener`` ranks first; there are no diagnoses here, so relevance is the same for all."""
+        weights, base = self.screener.weights, self.nodes[row].texts
+        choices = np.array([node.choices for node in self.nodes])
+        texts = np.array([node.texts for node in self.nodes])
+        siblings = texts[[i for i, node in enumerate(self.nodes) if node.parents[:1] == (row,)]]
+        directions = (siblings != base).argmax(axis=1)
+        scores = []
+        for composition, signature in proposals:
+            own, text = encode_choices(composition), _hashes(signature)
+            apart = np.where(choices != own, 1.0, 0.25 * (texts != text)).sum(axis=1)
+            for other in np.flatnonzero(
+                (choices == own).all(axis=1)
+            ).tolist():  # the same mechanisms with other numbers
+                apart[other] = 2.0 * number_distance(composition, self.nodes[other].composition)
+            same = int((directions == (text != base).argmax()).sum())
+            neutral = sum(composition.choices[slot] == _NEUTRAL[slot] for slot in SLOTS) / len(SLOTS)
+            scores.append(
+                weights["novelty"] * min(1.0, float(apart.min()) / 3)
+                + weights["variety"] / (1.0 + same)
+                + weights["simplicity"] * neutral
+            )
+        return int(np.argmax(scores))
+
+    def _node(
+        self, composition: Composition, signature: tuple[str, ...], parents: tuple[int, ...], generation: int
+    ) -> _Node:
+        self.tried.add(signature)
+        drawn = self.world.draw(composition, "; ".join(signature), self.address, self.search.seeds_per_candidate)
+        own = (encode_choices(composition), _hashes(signature))
+        return _Node(composition, signature, parents, generation, drawn, drawn.values[:0], *own)
+
+    # measuring
+
+    def _measure(self, child: _Node, referee: Referee | None) -> None:
+        """Measure as far as the ladder lets the child; a failure costs a training and leaves no score."""
+        drawn, seeds = child.drawn, self.search.seeds_per_candidate
+        if drawn.failed:
+            self.tokens += drawn.tokens
+            return
+        if referee is None:
+            child.values, child.rewards = drawn.values, self._rewards(child, range(seeds))
+            self.tokens += seeds * drawn.tokens
+            return
+        references = tuple(dict.fromkeys((str(child.parents[0]), "0")))
+        child.rewards = self._rewards(child, [0])
+        if referee.decide(self._measured(child), "proxy", references).stop:
+            self.tokens += drawn.proxy_tokens
+            child.stopped = True
+            if referee.forecast is not None:
+                child.forecast = referee.forecast.predict(self._dynamics(child, 0))
+            return
+        child.values = drawn.values[:1]
+        if seeds > 1 and not referee.decide(self._measured(child), "first", references).stop:
+            child.values, child.rewards = drawn.values, self._rewards(child, range(seeds))
+        self.tokens += len(child.values) * drawn.tokens
+
+    def _referee(self) -> Referee | None:
+        if self.arm.ladder is None:
+            return None
+        measured = {str(row): self._measured(node) for row, node in enumerate(self.nodes) if not node.drawn.failed}
+        return Referee.learn(self.arm.ladder, range(self.search.seeds_per_candidate), ["0"], measured)
+
+    def _measured(self, node: _Node) -> Measurement:
+        overalls = dict(enumerate((node.values @ self.world.cells.weights).tolist()))
+        return Measurement(overalls, node.rewards, {seed: self._dynamics(node, seed) for seed in node.rewards})
+
+    def _rewards(self, node: _Node, seeds: Sequence[int]) -> dict[int, float]:
+        outputs = self.world.cells.outputs
+        if "proxy_reward_mean" not in outputs:
+            return {}
+        column = outputs.index("proxy_reward_mean")
+        return {seed: 100.0 * float(node.drawn.values[seed, column]) for seed in seeds}
+
+    def _dynamics(self, node: _Node, seed: int) -> forecast.Dynamics:
+        outputs = self.world.cells.outputs
+        return tuple(float(node.drawn.values[seed, outputs.index(f"proxy_{name}")]) for name in forecast.FEATURES)
+
+
+def _default_baseline() -> Composition:
+    from poise_core.mechanisms.composition import GRPO
+
+    return GRPO
+
+
+def encode_choices(composition: Composition) -> Codes:
+    """(S,) the choice of every slot as a number."""
+    return np.array([_PLACES[slot, choice] for slot, choice in composition.choices.items()], np.int64)
+
+
+_PLACES = {(slot, choice.name): place for slot in SLOTS for place, choice in enumerate(SLOTS[slot].choices)}
+
+
+def _signature(composition: Composition) -> tuple[str, ...]:
+    return tuple(composition.describe(slot) for slot in SLOTS)
+
+
+def _hashes(signature: tuple[str, ...]) -> Codes:
+    return np.array([zlib.crc32(text.encode()) for text in signature], np.int64)
+
+
+# ---- many replays
+
+
+@dataclass(frozen=True)
+class Contest:
+    """What all replays share."""
+
+    world: World
+    search: SearchSpec
+    budget: float  # training tokens of one replay, the baseline's included
+    seed: int = 0
+    points: int = 60
+
+    @classmethod
+    def of(cls, world: World, search: SearchSpec, trainings: float, seed: int = 0) -> Contest:
+        """With a budget of so many whole trainings of the table's average length, the baseline's left out."""
+        cells = world.cells
+        tokens = (
+            np.exp(cells.values[:, cells.outputs.index("log_tokens")]) if "log_tokens" in cells.outputs else np.ones(1)
+        )
+        return cls(world, search, float(tokens.mean()) * (trainings + search.seeds_per_candidate), seed)
+
+    @property
+    def grid(self) -> Array:
+        """(G,) budgets at which the arms are compared."""
+        return np.linspace(self.budget / self.points, self.budget, self.points)
+
+    def regrets(self, arm: ReplayArm, replays: Sequence[int]) -> Array:
+        """(len(replays), G) optimum minus the true Overall of the candidate that the search names best, percent points.
+
+        Before the baseline is measured there is nothing to name but the baseline.
+        """
+        found = np.empty((len(replays), self.points))
+        for place, number in enumerate(replays):
+            steps = ReplayedSearch(self.world, arm, self.search, self.budget, (self.seed, number)).run()
+            spent = np.array([tokens for tokens, _ in steps])
+            last = np.maximum(np.searchsorted(spent, self.grid + 0.5, side="right") - 1, 0)
+            found[place] = self.world.optimum.overall - np.array([truth for _, truth in steps])[last]
+        return found
+
+
+CHUNK = 25
+"""Replays that a worker is given at once."""
+
+_contest: list[Contest] = []  # of a worker process
+
+
+def replay_arms(
+    contest: Contest,
+    arms: Sequence[ReplayArm],
+    replays: int,
+    *,
+    workers: int = 1,
+    on_replays: Callable[[int], None] = lambda count: None,
+) -> dict[str, Array]:
+    """Replay every arm; the result depends on neither the number of workers nor their speed.
+
+    Args:
+        contest: what all replays share.
+        arms: to replay.
+        replays: of each arm.
+        workers: processes; one means this process.
+        on_replays: called in this process with the number of replays that have just finished.
+
+    Returns:
+        arm -> (replays, G) regrets; see ``Contest.regrets``.
+    """
+    parts = [range(first, min(first + CHUNK, replays)) for first in range(0, replays, CHUNK)]
+    tasks = [(arm, part) for part in parts for arm in arms]
+    found: dict[str, list[tuple[int, Array]]] = {arm.name: [] for arm in arms}
+    with threadpool_limits(1):
+        if workers <= 1:
+            results: Iterator[Array] = (contest.regrets(arm, part) for arm, part in tasks)
+            _gather(tasks, results, found, on_replays)
+        else:
+            context = multiprocessing.get_context("spawn")
+            with ProcessPoolExecutor(workers, context, _begin_worker, (contest,)) as pool:
+                _gather(tasks, pool.map(_regrets, tasks), found, on_replays)
+    return {
+        name: np.concatenate([one for _, one in sorted(own, key=lambda pair: pair[0])]) for name, own in found.items()
+    }
+
+
+def _gather(
+    tasks: Sequence[tuple[ReplayArm, range]],
+    results: Iterable[Array],
+    found: dict[str, list[tuple[int, Array]]],
+    on_replays: Callable[[int], None],
+) -> None:
+    for (arm, part), regrets in zip(tasks, results, strict=True):
+        found[arm.name].append((part.start, regrets))
+        on_replays(len(part))
+
+
+def _begin_worker(contest: Contest) -> None:
+    threadpool_limits(1)
+    _contest[:] = [contest]
+
+
+def _regrets(task: tuple[ReplayArm, range]) -> Array:
+    return _contest[0].regrets(*task)

@@ -1,0 +1,443 @@
+"""A surrogate of a recorded table: what any composition of the catalogue would score, and how much two seeds of it differ.
+
+Ridge regression on main effects of all choices and numbers and on all pairs of choices, fitted as its kernel twin so that the two
+thousand pairs cost nothing. With m of S slots on which two compositions agree and a share p of pairs,
+
+    k = (1 - p) (m + agreement of numbers) / S + p m (m - 1) / (S (S - 1))
+
+The share and the penalty minimise the leave-one-out error; a cell with fewer seeds is penalised more. The benchmarks are fitted
+together, so Overall is their weighted sum here as it is in a run. The surrogate is the truth of a replay, so how far it may be
+trusted is measured: by cross-validation on cells, against the ceiling that the noise of the seeds sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from poise_core.archive.cells import CellRow, TableHead
+from poise_core.evidence.noise import Array, noise_of
+from poise_core.mechanisms.catalogue import SLOTS
+from poise_core.mechanisms.composition import Composition
+from poise_core.mechanisms.conflicts import conflicts
+from poise_core.mechanisms.model import Parameter
+
+Codes = np.ndarray[Any, np.dtype[np.int64]]
+
+PAIR_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)
+PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+
+FEWEST_CELLS = 6
+"""With a score; from fewer no surrogate is fitted."""
+
+COLLAPSE = 8.0
+"""Points below the best seed of its cell at which a training counts as a collapse, or five robust standard deviations of the
+difference of two trainings where that is more."""
+
+FOLDS = 10
+
+_SLOTS = tuple(SLOTS)
+_LEVEL = {(s, c.name): n for n, (s, c) in enumerate((s, c) for s in _SLOTS for c in SLOTS[s].choices)}
+LEVELS = len(_LEVEL)
+"""Choices of all slots together."""
+
+_PARAMETERS: dict[tuple[str, str, str], tuple[int, Parameter]] = {}
+for _slot in _SLOTS:
+    for _choice in SLOTS[_slot].choices:
+        for _one in _choice.parameters:
+            _PARAMETERS[_slot, _choice.name, _one.name] = (len(_PARAMETERS), _one)
+
+
+class TableError(Exception):
+    """A table cannot be used as asked; the message is one line."""
+
+
+def encode(composition: Composition) -> tuple[Codes, Array]:
+    """(S,) one level per slot, numbered through all slots; (P,) the place of every number within its span, -1 to 1.
+
+    Places are on a log scale, as variation moves numbers. A number that the composition does not have is 0, as one in the middle of
+    its span; what lies beyond the span is cut at 1.5.
+    """
+    codes = np.array([_LEVEL[slot, composition.choices[slot]] for slot in _SLOTS], np.int64)
+    numbers = np.zeros(len(_PARAMETERS))
+    for slot in _SLOTS:
+        for parameter in composition.choice(slot).parameters:
+            column, spec = _PARAMETERS[slot, composition.choices[slot], parameter.name]
+            numbers[column] = _place(spec, composition.parameters[parameter.name])
+    return codes, numbers
+
+
+def _place(spec: Parameter, value: float) -> float:
+    if not spec.movable or not value:
+        return 0.0
+    low, high = map(math.log, spec.span)
+    return float(np.clip(2.0 * (math.log(abs(value)) - low) / (high - low) - 1.0, -1.5, 1.5))
+
+
+@dataclass(frozen=True)
+class Cells:
+    """The scored cells of a table as arrays: n cells, J outputs (benchmarks, then log tokens and dynamics)."""
+
+    head: TableHead
+    compositions: tuple[Composition, ...]
+    codes: Codes  # (n, S)
+    numbers: Array  # (n, P)
+    outputs: tuple[str, ...]
+    values: Array  # (n, J) mean over seeds
+    seeds: Array  # (n,) how many
+    per_seed: tuple[Array, ...]  # n of (seeds, J)
+    weights: Array  # (J,) of Overall: zero for what is no benchmark
+    failed: int  # cells that were refused or failed
+    baseline: int  # row of the baseline; -1 where it has no score
+
+    @classmethod
+    def of(cls, head: TableHead, rows: Sequence[CellRow]) -> Cells:
+        """From a table; an output that some training lacks is left out.
+
+        Raises:
+            TableError: fewer than ``FEWEST_CELLS`` cells have a score, or a benchmark is missing.
+        """
+        scored: dict[int, list[CellRow]] = {}
+        for row in rows:
+            if row.overall is not None and math.isfinite(row.overall):
+                scored.setdefault(row.cell, []).append(row)
+        if len(scored) < FEWEST_CELLS:
+            raise TableError(f"{len(scored)} cells have a score; a surrogate needs {FEWEST_CELLS}: record more of them")
+        every = [row for own in scored.values() for row in own]
+        columns = [_outputs(row) for row in every]
+        extra = sorted(set.intersection(*(set(one) for one in columns)) - set(head.weights))
+        outputs = (*sorted(head.weights), *extra)
+        lacking = next((name for name in head.weights if any(name not in one for one in columns)), None)
+        if lacking is not None:
+            raise TableError(f"the benchmark {lacking} is missing in some rows of the table")
+        per_seed = tuple(
+            np.array([[_outputs(row)[name] for name in outputs] for row in own]) for own in scored.values()
+        )
+        compositions = tuple(Composition.model_validate(own[0].composition) for own in scored.values())
+        encoded = [encode(one) for one in compositions]
+        places = {cell: place for place, cell in enumerate(scored)}
+        return cls(
+            head,
+            compositions,
+            np.array([codes for codes, _ in encoded]),
+            np.array([numbers for _, numbers in encoded]),
+            outputs,
+            np.array([own.mean(axis=0) for own in per_seed]),
+            np.array([len(own) for own in per_seed], np.float64),
+            per_seed,
+            np.array([head.weights.get(name, 0.0) for name in outputs]),
+            len({row.cell for row in rows if row.failure is not None}),
+            places.get(head.baseline, -1),
+        )
+
+    @cached_property
+    def overall(self) -> Array:
+        """(n,) mean Overall of every cell, percent."""
+        return self.values @ self.weights
+
+    def subset(self, rows: Codes) -> Cells:
+        """Some of the cells."""
+        return Cells(
+            self.head, tuple(self.compositions[row] for row in rows), self.codes[rows], self.numbers[rows], self.outputs,
+            self.values[rows], self.seeds[rows], tuple(self.per_seed[row] for row in rows), self.weights, self.failed, -1,
+        )  # fmt: skip
+
+
+def _outputs(row: CellRow) -> dict[str, float]:
+    found = dict(row.benchmarks)
+    if row.tokens:
+        found["log_tokens"] = math.log(row.tokens)
+        if row.proxy_tokens:
+            found["proxy_share"] = row.proxy_tokens / row.tokens
+    for name, value in row.dynamics.items():
+        if name.startswith("proxy_"):
+            found[name] = value if name == "proxy_reward_mean" else math.log(max(value, 1e-4))
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """The fitted regression in its explicit form, for quick predictions; L levels, P numbers, J outputs."""
+
+    cells: Cells
+    pair_share: float
+    penalty: float
+    centre: Array  # (J,)
+    main: Array  # (L, J)
+    pairs: Array  # (L, L, J) symmetric; summed over unordered pairs of slots
+    slopes: Array  # (P, J)
+
+    @classmethod
+    def fit(cls, cells: Cells) -> Surrogate:
+        """With the share of pairs and the penalty of the smallest leave-one-out error of Overall."""
+        share, penalty = min(
+            ((share, penalty) for share in PAIR_SHARES for penalty in PENALTIES),
+            key=lambda one: float(np.mean(_left_out(cells, *one) ** 2)),
+        )
+        return cls.with_settings(cells, share, penalty)
+
+    @classmethod
+    def with_settings(cls, cells: Cells, pair_share: float, penalty: float) -> Surrogate:
+        """With a given share of pairs and a given penalty."""
+        slots, noise = len(_SLOTS), penalty * cells.seeds.mean() / cells.seeds
+        centre = np.average(cells.values, axis=0, weights=cells.seeds)
+        kernel = _kernel(cells, cells, pair_share)
+        alpha = np.linalg.solve(kernel + np.diag(noise), cells.values - centre)  # (n, J)
+        hot = np.zeros((len(cells.codes), LEVELS))
+        np.put_along_axis(hot, cells.codes, 1.0, axis=1)
+        main = (1.0 - pair_share) / slots * hot.T @ alpha
+        pairs = 2.0 * pair_share / (slots * (slots - 1)) * np.einsum("nl,nk,nj->lkj", hot, hot, alpha, optimize=True)
+        return cls(
+            cells, pair_share, penalty, centre, main, pairs, (1.0 - pair_share) / slots * cells.numbers.T @ alpha
+        )
+
+    def predict(self, codes: Codes, numbers: Array) -> Array:
+        """(J,) every output of one composition."""
+        both = self.pairs[np.ix_(codes, codes)].sum(axis=(0, 1)) - self.pairs[codes, codes].sum(axis=0)
+        found: Array = self.centre + self.main[codes].sum(axis=0) + 0.5 * both + numbers @ self.slopes
+        return found
+
+    def predict_cells(self, cells: Cells) -> Array:
+        """(n, J) every output of every cell."""
+        return np.array(
+            [self.predict(codes, numbers) for codes, numbers in zip(cells.codes, cells.numbers, strict=True)]
+        )
+
+
+def _kernel(one: Cells, other: Cells, pair_share: float) -> Array:
+    slots = len(_SLOTS)
+    same = (one.codes[:, None, :] == other.codes[None, :, :]).sum(axis=2).astype(np.float64)
+    main = (same + one.numbers @ other.numbers.T) / slots
+    found: Array = (1.0 - pair_share) * main + pair_share * same * (same - 1.0) / (slots * (slots - 1))
+    return found
+
+
+def _left_out(cells: Cells, pair_share: float, penalty: float) -> Array:
+    """(n,) leave-one-out errors of Overall, the centre as it is: [K^-1 y]_i / [K^-1]_ii."""
+    noise = penalty * cells.seeds.mean() / cells.seeds
+    inverse = np.linalg.inv(_kernel(cells, cells, pair_share) + np.diag(noise))
+    rest = cells.overall - np.average(cells.overall, weights=cells.seeds)
+    found: Array = (inverse @ rest) / np.diagonal(inverse)
+    return found
+
+
+# ---- how far it may be trusted
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The held-out error of Overall and what bounds it; cells with one seed count as much as others."""
+
+    cells: int
+    failed: int  # cells that were refused or failed
+    pair_share: float
+    penalty: float
+    r2: float  # held out, against the mean of the other cells
+    rank_correlation: float  # held out, Spearman
+    error: float  # root mean square, held out, percent points
+    ceiling: float  # the R^2 of a perfect prediction of the true means, given the seed noise; NaN where it is unknown
+    spread: float  # standard deviation of the cells' mean Overall, percent points
+    seed_std: float  # of one training around its cell, pooled; NaN where no cell has two seeds
+    seed_std_range: tuple[float, float]  # 5 % and 95 % quantile of the cells' moderated seed deviations
+    collapses: int  # trainings that collapsed
+    trainings: int
+
+
+def held_out(cells: Cells, seed: int = 0, folds: int = FOLDS) -> Array:
+    """(n, J) every output of every cell, predicted from the other folds with settings that were chosen there."""
+    order = np.random.default_rng(seed).permutation(len(cells.codes))
+    predicted = np.empty_like(cells.values)
+    for part in np.array_split(order, min(folds, len(order))):
+        rest = np.setdiff1d(order, part)
+        predicted[part] = Surrogate.fit(cells.subset(rest)).predict_cells(cells.subset(part))
+    return predicted
+
+
+def judge_fit(cells: Cells, surrogate: Surrogate, noise: SeedNoiseModel, predicted: Array) -> Fit:
+    """How far the surrogate may be trusted.
+
+    Args:
+        cells: of the table.
+        surrogate: fitted to all of them.
+        noise: of the seeds.
+        predicted: see ``held_out``.
+    """
+    truth, guess = cells.overall, predicted @ cells.weights
+    total = float(((truth - truth.mean()) ** 2).sum())
+    pooled = noise.pooled_variance
+    spread = float(truth.std(ddof=1))
+    deviations = np.sqrt(noise.variances)
+    return Fit(
+        cells=len(truth),
+        failed=cells.failed,
+        pair_share=surrogate.pair_share,
+        penalty=surrogate.penalty,
+        r2=1.0 - float(((truth - guess) ** 2).sum()) / total,
+        rank_correlation=float(stats.spearmanr(truth, guess).statistic) if np.ptp(guess) > 0 else 0.0,
+        error=math.sqrt(float(((truth - guess) ** 2).mean())),
+        ceiling=max(1.0 - pooled * float((1.0 / cells.seeds).mean()) / spread**2, 0.0) if spread > 0 else math.nan,
+        spread=spread,
+        seed_std=math.sqrt(pooled),
+        seed_std_range=(float(np.quantile(deviations, 0.05)), float(np.quantile(deviations, 0.95))),
+        collapses=noise.collapses,
+        trainings=int(cells.seeds.sum()),
+    )
+
+
+@dataclass(frozen=True)
+class SeedNoiseModel:
+    """How trainings of one composition differ, cell by cell as measured; J outputs.
+
+    A cell's seed variance of Overall is drawn from its posterior, a scaled inverse chi-square around the moderated variance
+    (``poise_core.evidence.noise``), so replays have stable and unstable compositions in the measured proportion, and
+    do not take two seeds' luck for knowledge. The direction over outputs is that of the pooled covariance. A cell of
+    which some seeds collapsed passes its share and depth of collapses on; what remains is centred, since the surrogate's mean
+    holds the collapses already.
+    """
+
+    variances: Array  # (n,) moderated, of Overall
+    freedoms: Array  # (n,) degrees of freedom behind them
+    collapse_shares: Array  # (n,) of a cell's trainings
+    collapse_depths: Array  # (n,) points of Overall
+    direction: Array  # (J, J) Cholesky factor of the covariance over outputs, for one unit of Overall's variance
+    pooled_variance: float  # NaN where no cell has two seeds
+    collapses: int  # trainings that collapsed
+
+    @classmethod
+    def learn(cls, cells: Cells) -> SeedNoiseModel:
+        """From cells with two seeds or more; without any, trainings do not differ, and ``pooled_variance`` says so."""
+        count, width = cells.values.shape
+        overalls = [own @ cells.weights for own in cells.per_seed]
+        apart = [np.abs(own - own.mean()) * math.sqrt(len(own) / (len(own) - 1)) for own in overalls if len(own) > 1]
+        typical = 1.4826 * float(np.median(np.concatenate(apart))) if apart else 0.0  # collapses hardly move a median
+        threshold = max(COLLAPSE, 5.0 * math.sqrt(2.0) * typical)
+        fallen = [own < own.max() - threshold for own in overalls]
+        shares = np.array([float(one.mean()) for one in fallen])
+        depths = np.array(
+            [
+                own[~bad].mean() - own[bad].mean() if bad.any() else 0.0
+                for own, bad in zip(overalls, fallen, strict=True)
+            ]
+        )
+        rest, squares, freedom = [], np.zeros(count), np.zeros(count)
+        for i, (own, bad) in enumerate(zip(cells.per_seed, fallen, strict=True)):
+            kept = own[~bad]
+            if len(kept) > 1:
+                centred = kept - kept.mean(axis=0)
+                rest.append(centred)
+                squares[i], freedom[i] = float(((centred @ cells.weights) ** 2).sum()), len(kept) - 1.0
+        if not rest:
+            return cls(
+                np.zeros(count),
+                np.ones(count),
+                shares,
+                depths,
+                np.zeros((width, width)),
+                math.nan,
+                int(sum(map(sum, fallen))),
+            )
+        pooled = float(squares.sum() / freedom.sum())
+        kept_noise = noise_of(
+            {str(i): dict(enumerate(o[~b].tolist())) for i, (o, b) in enumerate(zip(overalls, fallen, strict=True))}
+        )
+        prior, weight = (kept_noise.typical.variance, kept_noise.typical.freedom) if kept_noise else (pooled, 1e6)
+        weight = min(weight, 1e6)
+        covariance = np.einsum("nj,nk->jk", *(2 * [np.vstack(rest)])) / freedom.sum()
+        scale = covariance / max(pooled, 1e-12) + 1e-9 * np.eye(width) * np.maximum(np.diagonal(covariance).max(), 1e-9)
+        return cls(
+            (weight * prior + squares) / (weight + freedom), weight + freedom, shares, depths,
+            np.linalg.cholesky(scale), pooled, int(sum(map(sum, fallen))),
+        )  # fmt: skip
+
+
+# ---- the known optimum
+
+
+@dataclass(frozen=True)
+class Optimum:
+    """The best composition of the surrogate that was found, with its Overall."""
+
+    composition: Composition
+    overall: float
+    agreement: float  # share of the starts that ended there
+
+
+def find_optimum(surrogate: Surrogate, starts: int = 24, seed: int = 0) -> Optimum:
+    """The composition with the highest Overall among all of the catalogue that are free of conflicts.
+
+    Climbs from random compositions by the best change of one or two slots, numbers at the better end of their spans, until no
+    change helps. With effects of at most two slots that finds the top from nearly every start; ``agreement`` says from how many.
+    """
+    import random
+
+    from poise_core.mechanisms.operators import random_composition
+
+    weights = surrogate.cells.weights
+    slopes = surrogate.slopes @ weights
+    values, tops = surrogate.main @ weights, []
+    bonus, best_numbers = np.zeros(LEVELS), dict[int, dict[str, float]]()
+    for (slot, choice, name), (column, spec) in _PARAMETERS.items():
+        level = _LEVEL[slot, choice]
+        ends = [math.copysign(end, spec.default) for end in spec.span] if spec.movable else [spec.default]
+        number = max((float(slopes[column]) * _place(spec, value), value) for value in ends)[1]
+        bonus[level] += slopes[column] * _place(spec, number)
+        best_numbers.setdefault(level, {})[name] = number
+    pairs = surrogate.pairs @ weights
+    chosen = list(_LEVEL)
+
+    def build(codes: Codes) -> Composition:
+        numbers = {name: value for level in codes for name, value in best_numbers.get(int(level), {}).items()}
+        return Composition(choices=dict(chosen[level] for level in codes), parameters=numbers)
+
+    for start in range(starts):
+        codes = encode(random_composition(random.Random(f"optimum:{seed}:{start}")))[0]
+        while (better := _climb(codes, values + bonus, pairs, build)) is not None:
+            codes = better
+        composition = build(codes)
+        if not conflicts(composition):
+            tops.append((float(surrogate.predict(*encode(composition)) @ weights), composition))
+    best = max(tops, key=lambda one: one[0])
+    return Optimum(best[1], best[0], sum(top > best[0] - 1e-6 for top, _ in tops) / len(tops))
+
+
+_SLOT_LEVELS = [np.array([_LEVEL[slot, choice.name] for choice in SLOTS[slot].choices]) for slot in _SLOTS]
+
+
+def _climb(codes: Codes, values: Array, pairs: Array, build: Any) -> Codes | None:
+    """The best conflict-free change of one or two slots; None where none is an improvement."""
+    field = pairs[:, codes]  # (L, S) what each level has with the present one of each slot
+    total = field.sum(axis=1)
+    found: list[tuple[float, tuple[tuple[int, int], ...]]] = []
+    single = []
+    for slot, levels in enumerate(_SLOT_LEVELS):
+        now = codes[slot]
+        gain = (values[levels] + total[levels] - field[levels, slot]) - (values[now] + total[now] - field[now, slot])
+        single.append(gain)
+        found += [(float(g), ((slot, int(level)),)) for g, level in zip(gain, levels, strict=True)]
+    for a, first in enumerate(_SLOT_LEVELS):
+        for b in range(a + 1, len(_SLOT_LEVELS)):
+            second = _SLOT_LEVELS[b]
+            fresh = (
+                pairs[np.ix_(first, second)]
+                - field[first, b][:, None]
+                - field[second, a][None, :]
+                + pairs[codes[a], codes[b]]
+            )
+            gain = single[a][:, None] + single[b][None, :] + fresh
+            i, j = np.unravel_index(int(np.argmax(gain)), gain.shape)
+            found.append((float(gain[i, j]), ((a, int(first[i])), (b, int(second[j])))))
+    for gain, changes in sorted(found, key=lambda one: -one[0]):
+        if gain <= 1e-9:
+            return None
+        trial = codes.copy()
+        for slot, level in changes:
+            trial[slot] = level
+        if not conflicts(build(trial)):
+            return trial
+    return None

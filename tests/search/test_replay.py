@@ -1,0 +1,506 @@
+"""The tabular benchmark on tables whose truth is known: recording, surrogate, noise, replays, and the command."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from laboratory import Killed, Laboratory, make_preset
+from typer.testing import CliRunner
+
+from poise_core.archive import ArchiveError
+from poise_core.archive.cells import CellRow, TableHead, read_cells, write_cells
+from poise_core.cli import app
+from poise_core.config import load_preset
+from poise_core.experiments import replay as replays
+from poise_core.experiments import surrogate as surrogates
+from poise_core.experiments.recording import draw_design, record_table, table_of_run
+from poise_core.experiments.replay import Contest, ReplayArm, ReplayedSearch, World, arms_of, replay_arms
+from poise_core.experiments.surrogate import (
+    Cells,
+    SeedNoiseModel,
+    Surrogate,
+    TableError,
+    encode,
+    find_optimum,
+    held_out,
+    judge_fit,
+)
+from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
+from poise_core.mechanisms.composition import GRPO, Composition, compose
+from poise_core.mechanisms.conflicts import conflicts
+from poise_core.mechanisms.operators import random_composition
+from poise_core.run_directory import RunDirectory
+from poise_core.views.arms import compare_replays
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = {"greedy": 0.4, "pass": 0.6}
+DYNAMICS = {"proxy_completion_length": 20.0, "proxy_entropy": 0.1, "proxy_kl": 0.2}
+PRESET = load_preset("laptop", ["search.parents=2", "search.seeds_per_candidate=2"])
+
+
+def true_overall(composition: Composition) -> float:
+    """Main effects of a few choices, one number, and one pair that is worth more than its parts."""
+    of = composition.choices
+    value = 70.0
+    value += {"none": 2.0, "group_std": 0.0}.get(of["scale"], -1.0)
+    value += {"damp_negative": 3.0, "none": 0.0}.get(of["bound"], 1.0)
+    value += {"token-mean": 1.5}.get(of["aggregation"], 0.0)
+    value -= 2.0 * (of["entropy"] != "none")
+    value += 3.0 * (of["kl"] == "none" and of["routing"] == "all")
+    return value
+
+
+def made_up_rows(cells: int, std: float, seeds: int = 2, wild: float = 0.0, collapsing: float = 0.0) -> list[CellRow]:
+    """A recorded table of ``true_overall``; shares of the cells have three times the noise, or collapse at one seed."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for number, composition in enumerate([GRPO, *draw_design(cells)]):
+        own = std * (3.0 if rng.random() < wild else 1.0)
+        falls = rng.random() < collapsing
+        for seed in range(seeds):
+            overall = true_overall(composition) + own * float(rng.normal()) - 30.0 * (falls and seed == 0)
+            split = std * float(rng.normal())
+            rows.append(
+                CellRow(
+                    number, "random" if number else "baseline", f"CELL-{number:04d}", composition.choices,
+                    composition.parameters, seed, overall,
+                    {"greedy": overall + 0.6 * split, "pass": overall - 0.4 * split}, 1000, 400,
+                    {"proxy_reward_mean": 0.5 + overall / 1000, **DYNAMICS},
+                )
+            )  # fmt: skip
+    return rows
+
+
+def head(**changes: object) -> TableHead:
+    return replace(TableHead("made-up", "f00d", WEIGHTS, 0, 300, 30, 10), **changes)  # type: ignore[arg-type]
+
+
+@lru_cache(maxsize=4)
+def world(std: float, cells: int = 100) -> World:
+    return World.build(Cells.of(head(), made_up_rows(cells, std)))
+
+
+# ---- the file
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    rows = [*made_up_rows(3, 1.0), CellRow(9, "random", "CELL-0009", {"scale": "none"}, {}, failure="rejected")]
+    path = tmp_path / "deep" / "table.parquet"
+    write_cells(path, head(), rows[::-1])
+    assert read_cells(path) == (head(), rows)
+    path.write_bytes(b"something else")
+    with pytest.raises(ArchiveError, match="cannot be read as a table of cells"):
+        read_cells(path)
+    write_cells(path, head(version=99), rows)
+    with pytest.raises(ArchiveError, match="later version"):
+        read_cells(path)
+
+
+def test_the_published_run_is_a_table_whose_overalls_are_those_of_its_benchmarks() -> None:
+    found, rows = table_of_run(RunDirectory.read(ROOT / "docs" / "results" / "laptop-64"))
+    assert len({row.cell for row in rows}) == 46
+    assert (found.baseline, rows[0].name, rows[0].composition) == (0, "GRPO", GRPO.model_dump(mode="json"))
+    for row in rows:
+        assert row.overall == pytest.approx(sum(found.weights[name] * score for name, score in row.benchmarks.items()))
+        assert row.tokens is not None
+        assert row.proxy_tokens is not None
+        assert 0 < row.proxy_tokens < row.tokens
+        assert {"proxy_kl", "final_entropy"} < row.dynamics.keys()
+
+
+# ---- the recording
+
+
+def test_a_part_of_the_design_is_the_beginning_of_the_whole() -> None:
+    few, many = list(draw_design(5)), list(draw_design(12))
+    assert many[:5] == few
+    assert len({one.key for one in many}) == 12
+    assert not any(conflicts(one) for one in many)
+    assert list(draw_design(5, seed=1)) != few
+
+
+def record(folder: Path, cells: int = 4, **resources: int) -> tuple[int, list[CellRow]]:
+    preset = make_preset(resources={"parallel_candidates": 1, **resources})
+    with RunDirectory.open(folder, preset) as run:
+        scored = record_table(run, cells, (0, 1))
+        return scored, table_of_run(run, cells)[1]
+
+
+def test_a_recording_goes_on_after_a_kill_and_trains_nothing_twice(tmp_path: Path) -> None:
+    with Laboratory() as quiet:
+        whole = record(tmp_path / "whole")
+        assert len(quiet.trained) == len(set(quiet.trained)) == 10
+    with Laboratory() as laboratory:
+        laboratory.fail["CELL-0002"] = Killed()
+        with pytest.raises(Killed):
+            record(tmp_path / "killed")
+        assert not [name for name in laboratory.trained if name.startswith("CELL-0004")]
+        laboratory.fail.clear()
+        again = record(tmp_path / "killed")
+        assert sorted(laboratory.steps) == sorted(set(laboratory.steps)) == sorted(quiet.steps)
+        record(tmp_path / "killed")
+        assert len(laboratory.steps) == len(quiet.steps)
+
+    def content(rows: list[CellRow]) -> list[CellRow]:
+        return [replace(row, seconds=None) for row in rows]
+
+    assert (again[0], content(again[1])) == (whole[0], content(whole[1]))
+    assert [row.design for row in whole[1]] == ["baseline"] * 2 + ["random"] * 8
+    assert whole[0] == 5
+
+
+def test_a_cell_that_fails_is_a_row_with_its_failure_and_a_machine_that_fails_stops(tmp_path: Path) -> None:
+    with Laboratory(refuse=lambda name, source: "made up" if name == "CELL-0001" else None) as laboratory:
+        laboratory.fail["CELL-0003"] = CandidateFailure(FailureKind.DIVERGED, "train", "NaN")
+        scored, rows = record(tmp_path / "run")
+        assert scored == 3
+        assert {row.cell: (row.failure, row.overall) for row in rows if row.failure} == {
+            1: ("rejected", None), 3: ("diverged", None),
+        }  # fmt: skip
+        laboratory.fail["CELL-0005"] = InfrastructureError("the disk is full")
+        with pytest.raises(InfrastructureError):
+            record(tmp_path / "run", cells=5, infrastructure_retries=0)
+
+
+# ---- the surrogate
+
+
+def test_the_explicit_form_is_the_kernel_regression() -> None:
+    cells = Cells.of(head(), made_up_rows(40, 1.0))
+    fitted = Surrogate.with_settings(cells, 0.4, 0.1)
+    kernel = surrogates._kernel(cells, cells, 0.4)
+    alpha = np.linalg.solve(kernel + 0.1 * np.eye(41), cells.values - cells.values.mean(axis=0))
+    assert fitted.predict_cells(cells) == pytest.approx(kernel @ alpha + cells.values.mean(axis=0))
+
+
+def test_leave_one_out_errors_are_those_of_leaving_out() -> None:
+    """The centre stays that of all cells, as the formula has it."""
+    cells = Cells.of(head(), made_up_rows(12, 1.0))
+    kernel, mean = surrogates._kernel(cells, cells, 0.2), float(cells.overall.mean())
+    errors = surrogates._left_out(cells, 0.2, 0.3)
+    for i, error in enumerate(errors):
+        rest = np.arange(13) != i
+        inside = kernel[np.ix_(rest, rest)] + 0.3 * np.eye(12)
+        assert error == pytest.approx(
+            cells.overall[i] - mean - kernel[i, rest] @ np.linalg.solve(inside, cells.overall[rest] - mean)
+        )
+
+
+@pytest.mark.slow
+def test_the_surrogate_finds_known_effects_up_to_the_ceiling_of_the_noise() -> None:
+    cells = Cells.of(head(), made_up_rows(250, 1.5))
+    noise = SeedNoiseModel.learn(cells)
+    fit = judge_fit(cells, Surrogate.fit(cells), noise, held_out(cells))
+    true = np.array([true_overall(one) for one in cells.compositions])
+    assert fit.seed_std == pytest.approx(1.5, rel=0.1)
+    assert fit.ceiling == pytest.approx(true.var() / (true.var() + 1.5**2 / 2), abs=0.05)
+    assert 0.75 * fit.ceiling < fit.r2 < fit.ceiling
+    assert fit.rank_correlation > 0.75
+    assert (fit.cells, fit.failed, fit.collapses, fit.trainings) == (251, 0, 0, 502)
+    fitted = Surrogate.fit(cells)
+
+    def predicted(**choices: str) -> float:
+        return float(fitted.predict(*encode(compose(**choices))) @ cells.weights)
+
+    together = predicted(kl="none", routing="all") - predicted(kl="k3", routing="all")
+    apart = predicted(kl="none", routing="hard_weighted") - predicted(kl="k3", routing="hard_weighted")
+    assert together - apart > 0.7, "a pair is worth more than its parts; it is shrunken from 3"
+
+
+def test_permuted_scores_are_not_predicted() -> None:
+    rows = made_up_rows(80, 0.5)
+    rng = np.random.default_rng(0)
+    shuffled = [rows[i] for i in rng.permutation(len(rows))]
+    mixed = [
+        replace(row, overall=other.overall, benchmarks=other.benchmarks)
+        for row, other in zip(rows, shuffled, strict=True)
+    ]
+    cells = Cells.of(head(), mixed)
+    fit = judge_fit(cells, Surrogate.fit(cells), SeedNoiseModel.learn(cells), held_out(cells))
+    assert fit.r2 < 0.1
+    assert abs(fit.rank_correlation) < 0.25
+
+
+@pytest.mark.slow
+def test_the_optimum_has_the_best_known_choices_and_beats_whatever_is_drawn() -> None:
+    fitted = world(0.0).surrogate
+    optimum = find_optimum(fitted)
+    of = optimum.composition.choices
+    assert (of["bound"], of["entropy"], of["scale"], of["aggregation"]) == (
+        "damp_negative",
+        "none",
+        "none",
+        "token-mean",
+    )
+    assert (of["kl"], of["routing"]) == ("none", "all")
+    assert not conflicts(optimum.composition)
+    assert optimum.agreement > 0.2
+    weights = fitted.cells.weights
+    assert float(fitted.predict(*encode(optimum.composition)) @ weights) == pytest.approx(optimum.overall)
+    drawn = [random_composition(random.Random(i)) for i in range(500)]
+    assert max(float(fitted.predict(*encode(one)) @ weights) for one in drawn) <= optimum.overall + 1e-9
+
+
+def test_too_small_a_table_is_refused_in_one_line() -> None:
+    with pytest.raises(TableError, match="3 cells have a score; a surrogate needs 6"):
+        Cells.of(head(), made_up_rows(2, 1.0))
+
+
+# ---- the noise
+
+
+def drawn_overalls(some: World, count: int = 600, seeds: int = 6) -> np.ndarray:
+    """(count, seeds) Overall minus its truth."""
+    compositions = [*draw_design(30, seed=5)]
+    found = []
+    for number in range(count):
+        composition = compositions[number % 30]
+        drawn = some.draw(composition, str(number), (0, number), seeds)
+        found.append(drawn.values @ some.cells.weights - drawn.truth)
+    return np.array(found)
+
+
+@pytest.mark.slow
+def test_replayed_noise_has_the_measured_size_and_is_unequal_where_that_was() -> None:
+    even = drawn_overalls(world(1.5))
+    assert even.std() == pytest.approx(1.5, rel=0.1)
+    assert abs(even.mean()) < 0.1
+    wild = World.build(Cells.of(head(), made_up_rows(150, 1.0, seeds=4, wild=0.2)))
+    uneven = drawn_overalls(wild)
+    assert uneven.std() == pytest.approx(math.sqrt(0.8 + 0.2 * 9), rel=0.2)
+
+    def tail(values: np.ndarray) -> float:
+        own = values.std(axis=1, ddof=1)
+        return float(np.quantile(own, 0.95) / np.median(own))
+
+    assert tail(uneven) > 1.2 * tail(even)
+
+
+@pytest.mark.slow
+def test_collapses_are_counted_passed_on_and_zero_on_average() -> None:
+    """A tenth of 151 cells lose 30 points at one of two seeds: 5 % of the trainings."""
+    cells = Cells.of(head(), made_up_rows(150, 1.0, collapsing=0.1))
+    noise = SeedNoiseModel.learn(cells)
+    assert noise.collapses == pytest.approx(15, abs=8)
+    assert math.sqrt(noise.pooled_variance) == pytest.approx(1.0, rel=0.15), "they are no seed noise"
+    values = drawn_overalls(World.build(cells))
+    assert abs(values.mean()) < 0.5
+    assert (values < -10.0).mean() == pytest.approx(noise.collapses / 302, rel=0.5)
+
+
+# ---- replays
+
+
+def contest(some: World, trainings: float = 40, seed: int = 0) -> Contest:
+    return Contest.of(some, PRESET.search, trainings, seed)
+
+
+@pytest.mark.slow
+def test_random_has_the_regret_of_the_order_statistic() -> None:
+    """Without noise the pick is the best of the baseline and n draws: E max = sum over sorted values v_i of
+    v_i ((i / M)^n - ((i - 1) / M)^n), every value raised to the baseline's at least; n = 10 children, M = 1,500."""
+    some = world(0.0)
+    fitted, weights = some.surrogate, some.cells.weights
+    pool = np.array(
+        [float(fitted.predict(*encode(random_composition(random.Random(f"x{i}")))) @ weights) for i in range(1500)]
+    )
+    base = float(fitted.predict(*encode(GRPO)) @ weights)
+    ranks = np.arange(1501) / 1500
+    expected = float((np.sort(np.maximum(pool, base)) * (ranks[1:] ** 10 - ranks[:-1] ** 10)).sum())
+    arm = ReplayArm("random", selector="root", proposer="random")
+    found = contest(some, trainings=20).regrets(arm, range(60))[:, -1]
+    error = found.std(ddof=1) / math.sqrt(len(found))
+    assert found.mean() == pytest.approx(some.optimum.overall - expected, abs=4 * error + 0.05)
+
+
+def test_who_knows_the_optimum_has_no_regret(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = world(0.0)
+    monkeypatch.setitem(replays.PROPOSERS, "oracle", lambda rng, baseline: some.optimum.composition)
+    curve = contest(some).regrets(ReplayArm("oracle", selector="root", proposer="oracle"), range(3))
+    assert curve[:, -1] == pytest.approx([0.0] * 3, abs=1e-9)
+    assert (curve >= -1e-9).all()
+
+
+@pytest.mark.slow
+def test_a_selector_that_sees_the_truth_is_better_than_one_that_sees_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = world(4.0)
+    greedy = ReplayArm("greedy", selector="greedy", plateau=False)
+    blind = contest(some, 30).regrets(greedy, range(12))[:, -1]
+
+    def best_in_truth(self: ReplayedSearch, table: object, stalled: bool, generation: int) -> list[int]:
+        return [int(np.argmax([node.drawn.truth for node in self.nodes]))] * 2
+
+    monkeypatch.setattr(ReplayedSearch, "_parents", best_in_truth)
+    monkeypatch.setattr(
+        ReplayedSearch,
+        "_note",
+        lambda self, table: self.steps.append((self.tokens, max(n.drawn.truth for n in self.nodes))),
+    )
+    assert contest(some, 30).regrets(greedy, range(12))[:, -1].mean() < blind.mean() - 1.0
+
+
+@pytest.mark.slow
+def test_every_ablation_changes_the_search() -> None:
+    arms = arms_of(load_preset("laptop-64", ["search.seeds_per_candidate=2", "search.parents=2"]))
+    assert {
+        "evolution",
+        "random",
+        "tune",
+        "greedy",
+        "best-of-n",
+        "no potential",
+        "no crossover",
+        "no plateau rule",
+        "no ladder",
+    } < arms.keys()
+    one = Contest.of(world(1.5), PRESET.search, 30)
+    whole = one.regrets(arms["evolution"], range(2))
+    same = [
+        name for name, arm in arms.items() if name != "evolution" and np.array_equal(one.regrets(arm, range(2)), whole)
+    ]
+    assert same in ([], ["stopped children left out"]), "few replays may stop no child before its first training"
+
+
+@pytest.mark.slow
+def test_replays_depend_on_their_seed_alone() -> None:
+    arms = arms_of(PRESET)
+    chosen = [arms["evolution"], arms["random"]]
+    once = replay_arms(contest(world(1.5), 20), chosen, 4)
+    again = replay_arms(contest(world(1.5), 20), chosen, 4)
+    other = replay_arms(contest(world(1.5), 20, seed=1), chosen, 4)
+    for name, curves in once.items():
+        assert curves.shape == (4, 60)
+        assert np.array_equal(curves, again[name])
+        assert not np.array_equal(curves, other[name])
+    assert np.array_equal(contest(world(1.5), 20).regrets(arms["evolution"], [2])[0], once["evolution"][2])
+
+
+@pytest.mark.slow
+def test_workers_change_nothing(tmp_path: Path) -> None:
+    arms = arms_of(PRESET)
+    one = contest(world(1.5), 10)
+    chosen = [arms["random"], arms["greedy"]]
+    for name, curves in replay_arms(one, chosen, 30, workers=2).items():
+        assert np.array_equal(curves, replay_arms(one, chosen, 30)[name])
+
+
+def test_a_budget_is_kept_and_failures_cost_but_never_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        *made_up_rows(60, 1.0),
+        *(CellRow(100 + i, "random", "X", GRPO.choices, {}, failure="diverged") for i in range(60)),
+    ]
+    some = World.build(Cells.of(head(), rows))
+    assert some.failure_share == pytest.approx(60 / 121)
+    search = ReplayedSearch(some, arms_of(PRESET)["random"], PRESET.search, 41_000.0, (0, 0))
+    steps = search.run()
+    failed = [node for node in search.nodes if node.drawn.failed]
+    assert 5 < len(failed) < len(search.nodes) - 5
+    assert all(len(node.values) == 0 for node in failed)
+    spent = sum((1 if node in failed else 2) * node.drawn.tokens for node in search.nodes)
+    assert steps[-1][0] == pytest.approx(spent)
+    assert 41_000 <= steps[-1][0] < 41_000 + 2 * 2 * 1100
+
+
+# ---- comparing
+
+
+def test_tokens_to_the_same_regret_by_hand() -> None:
+    """Random falls from 8 to 4 over tokens 1 to 5 (1 per token); the arm from 8 to 4 over 1 to 3. Both reach 4: 5 / 3."""
+    tokens = np.arange(1.0, 6.0)
+    random_curve, arm_curve = np.array([8.0, 7, 6, 5, 4]), np.array([8.0, 6, 4, 4, 4])
+    worse = np.array([8.0, 7.5, 7, 6.5, 6])  # reaches 6 at 5; random does at 3
+    rows = {
+        row.arm: row
+        for row in compare_replays(
+            {n: np.tile(c, (4, 1)) for n, c in {"random": random_curve, "arm": arm_curve, "worse": worse}.items()},
+            tokens,
+        )
+    }
+    assert rows["arm"].ratio is not None
+    assert rows["worse"].ratio is not None
+    assert (rows["arm"].ratio.estimate, rows["worse"].ratio.estimate) == (pytest.approx(5 / 3), pytest.approx(3 / 5))
+    assert rows["worse"].gap is not None
+    assert rows["worse"].gap.estimate == 2.0
+    assert rows["random"].gap is rows["random"].ratio is None
+    noisy = np.random.default_rng(0).normal(0.0, 1.0, (200, 5))
+    spread = compare_replays({"random": random_curve + noisy, "arm": random_curve + noisy - 1.0}, tokens)
+    best = spread[0]
+    assert best.arm == "arm"
+    assert best.gap is not None
+    assert (best.gap.low, best.gap.high) == (pytest.approx(-1.0), pytest.approx(-1.0)), "paired: common luck cancels"
+
+
+# ---- selectors of users, and the command
+
+
+def documented_selector() -> str:
+    text = (ROOT / "docs" / "search.md").read_text()
+    return re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]  # type: ignore[index]
+
+
+def invoke(*arguments: object) -> tuple[int, str]:
+    done = CliRunner().invoke(app, [str(one) for one in arguments])
+    return done.exit_code, done.output
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    write_cells(tmp_path / "table.parquet", head(), made_up_rows(40, 1.0))
+    return tmp_path / "table.parquet"
+
+
+def test_the_documented_selector_is_replayed(table: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(documented_selector())
+    name = f"{file}:Halves"
+    status, output = invoke(
+        "compare-search", "--table", table, "--selector", name, "--arm", "greedy", "--replays", 3, "--trainings", 12,
+        "--workers", 1, "--out", tmp_path / "out", "--json",
+    )  # fmt: skip
+    assert status == 0, output
+    found = json.loads((tmp_path / "out" / "replay.json").read_text())
+    assert {one["arm"] for one in found["arms"]} == {"random", "greedy", name}
+    assert (tmp_path / "out" / "replay.svg").stat().st_size > 1000
+    for one in found["arms"]:
+        assert (one["gap"] is None) == (one["arm"] == "random")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--table", "none.parquet"), "none.parquet: no such file"),
+        (("--table", "TABLE", "--arm", "none"), "no arm 'none'; arms: evolution, random, tune"),
+        (("--table", "TABLE", "--selector", "none.py:X"), "none.py: no such file"),
+        (("--table", "TABLE", "--selector", "X"), "X: a selector is named FILE.py:CLASS"),
+        (("--table", "TABLE", "--selector", "WRONG:Wrong"), "Wrong lacks select(nodes, count, seed)"),
+        (("--selector", "X"), "--selector needs --table FILE"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    arguments: tuple[str, ...], message: str, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wrong.py").write_text("class Wrong:\n    pass\n")
+    given = [one.replace("TABLE", str(table)).replace("WRONG", "wrong.py") for one in arguments]
+    status, output = invoke("compare-search", *given)
+    assert (status, len(output.strip().splitlines())) == (2, 1), output
+    assert message in output
+
+
+def test_a_table_is_made_of_a_run_by_the_command(tmp_path: Path) -> None:
+    out = tmp_path / "old.parquet"
+    status, output = invoke("record-table", "--from-archive", ROOT / "docs" / "results" / "laptop-64", "--out", out)
+    assert (status, output) == (0, f"46 cells, 136 rows: {out}\n")
+    assert len(read_cells(out)[1]) == 136
+    status, output = invoke(
+        "record-table", "--preset", "smoke", "--seeds", 9, "--out", out, "--run-dir", tmp_path / "r"
+    )
+    assert (status, "protocol.seeds lists 2" in output) == (2, True)
