@@ -124,13 +124,13 @@ def test_a_name_of_a_file_becomes_a_plain_name() -> None:
 def test_loading_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing else bounds what stands at the top level of a file, where the check `language` was got past."""
     monkeypatch.setattr(budget, "CALL_SECONDS", 0.2)
-    busy = f"{SOURCE}\nLENGTHS = [sum(range(1000)) for _ in range(10**9)]\n"
+    busy = f"{SOURCE}\nLENGTHS = [sum(range(1000)) for _ in range(10**5) for _ in range(10**5)]\n"
     begun = time.process_time()
     with pytest.raises(CallTimedOut, match=r"loading the file takes longer than 0\.2 seconds"):
         load_candidate_source(busy, "busy")
     hidden = SOURCE.replace(
         "    size: float = 2.0",
-        "    size: float = 2.0\n\n    def __post_init__(self):\n        [0 for _ in range(10**9)]",
+        "    size: float = 2.0\n\n    def __post_init__(self):\n        [0 for _ in range(10**5) for _ in range(10**5)]",
     )
     with pytest.raises(CallTimedOut, match=r"Hyperparameters\(\) takes longer"):
         load_candidate_source(hidden, "hidden")

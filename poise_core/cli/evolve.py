@@ -71,8 +71,6 @@ def evolve(
             *shared_network(allow_shared_network),
         ]
         resolved = resolve_preset(preset, settings, generations=generations, parents=parents, seed=seed)
-        if resolved.untuned:
-            typer.echo(f"poise: {resolved.untuned}", err=True)
         if forecast := check_and_forecast(resolved):
             count = resolved.search.generations
             say(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)

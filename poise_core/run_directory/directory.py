@@ -25,7 +25,7 @@ from poise_core.run_directory.records import (
     HEADER,
     PRESET,
     PROBLEMS,
-    SECRET,
+    SEALED,
     SETTINGS,
     RunDirectoryError,
     accept,
@@ -239,7 +239,7 @@ def _refuse_foreign(folder: Path) -> None:
     if not folder.is_dir():
         raise RunDirectoryError(f"{folder}: not a directory")
     found = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    if found == [SECRET]:
+    if found == [SEALED]:
         return
     if "archive" in found:
         raise RunDirectoryError(
@@ -251,12 +251,12 @@ def _refuse_foreign(folder: Path) -> None:
 
 def _made_secret(folder: Path, given: ProblemSecret | None) -> ProblemSecret:
     try:
-        secret = ProblemSecret.made(folder / SECRET, copy_of=given)
+        secret = ProblemSecret.made(folder / SEALED, copy_of=given)
     except SecretError as error:
         raise RunDirectoryError(str(error)) from None
     if given is not None and secret != given:
         raise RunDirectoryError(
-            f"{folder / SECRET}: is another secret than this run is to share; take another directory"
+            f"{folder / SEALED}: is another secret than this run is to share; take another directory"
         )
     return secret
 

@@ -15,7 +15,7 @@ from poise_core.config.protocol import TRAINER_REVISION, Protocol
 from poise_core.evaluation.problems import ProblemSecret, SecretError
 from poise_core.files import write_atomically
 
-PRESET, SETTINGS, SECRET = "preset.yaml", "settings.json", "secret"
+PRESET, SETTINGS, SEALED = "preset.yaml", "settings.json", "secret"
 PROBLEMS = "problems"
 """Key of the secret's fingerprint beside the frozen preset, from which a run knows its secret again."""
 HEADER = "# The preset of this run as resolved at its first start. The protocol is frozen: results depend on it.\n"
@@ -93,12 +93,12 @@ def secret_of(folder: Path) -> ProblemSecret | None:
     if fingerprint is None:
         return None
     try:
-        secret = ProblemSecret.read(folder / SECRET)
+        secret = ProblemSecret.read(folder / SEALED)
     except SecretError as error:
         raise RunDirectoryError(f"{error}: without it no policy can be scored on the problems of this run") from None
     if secret.fingerprint != fingerprint:
         raise RunDirectoryError(
-            f"{folder / SECRET}: is of another run (fingerprint {secret.fingerprint}, this one began with {fingerprint}); put "
+            f"{folder / SEALED}: is of another run (fingerprint {secret.fingerprint}, this one began with {fingerprint}); put "
             "this run's own back from a copy"
         )
     return secret

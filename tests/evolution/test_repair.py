@@ -115,7 +115,8 @@ def test_repairs_are_bounded_and_end_in_the_last_files_failure(tmp_path: Path, f
     measure(evolution, child)
     assert len(author.asked) == 1 + bound
     assert [(row["kind"], row["stage"]) for row in rows(evolution, "failures")] == [("diverged", "train")] * (1 + bound)
-    (last,) = [row for row in rows(evolution, "candidates", generation=1) if str(bound) in row["source"]]
+    made = rows(evolution, "candidates", generation=1)
+    (last,) = [row for row in made if row["candidate_id"] not in {one["revises"] for one in made}]
     assert {row["candidate_id"] for row in rows(evolution, "reflections")} - {child.parent_id} == {last["candidate_id"]}
     assert evolution.finished(1)
     measure(evolution, child)

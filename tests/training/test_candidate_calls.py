@@ -533,7 +533,7 @@ def test_a_file_that_does_not_come_to_its_end_is_a_failure_of_the_candidate(
     """The time of a call did not hold for what stands at the top level of the file."""
     monkeypatch.setattr(budget, "CALL_SECONDS", 0.2)
     candidate, outcome = tmp_path / "busy.py", tmp_path / "outcome.json"
-    candidate.write_text("N = [len([0]) for _ in range(10**9)]\n")
+    candidate.write_text("N = len([0 for _ in range(10**5) for _ in range(10**5) if False])\n")
     job = {
         "candidate_path": str(candidate),
         "candidate_name": "busy",
