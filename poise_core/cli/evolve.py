@@ -64,8 +64,6 @@ def evolve(
     with plain_errors():
         settings = [*(overrides or []), *agent_overrides(llm, base_url, directive)]
         resolved = resolve_preset(preset, settings, generations=generations, parents=parents, seed=seed)
-        if resolved.untuned:
-            typer.echo(f"poise: {resolved.untuned}", err=True)
         if forecast := check_and_forecast(resolved):
             count = resolved.search.generations
             typer.echo(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
@@ -80,7 +78,14 @@ def evolve(
         resume = f"go on with: {shlex.join(['poise', *sys.argv[1:]])}"
         try:
             with ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display:
-                run = evolve_here(resolved, folder, observer=display, say=display.say, replay=recording(replay))
+                notes = [f"poise: {resolved.untuned}"] if resolved.untuned else []
+
+                def say(status: str) -> None:
+                    while notes:  # once, when the run is open: input that cannot be used gets its own line alone
+                        display.note(notes.pop())
+                    display.say(status)
+
+                run = evolve_here(resolved, folder, observer=display, say=say, replay=recording(replay))
         except Cancelled as error:
             raise fail(f"stopped; {resume}", STOPPED) from error
         except InfrastructureError as error:
