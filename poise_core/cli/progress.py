@@ -67,6 +67,10 @@ class ProgressDisplay:
         if not self._console.is_terminal:
             self._console.print(Text(status, "dim"))
 
+    def note(self, line: str) -> None:
+        """Print a line that stays."""
+        self._console.print(Text(line), soft_wrap=True)
+
     def __call__(self, event: Event) -> None:
         """Show an event; called from any thread."""
         key = (event.stage, event.subject)
