@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from poise_core.candidate.budget import CallTimedOut, within_budget
+from poise_core.candidate.budget import CallTimedOut, Expired, within_budget
 from poise_core.candidate.identity import BUILTINS, UnreadableCandidate, read_candidate, source_digest
 from poise_core.contract import LOSS_AGGREGATIONS, Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
 
@@ -123,7 +123,7 @@ def _execute(tree: ast.Module, source: str, name: str, wall: bool) -> dict[str, 
     flags = __future__.annotations.compiler_flag
     try:
         exec(compile(tree, filename, "exec", flags=flags, dont_inherit=True), members)
-    except (KeyboardInterrupt, MemoryError):
+    except (Expired, KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # a file that exits must not end the process that loads it
         raise CandidateError(f"the file fails when it is imported: {type(error).__name__}: {error}") from error

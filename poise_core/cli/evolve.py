@@ -87,12 +87,12 @@ def evolve(
             with ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display:
                 notes = [f"poise: {resolved.untuned}"] if resolved.untuned else []
 
-                def say(status: str) -> None:
+                def tell(status: str) -> None:
                     while notes:  # once, when the run is open: input that cannot be used gets its own line alone
                         display.note(notes.pop())
                     display.say(status)
 
-                run = evolve_here(resolved, folder, observer=display, say=say, replay=recording(replay))
+                run = evolve_here(resolved, folder, observer=display, say=tell, replay=recording(replay))
         except Cancelled as error:
             raise fail(f"stopped; {resume}", STOPPED) from error
         except InfrastructureError as error:
