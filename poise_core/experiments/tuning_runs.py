@@ -25,6 +25,7 @@ from poise_core.archive import location_below
 from poise_core.config import Preset
 from poise_core.config.protocol import TUNED_TRAINING, Protocol
 from poise_core.config.search import BaselineSpec, TuningRecord
+from poise_core.evaluation.problems import ProblemSecret
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.format import format_duration
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval
@@ -290,7 +291,8 @@ class Tuning:
         own = preset.model_copy(
             update={"protocol": self._protocol(training), "archive": archive, "name": f"{preset.name}-tune"}
         )
-        run = self._stack.enter_context(RunDirectory.open(self.folder / name, own))
+        shared = ProblemSecret.made(self.folder / "secret")  # all points answer the same problems, and can be paired
+        run = self._stack.enter_context(RunDirectory.open(self.folder / name, own, shared))
         return Trials(run, executor=self.executor, should_stop=self._stop.is_set)
 
     def _protocol(self, training: Mapping[str, float]) -> Protocol:
