@@ -181,8 +181,8 @@ class Algorithm:
             decides = ndtr(shared * self.luck[spec.name] + own * rng.normal(size=spec.problems))  # uniform
             solved = decides < _rate(self.world.ease[spec.name] + shift)
             score = 100.0 * float(solved.mean())
-            # pass@k with k = samples asks for one correct answer: that one is counted
-            counts = tuple(solved.astype(int).tolist())
+            # a problem is solved with all its samples or with none, so that pass@k is 1 or 0 at every k
+            counts = tuple((spec.samples * solved.astype(int)).tolist())
             results.append(BenchmarkResult(spec.name, spec.metric_name, score, counts, spec.samples, 1.0, 20.0))
             total += spec.weight * score
         return SeedEvaluation(seed, "search", total, tuple(results), 0.0)

@@ -67,7 +67,7 @@ def test_a_loss_is_no_champion_and_one_seed_declares_nothing() -> None:
     evaluations = {"base": candidate(world, rng, range(3))}
     evaluations |= {f"c{i}": candidate(world, rng, range(3)) for i in range(8)}
     evaluations["bad"] = candidate(world, rng, range(3), effect=-20.0)
-    evaluations["lucky"] = candidate(world, rng, [0], effect=25.0)
+    evaluations["lucky"] = candidate(world, rng, [0], effect=14.0)
     evaluations["elsewhere"] = candidate(world, rng, [7], effect=14.0)  # no seed in common
     found = {one.candidate_id: one for one in declare(evaluations, "base", list(evaluations), world.protocol)}
     assert found["bad"].delta.high < 0
