@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import math
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -99,15 +100,20 @@ def test_the_artifacts_of_a_hostile_run_are_inert(tmp_path: Path, monkeypatch: p
         monkeypatch.setattr(module, "create_markdown_artifact", lambda *given, **named: made.append((*given, named)))
         monkeypatch.setattr(module, "current_evolution", lambda _: fake)
     monkeypatch.setattr(tasks.reports, "create_table_artifact", lambda *given, **named: made.append((*given, named)))
-    monkeypatch.setattr(tasks.reports, "evidence_of", lambda _: evidence)
     taught = Reflection(candidate_id="r", parent_id=None, reflector="rules", summary=hostile, avoid=(hostile,))
     row = dict.fromkeys(("candidate_id", "outcome", "seeds", "declared"), "x") | {"message": hostile}
     fake = SimpleNamespace(
-        run=None, reflect=lambda _: taught, executor=None, observer=None, trials=SimpleNamespace(compute_slot=None)
+        run=SimpleNamespace(evidence=lambda: evidence),
+        reflect=lambda _: taught,
+        executor=None,
+        observer=None,
+        trials=SimpleNamespace(compute_slot=None),
     )
+    record = SimpleNamespace(replication=row, rows=[])
     monkeypatch.setattr(
-        tasks.replication, "Replication", lambda *_, **__: SimpleNamespace(carry_out=lambda *_, **__: row)
+        tasks.replication, "Examination", lambda *_, **__: SimpleNamespace(examine=lambda *_, **__: record)
     )
+    monkeypatch.setattr(tasks.replication, "get_run_logger", lambda: logging.getLogger("examination"))
     tasks.reports.show_leaderboard.fn(hostile)
     tasks.stages.reflect.fn("run", SimpleNamespace(name=hostile), None)
     tasks.replication.replicate.fn("run", "root-0000000001", hostile)

@@ -205,6 +205,7 @@ def test_the_surrogate_finds_known_effects_up_to_the_ceiling_of_the_noise() -> N
     assert 0.75 * fit.ceiling < fit.r2 < fit.ceiling
     assert fit.rank_correlation > 0.75
     assert (fit.cells, fit.failed, fit.collapses, fit.trainings) == (251, 0, 0, 502)
+    cells = Cells.of(head(), made_up_rows(600, 1.5))
     fitted = Surrogate.fit(cells)
 
     def predicted(**choices: str) -> float:

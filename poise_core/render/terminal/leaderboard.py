@@ -97,7 +97,7 @@ def _notes(
     others: Sequence[str],
     evidence: RunEvidence | None,
 ) -> list[Text]:
-    notes = []
+    notes, shown = [], {row.candidate_id for row in rows}
     if baseline and baseline.overall and baseline.seed_std is not None:
         notes.append(
             f"Seed noise of {baseline.name}: standard deviation {baseline.seed_std:.2f} points over "
@@ -124,7 +124,7 @@ def _notes(
         steady = [
             f"{evidence.candidates[one.candidate_id]['name']} {found.sentence()}"
             for one in evidence.champions
-            if (found := evidence.stability(one.candidate_id))
+            if one.candidate_id in shown and (found := evidence.stability(one.candidate_id))
         ]
         if steady:
             notes.append(f"Claims hold for trainings that do not collapse: {'; '.join(steady)} (95 %).")
