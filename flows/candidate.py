@@ -18,7 +18,7 @@ from poise_core.render.lines import candidate_headline
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.views import leaderboard
 from tasks.outcomes import raise_for_the_candidate, with_typed_end
-from tasks.reports import evidence_of, update_tracking
+from tasks.reports import update_tracking
 from tasks.session import candidate_session, find_candidate_ref, make_run
 from tasks.stages import admit
 
@@ -58,4 +58,4 @@ def evaluate_candidate(
         raise_for_the_candidate(child.stages)
         if evolution.run.archive.rows("candidates", candidate_id=ref.candidate_id, arm=MANUAL_ARM):
             update_tracking.submit(run_dir).wait()  # of its own candidates the evolution reports
-        return Completed(message=candidate_headline(leaderboard(evidence_of(evolution.run)), ref.candidate_id))
+        return Completed(message=candidate_headline(leaderboard(evolution.run.evidence()), ref.candidate_id))

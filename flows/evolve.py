@@ -29,7 +29,7 @@ from poise_core.render.lines import generation_headline, run_headline
 from poise_core.views import leaderboard
 from tasks.dispatch import evaluate_elsewhere
 from tasks.outcomes import raise_for_the_run, with_typed_end
-from tasks.reports import evidence_of, show_leaderboard, update_tracking
+from tasks.reports import show_leaderboard, update_tracking
 from tasks.session import chosen_preset, evolution_session, parallel_candidates
 from tasks.stages import (
     evaluate,
@@ -84,7 +84,7 @@ def evolve(
             if not evolution.finished(number):
                 generation(run_dir, number)
         tracked.wait()
-        return Completed(message=run_headline(leaderboard(evidence_of(evolution.run))))
+        return Completed(message=run_headline(leaderboard(evolution.run.evidence())))
 
 
 def establish_baseline(run_dir: str) -> PrefectFuture[str]:
@@ -126,7 +126,7 @@ def generation(run_dir: str, number: int) -> State[Any]:
         raise_for_the_run(stage for child in children for stage in child.stages)
         show_leaderboard.submit(run_dir, reflected).wait()
         update_tracking.submit(run_dir, reflected).wait()
-        return Completed(message=generation_headline(leaderboard(evidence_of(evolution.run)), number))
+        return Completed(message=generation_headline(leaderboard(evolution.run.evidence()), number))
 
 
 @dataclass

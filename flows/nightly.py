@@ -26,7 +26,7 @@ from poise_core.views.nightly import NightlyRun
 from tasks.budget import Budget
 from tasks.outcomes import raise_for_the_run, with_typed_end
 from tasks.replication import champion_candidate, replicate
-from tasks.reports import evidence_of, leave_nightly_report, update_tracking
+from tasks.reports import leave_nightly_report, update_tracking
 from tasks.session import chosen_preset, evolution_session, next_generation
 
 
@@ -87,7 +87,7 @@ def nightly_generation(
         update_tracking.submit(run_dir).wait()
         if trouble is not None:
             raise trouble
-        said = generation_headline(leaderboard(evidence_of(evolution.run)), number)
+        said = generation_headline(leaderboard(evolution.run.evidence()), number)
         if nightly.stopped:
             return Completed(
                 name="BudgetUsedUp", message=f"{one_line(nightly.stopped)}; gen-{number:02d} so far: {said}"

@@ -51,9 +51,7 @@ class Run:
         directory = RunDirectory.read(path)
         return cls(
             directory,
-            RunEvidence.load(
-                directory.archive, directory.preset.protocol, planned=directory.current_preset.search.planned
-            ),
+            directory.evidence(),
         )
 
 

@@ -10,7 +10,6 @@ from prefect.artifacts import create_markdown_artifact
 
 from poise_core.escaping import markdown
 from poise_core.evidence.examination import conclude, unfinished
-from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.examination import Examination
 from poise_core.render.markdown import render_examination_page
 from tasks.session import current_evolution, find_candidate_ref
@@ -67,7 +66,7 @@ def replicate(
 def champion_candidate(run_dir: str) -> tuple[str, str] | None:
     """Id and name of the best champion candidate that was not replicated yet, or whose examination has not come to its end."""
     run = current_evolution(run_dir).run
-    evidence = RunEvidence.load(run.archive, run.preset.protocol, planned=run.current_preset.search.planned)
+    evidence = run.evidence()
     examined = evidence.examinations
     waiting = [
         one

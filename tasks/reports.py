@@ -15,12 +15,10 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact, cr
 
 from poise_core.escaping import markdown, markdown_page, one_line
 from poise_core.evidence.format import format_interval
-from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.files import write_atomically
 from poise_core.render.lines import judgement, untuned_note
 from poise_core.render.markdown import fenced, render_nightly_report
 from poise_core.render.terminal import render_lineage
-from poise_core.run_directory import RunDirectory
 from poise_core.tracking.sync import Tracker
 from poise_core.views import LeaderboardRow, leaderboard, lineage
 from poise_core.views.nightly import NightlyRun, nightly_report, report_file
@@ -32,7 +30,7 @@ MLFLOW_SECONDS = 5.0
 @task(task_run_name="show leaderboard")
 def show_leaderboard(run_dir: str, after: Any = None) -> str:
     """The leaderboard as a table artifact and the lineage as a Markdown one; the name of the first."""
-    evidence = evidence_of(current_evolution(run_dir).run)
+    evidence = current_evolution(run_dir).run.evidence()
     rows = leaderboard(evidence)
     about = f"Leaderboard of {markdown(run_dir)}" + (f". {untuned_note(evidence.untuned)}" if evidence.untuned else "")
     create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=about)
@@ -46,8 +44,7 @@ def update_tracking(run_dir: str, after: Any = None) -> str:
     """Push what MLflow does not have yet; a fault of MLflow is a warning, and the next update catches up."""
     run = current_evolution(run_dir).run
     tracker = Tracker.for_run(run)
-    planned = run.current_preset.search.planned
-    report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, planned=planned)
+    report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path)
     if report.error:
         get_run_logger().warning("MLflow is behind the archive: %s", one_line(report.error))
     elif link := experiment_link(tracker.uri, tracker.experiment):
@@ -59,7 +56,7 @@ def update_tracking(run_dir: str, after: Any = None) -> str:
 def leave_nightly_report(run_dir: str, nightly: NightlyRun) -> str:
     """Write the nightly report as an artifact and as a file of the run directory; returns the path of the file."""
     run = current_evolution(run_dir).run
-    text = render_nightly_report(nightly_report(evidence_of(run), run.preset, nightly))
+    text = render_nightly_report(nightly_report(run.evidence(), run.preset, nightly))
     path = report_file(run.path, nightly)
     path.parent.mkdir(exist_ok=True)
     write_atomically(path, text)
@@ -67,12 +64,6 @@ def leave_nightly_report(run_dir: str, nightly: NightlyRun) -> str:
         text, key="morning-summary", description=f"Generation {nightly.generation} of {markdown(run_dir)}"
     )
     return str(path)
-
-
-def evidence_of(run: RunDirectory) -> RunEvidence:
-    """What a run may say of its candidates, as of now."""
-    planned = run.current_preset.search.planned
-    return RunEvidence.load(run.archive, run.preset.protocol, planned=planned, untuned=run.preset.untuned)
 
 
 def experiment_link(uri: str, experiment: str) -> str | None:

@@ -14,6 +14,11 @@ def list_algorithms() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if not path.stem.startswith("_"))
 
 
+def display_name(name: str) -> str:
+    """The name under which a run knows a shipped algorithm: ``DR-GRPO`` for ``dr_grpo``."""
+    return name.upper().replace("_", "-")
+
+
 def algorithm_path(name: str) -> Path:
     """The candidate file of a shipped algorithm.
 

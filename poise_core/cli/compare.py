@@ -5,8 +5,6 @@ from __future__ import annotations
 import json as json_module
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +22,7 @@ from poise_core.cli.common import (
     existing_file,
     fail,
     plain_errors,
+    progress_bar,
     say,
     say_json,
     shared_network,
@@ -151,7 +150,7 @@ def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
     write_atomically(folder / "comparison.json", document + "\n")
     draw_comparison(curves, folder / "comparison.svg")
     if json:
-        typer.echo(document)
+        say_json(document)
     else:
         view_console().print(render_comparison(curves))
         say(
@@ -184,7 +183,7 @@ def _replay(
     from poise_core.archive.cells import read_cells
     from poise_core.cli.common import resolve_preset
     from poise_core.experiments.replay import Contest, ReplayArm, World, arms_of, load_selector, replay_arms
-    from poise_core.experiments.surrogate import Cells, TableError, held_out, judge_fit
+    from poise_core.experiments.surrogate import Cells, TableError, judge_fit
     from poise_core.views.arms import REFERENCE, compare_replays
 
     with plain_errors():
@@ -205,11 +204,11 @@ def _replay(
             raise fail(error, UNUSABLE) from error
         chosen = [arm for name, arm in known.items() if name in wanted]
         contest = Contest.of(world, resolved.search, given.trainings, given.seed)
-        with _bar("replays", len(chosen) * given.replays) as advance:
+        with progress_bar("replays", len(chosen) * given.replays) as advance:
             workers = given.workers or os.cpu_count() or 1
             regrets = replay_arms(contest, chosen, given.replays, workers=workers, on_replays=advance)
         compared = compare_replays(regrets, contest.grid)
-        fit = judge_fit(cells, world.surrogate, world.noise, held_out(cells))
+        fit = judge_fit(cells, world.surrogate, world.noise, world.predicted)
         _show_replays(contest, compared, fit, given)
 
 
@@ -241,17 +240,6 @@ def _show_replays(contest: Contest, compared: list[ReplayedArm], fit: Fit, given
         return
     say(describe_fit(fit, optimum.overall, baseline, optimum.agreement))
     view_console().print(render_replays(compared))
-
-
-@contextmanager
-def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
 
 
 def record_table(
@@ -297,7 +285,7 @@ def record_table(
             if len(chosen) < seeds:
                 raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
             folder = (run_dir or Path("runs") / f"{resolved.name}-table").absolute()
-            with RunDirectory.open(folder, resolved) as run, _bar("cells", cells + 1) as advance:
+            with RunDirectory.open(folder, resolved) as run, progress_bar("cells", cells + 1) as advance:
 
                 def save(done: int) -> None:
                     advance(1)

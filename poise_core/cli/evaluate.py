@@ -86,20 +86,9 @@ def evaluate(
 
 
 def _measure(trials: Trials, file: Path, seeds: tuple[int, ...]) -> CandidateRef:
-    """Through the gate, the training and the evaluation; faults of the machine are retried as the preset says."""
-    from poise_core.failures import InfrastructureError
-
     candidate = trials.adopt(file)
-    for left in reversed(range(trials.resources.infrastructure_retries + 1)):
-        try:
-            trials.verify(candidate, must_be_new=False)
-            trials.train(candidate, seeds)
-            trials.evaluate(candidate, seeds)
-            return candidate
-        except InfrastructureError:
-            if not left:
-                raise
-    raise AssertionError("unreachable")
+    trials.measure(candidate, seeds)
+    return candidate
 
 
 def _failure(failure: Any) -> dict[str, str]:
@@ -109,7 +98,6 @@ def _failure(failure: Any) -> dict[str, str]:
 def _result(run: RunDirectory, trials: Trials, candidate: CandidateRef, seeds: tuple[int, ...]) -> dict[str, Any]:
     from poise_core.evaluation.results import benchmark_means
     from poise_core.evidence.intervals import delta_between, distinguishable, overall_interval
-    from poise_core.evidence.run_evidence import RunEvidence
 
     protocol, identity = run.preset.protocol, candidate.candidate_id
     mine = trials.evaluations(candidate, seeds)
@@ -122,7 +110,7 @@ def _result(run: RunDirectory, trials: Trials, candidate: CandidateRef, seeds: t
         "benchmarks": benchmark_means(mine),
         "baseline": None,
     }
-    evidence = RunEvidence.load(run.archive, protocol, planned=run.current_preset.search.planned)
+    evidence = run.evidence()
     base = evidence.baseline
     if base is not None and base != identity:
         evaluations = {**evidence.evaluations, identity: mine}

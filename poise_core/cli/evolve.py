@@ -25,7 +25,7 @@ from poise_core.cli.common import (
     shared_network,
     view_console,
 )
-from poise_core.cli.reading import evidence_of, leaderboard_of
+from poise_core.cli.reading import leaderboard_of
 
 if TYPE_CHECKING:
     from poise_core.run_directory import RunDirectory
@@ -100,7 +100,7 @@ def evolve(
         except EvolutionError as error:
             raise fail(error, 1) from error
         console = view_console()
-        evidence = evidence_of(run)
+        evidence = run.evidence()
         console.print(leaderboard_of(run, evidence))
         console.print()
         console.print(render_lineage(lineage(evidence)))

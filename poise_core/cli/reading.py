@@ -31,7 +31,7 @@ def leaderboard(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None
 
     with plain_errors():
         run = RunDirectory.read(run_dir)
-        evidence = evidence_of(run)
+        evidence = run.evidence()
         if json:
             _print_json([row.to_dict() for row in rank(evidence)])
             return
@@ -52,7 +52,7 @@ def lineage(run_dir: RunDir, json: JsonOption = False, svg: SvgOption = None) ->
     from poise_core.views.lineage import selection_report
 
     with plain_errors():
-        evidence = evidence_of(RunDirectory.read(run_dir))
+        evidence = RunDirectory.read(run_dir).evidence()
         roots = trace(evidence)
         if json:
             _print_json([node.to_dict() for node in roots])
@@ -75,7 +75,7 @@ def rungs(run_dir: RunDir, json: JsonOption = False) -> None:
 
     with plain_errors():
         run = RunDirectory.read(run_dir)
-        report = rung_report(evidence_of(run), run.current_preset.ladder)
+        report = rung_report(run.evidence(), run.current_preset.ladder)
         if json:
             _print_json(report.to_dict())
         else:
@@ -102,7 +102,7 @@ def show(
 
     with plain_errors():
         run = RunDirectory.read(run_dir)
-        evidence = evidence_of(run)
+        evidence = run.evidence()
         best = best_of(rank(evidence))
         found = find_candidate_id(run, candidate or (best.candidate_id if best else ""))
         view = view_candidate(evidence, found)
@@ -147,14 +147,6 @@ def leaderboard_of(run: RunDirectory, evidence: RunEvidence, width: int | None =
         outlook=outlook_note(outlook(evidence, run.preset)),
         spending=spending_note(spending(evidence)),
     )
-
-
-def evidence_of(run: RunDirectory) -> RunEvidence:
-    """What a run may say of its candidates, as of now."""
-    from poise_core.evidence.run_evidence import RunEvidence
-
-    planned = run.current_preset.search.planned
-    return RunEvidence.load(run.archive, run.preset.protocol, planned=planned, untuned=run.preset.untuned)
 
 
 def _print_json(document: Any) -> None:

@@ -81,7 +81,7 @@ def replicate(
                         seeds,
                         undeclared=undeclared,
                         conditions=[one.strip() for one in conditions.split(",")] if conditions is not None else None,
-                        say=lambda cost: typer.echo(cost, err=True),
+                        say=lambda cost: say(cost, err=True),
                     )
             except ReplicationRefused as error:
                 raise fail(error, UNUSABLE) from error
@@ -90,7 +90,6 @@ def replicate(
                 run.preset.protocol,
                 run_dir=run.path,
                 force=True,
-                planned=run.current_preset.search.planned,
             )  # moves the champion's alias
     _print(found, record, json)
     if record.replication["outcome"] != "replicated":

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from poise_core.cli.common import SharedNetworkOption, say, shared_network, view_console
+from poise_core.cli.common import SharedNetworkOption, progress_bar, say, shared_network, view_console
 
 if TYPE_CHECKING:
     from poise_core.config import Preset
@@ -75,11 +75,11 @@ def _judge(preset: Preset, names: Sequence[str], seeds: int, folder: Path) -> Su
     from poise_core.testbed.panel import run_panel
 
     protocol = preset.protocol
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=view_console(stderr=True)) as progress:
-        bar = progress.add_task(f"training on {protocol.policy}", total=len(names) * seeds)
-        with ThreadPoolExecutor(preset.resources.parallel_candidates) as pool:
-            panel = run_panel(preset, names, seeds, folder, pool, on_seed=lambda: progress.advance(bar))
+    with (
+        progress_bar(f"training on {protocol.policy}", len(names) * seeds) as advance,
+        ThreadPoolExecutor(preset.resources.parallel_candidates) as pool,
+    ):
+        panel = run_panel(preset, names, seeds, folder, pool, on_seed=lambda: advance(1))
     return summarize(
         protocol.policy, protocol, panel.search, panel.report, panel.untrained, preset.search.baseline, panel.failed
     )

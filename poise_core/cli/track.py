@@ -32,9 +32,7 @@ def track(
     with plain_errors():
         run = RunDirectory.read(run_dir)
         tracker = Tracker.for_run(run, uri)
-        report = tracker.sync_archive(
-            run.archive, run.preset.protocol, run_dir=run.path, force=True, planned=run.current_preset.search.planned
-        )
+        report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True)
     if report.error:
         raise fail(f"MLflow at {tracker.uri}: {report.error}", FAULT)
     say(

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from poise_core.cli.common import UNUSABLE, PresetOption, SetOption, fail, plain_errors, resolve_preset
+from poise_core.cli.common import (
+    UNUSABLE,
+    PresetOption,
+    SetOption,
+    fail,
+    plain_errors,
+    resolve_preset,
+    say,
+    view_console,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,26 +56,24 @@ def tune(
 
     poise tune --preset my.yaml --run-dir runs/my-tune --trainings 120
     """
-    from rich.console import Console
-
     from poise_core.experiments.tuning_runs import Tuning, TuningRefused
 
-    def say(line: str) -> None:
-        typer.echo(line, err=True)
+    def tell(line: str) -> None:
+        say(line, err=True)
 
     with plain_errors():
         resolved = resolve_preset(preset, overrides)
         folder = (run_dir or Path("runs") / f"{resolved.name}-tune").absolute()
         try:
-            tuning = Tuning(resolved, folder, trainings, seeds, fresh_seeds, say=say)
-            say(_what(tuning))
+            tuning = Tuning(resolved, folder, trainings, seeds, fresh_seeds, say=tell)
+            tell(_what(tuning))
             with tuning:
                 tuned = tuning.carry_out()
         except TuningRefused as error:
             raise fail(error, UNUSABLE) from error
-        Console().print(table(tuned))
-        typer.echo(summary(tuned))
-        typer.echo(_placed(tuned, preset, overrides, write))
+        view_console().print(table(tuned))
+        say(summary(tuned))
+        say(_placed(tuned, preset, overrides, write))
 
 
 def _what(tuning: Tuning) -> str:

@@ -1,4 +1,4 @@
-"""A user's own environment, named in a preset by its file: ``prompts.py:MyEnvironment``.
+"""A user's own environment, named in a preset by its file: ``prompts.py:MyEnvironment``; selectors for replays are named alike.
 
 The loader of presets appends a digest of the file, ``prompts.py:MyEnvironment#0123456789abcdef``, because the problems belong to
 the protocol: a changed file makes another protocol.
@@ -7,13 +7,16 @@ the protocol: a changed file makes another protocol.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
 class EnvironmentFile:
-    """The file and the name of an environment's class."""
+    """The file and the name of a class in it."""
 
     path: Path  # as it was given; a relative one starts at the working directory, as a policy's folder does
     class_name: str
@@ -30,6 +33,26 @@ class EnvironmentFile:
     def name(self) -> str:
         """Undo ``parse``."""
         return f"{self.path}:{self.class_name}" + (f"#{self.digest}" if self.digest else "")
+
+    def instance(self, module: str) -> Any:
+        """Import the file under a module's name and call its class without arguments.
+
+        Raises:
+            ValueError: the file or the class fails; the message is one line.
+        """
+        spec = importlib.util.spec_from_file_location(module, self.path.absolute())
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        sys.modules[module] = loaded  # dataclasses look up their module there
+        try:
+            spec.loader.exec_module(loaded)
+            return getattr(loaded, self.class_name)()
+        except Exception as error:
+            sys.modules.pop(module, None)
+            raise ValueError(
+                f"{self.path}: {self.class_name} cannot be made: {type(error).__name__}: {error}"
+            ) from error
 
     def present_digest(self) -> str:
         """Compute the digest of the file as it is now.

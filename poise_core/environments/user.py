@@ -6,8 +6,6 @@ evaluation, which can read no other file beside it, so problems that are not gen
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from typing import cast
 
 from poise_core.config.environment_file import EnvironmentFile
@@ -31,18 +29,7 @@ def load_environment(file: EnvironmentFile) -> Environment:
             f"{file.path} has changed since this run began (digest {digest}, the run has {file.digest}); other problems make "
             "another protocol: restore the file, or begin a new run"
         )
-    name = f"poise_environment_{digest}"
-    spec = importlib.util.spec_from_file_location(name, file.path.absolute())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look up their module there
-    try:
-        spec.loader.exec_module(module)
-        environment = getattr(module, file.class_name)()
-    except Exception as error:
-        sys.modules.pop(name, None)
-        raise ValueError(f"{file.path}: {file.class_name} cannot be made: {type(error).__name__}: {error}") from error
+    environment = file.instance(f"poise_environment_{digest}")
     missing = [method for method in _METHODS if not callable(getattr(environment, method, None))]
     if missing:
         raise ValueError(

@@ -141,14 +141,9 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """``holds`` where the limits lie above zero, ``does not hold`` where they lie below it."""
-        return verdict_of(self.delta)
-
-
-def verdict_of(delta: Interval) -> str:
-    """See ``Comparison.verdict``."""
-    if delta.low > 0.0:
-        return HOLDS
-    return FAILS if delta.high < 0.0 else OPEN
+        if self.delta.low > 0.0:
+            return HOLDS
+        return FAILS if self.delta.high < 0.0 else OPEN
 
 
 def compare(

@@ -25,6 +25,7 @@ from typing import Literal
 
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evidence.collapse import collapse_bound
 from poise_core.evidence.intervals import Interval, delta_between
 from poise_core.evidence.noise import NoiseFloor, noise_floor
 
@@ -59,7 +60,7 @@ class Stability:
     @property
     def bound(self) -> float:
         """Upper 95 % limit of the probability that a further training ends below the worst: p with (1 - p)^n = 0.05."""
-        return 1.0 - 0.05 ** (1.0 / self.seeds)
+        return collapse_bound(0, self.seeds)
 
     def sentence(self) -> str:
         """For people."""

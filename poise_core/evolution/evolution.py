@@ -12,6 +12,7 @@ from contextlib import nullcontext
 
 from poise_core.agents.llm.ledger import Allowance
 from poise_core.agents.roles import Proposal, ProposalContext, Reflection
+from poise_core.algorithms import display_name
 from poise_core.archive import EVOLUTION_ARM as ARM
 from poise_core.archive import Archive
 from poise_core.candidate.identity import same_program
@@ -112,7 +113,7 @@ class Evolution:
             source, composition = with_numbers(name, numbers)
         except ValueError as error:
             raise EvolutionError(f"search.baseline, baseline.hyperparameters: {error}") from error
-        title = name.upper().replace("_", "-")
+        title = display_name(name)
         identity = candidate_id(title, source)
         for row in self.run.archive.rows("candidates", arm=ARM):
             if row["parent_ids"] or row["candidate_id"] == identity:

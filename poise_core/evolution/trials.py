@@ -15,6 +15,7 @@ from poise_core.evolution.run_context import RunContext
 from poise_core.evolution.stages.evaluate import evaluate, evaluate_stopped
 from poise_core.evolution.stages.train import train
 from poise_core.evolution.stages.verify import verify
+from poise_core.failures import Cancelled, InfrastructureError
 
 
 class Trials(RunContext):
@@ -44,3 +45,25 @@ class Trials(RunContext):
     def evaluate_stopped(self, candidate: CandidateRef, seed: int, steps: int) -> tuple[float, int] | None:
         """Score the policy at which a training was stopped; see ``poise_core.evolution.stages.evaluate.evaluate_stopped``."""
         return evaluate_stopped(self, candidate, seed, steps)
+
+    def measure(self, candidate: CandidateRef, seeds: Sequence[int]) -> None:
+        """Take the candidate through the gate, the training and the evaluation, where no flow does that.
+
+        Faults of the machine are retried as ``resources.infrastructure_retries`` says.
+
+        Raises:
+            CandidateFailure: the candidate was refused or failed.
+            InfrastructureError: the machine failed more often; the same call goes on.
+            Cancelled: ``should_stop`` returned true.
+        """
+        for left in reversed(range(self.resources.infrastructure_retries + 1)):
+            if self.should_stop():
+                raise Cancelled("stopped")
+            try:
+                self.verify(candidate, must_be_new=False)
+                self.train(candidate, seeds)
+                self.evaluate(candidate, seeds)
+                return
+            except InfrastructureError:
+                if not left:
+                    raise

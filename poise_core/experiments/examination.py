@@ -42,7 +42,7 @@ from poise_core.evidence.examination import (
 )
 from poise_core.evidence.format import format_duration, format_interval
 from poise_core.evolution.records import CandidateRef
-from poise_core.experiments.replication import Replication, ReplicationRefused, Variant
+from poise_core.experiments.replication import Replication, ReplicationRefused, Variant, delta_columns
 from poise_core.failures import CandidateFailure
 
 Fields = dict[str, Any]
@@ -335,9 +335,7 @@ def _fields(found: Comparison, level: float) -> Fields:
         "verdict": found.verdict,
         "overall": statistics.fmean(found.mine.values()),
         "baseline_overall": statistics.fmean(found.theirs.values()),
-        "delta": delta.estimate,
-        "low": delta.low if math.isfinite(delta.low) else None,
-        "high": delta.high if math.isfinite(delta.high) else None,
+        **delta_columns(delta),
         "level": level,
         "worst": min(found.mine.values()),
         "baseline_worst": min(found.theirs.values()),

@@ -20,13 +20,13 @@ from itertools import islice
 from typing import Any
 
 from poise_core.agents.catalogue.compositions import read_composition
-from poise_core.algorithms import algorithm_path
+from poise_core.algorithms import algorithm_path, display_name
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.archive.cells import CellRow, TableHead
 from poise_core.config import LadderSpec
 from poise_core.evolution import CandidateRef, Trials
 from poise_core.evolution.events import Observer
-from poise_core.failures import Cancelled, CandidateFailure, InfrastructureError
+from poise_core.failures import CandidateFailure
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.known import composition_for
 from poise_core.mechanisms.operators import random_composition
@@ -110,7 +110,7 @@ def _jobs(trials: Trials, cells: int, design_seed: int) -> Iterator[CandidateRef
 def _baseline(trials: Trials) -> CandidateRef:
     algorithm = trials.run.preset.search.baseline
     source = algorithm_path(algorithm).read_text(encoding="utf-8")
-    return trials.register(_display_name(algorithm), source, written_by="human", arm=TABLE_ARM)
+    return trials.register(display_name(algorithm), source, written_by="human", arm=TABLE_ARM)
 
 
 def _cell(trials: Trials, number: int, composition: Composition) -> CandidateRef:
@@ -123,21 +123,12 @@ def _cell(trials: Trials, number: int, composition: Composition) -> CandidateRef
 
 
 def _measure(trials: Trials, candidate: CandidateRef, seeds: tuple[int, ...]) -> bool:
-    """Through gate, training and evaluation; faults of the machine are retried as the preset says."""
-    for left in reversed(range(trials.resources.infrastructure_retries + 1)):
-        if trials.should_stop():
-            raise Cancelled("stopped")
-        try:
-            trials.verify(candidate, must_be_new=False)
-            trials.train(candidate, seeds)
-            trials.evaluate(candidate, seeds)
-            return True
-        except CandidateFailure:
-            return False
-        except InfrastructureError:
-            if not left:
-                raise
-    raise AssertionError("unreachable")
+    """Whether the candidate came through gate, training and evaluation."""
+    try:
+        trials.measure(candidate, seeds)
+    except CandidateFailure:
+        return False
+    return True
 
 
 # ---- the table of a run
@@ -157,7 +148,7 @@ def table_of_run(run: RunDirectory, planned: int = 0) -> tuple[TableHead, list[C
         poise_core.archive.ArchiveError: a file cannot be read.
     """
     archive, protocol, ladder = run.archive, run.preset.protocol, run.preset.ladder
-    baseline_name = _display_name(run.preset.search.baseline)
+    baseline_name = display_name(run.preset.search.baseline)
     candidates = [row for row in archive.rows("candidates") if row["arm"] != UNTRAINED_ARM]
     candidates.sort(key=lambda row: (row["name"] != baseline_name, row["generation"], row["name"], row["candidate_id"]))
     failures = {row["candidate_id"]: row["kind"] for row in archive.rows("failures", protocol=protocol.digest)}
@@ -188,10 +179,6 @@ def table_of_run(run: RunDirectory, planned: int = 0) -> tuple[TableHead, list[C
     weights = {spec.name: spec.weight for spec in protocol.benchmarks}
     proxy = (ladder.proxy_steps, ladder.proxy_window)
     return TableHead(run.preset.name, protocol.digest, weights, baseline, planned, *proxy), rows
-
-
-def _display_name(algorithm: str) -> str:
-    return algorithm_path(algorithm).stem.upper().replace("_", "-")
 
 
 def _composition(candidate: Mapping[str, Any]) -> Composition | None:

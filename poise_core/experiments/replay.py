@@ -10,11 +10,9 @@ Two arms that try the same composition in the same replay draw the same numbers 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import multiprocessing
 import random
-import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +24,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from poise_core.agents.catalogue.proposer import CatalogueProposer
+from poise_core.agents.catalogue.random_search import with_random_numbers
 from poise_core.agents.catalogue.screener import CatalogueScreener
 from poise_core.config import LadderSpec, Preset
 from poise_core.config.environment_file import EnvironmentFile
@@ -45,14 +44,13 @@ from poise_core.experiments.surrogate import (
     held_out,
 )
 from poise_core.mechanisms.catalogue import SLOTS
-from poise_core.mechanisms.composition import Composition, number_distance
+from poise_core.mechanisms.composition import GRPO, Composition, number_distance
 from poise_core.mechanisms.operators import (
     Variation,
     crossover,
     mutate,
     mutate_numbers,
     random_composition,
-    random_numbers,
 )
 from poise_core.search.acquisition import AcquisitionSelector, judge
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
@@ -95,6 +93,7 @@ class World:
     surrogate: Surrogate
     noise: SeedNoiseModel
     optimum: Optimum
+    predicted: Array  # (n, J) held-out predictions of every cell
     ranks: Array  # (n,) held-out predictions of the cells' Overall, ascending
     order: Codes  # (n,) the cells in that order
     rough: Array  # (J, J) factor of what the surrogate does not explain of a composition, noise of seeds left out
@@ -125,7 +124,7 @@ class World:
         factor = vectors * np.sqrt(np.maximum(values, 0.0))
         factor[cells.weights > 0] *= rough
         share = cells.failed / (cells.failed + len(cells.codes))
-        return cls(surrogate, noise, find_optimum(surrogate), ranked[order], order, factor, share)
+        return cls(surrogate, noise, find_optimum(surrogate), predicted, ranked[order], order, factor, share)
 
     @property
     def cells(self) -> Cells:
@@ -185,14 +184,9 @@ class ReplayArm:
     ladder: LadderSpec | None = None
 
 
-def draw_numbers(rng: random.Random, baseline: Composition) -> Composition:
-    """The baseline with random numbers, as ``RandomProposer`` draws them in the arm ``tune``."""
-    return random_numbers(baseline, rng, optional={"kl": baseline.choices["kl"], "entropy": "bonus"}).composition
-
-
 PROPOSERS: dict[str, Callable[[random.Random, Composition], Composition]] = {
     "random": lambda rng, baseline: random_composition(rng),
-    "tune": draw_numbers,
+    "tune": lambda rng, baseline: with_random_numbers(baseline, rng).composition,
 }
 """Arms that propose without looking at any measurement: (random numbers, baseline) -> composition."""
 
@@ -252,16 +246,10 @@ def load_selector(name: str) -> Selector:
         raise TableError(f"{name}: a selector is named FILE.py:CLASS")
     if not file.path.is_file():
         raise TableError(f"{file.path}: no such file")
-    spec = importlib.util.spec_from_file_location(f"poise_selector_{file.path.stem}", file.path.absolute())
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
     try:
-        spec.loader.exec_module(module)
-        selector = getattr(module, file.class_name)()
-    except Exception as error:
-        raise TableError(f"{file.path}: {file.class_name} cannot be made: {type(error).__name__}: {error}") from error
+        selector = file.instance(f"poise_selector_{file.path.stem}")
+    except ValueError as error:
+        raise TableError(str(error)) from error
     if not callable(getattr(selector, "select", None)):
         raise TableError(f"{file.path}: {file.class_name} lacks select(nodes, count, seed)")
     return cast(Selector, selector)
@@ -313,7 +301,7 @@ class ReplayedSearch:
         )
         self.proposer, self.screener = CatalogueProposer(), CatalogueScreener()
         cells = world.cells
-        baseline = cells.compositions[cells.baseline] if cells.baseline >= 0 else _default_baseline()
+        baseline = cells.compositions[cells.baseline] if cells.baseline >= 0 else GRPO
         self.baseline = baseline
         self.benchmarks = [i for i, weight in enumerate(cells.weights) if weight > 0]
         self.nodes: list[_Node] = []
@@ -555,14 +543,8 @@ class ReplayedSearch:
         return tuple(float(node.drawn.values[seed, outputs.index(f"proxy_{name}")]) for name in forecast.FEATURES)
 
 
-def _default_baseline() -> Composition:
-    from poise_core.mechanisms.composition import GRPO
-
-    return GRPO
-
-
 def encode_choices(composition: Composition) -> Codes:
-    """(S,) the choice of every slot as a number."""
+    """(S,) the choice of every slot as a number; within the slot, since features of the nodes have a column for each."""
     return np.array([_PLACES[slot, choice] for slot, choice in composition.choices.items()], np.int64)
 
 

@@ -19,7 +19,6 @@ learning rate or policy where a condition has one. Nothing of it is ever ranked 
 from __future__ import annotations
 
 import contextvars
-import math
 import statistics
 import threading
 from collections.abc import Callable, Sequence
@@ -38,7 +37,7 @@ from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.examination import LEVEL, Plan, fresh_seeds
 from poise_core.evidence.format import format_interval
-from poise_core.evidence.intervals import paired_delta
+from poise_core.evidence.intervals import Interval, paired_delta
 from poise_core.evidence.noise import SeedNoise, moderated
 from poise_core.evidence.promotion import Stability
 from poise_core.evidence.run_evidence import RunEvidence
@@ -58,6 +57,13 @@ from poise_core.run_directory import RunDirectory
 from poise_core.training.job import TrainingJob
 
 FEWEST_SEEDS = 2
+
+
+def delta_columns(delta: Interval) -> dict[str, float | None]:
+    """A difference as the columns of ``replications`` and ``examinations``; an open limit is None."""
+    plain = delta.to_dict()
+    return {"delta": plain["estimate"], "low": plain["low"], "high": plain["high"]}
+
 
 Found = TypeVar("Found")
 
@@ -197,7 +203,7 @@ class Replication:
                     f"this replication was begun with seeds {list(plan.seeds)}; it goes on with them, or not at all"
                 )
             return plan
-        evidence = self.evidence()
+        evidence = self.run.evidence()
         declared = self._check(evidence, undeclared)
         settings = self.run.preset.examination
         count = settings.seeds if count is None else count
@@ -229,10 +235,6 @@ class Replication:
     def has_plan(self) -> bool:
         """Whether the candidate's examination was begun by a version of the program that plans one."""
         return "settings" in (load_record(self._plan_file(self.candidate_id)) or {})
-
-    def evidence(self) -> RunEvidence:
-        """What the run says of its candidates now."""
-        return RunEvidence.load(self.archive, self.protocol, planned=self.run.current_preset.search.planned)
 
     def _check(self, evidence: RunEvidence, undeclared: bool) -> bool:
         name = self.candidate_ref().name
@@ -397,15 +399,13 @@ class Replication:
             "outcome": outcome,
             "overall": statistics.fmean(one.overall for one in mine),
             "baseline_overall": statistics.fmean(one.overall for one in theirs),
-            "delta": delta.estimate,
-            "low": delta.low if math.isfinite(delta.low) else None,
-            "high": delta.high if math.isfinite(delta.high) else None,
+            **delta_columns(delta),
             "message": f"{outcome}: {limits} points to the baseline over {delta.seeds} fresh seeds, {meaning}{steady}{declared}",
         }
 
     def primary_noise(self, mine: Sequence[SeedEvaluation], theirs: Sequence[SeedEvaluation]) -> SeedNoise | None:
         """Noise of the difference between seeds: the fresh seeds' own, drawn towards the search's noise floor, if it has one."""
-        floor = self.evidence().noise
+        floor = self.run.evidence().noise
         if floor is None:
             return None
         differences = [one.overall - other.overall for one, other in zip(mine, theirs, strict=True)]

@@ -21,6 +21,7 @@ from typing import Any, Self
 
 import yaml
 
+from poise_core.algorithms import display_name
 from poise_core.archive import location_below
 from poise_core.config import Preset
 from poise_core.config.protocol import TUNED_TRAINING, Protocol
@@ -35,7 +36,7 @@ from poise_core.evolution.records import CandidateRef, load_record, write_record
 from poise_core.evolution.run_context import MANUAL_ARM
 from poise_core.evolution.trials import Trials
 from poise_core.experiments.tuning import Axis, Point, Scores, Search, Spent
-from poise_core.failures import CandidateFailure, InfrastructureError
+from poise_core.failures import CandidateFailure
 from poise_core.files import write_atomically
 from poise_core.mechanisms.known import CLIP_SIDES, defaults_of, takes_entropy_bonus, with_numbers
 from poise_core.run_directory import RunDirectory
@@ -244,7 +245,7 @@ class Tuning:
         trials, candidate = self._candidate(point)
         missing = [seed for seed in seeds if not trials.contains("evaluations", candidate, split="search", seed=seed)]
         try:
-            _measured(trials, candidate, seeds)
+            trials.measure(candidate, seeds)
         except CandidateFailure as failure:
             self._tell(point, f"{failure.kind}: {failure.message}", len(seeds), len(missing))
             return f"{failure.kind}: {failure.message}"
@@ -276,7 +277,7 @@ class Tuning:
         source, composition = with_numbers(self.algorithm, self.hyperparameters(point))
         found = composition.model_dump(mode="json") if composition else None
         return trials.register(
-            self.algorithm.upper().replace("_", "-"),
+            display_name(self.algorithm),
             source,
             written_by="catalogue",
             arm=MANUAL_ARM,
@@ -356,19 +357,6 @@ class Tuning:
     @staticmethod
     def _tokens(trials: Trials) -> int:
         return sum(trials.archive.read("trajectories", ["tokens"])["tokens"].to_pylist())
-
-
-def _measured(trials: Trials, candidate: CandidateRef, seeds: Sequence[int]) -> None:
-    """Gate, training and evaluation; faults of the machine are retried as the preset says."""
-    for left in reversed(range(trials.resources.infrastructure_retries + 1)):
-        try:
-            trials.verify(candidate, must_be_new=False)
-            trials.train(candidate, seeds)
-            trials.evaluate(candidate, seeds)
-            return
-        except InfrastructureError:
-            if not left:
-                raise
 
 
 def _plain(interval: Interval) -> dict[str, Any]:

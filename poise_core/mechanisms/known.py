@@ -6,7 +6,7 @@ import ast
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.algorithms import algorithm_path, display_name, list_algorithms
 from poise_core.candidate.identity import source_digest
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.render import composition_of, render
@@ -154,7 +154,7 @@ def with_numbers(algorithm: str, numbers: Mapping[str, float]) -> Numbered:
     if bonus:
         assert composition is not None, "a file that is expressed whole has its numbers in its composition"
         composition = compose(composition, entropy="bonus", numbers={"entropy_coef": bonus})
-        title = algorithm.upper().replace("_", "-")
+        title = display_name(algorithm)
         return Numbered(
             render(composition, title, f"{title} with numbers of its own and an entropy bonus."), composition
         )

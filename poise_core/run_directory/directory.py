@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
 from pydantic import ValidationError
@@ -34,6 +34,9 @@ from poise_core.run_directory.records import (
     settings_changes,
     write,
 )
+
+if TYPE_CHECKING:
+    from poise_core.evidence.run_evidence import RunEvidence
 
 _LOCK, _OWNER = ".lock", ".archive-owner"
 
@@ -178,6 +181,17 @@ class RunDirectory:
             RunDirectoryError: it is missing, is another run's, or cannot be read.
         """
         return secret_of(self.path)
+
+    def evidence(self) -> RunEvidence:
+        """Read what the run may say of its candidates, as of now.
+
+        Raises:
+            poise_core.archive.ArchiveError: a file cannot be read.
+        """
+        from poise_core.evidence.run_evidence import RunEvidence
+
+        planned = self.current_preset.search.planned
+        return RunEvidence.load(self.archive, self.preset.protocol, planned=planned, untuned=self.preset.untuned)
 
     @property
     def settings_changes(self) -> list[dict[str, Any]]:

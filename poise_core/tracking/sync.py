@@ -106,7 +106,7 @@ class Tracker:
         self._guard = threading.Lock()
         self._busy = self._again = False
         self._client: MlflowClient | None = None
-        self.untuned = ""  # of the run's preset, for the pages
+        self.planned, self.untuned = 0, ""  # of the run's preset, see RunEvidence.load
 
     @classmethod
     def for_run(cls, run: RunDirectory, uri: str | None = None) -> Tracker:
@@ -123,7 +123,7 @@ class Tracker:
         with _sharing:
             if key not in _shared:
                 _shared[key] = cls(*key, artifact_folder=run.artifact_folder if own_store else None)
-            _shared[key].untuned = run.preset.untuned
+            _shared[key].planned, _shared[key].untuned = run.current_preset.search.planned, run.preset.untuned
             return _shared[key]
 
     def sync_archive(
@@ -134,7 +134,6 @@ class Tracker:
         run_dir: Path | None = None,
         force: bool = False,
         evidence: RunEvidence | None = None,
-        planned: int = 0,
     ) -> SyncReport:
         """Push what is missing. A fault of MLflow is not raised: it is a warning in the log and in the report.
 
@@ -144,7 +143,6 @@ class Tracker:
             run_dir: whose nightly reports go to the runs of their generations.
             force: also right after a failure.
             evidence: of this archive and protocol, where the caller has just read it; by default it is read.
-            planned: ``SearchSpec.planned`` of the run, for which declarations are corrected.
 
         Raises:
             poise_core.archive.ArchiveError: the archive itself cannot be read.
@@ -158,7 +156,7 @@ class Tracker:
             self._busy = True
         try:
             while True:
-                loaded = evidence or RunEvidence.load(archive, protocol, planned=planned, untuned=self.untuned)
+                loaded = evidence or RunEvidence.load(archive, protocol, planned=self.planned, untuned=self.untuned)
                 report = self._push(loaded, run_dir)
                 with self._guard:
                     if report.error or not self._again:

@@ -15,6 +15,11 @@ from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.operators import Variation, describe_change, random_composition, random_numbers
 
 
+def with_random_numbers(base: Composition, rng: random.Random) -> Variation:
+    """The composition with random numbers; a coin adds or takes the KL penalty, and another an entropy bonus."""
+    return random_numbers(base, rng, optional={"kl": base.choices["kl"], "entropy": "bonus"})
+
+
 @dataclass(frozen=True)
 class RandomProposer:
     """Compositions drawn from the whole catalogue, or the parent with random numbers; see ``poise_core.agents.roles.Proposer``.
@@ -45,7 +50,7 @@ class RandomProposer:
 
     def _drawn(self, base: Composition, rng: random.Random) -> Variation:
         if self.numbers_only:
-            return random_numbers(base, rng, optional={"kl": base.choices["kl"], "entropy": "bonus"})
+            return with_random_numbers(base, rng)
         composition = random_composition(rng)
         return Variation(composition, describe_change(base, composition))
 
