@@ -239,7 +239,7 @@ def test_a_child_whose_dynamics_forecast_a_low_overall_ends_at_the_proxy(
 @pytest.mark.slow
 def test_decisions_do_not_see_their_own_generation(tmp_path: Path, laboratory: Laboratory) -> None:
     """Neither the order of siblings nor a new process between them, which reads the archive afresh, changes a row."""
-    preset = make_preset(ladder={**LADDER, "first_stop_below": 0.0}, generations=2)
+    preset = make_preset(ladder={**LADDER, "first_stop_below": 0.0}, generations=2, seed=1)
     laboratory.step = drops(3)
     together = open_evolution(tmp_path / "a", preset)
     evolve(together)

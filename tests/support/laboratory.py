@@ -143,13 +143,20 @@ class Laboratory:
     @staticmethod
     def _steps_done(folder: Path) -> int:
         path = folder / "trajectory.jsonl"
-        return len(path.read_text().splitlines()) if path.exists() else 0
+        return path.read_text().count("\n") if path.exists() else 0
+
+    @staticmethod
+    def _drop_torn_line(path: Path) -> None:
+        """Cut what a full disk left of a line, as the trainer does, which goes on from its last checkpoint."""
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
 
     def _train_seed(self, job: TrainingJob, seed: int, last: int, on_step: Any, should_stop: Any) -> SeedTraining:
         """Every step is written when it is done, and is never done again: each stands for a checkpoint."""
         folder = job.folder / f"seed-{seed}"
         digest = source_digest(job.candidate_path.read_text())
         first = self._steps_done(folder)
+        self._drop_torn_line(folder / "trajectory.jsonl")
         if first == 0:
             self.trained.append(f"{job.candidate_name}/{seed}")
         folder.mkdir(parents=True, exist_ok=True)

@@ -110,8 +110,9 @@ def test_a_candidate_that_diverges_in_one_of_two_processes(tiny_policy: Path, tm
     spoiled = "torch.where((inputs.carry['first'] > 0).unsqueeze(-1), float('nan'), inputs.logprobs)"
     source = REINFORCE.replace("inputs.logprobs)", f"{spoiled})").replace(
         "batch.completion_mask))",
-        "batch.completion_mask), carry={'first': (torch.arange(len(advantage)) == 0).float()})",
+        "batch.completion_mask), carry={'first': (likely(batch) == likely(batch).max()).float()})",
     )
+    source += "\n\ndef likely(batch):\n    return (batch.old_logprobs * batch.completion_mask).sum(-1)\n"
     failure = failure_of(job_of(tiny_policy, tmp_path, source, processes_per_training=2, micro_batch_size=2))
     assert failure.kind == FailureKind.DIVERGED
     assert failure.message == "the loss is not finite at step 0"

@@ -51,14 +51,16 @@ def test_a_training_leaves_nothing_for_the_next(tiny_policy: Path, tmp_path: Pat
     spoil = (
         "\n\n__builtins__ = torch.__builtins__  # past the wall of built-ins, as a hostile file might get\n\n\n"
         "def _spoil():\n"
-        "    import builtins, linecache, os, random, sys\n"
-        "    if hasattr(builtins, 'spoiled') or 'SPOILED' in os.environ or 'spoiled' in sys.modules "
-        "or 'spoiled' in linecache.cache or torch.get_default_dtype() != torch.float32 or os.path.exists('/tmp/spoiled'):\n"
+        "    import builtins, linecache, os, sys\n"
+        "    own = sys.argv[2]  # the training loads its file twice, and may find what it has left itself\n"
+        "    found = [getattr(builtins, 'spoiled', own), sys.modules.get('spoiled', own), os.environ.get('SPOILED', own)]\n"
+        "    found += linecache.cache.get('spoiled', (own,))\n"
+        "    found.append(open('/tmp/spoiled').read() if os.path.exists('/tmp/spoiled') else own)\n"
+        "    if set(found) != {own} or torch.get_default_dtype() != torch.float32:\n"
         "        raise ValueError('something is left')\n"
-        "    builtins.spoiled = sys.modules['spoiled'] = True\n"
-        "    os.environ['SPOILED'] = '1'\n"
-        "    linecache.cache['spoiled'] = None\n"
-        "    open('/tmp/spoiled', 'w').close()\n\n\n"
+        "    builtins.spoiled = sys.modules['spoiled'] = os.environ['SPOILED'] = own\n"
+        "    linecache.cache['spoiled'] = (own,)\n"
+        "    open('/tmp/spoiled', 'w').write(own)\n\n\n"
         "_spoil()\n"
     )
     server = None
