@@ -1,5 +1,6 @@
 """The deployments as an operator uses them: triggered, cancelled, suspended and retried through the API of a real server."""
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,6 +156,8 @@ def test_candidates_that_train_elsewhere_give_the_same_archive(
 ) -> None:
     operations.prefect("gcl", "create", "gpu", "--limit", "1")
     folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(first_night.folder / "secret", folder)  # the same problems, so that rows can be compared
     dispatched = operations.finished(
         operations.trigger(
             "evolve",

@@ -23,6 +23,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -210,6 +211,8 @@ class Storm:
     def _evolve(self, number: int, expected: dict[str, dict[str, str]]) -> None:
         """One disturbed evolution, to its end."""
         run_dir, logs = self.folder / f"disturbed-{number}", []
+        run_dir.mkdir()
+        shutil.copy(self.folder / "undisturbed" / "secret", run_dir)  # the same problems, so that rows can be compared
         before: list[Command] = []
         while True:
             command = self._start(run_dir, self.folder / f"disturbed-{number}-{len(logs):02d}.log")

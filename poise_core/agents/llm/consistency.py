@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from poise_core.agents.llm.forms import EquationUse
 from poise_core.agents.roles import Proposal
+from poise_core.verification.language.check import LanguageError, parse_source
 
 PARTS = ("Hyperparameters", "LOSS_AGGREGATION", "compute_advantages", "compute_loss", "update_controller")
 
@@ -19,17 +20,14 @@ def contradictions(
 ) -> list[str]:
     """One sentence per contradiction between the file and the proposal, each telling what to change; empty if none."""
     try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        return [f"the file does not parse: {error}"]
-    try:
-        return [
-            *_missing_mechanisms(tree, proposal),
-            *_unused_equations(source, proposal, equations),
-            *_wrong_parts(tree, proposal, parent_source),
-        ]
-    except RecursionError:  # what parses may still be deeper than can be compared
-        return ["the file nests expressions too deeply; split them into lines of their own"]
+        tree = parse_source(source)
+    except LanguageError as error:
+        return [str(error)]
+    return [
+        *_missing_mechanisms(tree, proposal),
+        *_unused_equations(source, proposal, equations),
+        *_wrong_parts(tree, proposal, parent_source),
+    ]
 
 
 def _missing_mechanisms(tree: ast.Module, proposal: Proposal) -> list[str]:
