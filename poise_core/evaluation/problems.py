@@ -23,6 +23,7 @@ from poise_core.environments import Split
 from poise_core.files import sync
 
 SECRET_BYTES = 32
+PROBE_SEED_BYTES = 6
 _FINGERPRINT_DIGITS = 16
 
 
@@ -128,6 +129,14 @@ class ProblemSecret:
                 "problems of the train split are public; they are those of poise_core.environments.prompts"
             )
         return ProblemSet(split, _derived(self.value, f"{split}/{examination}"))
+
+    def probe_seed(self, candidate_id: str) -> int:
+        """Return the seed of the probes with which the gate examines a candidate.
+
+        No candidate can know it, and the same file gets the same verdict however often it is handed in: with fresh probes each
+        time, a file that fails on some of them could be handed in until it passes.
+        """
+        return int.from_bytes(_derived(self.value, f"probes/{candidate_id}")[:PROBE_SEED_BYTES])
 
 
 def problem_set(secret: ProblemSecret | None, split: Split, examination: int = 0) -> ProblemSet:

@@ -56,6 +56,7 @@ class Executor(Protocol):
         known_fingerprints: Mapping[str, str],
         folder: Path,
         should_stop: Callable[[], bool],
+        probe_seed: int | None,
     ) -> VerificationReport:
         """Put a file through the gate; see ``poise_core.verification.verify_file``."""
 
@@ -87,6 +88,7 @@ class ChildProcesses:
         known_fingerprints: Mapping[str, str],
         folder: Path,
         should_stop: Callable[[], bool],
+        probe_seed: int | None,
     ) -> VerificationReport:
         """See ``Executor.verify``."""
         return verify_file(
@@ -96,6 +98,7 @@ class ChildProcesses:
             known_fingerprints=known_fingerprints,
             folder=folder,
             should_stop=should_stop,
+            probe_seed=probe_seed,
         )
 
     def train(

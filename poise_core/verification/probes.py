@@ -1,6 +1,6 @@
 """Fixed probes: small rollouts of which the fingerprint's scenario is made, always the same, so that fingerprints can be compared.
 
-The checks of the gate use probes that are drawn anew (``poise_core.verification.drawn``), and none rests on these alone.
+The checks of the gate use probes that are drawn (``poise_core.verification.drawn``), and none rests on these alone.
 
 Every probe is drawn from its own generator, so that building one does not change the global random state. A correct
 completion always has a valid format, as in training, except where a probe's docstring states otherwise.

@@ -10,7 +10,7 @@ from typing import Any
 from poise_core.failures import FailureKind
 
 PROBE_SEED_BITS = 48
-"""Of the seed that the operating system draws for every verification: more than anybody tries, few enough for JSON's numbers."""
+"""Of the seed of drawn probes: more than anybody tries, few enough for JSON's numbers."""
 
 
 @dataclass(frozen=True)

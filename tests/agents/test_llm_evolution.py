@@ -196,7 +196,7 @@ def test_a_dead_endpoint_holds_a_generation_no_longer_than_its_limits(
     assert all(row["seconds"] < 20 for row in evolution.run.archive.rows("calls"))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_generation_waits_for_its_model_no_longer_than_its_cap(
     tmp_path: Path, laboratory: Laboratory, serve: Serve
 ) -> None:
@@ -381,7 +381,7 @@ def test_a_planted_secret_is_found_nowhere(
 
     def script(body: dict[str, Any]) -> Any:
         count[0] += 1
-        if count[0] % 2:
+        if count[0] % 5 == 1:  # each failure costs a pause
             return Fail(500, f"your key {planted} met an error")
         answer = good(body)
         if asked_form(body) == "ReflectionForm":

@@ -216,7 +216,7 @@ def test_compaction_is_the_same_as_on_a_disk(store: str, tmp_path: Path) -> None
     assert archive.check() == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_compactions_at_once_lose_nothing(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """An object store has no lock: the second begins when the first has listed, and ends before the first publishes."""
     archive = Archive(store).initialise()

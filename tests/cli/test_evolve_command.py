@@ -105,6 +105,7 @@ def look(*arguments: object) -> Result:
     return CliRunner(env={"COLUMNS": "140"}).invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.mark.exhaustive
 def test_a_finished_run_is_only_read(undisturbed: Undisturbed, poise: Callable[..., Any], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[0], folder)

@@ -5,6 +5,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from laboratory import (
@@ -25,6 +26,7 @@ from poise_core.evolution import Event, Evolution, EvolutionError, Roles, defaul
 from poise_core.evolution.stages.evaluate import UNTRAINED
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import Composition
+from poise_core.verification.report import PROBE_SEED_BITS
 
 
 def rows(evolution: Evolution, table: str, **equals: object) -> list[dict]:
@@ -78,6 +80,39 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_other_children(tmp_path: Pa
     first, second, third = (contents(one.run.archive) for one in runs)
     assert first == second
     assert first["candidates"].keys() != third["candidates"].keys()
+
+
+def test_a_file_meets_the_same_probes_whenever_it_is_handed_in(
+    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once they were drawn for every verification, and a file that was refused on some of them could try again."""
+    met: list[tuple[str, str, int]] = []
+    made_up = laboratory.verify
+
+    def verify(path: Path, *, probe_seed: int, **others: Any) -> Any:
+        met.append((path.parents[2].name, path.parent.name, probe_seed))
+        return made_up(path, **others)
+
+    monkeypatch.setattr(laboratory, "verify", verify)
+    evolution = open_evolution(tmp_path / "run")
+    establish_baseline(evolution)
+    children = [evolution.verify(slot, evolution.implement(slot)).candidate_id for slot in evolution.select_parents(1)]
+    evolution.run.close()
+    secret = (tmp_path / "run" / "secret").read_text()
+    for name, text in (("another secret", None), ("the same secret", secret)):
+        (tmp_path / name).mkdir()
+        if text:
+            (tmp_path / name / "secret").write_text(text)
+        again = open_evolution(tmp_path / name)
+        establish_baseline(again)
+        for slot in again.select_parents(1):
+            again.verify(slot, again.implement(slot))
+        again.run.close()
+    seeds = {(run, candidate): seed for run, candidate, seed in met}
+    assert len({seeds["run", one] for one in children}) == len(children) == 2
+    for one in children:
+        assert seeds["run", one] == seeds["the same secret", one] != seeds["another secret", one]
+        assert 0 <= seeds["run", one] < 2**PROBE_SEED_BITS
 
 
 @pytest.mark.slow

@@ -532,7 +532,7 @@ def examined_in_earnest(tmp_path: Path, conditions: list[str]) -> tuple[Evolutio
     return evolution, evolution.run.candidate_folder(candidate) / "replicate", record, said
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_a_real_examination_of_the_preset_smoke(tmp_path: Path) -> None:
     evolution, home, record, said = examined_in_earnest(tmp_path, ["policy:arithmetic-b"])

@@ -286,7 +286,7 @@ def test_a_run_made_before_there_were_repairs_opens_and_goes_on(tmp_path: Path, 
     assert len(rows(again, "candidates", generation=2)) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("ladder", [{}, LADDER])
 def test_whether_siblings_are_repaired_before_or_after_a_place_is_admitted_changes_nothing(
     tmp_path: Path, laboratory: Laboratory, faults: Faults, ladder: dict[str, Any]

@@ -194,7 +194,7 @@ def test_tuning_a_preset_finds_its_numbers_with_fresh_seeds_and_no_sealed_proble
     assert all(row["delta"]["estimate"] < 0 for row in rates if "delta" in row)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_killed_tuning_goes_on_where_it_stood(tmp_path: Path, whole: tuple[Tuned, Numbers]) -> None:
     """After every ninth training; the way is the same as without an interruption, and nothing is trained twice."""
     expected, uninterrupted = whole

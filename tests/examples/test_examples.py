@@ -56,7 +56,7 @@ def test_one_file_per_table_reads_the_same(tmp_path: Path, published: str) -> No
     assert run("02_read_the_archive.py", tmp_path) == published
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_policy_is_trained_and_scored_on_prompts_of_ones_own(tmp_path: Path) -> None:
     text = run("03_your_own_prompts/evaluate.py", tmp_path / "run")
     prompts = re.findall(r"^(\d+)((?:-\d+)+)=  wants #(-?\d+)$", text, re.MULTILINE)

@@ -29,6 +29,7 @@ def night(folder: Path, preset: Preset, **parameters: Any) -> Any:
     return nightly_generation(str(folder), return_state=True, **parameters)
 
 
+@pytest.mark.exhaustive
 def test_every_night_makes_one_generation(tmp_path: Path, laboratory: Laboratory) -> None:
     preset, folder = make_preset(), tmp_path / "run"
     for number in (1, 2):
@@ -92,6 +93,7 @@ def test_a_champion_candidate_is_replicated_or_the_summary_says_why_not(
     assert "is a champion candidate and was not replicated: " in path.read_text()
 
 
+@pytest.mark.exhaustive
 def test_a_champion_candidate_is_examined_and_the_summary_has_its_table(tmp_path: Path, laboratory: Laboratory) -> None:
     from flows.replicate import replicate_champion
 

@@ -72,7 +72,7 @@ def test_killed_after_every_few_puts_it_ends_as_on_a_disk(
     assert archive.check() == []
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_store_that_goes_away_stops_the_run_in_one_line_and_it_goes_on(
     tmp_path: Path, bucket: str, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

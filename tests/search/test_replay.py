@@ -348,7 +348,7 @@ def test_a_selector_that_sees_the_truth_is_better_than_one_that_sees_noise(monke
     assert contest(some, 30).regrets(greedy, range(12))[:, -1].mean() < blind.mean() - 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_ablation_changes_the_search() -> None:
     arms = arms_of(load_preset("laptop-64", ["search.seeds_per_candidate=2", "search.parents=2"]))
     assert {

@@ -91,7 +91,7 @@ def test_interval_covers_its_mean_and_drops_rounds_without_value() -> None:
     assert low <= mean <= high
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_page_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     few = published_tree()[:40]

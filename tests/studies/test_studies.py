@@ -226,7 +226,7 @@ def laboratory() -> Iterator[Laboratory]:
         yield made
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_commands_write_their_pages(tmp_path: Path) -> None:
     null_runs.main(["--runs", "2", "--children", "8", "--seeds", "2", "--out", str(tmp_path / "null.md")])
     assert "--runs 2 --children 8 --seeds 2" in (tmp_path / "null.md").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import mlflow
@@ -241,6 +242,13 @@ def fill(archive: Archive, protocol: Protocol) -> Archive:
 def filled_archive(folder: Path) -> tuple[Archive, Protocol]:
     protocol = make_protocol()
     return fill(Archive(folder / "archive").initialise(), protocol), protocol
+
+
+def tracker_on(empty_store: Path, folder: Path) -> Tracker:
+    """A tracker with an MLflow of its own, whose database is a copy of this one."""
+    shutil.copy(empty_store, folder / "mlflow.db")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    return Tracker(uri, "poise/made-up/x", artifact_folder=folder / "mlartifacts", retry_seconds=60.0)
 
 
 def runs(tracker: Tracker) -> dict:

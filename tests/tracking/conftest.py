@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import archive_samples as samples
@@ -20,6 +19,4 @@ def filled(tmp_path: Path) -> tuple[Archive, Protocol]:
 
 @pytest.fixture
 def tracker(tmp_path: Path, empty_store: Path) -> Tracker:
-    shutil.copy(empty_store, tmp_path / "mlflow.db")
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    return Tracker(uri, "poise/made-up/x", artifact_folder=tmp_path / "mlartifacts", retry_seconds=60.0)
+    return samples.tracker_on(empty_store, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import archive_samples as samples
@@ -12,15 +13,32 @@ import pytest
 from archive_samples import artifact, points, runs
 
 from poise_core.archive import Archive, evaluation_rows, trajectory_rows
+from poise_core.config.protocol import Protocol
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.tracking.sync import Tracker
+from poise_core.tracking.sync import SyncReport, Tracker
 from poise_core.views import leaderboard
 
 
+@dataclass(frozen=True)
+class Synced:
+    """A filled archive and the MLflow that it was pushed to, once for all tests that only look."""
+
+    tracker: Tracker
+    protocol: Protocol
+    report: SyncReport
+
+
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory: pytest.TempPathFactory, empty_store: Path) -> Synced:
+    place = tmp_path_factory.mktemp("synced")
+    archive, protocol = samples.filled_archive(place)
+    tracker = samples.tracker_on(empty_store, place)
+    return Synced(tracker, protocol, tracker.sync_archive(archive, protocol))
+
+
 @pytest.mark.slow
-def test_the_runs_mirror_generations_candidates_and_seeds(tracker: Tracker, filled: tuple) -> None:
-    archive, protocol = filled
-    report = tracker.sync_archive(archive, protocol)
+def test_the_runs_mirror_generations_candidates_and_seeds(synced: Synced) -> None:
+    tracker, protocol, report = synced.tracker, synced.protocol, synced.report
     # 3 generations, 6 candidates, 4 of them with 3 seeds each
     assert (report.created, report.updated, report.unchanged, report.error) == (3 + 6 + 12, 0, 0, "")
     found = runs(tracker)
@@ -55,9 +73,8 @@ def test_the_runs_mirror_generations_candidates_and_seeds(tracker: Tracker, fill
 
 
 @pytest.mark.slow
-def test_curves_scores_and_artifacts_are_those_of_the_archive(tracker: Tracker, filled: tuple) -> None:
-    archive, protocol = filled
-    tracker.sync_archive(archive, protocol)
+def test_curves_scores_and_artifacts_are_those_of_the_archive(synced: Synced) -> None:
+    tracker, protocol = synced.tracker, synced.protocol
     found = runs(tracker)
     evaluation = samples.make_evaluation(protocol, 0.65, 1)
     seed = found[f"seed/{samples.VM_AV}/1"]
@@ -82,9 +99,8 @@ def test_curves_scores_and_artifacts_are_those_of_the_archive(tracker: Tracker, 
 
 
 @pytest.mark.slow
-def test_points_that_are_not_finite_are_left_out_and_counted(tracker: Tracker, filled: tuple) -> None:
-    archive, protocol = filled
-    tracker.sync_archive(archive, protocol)
+def test_points_that_are_not_finite_are_left_out_and_counted(synced: Synced) -> None:
+    tracker = synced.tracker
     run = runs(tracker)[f"seed/{samples.SA}/0"]
     assert run.data.tags["non_finite_points"] == "2"  # the last step's entropy is NaN, its gradient norm infinite
     for metric in ("entropy", "grad_norm"):
@@ -153,9 +169,8 @@ def test_a_candidate_that_the_ladder_stopped_is_neither_failed_nor_running(track
 
 
 @pytest.mark.slow
-def test_pages_are_artifacts(tracker: Tracker, filled: tuple) -> None:
-    archive, protocol = filled
-    tracker.sync_archive(archive, protocol)
+def test_pages_are_artifacts(synced: Synced) -> None:
+    tracker = synced.tracker
     found = runs(tracker)
     page = artifact(tracker, found[f"candidate/{samples.VM_AV}"].info.run_id, "report.html")
     assert page.startswith("<!DOCTYPE html>")
@@ -180,9 +195,8 @@ def test_pages_are_artifacts(tracker: Tracker, filled: tuple) -> None:
         ("params.`mechanism.scale` = 'std' and tags.level = 'candidate'", {"GRPO"}),
     ],
 )
-def test_the_searches_of_the_guide(tracker: Tracker, filled: tuple, query: str, names: set) -> None:
-    archive, protocol = filled
-    tracker.sync_archive(archive, protocol)
+def test_the_searches_of_the_guide(synced: Synced, query: str, names: set) -> None:
+    tracker, protocol = synced.tracker, synced.protocol
     client = mlflow.MlflowClient(tracker.uri)
     ids = {name: getattr(samples, name) for name in ("GRPO", "VM_AV", "SA")}
     experiment = client.get_experiment_by_name(tracker.experiment)

@@ -127,9 +127,9 @@ def test_a_candidate_that_hangs_and_starts_processes(tiny_policy: Path, tmp_path
     )
     started = time.monotonic()
     with nothing_stays("98765.4321"):
-        failure = failure_of(job_of(tiny_policy, tmp_path, source, train_timeout_seconds=15))
+        failure = failure_of(job_of(tiny_policy, tmp_path, source, train_timeout_seconds=10))
     assert failure.kind == FailureKind.TIMED_OUT
-    assert time.monotonic() - started < 15 + 10
+    assert time.monotonic() - started < 10 + 10
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_a_training_leaves_nothing_for_the_next(tiny_policy: Path, tmp_path: Pat
     assert not Path("/tmp/spoiled").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_server_that_dies_takes_its_training_along_and_the_next_gets_another(
     tiny_policy: Path, tmp_path: Path
 ) -> None:

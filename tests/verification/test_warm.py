@@ -343,7 +343,7 @@ def test_no_memory_is_shared_where_a_process_could_reach_into_the_server(monkeyp
     assert warm._entry_of(confined_command(module, level="network namespace")) is None
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_entry_that_the_server_refuses_is_started_as_a_program(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -60,7 +60,7 @@ def verify(
     with context.stage(candidate, "verify") as done:
         report = _stored_report(context, candidate)
         if report is None:
-            folder = context.run.candidate_folder(candidate.candidate_id)
+            folder, secret = context.run.candidate_folder(candidate.candidate_id), context.run.secret
             report = context.executor.verify(
                 folder / "candidate.py",
                 name=candidate.name,
@@ -68,6 +68,7 @@ def verify(
                 known_fingerprints=_fingerprints(context, candidate, unseen) if must_be_new else {},
                 folder=folder,
                 should_stop=context.should_stop,
+                probe_seed=secret.probe_seed(candidate.candidate_id) if secret else None,
             )
             _require_registered(context, candidate, report.source_digest)
             known = f", trains exactly as {report.duplicate_of}" if report.duplicate_of else ""
