@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any
 
 from poise_core.agents.catalogue.compositions import read_composition
-from poise_core.algorithms import algorithm_path, display_name
+from poise_core.algorithms import display_name
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.archive.cells import CellRow, TableHead
 from poise_core.config import LadderSpec
@@ -28,7 +28,7 @@ from poise_core.evolution import CandidateRef, Trials
 from poise_core.evolution.events import Observer
 from poise_core.failures import CandidateFailure
 from poise_core.mechanisms.composition import Composition
-from poise_core.mechanisms.known import composition_for
+from poise_core.mechanisms.known import composition_for, with_numbers
 from poise_core.mechanisms.operators import random_composition
 from poise_core.mechanisms.render import render
 from poise_core.run_directory import RunDirectory
@@ -108,9 +108,12 @@ def _jobs(trials: Trials, cells: int, design_seed: int) -> Iterator[CandidateRef
 
 
 def _baseline(trials: Trials) -> CandidateRef:
-    algorithm = trials.run.preset.search.baseline
-    source = algorithm_path(algorithm).read_text(encoding="utf-8")
-    return trials.register(display_name(algorithm), source, written_by="human", arm=TABLE_ARM)
+    """With the preset's numbers, which ``poise tune`` has found."""
+    preset = trials.run.preset
+    source, composition = with_numbers(preset.search.baseline, preset.baseline_numbers)
+    content = composition.model_dump(mode="json") if composition else None
+    title = display_name(preset.search.baseline)
+    return trials.register(title, source, written_by="human", arm=TABLE_ARM, composition=content)
 
 
 def _cell(trials: Trials, number: int, composition: Composition) -> CandidateRef:

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from poise_core.archive import ArchiveError
 from poise_core.archive.cells import CellRow, TableHead, read_cells, write_cells
 from poise_core.cli import app
-from poise_core.config import load_preset
+from poise_core.config import Preset, load_preset
 from poise_core.experiments import replay as replays
 from poise_core.experiments import surrogate as surrogates
 from poise_core.experiments.recording import draw_design, record_table, table_of_run
@@ -168,6 +168,16 @@ def test_a_cell_that_fails_is_a_row_with_its_failure_and_a_machine_that_fails_st
         laboratory.fail["CELL-0005"] = InfrastructureError("the disk is full")
         with pytest.raises(InfrastructureError):
             record(tmp_path / "run", cells=5, infrastructure_retries=0)
+
+
+def test_the_baseline_of_a_table_has_the_tuned_numbers(tmp_path: Path) -> None:
+    tuned = make_preset().model_dump()
+    tuned["baseline"]["hyperparameters"] = {"kl_coef": 0.03, "entropy_coef": 3e-4}
+    with Laboratory(), RunDirectory.open(tmp_path / "run", Preset.model_validate(tuned)) as run:
+        record_table(run, 1, (0,))
+        (row,) = (row for row in table_of_run(run, 1)[1] if row.design == "baseline")
+    assert (row.choices["kl"], row.choices["entropy"]) == ("k3", "bonus")
+    assert row.numbers == {"kl_coef": 0.03, "entropy_coef": 3e-4}
 
 
 # ---- the surrogate
