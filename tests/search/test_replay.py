@@ -177,7 +177,7 @@ def test_the_baseline_of_a_table_has_the_tuned_numbers(tmp_path: Path) -> None:
         record_table(run, 1, (0,))
         (row,) = (row for row in table_of_run(run, 1)[1] if row.design == "baseline")
     assert (row.choices["kl"], row.choices["entropy"]) == ("k3", "bonus")
-    assert row.numbers == {"kl_coef": 0.03, "entropy_coef": 3e-4}
+    assert (row.numbers["kl_coef"], row.numbers["entropy_coef"]) == (0.03, 3e-4)
 
 
 # ---- the surrogate
