@@ -31,7 +31,7 @@ from poise_core.cli.common import (
 
 if TYPE_CHECKING:
     from poise_core.experiments.arms import ArmRun
-    from poise_core.experiments.replay import Contest
+    from poise_core.experiments.contest import Contest
     from poise_core.experiments.surrogate import Fit
     from poise_core.views.arms import ReplayedArm
 
@@ -182,8 +182,10 @@ def _replay(
     from poise_core.archive import ArchiveError
     from poise_core.archive.cells import read_cells
     from poise_core.cli.common import resolve_preset
-    from poise_core.experiments.replay import Contest, ReplayArm, World, arms_of, load_selector, replay_arms
+    from poise_core.experiments.contest import Contest, arms_of, replay_arms
+    from poise_core.experiments.replay import ReplayArm, load_selector
     from poise_core.experiments.surrogate import Cells, TableError, judge_fit
+    from poise_core.experiments.world import World
     from poise_core.views.arms import REFERENCE, compare_replays
 
     with plain_errors():

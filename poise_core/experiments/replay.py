@@ -11,38 +11,29 @@ Two arms that try the same composition in the same replay draw the same numbers 
 from __future__ import annotations
 
 import math
-import multiprocessing
 import random
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Protocol, cast
 
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from poise_core.agents.catalogue.proposer import CatalogueProposer
 from poise_core.agents.catalogue.random_search import with_random_numbers
 from poise_core.agents.catalogue.screener import CatalogueScreener
-from poise_core.config import LadderSpec, Preset
+from poise_core.config import LadderSpec
 from poise_core.config.environment_file import EnvironmentFile
 from poise_core.config.search import AcquisitionSpec, SearchSpec
 from poise_core.evidence import forecast
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.stopping import Measurement, Referee
 from poise_core.experiments.surrogate import (
-    Cells,
     Codes,
-    Optimum,
-    SeedNoiseModel,
-    Surrogate,
     TableError,
-    encode,
-    find_optimum,
-    held_out,
 )
+from poise_core.experiments.world import Drawn, World
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, number_distance
 from poise_core.mechanisms.operators import (
@@ -58,12 +49,6 @@ from poise_core.search.plateau import assess_scores
 from poise_core.search.references import reference_rows
 from poise_core.search.shrinkage import shrink
 
-DONOR_CELLS = 20
-"""Cells nearest in predicted Overall, of which one passes its seed noise on to a composition that was not recorded."""
-
-FEWEST_FREEDOM, KNOWN = 4.0, 1e5
-"""Degrees of freedom of a seed variance: the fewest, since with two its mean is infinite, and those from which it is known."""
-
 _NEUTRAL = {slot: SLOTS[slot].neutral.name for slot in SLOTS}
 
 
@@ -73,100 +58,6 @@ class Selector(Protocol):
     def select(self, nodes: Sequence[NodeRecord], count: int, seed: int) -> Sequence[Any]:
         """``count`` parents, the same one several times where wanted; equal input and seed give equal output."""
         ...
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What one composition would measure in one replay; J outputs."""
-
-    truth: float  # expected Overall, percent
-    failed: bool  # refused by the gate, or ended with a failure
-    values: Array  # (seeds, J) of every seed
-    tokens: float  # of a whole training
-    proxy_tokens: float
-
-
-@dataclass(frozen=True)
-class World:
-    """The made-up testbed: a surrogate, its seed noise, and the known optimum."""
-
-    surrogate: Surrogate
-    noise: SeedNoiseModel
-    optimum: Optimum
-    predicted: Array  # (n, J) held-out predictions of every cell
-    ranks: Array  # (n,) held-out predictions of the cells' Overall, ascending
-    order: Codes  # (n,) the cells in that order
-    rough: Array  # (J, J) factor of what the surrogate does not explain of a composition, noise of seeds left out
-    failure_share: float
-
-    @classmethod
-    def build(cls, cells: Cells, rough: float = 0.0) -> World:
-        """Fit everything.
-
-        Args:
-            cells: of the table.
-            rough: share of the unexplained spread between compositions that Overall has in the replays, in standard deviations; 0
-                makes the surrogate the whole truth. Dynamics of the proxy always have all of theirs.
-        """
-        surrogate, noise = Surrogate.fit(cells), SeedNoiseModel.learn(cells)
-        predicted = held_out(
-            cells
-        )  # as predictions of new compositions are, and not drawn to what the cell itself scored
-        ranked = predicted @ cells.weights
-        order = np.argsort(ranked, kind="stable")
-        rest = cells.values - predicted
-        variance = 0.0 if math.isnan(noise.pooled_variance) else noise.pooled_variance
-        between = (
-            rest.T @ rest / len(rest)
-            - variance * float((1.0 / cells.seeds).mean()) * noise.direction @ noise.direction.T
-        )
-        values, vectors = np.linalg.eigh((between + between.T) / 2.0)
-        factor = vectors * np.sqrt(np.maximum(values, 0.0))
-        factor[cells.weights > 0] *= rough
-        share = cells.failed / (cells.failed + len(cells.codes))
-        return cls(surrogate, noise, find_optimum(surrogate), predicted, ranked[order], order, factor, share)
-
-    @property
-    def cells(self) -> Cells:
-        """Of the table."""
-        return self.surrogate.cells
-
-    def draw(self, composition: Composition, text: str, address: Sequence[int], seeds: int) -> Drawn:
-        """What a composition measures.
-
-        Args:
-            composition: to measure.
-            text: its name in the address of its random numbers.
-            address: of the replay.
-            seeds: trainings.
-        """
-        rng = np.random.default_rng([*address, zlib.crc32(text.encode())])
-        weights, noise = self.cells.weights, self.noise
-        expected = self.surrogate.predict(*encode(composition))
-        near = int(np.searchsorted(self.ranks, expected @ weights))
-        low = max(0, min(near - DONOR_CELLS // 2, len(self.order) - DONOR_CELLS))
-        donor = int(self.order[low : low + DONOR_CELLS][int(rng.integers(min(DONOR_CELLS, len(self.order))))])
-        expected = expected + self.rough @ rng.standard_normal(len(weights))
-        freedom = max(float(noise.freedoms[donor]), FEWEST_FREEDOM)
-        scatter = 1.0 if freedom > KNOWN else freedom / rng.chisquare(freedom)
-        std = math.sqrt(noise.variances[donor] * scatter)
-        values = expected + std * (rng.standard_normal((seeds, len(weights))) @ noise.direction.T)
-        share, depth = noise.collapse_shares[donor], noise.collapse_depths[donor]
-        fallen = rng.random(seeds) < share
-        if share > 0:  # zero on average: the surrogate's mean holds the collapses already
-            values[:, weights > 0] -= (depth * (fallen - share) / weights.sum())[:, None]
-        tokens = self._output(expected, "log_tokens")
-        whole = 1.0 if tokens is None else math.exp(tokens)
-        part = self._output(expected, "proxy_share")
-        proxy = whole * float(np.clip(0.43 if part is None else part, 0.05, 1.0))
-        failed = bool(rng.random() < self.failure_share)
-        return Drawn(float(expected @ weights), failed, values, whole, proxy)
-
-    def _output(self, values: Array, name: str) -> float | None:
-        return float(values[self.cells.outputs.index(name)]) if name in self.cells.outputs else None
-
-
-# ---- arms
 
 
 @dataclass(frozen=True)
@@ -189,49 +80,6 @@ PROPOSERS: dict[str, Callable[[random.Random, Composition], Composition]] = {
     "tune": lambda rng, baseline: with_random_numbers(baseline, rng).composition,
 }
 """Arms that propose without looking at any measurement: (random numbers, baseline) -> composition."""
-
-
-def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
-    """The arms of a search and its ablations, by name.
-
-    Args:
-        preset: whose acquisition, plateau rule and ladder the evolution has.
-        proxy: whether the table knows the proxy's dynamics, which a ladder needs.
-    """
-    spec = preset.search.acquisition
-    ladder = preset.ladder if preset.ladder.enabled and proxy else None
-    whole = ReplayArm("evolution", acquisition=spec, plateau=preset.search.plateau.answer, ladder=ladder)
-    arms = [
-        whole,
-        *(ReplayArm(name, selector="root", proposer=name, ladder=ladder) for name in PROPOSERS),
-        ReplayArm("greedy", selector="greedy", plateau=False, ladder=ladder),
-        ReplayArm("best-of-n", selector="root", plateau=False, ladder=ladder),
-    ]
-    terms = ("pareto", "performance", "diversity", "potential")
-    arms += [replace(whole, name=f"no {term}", acquisition=spec.model_copy(update={term: 0.0})) for term in terms]
-    alone = dict.fromkeys(("pareto", "diversity", "potential"), 0.0)
-    changes: dict[str, dict[str, Any]] = {
-        "performance alone": alone,
-        "terms as they are": {"scale": "none"},
-        "terms as ranks": {"scale": "rank"},
-        "gain not regressed": {"regress": False},
-        "no spread over lineages": {"lineage_penalty": 0.0},
-    }
-    arms += [replace(whole, name=name, acquisition=spec.model_copy(update=one)) for name, one in changes.items()]
-    arms += [
-        replace(whole, name="no crossover", crossover=False),
-        replace(whole, name="no mutation of numbers alone", numbers=False),
-        replace(whole, name="no plateau rule", plateau=False),
-        replace(whole, name="no screening", screen=False),
-    ]
-    if ladder is not None:
-        arms.append(replace(whole, name="no ladder", ladder=None))
-        arms.append(
-            replace(whole, name="stopped children left out", acquisition=spec.model_copy(update={"impute": False}))
-        )
-    elif proxy:
-        arms.append(replace(whole, name="with a ladder", ladder=preset.ladder.model_copy(update={"enabled": True})))
-    return {arm.name: arm for arm in arms}
 
 
 @lru_cache(maxsize=8)
@@ -557,106 +405,3 @@ def _signature(composition: Composition) -> tuple[str, ...]:
 
 def _hashes(signature: tuple[str, ...]) -> Codes:
     return np.array([zlib.crc32(text.encode()) for text in signature], np.int64)
-
-
-# ---- many replays
-
-
-@dataclass(frozen=True)
-class Contest:
-    """What all replays share."""
-
-    world: World
-    search: SearchSpec
-    budget: float  # training tokens of one replay, the baseline's included
-    seed: int = 0
-    points: int = 60
-
-    @classmethod
-    def of(cls, world: World, search: SearchSpec, trainings: float, seed: int = 0) -> Contest:
-        """With a budget of so many whole trainings of the table's average length, the baseline's left out."""
-        cells = world.cells
-        tokens = (
-            np.exp(cells.values[:, cells.outputs.index("log_tokens")]) if "log_tokens" in cells.outputs else np.ones(1)
-        )
-        return cls(world, search, float(tokens.mean()) * (trainings + search.seeds_per_candidate), seed)
-
-    @property
-    def grid(self) -> Array:
-        """(G,) budgets at which the arms are compared."""
-        return np.linspace(self.budget / self.points, self.budget, self.points)
-
-    def regrets(self, arm: ReplayArm, replays: Sequence[int]) -> Array:
-        """(len(replays), G) optimum minus the true Overall of the candidate that the search names best, percent points.
-
-        Before the baseline is measured there is nothing to name but the baseline.
-        """
-        found = np.empty((len(replays), self.points))
-        for place, number in enumerate(replays):
-            steps = ReplayedSearch(self.world, arm, self.search, self.budget, (self.seed, number)).run()
-            spent = np.array([tokens for tokens, _ in steps])
-            last = np.maximum(np.searchsorted(spent, self.grid + 0.5, side="right") - 1, 0)
-            found[place] = self.world.optimum.overall - np.array([truth for _, truth in steps])[last]
-        return found
-
-
-CHUNK = 25
-"""Replays that a worker is given at once."""
-
-_contest: list[Contest] = []  # of a worker process
-
-
-def replay_arms(
-    contest: Contest,
-    arms: Sequence[ReplayArm],
-    replays: int,
-    *,
-    workers: int = 1,
-    on_replays: Callable[[int], None] = lambda count: None,
-) -> dict[str, Array]:
-    """Replay every arm; the result depends on neither the number of workers nor their speed.
-
-    Args:
-        contest: what all replays share.
-        arms: to replay.
-        replays: of each arm.
-        workers: processes; one means this process.
-        on_replays: called in this process with the number of replays that have just finished.
-
-    Returns:
-        arm -> (replays, G) regrets; see ``Contest.regrets``.
-    """
-    parts = [range(first, min(first + CHUNK, replays)) for first in range(0, replays, CHUNK)]
-    tasks = [(arm, part) for part in parts for arm in arms]
-    found: dict[str, list[tuple[int, Array]]] = {arm.name: [] for arm in arms}
-    with threadpool_limits(1):
-        if workers <= 1:
-            results: Iterator[Array] = (contest.regrets(arm, part) for arm, part in tasks)
-            _gather(tasks, results, found, on_replays)
-        else:
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, context, _begin_worker, (contest,)) as pool:
-                _gather(tasks, pool.map(_regrets, tasks), found, on_replays)
-    return {
-        name: np.concatenate([one for _, one in sorted(own, key=lambda pair: pair[0])]) for name, own in found.items()
-    }
-
-
-def _gather(
-    tasks: Sequence[tuple[ReplayArm, range]],
-    results: Iterable[Array],
-    found: dict[str, list[tuple[int, Array]]],
-    on_replays: Callable[[int], None],
-) -> None:
-    for (arm, part), regrets in zip(tasks, results, strict=True):
-        found[arm.name].append((part.start, regrets))
-        on_replays(len(part))
-
-
-def _begin_worker(contest: Contest) -> None:
-    threadpool_limits(1)
-    _contest[:] = [contest]
-
-
-def _regrets(task: tuple[ReplayArm, range]) -> Array:
-    return _contest[0].regrets(*task)

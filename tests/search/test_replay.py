@@ -21,8 +21,9 @@ from poise_core.cli import app
 from poise_core.config import Preset, load_preset
 from poise_core.experiments import replay as replays
 from poise_core.experiments import surrogate as surrogates
+from poise_core.experiments.contest import Contest, arms_of, replay_arms
 from poise_core.experiments.recording import draw_design, record_table, table_of_run
-from poise_core.experiments.replay import Contest, ReplayArm, ReplayedSearch, World, arms_of, replay_arms
+from poise_core.experiments.replay import ReplayArm, ReplayedSearch
 from poise_core.experiments.surrogate import (
     Cells,
     SeedNoiseModel,
@@ -33,6 +34,7 @@ from poise_core.experiments.surrogate import (
     held_out,
     judge_fit,
 )
+from poise_core.experiments.world import World
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.conflicts import conflicts
