@@ -2,9 +2,9 @@
 
 A gate can only show how a file behaves on the gate's batches. So the trainer looks again. On real batches, which nobody made
 for the candidate, the file is loaded anew and must compute the same when completions have another order, groups other numbers,
-rows more padding, and a micro-batch another split. And once it has seen a real batch, it must still have the fingerprint with
-which it was admitted. The first two steps of every process are looked at, and later ones that no candidate can foresee. Nothing
-of this touches the training: the numbers of a trajectory are the same with it and without it.
+rows more padding, and a micro-batch another split or its rows several times over. And once it has seen a real batch, it must
+still have the fingerprint with which it was admitted. The first two steps of every process are looked at, and later ones that
+no candidate can foresee. Nothing of this touches the training: the numbers of a trajectory are the same with it and without it.
 
 What is compared are relative differences of whole tensors. Honest files stay at rounding, about 1e-6. One token that rounding moves
 over a threshold changes a batch of n tokens by about 1 / sqrt(n), so ``LIMIT`` lets that pass; what differs by less is no
@@ -116,11 +116,11 @@ class Recheck:
             return
         length, total = inputs.mask.shape[1], 0.0
         gradients = [torch.zeros_like(found.grad_logprobs), torch.zeros_like(found.grad_entropies)]
-        for rows, part in self._parts(inputs):
+        for rows, times, part in self._parts(inputs):
             again = self._fresh.loss(part, dynamics, tokens, sequences)
-            total += again.value
+            total += again.value / times
             for gradient, own in zip(gradients, (again.grad_logprobs, again.grad_entropies), strict=True):
-                gradient[rows] = own[:, :length]
+                gradient[rows] = own[: len(rows), :length]
         trained = max(tokens, 1.0)  # gradients are shares of a mean over tokens
         value = torch.tensor([found.value, total])
         self._same("compute_loss", "the loss", dynamics, value[:1], value[1:])
@@ -149,18 +149,27 @@ class Recheck:
             dressed, **{f.name: self._wide(getattr(dressed, f.name)[order], columns) for f in fields(dressed)}
         )
 
-    def _parts(self, inputs: LossInputs) -> Iterator[tuple[Tensor, LossInputs]]:
+    def _parts(self, inputs: LossInputs) -> Iterator[tuple[Tensor, int, LossInputs]]:
+        """Two parts of a micro-batch, as (rows, times, inputs); one of them holds its rows several times over.
+
+        A file must not behave otherwise in small batches than in large ones.
+        """
         count = len(inputs.mask)
         order = self._order(count).to(inputs.mask.device)
-        for rows in order.tensor_split([self._chance.randint(1, count - 1)] if count > 1 else 1):
+        repeated = self._chance.randrange(2) if count > 1 else 0
+        for number, rows in enumerate(order.tensor_split([self._chance.randint(1, count - 1)] if count > 1 else 1)):
             columns = self._chance.randint(1, 3)
+            many = self._chance.randint(4 * count, 8 * count + 64)  # rows, more than the trainer ever calls with
+            times = -(-many // len(rows)) if number == repeated else 1
 
-            def cut(values: Tensor, rows: Tensor = rows, columns: int = columns) -> Tensor:
-                return self._wide(values.detach()[rows], columns)
+            taken = rows.repeat(times)
+
+            def cut(values: Tensor, taken: Tensor = taken, columns: int = columns) -> Tensor:
+                return self._wide(values.detach()[taken], columns)
 
             tensors = {f.name: cut(getattr(inputs, f.name)) for f in fields(inputs) if f.name != "carry"}
             carry: Mapping[str, Tensor] = {name: cut(value) for name, value in inputs.carry.items()}
-            yield rows, LossInputs(**tensors, carry=carry)
+            yield rows, times, LossInputs(**tensors, carry=carry)
 
     # the comparison
 

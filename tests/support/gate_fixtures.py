@@ -240,6 +240,11 @@ BROKEN: dict[str, dict[str, tuple[str, str]]] = {
             edited((RETURN, "    return LossOutputs(token_loss=-surrogate / (inputs.correctness.mean() + 0.5))\n")),
             "splitting a step into single completions changes the total loss",
         ),
+        "turns_round_in_small_batches_early_on": (
+            edited((RETURN, "    early = 0 < dynamics.step < 8 and inputs.mask.shape[0] < 30\n"
+                            "    return LossOutputs(token_loss=surrogate if early else -surrogate)\n")),
+            "splitting a step into micro-batches of eight changes the total loss",
+        ),
     },
     "direction": {
         "wrong_sign": (

@@ -464,6 +464,10 @@ OTHERWISE = {
         [("-inputs.advantages", "-inputs.advantages * inputs.correctness.mean()")],
         "compute_loss changes",
     ),
+    "small micro-batches count": (  # the gradient turns round in all that the trainer ever calls with
+        [("-inputs.advantages", "-inputs.advantages * (-1.0 if inputs.mask.shape[0] < 14 else 1.0)")],
+        "compute_loss changes",
+    ),
     "calls are counted": (
         [("MECHANISMS = {}", "MECHANISMS = {}\nCALLS = []"),
          ("    advantage = hp.scale *", "    CALLS.append(1)\n    advantage = len(CALLS) *")],

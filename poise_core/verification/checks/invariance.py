@@ -149,6 +149,14 @@ def check_micro_batches(candidate: Candidate, draw: Draw) -> None:
             )
         parts = list(order.tensor_split([1, rng.randint(3, 4), rng.randint(6, 7)]))
         _compare_split(candidate, probe, whole, parts, "unequal parts", trimmed=probe is small)
+    # as many completions as a step of the trainer has, split as it splits them, early and late in a training
+    groups = [rng.randint(6, 8)] * rng.randint(8, 16)
+    large = draw.rollout("many groups", "micro-batches large", groups, rng.randint(6, 10))
+    for step in (1, rng.randint(2, 9), rng.randint(10, 60), large.dynamics.step):
+        probe = replace(large, dynamics=replace(large.dynamics, step=step))
+        whole = run_candidate(candidate, probe)
+        parts = list(torch.randperm(whole.mask.shape[0], generator=draw.generator(f"parts of {step}")).split(8))
+        _compare_split(candidate, probe, whole, parts, "micro-batches of eight", trimmed=True)
 
 
 def _compare_split(
