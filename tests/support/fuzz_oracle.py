@@ -23,12 +23,14 @@ import resource
 import sys
 import time
 import types
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch._subclasses.schema_check_mode  # torch imports it late, which would look like an import by a candidate
 from fuzz_grammar import FORBIDDEN, Writer
 
 from poise_core import contract
@@ -168,6 +170,9 @@ def _identities(value: Any) -> set[int]:
     return found
 
 
+_SHOWS_WARNINGS = warnings._showwarnmsg.__code__  # type: ignore[attr-defined]
+
+
 @dataclass
 class Calls:
     """A profiler that notes what is called from a candidate's frame and not listed."""
@@ -198,6 +203,8 @@ class Calls:
             if code.co_name in ATTRIBUTES | {"wrapped", "__init__", "fn", "<lambda>"} or code.co_filename == __file__:
                 return
             if code.co_name.startswith("__") or code.co_name == "_":  # an operator that torch writes in Python
+                return
+            if code is _SHOWS_WARNINGS:  # torch warns of how a tensor is indexed, in words of its own
                 return
             self.found.add(f"a call of {code.co_name} of {code.co_filename}")
 
