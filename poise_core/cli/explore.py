@@ -1,0 +1,62 @@
+"""``poise explore``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from poise_core.cli.common import STOPPED, UNUSABLE, fail, plain_errors, say
+
+REFRESH_SECONDS = 30
+
+
+def explore(
+    run_dir: Annotated[Path, typer.Argument(help="A run directory, for example runs/laptop.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The file to write. Default: explore.html in the run directory.")
+    ] = None,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Show a running evolution on loopback instead, always as it is now.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of --serve; 0 takes a free one.")] = 0,
+) -> None:
+    """A whole run as one page for a browser: tree, plots, curves, every candidate with its code, and a table of all.
+
+    The file needs neither a network nor a server; send it to whoever asks.
+
+    Example: poise explore runs/laptop --out laptop.html
+    """
+    from poise_core.files import write_atomically
+    from poise_core.render.explorer import PlottingMissingError, explorer_page, plotly_source
+    from poise_core.run_directory import RunDirectory
+    from poise_core.views.explorer import details, overview
+
+    def page(refresh_seconds: int = 0) -> str:
+        evidence = RunDirectory.read(run_dir).evidence()
+        document = overview(evidence)
+        found = details(evidence, [one["id"] for one in document["candidates"]])
+        return explorer_page(run_dir.resolve().name, document, found, refresh_seconds=refresh_seconds)
+
+    with plain_errors():
+        RunDirectory.read(run_dir)
+        try:
+            plotly_source()
+        except PlottingMissingError as error:
+            raise fail(error, UNUSABLE) from error
+        if serve:
+            from poise_core.render.explorer_server import serve_pages
+
+            try:
+                serve_pages(lambda: page(REFRESH_SECONDS), port, on_ready=lambda url: say(f"{url} (Ctrl-C stops)"))
+            except KeyboardInterrupt:
+                raise typer.Exit(STOPPED) from None
+            return
+        place = out or run_dir / "explore.html"
+        text = page()
+        try:
+            write_atomically(place, text)
+        except OSError as error:
+            raise fail(f"{place}: cannot be written: {error.strerror or error}", UNUSABLE) from error
+        say(f"{place}  ({len(text.encode()) / 1e6:.1f} MB)")

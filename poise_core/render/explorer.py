@@ -1,0 +1,125 @@
+"""The page of ``poise explore``: a whole run in one file of HTML that needs neither a network nor a server.
+
+Plots are plotly.js's, which the package ``plotly`` brings (MIT licence, 4.8 MB) and which stands in the page. Nothing but our two
+scripts can run in it: the page's content security policy names them by their digests and forbids to load anything, and whatever
+candidates, models or logs wrote is JSON, which the script shows as text.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import html
+import json
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from typing import Any
+
+from poise_core.escaping import printable
+
+CHUNK = 50
+"""Candidates whose details are compressed together; a page unpacks one such part when it needs it."""
+
+_PLACES = ("@POLICY@", "@REFRESH@", "@TITLE@", "@OVERVIEW@", "@DETAILS@", "@PLOTLY@", "@SCRIPT@")
+
+
+class PlottingMissingError(RuntimeError):
+    """The package with plotly.js is not installed; one line."""
+
+
+def explorer_page(
+    title: str, overview: Mapping[str, Any], details: Iterable[Mapping[str, Any]], *, refresh_seconds: int = 0
+) -> str:
+    """Return the page.
+
+    Args:
+        title: of the run.
+        overview: ``poise_core.views.explorer.overview``.
+        details: ``poise_core.views.explorer.details`` of its candidates, in their order.
+        refresh_seconds: after which a browser loads the page again; 0 for never.
+
+    Raises:
+        PlottingMissingError: ``plotly`` is not installed.
+    """
+    plotly, script = plotly_source(), _asset("explorer.js")
+    scripts = " ".join(f"'sha256-{_digest(one)}'" for one in (plotly, script))
+    policy = (
+        f"default-src 'none'; script-src {scripts}; style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; "
+        "form-action 'none'"
+    )
+    refresh = f'\n<meta http-equiv="refresh" content="{refresh_seconds}">' if refresh_seconds else ""
+    page = _asset("explorer.html")
+    filled = {
+        "@POLICY@": html.escape(policy, quote=False).replace('"', "&quot;"),
+        "@REFRESH@": refresh,
+        "@TITLE@": html.escape(printable(title)),
+        "@OVERVIEW@": _json({**overview, "title": title, "chunk": CHUNK}),
+        "@DETAILS@": "\n".join(_chunks(details)),
+        "@PLOTLY@": plotly,
+        "@SCRIPT@": script,
+    }
+    parts = []
+    rest = page
+    while found := [
+        (rest.index(place), place) for place in _PLACES if place in rest
+    ]:  # what is filled in is not searched
+        at, place = min(found)
+        parts += [rest[:at], filled[place]]
+        rest = rest[at + len(place) :]
+    return "".join([*parts, rest])
+
+
+def plotly_source() -> str:
+    """Return plotly.js, minified.
+
+    Raises:
+        PlottingMissingError: ``plotly`` is not installed.
+    """
+    try:
+        return (files("plotly") / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+    except (ModuleNotFoundError, FileNotFoundError) as error:
+        raise PlottingMissingError(
+            "plots need the package plotly; install it with: pip install 'poise-rl[explore]'"
+        ) from error
+
+
+def _asset(name: str) -> str:
+    return (files("poise_core.render") / "assets" / name).read_text(encoding="utf-8")
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def _printable(value: Any) -> Any:
+    """The document without characters that hide, or turn the direction of what stands around them."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable(str(name)): _printable(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_printable(item) for item in value]
+    return value
+
+
+def _json(document: Any) -> str:
+    """JSON that ends no script element and begins no comment: < and > are escapes."""
+    text = json.dumps(_printable(document), allow_nan=False, separators=(",", ":"))  # ASCII
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _chunks(details: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    number, part = 0, []
+    for one in details:
+        part.append(one)
+        if len(part) == CHUNK:
+            yield _chunk(number, part)
+            number, part = number + 1, []
+    if part:
+        yield _chunk(number, part)
+
+
+def _chunk(number: int, part: list[Mapping[str, Any]]) -> str:
+    packed = gzip.compress(json.dumps(_printable(part), allow_nan=False).encode(), mtime=0)
+    return f'<script id="details-{number}" type="text/plain">{base64.b64encode(packed).decode()}</script>'

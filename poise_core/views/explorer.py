@@ -1,0 +1,275 @@
+"""A whole run as one document: what the page of ``poise explore`` shows, and nothing that it would have to compute twice.
+
+``overview`` holds one short record per candidate, for the tree, the plots and the table. ``details`` holds what only a
+candidate's own page shows; it is by far the larger part, and a page reads it one candidate at a time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from poise_core.evidence.intervals import Interval
+from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.views.arms import best_so_far
+from poise_core.views.candidate import view_candidate
+from poise_core.views.leaderboard import LeaderboardRow, leaderboard
+
+CURVE_POINTS = 40
+"""Steps at which a curve is kept; a longer training is thinned out evenly, its last step always kept."""
+
+REFUSING = frozenset({"language", "implement", "verify"})
+"""Stages before any training: a candidate that ends there was refused."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a candidate stands in the drawing of the tree: one column per generation, children beside their parents."""
+
+    column: int
+    row: float
+
+
+def overview(evidence: RunEvidence) -> dict[str, Any]:
+    """The run, its candidates in order of their making, and what it has cost; JSON without NaN.
+
+    Raises:
+        poise_core.archive.ArchiveError: a file cannot be read.
+    """
+    rows = {row.candidate_id: row for row in leaderboard(evidence)}
+    made = sorted(rows.values(), key=lambda row: (row.generation or 0, _created(evidence, row), row.candidate_id))
+    number = {row.candidate_id: place for place, row in enumerate(made)}
+    places = tree_places(
+        [[number[p] for p in _parents(evidence, row.candidate_id)[:1] if p in number] for row in made],
+        [row.generation or 0 for row in made],
+    )
+    spent = evidence.training_tokens
+    candidates = [
+        {
+            **_summary(evidence, row, spent),
+            "parents": [number[p] for p in _parents(evidence, row.candidate_id) if p in number],
+            "x": place.column,
+            "y": place.row,
+        }
+        for row, place in zip(made, places, strict=True)
+    ]
+    protocol = evidence.protocol
+    return {
+        "protocol": protocol.digest,
+        "policy": protocol.policy,
+        "benchmarks": [{"name": one.name, "weight": one.weight} for one in protocol.benchmarks],
+        "baseline": number.get(evidence.baseline or ""),
+        "untuned": evidence.untuned,
+        "counted": evidence.counted(),
+        "candidates": candidates,
+        "best": [vars(step) for step in best_so_far(evidence)],
+        "cost": _costs(evidence, made, spent),
+    }
+
+
+def details(evidence: RunEvidence, candidates: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """What only a candidate's own page shows, in the order asked for; an empty document for an idea without code.
+
+    Raises:
+        poise_core.archive.ArchiveError: a file cannot be read.
+    """
+    for candidate in candidates:
+        yield _detail(evidence, candidate) if candidate in evidence.candidates else {}
+
+
+def tree_places(parents: Sequence[Sequence[int]], generations: Sequence[int]) -> list[Place]:
+    """Lay the tree out: a leaf takes the next free row, a parent stands in the middle of its children.
+
+    Args:
+        parents: of every candidate, by number; the first parent is the one that it hangs on.
+        generations: of every candidate, its column.
+    """
+    children: list[list[int]] = [[] for _ in parents]
+    roots: list[int] = []
+    for own, above in enumerate(parents):
+        (children[above[0]] if above else roots).append(own)
+    rows, free = [0.0] * len(parents), 0.0
+    pending = [(root, False) for root in reversed(roots)]
+    while pending:
+        own, done = pending.pop()
+        if not children[own]:
+            rows[own], free = free, free + 1.0
+        elif done:
+            rows[own] = (rows[children[own][0]] + rows[children[own][-1]]) / 2.0
+        else:
+            pending += [(own, True), *((child, False) for child in reversed(children[own]))]
+    return [Place(generation, row) for generation, row in zip(generations, rows, strict=True)]
+
+
+# ---- one candidate
+
+
+def _summary(evidence: RunEvidence, row: LeaderboardRow, spent: Mapping[str, int]) -> dict[str, Any]:
+    record = evidence.candidates.get(row.candidate_id)
+    mechanisms = json.loads(record["mechanisms"]) if record and record["mechanisms"] else {}
+    stability = evidence.stability(row.candidate_id)
+    return {
+        "id": row.candidate_id,
+        "name": row.name,
+        "generation": row.generation or 0,
+        "arm": row.arm,
+        "author": row.written_by,
+        "outcome": outcome(row),
+        "state": row.state,
+        "overall": _limits(row.overall),
+        "delta": _limits(row.delta),
+        "verdict": row.verdict,
+        "metrics": _finite(
+            {
+                **row.benchmarks,
+                "completion length": row.completion_length,
+                "format valid": None if row.format_valid is None else 100.0 * row.format_valid,
+                "worst seed": stability.worst if stability else None,
+                "seed deviation": row.seed_std,
+            }
+        ),
+        "tokens": spent.get(row.candidate_id, 0),
+        "change": record["change"] if record else "",
+        "mechanisms": " ".join(mechanisms) if isinstance(mechanisms, dict) else str(mechanisms),
+        "failure": dict(row.failure) if row.failure else None,
+        "created": _created(evidence, row),
+    }
+
+
+def outcome(row: LeaderboardRow) -> str:
+    """``baseline``, ``scored``, ``reference``, ``stopped``, ``failed``, ``refused`` or ``unfinished``."""
+    if row.status == "reference":
+        return "reference"
+    if row.status == "evaluated":
+        return "baseline" if row.verdict == "baseline" else "scored"
+    if row.status == "failed":
+        return "refused" if row.failure and row.failure["stage"] in REFUSING else "failed"
+    return row.status
+
+
+def _detail(evidence: RunEvidence, candidate: str) -> dict[str, Any]:
+    view = view_candidate(evidence, candidate)
+    plain = view.to_dict()
+    record = plain.pop("record")
+    parents = _parents(evidence, candidate)
+    above = evidence.candidates[parents[0]] if parents else None
+    kept = ("proposal", "verification", "reflection", "failures", "rungs", "deltas", "replication", "examination")
+    return {
+        **{name: plain[name] for name in kept},
+        "unconfined": plain["unconfined"],
+        "source": record["source"],
+        "diff": source_diff(above["source"], record["source"], above["name"], record["name"]) if above else "",
+        "benchmarks": benchmark_table(evidence, candidate),
+        "seeds": {str(seed): value for seed, value in plain["seeds"].items()},
+        "curves": curves(evidence.archive.trajectory(candidate, evidence.protocol.digest)),
+    }
+
+
+def source_diff(before: str, after: str, old: str, new: str) -> str:
+    """The unified diff between two candidate files; "" where they are equal."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), old, new, lineterm="", n=3)
+    return "\n".join(lines)
+
+
+def benchmark_table(evidence: RunEvidence, candidate: str) -> list[dict[str, Any]]:
+    """Of every benchmark the scores by seed and their mean, in percent, and the baseline's mean."""
+    own = _scores(evidence, candidate)
+    base = _scores(evidence, evidence.baseline or "")
+    return [
+        {
+            "name": name,
+            "seeds": {str(seed): value for seed, value in by_seed.items()},
+            "mean": statistics.fmean(by_seed.values()),
+            "baseline": statistics.fmean(base[name].values()) if base.get(name) else None,
+        }
+        for name, by_seed in own.items()
+        if by_seed
+    ]
+
+
+def _scores(evidence: RunEvidence, candidate: str) -> dict[str, dict[int, float]]:
+    found: dict[str, dict[int, float]] = {}
+    for one in evidence.evaluations.get(candidate, ()):
+        for result in one.benchmarks:
+            found.setdefault(result.name, {})[one.seed] = result.score
+    return found
+
+
+def curves(seeds: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, list[float | None]]]:
+    """Metric -> steps with mean, lowest and highest over seeds; of at most ``CURVE_POINTS`` steps, non-finite points left out."""
+    points: dict[str, dict[int, list[float]]] = {}
+    for rows in seeds.values():
+        for row in rows:
+            for name, value in row.items():
+                if name not in ("step", "seed") and isinstance(value, (int, float)) and math.isfinite(value):
+                    points.setdefault(name, {}).setdefault(int(row["step"]), []).append(float(value))
+    drawn: dict[str, dict[str, list[float | None]]] = {}
+    for name, by_step in points.items():
+        steps = thinned(sorted(by_step))
+        drawn[name] = {
+            "step": [float(step) for step in steps],
+            "mean": [_short(statistics.fmean(by_step[step])) for step in steps],
+            "low": [_short(min(by_step[step])) for step in steps],
+            "high": [_short(max(by_step[step])) for step in steps],
+        }
+    return drawn
+
+
+def thinned(steps: Sequence[int]) -> list[int]:
+    """At most ``CURVE_POINTS`` of these, evenly spread, the first and the last among them."""
+    if len(steps) <= CURVE_POINTS:
+        return list(steps)
+    last = len(steps) - 1
+    return [steps[round(i * last / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
+
+
+# ---- the run
+
+
+def _costs(evidence: RunEvidence, made: Sequence[LeaderboardRow], spent: Mapping[str, int]) -> dict[str, Any]:
+    """What had been spent when each candidate was made: tokens of trainings and evaluations' seconds, and dollars of models."""
+    trained = [row for row in made if row.candidate_id in spent]
+    tokens = list(accumulate(spent[row.candidate_id] for row in trained))
+    seconds = [sum(one.seconds or 0.0 for one in evidence.evaluations.get(row.candidate_id, ())) for row in trained]
+    document: dict[str, Any] = {
+        "names": [row.name for row in trained],
+        "tokens": tokens,
+        "evaluation_seconds": [round(value, 1) for value in accumulate(seconds)],
+    }
+    if evidence.archive.has("calls"):
+        calls = sorted(evidence.archive.rows("calls"), key=lambda call: call["created_at"])
+        paid = list(accumulate(0.0 if call["replayed"] else call["dollars"] or 0.0 for call in calls))
+        document["calls"] = {"at": [call["created_at"].isoformat() for call in calls], "dollars": paid}
+    return document
+
+
+def _parents(evidence: RunEvidence, candidate: str) -> list[str]:
+    record = evidence.candidates.get(candidate)
+    return list(record["parent_ids"]) if record else []
+
+
+def _created(evidence: RunEvidence, row: LeaderboardRow) -> str:
+    record = evidence.candidates.get(row.candidate_id)
+    return record["created_at"].isoformat() if record else ""
+
+
+def _limits(interval: Interval | None) -> list[float | None] | None:
+    """[estimate, low, high, seeds]; open limits are null."""
+    if interval is None:
+        return None
+    return [_short(interval.estimate), _short(interval.low), _short(interval.high), interval.seeds]
+
+
+def _finite(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items() if value is not None and math.isfinite(value)}
+
+
+def _short(value: float) -> float | None:
+    """To five significant digits: what a plot shows; null for what JSON cannot hold."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
