@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 
 from poise_core.config.protocol import FrozenModel
 from poise_core.evidence.intervals import Interval
+from poise_core.evidence.noise import SeedNoise
 from poise_core.trajectory import RUN_METRICS, Column, TrajectoryRows
 
 Array = npt.NDArray[np.float64]
@@ -82,11 +83,16 @@ def run_metric(rows: TrajectoryRows, name: str) -> float | None:
 
 
 def paired_run_delta(
-    child: Mapping[int, TrajectoryRows], parent: Mapping[int, TrajectoryRows], name: str, level: float = 0.95
+    child: Mapping[int, TrajectoryRows],
+    parent: Mapping[int, TrajectoryRows],
+    name: str,
+    level: float = 0.95,
+    noise: SeedNoise | None = None,
 ) -> Interval | None:
     """A run metric of ``child`` minus that of ``parent`` over the seeds both have, with a paired t-interval.
 
-    None where no shared seed has the metric in both; infinite limits with a single one.
+    ``noise`` is that of the difference at one seed, where it is known better than from these; a single seed has limits then.
+    None where no shared seed has the metric in both; without ``noise``, infinite limits with a single one.
     """
     differences = []
     for seed in sorted(child.keys() & parent.keys()):
@@ -97,6 +103,9 @@ def paired_run_delta(
     if count == 0:
         return None
     estimate = float(np.mean(differences))
+    if noise is not None:
+        half = float(stdtrit(noise.freedom, 0.5 + level / 2)) * math.sqrt(noise.variance / count)
+        return Interval(estimate, estimate - half, estimate + half, count)
     if count == 1:
         return Interval(estimate, -math.inf, math.inf, 1)
     half = float(stdtrit(count - 1, 0.5 + level / 2)) * float(np.std(differences, ddof=1)) / math.sqrt(count)

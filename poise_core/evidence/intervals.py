@@ -57,6 +57,12 @@ class Interval:
         """Whether zero lies outside the limits."""
         return self.low > 0.0 or self.high < 0.0
 
+    def within(self, least: float, most: float) -> Interval:
+        """The same with limits that no true value lies beyond, such as 0 and 100 for a percentage; open limits stay open."""
+        low = self.low if math.isinf(self.low) else min(max(self.low, least), self.estimate)
+        high = self.high if math.isinf(self.high) else max(min(self.high, most), self.estimate)
+        return Interval(self.estimate, low, high, self.seeds)
+
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Interval:
         """From what ``to_dict`` has written."""
@@ -89,7 +95,9 @@ def overall_interval(
         ValueError: no evaluation, a seed twice, mixed splits or problems, or benchmarks that are not the protocol's.
     """
     by_seed = _by_seed(evals)
-    return _interval([_problem_scores(evaluation, protocol) for evaluation in by_seed.values()], level, noise)
+    found = _interval([_problem_scores(evaluation, protocol) for evaluation in by_seed.values()], level, noise)
+    most = 100.0 * sum(benchmark.weight for benchmark in protocol.benchmarks)
+    return found.within(0.0, most)
 
 
 def paired_delta(
@@ -107,7 +115,8 @@ def paired_delta(
     Raises:
         ValueError: no seed in common, different splits or different benchmarks.
     """
-    return _interval(paired_problem_scores(child, base, protocol), level, noise)
+    most = 100.0 * sum(benchmark.weight for benchmark in protocol.benchmarks)
+    return _interval(paired_problem_scores(child, base, protocol), level, noise).within(-most, most)
 
 
 def delta_between(

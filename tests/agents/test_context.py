@@ -59,7 +59,7 @@ def test_a_context_holds_what_the_issue_lists(laboratory: Laboratory, tmp_path: 
     child = evolution.run.archive.rows("candidates", generation=1)[0]
     context = evolution.context(ChildSlot(3, 0, child["candidate_id"], child["name"]))
     text = fit(slot_sections(context, load_notes()), 60_000).text
-    for name in ("parent_scores", "parent_code", "parent_reflection", "parent_trajectory", "ideas_so_far", "literature",
+    for name in ("parent_scores", "parent_code", "parent_reflection", "parent_trajectory", "task", "archive", "literature",
                  "references", "contract", "ancestors"):  # fmt: skip
         assert f'<data name="{name}">' in text, name
     assert "95 % interval" in text.split('name="parent_scores"')[1].split("</data>")[0]

@@ -69,7 +69,7 @@ def test_rows_tell_their_prompt_and_their_call(tmp_path: Path, laboratory: Labor
     calls = {row["call_id"]: row for row in rows("calls")}
     for row in (*rows("proposals"), *rows("reflections")):
         content = json.loads(row["content"])
-        assert re.fullmatch(r"(proposer|reflector)\.md v1 @[0-9a-f]{12}", content["prompt"])
+        assert re.fullmatch(r"(proposer|reflector)\.md v\d+ @[0-9a-f]{12}", content["prompt"])
         assert calls[content["call_id"]]["prompt"] == content["prompt"]
 
 

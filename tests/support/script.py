@@ -84,7 +84,9 @@ def good_answers() -> Callable[[dict[str, Any]], Any]:
 def answer_to(form: str, prompt: str) -> Any:
     """The answer to one form."""
     if form == "ProposalsForm":
-        directions = re.findall(r"^- (\w+): ", prompt.split("in this order:")[1].split("Metrics")[0], re.MULTILINE)
+        directions = re.findall(
+            r"^- (\w+): ", prompt.split("These families are offered")[1].split("Metrics")[0], re.MULTILINE
+        )
         generation = re.search(r"generation: (\d+)", prompt)
         mark = f"G{int(generation.group(1)) + 1}" if generation else "G"
         return {"proposals": [proposal(one, number, mark) for number, one in enumerate(directions)]}
