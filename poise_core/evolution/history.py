@@ -326,6 +326,7 @@ class History:
             benchmark_deltas=self._benchmark_deltas(pair, mine, base, floors) if delta else {},
             run_noise={name: floor.of_difference(*pair) for name, floor in floors.runs.items()},
             failure=ended,
+            stopped_overall=stopped["stopped_overall"] if stopped else None,
         )
 
     def _measured(self, candidate_id: str, evaluations: Sequence[SeedEvaluation], floors: Floors) -> Measured:

@@ -129,7 +129,7 @@ def chance_of(expectation: Expectation, delta: Interval) -> float | None:
 
     The claim is that s d > t, where d is the true difference and s its sign. A change of at least ``size`` has t = size, and a
     null that is tight refutes it; non-inferiority by a margin has t = -size (a one-sided test; Blackwelder 1982). With a flat
-    prior, d is taken as normal around the estimate with the standard error half the 95 % interval / 1.96, on the wide side where the
+    prior, d is taken as normal around the estimate with the standard error half the 95 % interval / 1.96, wide where the
     interval is that of a t distribution. A width of zero decides nothing about a difference of exactly t.
     """
     if not (math.isfinite(delta.low) and math.isfinite(delta.high)):
