@@ -120,11 +120,13 @@ def at_same_steps(
     """Both cut to the steps that both have of a seed, so that the end of a training that was stopped is compared with the same step
     of its parent's and not with the parent's end."""
     shared = {seed: min(len(child[seed]), len(parent[seed])) for seed in sorted(child.keys() & parent.keys())}
-    mine, theirs = (
-        {seed: sorted(runs[seed], key=lambda row: row["step"])[:count] for seed, count in shared.items() if count}
-        for runs in (child, parent)
-    )
-    return mine, theirs
+
+    def cut(runs: Mapping[int, TrajectoryRows]) -> dict[int, TrajectoryRows]:
+        return {
+            seed: sorted(runs[seed], key=lambda row: row["step"])[:count] for seed, count in shared.items() if count
+        }
+
+    return cut(child), cut(parent)
 
 
 def make_digest(trajectories: Mapping[int, TrajectoryRows]) -> TrajectoryDigest | None:

@@ -55,7 +55,7 @@ def with_language_model(
     if settings.for_role("proposer").model:
         proposer = ModelProposer(caller, prompt("proposer"), notes, proposer if falls_back else None, seed)
     if settings.for_role("screener").model:
-        screener = ModelScreener(caller, prompt("screener"), notes, screener, falls_back)
+        screener = ModelScreener(caller, prompt("screener"), screener, falls_back)
     if settings.for_role("implementer").model:
         implementer = ModelImplementer(caller, prompt("implementer"), implementer)
     if settings.for_role("reflector").model:
