@@ -8,7 +8,7 @@ import typer
 
 from poise_core.cli import archive as cli_archive
 from poise_core.cli import testbed as cli_testbed
-from poise_core.cli.agents import context, cost
+from poise_core.cli.agents import bridge, context, cost
 from poise_core.cli.compare import compare_search, record_table
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
@@ -53,7 +53,21 @@ def options(
     """Options of the command itself; its subcommands do the work."""
 
 
-for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, track, cost, context, tune):
+for command in (
+    evolve,
+    evaluate,
+    verify,
+    leaderboard,
+    lineage,
+    show,
+    rungs,
+    replicate,
+    track,
+    cost,
+    context,
+    bridge,
+    tune,
+):
     app.command()(command)
 app.command()(compare_search)
 app.command()(record_table)
