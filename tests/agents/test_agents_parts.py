@@ -227,12 +227,14 @@ def test_a_forecast_says_least_and_most() -> None:
     prices = {"openai:x": {"input": 1.0, "output": 10.0}}
     settings = AgentSettings(model="openai:x", prices=prices, context_tokens=10_000, max_output_tokens=1000)
     found = forecast(settings, generations=2, parents=3, ideas=3, revisions=2)
-    # 6 slots: 6 proposers, 6 screeners, 6 to 6 * 3 * 3 * 2 implementers, 7 reflectors; each asked up to three times
-    assert found.calls == (25, 3 * 127)
-    assert found.tokens == (25 * 1650, 3 * 127 * 11_000)
-    assert found.dollars == (pytest.approx(25 * 0.003), pytest.approx(3 * 127 * 0.02))
+    # 6 slots: 6 proposers, 6 screeners, 6 to 6 * 3 * 3 * 2 implementers with two turns of tools, 7 reflectors; each asked up to
+    # three times
+    most = 3 * (19 + 3 * 108)
+    assert found.calls == (25, most)
+    assert found.tokens == (25 * 1650, most * 11_000)
+    assert found.dollars == (pytest.approx(25 * 0.003), pytest.approx(most * 0.02))
     repaired = forecast(settings, generations=2, parents=3, ideas=3, revisions=2, repairs=1)
-    assert repaired.calls == (25, 3 * (127 + 6 * 3 * 2))
+    assert repaired.calls == (25, most + 3 * 3 * 6 * 3 * 2)
     assert "no price known for openai:local" in str(
         forecast(AgentSettings(model="openai:local"), generations=1, parents=1, ideas=1, revisions=0)
     )

@@ -139,7 +139,7 @@ def test_a_quiz_on_the_task_can_be_answered_from_the_proposers_prompt_alone() ->
         "How is long-chains scored, and how much does it count?": (
             "long-chains | chain5 | pass@32, 64 completions each at temperature 1 | 0.2 | 120"
         ),
-        "What is it all?": "Overall = 0.2 products + 0.2 long-chains + 0.15 remainders + 0.15 sums + 0.15 differences + 0.15 chains",
+        "What is it all?": "Overall = 0.2 products + 0.2 long-chains + 0.15 remainders + 0.15 sums + 0.15 differences",
         "What does the untrained policy score there, and GRPO?": "52.5 | 22.5 [19.0,26.0]",
         "How many completions has a group?": "16 prompts with group size 8 = 128 completions",
         "How many updates has a batch?": "optimizer updates per batch",

@@ -470,3 +470,33 @@ def test_a_bridge_serves_programs_of_this_machine_only(tmp_path: Path) -> None:
         listed = json.loads(urllib.request.urlopen(f"{serving.url}/models", timeout=5).read())
         assert listed["data"][0]["id"] == "bridge"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_model_tries_its_draft_before_it_answers(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
+    """The tools run in the gate's sandbox; the results come with the next question, and the last turn counts as it is."""
+    good, asked = good_answers(), []
+
+    def script(body: dict[str, Any]) -> Any:
+        if asked_form(body) != "ImplementationForm":
+            return good(body)
+        asked.append(prompt_of(body))
+        tools = [{"tool": "run_gate", "algorithm": ""}, {"tool": "probe_numbers", "algorithm": ""},
+                 {"tool": "read_reference", "algorithm": "DR-GRPO"}]  # fmt: skip
+        return {**implementation(1.0), "tries": tools if len(asked) != 2 else [{"tool": "run_gate", "algorithm": ""}]}
+
+    evolution = open_evolution(tmp_path / "run", preset_for(serve(script)))
+    evolve(evolution)
+    assert len(asked) == 3  # two turns, then the answer is taken whatever it asks for
+    assert "Turns with tools that are left: 2" in asked[0]
+    assert '<data name="turn_1_results">' in asked[1]
+    assert "## run_gate\nadmitted" in asked[1]
+    assert "right completions of mixed groups: advantage mean" in asked[1]
+    assert "Dr. GRPO" in asked[1].split("## read_reference DR-GRPO")[1]
+    assert '<data name="turn_2_results">' in asked[2]
+    assert "Turns with tools that are left: 0" in asked[2]
+    (child,) = evolution.run.archive.rows("candidates", generation=1)
+    assert "bound: float = 1.0" in child["source"]
+    replayed = open_evolution(tmp_path / "again", evolution.preset, replay=evolution.run.archive)
+    evolve(replayed)
+    assert contents(replayed.run.archive) == contents(evolution.run.archive)

@@ -82,6 +82,11 @@ class Caller:
         self._models = ChatModels(should_stop)
         self._pace = Pace()
 
+    @property
+    def should_stop(self) -> Callable[[], bool]:
+        """Whether the run is asked to stop; for work between two questions."""
+        return self._should_stop
+
     def ask(self, question: Question[A]) -> Answer[A]:
         """The answer, of the first model that gives a usable one.
 

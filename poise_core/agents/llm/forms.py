@@ -122,8 +122,24 @@ class EquationUse(Form):
     code: str = Field(max_length=1000, description="one line of the file, copied exactly")
 
 
+class TryForm(Form):
+    """One tool to run on the draft before the answer counts."""
+
+    tool: Literal["run_gate", "probe_numbers", "read_reference"] = Field(
+        description="run_gate: all findings of the gate; probe_numbers: advantages and gradients on fixed batches; "
+        "read_reference: the file of a known algorithm"
+    )
+    algorithm: str = Field("", max_length=60, description="for read_reference: its name, such as dapo; otherwise empty")
+
+
 class ImplementationForm(Form):
     """A candidate file: first the plan, then the whole file, then where each equation stands in it."""
+
+    tries: list[TryForm] = Field(
+        default_factory=list,
+        max_length=3,
+        description="tools to run on this draft, whose results you are then shown to answer again; empty: the file is final",
+    )
 
     plan: list[str] = Field(min_length=1, max_length=20, description="steps from the parent's file to the child's")
     source: str = Field(min_length=1, max_length=60_000, description="the whole Python file, without fences")

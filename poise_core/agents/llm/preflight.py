@@ -102,7 +102,7 @@ def forecast(
     per_role = {
         "proposer": (slots, slots * again),
         "screener": (slots, slots * again),
-        "implementer": (slots, slots * drafts * again),
+        "implementer": (slots, slots * drafts * again * (1 + settings.tool_turns)),
         "reflector": (slots + 1, (slots + 1) * again),  # the baseline is reflected on as well
     }
     prices = price_table(settings)
