@@ -69,6 +69,7 @@ class SearchContext:
             slot=slot.number,
             ancestors=self.history.ancestors(slot.parent_id, slot.generation),
             repeat=slot.repeat,
+            variant=slot.number >= self.preset.search.parents - self.preset.search.variants,
             task=self.briefs.task_card(slot.generation),
             table=self.briefs.table(slot.generation, slot.number),
             calibration=self.briefs.calibration(slot.generation),

@@ -1,6 +1,7 @@
 """What agents are told: reports to an author, the task card, the archive as a table, calibration, the reflector's evidence."""
 
 import dataclasses
+import difflib
 import json
 import math
 import re
@@ -26,8 +27,19 @@ from poise_core.agents.llm.literature import load_notes
 from poise_core.agents.llm.prompts import estimate_tokens, load_prompt
 from poise_core.agents.llm.reflector import ModelReflector
 from poise_core.agents.reports import STEPS_SHOWN, gate_report, training_report, without_folders
-from poise_core.agents.roles import Expectation, Measured, Proposal, ReflectionEvidence
+from poise_core.agents.roles import (
+    CandidateRecord,
+    Expectation,
+    Measured,
+    Proposal,
+    ProposalContext,
+    ReflectionEvidence,
+    Tried,
+)
 from poise_core.agents.rules.reflector import RuleReflector
+from poise_core.agents.variants import promising, variants
+from poise_core.algorithms import algorithm_path
+from poise_core.candidate.identity import source_digest
 from poise_core.config import load_preset
 from poise_core.environments.registry import described
 from poise_core.evidence.intervals import Interval
@@ -35,6 +47,7 @@ from poise_core.evidence.noise import SeedNoise, floor_with_prior
 from poise_core.evolution import ChildSlot
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.verification import CheckResult, VerificationReport
+from poise_core.verification.gate import run_checks
 
 
 @pytest.mark.parametrize(
@@ -320,3 +333,42 @@ def test_ten_planted_faults_are_visible_to_the_reflector() -> None:
     assert len(faults) == 10
     for fault, (shown, sign) in faults.items():
         assert sign in shown, fault
+
+
+# children without a model call
+
+
+def test_knock_outs_and_sweeps_are_edits_of_the_parents_file_that_the_gate_admits() -> None:
+    source = algorithm_path("dapo").read_text()
+    parent = CandidateRecord("c", "CHILD", source, generation=1, parent_ids=("p",))
+    better = (Line("CHILD", "c", "evaluated", Interval(2.0, 0.5, 3.5, 3)),)
+    context = ProposalContext(parent, table=better)
+    assert promising(context)
+    assert not promising(
+        ProposalContext(parent, table=(Line("CHILD", "c", "evaluated", Interval(-1.0, -2.0, 0.0, 3)),))
+    )
+    found = variants(context, 100)
+    outs = [one for one in found if one.direction == "knock-out"]
+    sweeps = [one for one in found if one.direction == "sweep"]
+    assert outs
+    assert sweeps
+    for one in found:
+        mine = str(one.source)
+        changed = [line for line in difflib.ndiff(source.splitlines(), mine.splitlines()) if line[0] == "+"]
+        assert changed
+        assert run_checks(mine, one.name).admitted or one.direction == "knock-out", one.name
+    assert any(run_checks(str(one.source), one.name).admitted for one in outs)
+    tried = tuple(Tried(one.name, "evaluated", source_digest=source_digest(str(one.source))) for one in found)
+    assert variants(dataclasses.replace(context, avoid=tried), 5) == []
+
+
+def test_the_last_place_of_a_generation_can_be_for_a_variant(laboratory: Laboratory, tmp_path: Path) -> None:
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=2, parents=1, variants=1))
+    laboratory.counts = lambda owner, job, seed, spec: [0 if "grpo" in owner else spec.samples] * spec.problems
+    evolve(evolution)
+    first, second = (evolution.run.archive.rows("candidates", generation=number) for number in (1, 2))
+    assert len(first) == 1  # the baseline has no variants that are worth it
+    (row,) = second
+    (proposal,) = [one for one in evolution.run.archive.rows("proposals", generation=2) if one["taken"]]
+    assert json.loads(proposal["content"])["direction"] in ("knock-out", "sweep")
+    assert row["written_by"] == "catalogue"

@@ -22,7 +22,8 @@ def names(text: str) -> frozenset[str]:
 _ELEMENTWISE = names("""
     abs absolute acos add asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or ceil clamp clamp_max clamp_min clip
     copysign cos cosh digamma div divide eq erf erfc erfinv exp exp2 expm1 floor floor_divide fmax fmin frac ge greater
-    greater_equal gt heaviside hypot isclose isfinite isinf isnan le lerp less less_equal lgamma log log10 log1p log2 logaddexp logaddexp2
+    greater_equal gt heaviside hypot isclose isfinite isinf isnan le lerp less less_equal lgamma log log10 log1p log2
+    logaddexp logaddexp2
     logical_and logical_not logical_or logical_xor logit lt maximum minimum mul multiply nan_to_num ne neg negative
     not_equal positive pow reciprocal relu remainder round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square sub
     subtract tan tanh true_divide trunc where xlogy
