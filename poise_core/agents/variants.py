@@ -1,8 +1,8 @@
 """Children without a model call: knock-outs of a candidate's mechanisms, and sweeps of one of its numbers.
 
 Both are edits of the parent's own file, found by its syntax tree and never by running it. A knock-out makes what ``MECHANISMS``
-says switches a mechanism off the default, and takes the mechanism from the list: it asks whether the mechanism earns its place. A sweep
-halves or doubles one number: it asks whether the parent's gain hangs on it.
+says switches a mechanism off the default, and takes the mechanism from the list: it asks whether the mechanism earns its place. A
+sweep halves or doubles one number: it asks whether the parent's gain hangs on it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import typer
 
 from poise_core.cli import archive as cli_archive
 from poise_core.cli import testbed as cli_testbed
-from poise_core.cli.agents import bridge, context, cost
+from poise_core.cli.agents import bridge, context, cost, lessons
 from poise_core.cli.compare import compare_search, record_table
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
@@ -65,6 +65,7 @@ for command in (
     track,
     cost,
     context,
+    lessons,
     bridge,
     tune,
 ):

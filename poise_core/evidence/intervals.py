@@ -95,9 +95,7 @@ def overall_interval(
         ValueError: no evaluation, a seed twice, mixed splits or problems, or benchmarks that are not the protocol's.
     """
     by_seed = _by_seed(evals)
-    found = _interval([_problem_scores(evaluation, protocol) for evaluation in by_seed.values()], level, noise)
-    most = 100.0 * sum(benchmark.weight for benchmark in protocol.benchmarks)
-    return found.within(0.0, most)
+    return _interval([_problem_scores(evaluation, protocol) for evaluation in by_seed.values()], level, noise)
 
 
 def paired_delta(
@@ -115,8 +113,7 @@ def paired_delta(
     Raises:
         ValueError: no seed in common, different splits or different benchmarks.
     """
-    most = 100.0 * sum(benchmark.weight for benchmark in protocol.benchmarks)
-    return _interval(paired_problem_scores(child, base, protocol), level, noise).within(-most, most)
+    return _interval(paired_problem_scores(child, base, protocol), level, noise)
 
 
 def delta_between(

@@ -5,18 +5,22 @@ As everywhere in the history of a run, measurements are those of generations bef
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from poise_core.agents.briefing import Calibration, Line, TaskCard
+from poise_core.agents.briefing import Calibration, Line, TaskCard, table_order
 from poise_core.agents.digest import paired_run_delta, run_metric
 from poise_core.agents.roles import Reflection
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.config import Preset
+from poise_core.escaping import one_line
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means
-from poise_core.evidence.intervals import Interval, delta_between, paired_delta
+from poise_core.evidence.format import spell_interval
+from poise_core.evidence.intervals import Interval, delta_between, distinguishable, paired_delta
 from poise_core.evidence.noise import Floors
 from poise_core.evolution.history import History
 from poise_core.trajectory import RUN_METRICS
@@ -201,3 +205,77 @@ def _described(environment: str, kinds: Sequence[str]) -> tuple[dict[str, str], 
     from poise_core.environments.registry import described
 
     return described(environment, kinds)
+
+
+LESSONS = 40
+"""Lessons that a notes file holds at most."""
+
+
+def lessons(briefs: Briefs, *, run: str, today: dt.date, days: int) -> str:
+    """A file of literature notes on what a run has measured, for ``agents.literature_folder`` of a later run.
+
+    Each note is a claim with its evidence rows, the protocol under which it holds, its date and when it expires. A claim about a
+    candidate that an examination or a replication on sealed problems refuted says so; no number of the sealed split is quoted.
+
+    Args:
+        briefs: of the run.
+        run: its name, for the source of the notes.
+        today: date of the notes.
+        days: after which a reader should no longer rely on them.
+    """
+    history = briefs.history
+    last = 1 + max((row["generation"] for row in history.candidates()), default=0)
+    refuted = _refuted(briefs)
+    rows = {row["name"]: row for row in history.candidates()}
+    notes = []
+    for line in table_order(briefs.table(last, 0))[:LESSONS]:
+        row = rows.get(line.name)
+        identity = row["candidate_id"] if row else ""
+        reflection = history.reflection(identity) if identity else None
+        claim, rests_on = _claim(line), f"rungs of {identity}" if not line.measured else f"evaluations of {identity}"
+        if identity in refuted:
+            claim = f"REFUTED on sealed problems with fresh seeds; what the search measured was: {claim}"
+        taught = [f"Avoid: {one}" for one in (reflection.avoid if reflection else ())][:2]
+        slots = " ".join(
+            dict.fromkeys(slot for one in (reflection.diagnoses if reflection else ()) for slot in one.slots[:2])
+        )
+        name = re.sub(r"\W+", "_", f"lesson_{line.name}".lower()).strip("_")
+        notes.append(
+            "\n".join(
+                [
+                    f"# {name}",
+                    f"title: {one_line(line.name)}, measured in an earlier run",
+                    f"source: run {one_line(run)}, protocol {briefs.protocol.digest}, {today.isoformat()}",
+                    f"answers: {' '.join(line.diagnoses)}",
+                    f"slots: {slots}",
+                    f"expires: {(today + dt.timedelta(days=days)).isoformat()}",
+                    "",
+                    f"Mechanism: {one_line(line.change) or 'not told'}",
+                    "",
+                    f"Claim: {one_line(claim)}",
+                    "",
+                    f"Evidence: {rests_on}, protocol {briefs.protocol.digest}; holds until "
+                    f"{(today + dt.timedelta(days=days)).isoformat()}.",
+                    *(f"\n{one_line(one)}" for one in taught),
+                ]
+            )
+        )
+    return "\n\n".join(notes) + "\n" if notes else ""
+
+
+def _claim(line: Line) -> str:
+    if line.delta is None:
+        return f"{line.fate}: {line.reason}" if line.reason else line.fate
+    verdict = {"better": "better than the baseline", "worse": "worse than the baseline"}.get(
+        distinguishable(line.delta), "not told apart from the baseline"
+    )
+    return f"{verdict}: Overall {spell_interval(line.delta)}; moved most: {', '.join(line.telling) or 'nothing'}"
+
+
+def _refuted(briefs: Briefs) -> set[str]:
+    digest = briefs.protocol.digest
+    examined = briefs.archive.rows("examinations", protocol=digest)
+    replicated = briefs.archive.rows("replications", protocol=digest)
+    return {row["candidate_id"] for row in replicated if row["outcome"] == "refuted"} | {
+        row["candidate_id"] for row in examined if row["verdict"] == "does not hold"
+    }

@@ -346,7 +346,7 @@ class History:
         return {
             benchmark.name: overall_interval(
                 evaluations, self.alone(benchmark), noise=floors.benchmarks[benchmark.name].total
-            )
+            ).within(0.0, 100.0)
             for benchmark in self.protocol.benchmarks
             if evaluations
         }
@@ -376,8 +376,11 @@ class History:
         self, evaluations: Sequence[SeedEvaluation] | None, floor: NoiseFloor | None = None
     ) -> Interval | None:
         """Without ``floor`` by the candidate's own seeds alone, as the search sees its nodes."""
-        noise = floor.total if floor else None
-        return overall_interval(evaluations, self.protocol, noise=noise) if evaluations else None
+        if not evaluations:
+            return None
+        if floor is None:
+            return overall_interval(evaluations, self.protocol)
+        return overall_interval(evaluations, self.protocol, noise=floor.total).within(0.0, 100.0)
 
     def _failures(self, generation: int) -> dict[str, Row]:
         """The last failure of each candidate or idea, as far as ``generation`` may know it."""

@@ -1,6 +1,7 @@
 """What agents are told: reports to an author, the task card, the archive as a table, calibration, the reflector's evidence."""
 
 import dataclasses
+import datetime as dt
 import difflib
 import json
 import math
@@ -45,6 +46,7 @@ from poise_core.environments.registry import described
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.noise import SeedNoise, floor_with_prior
 from poise_core.evolution import ChildSlot
+from poise_core.evolution.briefs import lessons
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.verification import CheckResult, VerificationReport
 from poise_core.verification.gate import run_checks
@@ -372,3 +374,29 @@ def test_the_last_place_of_a_generation_can_be_for_a_variant(laboratory: Laborat
     (proposal,) = [one for one in evolution.run.archive.rows("proposals", generation=2) if one["taken"]]
     assert json.loads(proposal["content"])["direction"] in ("knock-out", "sweep")
     assert row["written_by"] == "catalogue"
+
+
+def test_lessons_of_a_run_are_literature_of_a_later_one(laboratory: Laboratory, tmp_path: Path) -> None:
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=1, parents=2))
+    laboratory.counts = lambda owner, job, seed, spec: [0 if "grpo" in owner else spec.samples] * spec.problems
+    evolve(evolution)
+    first, second = sorted(evolution.run.archive.rows("candidates", generation=1), key=lambda row: str(row["name"]))
+    root = evolution.history.candidates()[0]
+    evolution.run.archive.append(
+        "replications",
+        [{"protocol": evolution.trials.protocol.digest, "candidate_id": first["candidate_id"],
+          "baseline_id": root["candidate_id"], "declared": True, "seeds": [7], "outcome": "refuted", "overall": 43.21,
+          "message": "m", "written_by": "poise"}],
+    )  # fmt: skip
+    briefs = evolution.search.briefs
+    text = lessons(briefs, run="laptop", today=dt.date(2026, 3, 1), days=30)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "lessons.md").write_text(text)
+    notes = {note.title.split(",")[0]: note for note in load_notes(str(tmp_path / "notes"))}
+    refuted, fine = notes[str(first["name"])], notes[str(second["name"])]
+    assert "REFUTED on sealed problems" in refuted.text
+    assert "43.21" not in refuted.text
+    assert "Claim: better than the baseline: Overall +100.00" in fine.text
+    assert f"Evidence: evaluations of {second['candidate_id']}, protocol {briefs.protocol.digest}" in fine.text
+    assert "holds until 2026-03-31" in fine.text
+    assert fine.source == f"run laptop, protocol {briefs.protocol.digest}, 2026-03-01"
