@@ -96,7 +96,7 @@ def slot_sections(context: ProposalContext, notes: Sequence[Note] = (), note_cou
 
     Priorities, from what is left out last: directive, the parent's code and scores, the task card, the parent's reflection, the
     archive as a table, the parent's trajectory, failure boundaries, ideas not taken, literature, references, the contract's text,
-    earlier ancestors.
+    the first reference's code, earlier ancestors.
     """
     parent = context.parent
     return [
@@ -115,6 +115,7 @@ def slot_sections(context: ProposalContext, notes: Sequence[Note] = (), note_cou
         Section("literature", _notes_text(retrieve(notes, context, note_count)), 60),
         Section("references", _references_text(context), 55),
         Section("contract", contract_text(), 50),
+        Section("reference_code", _reference_code(context), 45),
         Section("ancestors", _ancestors_text(context), 40),
     ]
 
@@ -199,6 +200,14 @@ def _references_text(context: ProposalContext) -> str:
             f"change: {change[:_EXCERPT]}\n{scores_text(record)}\ntaught: {taught[:_EXCERPT]}"
         )
     return "\n\n".join(parts)
+
+
+def _reference_code(context: ProposalContext) -> str:
+    """The file of the first reference, so that what it does can be taken over as it is; its id is the other parent's."""
+    if not context.references:
+        return ""
+    record = context.references[0].record
+    return f"# {record.name}, id {record.candidate_id}\n{record.source}"
 
 
 def _ancestors_text(context: ProposalContext) -> str:
