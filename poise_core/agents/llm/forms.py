@@ -72,7 +72,7 @@ class ExpectationForm(Form):
     size: float = Field(
         0.0, ge=0, description="at least by how much, in the metric's unit (percent points); the margin"
     )
-    probability: float | None = Field(None, ge=0, le=1, description="that this comes true, from 0 to 1")
+    probability: float | None = Field(None, ge=0, le=1, description="that this comes true")
 
 
 class ProposalForm(Form):
