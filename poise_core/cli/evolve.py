@@ -88,6 +88,9 @@ def evolve(
         from poise_core.views import lineage
 
         folder = run_dir or default_run_dir(resolved)
+        recorded = recording(replay)
+        if replay is not None:
+            share_problems(replay, folder, resolved)
         resume = f"go on with: {shlex.join(['poise', *sys.argv[1:]])}"
         try:
             with ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display:
@@ -98,7 +101,7 @@ def evolve(
                         display.note(notes.pop(0))
                     display.say(status)
 
-                run = evolve_here(resolved, folder, observer=display, say=tell, replay=recording(replay))
+                run = evolve_here(resolved, folder, observer=display, say=tell, replay=recorded)
         except Cancelled as error:
             raise fail(f"stopped; {resume}", STOPPED) from error
         except InfrastructureError as error:
@@ -112,6 +115,21 @@ def evolve(
         console.print(render_lineage(lineage(evidence)))
         console.print()
         console.print(where_to_look(run), highlight=False, soft_wrap=True)
+
+
+def share_problems(recorded: Path, folder: Path, preset: Preset) -> None:
+    """Give a new run the secret of the recorded one: its problems, and with them all scores that its models were told, are the same.
+
+    Raises:
+        RunDirectoryError: see ``RunDirectory.open``.
+    """
+    from poise_core.run_directory import RunDirectory
+    from poise_core.run_directory.records import PRESET
+
+    secret = RunDirectory.read(recorded).secret
+    if secret is not None and not (folder / PRESET).is_file():
+        with RunDirectory.open(folder, preset, secret):
+            pass
 
 
 def settings_to_go_on(
