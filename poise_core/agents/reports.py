@@ -24,7 +24,7 @@ STEPS_SHOWN = 12
 _COLUMNS: tuple[Column, ...] = (
     "reward_mean", "entropy", "kl", "clip_fraction", "grad_norm", "loss", "completion_length", "truncated",
 )  # fmt: skip
-_LEFT_OUT = ("seconds", "confinement")
+_LEFT_OUT = ("seconds", "confinement", "probe_seed")
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\"':]+/)+(?=[^\s/\"':])")
 
 

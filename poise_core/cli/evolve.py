@@ -118,7 +118,7 @@ def evolve(
 
 
 def share_problems(recorded: Path, folder: Path, preset: Preset) -> None:
-    """Give a new run the secret of the recorded one: its problems, and with them all scores that its models were told, are the same.
+    """Give a new run the secret of the recorded one: its problems, and with them the scores that models were told, are the same.
 
     Raises:
         RunDirectoryError: see ``RunDirectory.open``.

@@ -69,7 +69,7 @@ def test_folders_are_cut_off(text: str, told: str) -> None:
 def test_the_gates_sentences_stand_word_for_word_and_its_durations_do_not() -> None:
     checks = (CheckResult("language", "it is plain", False, "line 3: no <lambda>", 1.25),)
     report = VerificationReport("X", "0" * 64, False, checks, seconds=7.5, failure=FailureKind.REJECTED)
-    slower = dataclasses.replace(report, seconds=99.0, confinement={"network": "refused"})
+    slower = dataclasses.replace(report, seconds=99.0, confinement={"network": "refused"}, probe_seed=5)
 
     def told(one: VerificationReport) -> str:
         return gate_report(CandidateFailure(FailureKind.REJECTED, "verify", one.message, one.to_json()))
