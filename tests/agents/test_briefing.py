@@ -48,8 +48,10 @@ from poise_core.evidence.noise import SeedNoise, floor_with_prior
 from poise_core.evolution import ChildSlot
 from poise_core.evolution.briefs import lessons
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.render.markdown import render_nightly_report
 from poise_core.verification import CheckResult, VerificationReport
 from poise_core.verification.gate import run_checks
+from poise_core.views.nightly import NightlyRun, nightly_report
 
 
 @pytest.mark.parametrize(
@@ -400,3 +402,17 @@ def test_lessons_of_a_run_are_literature_of_a_later_one(laboratory: Laboratory, 
     assert f"Evidence: evaluations of {second['candidate_id']}, protocol {briefs.protocol.digest}" in fine.text
     assert "holds until 2026-03-31" in fine.text
     assert fine.source == f"run laptop, protocol {briefs.protocol.digest}, 2026-03-01"
+
+
+def test_calibration_reaches_the_next_proposer_and_the_report(laboratory: Laboratory, tmp_path: Path) -> None:
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=2, parents=1, variants=1))
+    laboratory.counts = lambda owner, job, seed, spec: [0 if "grpo" in owner else spec.samples] * spec.problems
+    evolve(evolution)  # the second generation's child is a variant, which foretells with a probability
+    child = evolution.run.archive.rows("candidates", generation=2)[0]
+    told = evolution.context(ChildSlot(3, 0, child["candidate_id"], child["name"])).calibration
+    assert told is not None
+    assert len(told.pairs) == 1
+    now = dt.datetime.now(dt.UTC)
+    run = NightlyRun(generation=2, began=now, ended=now, finished=True)
+    page = render_nightly_report(nightly_report(evolution.run.evidence(), evolution.preset, run))
+    assert "1 forecast of proposals scored so far: Brier score" in page
