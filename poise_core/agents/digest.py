@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 
 from poise_core.config.protocol import FrozenModel
 from poise_core.evidence.intervals import Interval
+from poise_core.evidence.noise import SeedNoise
 from poise_core.trajectory import RUN_METRICS, Column, TrajectoryRows
 
 Array = npt.NDArray[np.float64]
@@ -82,14 +83,21 @@ def run_metric(rows: TrajectoryRows, name: str) -> float | None:
 
 
 def paired_run_delta(
-    child: Mapping[int, TrajectoryRows], parent: Mapping[int, TrajectoryRows], name: str, level: float = 0.95
+    child: Mapping[int, TrajectoryRows],
+    parent: Mapping[int, TrajectoryRows],
+    name: str,
+    level: float = 0.95,
+    noise: SeedNoise | None = None,
 ) -> Interval | None:
-    """A run metric of ``child`` minus that of ``parent`` over the seeds both have, with a paired t-interval.
+    """A run metric of ``child`` minus that of ``parent`` over the seeds both have, with a paired t-interval; where one of the two
+    ended earlier, over the steps that both have.
 
-    None where no shared seed has the metric in both; infinite limits with a single one.
+    ``noise`` is that of the difference at one seed, where it is known better than from these; a single seed has limits then.
+    None where no shared seed has the metric in both; without ``noise``, infinite limits with a single one.
     """
     differences = []
-    for seed in sorted(child.keys() & parent.keys()):
+    child, parent = at_same_steps(child, parent)
+    for seed in child:
         mine, theirs = run_metric(child[seed], name), run_metric(parent[seed], name)
         if mine is not None and theirs is not None:
             differences.append(mine - theirs)
@@ -97,10 +105,28 @@ def paired_run_delta(
     if count == 0:
         return None
     estimate = float(np.mean(differences))
+    if noise is not None:
+        half = float(stdtrit(noise.freedom, 0.5 + level / 2)) * math.sqrt(noise.variance / count)
+        return Interval(estimate, estimate - half, estimate + half, count)
     if count == 1:
         return Interval(estimate, -math.inf, math.inf, 1)
     half = float(stdtrit(count - 1, 0.5 + level / 2)) * float(np.std(differences, ddof=1)) / math.sqrt(count)
     return Interval(estimate, estimate - half, estimate + half, count)
+
+
+def at_same_steps(
+    child: Mapping[int, TrajectoryRows], parent: Mapping[int, TrajectoryRows]
+) -> tuple[dict[int, TrajectoryRows], dict[int, TrajectoryRows]]:
+    """Both cut to the steps that both have of a seed, so that the end of a training that was stopped is compared with the same step
+    of its parent's and not with the parent's end."""
+    shared = {seed: min(len(child[seed]), len(parent[seed])) for seed in sorted(child.keys() & parent.keys())}
+
+    def cut(runs: Mapping[int, TrajectoryRows]) -> dict[int, TrajectoryRows]:
+        return {
+            seed: sorted(runs[seed], key=lambda row: row["step"])[:count] for seed, count in shared.items() if count
+        }
+
+    return cut(child), cut(parent)
 
 
 def make_digest(trajectories: Mapping[int, TrajectoryRows]) -> TrajectoryDigest | None:

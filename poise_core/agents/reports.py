@@ -1,4 +1,5 @@
-"""Reports that go back to the author of a candidate file: what the gate refused, and how a training went wrong.
+"""What is shown of a candidate's file and training: reports that go back to its author (what the gate refused, how a training went
+wrong), and what the reflector reads (the difference to the parent's file, curves, levels of benchmarks).
 
 They are part of a question to a model, and a recorded run is replayed by asking the same again: nothing in them may depend
 on the folder of the run or on how fast the machine was.
@@ -6,11 +7,14 @@ on the folder of the run or on how fast the machine was.
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+from poise_core.agents.briefing import TaskCard, short_interval
 from poise_core.agents.digest import digest_lines, make_digest
+from poise_core.evidence.intervals import Interval
 from poise_core.failures import CandidateFailure
 from poise_core.trajectory import Column, TrajectoryRows
 
@@ -20,7 +24,7 @@ STEPS_SHOWN = 12
 _COLUMNS: tuple[Column, ...] = (
     "reward_mean", "entropy", "kl", "clip_fraction", "grad_norm", "loss", "completion_length", "truncated",
 )  # fmt: skip
-_LEFT_OUT = ("seconds", "confinement")
+_LEFT_OUT = ("seconds", "confinement", "probe_seed")
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\"':]+/)+(?=[^\s/\"':])")
 
 
@@ -58,6 +62,92 @@ def training_report(failure: CandidateFailure, trajectories: Mapping[int, Trajec
     digest = make_digest(trajectories)
     parts.append("## Digest\n" + "\n".join(digest_lines(digest)) if digest else "No step was finished.")
     return "\n\n".join(parts)
+
+
+CURVE_POINTS = 10
+"""Steps at which a curve is shown, the first and the last among them."""
+
+_CURVES: tuple[Column, ...] = (
+    "reward_mean", "entropy", "kl", "clip_fraction", "grad_norm", "completion_length", "truncated", "format_valid",
+    "all_fail_fraction", "all_pass_fraction",
+)  # fmt: skip
+
+
+def difference(mine: str, theirs: str, name: str = "child", parent: str = "parent") -> str:
+    """The unified difference from the parent's file to this one, with two lines of context; empty where they are equal."""
+    lines = difflib.unified_diff(theirs.splitlines(), mine.splitlines(), parent, name, lineterm="", n=2)
+    return "\n".join(lines)
+
+
+def curves(trajectories: Mapping[int, TrajectoryRows], parent: Mapping[int, TrajectoryRows]) -> str:
+    """Every seed at up to ten evenly spaced steps, and the parent's same seed at the same steps, as one table per seed.
+
+    A cell is the candidate's number, a slash and the parent's; ``-`` stands for one that is not there. What a spike does between
+    two of the steps is in the digest.
+    """
+    parts = []
+    for seed, rows in sorted(trajectories.items()):
+        mine = {int(row["step"]): row for row in rows}
+        theirs = {int(row["step"]): row for row in parent.get(seed, ())}
+        if not mine:
+            continue
+        steps = spread(sorted(mine), CURVE_POINTS)
+        names = [name for name in _CURVES if any(mine[step].get(name) is not None for step in steps)]
+        lines = [f"seed {seed}, {len(mine)} steps; candidate{'/parent' if theirs else ''}", " ".join(["step", *names])]
+        for step in steps:
+            cells = [_cell(mine[step], name) for name in names]
+            if theirs:
+                there = theirs.get(step, {})
+                cells = [f"{cell}/{_cell(there, name)}" for cell, name in zip(cells, names, strict=True)]
+            lines.append(" ".join([str(step), *cells]))
+        broken = sorted(step for step, row in mine.items() if any(value != value for value in row.values()))
+        if broken:
+            lines.append(f"not a number at steps {', '.join(map(str, broken[:10]))}")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """At most ``count`` of the values, evenly spaced, the first and the last among them."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(index * (len(values) - 1) / (count - 1))] for index in range(count)]
+
+
+def _cell(row: Mapping[str, float], name: str) -> str:
+    value = row.get(name)
+    return "-" if value is None else f"{value:.3g}"
+
+
+def levels(
+    mine: Mapping[str, Interval],
+    parent: Mapping[str, Interval],
+    task: TaskCard | None = None,
+    parent_name: str = "parent",
+) -> str:
+    """Percent on every benchmark: the candidate, its parent, the baseline and the untrained policy, one benchmark a line."""
+    names = list(dict.fromkeys((*mine, *parent)))
+    if not names:
+        return ""
+
+    def shown(found: Mapping[str, Interval], name: str) -> str:
+        return short_interval(found[name], signed=False) if name in found else "?"
+
+    baseline, untrained = (task.baseline, task.untrained) if task else ({}, {})
+    lines = [f"benchmark | candidate | {parent_name} | baseline | untrained"]
+    lines += [
+        " | ".join(
+            (
+                name,
+                shown(mine, name),
+                shown(parent, name),
+                shown(baseline, name),
+                f"{untrained[name]:.1f}" if name in untrained else "?",
+            )
+        )
+        for name in names
+    ]
+    return "\n".join(lines)
 
 
 def _table(rows: TrajectoryRows) -> str:

@@ -17,9 +17,11 @@ from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
+from poise_core.agents.briefing import Calibration, Line, TaskCard
 from poise_core.agents.digest import TrajectoryDigest
 from poise_core.config.protocol import FrozenModel
 from poise_core.evidence.intervals import Interval
+from poise_core.evidence.noise import SeedNoise
 from poise_core.trajectory import TrajectoryRows
 
 
@@ -29,8 +31,20 @@ class Expectation(FrozenModel):
     metric: str = Field(
         description="'Overall', the name of a benchmark, or a metric of poise_core.trajectory.RUN_METRICS"
     )
-    direction: Literal["increase", "decrease"] = Field(description="of the child against its first parent")
+    direction: Literal["increase", "decrease", "no_fall", "no_rise"] = Field(
+        description="of the child against its first parent; no_fall and no_rise: by no more than size (non-inferiority)"
+    )
     why: str
+    size: float = Field(default=0.0, ge=0, description="least change, or greatest harm, in the metric's own unit")
+    probability: float | None = Field(default=None, ge=0, le=1, description="that this comes true, as foretold")
+
+    @property
+    def claim(self) -> str:
+        """In words: ``to increase by at least 2``."""
+        if self.direction in ("increase", "decrease"):
+            return f"to {self.direction}" + (f" by at least {self.size:g}" if self.size else "")
+        verb = "fall" if self.direction == "no_fall" else "rise"
+        return f"not to {verb}" + (f" by more than {self.size:g}" if self.size else "")
 
 
 class Proposal(FrozenModel):
@@ -81,6 +95,7 @@ class ExpectationOutcome(FrozenModel):
     expectation: Expectation
     outcome: Literal["met", "not met", "undecidable"]
     text: str = Field(description="the sentence with the paired interval, or why none exists")
+    chance: float | None = Field(default=None, description="that the claim is true, by the measurement alone")
 
 
 class Reflection(FrozenModel):
@@ -147,11 +162,13 @@ class Tried:
     """An idea of this run. It may be proposed again only if its outcome is ``not_taken``, and not under its old name."""
 
     name: str
-    outcome: str  # "evaluated", "not_taken" or a value of poise_core.failures.FailureKind
+    outcome: str  # "evaluated", "stopped ...", "in_work", "not_taken" or a value of poise_core.failures.FailureKind
     composition: Mapping[str, Any] | None = None
     source_digest: str = ""
     parent_ids: tuple[str, ...] = ()
     reason: str = ""
+    change: str = ""  # what differs from the parent, in words
+    avoid: tuple[str, ...] = ()  # what the reflection on it says to avoid
 
 
 @dataclass(frozen=True)
@@ -166,6 +183,11 @@ class ProposalContext:
     wide: bool = False  # the search is on a plateau: change more at once
     slot: int = 0  # number of the child slot in its generation
     ancestors: tuple[CandidateRecord, ...] = ()  # the parent's primary parent, then its, up to the root
+    repeat: int = 0  # how many earlier slots of this generation have the same parent
+    variant: bool = False  # the place is for a knock-out or a sweep of the parent, if that is promising
+    task: TaskCard | None = None
+    table: tuple[Line, ...] = ()  # every candidate and idea so far
+    calibration: Calibration | None = None  # of the forecasts of earlier generations
 
     @property
     def scope(self) -> str:
@@ -204,6 +226,8 @@ class Measured:
     overall: Interval | None = None
     composition: Mapping[str, Any] | None = None
     proposal: Proposal | None = None
+    source: str = ""
+    levels: Mapping[str, Interval] = field(default_factory=dict)  # benchmark -> percent
 
 
 @dataclass(frozen=True)
@@ -217,6 +241,10 @@ class ReflectionEvidence:
     failure: Mapping[str, str] | None = None  # kind, stage, message of a candidate that was not evaluated
     directive: str = ""
     generation: int = 0
+    run_noise: Mapping[str, SeedNoise] = field(default_factory=dict)  # run metric -> of the difference at one seed
+    stopped_overall: float | None = None  # of the policy at which it was stopped, which is no score
+    samples: Sequence[str] = ()  # completions of its trained policy to training prompts, where some were kept
+    task: TaskCard | None = None
 
 
 class Proposer(Protocol):

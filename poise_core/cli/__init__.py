@@ -8,7 +8,7 @@ import typer
 
 from poise_core.cli import archive as cli_archive
 from poise_core.cli import testbed as cli_testbed
-from poise_core.cli.agents import context, cost
+from poise_core.cli.agents import bridge, context, cost, lessons
 from poise_core.cli.compare import compare_search, record_table
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
@@ -62,11 +62,19 @@ for command in (
     lineage,
     show,
     rungs,
+<<<<<<< HEAD
     explore,
+=======
+>>>>>>> prompts
     replicate,
     track,
     cost,
     context,
+<<<<<<< HEAD
+=======
+    lessons,
+    bridge,
+>>>>>>> prompts
     tune,
 ):
     app.command()(command)

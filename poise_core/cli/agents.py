@@ -121,6 +121,66 @@ def context(
     typer.echo(f"about {fitted.tokens} of {budget} tokens", err=True)
 
 
+def lessons(
+    run_dir: RunDir,
+    out: Annotated[Path | None, typer.Option(help="The notes file; by default they are printed.")] = None,
+    days: Annotated[int, typer.Option(min=1, help="After which the notes expire.")] = 180,
+) -> None:
+    """Write what a run has measured as literature notes, which a later run is given by agents.literature_folder.
+
+    Example: poise lessons runs/laptop --out lessons/laptop.md
+    """
+    import datetime as dt
+
+    from poise_core.escaping import printable
+    from poise_core.evolution import Evolution, default_roles
+    from poise_core.evolution.briefs import lessons as written
+    from poise_core.files import write_atomically
+    from poise_core.run_directory import RunDirectory
+
+    with plain_errors():
+        run = RunDirectory.join(run_dir)
+        briefs = Evolution(run, roles=default_roles(run.preset)).search.briefs
+        text = printable(written(briefs, run=run.path.resolve().name, today=dt.datetime.now(dt.UTC).date(), days=days))
+    if not text:
+        raise fail(f"{run_dir}: no child was measured yet", UNUSABLE)
+    if out is None:
+        say(text)
+        return
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(out, text)
+    except OSError as error:
+        raise fail(f"{out}: {error.strerror or error}", UNUSABLE) from error
+    say(f"{text.count('title: ')} lessons in {out}; give its folder as agents.literature_folder")
+
+
+def bridge(
+    folder: Annotated[Path, typer.Argument(help="Where questions appear and answers are looked for; made if missing.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On loopback; 0 takes a free one.")] = 8765,
+) -> None:
+    """Serve an OpenAI-compatible endpoint whose questions are files and whose answers you, or any program, write. Ctrl-C ends it.
+
+    Each question is a Markdown file to read and a JSON file for programs; write the answer beside it, under the name that the
+    question gives. The same question is answered from its file again.
+
+    Example: poise bridge questions, and in another terminal: poise evolve --llm openai:bridge --base-url http://127.0.0.1:8765/v1
+    --set agents.timeout_seconds=86400 --set agents.total_seconds=86400
+    """
+    from poise_core.agents.llm.bridge import Bridge
+
+    try:
+        serving = Bridge(folder, port, say)
+    except OSError as error:
+        raise fail(f"{folder}, port {port}: {error.strerror or error}", UNUSABLE) from error
+    with serving:
+        say(f"serving {serving.url}; questions and answers in {folder}")
+        try:
+            serving.wait()
+        except KeyboardInterrupt:
+            say("stopped; the same command goes on")
+
+
 def agent_overrides(model: str | None, base_url: str | None, directive: str | None) -> list[str]:
     """The options of ``poise evolve`` as settings of the preset."""
     given = {"agents.model": model, "agents.base_url": base_url, "agents.steering.directive": directive}

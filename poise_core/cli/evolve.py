@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click.core import ParameterSource
 
 from poise_core.cli.agents import agent_overrides, check_and_forecast, recording
 from poise_core.cli.common import (
@@ -28,10 +29,12 @@ from poise_core.cli.common import (
 from poise_core.cli.reading import leaderboard_of
 
 if TYPE_CHECKING:
+    from poise_core.config import Preset
     from poise_core.run_directory import RunDirectory
 
 
 def evolve(
+    context: typer.Context,
     preset: PresetOption = "laptop",
     run_dir: Annotated[
         Path | None, typer.Option(help="Where everything goes; a run that is there goes on. Default: runs/PRESET.")
@@ -52,7 +55,8 @@ def evolve(
 ) -> None:
     """Evolve algorithms: the baseline first, then generations of children, each really trained and really scored.
 
-    Run it again on the same directory and it goes on where it stopped, however it was stopped.
+    Run it again on the same directory and it goes on where it stopped, however it was stopped. Without --preset it goes on with the
+    run's own settings, whatever set them, and says which of them are given anew.
 
     Examples:
 
@@ -70,7 +74,9 @@ def evolve(
             *agent_overrides(llm, base_url, directive),
             *shared_network(allow_shared_network),
         ]
-        resolved = resolve_preset(preset, settings, generations=generations, parents=parents, seed=seed)
+        counts = {"generations": generations, "parents": parents, "seed": seed}
+        chosen = context.get_parameter_source("preset") is not ParameterSource.DEFAULT
+        resolved, anew = settings_to_go_on(preset, chosen, run_dir, settings, counts)
         if forecast := check_and_forecast(resolved):
             count = resolved.search.generations
             say(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
@@ -82,17 +88,20 @@ def evolve(
         from poise_core.views import lineage
 
         folder = run_dir or default_run_dir(resolved)
+        recorded = recording(replay)
+        if replay is not None:
+            share_problems(replay, folder, resolved)
         resume = f"go on with: {shlex.join(['poise', *sys.argv[1:]])}"
         try:
             with ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display:
-                notes = [f"poise: {resolved.untuned}"] if resolved.untuned else []
+                notes = [f"poise: {line}" for line in (*anew, resolved.untuned) if line]
 
                 def tell(status: str) -> None:
                     while notes:  # once, when the run is open: input that cannot be used gets its own line alone
-                        display.note(notes.pop())
+                        display.note(notes.pop(0))
                     display.say(status)
 
-                run = evolve_here(resolved, folder, observer=display, say=tell, replay=recording(replay))
+                run = evolve_here(resolved, folder, observer=display, say=tell, replay=recorded)
         except Cancelled as error:
             raise fail(f"stopped; {resume}", STOPPED) from error
         except InfrastructureError as error:
@@ -106,6 +115,53 @@ def evolve(
         console.print(render_lineage(lineage(evidence)))
         console.print()
         console.print(where_to_look(run), highlight=False, soft_wrap=True)
+
+
+def share_problems(recorded: Path, folder: Path, preset: Preset) -> None:
+    """Give a new run the secret of the recorded one: its problems, and with them the scores that models were told, are the same.
+
+    Raises:
+        RunDirectoryError: see ``RunDirectory.open``.
+    """
+    from poise_core.run_directory import RunDirectory
+    from poise_core.run_directory.records import PRESET
+
+    secret = RunDirectory.read(recorded).secret
+    if secret is not None and not (folder / PRESET).is_file():
+        with RunDirectory.open(folder, preset, secret):
+            pass
+
+
+def settings_to_go_on(
+    preset: str, chosen: bool, run_dir: Path | None, overrides: list[str], counts: dict[str, int | None]
+) -> tuple[Preset, list[str]]:
+    """The settings of this start, and one line for each that differs from those that the run had.
+
+    Args:
+        preset: name or path.
+        chosen: whether the user has given it; otherwise a run that is there goes on with its own settings.
+        run_dir: where the run is; None for the preset's default.
+        overrides: of ``--set`` and the options that stand for keys.
+        counts: keys of ``search``; None leaves what there is.
+
+    Raises:
+        PresetError, RunDirectoryError: see ``load_preset`` and ``RunDirectory.read``.
+    """
+    from poise_core.config.loading import with_overrides
+    from poise_core.run_directory import RunDirectory
+    from poise_core.run_directory.records import PRESET, differences
+
+    folder = run_dir or default_run_dir(resolve_preset(preset, []))
+    present = RunDirectory.read(folder).current_preset if (folder / PRESET).is_file() else None
+    if present is None or chosen:
+        resolved = resolve_preset(preset, overrides, **counts)
+    else:
+        given = [f"search.{key}={value}" for key, value in counts.items() if value is not None]
+        resolved = with_overrides(present, [*overrides, *given])
+    if present is None:
+        return resolved, []
+    changed = differences(present, resolved)
+    return resolved, [f"{key}: {before!r} before, {after!r} from now on" for key, (before, after) in changed.items()]
 
 
 def where_to_look(run: RunDirectory) -> str:

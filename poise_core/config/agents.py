@@ -152,6 +152,9 @@ class AgentSettings(ModelSettings):
     consistency_revisions: NonNegativeInt = Field(
         1, description="answers of the implementer to a file that contradicts its proposal, per draft"
     )
+    tool_turns: NonNegativeInt = Field(
+        2, description="turns in which the implementer may try a draft with tools, per file"
+    )
     literature_notes: NonNegativeInt = Field(6, description="notes shown to the proposer")
     literature_folder: str | None = Field(
         None, description="further notes; one of the same name replaces a shipped one"

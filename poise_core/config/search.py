@@ -91,6 +91,12 @@ class SearchSpec(FrozenModel):
     repair_steps: PositiveInt = Field(
         20, description="first steps of the first seed in which a failure of training is a clear fault of the file"
     )
+    variants: int = Field(
+        0,
+        ge=0,
+        description="of a generation's children, how many are knock-outs of a mechanism or sweeps of one number of a parent that "
+        "beats the baseline, without a proposer",
+    )
     baseline: str = Field("grpo", description="the algorithm that the tree starts from")
     arm: Arm = Field("evolution", description="how to search: evolution, or a control arm to compare it with")
     acquisition: AcquisitionSpec = AcquisitionSpec()

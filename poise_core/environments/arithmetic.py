@@ -91,6 +91,27 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, int]]] = {
 }
 """Kinds of problems by name, each drawing an expression and its value."""
 
+DESCRIPTIONS: dict[str, str] = {
+    "add2": "the sum of two numbers of two digits",
+    "add3": "the sum of two numbers of three digits",
+    "add4": "the sum of two numbers of four digits",
+    "sub2": "the difference of two numbers of two digits, not below zero",
+    "sub3": "the difference of two numbers of three digits, not below zero",
+    "mul1": "the product of a number of two digits and one of one digit",
+    "mul3": "the product of a number of three digits and one of one digit",
+    "chain3": "three numbers from 1 to 9 added and subtracted from the left",
+    "chain4": "four numbers from 1 to 9 added and subtracted from the left",
+    "chain5": "five numbers from 1 to 9 added and subtracted from the left",
+    "mod": "the remainder of a number of two digits divided by one from 3 to 9",
+}
+"""Kind of problem -> what it asks for, in words."""
+
+FORM = (
+    "A prompt is an expression and '='. A completion is an optional scratchpad, opened by ':', then '#' and the number, and "
+    "nothing after it; correctness is 1 where that number is right and 0 otherwise, also where the form is not valid."
+)
+"""What a prompt and a completion look like, for whoever designs algorithms."""
+
 
 class ArithmeticEnvironment:
     """The environment that the module's docstring describes."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Sequence
+
 from poise_core.config.environment_file import EnvironmentFile
-from poise_core.environments.arithmetic import ArithmeticEnvironment
+from poise_core.environments.arithmetic import DESCRIPTIONS, FORM, ArithmeticEnvironment
 from poise_core.environments.base import Environment
 from poise_core.environments.user import load_environment
 
@@ -21,3 +24,23 @@ def get_environment(name: str) -> Environment:
     if name not in _ENVIRONMENTS:
         raise ValueError(f"unknown environment {name!r}; known: {', '.join(_ENVIRONMENTS)}; or give FILE.py:CLASS")
     return _ENVIRONMENTS[name]()
+
+
+def described(name: str, kinds: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Descriptions of kinds of problems, and of what a completion must look like; no problem is quoted.
+
+    Of a user's file the docstring of the class is the description, read and not executed; without one there is none.
+    """
+    file = EnvironmentFile.parse(name)
+    if file is None:
+        return {
+            kind: DESCRIPTIONS[kind] for kind in kinds if kind in DESCRIPTIONS
+        }, FORM if name == "arithmetic" else ""
+    try:
+        tree = ast.parse(file.path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, SyntaxError):
+        return {}, ""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == file.class_name:
+            return {}, (ast.get_docstring(node) or "")[:1500]
+    return {}, ""

@@ -57,6 +57,12 @@ class Interval:
         """Whether zero lies outside the limits."""
         return self.low > 0.0 or self.high < 0.0
 
+    def within(self, least: float, most: float) -> Interval:
+        """The same with limits that no true value lies beyond, such as 0 and 100 for a percentage; open limits stay open."""
+        low = self.low if math.isinf(self.low) else min(max(self.low, least), self.estimate)
+        high = self.high if math.isinf(self.high) else max(min(self.high, most), self.estimate)
+        return Interval(self.estimate, low, high, self.seeds)
+
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Interval:
         """From what ``to_dict`` has written."""

@@ -107,6 +107,99 @@ def noise_of(values: Mapping[str, Mapping[int, float]]) -> NoiseFloor | None:
     return NoiseFloor(_prior(list(own.values()), pooled), total, len(table), own)
 
 
+def floor_with_prior(values: Mapping[str, Mapping[int, float]], prior: SeedNoise) -> NoiseFloor:
+    """As ``noise_of``, from the first candidate on: with too few candidates for the scatter of their variances, the pooled
+    residuals of those that there are moderate a prior.
+
+    It serves what agents are told, where a guess that says so is better than nothing. No champion is declared by it.
+
+    Args:
+        values: candidate -> seed -> number.
+        prior: of one candidate at one seed, before anything was measured; its variance must not be zero.
+    """
+    if (floor := noise_of(values)) is not None:
+        return floor
+    table = repeated(values)
+    if not table:
+        return NoiseFloor(prior, prior, 0)
+    fitted = two_way(table)
+    typical = moderated(prior, fitted.pooled) if fitted.pooled.freedom > 0 else prior
+    if len(table) == 1:  # a lone candidate cannot tell what a seed does to all from its own noise: it has both
+        (row,) = table.values()
+        own = SeedNoise(float(np.var(list(row.values()), ddof=1)), float(len(row) - 1))
+        typical = moderated(prior, own)
+    return NoiseFloor(typical, typical, len(table))
+
+
+RUN_METRIC_GUESSES: Mapping[str, tuple[float, float]] = {
+    "reward_end": (0.03, 0.0),
+    "entropy_end": (0.005, 0.2),
+    "kl_end": (0.005, 0.3),
+    "length_end": (0.1, 0.08),
+    "format_valid_end": (0.02, 0.0),
+    "truncated_end": (0.02, 0.0),
+    "all_fail_end": (0.03, 0.0),
+    "clip_fraction_mean": (0.002, 0.3),
+    "grad_norm_median": (0.01, 0.2),
+}
+"""Metric of a training -> what one seed's standard deviation is guessed to be before any was measured: at least the first number,
+in the metric's own unit, and at least the second as a share of the metric's mean. These are guesses of this project."""
+
+
+@dataclass(frozen=True)
+class Floors:
+    """The noise floor of every number that a candidate has, each with a prior, so that one seed has limits too."""
+
+    overall: NoiseFloor
+    benchmarks: Mapping[str, NoiseFloor]
+    runs: Mapping[str, NoiseFloor]  # metrics of ``poise_core.trajectory.RUN_METRICS``
+
+    @classmethod
+    def learn(
+        cls,
+        weights: Mapping[str, float],
+        evaluations: Mapping[str, Sequence[SeedEvaluation]],
+        runs: Mapping[str, Mapping[str, Mapping[int, float]]],
+        *,
+        overall_noise: float,
+        freedom: float,
+    ) -> Floors:
+        """From what was measured of all candidates.
+
+        A benchmark's prior is that of Overall as if benchmarks had equal, independent noise: var(Overall) = sum w^2 var.
+
+        Args:
+            weights: benchmark -> its weight in Overall.
+            evaluations: candidate -> its evaluations.
+            runs: metric of the training -> candidate -> seed -> number.
+            overall_noise: guess of the standard deviation of one seed's Overall, percent points.
+            freedom: degrees of freedom that the guesses count for.
+        """
+        scores = {
+            name: {
+                candidate: {one.seed: result.score for one in found for result in one.benchmarks if result.name == name}
+                for candidate, found in evaluations.items()
+            }
+            for name in weights
+        }
+        overalls = {name: {one.seed: one.overall for one in found} for name, found in evaluations.items()}
+        alone = overall_noise**2 / sum(weight**2 for weight in weights.values())
+        return cls(
+            floor_with_prior(overalls, SeedNoise(overall_noise**2, freedom)),
+            {name: floor_with_prior(found, SeedNoise(alone, freedom)) for name, found in scores.items()},
+            {
+                name: floor_with_prior(runs.get(name, {}), SeedNoise(_guess(name, runs.get(name, {})) ** 2, freedom))
+                for name in RUN_METRIC_GUESSES
+            },
+        )
+
+
+def _guess(metric: str, values: Mapping[str, Mapping[int, float]]) -> float:
+    least, share = RUN_METRIC_GUESSES[metric]
+    known = [abs(value) for row in values.values() for value in row.values() if math.isfinite(value)]
+    return max(least, share * float(np.mean(known)) if known else 0.0)
+
+
 def winsorized(values: Array) -> Array:
     """The values with collapses raised to ``OUTLYING`` robust standard deviations (1.4826 MAD) below the median."""
     middle = float(np.median(values))

@@ -183,7 +183,8 @@ class RunEvidence:
         if key not in self._intervals:
             evals = self.evaluations.get(candidate)
             noise = self.noise.total if evals and len(evals) == 1 and self.noise else None
-            self._intervals[key] = overall_interval(evals, self.protocol, level, noise) if evals else None
+            found = overall_interval(evals, self.protocol, level, noise) if evals else None
+            self._intervals[key] = found.within(0.0, 100.0) if found else None  # no score lies beyond
         return self._intervals[key]
 
     def delta(self, child: str, base: str, level: float = 0.95) -> Interval | None:

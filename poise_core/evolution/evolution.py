@@ -69,7 +69,7 @@ class Evolution:
             run, executor=executor, observer=observer, should_stop=self._stop.is_set, compute_slot=compute_slot
         )
         self.executor = self.trials.executor
-        self.history = History(run.archive, run.preset.protocol)
+        self.history = History(run.archive, run.preset.protocol, run.preset.ladder)
         self.search = SearchContext(self.trials, self.history, self.roles)
         self.ladder = Ladder(self.trials, self.seeds)
 

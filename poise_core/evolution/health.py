@@ -27,6 +27,10 @@ class CertainLoss(Exception):
     """The reward of a training is certainly below the parent's, so that it ends early; not a failure. One sentence."""
 
 
+NEARLY_FINISHED = 0.9
+"""Share of a training's steps from which on a certain loss no longer ends it."""
+
+
 @dataclass
 class HealthWatch:
     """Judges the steps of one candidate's trainings as they come; call ``observe`` with every row of every seed in order.
@@ -35,11 +39,13 @@ class HealthWatch:
         spec: the thresholds.
         parent: seed -> the parent's trajectory under the same protocol: the same prompts at the same steps.
         by_reward: whether a certain loss of reward ends a training; ``Protocol.scored_by_reward``.
+        steps: of a whole training; in the last tenth of it no loss of reward ends it. None: at no step.
     """
 
     spec: HealthSpec
     parent: Mapping[int, Sequence[Row]] = field(default_factory=dict)
     by_reward: bool = False
+    steps: int | None = None
     stopped: bool = False  # whether a rule has fired
     _broken: dict[tuple[int, FailureKind], int] = field(default_factory=dict)
     _losses: dict[int, list[float]] = field(default_factory=dict)
@@ -70,6 +76,8 @@ class HealthWatch:
                 self.stopped = True
                 where = f"at step {step} of seed {seed}, for {count} steps"
                 raise CandidateFailure(kind, "train", f"{sentence} {where}")
+        if self.steps is not None and step >= NEARLY_FINISHED * self.steps:
+            return  # a seed that is nearly finished is finished: what it scores is worth more than what is left to train
         if self.by_reward and (loss := certain_loss(self._losses.get(seed, []), self.spec)):
             self.stopped = True
             raise CertainLoss(f"{loss} at step {step} of seed {seed}")

@@ -31,12 +31,13 @@ from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means, benchmark_seeds
 from poise_core.evidence.forecast import Dynamics, forecast_each, proxy_dynamics
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval, paired_delta
-from poise_core.evidence.noise import NoiseFloor, noise_floor
+from poise_core.evidence.noise import Floors, NoiseFloor
 from poise_core.evolution.records import CandidateRef, failure_to_dict
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.search.nodes import NodeRecord
 from poise_core.search.references import ReferenceChoice
 from poise_core.search.sketches import behaviour_sketch
+from poise_core.trajectory import RUN_METRICS
 
 SETTLED_AT_ADMISSION = ("propose", "screen", "implement", "verify")
 """Stages whose failures are known before the next slot of the same generation begins."""
@@ -47,9 +48,11 @@ Row = Mapping[str, Any]
 class History:
     """Reads the archive of a run under one protocol; writes nothing."""
 
-    def __init__(self, archive: Archive, protocol: Protocol) -> None:
+    def __init__(self, archive: Archive, protocol: Protocol, ladder: LadderSpec | None = None) -> None:
         self.archive = archive
         self.protocol = protocol
+        self.ladder = ladder or LadderSpec()  # its guess of the noise is the prior of what agents are told
+        self._floors: dict[int, Floors] = {}
 
     def candidates(self) -> list[Row]:
         """The rows of the candidates that this search made, in an order that does not depend on timing."""
@@ -61,7 +64,7 @@ class History:
         duplicate (``duplicates``) has no score in it, as if the gate had refused it."""
         rows = [row for row in self.candidates() if row["generation"] < generation]
         superseded, duplicates = {row["revises"] for row in rows}, self.duplicates(rows)
-        evaluations = {name: found for name, found in self._evaluations().items() if name not in duplicates}
+        evaluations = {name: found for name, found in self.evaluations().items() if name not in duplicates}
         fingerprints = {name: found for name, found in self._fingerprints().items() if name not in duplicates}
         return [
             NodeRecord(
@@ -99,7 +102,7 @@ class History:
         dynamics: dict[str, Dynamics] = {}
         overalls = {
             name: one.overall
-            for name, evaluations in self._evaluations().items()
+            for name, evaluations in self.evaluations().items()
             for one in evaluations
             if one.seed == first
         }
@@ -168,10 +171,33 @@ class History:
             for name, given in values.items()
         }
 
-    def record(self, candidate_id: str) -> CandidateRecord:
-        """A candidate of an earlier generation as a proposer sees it."""
+    def floors(self, generation: int, candidate_id: str | None = None) -> Floors:
+        """The noise between seeds as far as ``generation`` may know it: that of earlier generations' candidates, and of one more.
+
+        Siblings may still be training, so they are no part of it. What earlier generations measured does not change any more.
+        """
+        if candidate_id is None and generation in self._floors:
+            return self._floors[generation]
+        known = {row["candidate_id"] for row in self.candidates() if row["generation"] < generation} | {candidate_id}
+        evaluations = {name: found for name, found in self.evaluations().items() if name in known}
+        runs: dict[str, dict[str, dict[int, float]]] = {name: {} for name in RUN_METRICS}
+        for name in sorted(evaluations):
+            trajectories = self.archive.trajectory(name, self.protocol.digest)
+            for metric, found in runs.items():
+                values = {seed: run_metric(rows, metric) for seed, rows in trajectories.items()}
+                found[name] = {seed: value for seed, value in values.items() if value is not None}
+        weights = {one.name: one.weight for one in self.protocol.benchmarks}
+        guess = {"overall_noise": self.ladder.overall_noise, "freedom": self.ladder.noise_weight}
+        floors = Floors.learn(weights, evaluations, runs, **guess)
+        if candidate_id is None and known != {None}:
+            self._floors[generation] = floors
+        return floors
+
+    def record(self, candidate_id: str, generation: int | None = None) -> CandidateRecord:
+        """A candidate of an earlier generation as a proposer of ``generation`` sees it, by default of the one after its own."""
         (row,) = self.archive.rows("candidates", candidate_id=candidate_id)
-        evaluations = self._evaluations(candidate_id).get(candidate_id, [])
+        evaluations = self.evaluations(candidate_id).get(candidate_id, [])
+        floors = self.floors(row["generation"] + 1 if generation is None else generation)
         return CandidateRecord(
             candidate_id=candidate_id,
             name=row["name"],
@@ -180,25 +206,25 @@ class History:
             parent_ids=tuple(row["parent_ids"]),
             composition=_composition(row),
             proposal=self.proposal(row),
-            overall=self._overall(evaluations),
+            overall=self._overall(evaluations, floors.overall),
             benchmarks=benchmark_means(evaluations),
-            benchmark_intervals=self._benchmark_intervals(evaluations),
+            benchmark_intervals=self._benchmark_intervals(evaluations, floors),
             reflection=self.reflection(candidate_id),
         )
 
-    def ancestors(self, candidate_id: str) -> tuple[CandidateRecord, ...]:
-        """The records of the primary parent, its primary parent and so on, up to the root."""
+    def ancestors(self, candidate_id: str, generation: int | None = None) -> tuple[CandidateRecord, ...]:
+        """The records of the primary parent, its primary parent and so on, up to the root, as ``record`` gives them."""
         rows = {row["candidate_id"]: row for row in self.candidates()}
         found: list[CandidateRecord] = []
         parents = rows[candidate_id]["parent_ids"] if candidate_id in rows else []
         while parents and parents[0] in rows:
-            found.append(self.record(parents[0]))
+            found.append(self.record(parents[0], generation))
             parents = rows[parents[0]]["parent_ids"]
         return tuple(found)
 
-    def references(self, choices: Sequence[ReferenceChoice]) -> tuple[Reference, ...]:
-        """The chosen candidates with their records."""
-        return tuple(Reference(self.record(choice.candidate_id), choice.tier, choice.reason) for choice in choices)
+    def references(self, choices: Sequence[ReferenceChoice], generation: int | None = None) -> tuple[Reference, ...]:
+        """The chosen candidates with their records, as ``record`` gives them."""
+        return tuple(Reference(self.record(one.candidate_id, generation), one.tier, one.reason) for one in choices)
 
     def tried(self, generation: int, slot: int) -> tuple[Tried, ...]:
         """Every idea and every candidate before this slot, for its proposer to avoid; of an idea, its last file."""
@@ -211,14 +237,15 @@ class History:
         failures = {**duplicates, **self._failures(generation)}
         superseded = {row["revises"] for row in seen}
         implemented = {row["proposal_id"]: row for row in seen if row["candidate_id"] not in superseded}
-        roots = [_tried(row, failures) for row in implemented.values() if row["proposal_id"] is None]
+        ends = self._ends(generation)
+        roots = [_tried(row, failures, ends) for row in implemented.values() if row["proposal_id"] is None]
         ideas = []
         for row in self.archive.rows("proposals", arm=EVOLUTION_ARM):
             if row["generation"] == generation and row["slot"] >= slot:
                 continue
             content = json.loads(row["content"])
             if candidate := implemented.get(row["proposal_id"]):
-                ideas.append(_tried(candidate, failures))
+                ideas.append(_tried(candidate, failures, ends))
                 continue
             failure = failures.get(row["proposal_id"])
             ideas.append(
@@ -228,9 +255,27 @@ class History:
                     composition=content.get("composition"),
                     parent_ids=tuple(row["parent_ids"]),
                     reason=failure["message"] if failure else "",
+                    change=row["change"],
                 )
             )
         return (*roots, *ideas)
+
+    def _ends(self, generation: int) -> dict[str, tuple[str, str, tuple[str, ...]]]:
+        """Candidates of earlier generations -> how their measurement ended, why, and what their reflections say to avoid."""
+        earlier = {row["candidate_id"] for row in self.candidates() if row["generation"] < generation}
+        ends = {name: ("evaluated", "") for name in self.evaluations() if name in earlier}
+        for row in self.archive.rows("rungs", protocol=self.protocol.digest, decision="stopped"):
+            if row["candidate_id"] in earlier:
+                where = {"proxy": "at the proxy", "first": "after one seed"}.get(row["rung"], "in training")
+                scored = row.get("stopped_overall")
+                last = f"; its last policy scored Overall {scored:.1f}" if scored is not None else ""
+                ends[row["candidate_id"]] = (f"stopped {where}", f"{row['message']}{last}")
+        avoid = {
+            row["candidate_id"]: tuple(json.loads(row["content"]).get("avoid", ()))
+            for row in self.archive.rows("reflections", protocol=self.protocol.digest)
+            if row["candidate_id"] in earlier
+        }
+        return {name: (*ends.get(name, ("in_work", "")), avoid.get(name, ())) for name in earlier}
 
     def unseen(self, generation: int, slot: int) -> frozenset[str]:
         """Candidates of this generation that came to exist beside this slot: children of later slots, and repairs of
@@ -265,57 +310,61 @@ class History:
         self, candidate: CandidateRef, failure: CandidateFailure | None, stopped: Row | None = None
     ) -> ReflectionEvidence:
         """Everything that a reflector may use for this candidate; ``stopped`` is its row of ``rungs``, if it ended there."""
-        evaluations = self._evaluations()
+        evaluations = self.evaluations()
         mine = evaluations.get(candidate.candidate_id, [])
         base = evaluations.get(candidate.parent_id or "", [])
-        noise = self._noise_before(candidate, evaluations)
-        delta = delta_between(candidate.candidate_id, candidate.parent_id or "", evaluations, self.protocol, noise)
+        floors = self.floors(candidate.generation, candidate.candidate_id)
+        pair = (candidate.candidate_id, candidate.parent_id or "")
+        delta = delta_between(*pair, evaluations, self.protocol, floors.overall)
         ended = failure_to_dict(failure) if failure else None
         if stopped and not mine:
             ended = {"kind": "stopped", "stage": f"rung {stopped['rung']}", "message": stopped["message"]}
         return ReflectionEvidence(
-            candidate=self._measured(candidate.candidate_id, mine),
-            parent=self._measured(candidate.parent_id, base) if candidate.parent_id else None,
+            candidate=self._measured(candidate.candidate_id, mine, floors),
+            parent=self._measured(candidate.parent_id, base, floors) if candidate.parent_id else None,
             overall_delta=delta,
-            benchmark_deltas=self._benchmark_deltas(mine, base) if delta else {},
+            benchmark_deltas=self._benchmark_deltas(pair, mine, base, floors) if delta else {},
+            run_noise={name: floor.of_difference(*pair) for name, floor in floors.runs.items()},
             failure=ended,
+            stopped_overall=stopped["stopped_overall"] if stopped else None,
         )
 
-    def _noise_before(
-        self, candidate: CandidateRef, evaluations: Mapping[str, Sequence[SeedEvaluation]]
-    ) -> NoiseFloor | None:
-        """The noise floor of the candidate with all of earlier generations: siblings may still be training."""
-        earlier = {row["candidate_id"] for row in self.candidates() if row["generation"] < candidate.generation}
-        known = earlier | {candidate.candidate_id}
-        return noise_floor({name: evals for name, evals in evaluations.items() if name in known})
-
-    def _measured(self, candidate_id: str, evaluations: Sequence[SeedEvaluation]) -> Measured:
+    def _measured(self, candidate_id: str, evaluations: Sequence[SeedEvaluation], floors: Floors) -> Measured:
         (row,) = self.archive.rows("candidates", candidate_id=candidate_id)
         return Measured(
             candidate_id=candidate_id,
             name=row["name"],
             trajectories=self.archive.trajectory(candidate_id, self.protocol.digest),
-            overall=self._overall(evaluations),
+            overall=self._overall(evaluations, floors.overall),
             composition=_composition(row),
             proposal=self.proposal(row),
+            source=row["source"],
+            levels=self._benchmark_intervals(evaluations, floors),
         )
 
-    def _benchmark_intervals(self, evaluations: Sequence[SeedEvaluation]) -> dict[str, Interval]:
+    def _benchmark_intervals(self, evaluations: Sequence[SeedEvaluation], floors: Floors) -> dict[str, Interval]:
         return {
-            benchmark.name: overall_interval(evaluations, self._alone(benchmark))
+            benchmark.name: overall_interval(
+                evaluations, self.alone(benchmark), noise=floors.benchmarks[benchmark.name].total
+            ).within(0.0, 100.0)
             for benchmark in self.protocol.benchmarks
             if evaluations
         }
 
-    def _alone(self, benchmark: BenchmarkSpec) -> Protocol:
+    def alone(self, benchmark: BenchmarkSpec) -> Protocol:
         """The protocol as if this were its only benchmark: Overall is then the benchmark's score."""
         return self.protocol.model_copy(update={"benchmarks": (benchmark.model_copy(update={"weight": 1.0}),)})
 
-    def _benchmark_deltas(self, mine: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation]) -> dict[str, Interval]:
-        """Paired difference on each benchmark alone."""
-        return {one.name: paired_delta(mine, base, self._alone(one)) for one in self.protocol.benchmarks}
+    def _benchmark_deltas(
+        self, pair: tuple[str, str], mine: Sequence[SeedEvaluation], base: Sequence[SeedEvaluation], floors: Floors
+    ) -> dict[str, Interval]:
+        """Paired difference of ``pair``, child and base, on each benchmark alone."""
+        return {
+            one.name: paired_delta(mine, base, self.alone(one), noise=floors.benchmarks[one.name].of_difference(*pair))
+            for one in self.protocol.benchmarks
+        }
 
-    def _evaluations(self, candidate_id: str | None = None) -> dict[str, list[SeedEvaluation]]:
+    def evaluations(self, candidate_id: str | None = None) -> dict[str, list[SeedEvaluation]]:
         """Of candidates that have not failed: one that failed at its second seed has no score, although its first seed has."""
         found = self.archive.evaluations(protocol=self.protocol.digest, candidate_id=candidate_id)
         only: dict[str, Any] = {} if candidate_id is None else {"candidate_id": candidate_id}
@@ -323,8 +372,15 @@ class History:
         failed = {row["candidate_id"] for row in rows}
         return {name: evaluations for name, evaluations in found.items() if name not in failed}
 
-    def _overall(self, evaluations: Sequence[SeedEvaluation] | None) -> Interval | None:
-        return overall_interval(evaluations, self.protocol) if evaluations else None
+    def _overall(
+        self, evaluations: Sequence[SeedEvaluation] | None, floor: NoiseFloor | None = None
+    ) -> Interval | None:
+        """Without ``floor`` by the candidate's own seeds alone, as the search sees its nodes."""
+        if not evaluations:
+            return None
+        if floor is None:
+            return overall_interval(evaluations, self.protocol)
+        return overall_interval(evaluations, self.protocol, noise=floor.total).within(0.0, 100.0)
 
     def _failures(self, generation: int) -> dict[str, Row]:
         """The last failure of each candidate or idea, as far as ``generation`` may know it."""
@@ -345,15 +401,18 @@ def with_bonus(node: NodeRecord, points: float) -> NodeRecord:
     return replace(node, overall=moved, seed_overalls=tuple(one + points for one in node.seed_overalls))
 
 
-def _tried(candidate: Row, failures: Mapping[str, Row]) -> Tried:
+def _tried(candidate: Row, failures: Mapping[str, Row], ends: Mapping[str, tuple[str, str, tuple[str, ...]]]) -> Tried:
     failure = failures.get(candidate["candidate_id"])
+    outcome, reason, avoid = ends.get(candidate["candidate_id"], ("in_work", "", ()))
     return Tried(
         name=candidate["name"],
-        outcome=failure["kind"] if failure else "evaluated",
+        outcome=failure["kind"] if failure else outcome,
         composition=_composition(candidate),
         source_digest=candidate["source_digest"],
         parent_ids=tuple(candidate["parent_ids"]),
-        reason=failure["message"] if failure else "",
+        reason=failure["message"] if failure else reason,
+        change=candidate["change"] or "",
+        avoid=avoid,
     )
 
 

@@ -174,7 +174,7 @@ class Ladder:
             return None
         parent = candidate.parent_id
         steps = self.archive.trajectory(parent, self.protocol.digest) if parent else {}
-        return HealthWatch(self.health, steps, self.protocol.scored_by_reward)
+        return HealthWatch(self.health, steps, self.protocol.scored_by_reward, self.protocol.training.steps)
 
     def _record(
         self,

@@ -73,5 +73,10 @@ def roles_for(
     from poise_core.agents.llm.team import with_language_model
 
     team = (roles.proposer, roles.screener, roles.implementer, roles.reflector)
-    options: dict[str, Any] = {"replay": replay, "should_stop": should_stop, "allowance": allowance}
+    options: dict[str, Any] = {
+        "replay": replay,
+        "should_stop": should_stop,
+        "allowance": allowance,
+        "seed": preset.search.seed,
+    }
     return Roles(roles.selector, *with_language_model(team, preset.agents, archive, **options))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from poise_core.agents.roles import ProposalContext
 from poise_core.agents.steering import steering_text
+from poise_core.evolution.briefs import Briefs
 from poise_core.evolution.history import History
 from poise_core.evolution.records import CandidateRef, ChildSlot, Draft, load_record
 from poise_core.evolution.roles import Roles
@@ -35,6 +36,7 @@ class SearchContext:
         self.run, self.archive = run_context.run, run_context.archive
         self.preset = self.run.preset
         self.protocol = self.preset.protocol
+        self.briefs = Briefs(history, self.preset)
         self._wide: dict[int, bool] = {}  # generation -> whether its proposers are asked to change more at once
 
     @property
@@ -58,14 +60,19 @@ class SearchContext:
         nodes = self.history.nodes(slot.generation)
         seed = self.seed("references", slot.generation, slot.number)
         return ProposalContext(
-            parent=self.history.record(slot.parent_id),
-            references=self.history.references(reference_set(nodes, slot.parent_id, seed=seed)),
+            parent=self.history.record(slot.parent_id, slot.generation),
+            references=self.history.references(reference_set(nodes, slot.parent_id, seed=seed), slot.generation),
             avoid=self.history.tried(slot.generation, slot.number),
             directive=steering_text(self.preset.agents.steering),
             generation=slot.generation,
             wide=self._is_wide(slot.generation, nodes),
             slot=slot.number,
-            ancestors=self.history.ancestors(slot.parent_id),
+            ancestors=self.history.ancestors(slot.parent_id, slot.generation),
+            repeat=slot.repeat,
+            variant=slot.number >= self.preset.search.parents - self.preset.search.variants,
+            task=self.briefs.task_card(slot.generation),
+            table=self.briefs.table(slot.generation, slot.number),
+            calibration=self.briefs.calibration(slot.generation),
         )
 
     def plateau(self, nodes: Sequence[NodeRecord]) -> Plateau:

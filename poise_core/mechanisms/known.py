@@ -30,6 +30,7 @@ KNOWN: Mapping[str, Known] = {
         "the KL charge on every token's return, and normalisation over tokens instead of completions",
     ),
     "grpo": Known(GRPO),
+    "pass_at_k": Known(GRPO, "its advantages, which are those of the best of k completions"),
     "dr_grpo": Known(compose(_NO_KL, scale="none", aggregation="sequence-sum")),
     "dapo": Known(
         compose(

@@ -121,6 +121,7 @@ def _learned(report: NightlyReport) -> str:
     lines = [f"- **{markdown(name)}**: {markdown(summary)}" for name, summary in report.learned]
     if note := outlook_note(report.outlook):
         lines.append(f"- {note}")
+    lines += [f"- {markdown(line)}" for line in report.calibration.splitlines()]
     return "\n".join(lines) or "No candidate has been reflected on yet."
 
 

@@ -139,6 +139,13 @@ def _differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, lis
     return _compare(_flat(before), _flat(after))
 
 
+def differences(before: Preset, after: Preset) -> dict[str, list[Any]]:
+    """Dotted keys of the settings beside the protocol that differ: ``{key: [before, after]}``."""
+    return _differences(
+        before.model_dump(mode="json", exclude={"protocol"}), after.model_dump(mode="json", exclude={"protocol"})
+    )
+
+
 def write(path: Path, text: str) -> None:
     """Replace the file atomically.
 

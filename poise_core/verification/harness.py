@@ -80,3 +80,79 @@ def loss_and_gradient(
         sequence_count=whole_mask.any(-1).sum(),
         max_length=max_length or whole_mask.shape[1],
     )
+
+
+def measured_text(source: str, name: str) -> str:
+    """What a candidate does on fixed batches, for its author; its fault where it cannot be run. Executes candidate code.
+
+    Shown are advantages by the state of a group, the share of the gradient that tokens get by their entropy, and the gradient's
+    norm and its agreement with that at no drift as the current policy moves from the one that sampled.
+    """
+    from poise_core.candidate.calls import CallTimedOut, ContractViolation
+    from poise_core.candidate.loading import CandidateError, load_candidate_source
+    from poise_core.verification.language.check import check_language
+    from poise_core.verification.language.vocabulary import LanguageError
+
+    try:
+        check_language(source)
+        return numbers(load_candidate_source(source, name, wall=True))
+    except (LanguageError, CandidateError, ContractViolation, CallTimedOut) as error:
+        return f"it cannot be measured: {error}"
+
+
+def numbers(candidate: Candidate) -> str:
+    """See ``measured_text``.
+
+    Raises:
+        ContractViolation: the candidate raises, or returns something else than the contract says.
+    """
+    from poise_core.reductions import group_max, group_min
+    from poise_core.verification.probes import make_probe, ordinary
+
+    probe = ordinary()
+    run = run_candidate(candidate, probe)
+    batch = probe.batch
+    inside = run.mask & batch.completion_mask
+    best, worst = group_max(batch.correctness, batch.group_ids), group_min(batch.correctness, batch.group_ids)
+    mixed = (best > 0) & (worst == 0)
+    right = batch.correctness > 0
+    lines = ["A fixed batch of five groups of six, three mixed, one all wrong, one all right:"]
+    for told, rows in (
+        ("right completions of mixed groups", mixed & right),
+        ("wrong completions of mixed groups", mixed & ~right),
+        ("all-wrong group", best == 0),
+        ("all-right group", worst == 1),
+    ):
+        tokens = inside & rows.unsqueeze(-1)
+        values = run.advantages.values[tokens]
+        share = run.grad_logprobs[tokens].abs().sum() / run.grad_logprobs.abs().sum().clamp(min=1e-12)
+        if values.numel():
+            lines.append(
+                f"{told}: advantage mean {float(values.mean()):+.3g}, from {float(values.min()):+.3g} to "
+                f"{float(values.max()):+.3g}; {float(share):.0%} of the gradient on log-probabilities"
+            )
+        else:
+            lines.append(f"{told}: no token trains")
+    entropies, weight = probe.entropies[inside], run.grad_logprobs[inside].abs()
+    if entropies.numel():
+        ordered = weight[entropies.argsort(descending=True)]
+        fifth = max(1, ordered.numel() // 5)
+        total = ordered.sum().clamp(min=1e-12)
+        lines.append(
+            f"gradient by token entropy: {float(ordered[:fifth].sum() / total):.0%} on the fifth with the highest, "
+            f"{float(ordered[-fifth:].sum() / total):.0%} on the fifth with the lowest"
+        )
+    bonus = float(run.grad_entropies.norm())
+    lines.append(f"total loss {float(run.total):.4g}; norm of the gradient through entropies {bonus:.3g}")
+    lines.append("As the policy drifts from the one that sampled and from the reference (SD of the log-ratios):")
+    first: Tensor | None = None
+    for drift in (0.0, 0.05, 0.15, 0.5, 1.0):
+        drifted = run_candidate(candidate, make_probe("drift", (6, 6, 6), 12, 5, drift=drift))
+        gradient = drifted.grad_logprobs
+        first = gradient if first is None else first
+        scale = (gradient.norm() * first.norm()).clamp(min=1e-12)
+        lines.append(
+            f"{drift:g}: gradient norm {float(gradient.norm()):.3g}, cosine to that without drift "
+            f"{float((gradient * first).sum() / scale):.2f}"
+        )
+    return "\n".join(lines)

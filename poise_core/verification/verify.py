@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import signal
@@ -41,6 +42,7 @@ def verify_file(
     probe_seed: int | None = None,
     folder: Path | None = None,
     static: bool = True,
+    keep_going: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> VerificationReport:
     """Run the gate on a candidate file in a confined child process; never raises for a bad candidate.
@@ -53,6 +55,7 @@ def verify_file(
         probe_seed: of the probes that are drawn, to repeat a verdict; by default the operating system draws it.
         folder: where ``verification.json`` is written, if given.
         static: False leaves out the check `language` and gives the candidate all built-ins, for tests of the process layer.
+        keep_going: run the checks after a decisive one that failed, too, for an author who wants all findings at once.
         should_stop: polled; the process is ended when it returns True.
 
     Raises:
@@ -70,7 +73,7 @@ def verify_file(
         report = _incomplete(name, text, [], "language", str(error), FailureKind.REJECTED)
     else:
         seed = secrets.randbits(PROBE_SEED_BITS) if probe_seed is None else probe_seed
-        job = _Job(source, name, timeout_seconds, dict(known_fingerprints or {}), static, seed)
+        job = _Job(source, name, timeout_seconds, dict(known_fingerprints or {}), static, seed, keep_going)
         report = _verify_source(job, started + timeout_seconds, should_stop)
     report = replace(report, seconds=time.monotonic() - started)
     if folder is not None:
@@ -88,6 +91,8 @@ class _Job:
     known_fingerprints: Mapping[str, str]
     static: bool
     probe_seed: int
+    keep_going: bool = False
+    numbers: bool = False  # measure the candidate instead of judging it
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))  # begins every line that the worker writes
 
 
@@ -98,9 +103,53 @@ def _verify_source(job: _Job, deadline: float, should_stop: Callable[[], bool]) 
         return _verify_with(job, deadline, should_stop, [Path(scratch)])
 
 
+def measure_source(
+    source: str, *, name: str, timeout_seconds: float = 60, should_stop: Callable[[], bool] = lambda: False
+) -> str:
+    """What ``poise_core.verification.harness.numbers`` measures of a candidate, in a confined child process; never raises for a bad
+    candidate, whose fault is then the text.
+
+    Raises:
+        Cancelled: ``should_stop`` returned True.
+        InfrastructureError: the process cannot be started or confined.
+    """
+    job = _Job(source, name, timeout_seconds, {}, True, 0, numbers=True)
+    deadline = time.monotonic() + timeout_seconds
+    if has_private_scratch():
+        finished, _ = _run(job, deadline, should_stop, [])
+    else:
+        with tempfile.TemporaryDirectory(prefix="poise-gate-", ignore_cleanup_errors=True) as scratch:
+            finished, _ = _run(job, deadline, should_stop, [Path(scratch)])
+    for line in finished.output.decode("utf-8", "replace").splitlines():
+        if line.startswith(job.nonce + " "):
+            with contextlib.suppress(ValueError):
+                kind, value = json.loads(line[len(job.nonce) :])
+                if kind == "numbers":
+                    return str(value)
+    return _why_it_ended(finished.status, timeout_seconds)[1]
+
+
 def _verify_with(
     job: _Job, deadline: float, should_stop: Callable[[], bool], writable: list[Path]
 ) -> VerificationReport:
+    finished, measures = _run(job, deadline, should_stop, writable)
+    report = _read_report(finished, job.nonce, job.name, job.source, job.timeout_seconds, job.static)
+    granted = dict(measures)
+    if granted["system calls"] == "granted":
+        granted["process limit"] = "granted"  # the worker refuses itself new processes, also as root
+    return replace(
+        report,
+        candidate_name=job.name,
+        source_digest=source_digest(job.source),
+        confinement=granted,
+        probe_seed=job.probe_seed,
+    )
+
+
+def _run(
+    job: _Job, deadline: float, should_stop: Callable[[], bool], writable: list[Path]
+) -> tuple[Finished, Mapping[str, str]]:
+    """The worker's end, and the measures of confinement that it had."""
     confined = confined_command(
         [sys.executable, "-I", "-m", "poise_core.verification.worker"],
         writable=writable,
@@ -125,17 +174,7 @@ def _verify_with(
             finished = run_until(confined, given, again, OUTPUT_BYTES, should_stop)
     except OSError as error:
         raise InfrastructureError(f"the verification process does not start: {error}") from error
-    report = _read_report(finished, job.nonce, job.name, job.source, job.timeout_seconds, job.static)
-    granted = dict(measures)
-    if granted["system calls"] == "granted":
-        granted["process limit"] = "granted"  # the worker refuses itself new processes, also as root
-    return replace(
-        report,
-        candidate_name=job.name,
-        source_digest=source_digest(job.source),
-        confinement=granted,
-        probe_seed=job.probe_seed,
-    )
+    return finished, measures
 
 
 def _read_report(

@@ -10,6 +10,8 @@ from poise_core.agents.llm.ledger import Spent
 from poise_core.archive.typed import ExaminationRow
 from poise_core.config import Preset
 from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.evolution.briefs import Briefs
+from poise_core.evolution.history import History
 from poise_core.search.plateau import Plateau
 from poise_core.views.candidate import missing_measures
 from poise_core.views.leaderboard import LeaderboardRow, children_of, leaderboard
@@ -57,6 +59,7 @@ class NightlyReport:
     examination: tuple[ExaminationRow, ...] = ()  # of the candidate that was examined, one per condition
     examined_name: str = ""
     untuned: str = ""  # see RunEvidence.untuned
+    calibration: str = ""  # how the forecasts of proposals came out; empty where none was scored
 
 
 def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> NightlyReport:
@@ -91,7 +94,13 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         examination=tuple(evidence.examinations.get(run.examined, ())),
         examined_name=evidence.candidates[run.examined]["name"] if run.examined in evidence.candidates else "",
         untuned=evidence.untuned,
+        calibration=_calibration(evidence, preset, run.generation),
     )
+
+
+def _calibration(evidence: RunEvidence, preset: Preset, generation: int) -> str:
+    history = History(evidence.archive, evidence.protocol, preset.ladder)
+    return Briefs(history, preset).calibration(generation + 1).text()
 
 
 def _tried(evidence: RunEvidence, row: LeaderboardRow) -> Tried:

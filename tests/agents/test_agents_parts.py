@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 from call_samples import GOOD, Colour, place, reflection
 from script import CLIPPED, LINE
 
-from poise_core.agents.llm.answers import read_answer
+from poise_core.agents.briefing import Line
+from poise_core.agents.llm.answers import answer_schema, read_answer
 from poise_core.agents.llm.consistency import contradictions
 from poise_core.agents.llm.faults import CallFailed
 from poise_core.agents.llm.forms import (
@@ -22,13 +24,15 @@ from poise_core.agents.llm.forms import (
     DiagnosisForm,
     EquationUse,
     ExpectationForm,
+    ImplementationForm,
     ProposalForm,
     ProposalsForm,
     ReflectionForm,
+    ScreeningForm,
 )
 from poise_core.agents.llm.ledger import price_table
 from poise_core.agents.llm.preflight import AgentSettingsError, check_agents, forecast
-from poise_core.agents.llm.proposer import DIRECTIONS, merged, wanted_directions
+from poise_core.agents.llm.proposer import DIRECTIONS, merged, telling_diagnoses, wanted_directions
 from poise_core.agents.llm.question import Answer
 from poise_core.agents.llm.reflector import evidence_rows, merge
 from poise_core.agents.llm.secrets import redact
@@ -117,6 +121,40 @@ def test_directions_are_different_and_begin_with_the_diagnosis() -> None:
     assert sorted(wanted_directions(place(), 99, 0)) == sorted(DIRECTIONS)
 
 
+def test_the_limits_of_a_form_are_in_its_schema_and_what_is_too_long_is_cut() -> None:
+    schema = answer_schema(ProposalsForm)
+    one = schema["properties"]["proposals"]["items"]["properties"]
+    assert one["equations"]["description"].endswith("at most 12 entries")
+    assert one["name"]["description"].endswith("at most 40 characters")
+    judgement = answer_schema(ScreeningForm)["properties"]["judgements"]["items"]["properties"]
+    assert judgement["logic"]["description"].endswith("from 0 to 10")
+    long = form("bound", "X", "m").model_dump()
+    long |= {
+        "mechanism_change": "m" * 5000,
+        "equations": [f"A = {n}" for n in range(40)],
+        "mechanisms": list("abcdefghijkl"),
+    }
+    read = read_answer(Reply(json.dumps({"proposals": [long] * 20})), ProposalsForm)
+    assert len(read.proposals) == 16
+    assert len(read.proposals[0].mechanism_change) == 2000
+    assert read.proposals[0].equations == [f"A = {n}" for n in range(12)]
+    assert len(read.proposals[0].mechanisms) == 8
+    with pytest.raises(CallFailed):  # a file that is cut is no file
+        read_answer(Reply(json.dumps({"plan": ["p"], "source": "x" * 60_001, "equations": []})), ImplementationForm)
+
+
+def test_a_diagnosis_that_most_have_points_nowhere_and_no_two_places_of_a_parent_get_the_same() -> None:
+    table = tuple(
+        Line(f"C{n}", "c", "evaluated", Interval(0.0, -1.0, 1.0, 2), diagnoses=("length_growth",)) for n in range(6)
+    )
+    context = place(reflection("length_growth", "entropy_collapse"), table=table)
+    assert [one.code for one in telling_diagnoses(context)] == ["entropy_collapse"]
+    assert wanted_directions(context, 4, 0)[:2] == ["entropy", "clip"]
+    assert telling_diagnoses(place(reflection("length_growth"), table=table[:3]))  # too few to compare with
+    offered = [wanted_directions(replace(context, repeat=n), 4, 0) for n in range(3)]
+    assert len({one for each in offered for one in each}) == 12
+
+
 def evidence() -> ReflectionEvidence:
     def rows(level: float) -> list[dict[str, float]]:
         return [{"step": step, "reward_mean": level + 0.01 * step, "entropy": 1.0 - 0.08 * step} for step in range(12)]
@@ -189,12 +227,14 @@ def test_a_forecast_says_least_and_most() -> None:
     prices = {"openai:x": {"input": 1.0, "output": 10.0}}
     settings = AgentSettings(model="openai:x", prices=prices, context_tokens=10_000, max_output_tokens=1000)
     found = forecast(settings, generations=2, parents=3, ideas=3, revisions=2)
-    # 6 slots: 6 proposers, 6 screeners, 6 to 6 * 3 * 3 * 2 implementers, 7 reflectors
-    assert found.calls == (25, 127)
-    assert found.tokens == (25 * 8000, 127 * 11_000)
-    assert found.dollars == (pytest.approx(25 * 0.017), pytest.approx(127 * 0.02))
+    # 6 slots: 6 proposers, 6 screeners, 6 to 6 * 3 * 3 * 2 implementers with two turns of tools, 7 reflectors; each asked up to
+    # three times
+    most = 3 * (19 + 3 * 108)
+    assert found.calls == (25, most)
+    assert found.tokens == (25 * 1650, most * 11_000)
+    assert found.dollars == (pytest.approx(25 * 0.003), pytest.approx(most * 0.02))
     repaired = forecast(settings, generations=2, parents=3, ideas=3, revisions=2, repairs=1)
-    assert repaired.calls == (25, 127 + 6 * 3 * 2)
+    assert repaired.calls == (25, most + 3 * 3 * 6 * 3 * 2)
     assert "no price known for openai:local" in str(
         forecast(AgentSettings(model="openai:local"), generations=1, parents=1, ideas=1, revisions=0)
     )

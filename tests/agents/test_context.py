@@ -6,6 +6,7 @@ import pytest
 from call_samples import place, reflection
 from laboratory import Laboratory, establish_baseline, evolve, make_preset, open_evolution
 
+from poise_core.agents.briefing import TaskCard
 from poise_core.agents.llm.context import ContextTooSmallError, Section, boundaries_text, fit, slot_sections
 from poise_core.agents.llm.literature import LiteratureError, load_notes, retrieve
 from poise_core.agents.llm.prompts import PromptError, data_block, estimate_tokens, load_prompt
@@ -59,7 +60,7 @@ def test_a_context_holds_what_the_issue_lists(laboratory: Laboratory, tmp_path: 
     child = evolution.run.archive.rows("candidates", generation=1)[0]
     context = evolution.context(ChildSlot(3, 0, child["candidate_id"], child["name"]))
     text = fit(slot_sections(context, load_notes()), 60_000).text
-    for name in ("parent_scores", "parent_code", "parent_reflection", "parent_trajectory", "ideas_so_far", "literature",
+    for name in ("parent_scores", "parent_code", "parent_reflection", "parent_trajectory", "task", "archive", "literature",
                  "references", "contract", "ancestors"):  # fmt: skip
         assert f'<data name="{name}">' in text, name
     assert "95 % interval" in text.split('name="parent_scores"')[1].split("</data>")[0]
@@ -199,3 +200,13 @@ def test_the_steering_of_a_preset_reaches_the_context(laboratory: Laboratory, tm
     baseline = establish_baseline(evolution)
     context = evolution.context(ChildSlot(1, 0, baseline.candidate_id, baseline.name))
     assert context.directive == "shorten\nSecondary aim: decrease length_end (weight 1)."
+
+
+def test_notes_are_found_by_meaning() -> None:
+    notes = load_notes()
+    wide = [note.name for note in retrieve(notes, place(directive="raise pass@32 of long chains"), 6)]
+    assert {"pass_at_k", "pass_at_k_advantage", "unlikeliness_reward", "negative_reinforcement"} <= set(wide)
+    varied = [note.name for note in retrieve(notes, place(directive="the answers should stay diverse"), 6)]
+    assert "unlikeliness_reward" in varied
+    benchmarks = TaskCard(make_preset().protocol, 2)  # half of its Overall is pass@2
+    assert "pass_at_k" in [note.name for note in retrieve(notes, place(task=benchmarks), 6)]

@@ -2,6 +2,10 @@
 
 import json
 import re
+import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +13,18 @@ from typing import Any
 import pytest
 from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
 from llm_server import Fail, Hang, LoopbackServer, Say, asked_form, prompt_of
-from script import SOFT, diverging_at_first, good_answers, implementation, preset_for, softened_when_told
+from script import (
+    SOFT,
+    answer_to,
+    diverging_at_first,
+    good_answers,
+    implementation,
+    preset_at,
+    preset_for,
+    softened_when_told,
+)
 
+from poise_core.agents.llm import bridge
 from poise_core.agents.llm.faults import AgentsUnusable
 from poise_core.archive import Archive
 from poise_core.config import Preset
@@ -69,7 +83,7 @@ def test_rows_tell_their_prompt_and_their_call(tmp_path: Path, laboratory: Labor
     calls = {row["call_id"]: row for row in rows("calls")}
     for row in (*rows("proposals"), *rows("reflections")):
         content = json.loads(row["content"])
-        assert re.fullmatch(r"(proposer|reflector)\.md v1 @[0-9a-f]{12}", content["prompt"])
+        assert re.fullmatch(r"(proposer|reflector)\.md v\d+ @[0-9a-f]{12}", content["prompt"])
         assert calls[content["call_id"]]["prompt"] == content["prompt"]
 
 
@@ -398,3 +412,91 @@ def test_a_planted_secret_is_found_nowhere(
     assert planted not in told
     assert "[secret]" in told
     assert planted not in json.dumps(server.requests)
+
+
+def answering(folder: Path, stop: threading.Event) -> threading.Thread:
+    """A program that answers the files of a bridge as the script does."""
+
+    def work() -> None:
+        while not stop.is_set():
+            for path in sorted(folder.glob("[0-9]*.json")):
+                question = None if path.name.endswith(".answer.json") else json.loads(path.read_text())
+                if question is not None and not (answer := folder / question["answer_file"]).exists():
+                    prompt = "\n".join(text for _, text in question["messages"])
+                    answer.write_text(json.dumps(answer_to(question["form"], prompt)))
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.slow
+def test_a_run_by_the_bridge_and_its_recorded_exchange_again(
+    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bridge, "SETTLED_SECONDS", 0.02)
+    monkeypatch.setattr(bridge, "POLL_SECONDS", 0.02)
+    folder, stop = tmp_path / "questions", threading.Event()
+    with bridge.Bridge(folder) as serving:
+        program = answering(folder, stop)
+        first = open_evolution(tmp_path / "run", preset_at(serving.url))
+        evolve(first)
+        stop.set()
+        program.join()
+    assert {row["written_by"] for row in first.run.archive.rows("proposals")} == {"llm"}
+    questions = sorted(one.name for one in folder.glob("*.md"))
+    assert [name.split("-")[1] for name in questions[:4]] == [
+        "ReflectionForm", "ProposalsForm", "ScreeningForm", "ImplementationForm",
+    ]  # fmt: skip
+    assert "## Form" in (folder / questions[0]).read_text()
+    with bridge.Bridge(folder) as serving:  # nobody answers: the files do
+        again = open_evolution(tmp_path / "again", preset_at(serving.url))
+        evolve(again)
+    assert sorted(one.name for one in folder.glob("*.md")) == questions
+    mine, theirs = (
+        {key: found for key, found in contents(one.run.archive).items() if key != "calls"} for one in (first, again)
+    )
+    assert mine == theirs
+
+
+def test_a_bridge_serves_programs_of_this_machine_only(tmp_path: Path) -> None:
+    with bridge.Bridge(tmp_path) as serving:
+        for headers in ({"Host": "evil.example"}, {"Origin": "http://127.0.0.1"}):
+            with pytest.raises(urllib.error.HTTPError, match="403"):
+                urllib.request.urlopen(urllib.request.Request(f"{serving.url}/models", headers=headers), timeout=5)
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(f"{serving.url}/chat/completions", data=b"[]", timeout=5)
+        listed = json.loads(urllib.request.urlopen(f"{serving.url}/models", timeout=5).read())
+        assert listed["data"][0]["id"] == "bridge"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_model_tries_its_draft_before_it_answers(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
+    """The tools run in the gate's sandbox; the results come with the next question, and the last turn counts as it is."""
+    good, asked = good_answers(), []
+
+    def script(body: dict[str, Any]) -> Any:
+        if asked_form(body) != "ImplementationForm":
+            return good(body)
+        asked.append(prompt_of(body))
+        tools = [{"tool": "run_gate", "algorithm": ""}, {"tool": "probe_numbers", "algorithm": ""},
+                 {"tool": "read_reference", "algorithm": "DR-GRPO"}]  # fmt: skip
+        return {**implementation(1.0), "tries": tools if len(asked) != 2 else [{"tool": "run_gate", "algorithm": ""}]}
+
+    evolution = open_evolution(tmp_path / "run", preset_for(serve(script)))
+    evolve(evolution)
+    assert len(asked) == 3  # two turns, then the answer is taken whatever it asks for
+    assert "Turns with tools that are left: 2" in asked[0]
+    assert '<data name="turn_1_results">' in asked[1]
+    assert "## run_gate\nadmitted" in asked[1]
+    assert "right completions of mixed groups: advantage mean" in asked[1]
+    assert "Dr. GRPO" in asked[1].split("## read_reference DR-GRPO")[1]
+    assert '<data name="turn_2_results">' in asked[2]
+    assert "Turns with tools that are left: 0" in asked[2]
+    (child,) = evolution.run.archive.rows("candidates", generation=1)
+    assert "bound: float = 1.0" in child["source"]
+    replayed = open_evolution(tmp_path / "again", evolution.preset, replay=evolution.run.archive)
+    evolve(replayed)
+    assert contents(replayed.run.archive) == contents(evolution.run.archive)

@@ -49,6 +49,17 @@ def test_rloo() -> None:
     assert found.logprobs_grad == near(0.485)
 
 
+def test_pass_at_k() -> None:
+    candidate = load("pass_at_k")
+    # pass@4 of 8 with 6 wrong: q = C(6, 4) / C(8, 4) = 15 / 70 = 3 / 14, sigma = sqrt(33) / 14; right 3 / sqrt(33),
+    # wrong -q (8 - 6) / (6 sigma) = -1 / sqrt(33)
+    batch = small_batch([1, 1, 0, 0, 0, 0, 0, 0])
+    sigma = math.sqrt(33.0) / 14 + 1e-4
+    assert first_token(candidate, batch) == near(*[3 / 14 / sigma] * 2, *[-1 / 14 / sigma] * 6)
+    # fewer wrong completions than k: every subset of four has a right one, and nothing is left to learn
+    assert first_token(candidate, small_batch([1, 1, 1, 1, 1, 0, 0, 0])) == near(*[0.0] * 8)
+
+
 def test_grpo() -> None:
     candidate = load("grpo")
     # mean 1/4; squares 0.5625 + 3 * 0.0625 = 0.75; / 3 = 0.25; std 0.5; + 1e-4 = 0.5001

@@ -11,7 +11,7 @@ from poise_core.algorithms import algorithm_path, list_algorithms
 
 
 def test_lists_the_known_algorithms() -> None:
-    literature = "reinforce_group_baseline rloo grpo dr_grpo dapo gspo cispo gmpo sapo reinforce_plus_plus"
+    literature = "reinforce_group_baseline rloo grpo dr_grpo dapo gspo cispo gmpo sapo reinforce_plus_plus pass_at_k"
     variants = "bn av vm_av msa fa sa dace cag dcbe"
     assert list_algorithms() == sorted(f"{literature} {variants}".split())
 

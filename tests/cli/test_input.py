@@ -16,6 +16,7 @@ from poise_core.algorithms import algorithm_path
 from poise_core.archive import verification_row
 from poise_core.cli import app
 from poise_core.cli.common import resolve_preset, shared_network
+from poise_core.cli.evolve import settings_to_go_on, share_problems
 from poise_core.config import load_preset
 from poise_core.run_directory import RunDirectory
 from poise_core.sandbox import command as sandbox
@@ -328,3 +329,32 @@ def test_a_comparison_that_cannot_be_made(poise: Callable[..., Result], tmp_path
     assert not list(tmp_path.iterdir())
     RunDirectory.open(tmp_path / "run", load_preset("smoke")).close()
     assert_one_line(poise(*smoke, "--run-dir", "run"), 2, "a comparison needs a folder of its own")
+
+
+def test_a_run_goes_on_with_its_own_settings_and_says_what_is_given_anew(tmp_path: Path) -> None:
+    first, told = settings_to_go_on("smoke", True, tmp_path / "run", ["search.seeds_per_candidate=1"], {"seed": 7})
+    assert told == []
+    with RunDirectory.open(tmp_path / "run", first):
+        pass
+    more, told = settings_to_go_on("laptop", False, tmp_path / "run", [], {"generations": 5, "seed": None})
+    assert (more.search.seeds_per_candidate, more.search.seed, more.search.generations) == (1, 7, 5)
+    assert more.protocol.digest == first.protocol.digest
+    assert told == ["search.generations: 1 before, 5 from now on"]
+    with RunDirectory.open(tmp_path / "run", more):  # what is changed once holds for later starts
+        pass
+    again, told = settings_to_go_on("laptop", False, tmp_path / "run", [], {})
+    assert (again.search.generations, told) == (5, [])
+    anew, told = settings_to_go_on("smoke", True, tmp_path / "run", [], {})
+    assert anew.search.seeds_per_candidate == 2
+    assert "search.seeds_per_candidate: 1 before, 2 from now on" in told
+
+
+def test_a_replay_has_the_problems_of_the_recorded_run(tmp_path: Path) -> None:
+    preset = load_preset("smoke")
+    with RunDirectory.open(tmp_path / "recorded", preset) as run:
+        secret = run.secret
+    share_problems(tmp_path / "recorded", tmp_path / "again", preset)
+    assert secret is not None
+    assert RunDirectory.read(tmp_path / "again").secret == secret
+    share_problems(tmp_path / "recorded", tmp_path / "again", preset)  # a second start changes nothing
+    assert RunDirectory.read(tmp_path / "again").secret == secret

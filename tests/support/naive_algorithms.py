@@ -7,6 +7,7 @@ gradient. A completion lists only its own tokens: there is no mask to get wrong.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -108,6 +109,17 @@ def rloo(c: Completion, group: Members, members: Members, hp: Any) -> float:
 
     others = [reward(other) for other in group if other is not c]
     return reward(c) - mean(others) if others else 0.0
+
+
+def pass_at_k(c: Completion, group: Members, members: Members, hp: Any) -> float:
+    """Every k-subset is rewarded by its best member; a completion gets the mean of the scaled rewards of its subsets."""
+    if len({x.correct for x in group}) == 1:
+        return 0.0
+    subsets = list(itertools.combinations(group, min(int(hp.k), len(group))))
+    best = [max(x.correct for x in subset) for subset in subsets]
+    population = math.sqrt(mean([(value - mean(best)) ** 2 for value in best]))
+    own = [value for value, subset in zip(best, subsets, strict=True) if any(x is c for x in subset)]
+    return (mean(own) - mean(best)) / (population + hp.eps)
 
 
 def dapo(c: Completion, group: Members, members: Members, hp: Any) -> float:
@@ -216,6 +228,7 @@ ADVANTAGES: dict[str, Callable[[Completion, Members, Members, Any], float]] = {
     "grpo": z_score,
     "gspo": z_score,
     "msa": msa,
+    "pass_at_k": pass_at_k,
     "reinforce_group_baseline": centred,
     "rloo": rloo,
     "sa": sa,
@@ -327,6 +340,7 @@ LOSSES: dict[str, Callable[[Completion, Any, Dynamics], list[Tensor]]] = {
     "grpo": clip_kl_loss,
     "gspo": gspo_loss,
     "msa": clip_kl_loss,
+    "pass_at_k": clip_kl_loss,
     "reinforce_group_baseline": reinforce_loss,
     "reinforce_plus_plus": clip_loss,
     "rloo": reinforce_loss,

@@ -84,7 +84,9 @@ def good_answers() -> Callable[[dict[str, Any]], Any]:
 def answer_to(form: str, prompt: str) -> Any:
     """The answer to one form."""
     if form == "ProposalsForm":
-        directions = re.findall(r"^- (\w+): ", prompt.split("in this order:")[1].split("Metrics")[0], re.MULTILINE)
+        directions = re.findall(
+            r"^- (\w+): ", prompt.split("These families are offered")[1].split("Metrics")[0], re.MULTILINE
+        )
         generation = re.search(r"generation: (\d+)", prompt)
         mark = f"G{int(generation.group(1)) + 1}" if generation else "G"
         return {"proposals": [proposal(one, number, mark) for number, one in enumerate(directions)]}
@@ -121,7 +123,11 @@ def judgement(index: int, mark: float) -> dict[str, Any]:
 
 
 def preset_for(server: LoopbackServer, search: dict[str, Any] | None = None, **agents: Any) -> Preset:
-    given = {"model": "openai:test-model", "base_url": server.base_url, "timeout_seconds": 20, "retries": 0, **agents}
+    return preset_at(server.base_url, search, **agents)
+
+
+def preset_at(base_url: str, search: dict[str, Any] | None = None, **agents: Any) -> Preset:
+    given = {"model": "openai:test-model", "base_url": base_url, "timeout_seconds": 20, "retries": 0, **agents}
     chosen = search or {"generations": 1, "parents": 1, "proposals": 2}
     document = make_preset(**chosen).model_dump(mode="json")
     return Preset.model_validate({**document, "agents": given})

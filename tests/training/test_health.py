@@ -133,3 +133,12 @@ def test_the_verdict_does_not_depend_on_where_reading_began() -> None:
     watch.observe_all(1, trajectory(40))
     assert not watch.stopped
     assert watch.judged(1, rows) == 17
+
+
+def test_a_seed_that_is_nearly_finished_is_finished() -> None:
+    parent, mine = trajectory(60), trajectory(60, since=45, reward_mean=0.0)
+    stopped = HealthWatch(SPEC, {0: parent}, by_reward=True)
+    at = stopped.judged(0, mine)
+    assert 45 < at < 60
+    early = HealthWatch(SPEC, {0: parent}, by_reward=True, steps=at)
+    assert early.judged(0, mine) == 60  # the loss became certain in the last tenth

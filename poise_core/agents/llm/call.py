@@ -34,6 +34,8 @@ FORMAT_RETRIES = 2
 
 MOST_BACKOFF_SECONDS = 30.0
 
+_SHOWN_AGAIN = 12_000  # characters of an unusable answer that its author is shown
+
 
 @dataclass
 class _Course:
@@ -45,6 +47,7 @@ class _Course:
     waits: int = 0
     asks: int = 0
     complaint: str = ""
+    previous: str = ""  # the last reply, which is shown to the model where it is asked again
     attempts: dict[str, int] = field(default_factory=dict)  # request digest -> attempts so far
 
 
@@ -78,6 +81,11 @@ class Caller:
         self._backoff = backoff_seconds
         self._models = ChatModels(should_stop)
         self._pace = Pace()
+
+    @property
+    def should_stop(self) -> Callable[[], bool]:
+        """Whether the run is asked to stop; for work between two questions."""
+        return self._should_stop
 
     def ask(self, question: Question[A]) -> Answer[A]:
         """The answer, of the first model that gives a usable one.
@@ -146,8 +154,9 @@ class Caller:
             course.asks += 1
             if course.asks == FORMAT_RETRIES and len(course.methods) > 1:
                 course.methods.pop(0)
+            own = f"{data_block('your_previous_answer', course.previous, _SHOWN_AGAIN)}\n" if course.previous else ""
             course.complaint = (
-                "\n\nYour previous answer could not be used:\n"
+                f"\n\nYour previous answer could not be used:\n{own}"
                 f"{data_block('fault', failure.message, 1000)}\nAnswer again, exactly in the form asked for."
             )
         elif rule.retry == "wait" and course.waits < (settings.retries or 0):
@@ -178,6 +187,8 @@ class Caller:
             row = self._recorded(call_id)
             if row is None:
                 break
+            if row["answer"]:
+                course.previous = _said(Reply(**json.loads(row["answer"])))
             if RULES[Outcome(row["outcome"])].reply and row["answer"]:
                 return _answer(Reply(**json.loads(row["answer"])), question, request, call_id)
             fault = CallFailed(Outcome(row["outcome"]), row["message"] or row["outcome"])
@@ -185,7 +196,7 @@ class Caller:
             if fault is None:
                 raise _NotRecorded
             raise fault
-        return self._send(question, request, settings, deadline, call_id, number)
+        return self._send(question, request, settings, deadline, call_id, number, course)
 
     def _send(
         self,
@@ -195,6 +206,7 @@ class Caller:
         deadline: float,
         call_id: str,
         number: int,
+        course: _Course,
     ) -> Answer[A]:
         self._pace.wait(request.model, settings.requests_per_minute, self._wait, deadline)
         seconds = min(settings.timeout_seconds or 0.0, deadline - time.monotonic())
@@ -207,6 +219,7 @@ class Caller:
             with self.ledger.reserved(request.model, question.generation, guess, request.max_output_tokens):
                 seconds = min(seconds, self.ledger.seconds_left(question.generation))
                 reply = _without_secrets(self._models.send(request, settings, seconds))
+                course.previous = _said(reply)
                 answer = _answer(reply, question, request, call_id)
                 return answer
         except CallFailed as error:
@@ -287,6 +300,10 @@ class _NotRecorded(Exception):
 
 def _answer(reply: Reply, question: Question[A], request: Request, call_id: str) -> Answer[A]:
     return Answer(read_answer(reply, question.kind), call_id, question.prompt, request.model)
+
+
+def _said(reply: Reply) -> str:
+    return reply.arguments or reply.text
 
 
 def _without_secrets(reply: Reply) -> Reply:

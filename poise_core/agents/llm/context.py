@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 
+from poise_core.agents.briefing import archive_table, open_ideas
 from poise_core.agents.digest import digest_lines
 from poise_core.agents.llm.literature import Note, retrieve
 from poise_core.agents.llm.prompts import CHARACTERS_PER_TOKEN, data_block, estimate_tokens
@@ -93,12 +94,14 @@ def _beginning(section: Section, tokens: int) -> str:
 def slot_sections(context: ProposalContext, notes: Sequence[Note] = (), note_count: int = 6) -> list[Section]:
     """What the proposer and the screener may know, in reading order.
 
-    Priorities, from what is left out last: directive, the parent's code and scores, its reflection and trajectory, failure
-    boundaries, ideas so far, literature, references, the contract's text, earlier ancestors.
+    Priorities, from what is left out last: directive, the parent's code and scores, the task card, the parent's reflection, the
+    archive as a table, the parent's trajectory, failure boundaries, ideas not taken, literature, references, the contract's text,
+    the first reference's code, earlier ancestors.
     """
     parent = context.parent
     return [
         Section("directive", context.directive, 100, required=True),
+        Section("task", context.task.text() if context.task else "", 93),
         Section("parent", _identity(parent), 95, required=True),
         Section("parent_scores", scores_text(parent), 90, required=True),
         Section("parent_code", parent.source, 94, required=True),
@@ -106,10 +109,13 @@ def slot_sections(context: ProposalContext, notes: Sequence[Note] = (), note_cou
         Section("parent_reflection", _reflection_text(parent), 85),
         Section("parent_trajectory", digest_text(parent), 80),
         Section("failure_boundaries", boundaries_text(context), 75),
-        Section("ideas_so_far", _ideas_text(context), 65),
+        Section("archive", archive_table(context.table) or _ideas_text(context), 82),
+        Section("ideas_not_taken", open_ideas(context.table), 63),
+        Section("calibration", context.calibration.text() if context.calibration else "", 68),
         Section("literature", _notes_text(retrieve(notes, context, note_count)), 60),
         Section("references", _references_text(context), 55),
         Section("contract", contract_text(), 50),
+        Section("reference_code", _reference_code(context), 45),
         Section("ancestors", _ancestors_text(context), 40),
     ]
 
@@ -138,12 +144,14 @@ def digest_text(record: CandidateRecord) -> str:
 
 
 def boundaries_text(context: ProposalContext) -> str:
-    """Ideas of the parent's lineage that failed or made results worse, one per line."""
+    """Ideas of the parent's lineage that failed, were stopped or made results worse, one per line."""
     lineage = {context.parent.candidate_id, *(one.candidate_id for one in context.ancestors)}
     lines = [
         f"- {tried.name}: {tried.outcome}: {tried.reason[:_EXCERPT]}"
+        + "".join(f"; avoid: {one[:300]}" for one in tried.avoid[:2])
         for tried in context.avoid
-        if tried.outcome in set(FailureKind) and lineage & set(tried.parent_ids)
+        if (tried.outcome in set(FailureKind) or tried.outcome.startswith("stopped"))
+        and lineage & set(tried.parent_ids)
     ]
     for record in (context.parent, *context.ancestors):
         avoid = record.reflection.avoid if record.reflection else ()
@@ -164,7 +172,7 @@ def _proposal_text(record: CandidateRecord) -> str:
             f"hypothesis: {proposal.hypothesis}",
             f"change: {proposal.mechanism_change}",
             *(f"equation: {one}" for one in proposal.equations),
-            *(f"expected: {one.metric} to {one.direction}, because {one.why}" for one in proposal.expectations),
+            *(f"expected: {one.metric} {one.claim}, because {one.why}" for one in proposal.expectations),
         ]
     )
 
@@ -192,6 +200,14 @@ def _references_text(context: ProposalContext) -> str:
             f"change: {change[:_EXCERPT]}\n{scores_text(record)}\ntaught: {taught[:_EXCERPT]}"
         )
     return "\n\n".join(parts)
+
+
+def _reference_code(context: ProposalContext) -> str:
+    """The file of the first reference, so that what it does can be taken over as it is; its id is the other parent's."""
+    if not context.references:
+        return ""
+    record = context.references[0].record
+    return f"# {record.name}, id {record.candidate_id}\n{record.source}"
 
 
 def _ancestors_text(context: ProposalContext) -> str:

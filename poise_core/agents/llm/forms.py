@@ -2,31 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 
 PartOfFile = Literal["Hyperparameters", "LOSS_AGGREGATION", "compute_advantages", "compute_loss", "update_controller"]
 
 
 class Form(BaseModel):
-    """A form; keys that were not asked for are ignored."""
+    """A form; keys that were not asked for are ignored, and what is longer than its limit is cut, not asked again."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Say the limits of every field in its description, because many models are not shown or do not heed the keywords."""
+        for field in cls.model_fields.values():
+            if said := _limits(field):
+                text = field.description or ""
+                field.description = f"{text}{'; ' if text else ''}{said}"
+        cls.model_rebuild(force=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _cut(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        cut = dict(given)
+        for name, field in cls.model_fields.items():
+            value, most = cut.get(name), _limit(field, "max_length")
+            if most is not None and name not in _WHOLE and isinstance(value, str | list) and len(value) > most:
+                cut[name] = value[: int(most)]
+        return cut
+
+
+_WHOLE = ("source",)
+"""Fields that mean nothing where they are cut."""
+
+
+def _limit(field: FieldInfo, name: str) -> float | None:
+    return next((float(value) for one in field.metadata if (value := getattr(one, name, None)) is not None), None)
+
+
+def _limits(field: FieldInfo) -> str:
+    items = "entries" if "list" in str(field.annotation) else "characters"
+    low, high = _limit(field, "ge"), _limit(field, "le")
+    least, most = _limit(field, "min_length"), _limit(field, "max_length")
+    parts = []
+    if low is not None and high is not None:
+        parts.append(f"from {low:g} to {high:g}")
+    elif low is not None:
+        parts.append(f"at least {low:g}")
+    if least is not None and (least > 1 or items == "entries"):
+        parts.append(f"at least {least:g} {items}")
+    if most is not None:
+        parts.append(f"at most {most:g} {items}")
+    return ", ".join(parts)
 
 
 class ExpectationForm(Form):
     """A prediction that the measurements will score."""
 
     metric: str = Field(description="one of the metrics listed in the question")
-    direction: Literal["increase", "decrease"] = Field(description="of the child against its parent")
+    direction: Literal["increase", "decrease", "no_fall", "no_rise"] = Field(
+        description="of the child against its parent; no_fall: does not fall by more than size, no_rise likewise"
+    )
     why: str = Field(max_length=1000)
+    size: float = Field(
+        0.0, ge=0, description="at least by how much, in the metric's unit (percent points); the margin"
+    )
+    probability: float | None = Field(None, ge=0, le=1, description="that this comes true")
 
 
 class ProposalForm(Form):
     """One proposal for a child of the parent."""
 
-    direction: str = Field(max_length=60, description="the direction from the list that this proposal takes")
+    direction: str = Field(max_length=60, description="one word: the family of mechanisms, from the list or your own")
     name: str = Field(min_length=1, max_length=40, description="short and new, such as VM-AV: letters, digits, dashes")
     addresses: str = Field(max_length=1500, description="the parent's deficiency that it answers, with its numbers")
     hypothesis: str = Field(min_length=1, max_length=1500, description="what should get better, by which mechanism")
@@ -70,8 +122,24 @@ class EquationUse(Form):
     code: str = Field(max_length=1000, description="one line of the file, copied exactly")
 
 
+class TryForm(Form):
+    """One tool to run on the draft before the answer counts."""
+
+    tool: Literal["run_gate", "probe_numbers", "read_reference"] = Field(
+        description="run_gate: all findings of the gate; probe_numbers: advantages and gradients on fixed batches; "
+        "read_reference: the file of a known algorithm"
+    )
+    algorithm: str = Field("", max_length=60, description="for read_reference: its name, such as dapo; otherwise empty")
+
+
 class ImplementationForm(Form):
     """A candidate file: first the plan, then the whole file, then where each equation stands in it."""
+
+    tries: list[TryForm] = Field(
+        default_factory=list,
+        max_length=3,
+        description="tools to run on this draft, whose results you are then shown to answer again; empty: the file is final",
+    )
 
     plan: list[str] = Field(min_length=1, max_length=20, description="steps from the parent's file to the child's")
     source: str = Field(min_length=1, max_length=60_000, description="the whole Python file, without fences")

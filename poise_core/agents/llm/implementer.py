@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.consistency import contradictions
@@ -13,6 +14,7 @@ from poise_core.agents.llm.forms import ImplementationForm
 from poise_core.agents.llm.prompts import Prompt, estimate_tokens
 from poise_core.agents.llm.question import Question, failing_as
 from poise_core.agents.llm.screener import proposal_text
+from poise_core.agents.llm.tools import language_text, results, tools_for
 from poise_core.agents.roles import Attempt, Implementer, Proposal, ProposalContext
 from poise_core.escaping import prompt_name
 from poise_core.failures import CandidateFailure, FailureKind
@@ -52,21 +54,43 @@ class ModelImplementer:
         )
 
     def _ask(self, proposal: Proposal, context: ProposalContext, tries: Sequence[Attempt]) -> ImplementationForm:
-        question = Question.about_slot(
-            "implementer",
-            context,
-            ImplementationForm,
-            self.prompt,
-            lambda budget: self._fill(proposal, context, tries, budget),
-        )
-        with failing_as("implement", proposal.name):
-            return self.caller.ask(question).value
+        """The final answer, after as many turns with tools as the model wants and ``agents.tool_turns`` allows."""
+        turns: list[Section] = []
+        most = self.caller.settings.tool_turns
+        for turn in range(most + 1):
+            question = Question.about_slot(
+                "implementer",
+                context,
+                ImplementationForm,
+                self.prompt,
+                partial(self._fill, proposal, context, tries, tuple(turns), most - turn),
+            )
+            with failing_as("implement", proposal.name):
+                form = self.caller.ask(question).value
+            if not form.tries or turn == most:
+                break
+            source = _plain(form.source)
+            told = results(form.tries, tools_for(source, proposal.name, self.caller.should_stop))
+            turns = [  # earlier drafts make room for the last one
+                *(one for one in turns if one.name.endswith("_results")),
+                Section("your_draft", source, 87),
+                Section(f"turn_{turn + 1}_results", told, 88 + turn),
+            ]
+        return form
 
     def _fill(
-        self, proposal: Proposal, context: ProposalContext, tries: Sequence[Attempt], budget: int
+        self,
+        proposal: Proposal,
+        context: ProposalContext,
+        tries: Sequence[Attempt],
+        turns: Sequence[Section],
+        left: int,
+        budget: int,
     ) -> tuple[str, str]:
         sections = [
+            Section("task", context.task.text() if context.task else "", 60),
             Section("contract", contract_text(), 70),
+            Section("language", language_text(), 72),
             Section("proposal", proposal_text(proposal), 100, required=True),
             Section("equations", "\n".join(f"{n}. {one}" for n, one in enumerate(proposal.equations, 1)), 95),
             Section("parent_code", context.parent.source, 90, required=True),
@@ -77,9 +101,11 @@ class ModelImplementer:
                 Section(f"try_{number}_file", attempt.source, 85 if last else 40 + number, required=last),
                 Section(f"try_{number}_{attempt.stage}_report", attempt.report, 86 if last else 50 + number),
             ]
+        sections += turns
         fixed = estimate_tokens(self.prompt.system.template + self.prompt.user.template) + 100
         return self.prompt.fill(
             name=prompt_name(proposal.name),
+            turns=str(left),
             mechanisms=", ".join(map(prompt_name, proposal.mechanisms)) or "at least one",
             data=fit(sections, budget - fixed).text,
         )

@@ -8,7 +8,9 @@ several, each below a heading ``# name``.
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -20,7 +22,6 @@ from poise_core.agents.roles import ProposalContext
 _HEAD = ("title", "source", "answers", "slots")
 _LONGEST = 6000  # characters of a note that are read
 _HEADING = re.compile(r"^# (\w+)[ \t]*\n", re.MULTILINE)
-_WORD = re.compile(r"[a-z]{4,}")
 
 
 class LiteratureError(ValueError):
@@ -75,26 +76,93 @@ def _read(where: str, name: str, text: str) -> Note:
 
 
 def retrieve(notes: Iterable[Note], context: ProposalContext, count: int) -> list[Note]:
-    """The notes that match the parent's diagnoses and the directive best, best first; ties are broken by name.
+    """The notes that suit the parent's diagnoses, the directive and the benchmarks best, best first; ties are broken by name.
 
-    A shared diagnosis counts 3 for the parent's gravest and down to 1 for its last, a shared slot half a point, a word of the
-    directive one. Without any diagnosis or directive the order rotates with the generation, so that every note gets shown.
+    A shared diagnosis counts 3 for the parent's gravest and down to 1 for its last, a shared slot half a point. Meaning counts
+    as cosine similarity of the note with the directive (4 points at most), with the sentences of the diagnoses (2) and with what
+    the benchmarks ask for (1), words weighed by how few notes have them and those of one concept taken for each other. Without any
+    diagnosis or directive half of the notes rotate with the generation, so that every note gets shown.
     """
     wanted, slots = _wanted(context)
-    words = set(_WORD.findall(context.directive.lower())) - _COMMON
-
-    def relevance(note: Note) -> float:
-        shared = sum(weight for code, weight in wanted.items() if code in note.answers)
-        in_note = set(_WORD.findall(f"{note.title} {note.text}".lower()))
-        return shared + 0.5 * len(slots & note.slots) + len(words & in_note)
-
     ordered = sorted(notes, key=lambda note: note.name)
+    texts = [_terms(f"{note.title} {note.title} {' '.join(sorted(note.answers))} {note.text}") for note in ordered]
+    rarity = {
+        term: math.log((1 + len(texts)) / (1 + sum(term in text for text in texts))) for text in texts for term in text
+    }
+    queries = [(weight, _terms(text)) for weight, text in _meanings(context) if text]
+
+    def relevance(position: int) -> float:
+        note = ordered[position]
+        shared = sum(weight for code, weight in wanted.items() if code in note.answers)
+        meant = sum(weight * _cosine(query, texts[position], rarity) for weight, query in queries)
+        return shared + 0.5 * len(slots & note.slots) + meant
+
+    points = [relevance(position) for position in range(len(ordered))]
     turn = context.generation * count % len(ordered) if ordered else 0
-    turned = ordered[turn:] + ordered[:turn]
-    return sorted(turned, key=lambda note: -relevance(note))[:count]
+    turned = [*range(turn, len(ordered)), *range(turn)]
+    ranked = sorted(turned, key=lambda position: -round(points[position], 9))
+    if not wanted and not context.directive:
+        first = [position for position in ranked[: (count + 1) // 2] if points[position] > 0]
+        ranked = [*first, *(position for position in turned if position not in first)]
+    return [ordered[position] for position in ranked[:count]]
 
 
-_COMMON = {"keep", "with", "that", "this", "from", "than", "more", "less", "while", "without", "make", "should"}
+_COMMON = frozenset(
+    re.findall(
+        r"\w+",
+        "keep with that this from than more less while without make should the and for are its into which where what have has not "
+        "each same algorithm method train training policy model models",
+    )
+)
+
+_CONCEPTS = {
+    "passk": "pass@k pass several attempts best-of coverage",
+    "diverse": "diverse diversity exploration explore exploring varied variety modes mode spread distinct sharpening",
+    "collapse": "collapse collapsed collapsing collapses degenerate vanishing vanish",
+    "length": "length long longer short shorter shorten brevity verbose tokens overlong truncated truncation",
+    "unstable": "spike spikes spiked unstable instability stability steady explode diverge blowup",
+    "anchor": "kl divergence reference drift anchor initial",
+    "hard": "hard harder difficult rare unsolved",
+    "format": "format parse parseable malformed valid",
+}
+"""Concept -> words that stand for it; all of them count as the concept too."""
+
+_OF_CONCEPT = {word: concept for concept, words in _CONCEPTS.items() for word in words.split()}
+
+
+def _terms(text: str) -> Counter[str]:
+    """Words cut to their stems, with the concepts that they stand for; ``pass@32`` is ``pass@k``."""
+    found: Counter[str] = Counter()
+    for word in re.findall(r"[a-z][a-z0-9@.-]*[a-z0-9]|kl", re.sub(r"pass(@| at )(\d+|k)", "pass@k", text.lower())):
+        for part in (word, *word.replace("_", "-").split("-")):
+            if part in _COMMON or len(part) < 2:
+                continue
+            found[re.sub(r"(ing|ed|es|s|ity)$", "", part) if len(part) > 4 else part] += 1
+            if concept := _OF_CONCEPT.get(part):
+                found[f"concept:{concept}"] += 2
+    return found
+
+
+def _cosine(query: Counter[str], text: Counter[str], rarity: dict[str, float]) -> float:
+    """Of the two with counts damped by their logarithm and weighed by rarity (tf-idf; Salton and Buckley 1988)."""
+
+    def weights(counts: Counter[str]) -> dict[str, float]:
+        return {term: (1 + math.log(count)) * rarity.get(term, 0.0) for term, count in counts.items()}
+
+    mine, theirs = weights(query), weights(text)
+    norms = math.sqrt(sum(x * x for x in mine.values())) * math.sqrt(sum(x * x for x in theirs.values()))
+    return sum(value * theirs.get(term, 0.0) for term, value in mine.items()) / norms if norms else 0.0
+
+
+def _meanings(context: ProposalContext) -> list[tuple[float, str]]:
+    reflection = context.parent.reflection
+    told = " ".join(f"{one.code.replace('_', ' ')} {one.text}" for one in (reflection.diagnoses if reflection else ()))
+    metrics = ""
+    if context.task is not None:
+        metrics = " ".join(
+            one.metric_name for one in context.task.protocol.benchmarks if not one.single_sample
+        )  # what single answers score is what every method trains
+    return [(4.0, context.directive), (2.0, told), (1.0, metrics)]
 
 
 def _wanted(context: ProposalContext) -> tuple[dict[str, float], set[str]]:

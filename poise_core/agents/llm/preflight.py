@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from poise_core.agents.llm.call import FORMAT_RETRIES
 from poise_core.agents.llm.ledger import cost, price_table
 from poise_core.agents.llm.literature import LiteratureError, load_notes
 from poise_core.agents.llm.prompts import SHIPPED, PromptError, load_prompt
 from poise_core.config.agents import ROLES, AgentSettings
 from poise_core.evidence.format import format_tokens
 
-TYPICAL_INPUT_TOKENS, TYPICAL_OUTPUT_TOKENS = 7000, 2000
-"""Of one call, for the lower end of a forecast: contract, parent and evidence in, one form out."""
+LEAST_INPUT_TOKENS, LEAST_OUTPUT_TOKENS = 1500, 150
+"""Of one call, for the lower end of a forecast: a prompt file and a small algorithm in, a form in few words out."""
 
 PACKAGES = {"openai": "langchain_openai", "anthropic": "langchain_anthropic", "google_genai": "langchain_google_genai",
             "ollama": "langchain_ollama"}  # fmt: skip
@@ -65,7 +66,8 @@ def _check_model(model: str, settings: AgentSettings, priced: bool) -> None:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Calls, tokens and dollars of a run as (fewest, most): every answer is usable at once, or every loop runs to its bound."""
+    """Calls, tokens and dollars of a run as (fewest, most): every answer is usable at once, or every loop runs to its bound and
+    every answer has to be asked for again as often as that is done."""
 
     calls: tuple[int, int]
     tokens: tuple[int, int]
@@ -95,12 +97,13 @@ def forecast(
         repairs: how often at most a child goes back to its author after an early fault in training.
     """
     slots = generations * parents
+    again = 1 + FORMAT_RETRIES
     drafts = (ideas + repairs) * (1 + revisions) * (1 + settings.consistency_revisions)
     per_role = {
-        "proposer": (slots, slots),
-        "screener": (slots, slots),
-        "implementer": (slots, slots * drafts),
-        "reflector": (slots + 1, slots + 1),  # the baseline is reflected on as well
+        "proposer": (slots, slots * again),
+        "screener": (slots, slots * again),
+        "implementer": (slots, slots * drafts * again * (1 + settings.tool_turns)),
+        "reflector": (slots + 1, (slots + 1) * again),  # the baseline is reflected on as well
     }
     prices = price_table(settings)
     calls, tokens, dollars = [0, 0], [0, 0], [0.0, 0.0]
@@ -110,7 +113,7 @@ def forecast(
         if not own.model:
             continue
         context, output = own.context_tokens or 0, own.max_output_tokens or 0
-        sizes = ((min(context, TYPICAL_INPUT_TOKENS), min(output, TYPICAL_OUTPUT_TOKENS)), (context, output))
+        sizes = ((min(context, LEAST_INPUT_TOKENS), min(output, LEAST_OUTPUT_TOKENS)), (context, output))
         for end, (count, (sent, received)) in enumerate(zip(counts, sizes, strict=True)):
             calls[end] += count
             tokens[end] += count * (sent + received)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from poise_core.agents.llm.forms import ProposalForm, ProposalsForm
 from poise_core.agents.llm.literature import Note
 from poise_core.agents.llm.prompts import Prompt, estimate_tokens
 from poise_core.agents.llm.question import Answer, Question, failing_as
-from poise_core.agents.roles import Expectation, Proposal, ProposalContext, Proposer
+from poise_core.agents.roles import Diagnosis, Expectation, Proposal, ProposalContext, Proposer
 from poise_core.escaping import prompt_name
 from poise_core.trajectory import RUN_METRICS
 
@@ -44,6 +45,7 @@ class ModelProposer:
     prompt: Prompt
     notes: tuple[Note, ...]
     fallback: Proposer | None  # who answers where the model cannot; None: a typed failure
+    seed: int | None = None  # of the order of directions, common to all slots; None: each slot has its own
 
     def propose(self, context: ProposalContext, n: int, seed: int) -> list[Proposal]:
         """Up to ``n`` proposals.
@@ -51,7 +53,7 @@ class ModelProposer:
         Raises:
             poise_core.failures.CandidateFailure: no answer, and no fallback.
         """
-        directions = wanted_directions(context, n, seed)
+        directions = wanted_directions(context, n, self.seed if self.seed is not None else seed)
         question = Question.about_slot(
             "proposer", context, ProposalsForm, self.prompt, lambda budget: self._fill(context, directions, budget)
         )
@@ -76,15 +78,37 @@ class ModelProposer:
         )
 
 
-def wanted_directions(context: ProposalContext, n: int, seed: int) -> list[str]:
-    """``n`` different directions (at most all): first those that the parent's diagnoses point to, the rest at random."""
+TOO_COMMON = 0.6
+"""Share of the candidates measured so far from which on a diagnosis says nothing about the one that has it."""
+
+FEWEST_TO_COMPARE = 5
+"""Measured candidates from which on that share is looked at."""
+
+
+def telling_diagnoses(context: ProposalContext) -> list[Diagnosis]:
+    """The parent's diagnoses that tell it from others: not those that most candidates so far have as well."""
     reflection = context.parent.reflection
-    pointed = [slot for one in (reflection.diagnoses if reflection else ()) for slot in one.slots[:2]]
+    found = list(reflection.diagnoses) if reflection else []
+    others = [one for one in context.table if one.measured and one.name != context.parent.name]
+    if len(others) < FEWEST_TO_COMPARE:
+        return found
+    counts = Counter(code for one in others for code in one.diagnoses)
+    return [one for one in found if counts[one.code] < TOO_COMMON * len(others)]
+
+
+def wanted_directions(context: ProposalContext, n: int, seed: int) -> list[str]:
+    """``n`` different directions (at most all): first those that telling diagnoses point to, the rest at random.
+
+    Of several slots of one parent each gets the next ``n`` of one order, so that no two get the same before all were offered.
+    """
+    pointed = [slot for one in telling_diagnoses(context) for slot in one.slots[:2]]
     pointed = [slot for slot in dict.fromkeys(pointed) if slot in DIRECTIONS]
     rest = [slot for slot in DIRECTIONS if slot not in pointed]
-    random.Random(f"{seed}:{context.scope}").shuffle(rest)
+    random.Random(f"{seed}:{context.generation}:{context.parent.candidate_id}").shuffle(rest)
     keep = max(1, (n + 1) // 2)  # half for what is diagnosed, half to explore
-    return [*pointed[:keep], *rest, *pointed[keep:]][:n]
+    ordered = [*pointed[:keep], *rest, *pointed[keep:]]
+    begin = context.repeat * n % len(ordered)
+    return [*ordered[begin:], *ordered[:begin]][:n]
 
 
 def merged(answer: Answer[ProposalsForm], context: ProposalContext) -> list[Proposal]:
@@ -116,7 +140,7 @@ def _free_name(wanted: str, taken: set[str]) -> str:
 def _proposal(form: ProposalForm, name: str, answer: Answer[ProposalsForm], context: ProposalContext) -> Proposal:
     known = {"Overall", *context.parent.benchmarks, *RUN_METRICS}
     expectations = tuple(
-        Expectation(metric=one.metric, direction=one.direction, why=one.why)
+        Expectation(metric=one.metric, direction=one.direction, why=one.why, size=one.size, probability=one.probability)
         for one in form.expectations
         if one.metric in known  # what is not measured can never be scored
     )

@@ -18,8 +18,8 @@ from poise_core.agents.llm.forms import ReflectionForm
 from poise_core.agents.llm.prompts import Prompt, estimate_tokens
 from poise_core.agents.llm.question import Answer, Question
 from poise_core.agents.llm.screener import proposal_text
-from poise_core.agents.reports import without_folders
-from poise_core.agents.roles import Claim, Diagnosis, Reflection, ReflectionEvidence, Reflector
+from poise_core.agents.reports import curves, difference, levels, without_folders
+from poise_core.agents.roles import Claim, Diagnosis, Measured, Reflection, ReflectionEvidence, Reflector
 from poise_core.agents.rules.diagnoses import DIAGNOSES
 from poise_core.agents.rules.reflector import LABELS
 from poise_core.escaping import prompt_name
@@ -78,10 +78,22 @@ class ModelReflector:
         outcomes = "\n".join(
             f"{one.outcome}: {one.text} (because {one.expectation.why})" for one in ground.expectations
         )
+        candidate, parent = evidence.candidate, evidence.parent
+        theirs = parent.source if parent else ""
+        changed = difference(candidate.source, theirs, candidate.name, parent.name) if parent else ""
+        scores = levels(
+            candidate.levels, parent.levels if parent else {}, evidence.task, parent.name if parent else "no parent"
+        )
         sections = [
             Section("directive", evidence.directive, 100, required=True),
+            Section("task", evidence.task.text() if evidence.task else "", 88),
             Section("change", proposal_text(proposal) if proposal else "no proposal: an algorithm of the start", 90),
+            Section("difference_to_the_parents_file", changed, 89),
+            Section("file", candidate.source, 72),
             Section("evidence", "\n".join(f"{row.id}: {row.text}" for row in rows), 95, required=True),
+            Section("benchmark_levels", scores, 84),
+            Section("curves", curves(candidate.trajectories, parent.trajectories if parent else {}), 82),
+            Section("completions", "\n\n".join(evidence.samples), 50),
             Section("rules", "\n".join(f"{one.code}: {one.text}" for one in ground.diagnoses), 80),
             Section("expectations", outcomes, 70),
             Section(
@@ -99,6 +111,7 @@ class ModelReflector:
 def evidence_rows(evidence: ReflectionEvidence, ground: Reflection) -> list[EvidenceRow]:
     """Everything that can be cited: scores, paired differences to the parent, the digest's numbers, a failure."""
     candidate, parent = evidence.candidate, evidence.parent
+    earlier = parent is not None and _ended_earlier(candidate, parent)
     facts: list[tuple[str, dict[str, float]]] = []
     if candidate.overall is not None:
         facts.append((f"Overall {spell_interval(candidate.overall, '.2f')}", {"overall": candidate.overall.estimate}))
@@ -109,9 +122,13 @@ def evidence_rows(evidence: ReflectionEvidence, ground: Reflection) -> list[Evid
         if delta is not None and parent is not None
     ]
     for name in RUN_METRICS if parent is not None else ():
-        delta = paired_run_delta(candidate.trajectories, parent.trajectories, name) if parent else None
+        delta = (
+            paired_run_delta(candidate.trajectories, parent.trajectories, name, noise=evidence.run_noise.get(name))
+            if parent
+            else None
+        )
         if delta is not None and parent is not None:
-            label = LABELS.get(name, name)
+            label = LABELS.get(name, name) + (", at the step where it was stopped," if earlier else "")
             facts.append((f"{label} against {parent.name}: {spell_interval(delta, '+.3g')}", _numbers(delta)))
     if ground.digest is not None:
         for name, value in ground.digest.model_dump().items():
@@ -120,10 +137,18 @@ def evidence_rows(evidence: ReflectionEvidence, ground: Reflection) -> list[Evid
             if finite:
                 shown = ", ".join(f"{key} {one:.4g}" for key, one in finite.items())
                 facts.append((shown if name in finite else f"{name}: {shown}", finite))
+    if evidence.stopped_overall is not None:
+        text = f"Overall {evidence.stopped_overall:.2f} of the policy at which it was stopped (one seed, not whole)"
+        facts.append((text, {"stopped_overall": evidence.stopped_overall}))
     if evidence.failure is not None:
         failure = evidence.failure
         facts.append((f"{failure['kind']} in {failure['stage']}: {failure['message'][:1000]}", {"failed": 1.0}))
     return [EvidenceRow(f"E{number}", text, numbers) for number, (text, numbers) in enumerate(facts, start=1)]
+
+
+def _ended_earlier(candidate: Measured, parent: Measured) -> bool:
+    shared = candidate.trajectories.keys() & parent.trajectories.keys()
+    return any(len(candidate.trajectories[seed]) < len(parent.trajectories[seed]) for seed in shared)
 
 
 def _numbers(delta: Interval) -> dict[str, float]:

@@ -9,13 +9,15 @@ from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.context import Section, fit, slot_sections
 from poise_core.agents.llm.faults import CallFailed
 from poise_core.agents.llm.forms import JudgementForm, ScreeningForm
-from poise_core.agents.llm.literature import Note
 from poise_core.agents.llm.prompts import Prompt, data_block, estimate_tokens
 from poise_core.agents.llm.question import Question
 from poise_core.agents.roles import Proposal, ProposalContext, Screened, Screener
 
 WEIGHTS = {"logic": 0.3, "feasibility": 0.2, "novelty": 0.2, "expected_gain": 0.3}
 """Of the terms, each in [0, 1], in the score."""
+
+_FOR_AUTHORS = ("contract", "literature")
+"""Sections that a judge does without: what the contract can express stands in the prompt, and what was tried in the archive."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,6 @@ class ModelScreener:
 
     caller: Caller
     prompt: Prompt
-    notes: tuple[Note, ...]
     catalogue: Screener  # its obstacles always count; it ranks alone where the model cannot
     may_fall_back: bool = True
 
@@ -58,7 +59,7 @@ class ModelScreener:
             data_block(f"proposal_{index}", proposal_text(one), 6000) for index, one in enumerate(proposals)
         )
         fixed = estimate_tokens(self.prompt.system.template + self.prompt.user.template + listed) + 100
-        sections: list[Section] = slot_sections(context, self.notes, self.caller.settings.literature_notes)
+        sections: list[Section] = [one for one in slot_sections(context) if one.name not in _FOR_AUTHORS]
         return self.prompt.fill(count=str(len(proposals)), proposals=listed, data=fit(sections, budget - fixed).text)
 
 

@@ -28,6 +28,7 @@ def with_language_model(
     replay: Archive | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     allowance: Allowance | None = None,
+    seed: int = 0,
 ) -> Team:
     """The team with a language model behind every role for which the settings name one.
 
@@ -38,6 +39,7 @@ def with_language_model(
         replay: the archive of a recorded run to take all answers from.
         should_stop: ends every wait.
         allowance: the cost budget of the models' calls.
+        seed: of the search.
 
     Raises:
         PromptError, LiteratureError: a file of the user cannot be used.
@@ -51,9 +53,9 @@ def with_language_model(
         return load_prompt(role, settings.prompts_folder)
 
     if settings.for_role("proposer").model:
-        proposer = ModelProposer(caller, prompt("proposer"), notes, proposer if falls_back else None)
+        proposer = ModelProposer(caller, prompt("proposer"), notes, proposer if falls_back else None, seed)
     if settings.for_role("screener").model:
-        screener = ModelScreener(caller, prompt("screener"), notes, screener, falls_back)
+        screener = ModelScreener(caller, prompt("screener"), screener, falls_back)
     if settings.for_role("implementer").model:
         implementer = ModelImplementer(caller, prompt("implementer"), implementer)
     if settings.for_role("reflector").model:

@@ -6,10 +6,13 @@ moved: where zero lies inside, the text says so and the expectation is undecidab
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from pydantic import ValidationError
+from scipy.special import ndtr
 
 from poise_core.agents.digest import TrajectoryDigest, make_digest, paired_run_delta
 from poise_core.agents.roles import (
@@ -24,6 +27,7 @@ from poise_core.agents.roles import (
 from poise_core.agents.rules.diagnoses import diagnose
 from poise_core.evidence.format import spell_interval
 from poise_core.evidence.intervals import Interval, distinguishable
+from poise_core.evidence.noise import SeedNoise
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.trajectory import RUN_METRICS
@@ -53,7 +57,7 @@ class RuleReflector:
         candidate, parent = evidence.candidate, evidence.parent
         digest = make_digest(candidate.trajectories)
         diagnoses = diagnose(digest) if digest else ()
-        runs = self._run_deltas(candidate, parent)
+        runs = self._run_deltas(candidate, parent, evidence.run_noise)
         proposal = candidate.proposal
         outcomes = tuple(self._judge(e, evidence, runs) for e in (proposal.expectations if proposal else ()))
         moved = {name: delta for name, delta in evidence.benchmark_deltas.items() if delta.excludes_zero}
@@ -72,11 +76,13 @@ class RuleReflector:
             digest=digest,
         )
 
-    def _run_deltas(self, candidate: Measured, parent: Measured | None) -> dict[str, Interval]:
+    def _run_deltas(
+        self, candidate: Measured, parent: Measured | None, noise: Mapping[str, SeedNoise]
+    ) -> dict[str, Interval]:
         if parent is None:
             return {}
         deltas = {
-            name: paired_run_delta(candidate.trajectories, parent.trajectories, name, self.level)
+            name: paired_run_delta(candidate.trajectories, parent.trajectories, name, self.level, noise.get(name))
             for name in RUN_METRICS
         }
         return {name: delta for name, delta in deltas.items() if delta is not None}
@@ -88,15 +94,17 @@ class RuleReflector:
         delta = evidence.overall_delta if metric == "Overall" else {**evidence.benchmark_deltas, **runs}.get(metric)
         label = LABELS.get(metric, metric)
         if delta is None:
-            text = f"{label} was to {expectation.direction}: there is no paired measurement of it."
+            text = f"{label} was {expectation.claim}: there is no paired measurement of it."
             return ExpectationOutcome(expectation=expectation, outcome="undecidable", text=text)
         measured = spell_interval(delta, _digits(metric))
-        if not delta.excludes_zero:
-            text = f"{label} was to {expectation.direction}: {measured}, which does not exclude zero."
-            return ExpectationOutcome(expectation=expectation, outcome="undecidable", text=text)
-        met = (delta.low > 0) == (expectation.direction == "increase")
-        text = f"{label} was to {expectation.direction}: {measured}."
-        return ExpectationOutcome(expectation=expectation, outcome="met" if met else "not met", text=text)
+        chance = chance_of(expectation, delta)
+        if chance is None or TOO_OPEN < chance < 1.0 - TOO_OPEN:
+            what = "does not exclude zero" if not expectation.size else "leaves both open"
+            text = f"{label} was {expectation.claim}: {measured}, which {what}."
+            return ExpectationOutcome(expectation=expectation, outcome="undecidable", text=text, chance=chance)
+        text = f"{label} was {expectation.claim}: {measured}."
+        outcome: Literal["met", "not met"] = "met" if chance > 0.5 else "not met"
+        return ExpectationOutcome(expectation=expectation, outcome=outcome, text=text, chance=chance)
 
     def _try_next(self, evidence: ReflectionEvidence, diagnoses: Sequence[Diagnosis]) -> list[str]:
         present = _composition(evidence.candidate)
@@ -114,6 +122,29 @@ class RuleReflector:
             if answers:
                 advice.append(f"Against {diagnosis.code}: {'; '.join(answers[: self.suggestions])}.")
         return advice
+
+
+def chance_of(expectation: Expectation, delta: Interval) -> float | None:
+    """The probability that the claim holds, by the measurement alone; None where the measurement has no limits.
+
+    The claim is that s d > t, where d is the true difference and s its sign. A change of at least ``size`` has t = size, and a
+    null that is tight refutes it; non-inferiority by a margin has t = -size (a one-sided test; Blackwelder 1982). With a flat
+    prior, d is taken as normal around the estimate with the standard error half the 95 % interval / 1.96, wide where the
+    interval is that of a t distribution. A width of zero decides nothing about a difference of exactly t.
+    """
+    if not (math.isfinite(delta.low) and math.isfinite(delta.high)):
+        return None
+    sign = 1.0 if expectation.direction in ("increase", "no_fall") else -1.0
+    bound = expectation.size if expectation.direction in ("increase", "decrease") else -expectation.size
+    beyond = sign * delta.estimate - bound
+    error = (delta.high - delta.low) / 2 / 1.96
+    if error == 0.0:
+        return 0.5 if beyond == 0.0 else float(beyond > 0.0)
+    return float(ndtr(beyond / error))
+
+
+TOO_OPEN = 0.025
+"""An expectation is decided where its chance lies at most this near to 0 or 1: its bound lies outside the 95 % interval."""
 
 
 def _composition(candidate: Measured) -> Composition | None:
@@ -165,10 +196,14 @@ def _claims(evidence: ReflectionEvidence, digest: TrajectoryDigest | None, runs:
         if delta.excludes_zero:
             claims.append(_moved(LABELS[name], delta, parent, "+.3g"))
     if evidence.benchmark_deltas and not any(delta.excludes_zero for delta in evidence.benchmark_deltas.values()):
+        overall = evidence.overall_delta
+        nothing = "No benchmark moved beyond noise"
+        if overall is not None and overall.excludes_zero:
+            nothing = "Overall moved, but no single benchmark beyond its own noise"
         widest = max(abs(delta.estimate) for delta in evidence.benchmark_deltas.values())
         claims.append(
             Claim(
-                text=f"No benchmark moved beyond noise; the largest difference to {parent} is {widest:.2f} points.",
+                text=f"{nothing}; the largest difference to {parent} is {widest:.2f} points.",
                 evidence={"largest_absolute_delta": widest},
             )
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from poise_core.agents.roles import Proposal
+from poise_core.agents.variants import promising, variants
 from poise_core.escaping import printable
 from poise_core.evolution.records import ChildSlot, load_record, write_record
 from poise_core.evolution.search_context import SearchContext
@@ -21,8 +22,10 @@ def propose(search: SearchContext, slot: ChildSlot) -> list[Proposal]:
         with search.announced("propose", slot.label, slot.generation) as say:
             context = search.context(slot)
             seed = search.seed("propose", slot.generation, slot.number)
+            count = search.preset.search.proposals
             try:
-                proposals = search.roles.proposer.propose(context, search.preset.search.proposals, seed)
+                own = variants(context, count) if context.variant and promising(context) else []
+                proposals = own or search.roles.proposer.propose(context, count, seed)
             except CandidateFailure as failure:
                 search.record_failure(slot, failure, *slot.child_to_be)
                 proposals = []

@@ -32,7 +32,10 @@ def reflect(
     with search.announced("reflect", candidate.name, candidate.generation) as say:
         directive = steering_text(search.preset.agents.steering)
         evidence = replace(
-            search.history.evidence(candidate, failure, stopped), directive=directive, generation=candidate.generation
+            search.history.evidence(candidate, failure, stopped),
+            directive=directive,
+            generation=candidate.generation,
+            task=search.briefs.task_card(candidate.generation),
         )
         reflection = search.roles.reflector.reflect(evidence)
         row = reflection_row(
