@@ -84,11 +84,16 @@ class PromptCodec:
         token, the end-of-sequence id is the pad id.
 
         Raises:
-            ValueError: a chat is asked for, and the tokenizer has no chat template.
+            ValueError: a chat is asked for, and the tokenizer has no chat template; or no token ends a completion.
         """
         tokenizer = load_tokenizer(folder)
-        ends = tuple(dict.fromkeys([int(tokenizer.eos_token_id), *_generation_ends(folder)]))
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        ends = tuple(dict.fromkeys([*own, *_generation_ends(folder)]))
+        if not ends:
+            raise ValueError(
+                f"the policy in {folder} names no token that ends a completion; put eos_token into its tokenizer_config.json"
+            )
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
         begin = tokenizer.bos_token_id
         expected = begin is not None and tokenizer("")["input_ids"][:1] == [begin]
         if prompt is not None and prompt.chat and not tokenizer.chat_template:

@@ -328,3 +328,16 @@ def test_a_comparison_that_cannot_be_made(poise: Callable[..., Result], tmp_path
     assert not list(tmp_path.iterdir())
     RunDirectory.open(tmp_path / "run", load_preset("smoke")).close()
     assert_one_line(poise(*smoke, "--run-dir", "run"), 2, "a comparison needs a folder of its own")
+
+
+def test_a_dry_run_prints_the_plan_and_makes_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    changes = ("search.generations=2", "search.parents=3", "search.seeds_per_candidate=2", "protocol.training.steps=10")
+    settings = [part for change in changes for part in ("--set", change)]
+    shown = CliRunner().invoke(app, ["evolve", "--preset", "laptop", "--run-dir", str(folder), "--dry-run", *settings])
+    assert shown.exit_code == 0, shown.output
+    # (2 x 3 children + the baseline) x 2 seeds = 14 trainings of 10 steps x 16 prompts x 8 completions x 32 tokens
+    assert "14 trainings, at most 573,440 tokens" in shown.output
+    assert "6 candidates and the baseline" in shown.output
+    assert "seeds 0, 1; 10 steps" in shown.output
+    assert not folder.exists()
