@@ -32,7 +32,7 @@ def fetch(
         from poise_core.policies.fetch import fetch as download
         from poise_core.policies.locate import PolicyNotFoundError, require_loadable, resolve_policy, shipped_policies
 
-        resolved = read_preset(preset, overrides)
+        resolved = read_preset(preset, overrides or [])
         wanted: list[tuple[Literal["model", "dataset"], str]] = [("model", resolved.protocol.policy)]
         wanted += [("model", policy) for policy in resolved.examination.policies]
         wanted += [("dataset", name) for name in dataset or []]

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 _TOKENIZER_FILES = (
     "chat_template.jinja", "generation_config.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
@@ -17,7 +19,7 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-HUB_FILES = {
+HUB_FILES: dict[str, Any] = {
     "allow_patterns": [
         "*.json",
         "*.safetensors",
@@ -90,14 +92,19 @@ def require_loadable(folder: Path, name: str) -> None:
     if not any(folder.glob("*.safetensors")):
         raise PolicyNotFoundError(f"policy {name!r} has no *.safetensors file; other formats are not loaded")
     document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if document.get("auto_map"):
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    kind = str(document.get("model_type"))
+    if document.get("auto_map") and not _is_of_transformers(kind):
+        raise PolicyNotFoundError(
+            f"policy {name!r} is a {kind} model with code of its own, which is never run; take a model whose architecture is part "
+            "of transformers"
+        )
 
-        if document.get("model_type") not in CONFIG_MAPPING_NAMES:
-            raise PolicyNotFoundError(
-                f"policy {name!r} is a {document.get('model_type')} model with code of its own, which is never run; take a model "
-                "whose architecture is part of transformers"
-            )
+
+def _is_of_transformers(kind: str) -> bool:
+    """Whether transformers has code for this type of model, found without importing it."""
+    found = find_spec("transformers")
+    places = found.submodule_search_locations if found else None
+    return any((Path(place) / "models" / kind.replace("-", "_")).is_dir() for place in places or ())
 
 
 def policy_digest(name: str | Path) -> str:
