@@ -130,7 +130,7 @@ def plan(preset: Preset, folder: Path) -> str:
     lower = [name for name, there in (("proxy", proxy), ("first seed", len(seeds) > 1)) if there]
     rungs = f"rungs: {', '.join([*lower, 'all seeds'])}" if ladder.enabled else "no ladder"
     trainings = len(seeds) * (children + 1)
-    processes, nodes = resources.processes_per_training, resources.nodes
+    processes = resources.processes_per_training
     stages = "select, propose, screen, implement, verify, train, evaluate, reflect"
     lines = [
         f"Preset      {preset.name}, protocol {protocol.digest}",
@@ -143,7 +143,7 @@ def plan(preset: Preset, folder: Path) -> str:
         f"            {trainings:,} trainings, at most {trainings * tokens:,} tokens",
         f"Evaluation  {answers:,} completions a seed, at most {trainings * answers:,}, and the untrained policy's",
         f"Processes   {resources.parallel_candidates} candidates at a time ({resources.dispatch}), a training of {processes} "
-        f"process{'es' * (processes > 1)} on {nodes} machine{'s' * (nodes > 1)}, ZeRO {resources.zero_stage}",
+        f"process{'es' * (processes > 1)}, ZeRO {resources.zero_stage}",
         f"Folder      {folder}; archive {preset.archive or folder / 'archive'}",
         *_found(preset, folder),
     ]

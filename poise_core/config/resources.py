@@ -30,12 +30,9 @@ class ResourceSpec(FrozenModel):
     offload_optimizer: bool = Field(
         False, description="keep the optimizer's states in main memory while completions are sampled"
     )
-    nodes: PositiveInt = Field(
-        1,
-        description="machines of one training; every one runs the same command below torchrun's variables, see docs/real-models.md",
-    )
     group_timeout_seconds: PositiveFloat = Field(
-        1800.0, description="how long a process waits for the others, above the longest difference of their rollouts"
+        1800.0,
+        description="how long a process of a training waits for the others; longer than their rollouts may differ",
     )
     train_timeout_seconds: PositiveFloat = 600.0
     evaluate_timeout_seconds: PositiveFloat = 600.0
