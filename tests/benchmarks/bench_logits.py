@@ -1,6 +1,6 @@
 """Peak memory and time of log-probabilities, entropies and their gradients: tiles against plain logits, in one run.
 
-``python tests/benchmarks/bench_logits.py [--tokens 512 1024] [--words 32768 151936] [--hidden 256]``
+``python tests/benchmarks/bench_logits.py [--tokens 512 1024] [--words 32768 151936] [--hidden 256] [--tile 4096 32768]``
 
 Every measurement is a process of its own with one thread: on a GPU its peak is that of the allocator, on a CPU that of the process
 above what it held before. Plain: the product, a log-softmax, autograd. Times are processor seconds on a CPU, the better of two.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from poise_core.sampling.logprobs import token_scores
+from poise_core.sampling.logprobs import TOKENS, WORDS, token_scores
 
 
 def plain(hidden: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,7 +33,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def measured(kind: str, tokens: int, words: int, width: int) -> dict[str, float]:
+def measured(kind: str, tokens: int, words: int, width: int, tile: list[int]) -> dict[str, float]:
     """Seconds and peak bytes of one forward and backward pass."""
     torch.set_num_threads(1)
     cuda = torch.cuda.is_available()
@@ -63,7 +63,10 @@ def measured(kind: str, tokens: int, words: int, width: int) -> dict[str, float]
         watcher.start()
     for _ in range(2):
         started = clock()
-        logprobs, entropies = (token_scores if kind == "tiles" else plain)(hidden, weight, chosen)
+        if kind == "tiles":
+            logprobs, entropies = token_scores(hidden, weight, chosen, tokens=tile[0], words=tile[1])
+        else:
+            logprobs, entropies = plain(hidden, weight, chosen)
         (logprobs.sum() + 0.1 * entropies.sum()).backward()
         if cuda:
             torch.cuda.synchronize()
@@ -82,10 +85,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--words", type=int, nargs="+", default=[32768, 151936])
     parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--tile", type=int, nargs=2, default=[TOKENS, WORDS], help="tokens and words of a tile")
     parser.add_argument("--one", nargs=2, metavar=("KIND", "TOKENS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(measured(options.one[0], int(options.one[1]), options.words[0], options.hidden)))
+        print(json.dumps(measured(options.one[0], int(options.one[1]), options.words[0], options.hidden, options.tile)))
         return
     print("| words | tokens | plain, MiB | tiles, MiB | plain, s | tiles, s | time |")
     print("|---|---|---|---|---|---|---|")
@@ -94,6 +98,7 @@ def main() -> None:
             found = {}
             for kind in ("plain", "tiles"):
                 own = ["--one", kind, str(tokens), "--words", str(words), "--hidden", str(options.hidden)]
+                own += ["--tile", *map(str, options.tile)]
                 done = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=True)
                 found[kind] = json.loads(done.stdout.splitlines()[-1])
             memory = [f"{found[kind]['bytes'] / 2**20:,.0f}" for kind in ("plain", "tiles")]
