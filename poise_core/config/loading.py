@@ -190,7 +190,9 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     *parents, leaf = key.split(".")
     target = document
     for part in parents:
-        target = target.setdefault(part, {})
+        if target.get(part) is None:  # a section that a resolved preset writes as null, such as protocol.model
+            target[part] = {}
+        target = target[part]
         if not isinstance(target, dict):
             raise PresetError(f"--set {key}: {part!r} has no keys below it")
     target[leaf] = yaml.safe_load(value)

@@ -16,7 +16,8 @@ from poise_core.algorithms import algorithm_path
 from poise_core.archive import verification_row
 from poise_core.cli import app
 from poise_core.cli.common import resolve_preset, shared_network
-from poise_core.config import load_preset
+from poise_core.config import load_preset, with_overrides
+from poise_core.policies.prompt import ModelSpec
 from poise_core.run_directory import RunDirectory
 from poise_core.sandbox import command as sandbox
 
@@ -341,3 +342,12 @@ def test_a_dry_run_prints_the_plan_and_makes_no_folder(tmp_path: Path) -> None:
     assert "6 candidates and the baseline" in shown.output
     assert "seeds 0, 1; 10 steps" in shown.output
     assert not folder.exists()
+
+
+def test_a_section_that_is_not_there_takes_keys() -> None:
+    preset = load_preset("laptop")
+    assert preset.protocol.model is None
+    changed = with_overrides(preset, ["protocol.model.dtype=bfloat16"])
+    assert changed.protocol.model == ModelSpec(dtype="bfloat16")
+    assert changed.protocol.digest != preset.protocol.digest
+    assert with_overrides(preset, ["search.parents=3"]).protocol.digest == preset.protocol.digest
