@@ -1,6 +1,6 @@
 """Peak memory and time of log-probabilities, entropies and their gradients: tiles against plain logits, in one run.
 
-``python tests/benchmarks/bench_logits.py [--tokens 512 1024] [--words 32768 151936] [--hidden 256] [--tile 4096 32768]``
+``python tests/benchmarks/bench_logits.py [--tokens 512 1024] [--words 32768 151936] [--hidden 256] [--tile 256 8192]``
 
 Every measurement is a process of its own with one thread: on a GPU its peak is that of the allocator, on a CPU that of the process
 above what it held before. Plain: the product, a log-softmax, autograd. Times are processor seconds on a CPU, the better of two.
@@ -14,11 +14,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from poise_core.sampling.logprobs import TOKENS, WORDS, token_scores
+from poise_core.sampling.logprobs import TILE, token_scores
 
 
 def plain(hidden: torch.Tensor, weight: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,7 +34,7 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
-def measured(kind: str, tokens: int, words: int, width: int, tile: list[int]) -> dict[str, float]:
+def measured(kind: str, tokens: int, words: int, width: int, tile: Sequence[int]) -> dict[str, float]:
     """Seconds and peak bytes of one forward and backward pass."""
     torch.set_num_threads(1)
     cuda = torch.cuda.is_available()
@@ -85,7 +86,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--words", type=int, nargs="+", default=[32768, 151936])
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--tile", type=int, nargs=2, default=[TOKENS, WORDS], help="tokens and words of a tile")
+    usual = TILE["cuda" if torch.cuda.is_available() else "cpu"]
+    parser.add_argument("--tile", type=int, nargs=2, default=usual, help="tokens and words of a tile")
     parser.add_argument("--one", nargs=2, metavar=("KIND", "TOKENS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
