@@ -23,7 +23,8 @@ def configurations() -> dict[str, dict[str, Any]]:
     made = {}
     for name, example in yaml.safe_load((HERE / "examples.yaml").read_text()).items():
         preset = load_preset(example["preset"], example.get("set", []))
-        made[name] = deepspeed_config(preset.protocol.training, preset.resources, example["processes"])
+        half = preset.protocol.model is not None and preset.protocol.model.dtype == "bfloat16"
+        made[name] = deepspeed_config(preset.protocol.training, preset.resources, example["processes"], half=half)
     return made
 
 

@@ -13,6 +13,7 @@ from poise_core.cli.compare import compare_search, record_table
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
 from poise_core.cli.explore import explore
+from poise_core.cli.fetch import fetch
 from poise_core.cli.reading import leaderboard, lineage, rungs, show
 from poise_core.cli.replicate import replicate
 from poise_core.cli.track import track
@@ -58,23 +59,18 @@ for command in (
     evolve,
     evaluate,
     verify,
+    fetch,
     leaderboard,
     lineage,
     show,
     rungs,
-<<<<<<< HEAD
     explore,
-=======
->>>>>>> prompts
     replicate,
     track,
     cost,
     context,
-<<<<<<< HEAD
-=======
     lessons,
     bridge,
->>>>>>> prompts
     tune,
 ):
     app.command()(command)

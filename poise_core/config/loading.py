@@ -46,6 +46,15 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pres
     return _validated(_read_document(name_or_path), overrides)
 
 
+def read_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Preset:
+    """Read a preset without the files that it names, which may not have been fetched yet; its digests are not filled in.
+
+    Raises:
+        PresetError: see ``load_preset``.
+    """
+    return _parsed(_read_document(name_or_path), overrides)
+
+
 def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
     """Return the preset with some keys changed, as ``load_preset`` would have made it.
 
@@ -55,13 +64,17 @@ def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
     return _validated(preset.model_dump(mode="json"), overrides) if overrides else preset
 
 
-def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
+def _parsed(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
     for override in overrides:
         _apply_override(document, override)
     try:
-        preset = Preset.model_validate(document)
+        return Preset.model_validate(document)
     except ValidationError as error:
         raise PresetError(_first_error(error)) from error
+
+
+def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
+    preset = _parsed(document, overrides)
     try:
         digest = policy_digest(preset.protocol.policy)
     except PolicyNotFoundError as error:
@@ -177,7 +190,9 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     *parents, leaf = key.split(".")
     target = document
     for part in parents:
-        target = target.setdefault(part, {})
+        if target.get(part) is None:  # a section that a resolved preset writes as null, such as protocol.model
+            target[part] = {}
+        target = target[part]
         if not isinstance(target, dict):
             raise PresetError(f"--set {key}: {part!r} has no keys below it")
     target[leaf] = yaml.safe_load(value)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
 from poise_core.config.environment_file import EnvironmentFile
-from poise_core.policies.prompt import PromptSpec
+from poise_core.policies.prompt import ModelSpec, PromptSpec
 
 
 class FrozenModel(BaseModel):
@@ -118,8 +118,13 @@ before revisions were counted; revision 2 packs sequences without padding and up
 class Protocol(FrozenModel):
     """Policy, environment, budget, benchmarks, weights and seeds under which candidates are compared."""
 
-    policy: str = Field(description="name of a shipped base policy, or a folder or hub name that transformers can load")
+    policy: str = Field(
+        description="name of a shipped base policy, a folder that transformers can load, or a hub name, with or without @REVISION"
+    )
     policy_digest: str = Field("", description="SHA-256 of the policy's weights; filled in when the preset is loaded")
+    model: ModelSpec | None = Field(
+        None, description="how the policy computes; by default in float32 with the attention that transformers chooses"
+    )
     environment: EnvironmentSpec
     prompt: PromptSpec | None = Field(None, description="how problems become prompts; by default they are the prompts")
     tokenizer_digest: str = Field(
@@ -175,7 +180,8 @@ class Protocol(FrozenModel):
     @property
     def _younger(self) -> set[str]:
         """Fields that say nothing here and are younger than digests that must stay."""
-        return {"prompt", "tokenizer_digest"} if self.prompt is None else set()
+        unsaid = {"model"} if self.model is None else set()
+        return unsaid | ({"prompt", "tokenizer_digest"} if self.prompt is None else set())
 
     @property
     def tuning_digest(self) -> str:

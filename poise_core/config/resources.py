@@ -16,7 +16,24 @@ class ResourceSpec(FrozenModel):
     processes_per_training: PositiveInt = 1
     threads_per_process: PositiveInt = 1
     micro_batch_size: PositiveInt = Field(128, description="completions per forward pass of the update, per process")
-    zero_stage: int = Field(0, ge=0, le=3)
+    micro_batch_tokens: PositiveInt | None = Field(
+        None,
+        description="tokens per forward pass of the update, per process, padding included, in place of micro_batch_size; a longer "
+        "sequence has a pass of its own",
+    )
+    zero_stage: int = Field(
+        0, ge=0, le=3, description="what DeepSpeed spreads over the processes; bfloat16 takes 1 where 0 is given"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute activations anew in the backward pass: less memory, a third more time in the update"
+    )
+    offload_optimizer: bool = Field(
+        False, description="keep the optimizer's states in main memory while completions are sampled"
+    )
+    group_timeout_seconds: PositiveFloat = Field(
+        1800.0,
+        description="how long a process of a training waits for the others; longer than their rollouts may differ",
+    )
     train_timeout_seconds: PositiveFloat = 600.0
     evaluate_timeout_seconds: PositiveFloat = 600.0
     verify_timeout_seconds: PositiveFloat = 60.0

@@ -47,7 +47,7 @@ def evaluate_policy(
     """
     started = time.perf_counter()
     with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
-        model = load_model(folder, configuration=base)
+        model = load_model(folder, protocol.model, configuration=base)
     if torch.cuda.is_available():
         model = model.to("cuda")
     codec = PromptCodec.load(base or folder, protocol.prompt)

@@ -7,13 +7,32 @@ shipped base policy, or a hub name. Nothing here needs torch.
 from __future__ import annotations
 
 import hashlib
+import json
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 _TOKENIZER_FILES = (
     "chat_template.jinja", "generation_config.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
     "tokenizer.model", "tokenizer_config.json", "vocab.json",
 )  # fmt: skip
+
+
+HUB_FILES: dict[str, Any] = {
+    "allow_patterns": [
+        "*.json",
+        "*.safetensors",
+        "*.model",
+        "*.jinja",
+        "merges.txt",
+        "vocab.txt",
+        "LICENSE*",
+        "README.md",
+    ],
+    "ignore_patterns": ["*/*"],  # weights in other formats lie in folders of their own
+}
+"""Which files of a hub's repository make a policy."""
 
 
 class PolicyNotFoundError(ValueError):
@@ -29,10 +48,11 @@ def shipped_policies() -> list[str]:
 
 
 def resolve_policy(name: str | Path) -> Path:
-    """Return the folder of a policy, given a shipped name, a folder, or the name of a hub model that is already downloaded.
+    """Return the folder of a policy, given a shipped name, a folder, or ``OWNER/NAME`` or ``OWNER/NAME@REVISION`` of a hub model
+    that has been fetched.
 
     Raises:
-        PolicyNotFoundError: there is no such policy; hub models must be fetched beforehand with ``hf download NAME``.
+        PolicyNotFoundError: there is no such policy; hub models must be fetched beforehand with ``poise fetch``.
     """
     if str(name) in shipped_policies():
         return Path(str(resources.files("poise_core") / "policies" / str(name)))
@@ -43,12 +63,19 @@ def resolve_policy(name: str | Path) -> Path:
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name), local_files_only=True))
+        repository, revision = split_revision(str(name))
+        return Path(snapshot_download(repository, revision=revision, local_files_only=True, **HUB_FILES))
     except (LocalEntryNotFoundError, HFValidationError) as error:
         raise PolicyNotFoundError(
             f"no policy {str(name)!r}; shipped: {', '.join(shipped_policies())}; or give a folder with config.json, "
-            f"or fetch a hub model first with 'hf download {name}'"
+            "or fetch a hub model first with 'poise fetch PRESET'"
         ) from error
+
+
+def split_revision(name: str) -> tuple[str, str | None]:
+    """Return repository and revision of ``OWNER/NAME@REVISION``; without a revision None, the newest."""
+    repository, _, revision = name.partition("@")
+    return repository, revision or None
 
 
 def policy_files(folder: Path) -> list[Path]:
@@ -56,16 +83,39 @@ def policy_files(folder: Path) -> list[Path]:
     return [folder, *sorted(path.resolve() for path in folder.iterdir() if path.is_symlink())]
 
 
+def require_loadable(folder: Path, name: str) -> None:
+    """Refuse a policy that cannot be loaded here, before anything else is done with it.
+
+    Raises:
+        PolicyNotFoundError: it has no weights as safetensors, or it is a model with code of its own, which is never run.
+    """
+    if not any(folder.glob("*.safetensors")):
+        raise PolicyNotFoundError(f"policy {name!r} has no *.safetensors file; other formats are not loaded")
+    document = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kind = str(document.get("model_type"))
+    if document.get("auto_map") and not _is_of_transformers(kind):
+        raise PolicyNotFoundError(
+            f"policy {name!r} is a {kind} model with code of its own, which is never run; take a model whose architecture is part "
+            "of transformers"
+        )
+
+
+def _is_of_transformers(kind: str) -> bool:
+    """Whether transformers has code for this type of model, found without importing it."""
+    found = find_spec("transformers")
+    places = found.submodule_search_locations if found else None
+    return any((Path(place) / "models" / kind.replace("-", "_")).is_dir() for place in places or ())
+
+
 def policy_digest(name: str | Path) -> str:
     """Compute SHA-256 over the safetensors files of a policy, in the order of their names.
 
     Raises:
-        PolicyNotFoundError: there is no such policy, or its folder has no safetensors file.
+        PolicyNotFoundError: there is no such policy, it has no safetensors file, or it needs code of its own.
     """
-    files = sorted(resolve_policy(name).glob("*.safetensors"))
-    if not files:
-        raise PolicyNotFoundError(f"policy {str(name)!r} has no *.safetensors file; other formats are not loaded")
-    return _digest(files)
+    folder = resolve_policy(name)
+    require_loadable(folder, str(name))
+    return _digest(sorted(folder.glob("*.safetensors")))
 
 
 def tokenizer_digest(name: str | Path) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
+from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from poise_core.policies.prompt import PromptSpec
+from poise_core.policies.prompt import ModelSpec, PromptSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,19 +25,38 @@ if TYPE_CHECKING:
 _OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
-def load_model(folder: Path, dtype: torch.dtype = torch.float32, *, configuration: Path | None = None) -> Any:
+def load_model(folder: Path, spec: ModelSpec | None = None, *, configuration: Path | None = None) -> Any:
     """Load the causal language model of a policy folder, in evaluation mode (dropout off).
+
+    In half precision its output head computes logits in float32 from hidden states and weights in half precision: rounded logits
+    would change log-probabilities in the second digit, and token by token otherwise in sampling than in training.
 
     Args:
         folder: the folder with the weights, as safetensors.
-        dtype: type of the weights in memory.
+        spec: type of the weights in memory, and attention; by default float32 and the attention that transformers chooses.
         configuration: folder with the architecture; by default ``folder`` itself.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(configuration or folder, **_OFFLINE)
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype=dtype, use_safetensors=True, **_OFFLINE)
+    dtype = getattr(torch, spec.dtype) if spec else torch.float32
+    chosen = {"attn_implementation": spec.attention} if spec else {}
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, config=config, dtype=dtype, use_safetensors=True, **chosen, **_OFFLINE
+    )
+    head = model.get_output_embeddings()
+    if dtype != torch.float32 and isinstance(head, torch.nn.Linear):
+        setattr(head, "forward", MethodType(_float32_logits, head))  # noqa: B010 - a method, of this instance alone
     return model.eval()
+
+
+def _float32_logits(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
+    """The logits of an output head in float32; without gradients on a GPU no float32 copy of its weights is made."""
+    if hidden.is_cuda and hidden.dtype == head.weight.dtype and head.bias is None and not torch.is_grad_enabled():
+        product = torch.mm(hidden.flatten(0, -2), head.weight.T, out_dtype=torch.float32)
+        return product.unflatten(0, hidden.shape[:-1])
+    bias = None if head.bias is None else head.bias.float()
+    return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -64,11 +84,16 @@ class PromptCodec:
         token, the end-of-sequence id is the pad id.
 
         Raises:
-            ValueError: a chat is asked for, and the tokenizer has no chat template.
+            ValueError: a chat is asked for, and the tokenizer has no chat template; or no token ends a completion.
         """
         tokenizer = load_tokenizer(folder)
-        ends = tuple(dict.fromkeys([int(tokenizer.eos_token_id), *_generation_ends(folder)]))
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
+        ends = tuple(dict.fromkeys([*own, *_generation_ends(folder)]))
+        if not ends:
+            raise ValueError(
+                f"the policy in {folder} names no token that ends a completion; put eos_token into its tokenizer_config.json"
+            )
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
         begin = tokenizer.bos_token_id
         expected = begin is not None and tokenizer("")["input_ids"][:1] == [begin]
         if prompt is not None and prompt.chat and not tokenizer.chat_template:

@@ -1,8 +1,25 @@
-"""How problems become prompts. Nothing here needs torch."""
+"""How a policy is loaded and computes, and how problems become prompts. Nothing here needs torch."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class ModelSpec(BaseModel):
+    """How a policy computes, as far as that changes numbers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="type of weights and activations; with bfloat16 the optimizer keeps float32 weights, gradients are summed in "
+        "float32, and the output head computes its logits in float32",
+    )
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
+        "sdpa", description="attention of transformers; flash_attention_2 and _3 need their packages and a GPU"
+    )
 
 
 class PromptSpec(BaseModel):

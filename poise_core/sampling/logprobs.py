@@ -15,11 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-TOKENS = 4096
-"""Tokens of a tile."""
-
-WORDS = 32768
-"""Words of a tile; with ``TOKENS`` tokens its logits take 512 MB in float32."""
+TILE = {"cuda": (4096, 32768), "cpu": (256, 8192)}
+"""Tokens and words of a tile: 512 MB of logits in float32 on a GPU, 8 MB on a processor, whose caches hold more of them."""
 
 
 def token_scores(
@@ -28,8 +25,8 @@ def token_scores(
     chosen: Tensor,
     *,
     temperature: float = 1.0,
-    tokens: int = TOKENS,
-    words: int = WORDS,
+    tokens: int | None = None,
+    words: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities of the chosen words and the entropies of the distributions, both (N,) float32.
 
@@ -42,10 +39,12 @@ def token_scores(
         weight: (V, D) weight of the output head, of the same type.
         chosen: (N,) int64, the words.
         temperature: divides the logits.
-        tokens: tokens of a tile.
-        words: words of a tile.
+        tokens: tokens of a tile; by default as fits the device.
+        words: words of a tile, likewise.
     """
-    scores: tuple[Tensor, Tensor] = _TokenScores.apply(hidden, weight, chosen, temperature, tokens, words)
+    own = TILE["cuda" if hidden.is_cuda else "cpu"]
+    tile = (tokens or own[0], words or own[1])
+    scores: tuple[Tensor, Tensor] = _TokenScores.apply(hidden, weight, chosen, temperature, *tile)
     return scores
 
 

@@ -5,6 +5,7 @@ Rows are in group order: row i belongs to prompt i // group_size and was sampled
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -46,6 +47,42 @@ class GlobalBatch:
         """Split the indices ``rows`` into ``parts`` parts of equal size by length, so that a part has little padding."""
         lengths = self.completion_mask[rows].sum(-1)
         return rows[lengths.argsort(stable=True)].tensor_split(parts)
+
+    def by_tokens(self, shares: Sequence[Tensor], rank: int, budget: int) -> tuple[Tensor, ...]:
+        """Split the rows of one process by length into parts of at most ``budget`` tokens, padding included.
+
+        The number of parts is the same on all processes, because each of them computes the parts of all: with ZeRO every backward
+        pass waits for the others'. A sequence that is longer than the budget is a part of its own.
+
+        Args:
+            shares: the rows of every process, equally many.
+            rank: the process whose parts are wanted.
+            budget: tokens of a part, prompts and completions.
+        """
+        lengths = self.prompt_mask.sum(-1) + self.completion_mask.sum(-1)
+        ordered = [rows[lengths[rows].argsort(stable=True)] for rows in shares]
+        sizes = [_sizes(lengths[rows].tolist(), budget) for rows in ordered]
+        parts = max(map(len, sizes))
+        return ordered[rank].split(_split_to(sizes[rank], parts))
+
+
+def _sizes(lengths: Sequence[int], budget: int) -> list[int]:
+    """Return how many of the ascending ``lengths`` go into each part, so that number times longest is within the budget."""
+    sizes = [0]
+    for length in lengths:
+        if sizes[-1] and (sizes[-1] + 1) * length > budget:
+            sizes.append(0)
+        sizes[-1] += 1
+    return sizes
+
+
+def _split_to(sizes: list[int], parts: int) -> list[int]:
+    """Halve the largest part until there are so many."""
+    sizes = list(sizes)
+    while len(sizes) < parts:
+        place = sizes.index(max(sizes))
+        sizes[place : place + 1] = [sizes[place] // 2, sizes[place] - sizes[place] // 2]
+    return sizes
 
 
 def gather_batch(own: GlobalBatch, max_length: int) -> GlobalBatch:

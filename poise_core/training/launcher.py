@@ -278,6 +278,7 @@ def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path
         "policy": str(policy),
         "environment": job.protocol.environment.absolute().model_dump(mode="json"),
         "prompt": job.protocol.prompt.model_dump(mode="json") if job.protocol.prompt else None,
+        "model": job.protocol.model.model_dump(mode="json") if job.protocol.model else None,
         "training": job.protocol.training.model_dump(mode="json"),
         "resources": job.resources.model_dump(mode="json"),
         "folder": str(job_file.parent),

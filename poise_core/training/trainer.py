@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from poise_core.config import ResourceSpec
 from poise_core.config.protocol import TrainingSpec
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.environments import Environment, Problem
+from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.policies.model import PromptCodec
 from poise_core.randomness import hash_key, uniforms
 from poise_core.reductions import group_max, group_min, masked_mean
@@ -167,13 +168,20 @@ class Trainer:
         rows = self._measured(self.rank * len(batch.group_ids), len(batch.group_ids)).nonzero().squeeze(-1)
         if not len(rows):
             return batch
-        for chunk in batch.by_length(rows, micro_batch_count(len(rows), self.resources.micro_batch_size)):
+        for chunk in self._parts(batch, [rows], 0):
             part = batch.select(chunk)
             scored, _ = self._score(self.reference, part, entropies=False)
             batch.ref_logprobs[chunk, : scored.shape[1]] = torch.where(
                 part.completion_mask, scored, torch.zeros_like(scored)
             )
         return batch
+
+    def _parts(self, batch: GlobalBatch, shares: Sequence[Tensor], rank: int) -> tuple[Tensor, ...]:
+        """Split the rows of a process, of which every process has a share, into those of each forward pass."""
+        if budget := self.resources.micro_batch_tokens:
+            return batch.by_tokens(shares, rank, budget)
+        own = shares[rank]
+        return batch.by_length(own, micro_batch_count(len(own), self.resources.micro_batch_size))
 
     def _score(self, model: Any, part: GlobalBatch, *, entropies: bool) -> tuple[Tensor, Tensor]:
         return score_completions(
@@ -245,10 +253,9 @@ class Trainer:
         """Make one optimizer update, add this process's share of loss and metrics to ``sums``, and return the gradient norm."""
         mask = signal.mask[rows]
         tokens, sequences = float(mask.sum()), float(mask.any(-1).sum())
-        own = rows.chunk(self.engine.world_size)[self.rank]
-        micro_batches = micro_batch_count(len(own), self.resources.micro_batch_size)
+        micro_batches = self._parts(batch, rows.chunk(self.engine.world_size), self.rank)
         norm = math.nan
-        for number, chunk in enumerate(batch.by_length(own, micro_batches)):
+        for number, chunk in enumerate(micro_batches):
             inputs = self._loss_inputs(batch, signal, chunk)
             loss = self.algorithm.loss(inputs, dynamics, tokens, sequences)
             if number == 0:
@@ -257,11 +264,14 @@ class Trainer:
             through = (inputs.logprobs * loss.grad_logprobs).sum()
             if self.candidate.reads_entropies:
                 through = through + (inputs.entropies * loss.grad_entropies).sum()
-            self.engine.backward(through)
+            self.engine.backward(through, last=number + 1 == len(micro_batches))
             norm = self.engine.step()
             self._add(sums, "loss", loss.value)
             for key, value in loss.metrics.items():
                 self._add(sums, key if key == "clip_fraction" else f"candidate/{key}", value)
+        if skipped := self.engine.skipped_updates:
+            message = f"the gradient overflowed at step {self.state.step}; DeepSpeed skipped {skipped} update{'s' * (skipped > 1)}"
+            raise CandidateFailure(FailureKind.DIVERGED, "train", message)
         if not math.isfinite(norm):
             raise not_finite("the gradient", self.state.step)
         return norm

@@ -29,7 +29,7 @@ from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.files import write_atomically
 from poise_core.policies.libraries import leave, skipped_imports
 from poise_core.policies.model import PromptCodec, load_model, save_policy
-from poise_core.policies.prompt import PromptSpec
+from poise_core.policies.prompt import ModelSpec, PromptSpec
 from poise_core.randomness import hash_key
 from poise_core.training.engine import Engine, start_processes
 from poise_core.training.launcher import CHANGED_FILE, PAUSED_POLICY
@@ -45,6 +45,8 @@ class _Job:
         self.policy_folder = Path(document["policy"])
         self.environment = EnvironmentSpec.model_validate(document["environment"])
         self.prompt = PromptSpec.model_validate(document["prompt"]) if document["prompt"] else None
+        model = document.get("model")
+        self.model = ModelSpec.model_validate(model) if model else None
         self.training = TrainingSpec.model_validate(document["training"])
         self.resources = ResourceSpec.model_validate(document["resources"])
         self.folder = Path(document["folder"])
@@ -52,7 +54,7 @@ class _Job:
         self.fingerprint: str | None = document.get("fingerprint")
         pause: int | None = document.get("pause_after")
         self.last_step = min(pause or self.training.steps, self.training.steps)
-        self.rank, self.world_size, self.device = start_processes()
+        self.rank, self.world_size, self.device = start_processes(self.resources.group_timeout_seconds)
 
 
 def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
@@ -63,8 +65,8 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
     torch.manual_seed(hash_key(seed, 0))
     codec = PromptCodec.load(job.policy_folder, job.prompt)
     with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
-        reference = load_model(job.policy_folder).to(job.device).requires_grad_(False)
-    engine = Engine(load_model(job.policy_folder).to(job.device), job.training, job.resources)
+        reference = load_model(job.policy_folder, job.model).to(job.device).requires_grad_(False)
+    engine = Engine(load_model(job.policy_folder, job.model).to(job.device), job.training, job.resources)
     trainer = Trainer(
         candidate,
         engine,

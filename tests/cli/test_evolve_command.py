@@ -165,6 +165,21 @@ class Running:
         return status
 
 
+def test_a_dry_run_says_what_is_there_and_writes_nothing(undisturbed: Undisturbed) -> None:
+    folder, _ = undisturbed
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    shown = CliRunner().invoke(app, ["evolve", *SMOKE, "--run-dir", str(folder), "--dry-run"])
+    assert shown.exit_code == 0, shown.output
+    rows = len(RunDirectory.read(folder).archive.rows("candidates"))
+    assert f"There       {rows} candidates, the newest of generation" in shown.output
+    assert "Resumed" not in shown.output
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+    other = CliRunner().invoke(
+        app, ["evolve", *SMOKE, "--run-dir", str(folder), "--dry-run", "--set", "protocol.seeds=[7,8,9]"]
+    )
+    assert (other.exit_code, "give another --run-dir" in other.output) == (2, True)
+
+
 @pytest.mark.exhaustive
 def test_killed_and_stopped_it_ends_as_if_undisturbed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     folder, moments = tmp_path / "run", random.Random()

@@ -17,7 +17,8 @@ from poise_core.archive import verification_row
 from poise_core.cli import app
 from poise_core.cli.common import resolve_preset, shared_network
 from poise_core.cli.evolve import settings_to_go_on, share_problems
-from poise_core.config import load_preset
+from poise_core.config import load_preset, with_overrides
+from poise_core.policies.prompt import ModelSpec
 from poise_core.run_directory import RunDirectory
 from poise_core.sandbox import command as sandbox
 
@@ -358,3 +359,25 @@ def test_a_replay_has_the_problems_of_the_recorded_run(tmp_path: Path) -> None:
     assert RunDirectory.read(tmp_path / "again").secret == secret
     share_problems(tmp_path / "recorded", tmp_path / "again", preset)  # a second start changes nothing
     assert RunDirectory.read(tmp_path / "again").secret == secret
+
+
+def test_a_dry_run_prints_the_plan_and_makes_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    changes = ("search.generations=2", "search.parents=3", "search.seeds_per_candidate=2", "protocol.training.steps=10")
+    settings = [part for change in changes for part in ("--set", change)]
+    shown = CliRunner().invoke(app, ["evolve", "--preset", "laptop", "--run-dir", str(folder), "--dry-run", *settings])
+    assert shown.exit_code == 0, shown.output
+    # (2 x 3 children + the baseline) x 2 seeds = 14 trainings of 10 steps x 16 prompts x 8 completions x 32 tokens
+    assert "14 trainings, at most 573,440 tokens" in shown.output
+    assert "6 candidates and the baseline" in shown.output
+    assert "seeds 0, 1; 10 steps" in shown.output
+    assert not folder.exists()
+
+
+def test_a_section_that_is_not_there_takes_keys() -> None:
+    preset = load_preset("laptop")
+    assert preset.protocol.model is None
+    changed = with_overrides(preset, ["protocol.model.dtype=bfloat16"])
+    assert changed.protocol.model == ModelSpec(dtype="bfloat16")
+    assert changed.protocol.digest != preset.protocol.digest
+    assert with_overrides(preset, ["search.parents=3"]).protocol.digest == preset.protocol.digest

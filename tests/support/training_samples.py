@@ -16,6 +16,7 @@ from poise_core.config.protocol import BenchmarkSpec, EnvironmentSpec, Protocol,
 from poise_core.environments import get_environment
 from poise_core.environments.prompts import training_problems
 from poise_core.policies.model import PromptCodec, load_model
+from poise_core.policies.prompt import ModelSpec
 from poise_core.training.engine import Engine
 from poise_core.training.trainer import Trainer
 
@@ -73,6 +74,7 @@ def make_trainer(
     seed: int = 0,
     rank: int = 0,
     fingerprint: str | None = None,
+    model: ModelSpec | None = None,
 ) -> Trainer:
     """A trainer in this process; ``trainer.engine`` is its engine."""
     if isinstance(candidate, str):
@@ -80,8 +82,8 @@ def make_trainer(
     resources = resources or ResourceSpec()
     return Trainer(
         candidate,
-        Engine(load_model(policy).to(device), training, resources),
-        load_model(policy).to(device).requires_grad_(False),
+        Engine(load_model(policy, model).to(device), training, resources),
+        load_model(policy, model).to(device).requires_grad_(False),
         PromptCodec.load(policy),
         get_environment(ENVIRONMENT.name),
         training_problems(ENVIRONMENT, seed),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +25,9 @@ from poise_core.config import ResourceSpec
 from poise_core.contract import Dynamics
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.policies.model import load_model
+from poise_core.policies.prompt import ModelSpec
 from poise_core.training.batches import GlobalBatch
+from poise_core.training.engine import Engine
 from poise_core.training.trainer import KL_MONITOR_STRIDE, Trainer
 from poise_core.trajectory import CANDIDATE, COLUMNS, CONTROLLER
 from poise_core.verification.fingerprint import fingerprint, observe
@@ -59,6 +63,75 @@ def test_the_size_of_micro_batches_does_not_matter(tiny_policy: Path, device: to
         # the same sums in another order: float32 round-off, grown by 12 updates of about 1e-3 each
         assert_weights_close(weights[other], weights[0], atol=2e-5)
         assert losses[other] == pytest.approx(losses[0], rel=1e-4, abs=1e-6)
+
+
+def _trained(policy: Path, device: torch.device, **resources: Any) -> dict[str, Tensor]:
+    trainer = make_trainer(policy, "dapo", device, resources=ResourceSpec(**resources))
+    list(trainer.steps())
+    weights = weights_of(trainer)
+    trainer.engine.close()
+    return weights
+
+
+@pytest.mark.slow
+def test_what_saves_memory_changes_no_weight(tiny_policy: Path, device: torch.device) -> None:
+    """Budgets of tokens, of which one is below every sequence; activations computed anew; moments in main memory."""
+    plain = _trained(tiny_policy, device)
+    for resources in (
+        {"micro_batch_tokens": 1},
+        {"micro_batch_tokens": 45, "zero_stage": 2, "offload_optimizer": True},
+    ):
+        # float32 round-off of other orders of summing, as above
+        assert_weights_close(_trained(tiny_policy, device, **resources), plain, atol=2e-5)
+    recomputed = _trained(tiny_policy, device, gradient_checkpointing=True, offload_optimizer=True)
+    assert all(torch.equal(recomputed[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_bfloat16_keeps_its_small_updates_in_float32(device: torch.device, stage: int) -> None:
+    """Below 1 the numbers of bfloat16 are 1/256 apart, and an update is 1/1000: without float32 originals no weight would move."""
+    model = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.ones_(model.weight)
+    engine = Engine(model, TRAINING.model_copy(update={"weight_decay": 0.0}), ResourceSpec(zero_stage=stage))
+    for _ in range(10):
+        engine.backward(engine.model(torch.ones(1, 1, dtype=torch.bfloat16)).sum(), last=True)
+        assert engine.step() == pytest.approx(1.0)  # the gradient of w * 1
+    with engine.whole_model() as whole:
+        moved = float(whole.weight.detach())
+    engine.close()
+    # Adam moves a weight whose gradient stays by the learning rate: 1 - 10 x 0.001 = 0.99, and 253/256 is its neighbour
+    assert moved == 253 / 256
+
+
+def test_parts_fit_the_budget_and_are_equally_many_everywhere() -> None:
+    lengths = torch.tensor([2, 9, 3, 3, 4, 30, 2, 2])
+    mask = torch.arange(30) < lengths.unsqueeze(-1)
+    column = torch.zeros(8)
+    numbers = dict.fromkeys(("old_logprobs", "sampler_logprobs", "ref_logprobs", "entropies"), torch.zeros(8, 30))
+    values = {
+        "completion_ids": mask.long(),
+        "completion_mask": mask,
+        "prompt_ids": torch.zeros(8, 1, dtype=torch.int64),
+    }
+    named = {spec.name: {**numbers, **values}.get(spec.name, column) for spec in fields(GlobalBatch)}
+    batch = GlobalBatch(**{**named, "prompt_mask": torch.zeros(8, 1, dtype=torch.bool)})
+    shares = torch.arange(8).chunk(2)
+    # process 0: lengths 2, 3, 3 fit 10 tokens as 3 x 3 = 9, and 9 alone; process 1: 2, 2, then 4, and 30 is above the budget
+    assert [part.tolist() for part in batch.by_tokens(shares, 1, 10)] == [[6, 7], [4], [5]]
+    assert [part.tolist() for part in batch.by_tokens(shares, 0, 10)] == [[0], [2, 3], [1]]  # as many, so one is halved
+    assert [part.tolist() for part in batch.by_tokens(shares, 0, 1000)] == [[0, 2, 3, 1]]
+
+
+def test_an_update_that_deepspeed_skips_is_a_divergence(tiny_policy: Path, device: torch.device) -> None:
+    """It leaves an update out in silence where a gradient in bfloat16 is not finite."""
+    trainer = make_trainer(
+        tiny_policy, "grpo", device, model=ModelSpec(dtype="bfloat16"), resources=ResourceSpec(zero_stage=2)
+    )
+    backward = trainer.engine.backward
+    trainer.engine.backward = lambda loss, *, last: backward(loss * 1e39, last=last)  # type: ignore[method-assign]
+    with pytest.raises(CandidateFailure, match="skipped 1 update") as failure:
+        list(trainer.steps())
+    assert failure.value.kind == FailureKind.DIVERGED
 
 
 # ---- one step of GRPO, spelled out
