@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -26,10 +26,10 @@ from typing import IO, Any
 from poise_core.config import ResourceSpec
 from poise_core.config.protocol import SamplerSpec
 from poise_core.config.resources import SamplerResources
-from poise_core.failures import FaultKind, SamplerFault
+from poise_core.failures import Cancelled, FaultKind, SamplerFault
 from poise_core.files import write_atomically
 from poise_core.sandbox.process_tree import end_process_tree
-from poise_core.sandbox.run import log_tail, quiet_environment
+from poise_core.sandbox.run import POLL_SECONDS, log_tail, quiet_environment
 
 EVENT_CHARACTERS = 1 << 20
 
@@ -97,6 +97,19 @@ class Slot:
             raise SamplerFault(FaultKind.SLOT_TAKEN, "another training or evaluation has this slot")
         self._taken, self.evaluated = True, False
         self._send(command)
+
+    def await_ready(self, should_stop: Callable[[], bool] | None) -> None:
+        """Wait until its engine has started, which is no part of anybody's time.
+
+        Raises:
+            Cancelled: ``should_stop`` returned True.
+            SamplerFault: it does not start.
+        """
+        while not self.identity:
+            self.poll()
+            if should_stop is not None and should_stop():
+                raise Cancelled("stopped while the sampler starts")
+            time.sleep(POLL_SECONDS)
 
     def release(self) -> None:
         """Let it serve another one."""

@@ -32,6 +32,8 @@ class _Engine:
         else:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": folder})
             self._llm.reset_prefix_cache()
+            if self._about["cpu"]:
+                self._llm.apply_model(_packed_anew)
         self._version = version
         return {"version": version}
 
@@ -48,6 +50,7 @@ class _Engine:
             "generation_config": "vllm",  # not the policy's own top-p and top-k
             "logprobs_mode": "processed_logprobs",  # at the sampling temperature
             "skip_tokenizer_init": True,
+            "disable_log_stats": True,
             "trust_remote_code": False,
             "enforce_eager": about["cpu"],
             "seed": 0,
@@ -101,6 +104,15 @@ class _Engine:
         (output,) = self._llm.generate([{"prompt_token_ids": ids}], asked, use_tqdm=False)
         found = zip(ids[1:], output.prompt_logprobs[1:], strict=True)
         return {"logprobs": [place[token].logprob for token, place in found]}
+
+
+def _packed_anew(model: Any) -> None:
+    """Pack the weights of heads that share them with the embedding, which on a processor vLLM 0.32 does at the first load only."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    for module in model.modules():
+        if hasattr(module, "cpu_linear") and module.weight.numel():
+            dispatch_cpu_unquantized_gemm(module, remove_weight=False)
 
 
 def _answer(engine: _Engine, question: dict[str, Any]) -> dict[str, Any]:
