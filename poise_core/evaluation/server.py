@@ -98,6 +98,7 @@ class Server:
         kind = command["do"]
         if kind == "close":
             self._job = None
+            _tell(event="closed")
         elif self._job is not None:
             raise SamplerFault(FaultKind.SLOT_TAKEN, f"it serves {self._job.folder}")
         elif kind == "open":
@@ -123,6 +124,8 @@ class Server:
             raise RefusedWeights(f"{path.name} is no request") from error
         if asked.version != path.stem or asked.seed not in job.seeds or asked.step >= job.training.steps:
             raise RefusedWeights(f"{path.name} asks for a step that is none of this training")
+        for earlier in (job.folder / handover.ANSWERED).iterdir():
+            earlier.unlink()
         folder = self._version_folder(asked.version)
         weights = path.with_name(asked.weights)
         handover.take_weights(weights, folder / "model.safetensors", asked.digest, self._expected)

@@ -32,6 +32,7 @@ from poise_core.sandbox.process_tree import end_process_tree
 from poise_core.sandbox.run import POLL_SECONDS, log_tail, quiet_environment
 
 EVENT_CHARACTERS = 1 << 20
+CLOSE_SECONDS, CLOSE_POLL_SECONDS = 10.0, 0.005
 
 
 class RefusedRollout(Exception):
@@ -80,7 +81,7 @@ class Slot:
         self._since: float | None = time.monotonic()  # of what it is doing now
         self._what, self._limit = "its start", self.limits.start_seconds
         self.identity: dict[str, str] = {}
-        self.evaluated = self.broken = self._taken = False
+        self.evaluated = self.broken = self._taken = self._closed = False
 
     @property
     def alive(self) -> bool:
@@ -112,9 +113,19 @@ class Slot:
             time.sleep(POLL_SECONDS)
 
     def release(self) -> None:
-        """Let it serve another one."""
-        self._taken = False
+        """Let it serve another one, once it has told that it looks no more at the folder of the last."""
+        self._closed = False
         self._send({"do": "close"})
+        deadline = time.monotonic() + CLOSE_SECONDS
+        try:
+            while not self._closed:
+                self.poll()
+                if time.monotonic() > deadline:
+                    self._fail(FaultKind.HUNG, "it does not let go of a training that has ended")
+                time.sleep(CLOSE_POLL_SECONDS)
+        except (SamplerFault, RefusedRollout):
+            self.broken = True  # what it served has ended well, so that nobody needs to hear of it
+        self._taken = False
 
     def poll(self) -> None:
         """Look at what it has told.
@@ -152,6 +163,8 @@ class Slot:
             self.identity = dict(event.get("identity", self.identity))
         elif kind == "evaluated":
             self.evaluated = True
+        elif kind == "closed":
+            self._closed = True
         elif kind == "refused":
             self.broken = True
             raise RefusedRollout(event["message"], finite=event["finite"])
@@ -216,10 +229,11 @@ def slot_for(spec: SamplerSpec, resources: ResourceSpec, policy: Path) -> Iterat
         slot.broken = True  # it may be in the middle of a rollout
         raise
     finally:
+        if not slot.broken:
+            slot.release()
         if slot.broken:
             slot.end()
         else:
-            slot.release()
             with _guard:
                 _idle.setdefault(key, []).append(slot)
 

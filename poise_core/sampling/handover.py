@@ -152,8 +152,8 @@ def answer(folder: Path, name: str, tensors: Mapping[str, Tensor], about: Mappin
         SamplerFault: the disk is full.
     """
     path = folder / ANSWERED / f"{name}.safetensors"
-    with disk_space(path):
-        temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(".tmp")
+    with disk_space(temporary):
         save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
         digest = file_digest(temporary)
         os.replace(temporary, path)

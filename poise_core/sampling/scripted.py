@@ -30,13 +30,13 @@ class ScriptedSampler:
     def __init__(self, *, memory_gib: float = 4.0, dtype: str = "float32") -> None:
         self._local = LocalSampler(memory_gib=memory_gib)
         self._dtype = dtype
-        self._version, self._before = "", "none"
+        self._version = ""
         self._path = Path(os.environ[SCRIPT]) if SCRIPT in os.environ else None
         self._script: list[dict[str, Any]] = json.loads(self._path.read_text()) if self._path else []
 
     def load(self, version: str, folder: Path) -> None:
         """See ``Sampler.load``."""
-        self._before, self._version = self._version or "none", version
+        self._version = version
         model = load_model(folder, getattr(torch, self._dtype))
         if self._strikes("garbage"):
             with torch.no_grad():
@@ -56,7 +56,7 @@ class ScriptedSampler:
             requests = replace(requests, eos_ids=())
         sampled = self._local.sample(requests)
         if self._strikes("stale"):
-            return replace(sampled, version=self._before)
+            return replace(sampled, version="an older one")
         if self._strikes("empty"):
             found = sampled.completions
             nothing = replace(found, mask=torch.zeros_like(found.mask), truncated=torch.zeros_like(found.truncated))

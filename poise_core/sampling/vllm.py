@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -55,7 +55,19 @@ def environment_python(resources: SamplerResources) -> Path:
     return python
 
 
-def install(folder: Path, kind: str, *, report: Any = print) -> None:
+def installed_packages(folder: Path) -> str:
+    """Return the versions that decide numbers, as one line."""
+    told = (
+        "import torch, transformers, vllm; print('vllm', vllm.__version__, 'torch', torch.__version__, 'transformers', "
+    )
+    asked = [str(folder / "bin" / "python"), "-c", told + "transformers.__version__)"]
+    return (
+        subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        or "an engine that does not start"
+    )
+
+
+def install(folder: Path, kind: str, *, report: Callable[[str], None] = print) -> None:
     """Make an environment with vLLM, with this interpreter's version of Python, and try to import it.
 
     Raises:
@@ -68,6 +80,8 @@ def install(folder: Path, kind: str, *, report: Any = print) -> None:
         *([[python, "-m", "pip", "uninstall", "--quiet", "--yes", *UNUSED]] if kind == "cpu" else []),
         [python, "-c", "import vllm"],
     )
+    if not (folder / "pyvenv.cfg").exists() and folder.exists() and any(folder.iterdir()):
+        raise SamplerFault(FaultKind.NOT_INSTALLED, f"{folder} is no environment and not empty; give another --folder")
     for step in steps:
         report(" ".join(step))
         status = subprocess.run(step, check=False).returncode

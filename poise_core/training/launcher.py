@@ -328,7 +328,7 @@ def _served(
         )
         slot.await_ready(should_stop)
         yield slot
-        shutil.rmtree(exchange, ignore_errors=True)
+    shutil.rmtree(exchange, ignore_errors=True)
 
 
 def _look_at(sampler: Slot, folder: Path) -> None:
