@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import threading
 import time
@@ -32,9 +33,10 @@ from poise_core.failures import FaultKind, SamplerFault
 from poise_core.policies.model import PromptCodec, load_model
 from poise_core.sampling import handover
 from poise_core.sampling.base import Requests, Sampled
-from poise_core.sampling.local import LocalSampler, prompt_tokens, rows_within
+from poise_core.sampling.local import LocalSampler, padded_left, prompt_tokens, rows_within
+from poise_core.sampling.scoring import score_completions
 from poise_core.sampling.scripted import SCRIPT, ScriptedSampler
-from poise_core.sampling.vllm import environment_python
+from poise_core.sampling.vllm import VllmSampler, environment_python
 from poise_core.training.batches import GlobalBatch, Rendezvous, importance_weights, mismatch
 from poise_core.training.job import TrainingJob
 from poise_core.training.launcher import train_candidate
@@ -544,3 +546,111 @@ def test_batches_within_a_memory_give_what_one_batch_gives(tiny_policy: Path) ->
     row = 512 * 20 + 2 * 4 * model.config.vocab_size
     assert rows_within(model, 20, 10.5 * row / 2**30) == 10
     assert rows_within(model, 20, 1e-9) == 1
+
+
+# ---- the real engine
+
+
+REAL = SamplerSpec(name="vllm", version="0.32.0", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def engine(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
+    """vLLM with the tiny policy, in the environment of ``poise sampler install`` or of POISE_SAMPLER_ENVIRONMENT."""
+    resources = SamplerResources(environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"), memory_gib=0.5)
+    try:
+        sampler = VllmSampler(REAL, resources, tmp_path_factory.mktemp("engine"), context=64)
+    except SamplerFault as fault:
+        pytest.skip(fault.message)
+    yield sampler
+    sampler.close()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_vllm_draws_from_the_same_distribution_as_the_local_sampler(
+    engine: VllmSampler, tiny_policy: Path, tmp_path: Path
+) -> None:
+    """Float32 on both sides: log-probabilities agree to 1e-4, and frequencies as two samples of one distribution do."""
+    local = LocalSampler()
+    for version, change in (("first", 0.0), ("second", 0.3)):  # the second replaces the weights of a running engine
+        folder = tmp_path / version
+        shutil.copytree(tiny_policy, folder)
+        weights = load_file(folder / "model.safetensors")
+        generator = torch.Generator().manual_seed(1)
+        for value in weights.values():
+            value += change * value.std() * torch.randn(value.shape, generator=generator)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        engine.load(version, folder)
+        local.load(version, folder)
+        model = load_model(folder)
+        assert engine.score(handover.canary_ids(model.config.vocab_size)) == pytest.approx(
+            handover.canary(model), abs=1e-4
+        )
+        codec = PromptCodec.load(tiny_policy)
+        requests = Requests(
+            prompts=prompt_tokens(codec, ["12%5=", "123+456=", "99%7="]),
+            samples=600,
+            max_length=8,
+            eos_ids=codec.eos_ids,
+            pad_id=codec.pad_id,
+            key=(3, 4),
+            temperature=1.5,
+        )
+        theirs, mine = engine.sample(requests), local.sample(requests)
+        assert theirs.version == version
+        found, expected = theirs.completions, mine.completions
+        codes = [prompt for prompt in requests.prompts for _ in range(requests.samples)]
+        ids, mask = padded_left(codes, codec.pad_id)
+        with torch.no_grad():
+            scored, _ = score_completions(model, ids, mask, found.ids, found.mask, temperature=1.5)
+        torch.testing.assert_close(found.logprobs, scored, atol=1e-4, rtol=0)
+        ends = torch.isin(found.ids, torch.tensor(codec.eos_ids)) & found.mask
+        assert torch.equal(ends.any(-1), ~found.truncated), "ended by an end token, which is the last one"
+        assert bool((ends.sum(-1) <= 1).all())
+        for first in range(0, 1800, 600):  # each prompt: counts of first tokens, as two samples of 600
+            rows = slice(first, first + 600)
+            pair = torch.stack(
+                [torch.bincount(one.ids[rows, 0], minlength=model.config.vocab_size) for one in (found, expected)]
+            ).double()
+            common = pair[:, pair.sum(0) >= 10]
+            chi = float(((common[0] - common[1]) ** 2 / common.sum(0)).sum())
+            assert chi < common.shape[1] + 5 * math.sqrt(2 * common.shape[1]), "5 standard deviations of chi square"
+        lengths = [one.mask.sum(-1).double() for one in (found, expected)]
+        error = math.sqrt(sum(float(one.var()) for one in lengths) / 1800)
+        assert abs(float(lengths[0].mean() - lengths[1].mean())) < 5 * error + 1e-9
+
+        greedy = replace(requests, temperature=0.0, samples=1)
+        one, other = engine.sample(greedy).completions, local.sample(greedy).completions
+        assert codec.decode(one.ids, one.mask) == codec.decode(other.ids, other.mask)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_vllm_trains_and_evaluates(engine: VllmSampler, tiny_policy: Path, tmp_path: Path, processes: int) -> None:
+    """The whole way: weights to the engine at every step, completions back, and the policy's benchmarks at the end."""
+    job = scripted(
+        tiny_policy,
+        tmp_path,
+        spec=REAL,
+        environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"),
+        memory_gib=0.5,
+        context=64,
+    )
+    job = replace(
+        job,
+        resources=job.resources.model_copy(update={"processes_per_training": processes, "zero_stage": processes + 1}),
+    )
+    (done,) = train_candidate(job)
+    rows = done.trajectory()
+    assert len(rows) == 2
+    assert all(0 < row["sampler_gap"] < 1e-3 and row["sampler_kl"] < 1e-6 for row in rows)
+    asked = EvaluationJob(
+        tmp_path / "evaluate", job.protocol, job.resources, "search", ((0, done.policy_folder),), secret=None
+    )
+    seen: list[str] = []
+    (found,) = evaluate_policies(asked, on_benchmark=lambda seed, result: seen.append(result.name))
+    here = evaluate_policy(done.policy_folder, job.protocol, "search", 0, base=tiny_policy)
+    assert found.benchmarks[1].correct == here.benchmarks[1].correct, "greedy"
+    assert json.loads((job.folder / "sampler.json").read_text())["version"].startswith("0.32.0")
