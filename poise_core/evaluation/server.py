@@ -91,6 +91,7 @@ class Server:
         self._loads = 0
         self._engine: Sampler = make_sampler(self._spec, self._resources, self._policy, self._home)
         self._job: _Training | None = None
+        self._engine.load("base", self._policy)  # so that an engine has started before a training's time begins
         _tell(event="ready", identity=dict(self._engine.identity()))
 
     def obey(self, command: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from poise_core.sandbox.process_tree import end_process_tree
 from poise_core.sandbox.run import POLL_SECONDS, log_tail, quiet_environment
 
 EVENT_CHARACTERS = 1 << 20
+STUCK_SECONDS, STUCK_TIMES = 10.0, 5.0
 CLOSE_SECONDS, CLOSE_POLL_SECONDS = 10.0, 0.005
 
 
@@ -80,6 +81,7 @@ class Slot:
         threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True).start()
         self._since: float | None = time.monotonic()  # of what it is doing now
         self._what, self._limit = "its start", self.limits.start_seconds
+        self._longest = 0.0  # seconds of the longest rollout until now
         self.identity: dict[str, str] = {}
         self.evaluated = self.broken = self._taken = self._closed = False
 
@@ -87,6 +89,13 @@ class Slot:
     def alive(self) -> bool:
         """Whether its process lives."""
         return self._process.poll() is None
+
+    @property
+    def stuck(self) -> bool:
+        """Whether what it does now takes far longer than anything before: who waits for it is not to blame."""
+        return self._since is not None and time.monotonic() - self._since > max(
+            STUCK_SECONDS, STUCK_TIMES * self._longest
+        )
 
     def take(self, command: Mapping[str, Any]) -> None:
         """Give it a training to serve, or an evaluation to carry out.
@@ -159,6 +168,8 @@ class Slot:
         if kind == "begin":
             self._since, self._what, self._limit = time.monotonic(), event["what"], self.limits.timeout_seconds
         elif kind in ("ready", "end"):
+            if kind == "end" and self._since is not None:
+                self._longest = max(self._longest, time.monotonic() - self._since)
             self._since = None
             self.identity = dict(event.get("identity", self.identity))
         elif kind == "evaluated":

@@ -7,7 +7,6 @@ an error of its own. What a candidate sees is the trainer's; what that leaves ou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -109,14 +108,9 @@ class Rendezvous:
             **own,
             old_logprobs=zeros,
             ref_logprobs=zeros.clone(),
-            entropies=zeros.clone(),
+            entropies=zeros,
             group_ids=groups.to(device),
         )
-
-
-def rendezvous_of(folder: Path, spec: SamplerSpec, names: Iterable[str]) -> Rendezvous:
-    """Return the way to the sampler that serves this folder."""
-    return Rendezvous(folder, spec, tuple(sorted(names)))
 
 
 def importance_weights(batch: GlobalBatch, spec: SamplerSpec | None) -> Tensor | None:

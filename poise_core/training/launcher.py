@@ -297,6 +297,8 @@ def _confined(
             should_stop=should_stop,
         )
     except TimeLimitReached as error:
+        if sampler is not None and sampler.stuck:
+            raise SamplerFault(FaultKind.HUNG, f"{error} while the training waited for a rollout") from error
         raise CandidateFailure(FailureKind.TIMED_OUT, "train", str(error), log_tail(log)) from error
 
 

@@ -81,6 +81,8 @@ class Trainer:
         self.rendezvous = rendezvous
         self._importance: Tensor | None = None  # (B, T), of this step; None where the trainer samples itself
         self._packed = separates_packed(reference)
+        # decoding and scoring agree in float32; in other types they round otherwise, and what a candidate sees is of one kind
+        self._exact = next(engine.model.parameters()).dtype == torch.float32
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Run the remaining steps, yielding one trajectory row after each.
@@ -165,24 +167,29 @@ class Trainer:
             truncated=sampled.truncated,
             group_ids=groups,
         )
-        batch = self._with_reference(batch)
-        return gather_batch(batch, spec.max_completion_length)
+        if not self._exact:
+            batch = self._rescored(batch)
+        return gather_batch(self._with_reference(batch), spec.max_completion_length)
 
     def _handed(self, rendezvous: Rendezvous, rows: range) -> GlobalBatch:
         """Have another process sample and grade, and compute log-probabilities and entropies with the trainer's own model."""
         with self.engine.whole_model() as model:
             if self.rank == 0:
                 rendezvous.hand_over(model, self.seed, self.state.step)
-        batch = rendezvous.rollout(self.seed, self.state.step, rows, self.training.group_size, self.device)
-        every = torch.arange(len(rows), device=self.device)
-        for chunk in batch.by_length(every, micro_batch_count(len(rows), self.resources.micro_batch_size)):
+        return self._rescored(
+            rendezvous.rollout(self.seed, self.state.step, rows, self.training.group_size, self.device)
+        )
+
+    @torch.no_grad()
+    def _rescored(self, batch: GlobalBatch) -> GlobalBatch:
+        """Replace log-probabilities and entropies by those of the trainer's own pass over the completions."""
+        old, spread = torch.zeros_like(batch.sampler_logprobs), torch.zeros_like(batch.sampler_logprobs)
+        rows = torch.arange(len(old), device=self.device)
+        for chunk in batch.by_length(rows, micro_batch_count(len(old), self.resources.micro_batch_size)):
             part = batch.select(chunk)
-            with torch.no_grad():
-                logprobs, entropies = self._score(self.engine.model, part, entropies=True)
-            width = logprobs.shape[1]
-            batch.old_logprobs[chunk, :width] = logprobs
-            batch.entropies[chunk, :width] = entropies
-        return batch
+            logprobs, entropies = self._score(self.engine.model, part, entropies=True)
+            old[chunk, : logprobs.shape[1]], spread[chunk, : logprobs.shape[1]] = logprobs, entropies
+        return replace(batch, old_logprobs=old, entropies=spread)
 
     @torch.no_grad()
     def _with_reference(self, batch: GlobalBatch) -> GlobalBatch:

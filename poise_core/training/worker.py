@@ -32,7 +32,7 @@ from poise_core.policies.model import PromptCodec, load_model, save_policy
 from poise_core.policies.prompt import PromptSpec
 from poise_core.randomness import hash_key
 from poise_core.sampling.handover import policy_tensors
-from poise_core.training.batches import rendezvous_of
+from poise_core.training.batches import Rendezvous
 from poise_core.training.engine import Engine, start_processes
 from poise_core.training.launcher import CHANGED_FILE, PAUSED_POLICY, SAMPLER_FAULT
 from poise_core.training.trainer import Trainer, TrainerState
@@ -47,11 +47,11 @@ class _Job:
         self.policy_folder = Path(document["policy"])
         environment, sampler = document["environment"], document.get("sampler")
         self.environment = EnvironmentSpec.model_validate(environment) if environment else None
-        self.rendezvous = None
+        self.rendezvous: Rendezvous | None = None
         if sampler:
-            names = policy_tensors(self.policy_folder)
+            names = tuple(policy_tensors(self.policy_folder))
             spec = SamplerSpec.model_validate(sampler)
-            self.rendezvous = rendezvous_of(Path(document["exchange"]), spec, names)
+            self.rendezvous = Rendezvous(Path(document["exchange"]), spec, names)
         self.prompt = PromptSpec.model_validate(document["prompt"]) if document["prompt"] else None
         self.training = TrainingSpec.model_validate(document["training"])
         self.resources = ResourceSpec.model_validate(document["resources"])
