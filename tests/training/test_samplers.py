@@ -37,6 +37,7 @@ from poise_core.sampling.local import LocalSampler, padded_left, prompt_tokens, 
 from poise_core.sampling.scoring import score_completions
 from poise_core.sampling.scripted import SCRIPT, ScriptedSampler
 from poise_core.sampling.vllm import VllmSampler, environment_python
+from poise_core.testbed.recipes import Recipe, build_policy
 from poise_core.training.batches import GlobalBatch, Rendezvous, importance_weights, mismatch
 from poise_core.training.job import TrainingJob
 from poise_core.training.launcher import train_candidate
@@ -555,7 +556,31 @@ REAL = SamplerSpec(name="vllm", version="0.32.0", dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
+def wide_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``tiny_policy``, with heads of 32, the smallest that vLLM knows."""
+    recipe = Recipe(
+        hidden_size=64,
+        layers=2,
+        heads=2,
+        intermediate_size=64,
+        mixture={"mod": 1.0},
+        skills={"direct": 1.0},
+        habits={"direct": 1.0},
+        habit_steps=0,
+        slip=0.0,
+        steps=60,
+        batch_size=32,
+        learning_rate=1e-2,
+        seed=3,
+        max_completion_length=8,
+    )
+    folder = tmp_path_factory.mktemp("wide")
+    build_policy(recipe, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
     """vLLM with the tiny policy, in the environment of ``poise sampler install`` or of POISE_SAMPLER_ENVIRONMENT."""
     resources = SamplerResources(environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"), memory_gib=0.5)
     try:
@@ -569,13 +594,13 @@ def engine(tiny_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_vllm_draws_from_the_same_distribution_as_the_local_sampler(
-    engine: VllmSampler, tiny_policy: Path, tmp_path: Path
+    engine: VllmSampler, wide_policy: Path, tmp_path: Path
 ) -> None:
     """Float32 on both sides: log-probabilities agree to 1e-4, and frequencies as two samples of one distribution do."""
     local = LocalSampler()
     for version, change in (("first", 0.0), ("second", 0.3)):  # the second replaces the weights of a running engine
         folder = tmp_path / version
-        shutil.copytree(tiny_policy, folder)
+        shutil.copytree(wide_policy, folder)
         weights = load_file(folder / "model.safetensors")
         generator = torch.Generator().manual_seed(1)
         for value in weights.values():
@@ -587,7 +612,7 @@ def test_vllm_draws_from_the_same_distribution_as_the_local_sampler(
         assert engine.score(handover.canary_ids(model.config.vocab_size)) == pytest.approx(
             handover.canary(model), abs=1e-4
         )
-        codec = PromptCodec.load(tiny_policy)
+        codec = PromptCodec.load(wide_policy)
         requests = Requests(
             prompts=prompt_tokens(codec, ["12%5=", "123+456=", "99%7="]),
             samples=600,
@@ -628,10 +653,10 @@ def test_vllm_draws_from_the_same_distribution_as_the_local_sampler(
 @pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("processes", [1, 2])
-def test_vllm_trains_and_evaluates(engine: VllmSampler, tiny_policy: Path, tmp_path: Path, processes: int) -> None:
+def test_vllm_trains_and_evaluates(engine: VllmSampler, wide_policy: Path, tmp_path: Path, processes: int) -> None:
     """The whole way: weights to the engine at every step, completions back, and the policy's benchmarks at the end."""
     job = scripted(
-        tiny_policy,
+        wide_policy,
         tmp_path,
         spec=REAL,
         environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"),
@@ -651,6 +676,6 @@ def test_vllm_trains_and_evaluates(engine: VllmSampler, tiny_policy: Path, tmp_p
     )
     seen: list[str] = []
     (found,) = evaluate_policies(asked, on_benchmark=lambda seed, result: seen.append(result.name))
-    here = evaluate_policy(done.policy_folder, job.protocol, "search", 0, base=tiny_policy)
+    here = evaluate_policy(done.policy_folder, job.protocol, "search", 0, base=wide_policy)
     assert found.benchmarks[1].correct == here.benchmarks[1].correct, "greedy"
     assert json.loads((job.folder / "sampler.json").read_text())["version"].startswith("0.32.0")
