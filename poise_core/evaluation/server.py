@@ -278,9 +278,10 @@ def _tell(**event: Any) -> None:
 _events: Any = sys.stdout
 
 
-def _listen(commands: SimpleQueue[dict[str, Any]]) -> None:
+def _listen(commands: SimpleQueue[dict[str, Any]], home: Path) -> None:
     for line in sys.stdin:
         commands.put(json.loads(line))
+    shutil.rmtree(home, ignore_errors=True)
     os._exit(0)  # the launcher has gone, also in the middle of a rollout; a driver sees its own input end
 
 
@@ -292,7 +293,7 @@ def main(config_file: str) -> int:
     config = json.loads(Path(config_file).read_text())
     torch.set_num_threads(int(config["threads"]))
     commands: SimpleQueue[dict[str, Any]] = SimpleQueue()
-    threading.Thread(target=_listen, args=(commands,), daemon=True).start()
+    threading.Thread(target=_listen, args=(commands, Path(config["home"])), daemon=True).start()
     try:
         server = Server(config)
         while True:

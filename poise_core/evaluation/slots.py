@@ -223,16 +223,29 @@ _idle: dict[str, list[Slot]] = {}
 _guard = threading.Lock()
 
 
+def _idle_slot(key: str) -> tuple[Slot | None, list[Slot]]:
+    """Take an idle slot with this engine out of the idle ones; where there is none, all whose place another engine may take."""
+    with _guard:
+        while waiting := _idle.get(key, []):
+            slot = waiting.pop()
+            if slot.alive:
+                return slot, []
+            slot.end()
+        others = [slot for slots in _idle.values() for slot in slots]
+        _idle.clear()
+    return None, others
+
+
 @contextmanager
 def slot_for(spec: SamplerSpec, resources: ResourceSpec, policy: Path) -> Iterator[Slot]:
-    """Yield a slot with this engine: an idle one, or a new one. After a fault it is ended, else kept for the next."""
+    """Yield a slot with this engine: an idle one, or a new one, for which idle ones with another policy or engine are ended.
+
+    After a fault it is ended, else kept for the next.
+    """
     key = json.dumps([spec.model_dump(mode="json"), resources.sampler.model_dump(mode="json"), str(policy)])
-    with _guard:
-        waiting = _idle.get(key, [])
-        slot = waiting.pop() if waiting else None
-    if slot is not None and not slot.alive:
-        slot.end()
-        slot = None
+    slot, others = _idle_slot(key)
+    for other in others:
+        other.end()
     slot = slot or Slot(spec, resources, policy)
     try:
         yield slot

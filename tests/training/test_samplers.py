@@ -107,6 +107,11 @@ def test_an_engine_that_dies_is_the_machines_fault_and_the_training_goes_on(
     slot._process.wait()
     (asked.folder / "seed-0-search.json").unlink()
     assert evaluate_policies(asked)[0].benchmarks == here.benchmarks
+    (slot,) = (slot for waiting in slots._idle.values() for slot in waiting)
+    assert slot._process.stdin is not None
+    slot._process.stdin.close()  # as when the command is killed
+    assert slot._process.wait(30) == 0
+    assert not slot.home.exists()
 
 
 @pytest.mark.slow
