@@ -54,5 +54,32 @@ class InfrastructureError(Exception):
     """Something outside the candidate failed (a process was killed, a disk is full), so the work is retried."""
 
 
+class FaultKind(StrEnum):
+    """What is wrong with a sampler. None of it is a failure of the candidate that trains."""
+
+    DIED = "died"  # its process has ended
+    HUNG = "hung"  # a request took longer than resources.sampler_timeout_seconds
+    GARBAGE = "garbage"  # what it has loaded computes other numbers than the weights that were handed over
+    OUT_OF_MEMORY = "out of memory"
+    STALE = "stale"  # another version answered than the one that was asked
+    DISK_FULL = "disk full"
+    CORRUPT = "corrupt"  # a file has another checksum than its writer computed
+    OTHER_ENGINE = "other engine"  # another version than the protocol names, or than this training began with
+    SLOT_TAKEN = "slot taken"  # another training or evaluation has it
+    NOT_INSTALLED = "not installed"
+
+
+class SamplerFault(InfrastructureError):
+    """The sampler failed, which is a fault of the machine; the message is one line."""
+
+    def __init__(self, kind: FaultKind, message: str) -> None:
+        super().__init__(f"sampler, {kind}: {message}")
+        self.kind, self.message = kind, message
+
+    def __reduce__(self) -> tuple[type, tuple[FaultKind, str]]:
+        """Support pickling between processes."""
+        return type(self), (self.kind, self.message)
+
+
 class Cancelled(Exception):
     """The user or the orchestrator asked to stop; finished work is kept and the run can be resumed."""

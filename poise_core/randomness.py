@@ -11,6 +11,9 @@ import hashlib
 import torch
 from torch import Tensor
 
+ROLLOUT = 1
+"""The purpose, in a key of (seed, step, purpose), of the numbers with which a training's completions are drawn."""
+
 
 def uniforms(rows: int, length: int, *key: int) -> Tensor:
     """Return (rows, length) float64 numbers in [0, 1) determined by ``key``, equal on every process and device."""

@@ -15,7 +15,8 @@ TrajectoryRows = Sequence[Mapping[str, float]]
 
 Column = Literal[
     "step", "reward_mean", "format_valid", "completion_length", "truncated", "entropy", "kl", "clip_fraction", "grad_norm",
-    "loss", "all_fail_fraction", "all_pass_fraction", "learning_rate", "tokens", "seconds_rollout", "seconds_update",
+    "loss", "all_fail_fraction", "all_pass_fraction", "learning_rate", "tokens", "sampler_kl", "sampler_ess", "sampler_gap",
+    "seconds_rollout", "seconds_update",
 ]  # fmt: skip
 """A standard column, as a type with which the type checker finds misspelt names."""
 
@@ -45,6 +46,13 @@ COLUMNS: Mapping[Column, Quantity] = {
     "all_pass_fraction": Quantity("share", "groups with only correct completions"),
     "learning_rate": Quantity("", "of the optimizer in this step"),
     "tokens": Quantity("tokens", "completion tokens sampled in this step, all processes together"),
+    "sampler_kl": Quantity(
+        "nats", "KL of the sampler to the trainer per sampled token (estimator k3); 0 where they are one"
+    ),
+    "sampler_ess": Quantity(
+        "share", "effective sample size of the importance weights exp(trainer - sampler), per token"
+    ),
+    "sampler_gap": Quantity("nats", "largest difference of sampler and trainer in the log-probability of a token"),
     "seconds_rollout": Quantity("seconds", "wall-clock time of sampling and grading"),
     "seconds_update": Quantity("seconds", "wall-clock time of advantages and updates"),
 }

@@ -193,6 +193,9 @@ TRAJECTORIES = Table(
         Field("all_pass_fraction", _FLOAT, "share of groups with only correct completions", nullable=True),
         Field("learning_rate", _FLOAT, "of this step", nullable=True),
         Field("tokens", _INT, "completion tokens sampled in this step", nullable=True),
+        Field("sampler_kl", _FLOAT, "KL of the sampler to the trainer per token, nats", nullable=True),
+        Field("sampler_ess", _FLOAT, "effective sample size of exp(trainer - sampler), share", nullable=True),
+        Field("sampler_gap", _FLOAT, "largest difference of a log-probability, nats", nullable=True),
         Field("seconds_rollout", _FLOAT, "wall-clock seconds", nullable=True, counts=False),
         Field("seconds_update", _FLOAT, "wall-clock seconds", nullable=True, counts=False),
         Field(

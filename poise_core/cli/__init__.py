@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from poise_core.cli import archive as cli_archive
+from poise_core.cli import sampler as cli_sampler
 from poise_core.cli import testbed as cli_testbed
 from poise_core.cli.agents import bridge, context, cost, lessons
 from poise_core.cli.compare import compare_search, record_table
@@ -77,5 +78,6 @@ for command in (
 app.command()(compare_search)
 app.command()(record_table)
 app.add_typer(cli_archive.app)
+app.add_typer(cli_sampler.app)
 app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)
 app.command(rich_help_panel="Testbed")(cli_testbed.build_policy)

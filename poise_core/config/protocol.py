@@ -109,6 +109,30 @@ class TrainingSpec(FrozenModel):
         return self.prompts_per_step * self.group_size
 
 
+class SamplerSpec(FrozenModel):
+    """A sampler in a process of its own, and how its numbers are reconciled with the trainer's."""
+
+    name: Literal["vllm", "scripted"] = Field(
+        description="vllm: the engine of that name, in an environment of its own; scripted: for tests of the rendezvous"
+    )
+    version: str = Field("", description="version that the engine must have; by default any, and one for each training")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "bfloat16", description="type of the weights that are handed over, and in which the engine computes"
+    )
+    importance: Literal["token", "sequence", "off"] = Field(
+        "token",
+        description="gradients are multiplied by exp(trainer - sampler) of each token's log-probability, or of the completion's",
+    )
+    cap: PositiveFloat = Field(2.0, description="largest importance weight")
+
+
+class EvaluationSpec(FrozenModel):
+    """How trained policies answer the benchmarks, where it differs from the training."""
+
+    max_completion_length: PositiveInt | None = Field(None, description="by default the training's")
+    temperature: PositiveFloat = Field(1.0, description="of pass@k; accuracy is greedy")
+
+
 TRAINER_REVISION = 2
 """Revision of the numerics of rollout, update and evaluation. It is raised whenever they change, so that numbers of before and
 after are never ranked together; ``tests/training/test_golden.py`` fails where they change and it is not. Revision 1 is everything
@@ -131,6 +155,8 @@ class Protocol(FrozenModel):
         "", description="SHA-256 of tokenizer and chat template; filled in where ``prompt`` is given"
     )
     training: TrainingSpec
+    sampler: SamplerSpec | None = Field(None, description="by default the trainer samples itself, exactly")
+    evaluation: EvaluationSpec | None = Field(None, description="by default with the training's length limit")
     benchmarks: tuple[BenchmarkSpec, ...] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(min_length=1, description="training seeds that candidates share, used from the left")
     trainer_revision: PositiveInt = Field(
@@ -180,8 +206,14 @@ class Protocol(FrozenModel):
     @property
     def _younger(self) -> set[str]:
         """Fields that say nothing here and are younger than digests that must stay."""
-        unsaid = {"model"} if self.model is None else set()
+        unsaid = {name for name in ("model", "sampler", "evaluation") if getattr(self, name) is None}
         return unsaid | ({"prompt", "tokenizer_digest"} if self.prompt is None else set())
+
+    @property
+    def evaluation_length(self) -> int:
+        """The longest completion of a benchmark, in tokens."""
+        own = self.evaluation.max_completion_length if self.evaluation else None
+        return own or self.training.max_completion_length
 
     @property
     def tuning_digest(self) -> str:

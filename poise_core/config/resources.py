@@ -9,6 +9,22 @@ from pydantic import Field, PositiveFloat, PositiveInt
 from poise_core.config.protocol import FrozenModel
 
 
+class SamplerResources(FrozenModel):
+    """What a sampler may use; in a process of its own where ``protocol.sampler`` names one."""
+
+    environment: str | None = Field(
+        None, description="folder that 'poise sampler install' has made; by default its own default"
+    )
+    memory_gib: PositiveFloat = Field(4.0, description="for caches; of a GPU that an engine uses, see memory_share")
+    memory_share: PositiveFloat = Field(0.4, le=1.0, description="share of a GPU's memory that an engine takes")
+    context: PositiveInt | None = Field(
+        None, description="longest prompt with its completion, in tokens; by default the policy's"
+    )
+    parallel: PositiveInt = Field(1, description="GPUs over which the engine spreads one policy")
+    start_seconds: PositiveFloat = Field(600.0, description="limit for the start of an engine")
+    timeout_seconds: PositiveFloat = Field(600.0, description="limit for the rollout of one step, or one benchmark")
+
+
 class ResourceSpec(FrozenModel):
     """The resources that a run may use, which change its duration but not its results."""
 
@@ -59,3 +75,4 @@ class ResourceSpec(FrozenModel):
         description="a global concurrency limit of Prefect, such as gpu: a training or evaluation holds one of its slots "
         "per process; none where nothing is given",
     )
+    sampler: SamplerResources = Field(default_factory=SamplerResources)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from poise_core.config.protocol import EnvironmentSpec
+from poise_core.config.protocol import EnvironmentSpec, TrainingSpec
 from poise_core.environments import Problem, get_environment
 
 if TYPE_CHECKING:
@@ -40,3 +41,9 @@ def training_set(spec: EnvironmentSpec, seed: int) -> Dataset:
 def training_problems(spec: EnvironmentSpec, seed: int) -> list[Problem]:
     """Return the training set as problems, in the order in which the trainer uses them."""
     return [Problem(**row) for row in training_set(spec, seed).to_list()]
+
+
+def step_problems(problems: Sequence[Problem], training: TrainingSpec, step: int) -> list[Problem]:
+    """Return the problems of one step out of the training set, which repeats after one pass."""
+    first = step * training.prompts_per_step
+    return [problems[i % len(problems)] for i in range(first, first + training.prompts_per_step)]

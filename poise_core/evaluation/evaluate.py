@@ -7,23 +7,26 @@ numbers. Problems of the ``search`` and ``report`` splits are disjoint from each
 
 from __future__ import annotations
 
+import json
+import shutil
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Protocol as Typed
 
 from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.environments import Environment, Problem, Split, get_environment
 from poise_core.evaluation.problems import ProblemSet
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
+from poise_core.files import write_atomically
 from poise_core.policies.libraries import skipped_imports
 from poise_core.policies.model import PromptCodec, load_model
-from poise_core.randomness import uniforms
-from poise_core.sampling.local import sample_completions
+from poise_core.sampling.base import Requests, Sampled
+from poise_core.sampling.local import LocalSampler, prompt_tokens
 
 ROWS_PER_BATCH = 2048
+"""At most so many completions are decoded at once in this process, fewer where their caches do not fit the memory."""
 
 
 def benchmark_problems(environment: Environment, spec: BenchmarkSpec, problem_set: ProblemSet) -> list[Problem]:
@@ -31,8 +34,24 @@ def benchmark_problems(environment: Environment, spec: BenchmarkSpec, problem_se
     return environment.problems(problem_set.split, spec.kinds, spec.problems, problem_set.seed(spec.name))
 
 
+class _Samples(Typed):
+    """The part of a ``Sampler`` that an evaluation uses."""
+
+    def sample(self, requests: Requests) -> Sampled:
+        """See ``Sampler.sample``."""
+
+
 def evaluate_policy(
-    folder: Path, protocol: Protocol, split: Split, seed: int, *, base: Path | None = None, key: bytes = b""
+    folder: Path,
+    protocol: Protocol,
+    split: Split,
+    seed: int,
+    *,
+    base: Path | None = None,
+    key: bytes = b"",
+    sampler: _Samples | None = None,
+    memory_gib: float = 4.0,
+    parts: Path | None = None,
 ) -> SeedEvaluation:
     """Score one policy on every benchmark of the protocol.
 
@@ -44,58 +63,96 @@ def evaluate_policy(
         split: ``search`` or ``report``.
         seed: the training seed under which the result is stored; it does not change the sampling.
         key: of the problem set; by default the problems are the public ones.
+        sampler: has loaded the policy; by default the policy is loaded and sampled in this process.
+        memory_gib: for caches and logits in this process.
+        parts: a folder that gets the result of every benchmark as it comes, and from which they are read after an evaluation that
+            did not end; it is removed in the end.
     """
     started = time.perf_counter()
-    with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
-        model = load_model(folder, protocol.model, configuration=base)
-    if torch.cuda.is_available():
-        model = model.to("cuda")
+    if sampler is None:
+        with skipped_imports("scipy"):  # transformers imports it for a loss of object detection
+            model = load_model(folder, protocol.model, configuration=base)
+        sampler = local = LocalSampler(memory_gib=memory_gib, most_rows=ROWS_PER_BATCH)
+        local.adopt("", model)
     codec = PromptCodec.load(base or folder, protocol.prompt)
     environment = get_environment(protocol.environment.name)
     asked = ProblemSet(split, key)
-    results = tuple(_benchmark(model, codec, environment, protocol, spec, asked) for spec in protocol.benchmarks)
-    return SeedEvaluation(
+    results = []
+    for number, spec in enumerate(protocol.benchmarks):
+        part = _Part(parts / f"{number}.json", protocol.digest, asked.fingerprint) if parts else None
+        result = part.read() if part else None
+        if result is None:
+            result = _benchmark(sampler, codec, environment, protocol, spec, asked)
+            if part:
+                part.write(result)
+        results.append(result)
+    evaluation = SeedEvaluation(
         seed=seed,
         split=split,
         overall=overall(results, protocol),
-        benchmarks=results,
+        benchmarks=tuple(results),
         seconds=time.perf_counter() - started,
         problems=asked.fingerprint,
     )
+    if parts:
+        shutil.rmtree(parts, ignore_errors=True)
+    return evaluation
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The file of one benchmark's result within an evaluation that has not ended."""
+
+    path: Path
+    protocol: str
+    problems: str
+
+    def read(self) -> BenchmarkResult | None:
+        """Return the result, or None where there is none for this protocol and these problems."""
+        try:
+            document = json.loads(self.path.read_text())
+        except FileNotFoundError:
+            return None
+        if (document["protocol"], document["problems"]) != (self.protocol, self.problems):
+            return None
+        return BenchmarkResult.from_dict(document["result"])
+
+    def write(self, result: BenchmarkResult) -> None:
+        """Keep the result."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        document = {"protocol": self.protocol, "problems": self.problems, "result": asdict(result)}
+        write_atomically(self.path, json.dumps(document))
 
 
 def _benchmark(
-    model: Any, codec: PromptCodec, environment: Environment, protocol: Protocol, spec: BenchmarkSpec, asked: ProblemSet
+    sampler: _Samples,
+    codec: PromptCodec,
+    environment: Environment,
+    protocol: Protocol,
+    spec: BenchmarkSpec,
+    asked: ProblemSet,
 ) -> BenchmarkResult:
     problems = benchmark_problems(environment, spec, asked)
-    length = protocol.training.max_completion_length
     total = len(problems) * spec.samples
-    noise = uniforms(total, length, asked.noise_key(spec.name)) if spec.metric == "pass" else None
-    correct, valid, tokens = [], 0, 0
-    per_batch = max(1, ROWS_PER_BATCH // spec.samples)
-    for first in range(0, len(problems), per_batch):
-        part = problems[first : first + per_batch]
-        ids, mask = codec.encode([problem.prompt for problem in part])
-        device = next(model.parameters()).device
-        rows = slice(first * spec.samples, (first + len(part)) * spec.samples)
-        sampled = sample_completions(
-            model,
-            ids.to(device),
-            mask.to(device),
-            torch.full((len(part),), spec.samples, device=device),
-            max_length=length,
-            eos_ids=codec.eos_ids,
-            pad_id=codec.pad_id,
-            noise=None if noise is None else noise[rows],
-        )
-        texts = codec.decode(sampled.ids, sampled.mask)
-        whole = (~sampled.truncated).tolist()
-        for i, problem in enumerate(part):
-            own = range(i * spec.samples, (i + 1) * spec.samples)
-            verdicts = [environment.verify(problem, texts[j]) for j in own if whole[j]]
-            correct.append(round(sum(verdict.correctness for verdict in verdicts)))
-            valid += sum(verdict.format_valid for verdict in verdicts)
-        tokens += int(sampled.mask.sum())
+    temperature = protocol.evaluation.temperature if protocol.evaluation else 1.0
+    requests = Requests(
+        prompts=prompt_tokens(codec, [problem.prompt for problem in problems]),
+        samples=spec.samples,
+        max_length=protocol.evaluation_length,
+        eos_ids=codec.eos_ids,
+        pad_id=codec.pad_id,
+        key=(asked.noise_key(spec.name),),
+        temperature=temperature if spec.metric == "pass" else 0.0,
+    )
+    sampled = sampler.sample(requests).completions
+    texts = codec.decode(sampled.ids, sampled.mask)
+    whole = (~sampled.truncated).tolist()
+    correct, valid = [], 0
+    for i, problem in enumerate(problems):
+        own = range(i * spec.samples, (i + 1) * spec.samples)
+        verdicts = [environment.verify(problem, texts[j]) for j in own if whole[j]]
+        correct.append(round(sum(verdict.correctness for verdict in verdicts)))
+        valid += sum(verdict.format_valid for verdict in verdicts)
     return BenchmarkResult(
         name=spec.name,
         metric=spec.metric_name,
@@ -103,5 +160,5 @@ def _benchmark(
         correct=tuple(correct),
         samples=spec.samples,
         format_valid=valid / total,
-        completion_length=tokens / total,
+        completion_length=int(sampled.mask.sum()) / total,
     )

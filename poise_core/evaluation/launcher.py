@@ -5,23 +5,39 @@ The job file holds the key of the problems that are asked. Its owner alone may r
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+from poise_core.config.protocol import SamplerSpec
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.problems import problem_set
-from poise_core.evaluation.results import SeedEvaluation
-from poise_core.failures import InfrastructureError
+from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.evaluation.slots import RefusedRollout, slot_for
+from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import Limits
-from poise_core.sandbox.run import TimeLimitReached, log_tail, quiet_environment, run_confined
+from poise_core.sandbox.run import POLL_SECONDS, TimeLimitReached, log_tail, quiet_environment, run_confined
 
 
-def evaluate_policies(job: EvaluationJob, *, should_stop: Callable[[], bool] | None = None) -> list[SeedEvaluation]:
+def evaluate_policies(
+    job: EvaluationJob,
+    *,
+    should_stop: Callable[[], bool] | None = None,
+    on_benchmark: Callable[[int, BenchmarkResult], None] | None = None,
+) -> list[SeedEvaluation]:
     """Score every policy of the job, in the job's order.
+
+    An evaluation that did not end goes on with the first benchmark that has no result.
+
+    Args:
+        job: the policies and what they are asked.
+        should_stop: polled; when it returns True, the evaluation is ended.
+        on_benchmark: called with (seed, result) as the results of benchmarks come, once for each.
 
     Raises:
         InfrastructureError: the process failed or took longer than ``resources.evaluate_timeout_seconds`` per policy.
@@ -34,12 +50,43 @@ def evaluate_policies(job: EvaluationJob, *, should_stop: Callable[[], bool] | N
         if result.exists() and SeedEvaluation.from_json(result.read_text()).problems != asked.fingerprint:
             result.unlink()
     if not all(result.exists() for result in results):
-        _run(job, asked.key, folder, results, should_stop)
+        _run(job, asked.key, folder, results, should_stop, _Follower(job, results, on_benchmark).poll)
     return [SeedEvaluation.from_json(result.read_text()) for result in results]
 
 
+class _Follower:
+    """Reads the results of benchmarks as they come."""
+
+    def __init__(
+        self, job: EvaluationJob, results: list[Path], on_benchmark: Callable[[int, BenchmarkResult], None] | None
+    ) -> None:
+        self._told: set[tuple[int, str]] = set()
+        self._on_benchmark = on_benchmark
+        self._parts = [
+            (seed, path.with_suffix(".parts")) for (seed, _), path in zip(job.policies, results, strict=True)
+        ]
+
+    def poll(self) -> None:
+        """Tell what is new."""
+        if self._on_benchmark is None:
+            return
+        for seed, folder in self._parts:
+            for path in sorted(folder.glob("[0-9]*.json")):
+                if (seed, path.name) in self._told:
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # its evaluation has just ended
+                    document = json.loads(path.read_text())
+                    self._told.add((seed, path.name))
+                    self._on_benchmark(seed, BenchmarkResult.from_dict(document["result"]))
+
+
 def _run(
-    job: EvaluationJob, key: bytes, folder: Path, results: list[Path], should_stop: Callable[[], bool] | None
+    job: EvaluationJob,
+    key: bytes,
+    folder: Path,
+    results: list[Path],
+    should_stop: Callable[[], bool] | None,
+    on_poll: Callable[[], None],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     job_file, log = folder / f"job-{job.split}.json", folder / "evaluate.log"
@@ -55,6 +102,7 @@ def _run(
             {
                 "protocol": protocol.model_dump(mode="json"),
                 "threads": job.resources.threads_per_process,
+                "memory_gib": job.resources.sampler.memory_gib,
                 "split": job.split,
                 "key": key.hex(),
                 "base": str(base),
@@ -63,6 +111,9 @@ def _run(
         ),
         private=True,
     )
+    if job.protocol.sampler is not None:
+        _sampled_elsewhere(job, job.protocol.sampler, base, job_file, should_stop, on_poll)
+        return
     try:
         status = run_confined(
             [sys.executable, "-I", "-m", "poise_core.evaluation.worker", str(job_file)],
@@ -74,9 +125,35 @@ def _run(
             ],
             limits=Limits(wall_seconds=job.resources.evaluate_timeout_seconds * len(policies)),
             env=quiet_environment(job.resources.threads_per_process),
+            on_poll=on_poll,
             should_stop=should_stop,
         )
     except TimeLimitReached as error:
         raise InfrastructureError(f"evaluation: {error}; see {log}") from error
     if status != 0:
         raise InfrastructureError(f"evaluation ended with status {status}; see {log}\n{log_tail(log)}")
+
+
+def _sampled_elsewhere(
+    job: EvaluationJob,
+    spec: SamplerSpec,
+    base: Path,
+    job_file: Path,
+    should_stop: Callable[[], bool] | None,
+    on_poll: Callable[[], None],
+) -> None:
+    """Have the sampler's process carry out the evaluation with the engine that sampled the training."""
+    deadline = time.monotonic() + job.resources.evaluate_timeout_seconds * len(job.policies)
+    with slot_for(spec, job.resources, base) as slot:
+        slot.take({"do": "evaluate", "job": str(job_file)})
+        while not slot.evaluated:
+            time.sleep(POLL_SECONDS)
+            if should_stop is not None and should_stop():
+                raise Cancelled("stopped; the benchmarks that are finished are kept")
+            if time.monotonic() > deadline:
+                raise InfrastructureError(f"evaluation: the limit was reached; see {slot.log}")
+            try:
+                slot.poll()
+            except RefusedRollout as error:
+                raise InfrastructureError(f"evaluation: the policy is not one of its protocol: {error}") from error
+            on_poll()

@@ -37,7 +37,16 @@ def main(job_file: str) -> int:
     base, key = Path(document["base"]), bytes.fromhex(document["key"])
     for seed, folder, result in document["policies"]:
         if not Path(result).exists():
-            evaluation = evaluate_policy(Path(folder), protocol, document["split"], seed, base=base, key=key)
+            evaluation = evaluate_policy(
+                Path(folder),
+                protocol,
+                document["split"],
+                seed,
+                base=base,
+                key=key,
+                memory_gib=document["memory_gib"],
+                parts=Path(result).with_suffix(".parts"),
+            )
             write_atomically(Path(result), evaluation.to_json())
     return 0
 

@@ -7,12 +7,19 @@ so a completion depends on its own row only, not on the other rows of its batch 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
+
+from poise_core.policies.model import PromptCodec, load_model
+from poise_core.randomness import uniforms
+from poise_core.sampling.base import Requests, Sampled
+from poise_core.sampling.handover import sequence_logprobs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +42,162 @@ class Completions:
     mask: Tensor  # (B, T) bool, True = sampled token, the end-of-sequence token included
     truncated: Tensor  # (B,) bool, no end-of-sequence token within the length limit
     logprobs: Tensor  # (B, T) float32, of the sampled tokens at the sampling temperature; 0 outside the mask
-    entropies: Tensor  # (B, T) float32, nats; 0 outside the mask
+    entropies: Tensor  # (B, T) float32, nats; 0 outside the mask, and everywhere from a sampler that does not know them
+
+
+class LocalSampler:
+    """Decodes in this process with transformers; exact, and the same to the bit for the same batches."""
+
+    def __init__(self, *, memory_gib: float = 4.0, most_rows: int | None = None) -> None:
+        """Make a sampler without a policy.
+
+        Args:
+            memory_gib: for caches and logits of one batch; more rows are decoded batch after batch.
+            most_rows: of a batch, however little they need.
+        """
+        self._memory_gib, self._most_rows = memory_gib, most_rows
+        self._model: Any = None
+        self._version = ""
+
+    def load(self, version: str, folder: Path) -> None:
+        """See ``Sampler.load``."""
+        self.adopt(version, load_model(folder))
+
+    def adopt(self, version: str, model: Any) -> None:
+        """Take a model of this process as ``version``."""
+        self._model = model.to("cuda") if torch.cuda.is_available() else model
+        self._version = version
+
+    def sample(self, requests: Requests) -> Sampled:
+        """See ``Sampler.sample``."""
+        ids, mask = padded_left(requests.prompts, requests.pad_id)
+        device = next(self._model.parameters()).device
+        rows = rows_within(self._model, ids.shape[1] + requests.max_length, self._memory_gib)
+        noise = uniforms(requests.rows, requests.max_length, *requests.key) if requests.temperature else None
+        completions = sample_in_batches(
+            self._model,
+            ids.to(device),
+            mask.to(device),
+            torch.full((len(ids),), requests.samples, device=device),
+            rows=min(rows, self._most_rows or rows),
+            max_length=requests.max_length,
+            eos_ids=requests.eos_ids,
+            pad_id=requests.pad_id,
+            noise=noise,
+            temperature=requests.temperature or 1.0,
+        )
+        return Sampled(self._version, completions)
+
+    def score(self, ids: Sequence[int]) -> list[float]:
+        """See ``Sampler.score``."""
+        return sequence_logprobs(self._model, ids)
+
+    def identity(self) -> dict[str, str]:
+        """See ``Sampler.identity``."""
+        from transformers import __version__
+
+        return {"engine": "local", "version": __version__, "torch": str(torch.__version__)}
+
+    def close(self) -> None:
+        """See ``Sampler.close``."""
+        self._model = None
+
+
+def prompt_tokens(codec: PromptCodec, problems: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    """Return the tokens of the prompts of problems, without padding."""
+    ids, mask = codec.encode(problems)
+    return tuple(tuple(row[keep].tolist()) for row, keep in zip(ids, mask, strict=True))
+
+
+def padded_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return prompts as left-padded ids and their mask, both (N, P), int64 and bool."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.full((len(prompts), width), pad_id, dtype=torch.int64)
+    mask = torch.zeros((len(prompts), width), dtype=torch.bool)
+    for i, prompt in enumerate(prompts):
+        ids[i, width - len(prompt) :] = torch.tensor(prompt, dtype=torch.int64)
+        mask[i, width - len(prompt) :] = True
+    return ids, mask
+
+
+def rows_within(model: Any, tokens: int, memory_gib: float) -> int:
+    """Return how many sequences of ``tokens`` tokens are decoded at once within this memory, at least one.
+
+    A row needs keys and values of every layer, twice while finished rows are left out, and the logits of one position.
+    """
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = next(model.parameters()).element_size()
+    row = 2 * (2 * config.num_hidden_layers * heads * width * size) * tokens + 2 * config.vocab_size * size
+    return max(1, int(memory_gib * 2**30) // row)
+
+
+@torch.no_grad()
+def sample_in_batches(
+    model: PreTrainedModel,
+    prompt_ids: Tensor,
+    prompt_mask: Tensor,
+    counts: Tensor,
+    *,
+    rows: int,
+    noise: Tensor | None,
+    pad_id: int,
+    **settings: Any,
+) -> Completions:
+    """Sample as ``sample_completions`` does, at most ``rows`` completions at once."""
+    if int(counts.sum()) <= rows:
+        return sample_completions(model, prompt_ids, prompt_mask, counts, noise=noise, pad_id=pad_id, **settings)
+    parts, done = [], 0
+    for prompts, shares in _batches(counts.tolist(), rows):
+        first = int(prompt_mask[prompts].any(0).int().argmax())
+        own = slice(done, done + sum(shares))
+        parts.append(
+            sample_completions(
+                model,
+                prompt_ids[prompts, first:],
+                prompt_mask[prompts, first:],
+                torch.tensor(shares, device=counts.device),
+                noise=None if noise is None else noise[own],
+                pad_id=pad_id,
+                **settings,
+            )
+        )
+        done = own.stop
+    return _joined(parts, pad_id)
+
+
+def _batches(counts: Sequence[int], rows: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Split prompts with these counts into batches of at most ``rows`` completions: their indices, and their counts there."""
+    prompts: list[int] = []
+    shares: list[int] = []
+    for prompt, count in enumerate(counts):
+        pieces = [rows] * (count // rows) + [count % rows] * bool(count % rows)  # a prompt with more than a batch holds
+        for piece in pieces:
+            if prompts and sum(shares) + piece > rows:
+                yield prompts, shares
+                prompts, shares = [], []
+            prompts.append(prompt)
+            shares.append(piece)
+    if prompts:
+        yield prompts, shares
+
+
+def _joined(parts: Sequence[Completions], pad_id: int) -> Completions:
+    longest = max(part.ids.shape[1] for part in parts)
+
+    def joined(name: str, fill: float) -> Tensor:
+        values = [getattr(part, name) for part in parts]
+        return torch.cat([functional.pad(value, (0, longest - value.shape[1]), value=fill) for value in values])
+
+    return replace(
+        parts[0],
+        ids=joined("ids", pad_id),
+        mask=joined("mask", False),
+        truncated=torch.cat([part.truncated for part in parts]),
+        logprobs=joined("logprobs", 0.0),
+        entropies=joined("entropies", 0.0),
+    )
 
 
 @torch.no_grad()
@@ -179,11 +341,11 @@ def _inverse_cdf(probabilities: Tensor, thresholds: Tensor) -> Tensor:
     words needs no (rows, V) tensor in float64. A word of probability 0 is never returned.
     """
     rows, words = probabilities.shape
-    blocks = torch.nn.functional.pad(probabilities, (0, -words % BLOCK)).view(rows, -1, BLOCK)
+    blocks = functional.pad(probabilities, (0, -words % BLOCK)).view(rows, -1, BLOCK)
     sums = blocks.sum(-1, dtype=torch.float64).cumsum(-1)  # (rows, blocks)
     target = thresholds.double().unsqueeze(-1) * sums[:, -1:]
     block = _first_above(sums, target)
-    before = torch.nn.functional.pad(sums, (1, 0)).gather(-1, block)
+    before = functional.pad(sums, (1, 0)).gather(-1, block)
     inner = blocks.gather(1, block.unsqueeze(-1).expand(-1, -1, blocks.shape[-1])).squeeze(1).double().cumsum(-1)
     word = block * blocks.shape[-1] + _first_above(inner, target - before)
     return word.squeeze(-1)

@@ -1,19 +1,26 @@
 """The global batch, which gathers the completions of all processes, so that every process has whole groups.
 
-Rows are in group order: row i belongs to prompt i // group_size and was sampled by process i // (B / processes).
+Rows are in group order: row i belongs to prompt i // group_size and was sampled by process i // (B / processes), or came from a
+sampler in another process. Such a sampler computes other log-probabilities than the trainer, by rounding, by a stale cache, or by
+an error of its own. What a candidate sees is the trainer's; what that leaves out is corrected here, outside the candidate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as functional
 from torch import Tensor
 
-_PER_TOKEN = ("completion_ids", "completion_mask", "old_logprobs", "ref_logprobs", "entropies")
+from poise_core.config.protocol import SamplerSpec
+from poise_core.sampling import handover
+
+_PER_TOKEN = ("completion_ids", "completion_mask", "old_logprobs", "sampler_logprobs", "ref_logprobs", "entropies")
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,8 @@ class GlobalBatch:
     prompt_mask: Tensor  # (B, P) bool
     completion_ids: Tensor  # (B, T) int64
     completion_mask: Tensor  # (B, T) bool
-    old_logprobs: Tensor  # (B, T)
+    old_logprobs: Tensor  # (B, T), of the trainer
+    sampler_logprobs: Tensor  # (B, T), of whoever sampled; the same tensor where that is the trainer
     ref_logprobs: Tensor  # (B, T)
     entropies: Tensor  # (B, T)
     correctness: Tensor  # (B,)
@@ -99,3 +107,84 @@ def gather_batch(own: GlobalBatch, max_length: int) -> GlobalBatch:
         dist.all_gather(parts, sent.contiguous())
         joined[spec.name] = torch.cat(parts).to(value.dtype)
     return GlobalBatch(**joined).trimmed()
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """The way to a sampler in another process; see ``poise_core/sampling/handover.py``."""
+
+    folder: Path
+    spec: SamplerSpec
+    names: tuple[str, ...]  # of the policy's tensors, as its files name them
+
+    def hand_over(self, model: Any, seed: int, step: int) -> None:
+        """Write the weights of a whole model, and ask for the rollout of this step.
+
+        Raises:
+            SamplerFault: the disk is full.
+        """
+        state = model.state_dict()
+        dtype = getattr(torch, self.spec.dtype)
+        tensors = {name: state[name].detach().to("cpu", dtype) for name in self.names}
+        handover.hand_over(self.folder, seed, step, tensors, handover.canary(model))
+
+    def rollout(self, seed: int, step: int, rows: range, group_size: int, device: torch.device) -> GlobalBatch:
+        """Wait for the rollout of this step and return these rows of it; their ``old_logprobs`` and ``entropies`` are still 0.
+
+        Raises:
+            SamplerFault: what came is not what was asked.
+        """
+        tensors, _ = handover.await_rollout(self.folder, seed, step)
+        groups = torch.tensor([row // group_size for row in rows])
+        own = {name: value[rows.start : rows.stop].to(device) for name, value in tensors.items()}
+        own |= {name: tensors[name][groups].to(device) for name in ("prompt_ids", "prompt_mask")}
+        zeros = torch.zeros_like(own["sampler_logprobs"])
+        valid = own["format_valid"]
+        own["correctness"] = torch.where(valid, own["correctness"], torch.zeros_like(own["correctness"]))
+        return GlobalBatch(
+            **own,
+            old_logprobs=zeros,
+            ref_logprobs=zeros.clone(),
+            entropies=zeros,
+            group_ids=groups.to(device),
+        )
+
+
+def importance_weights(batch: GlobalBatch, spec: SamplerSpec | None) -> Tensor | None:
+    """Return the weights of tokens, (B, T), or None where the trainer has sampled itself or the protocol has them off.
+
+    They are min(exp(trainer - sampler), cap), of a token's log-probability or of the sum over its completion: truncated importance
+    sampling (Ionides 2008, eq. 3; for samplers of language models Yao et al. 2025, "Your efficient RL framework secretly brings
+    you off-policy RL training"). The gradient of a candidate's loss at each token is multiplied by them.
+    """
+    if spec is None or spec.importance == "off":
+        return None
+    gap = _gap(batch)
+    if spec.importance == "sequence":
+        gap = gap.sum(-1, keepdim=True).expand_as(gap)
+    return gap.exp().clamp(max=spec.cap)
+
+
+def mismatch(batch: GlobalBatch) -> dict[str, float]:
+    """Return how far sampler and trainer are apart: the columns ``sampler_*`` of a trajectory.
+
+    With d = trainer - sampler, per token that was sampled: the KL of sampler to trainer by estimator k3, the mean of
+    exp(d) - d - 1; the effective sample size (sum w)^2 / (n sum w^2) of the w = exp(d), which is 1 where all are alike; and the
+    largest |d|.
+    """
+    mask = batch.completion_mask
+    if not bool(mask.any()):
+        return {"sampler_kl": 0.0, "sampler_ess": 1.0, "sampler_gap": 0.0}
+    gap = _gap(batch)[mask].double().clamp(-20, 20)
+    weights = gap.exp()
+    return {
+        "sampler_kl": float((weights - gap - 1).mean()),
+        "sampler_ess": float(weights.sum() ** 2 / (len(weights) * (weights**2).sum())),
+        "sampler_gap": float(gap.abs().max()),
+    }
+
+
+def _gap(batch: GlobalBatch) -> Tensor:
+    return torch.where(
+        batch.completion_mask, batch.old_logprobs - batch.sampler_logprobs, torch.zeros_like(batch.old_logprobs)
+    )

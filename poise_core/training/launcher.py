@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TextIO
 
 from poise_core.candidate.identity import name_fault
-from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
+from poise_core.evaluation.slots import RefusedRollout, Slot, require_identity, slot_for
+from poise_core.failures import CandidateFailure, FailureKind, FaultKind, InfrastructureError, SamplerFault
 from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import GRANTED, Limits
@@ -37,10 +38,12 @@ from poise_core.sandbox.run import (
 from poise_core.training.job import TrainingJob
 from poise_core.trajectory import CANDIDATE, CONTROLLER
 
+EXCHANGE, ASKED, ANSWERED = "exchange", "asked", "answered"  # folders in which weights and completions are handed over
 LINE_CHARACTERS = 1 << 20  # limit for a line of a trajectory; the trainer writes a few hundred
 OUTCOME_BYTES = 1 << 20
 MESSAGE_CHARACTERS, DETAIL_CHARACTERS = 2_000, 100_000  # of a failure; those of an honest worker are shorter
 CHANGED_FILE = "changed file"  # the outcome of a worker that was not given the text which the gate admitted
+SAMPLER_FAULT = "sampler fault"  # the outcome of a worker that could not hand over its weights, or was answered wrongly
 PAUSED_POLICY = "paused-policy"  # in a seed's folder until its training has finished
 HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
 PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
@@ -237,32 +240,16 @@ def _run(
     outcome.unlink(missing_ok=True)
     policy = resolve_policy(job.protocol.policy).resolve()
     _write_job(job, seeds, job_file, outcome, policy)
-    processes = str(job.resources.processes_per_training)
     follower = _Follower(folder, seeds, on_step)
-
-    def start(granted: Mapping[str, str]) -> None:
-        allowed = job.resources.allow_shared_network
-        _record_confinement(folder, require_own_network(granted, "training", allowed=allowed))
-
-    try:
-        status = run_confined(
-            [sys.executable, "-I", "-m", "poise_core.training.startup", processes, str(job_file)],
-            log=log,
-            writable=writable,
-            readable=[job_file, job.candidate_path.resolve(), *policy_files(policy), *job.protocol.environment.files],
-            limits=_limits(job, seeds, policy),
-            env=quiet_environment(job.resources.threads_per_process),
-            on_start=start,
-            on_poll=follower.poll,
-            should_stop=should_stop,
-        )
-    except TimeLimitReached as error:
-        raise CandidateFailure(FailureKind.TIMED_OUT, "train", str(error), log_tail(log)) from error
+    with _served(job, seeds, folder, policy, should_stop) as sampler:
+        status = _confined(job, seeds, folder, policy, writable, follower, sampler, should_stop)
     follower.poll()
     with _suspected(), contextlib.suppress(FileNotFoundError):
         document = json.loads(read_untrusted(outcome, OUTCOME_BYTES))
         if document["kind"] == CHANGED_FILE:
             raise InfrastructureError(str(document["message"]))
+        if document["kind"] == SAMPLER_FAULT:
+            raise SamplerFault(FaultKind(document["fault"]), str(document["message"])[:MESSAGE_CHARACTERS])
         kind, message = FailureKind(document["kind"]), str(document["message"])[:MESSAGE_CHARACTERS]
         detail = str(document["detail"])[-DETAIL_CHARACTERS:]
         raise CandidateFailure(kind, "train", message, detail)
@@ -272,11 +259,102 @@ def _run(
         raise InfrastructureError(f"training ended with status {status}; see {log}\n{log_tail(log)}")
 
 
+def _confined(
+    job: TrainingJob,
+    seeds: list[int],
+    folder: Path,
+    policy: Path,
+    writable: list[Path],
+    follower: _Follower,
+    sampler: Slot | None,
+    should_stop: Callable[[], bool] | None,
+) -> int:
+    """Run the training's process to its end and return its status."""
+    log, job_file = folder / "train.log", folder / "job.json"
+    processes = str(job.resources.processes_per_training)
+
+    def start(granted: Mapping[str, str]) -> None:
+        allowed = job.resources.allow_shared_network
+        _record_confinement(folder, require_own_network(granted, "training", allowed=allowed))
+
+    def poll() -> None:
+        follower.poll()
+        if sampler is not None:
+            _look_at(sampler, folder)
+
+    answers = [] if sampler is None else [folder / EXCHANGE / ANSWERED]
+    own_files = job.protocol.environment.files if sampler is None else []  # whoever grades needs them, and nobody else
+    try:
+        return run_confined(
+            [sys.executable, "-I", "-m", "poise_core.training.startup", processes, str(job_file)],
+            log=log,
+            writable=writable if sampler is None else [*writable, folder / EXCHANGE / ASKED],
+            readable=[job_file, job.candidate_path.resolve(), *policy_files(policy), *own_files, *answers],
+            limits=_limits(job, seeds, policy),
+            env=quiet_environment(job.resources.threads_per_process),
+            on_start=start,
+            on_poll=poll,
+            should_stop=should_stop,
+        )
+    except TimeLimitReached as error:
+        if sampler is not None and sampler.stuck:
+            raise SamplerFault(FaultKind.HUNG, f"{error} while the training waited for a rollout") from error
+        raise CandidateFailure(FailureKind.TIMED_OUT, "train", str(error), log_tail(log)) from error
+
+
+@contextmanager
+def _served(
+    job: TrainingJob, seeds: list[int], folder: Path, policy: Path, should_stop: Callable[[], bool] | None
+) -> Iterator[Slot | None]:
+    """Have the sampler of the protocol serve a folder of this training; None where the trainer samples itself."""
+    spec = job.protocol.sampler
+    if spec is None:
+        yield None
+        return
+    exchange = folder / EXCHANGE
+    shutil.rmtree(exchange, ignore_errors=True)  # what an earlier process asked is asked again
+    for name in (ASKED, ANSWERED):
+        (exchange / name).mkdir(parents=True)
+    environment = job.protocol.environment.absolute()
+    with slot_for(spec, job.resources, policy) as slot:
+        slot.take(
+            {
+                "do": "open",
+                "exchange": str(exchange),
+                "policy": str(policy),
+                "prompt": job.protocol.prompt.model_dump(mode="json") if job.protocol.prompt else None,
+                "environment": environment.model_dump(mode="json"),
+                "training": job.protocol.training.model_dump(mode="json"),
+                "seeds": seeds,
+            }
+        )
+        slot.await_ready(should_stop)
+        yield slot
+    shutil.rmtree(exchange, ignore_errors=True)
+
+
+def _look_at(sampler: Slot, folder: Path) -> None:
+    """Raise what the sampler has told; its faults are the machine's, weights that are none of the policy the candidate's."""
+    try:
+        sampler.poll()
+    except RefusedRollout as error:
+        kind = FailureKind.CRASHED if error.finite else FailureKind.DIVERGED
+        raise CandidateFailure(kind, "train", f"the sampler refused what was handed over: {error}") from error
+    if sampler.identity:
+        require_identity(folder / "sampler.json", sampler.identity)
+
+
 def _write_job(job: TrainingJob, seeds: list[int], job_file: Path, outcome: Path, policy: Path) -> None:
-    """Write the job file without benchmarks, so that candidate code cannot learn on what its policy is evaluated."""
+    """Write the job file without benchmarks, so that candidate code cannot learn on what its policy is evaluated.
+
+    Where another process samples and grades, it names no environment either.
+    """
+    sampler = job.protocol.sampler
     document = {
         "policy": str(policy),
-        "environment": job.protocol.environment.absolute().model_dump(mode="json"),
+        "environment": None if sampler else job.protocol.environment.absolute().model_dump(mode="json"),
+        "sampler": sampler.model_dump(mode="json") if sampler else None,
+        "exchange": str(job_file.parent / EXCHANGE),
         "prompt": job.protocol.prompt.model_dump(mode="json") if job.protocol.prompt else None,
         "model": job.protocol.model.model_dump(mode="json") if job.protocol.model else None,
         "training": job.protocol.training.model_dump(mode="json"),

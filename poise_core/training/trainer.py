@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,20 +27,21 @@ from poise_core.config import ResourceSpec
 from poise_core.config.protocol import TrainingSpec
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.environments import Environment, Problem
+from poise_core.environments.prompts import step_problems
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.policies.model import PromptCodec
-from poise_core.randomness import hash_key, uniforms
+from poise_core.randomness import ROLLOUT, hash_key, uniforms
 from poise_core.reductions import group_max, group_min, masked_mean
-from poise_core.sampling.local import sample_completions
+from poise_core.sampling.local import rows_within, sample_in_batches
 from poise_core.sampling.scoring import score_completions, separates_packed
-from poise_core.training.algorithm import Algorithm, TrainingSignal, not_finite
-from poise_core.training.batches import GlobalBatch, gather_batch
+from poise_core.training.algorithm import Algorithm, MicroLoss, TrainingSignal, not_finite
+from poise_core.training.batches import GlobalBatch, Rendezvous, gather_batch, importance_weights, mismatch
 from poise_core.training.behaviour import Recheck
 from poise_core.training.engine import Engine, micro_batch_count
 
 KL_MONITOR_STRIDE = 8
 RUNNING_WEIGHT = 0.9
-_NOISE, _ORDER = 1, 2  # purposes in the keys of random streams
+_ORDER = 2  # purpose in the keys of random streams, beside ROLLOUT
 
 
 @dataclass
@@ -61,7 +62,7 @@ class Trainer:
         engine: Engine,
         reference: Any,
         codec: PromptCodec,
-        environment: Environment,
+        environment: Environment | None,
         problems: list[Problem],
         training: TrainingSpec,
         resources: ResourceSpec,
@@ -70,6 +71,7 @@ class Trainer:
         rank: int,
         device: torch.device,
         fingerprint: str | None = None,
+        rendezvous: Rendezvous | None = None,
     ) -> None:
         self.recheck = Recheck(candidate, training.max_completion_length, fingerprint)
         self.algorithm = Algorithm(candidate, training.max_completion_length)
@@ -77,7 +79,11 @@ class Trainer:
         self.environment, self.problems, self.training, self.resources = environment, problems, training, resources
         self.seed, self.rank, self.device = seed, rank, device
         self.state = TrainerState()
+        self.rendezvous = rendezvous
+        self._importance: Tensor | None = None  # (B, T), of this step; None where the trainer samples itself
         self._packed = separates_packed(reference)
+        # decoding and scoring agree in float32; in other types they round otherwise, and what a candidate sees is of one kind
+        self._exact = next(engine.model.parameters()).dtype == torch.float32
 
     def steps(self) -> Iterator[dict[str, float]]:
         """Run the remaining steps, yielding one trajectory row after each.
@@ -92,6 +98,7 @@ class Trainer:
     def _step(self) -> dict[str, float]:
         started = time.perf_counter()
         batch = self._rollout()
+        self._importance = importance_weights(batch, self.rendezvous.spec if self.rendezvous else None)
         row = self._rollout_metrics(batch)
         self._follow(row, ("entropy", "kl", "reward_mean", "completion_length", "all_fail_fraction"))
         row["seconds_rollout"] = time.perf_counter() - started
@@ -113,28 +120,28 @@ class Trainer:
 
     # rollout
 
-    def _step_problems(self) -> list[Problem]:
-        count, total = self.training.prompts_per_step, len(self.problems)
-        first = self.state.step * count
-        return [self.problems[i % total] for i in range(first, first + count)]
-
     def _rollout(self) -> GlobalBatch:
         spec, step = self.training, self.state.step
-        problems = self._step_problems()
         own = spec.batch_size // self.engine.world_size
         rows = range(self.rank * own, (self.rank + 1) * own)
+        if self.rendezvous is not None:
+            return gather_batch(self._with_reference(self._handed(self.rendezvous, rows)), spec.max_completion_length)
+        assert self.environment is not None
+        problems = step_problems(self.problems, spec, step)
         groups = torch.tensor([row // spec.group_size for row in rows])
         ids, mask = self.codec.encode(
             [problem.prompt for problem in problems]
         )  # whole batch, for one width on all processes
         present, counts = torch.unique(groups, return_counts=True)
-        noise = uniforms(spec.batch_size, spec.max_completion_length, self.seed, step, _NOISE)[rows.start : rows.stop]
+        noise = uniforms(spec.batch_size, spec.max_completion_length, self.seed, step, ROLLOUT)[rows.start : rows.stop]
         with self.engine.whole_model() as model:
-            sampled = sample_completions(
+            width = ids.shape[1] + spec.max_completion_length
+            sampled = sample_in_batches(
                 model,
                 ids[present].to(self.device),
                 mask[present].to(self.device),
                 counts.to(self.device),
+                rows=rows_within(model, width, self.resources.sampler.memory_gib),
                 max_length=spec.max_completion_length,
                 eos_ids=self.codec.eos_ids,
                 pad_id=self.codec.pad_id,
@@ -153,6 +160,7 @@ class Trainer:
             completion_ids=sampled.ids,
             completion_mask=sampled.mask,
             old_logprobs=sampled.logprobs,
+            sampler_logprobs=sampled.logprobs,
             ref_logprobs=torch.zeros_like(sampled.logprobs),
             entropies=sampled.entropies,
             correctness=torch.where(valid, correctness, torch.zeros_like(correctness)),
@@ -160,8 +168,29 @@ class Trainer:
             truncated=sampled.truncated,
             group_ids=groups,
         )
-        batch = self._with_reference(batch)
-        return gather_batch(batch, spec.max_completion_length)
+        if not self._exact:
+            batch = self._rescored(batch)
+        return gather_batch(self._with_reference(batch), spec.max_completion_length)
+
+    def _handed(self, rendezvous: Rendezvous, rows: range) -> GlobalBatch:
+        """Have another process sample and grade, and compute log-probabilities and entropies with the trainer's own model."""
+        with self.engine.whole_model() as model:
+            if self.rank == 0:
+                rendezvous.hand_over(model, self.seed, self.state.step)
+        return self._rescored(
+            rendezvous.rollout(self.seed, self.state.step, rows, self.training.group_size, self.device)
+        )
+
+    @torch.no_grad()
+    def _rescored(self, batch: GlobalBatch) -> GlobalBatch:
+        """Replace log-probabilities and entropies by those of the trainer's own pass over the completions."""
+        old, spread = torch.zeros_like(batch.sampler_logprobs), torch.zeros_like(batch.sampler_logprobs)
+        rows = torch.arange(len(old), device=self.device)
+        for chunk in batch.by_length(rows, micro_batch_count(len(old), self.resources.micro_batch_size)):
+            part = batch.select(chunk)
+            logprobs, entropies = self._score(self.engine.model, part, entropies=True)
+            old[chunk, : logprobs.shape[1]], spread[chunk, : logprobs.shape[1]] = logprobs, entropies
+        return replace(batch, old_logprobs=old, entropies=spread)
 
     @torch.no_grad()
     def _with_reference(self, batch: GlobalBatch) -> GlobalBatch:
@@ -211,6 +240,7 @@ class Trainer:
             "all_fail_fraction": float((group_max(correctness, groups) <= 0).float().mean()),
             "all_pass_fraction": float((group_min(correctness, groups) >= 1).float().mean()),
             "tokens": float(lengths.sum()),
+            **mismatch(batch),
         }
 
     def _measured(self, first: int, count: int) -> Tensor:
@@ -260,6 +290,7 @@ class Trainer:
             loss = self.algorithm.loss(inputs, dynamics, tokens, sequences)
             if number == 0:
                 self.recheck.loss(inputs, dynamics, tokens, sequences, loss)
+            loss = self._weighted(loss, chunk)
             # the chain rule over the leaves at which the candidate differentiated
             through = (inputs.logprobs * loss.grad_logprobs).sum()
             if self.candidate.reads_entropies:
@@ -275,6 +306,13 @@ class Trainer:
         if not math.isfinite(norm):
             raise not_finite("the gradient", self.state.step)
         return norm
+
+    def _weighted(self, loss: MicroLoss, rows: Tensor) -> MicroLoss:
+        """Correct the gradient at each token for the sampler's numbers; the trainer's own samples need none."""
+        if self._importance is None:
+            return loss
+        weights = self._importance[rows, : loss.grad_logprobs.shape[1]]
+        return replace(loss, grad_logprobs=weights * loss.grad_logprobs, grad_entropies=weights * loss.grad_entropies)
 
     def _over_processes(self, sums: dict[str, float]) -> dict[str, float]:
         """Add up the shares of each mean that the processes hold."""

