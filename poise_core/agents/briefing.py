@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from poise_core.config.protocol import Protocol
+from poise_core.evidence.format import short_interval
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.noise import SeedNoise
 
@@ -139,14 +140,6 @@ class Line:
         delta = short_interval(self.delta) if self.delta else "-"
         last = self.fate if not self.reason else f"{self.fate}, {self.reason}"
         return "|".join([self.name, first_words(self.change, words), delta, ", ".join(self.telling) or "-", last])
-
-
-def short_interval(interval: Interval, *, signed: bool = True) -> str:
-    """``+1.2 [-0.4,+2.8]``."""
-    form = "+.1f" if signed else ".1f"
-    if not math.isfinite(interval.low):
-        return f"{interval.estimate:{form}} [?]"
-    return f"{interval.estimate:{form}} [{interval.low:{form}},{interval.high:{form}}]"
 
 
 def first_words(text: str, count: int) -> str:

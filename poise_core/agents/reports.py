@@ -12,8 +12,9 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-from poise_core.agents.briefing import TaskCard, short_interval
+from poise_core.agents.briefing import TaskCard
 from poise_core.agents.digest import digest_lines, make_digest
+from poise_core.evidence.format import short_interval
 from poise_core.evidence.intervals import Interval
 from poise_core.failures import CandidateFailure
 from poise_core.trajectory import Column, TrajectoryRows

@@ -56,6 +56,14 @@ def spell_interval(interval: Interval, form: str = "+.2f") -> str:
     return f"{interval.estimate:{form}} (95 % interval {interval.low:{form}} to {interval.high:{form}}, {seeds})"
 
 
+def short_interval(interval: Interval, *, signed: bool = True) -> str:
+    """``+1.2 [-0.4,+2.8]``, for tables where every character counts; an open limit is a question mark."""
+    form = "+.1f" if signed else ".1f"
+    if not math.isfinite(interval.low):
+        return f"{interval.estimate:{form}} [?]"
+    return f"{interval.estimate:{form}} [{interval.low:{form}},{interval.high:{form}}]"
+
+
 def format_duration(seconds: float) -> str:
     """``2 h 05 min``, ``17 min``, or ``12 s`` below half a minute."""
     minutes = round(seconds / 60)
