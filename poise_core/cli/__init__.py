@@ -12,6 +12,7 @@ from poise_core.cli.agents import context, cost
 from poise_core.cli.compare import compare_search, record_table
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
+from poise_core.cli.problems import env, grade
 from poise_core.cli.reading import leaderboard, lineage, rungs, show
 from poise_core.cli.replicate import replicate
 from poise_core.cli.track import track
@@ -53,10 +54,25 @@ def options(
     """Options of the command itself; its subcommands do the work."""
 
 
-for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, track, cost, context, tune):
+for command in (
+    evolve,
+    evaluate,
+    verify,
+    leaderboard,
+    lineage,
+    show,
+    rungs,
+    replicate,
+    track,
+    cost,
+    context,
+    tune,
+    grade,
+):
     app.command()(command)
 app.command()(compare_search)
 app.command()(record_table)
 app.add_typer(cli_archive.app)
+app.add_typer(env)
 app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)
 app.command(rich_help_panel="Testbed")(cli_testbed.build_policy)
