@@ -8,13 +8,14 @@ numbers. Problems of the ``search`` and ``report`` splits are disjoint from each
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from poise_core.config.protocol import BenchmarkSpec, Protocol
-from poise_core.environments import Environment, Problem, Split, get_environment
+from poise_core.environments import Environment, Problem, Split, benchmark_environment, verify_all
 from poise_core.evaluation.problems import ProblemSet
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
@@ -51,9 +52,8 @@ def evaluate_policy(
     if torch.cuda.is_available():
         model = model.to("cuda")
     codec = PromptCodec.load(base or folder, protocol.prompt)
-    environment = get_environment(protocol.environment.name)
     asked = ProblemSet(split, key)
-    results = tuple(_benchmark(model, codec, environment, protocol, spec, asked) for spec in protocol.benchmarks)
+    results = tuple(_benchmark(model, codec, protocol, spec, asked) for spec in protocol.benchmarks)
     return SeedEvaluation(
         seed=seed,
         split=split,
@@ -65,10 +65,12 @@ def evaluate_policy(
 
 
 def _benchmark(
-    model: Any, codec: PromptCodec, environment: Environment, protocol: Protocol, spec: BenchmarkSpec, asked: ProblemSet
+    model: Any, codec: PromptCodec, protocol: Protocol, spec: BenchmarkSpec, asked: ProblemSet
 ) -> BenchmarkResult:
+    environment = benchmark_environment(protocol, spec)
+    codec = replace(codec, prompt=spec.prompt) if spec.prompt else codec
     problems = benchmark_problems(environment, spec, asked)
-    length = protocol.training.max_completion_length
+    length = spec.max_completion_length or protocol.training.max_completion_length
     total = len(problems) * spec.samples
     noise = uniforms(total, length, asked.noise_key(spec.name)) if spec.metric == "pass" else None
     correct, valid, tokens = [], 0, 0
@@ -90,11 +92,13 @@ def _benchmark(
         )
         texts = codec.decode(sampled.ids, sampled.mask)
         whole = (~sampled.truncated).tolist()
-        for i, problem in enumerate(part):
-            own = range(i * spec.samples, (i + 1) * spec.samples)
-            verdicts = [environment.verify(problem, texts[j]) for j in own if whole[j]]
-            correct.append(round(sum(verdict.correctness for verdict in verdicts)))
-            valid += sum(verdict.format_valid for verdict in verdicts)
+        judged = [j for j in range(len(texts)) if whole[j]]
+        verdicts = verify_all(environment, [part[j // spec.samples] for j in judged], [texts[j] for j in judged])
+        scores = [0.0] * len(part)
+        for j, verdict in zip(judged, verdicts, strict=True):
+            scores[j // spec.samples] += verdict.correctness
+        correct += [round(score) for score in scores]
+        valid += sum(verdict.format_valid for verdict in verdicts)
         tokens += int(sampled.mask.sum())
     return BenchmarkResult(
         name=spec.name,

@@ -14,7 +14,7 @@ LONGEST_ANSWER = 2_000
 
 _BOX = re.compile(r"\\(?:boxed|fbox)\b\s*")
 _SPACE = re.compile(
-    r"(?<!\\)\\[,!;: ]|~|\\(?:q?quad|(?:display|text|script)style|left|right|[bB]igg?[lrm]?|limits|nolimits|hfill|medspace|thinspace)"
+    r"(?<!\\)\\[,!;: ]|~|\\(?:q?quad|(?:display|text|script)style|left|right|[bB]igg?[lrm]?|(?:no)?limits|hfill|thinspace)"
     r"(?![A-Za-z])"
 )
 _UNICODE = {
@@ -55,7 +55,7 @@ _SAME = [
         (r"\\end\{[bvV]?matrix\}|\\end\{smallmatrix\}|\\end\{array\}", r"\\end{pmatrix}"),
         (r"(\d(?:\.\d*)?)[eE]([+-]?\d+)(?![\d.])", r"\1\\cdot 10^{\2}"),
         (r"(\d(?:\.\d*)?)\s*[x]\s*10\s*\^", r"\1\\cdot 10^"),
-        (r"(?<![A-Za-z\\])(?:np\.|math\.)?(sqrt|(?:arc)?(?:sin|cos|tan)|sinh|cosh|tanh|cot|sec|csc|log|ln|exp|pi)(?![A-Za-z])", r"\\\1 "),
+        (r"(?<![A-Za-z\\])(?:np\.|math\.)?(sqrt|(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|ln|exp|pi)(?![A-Za-z])", r"\\\1 "),
         (r"(?<![A-Za-z\\])(?:inf|infinity|oo)(?![A-Za-z])", r"\\infty "),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
@@ -247,12 +247,13 @@ _unit("temperature C", "1", "C Celsius")
 _unit("temperature F", "1", "F Fahrenheit")
 _unit("speed", "44704/100000", "mph")
 _MULTIPLIERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-_TURNING = set(
-    (
+_TURNING = frozenset(
+    re.findall(
+        r"\w+",
         "not no never less more fewer greater least most about approximately roughly over under above below "
         "between almost nearly or either neither negative minus half double twice hundred dozen except cannot "
-        "maybe "
-    ).split()
+        "maybe ",
+    )
 )
 """Words that change what the number beside them says; a text with one is compared as text."""
 _NUMBER_WORDS = dict(
@@ -305,9 +306,10 @@ class Unit:
 class Answer:
     """One answer by its kind.
 
-    ``value``: an expression (``text``, ``unit``); ``words`` and ``choice`` (``text``); ``tuple``, ``set``, ``list``, ``ratio``, ``clock`` and the
-    sides of an ``equation`` (``items``); ``matrix`` (``items``, ``width``); ``intervals`` (left bracket, lower, upper, right bracket each); ``base``
-    (``text``, the base in ``items``); ``opaque``: compared as text; ``nothing``: empty.
+    ``value``: an expression (``text``, ``unit``); ``words`` and ``choice`` (``text``); ``tuple``, ``set``, ``list``, ``ratio``,
+    ``clock`` and the sides of an ``equation`` (``items``); ``matrix`` (``items``, ``width``); ``intervals`` (left bracket,
+    lower, upper, right bracket each); ``base`` (``text``, the base in ``items``); ``opaque``: compared as text;
+    ``nothing``: empty.
     """
 
     kind: str

@@ -1,8 +1,8 @@
 """LaTeX of an answer to an expression: a small parser that refuses to compute what nobody can, and math-verify for the rest.
 
-The parser knows what nearly all answers consist of (numbers, letters, fractions, roots, powers, functions, factorials). It is faster
-than a grammar for all of LaTeX, and it looks at the size of a power or factorial before it computes it. What it does not know
-(sums, integrals, limits) goes to the parser of math-verify. Decimals are read as exact fractions.
+The parser knows what nearly all answers consist of (numbers, letters, fractions, roots, powers, functions, factorials). It is
+faster than a grammar for all of LaTeX and looks at the size of a power or factorial before it computes it. What it does not
+know (sums, integrals, limits) goes to the parser of math-verify. Decimals are read as exact fractions.
 """
 
 from __future__ import annotations
@@ -353,9 +353,10 @@ class _Parser:
         return -found if negative else found
 
 
-_GREEK = set(
-    (
+_GREEK = frozenset(
+    re.findall(
+        r"\w+",
         "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi "
-        "chi psi omega ell mho hbar partial odot "
-    ).split()
+        "chi psi omega ell mho hbar partial odot ",
+    )
 )

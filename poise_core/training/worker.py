@@ -70,7 +70,7 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
         engine,
         reference,
         codec,
-        get_environment(job.environment.name),
+        get_environment(job.environment),
         training_problems(job.environment, seed),
         job.training,
         job.resources,
