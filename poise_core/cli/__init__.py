@@ -15,6 +15,7 @@ from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
 from poise_core.cli.explore import explore
 from poise_core.cli.fetch import fetch
+from poise_core.cli.problems import env, grade
 from poise_core.cli.reading import leaderboard, lineage, rungs, show
 from poise_core.cli.replicate import replicate
 from poise_core.cli.track import track
@@ -73,11 +74,13 @@ for command in (
     lessons,
     bridge,
     tune,
+    grade,
 ):
     app.command()(command)
 app.command()(compare_search)
 app.command()(record_table)
 app.add_typer(cli_archive.app)
 app.add_typer(cli_sampler.app)
+app.add_typer(env)
 app.command(rich_help_panel="Testbed")(cli_testbed.calibrate)
 app.command(rich_help_panel="Testbed")(cli_testbed.build_policy)

@@ -106,10 +106,18 @@ def resolve_preset(name: str, overrides: list[str] | None, **settings: int | Non
     Raises:
         PresetError: see ``poise_core.config.load_preset``.
     """
-    from poise_core.config import load_preset
+    from poise_core.config import PresetError, load_preset
 
     given = [f"search.{key}={value}" for key, value in settings.items() if value is not None]
-    return load_preset(name, [*(overrides or []), *given])
+    preset = load_preset(name, [*(overrides or []), *given])
+    if preset.protocol.has_sources:  # they are read before anything is written
+        from poise_core.environments.sources import prepared_protocol
+
+        try:
+            prepared_protocol(preset.protocol)
+        except ValueError as error:
+            raise PresetError(str(error)) from error
+    return preset
 
 
 def default_run_dir(preset: Preset) -> Path:

@@ -17,7 +17,6 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from poise_core.config.environment_file import pinned
 from poise_core.config.preset import Preset
 from poise_core.config.protocol import Protocol
 from poise_core.policies.locate import PolicyNotFoundError, policy_digest, tokenizer_digest
@@ -85,13 +84,21 @@ def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
 
 
 def _with_pinned_environment(protocol: Protocol) -> Protocol:
+    """Fill in the digests of the files from which problems come."""
+    where = f"protocol.environment.{'source' if protocol.environment.source else 'name'}"
     try:
-        name = pinned(protocol.environment.name)
+        environment = protocol.environment.pinned()
+        benchmarks = []
+        for benchmark in protocol.benchmarks:
+            where = f"protocol.benchmarks.{benchmark.name}.source"
+            source = benchmark.source.pinned() if benchmark.source else None
+            benchmarks.append(benchmark.model_copy(update={"source": source}))
     except OSError as error:
-        raise PresetError(
-            f"protocol.environment.name: {protocol.environment.name}: {error.strerror or error}"
-        ) from error
-    return protocol.model_copy(update={"environment": protocol.environment.model_copy(update={"name": name})})
+        name = protocol.environment.name if where.endswith("name") else error.filename
+        raise PresetError(f"{where}: {name}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise PresetError(f"{where}: {error}") from error
+    return protocol.model_copy(update={"environment": environment, "benchmarks": tuple(benchmarks)})
 
 
 def _read_document(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -114,7 +121,21 @@ def _read_document(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) 
         raise PresetError(f"{name}: extends takes the name of a shipped preset or the path of a file (given: {base!r})")
     if base not in shipped_presets():
         base = os.path.normpath(Path(name).parent / base)
-    return _merged(_read_document(base, (*extended_by, name)), document)
+    return _merged(_without_other_problems(_read_document(base, (*extended_by, name)), document), document)
+
+
+def _without_other_problems(base: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of the file that is extended, without kinds of problems that another environment does not know."""
+
+    def environment(document: Mapping[str, Any]) -> Any:
+        protocol = document.get("protocol")
+        return protocol.get("environment") if isinstance(protocol, Mapping) else None
+
+    theirs, mine = environment(base), environment(own)
+    if isinstance(theirs, dict) and isinstance(mine, dict) and {"source", "name"} & set(mine):
+        kept = {key: value for key, value in theirs.items() if key == "train_problems"}
+        return {**base, "protocol": {**base["protocol"], "environment": kept}}
+    return base
 
 
 def tuned_file(name_or_path: str | Path) -> Path | None:

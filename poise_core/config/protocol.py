@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
-from poise_core.config.environment_file import EnvironmentFile
+from poise_core.config.environment_file import EnvironmentFile, pinned
+from poise_core.config.problems import SourceSpec
 from poise_core.policies.prompt import ModelSpec, PromptSpec
 
 
@@ -29,34 +39,95 @@ class EnvironmentSpec(FrozenModel):
     """The problems on which the policy trains."""
 
     name: str = Field("arithmetic", description="a name from poise_core.environments, or FILE.py:CLASS of your own")
-    mixture: dict[str, PositiveFloat] = Field(description="share of each kind of problem in the training prompts")
+    source: SourceSpec | None = Field(
+        None, description="problems of a data set or library, in place of a named environment"
+    )
+    split: Literal["hash", "all"] = Field(
+        "hash",
+        description="of a source: hash trains on 70 % and leaves 15 % each to the search and report splits of benchmarks "
+        "without a source of their own; all trains on every row",
+    )
+    mixture: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="share of each kind of problem in the training prompts; a source needs none"
+    )
     train_problems: PositiveInt = Field(4096, description="size of the training set; prompts repeat after one pass")
+
+    @model_validator(mode="after")
+    def _problems(self) -> EnvironmentSpec:
+        if self.source is None and not self.mixture:
+            raise ValueError("mixture is missing: give the share of each kind of problem, for example {add2: 1.0}")
+        if self.source is not None and self.name != "arithmetic":
+            raise ValueError(f"name is {self.name!r} and there is a source; give one of them")
+        if self.source is None and self.split != "hash":
+            raise ValueError("split belongs to a source")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), ("source", "split") if self.source is None else ())
 
     @property
     def files(self) -> list[Path]:
-        """Return the files beside the package that a process must read to make the environment: a user's file, or none."""
+        """Return the files beside the package that a process must read to make the environment: a user's files, or none."""
         file = EnvironmentFile.parse(self.name)
-        return [file.path.resolve()] if file else []
+        return self.source.files if self.source else [file.path.resolve()] if file else []
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The mixture; one kind where a source is given without any."""
+        return self.mixture or {ALL: 1.0}
 
     def absolute(self) -> EnvironmentSpec:
         """Return the same specification with an absolute path, for a process with another working directory."""
+        if self.source is not None:
+            return self.model_copy(update={"source": self.source.absolute()})
         file = EnvironmentFile.parse(self.name)
         if file is None:
             return self
         name = EnvironmentFile(file.path.resolve(), file.class_name, file.digest).name
         return self.model_copy(update={"name": name})
 
+    def pinned(self) -> EnvironmentSpec:
+        """Return the same specification with the digests of the files that it names.
+
+        Raises:
+            OSError: a file cannot be read.
+            ValueError: a file is not what the specification says.
+        """
+        if self.source is not None:
+            return self.model_copy(update={"source": self.source.pinned()})
+        return self.model_copy(update={"name": pinned(self.name)})
+
+
+ALL = "all"
+"""The kind of all problems of a source without kinds."""
+
 
 class BenchmarkSpec(FrozenModel):
-    """One benchmark: problems of given kinds and the metric by which they are scored."""
+    """One benchmark: its problems and the metric by which they are scored."""
 
     name: str
-    kinds: tuple[str, ...] = Field(min_length=1)
-    problems: PositiveInt
+    kinds: tuple[str, ...] = Field((), description="kinds of problems, in equal shares; a source may leave them out")
+    problems: int = Field(0, ge=0, description="how many; 0, for a source only: all that the split holds")
     metric: Literal["pass", "accuracy"] = Field(description="pass: pass@k at temperature 1; accuracy: greedy acc@1")
     k: PositiveInt = 1
     samples: PositiveInt = Field(1, description="completions per problem; 1 for accuracy")
     weight: PositiveFloat
+    source: SourceSpec | None = Field(
+        None, description="problems of its own; by default those of the training environment"
+    )
+    sealed: Literal["halves", "same"] = Field(
+        "halves",
+        description="of a source of its own: halves divides its problems by hash into search and report; same asks all of "
+        "them in both, so that nothing is sealed, and every page says so",
+    )
+    prompt: PromptSpec | None = Field(None, description="a template of its own; by default the protocol's")
+    max_completion_length: PositiveInt | None = Field(None, description="tokens; by default the protocol's")
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        unsaid = [name for name in ("source", "prompt", "max_completion_length") if getattr(self, name) is None]
+        return _without(handler(self), [*unsaid, *(["sealed"] if self.source is None else [])])
 
     @model_validator(mode="after")
     def _k_fits_samples(self) -> BenchmarkSpec:
@@ -64,6 +135,10 @@ class BenchmarkSpec(FrozenModel):
             raise ValueError(f"k is {self.k} but samples is {self.samples}; pass@k needs k <= samples")
         if self.metric == "accuracy" and (self.k, self.samples) != (1, 1):
             raise ValueError("greedy accuracy takes k = 1 and samples = 1")
+        if self.source is None and self.sealed != "halves":
+            raise ValueError("sealed belongs to a benchmark with a source of its own")
+        if self.source is not None and self.source.reasoning_gym and not self.problems:
+            raise ValueError("problems is missing: a procedural source has no end")
         return self
 
     @property
@@ -178,6 +253,16 @@ class Protocol(FrozenModel):
         total = sum(benchmark.weight for benchmark in self.benchmarks)
         if abs(total - 1.0) > 1e-9:
             raise ValueError(f"the weights of the benchmarks add up to {total:g}; they must add up to 1")
+        for benchmark in self.benchmarks:
+            if benchmark.source is None and self.environment.source is None:
+                if not benchmark.kinds:
+                    raise ValueError(f"benchmark {benchmark.name}: kinds is missing; name at least one kind of problem")
+                if not benchmark.problems:
+                    raise ValueError(f"benchmark {benchmark.name}: problems is missing; it must be at least 1")
+            if benchmark.source is None and self.environment.source is not None and self.environment.split == "all":
+                raise ValueError(
+                    f"benchmark {benchmark.name} has no source and environment.split is all, which leaves it no problems"
+                )
         names = [benchmark.name for benchmark in self.benchmarks]
         if len(set(names)) != len(names):
             raise ValueError("two benchmarks have the same name")
@@ -190,6 +275,30 @@ class Protocol(FrozenModel):
         copy = super().model_copy(update=update, deep=deep)
         copy.__dict__.pop("digest", None)
         return copy
+
+    @property
+    def has_sources(self) -> bool:
+        """Whether problems come from a data set, a library or a class of the user's."""
+        return bool(self.environment.source or any(benchmark.source for benchmark in self.benchmarks))
+
+    @property
+    def problem_files(self) -> list[Path]:
+        """The files beside the package that a process must read to ask and to judge the benchmarks."""
+        sources = [benchmark.source for benchmark in self.benchmarks if benchmark.source]
+        return [*self.environment.files, *(file for source in sources for file in source.files)]
+
+    def absolute(self) -> Protocol:
+        """The same protocol with absolute paths, for a process with another working directory."""
+        benchmarks = [
+            benchmark.model_copy(update={"source": benchmark.source.absolute()}) if benchmark.source else benchmark
+            for benchmark in self.benchmarks
+        ]
+        return self.model_copy(update={"environment": self.environment.absolute(), "benchmarks": tuple(benchmarks)})
+
+    @property
+    def unsealed(self) -> list[str]:
+        """Names of the benchmarks that ask the same problems in the search and in the report, as the paper does."""
+        return [benchmark.name for benchmark in self.benchmarks if benchmark.sealed == "same"]
 
     @property
     def scored_by_reward(self) -> bool:
@@ -224,9 +333,24 @@ class Protocol(FrozenModel):
         return _digest(document)
 
 
+def _without(document: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Leave out fields that say nothing and are younger than digests that must stay."""
+    return {key: value for key, value in document.items() if key not in keys}
+
+
 TUNED_TRAINING = ("learning_rate", "inner_epochs")
 """Keys of ``TrainingSpec`` that are tuned for the baseline and then hold for every candidate."""
 
 
 def _digest(document: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(_placeless(document), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _placeless(value: Any) -> Any:
+    """The document without the places of a source's files, whose digests it holds."""
+    if isinstance(value, Mapping):
+        document = {key: _placeless(inner) for key, inner in value.items() if key != "prepared"}
+        if document.get("digest") and isinstance(document.get("dataset"), str):
+            document["dataset"] = document["dataset"].rpartition("/")[2]
+        return document
+    return [_placeless(inner) for inner in value] if isinstance(value, list | tuple) else value

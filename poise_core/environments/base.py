@@ -18,6 +18,7 @@ class Problem:
     prompt: str
     answer: str
     kind: str
+    data: str = ""  # JSON of further columns for graders that are functions
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,9 @@ class Outcome:
 
     correctness: float  # in [0, 1]; 0 where the format is not valid
     format_valid: bool  # the answer parses
+    how: str = (
+        ""  # the outcome of grading by its name, see poise_core.grading.OUTCOMES; "" where the environment has none
+    )
 
 
 class Environment(Protocol):
@@ -51,6 +55,14 @@ class Environment(Protocol):
     def verify(self, problem: Problem, completion: str) -> Outcome:
         """Judge one completion, given as text without the end-of-sequence token."""
         ...
+
+
+def verify_all(environment: Environment, problems: Sequence[Problem], completions: Sequence[str]) -> list[Outcome]:
+    """Judge many completions, each of the problem at its place; side by side where the environment can."""
+    together = getattr(environment, "verify_all", None)
+    if together is not None:
+        return list(together(problems, completions))
+    return [environment.verify(problem, text) for problem, text in zip(problems, completions, strict=True)]
 
 
 def split_of(prompt: str, shares: tuple[float, float] = (0.7, 0.15)) -> Split:

@@ -24,15 +24,21 @@ def training_set(spec: EnvironmentSpec, seed: int) -> Dataset:
     """
     from datasets import Dataset, interleave_datasets
 
-    environment = get_environment(spec.name)
-    total = sum(spec.mixture.values())
-    kinds = sorted(spec.mixture)
-    shares = [spec.mixture[kind] / total for kind in kinds]
+    environment = get_environment(spec)
+    total = sum(spec.shares.values())
+    kinds = sorted(spec.shares)
+    shares = [spec.shares[kind] / total for kind in kinds]
     parts = []
     for kind in kinds:
         size = min(environment.pool_size(kind), spec.train_problems)
         rows = environment.problems("train", [kind], size, "training")
-        columns = {"prompt": [p.prompt for p in rows], "answer": [p.answer for p in rows], "kind": [kind] * len(rows)}
+        columns = {
+            "prompt": [p.prompt for p in rows],
+            "answer": [p.answer for p in rows],
+            "kind": [p.kind for p in rows],
+        }
+        if any(p.data for p in rows):
+            columns["data"] = [p.data for p in rows]
         parts.append(Dataset.from_dict(columns).shuffle(seed=seed))
     mixed = interleave_datasets(parts, probabilities=shares, seed=seed, stopping_strategy="all_exhausted")
     return mixed.select(range(min(spec.train_problems, len(mixed))))

@@ -10,12 +10,12 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol as Typed
 
 from poise_core.config.protocol import BenchmarkSpec, Protocol
-from poise_core.environments import Environment, Problem, Split, get_environment
+from poise_core.environments import Environment, Problem, Split, benchmark_environment, verify_all
 from poise_core.evaluation.problems import ProblemSet
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
@@ -75,14 +75,13 @@ def evaluate_policy(
         sampler = local = LocalSampler(memory_gib=memory_gib, most_rows=ROWS_PER_BATCH)
         local.adopt("", model)
     codec = PromptCodec.load(base or folder, protocol.prompt)
-    environment = get_environment(protocol.environment.name)
     asked = ProblemSet(split, key)
     results = []
     for number, spec in enumerate(protocol.benchmarks):
         part = _Part(parts / f"{number}.json", protocol.digest, asked.fingerprint) if parts else None
         result = part.read() if part else None
         if result is None:
-            result = _benchmark(sampler, codec, environment, protocol, spec, asked)
+            result = _benchmark(sampler, codec, protocol, spec, asked)
             if part:
                 part.write(result)
         results.append(result)
@@ -127,18 +126,19 @@ class _Part:
 def _benchmark(
     sampler: _Samples,
     codec: PromptCodec,
-    environment: Environment,
     protocol: Protocol,
     spec: BenchmarkSpec,
     asked: ProblemSet,
 ) -> BenchmarkResult:
+    environment = benchmark_environment(protocol, spec)
+    codec = replace(codec, prompt=spec.prompt) if spec.prompt else codec
     problems = benchmark_problems(environment, spec, asked)
     total = len(problems) * spec.samples
     temperature = protocol.evaluation.temperature if protocol.evaluation else 1.0
     requests = Requests(
         prompts=prompt_tokens(codec, [problem.prompt for problem in problems]),
         samples=spec.samples,
-        max_length=protocol.evaluation_length,
+        max_length=spec.max_completion_length or protocol.evaluation_length,
         eos_ids=codec.eos_ids,
         pad_id=codec.pad_id,
         key=(asked.noise_key(spec.name),),
@@ -147,12 +147,13 @@ def _benchmark(
     sampled = sampler.sample(requests).completions
     texts = codec.decode(sampled.ids, sampled.mask)
     whole = (~sampled.truncated).tolist()
-    correct, valid = [], 0
-    for i, problem in enumerate(problems):
-        own = range(i * spec.samples, (i + 1) * spec.samples)
-        verdicts = [environment.verify(problem, texts[j]) for j in own if whole[j]]
-        correct.append(round(sum(verdict.correctness for verdict in verdicts)))
-        valid += sum(verdict.format_valid for verdict in verdicts)
+    judged = [j for j in range(total) if whole[j]]
+    verdicts = verify_all(environment, [problems[j // spec.samples] for j in judged], [texts[j] for j in judged])
+    scores = [0.0] * len(problems)
+    for j, verdict in zip(judged, verdicts, strict=True):
+        scores[j // spec.samples] += verdict.correctness
+    correct = [round(score) for score in scores]
+    valid = sum(verdict.format_valid for verdict in verdicts)
     return BenchmarkResult(
         name=spec.name,
         metric=spec.metric_name,

@@ -10,9 +10,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from poise_core.config.protocol import SamplerSpec
+from poise_core.environments.sources import prepared_protocol
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.problems import problem_set
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
@@ -43,6 +45,10 @@ def evaluate_policies(
         InfrastructureError: the process failed or took longer than ``resources.evaluate_timeout_seconds`` per policy.
         Cancelled: ``should_stop`` returned True.
     """
+    try:
+        job = replace(job, protocol=prepared_protocol(job.protocol))
+    except ValueError as error:
+        raise InfrastructureError(str(error)) from error
     folder = job.folder.resolve()
     results = [folder / f"seed-{seed}-{job.split}.json" for seed, _ in job.policies]
     asked = problem_set(job.secret, job.split, job.examination)
@@ -95,7 +101,7 @@ def _run(
         (seed, str(resolve_policy(policy).resolve()), str(result))
         for (seed, policy), result in zip(job.policies, results, strict=True)
     ]
-    protocol = job.protocol.model_copy(update={"environment": job.protocol.environment.absolute()})
+    protocol = job.protocol.absolute()
     write_atomically(
         job_file,
         json.dumps(
@@ -120,7 +126,7 @@ def _run(
             log=log,
             writable=[folder],
             readable=[
-                *job.protocol.environment.files,
+                *job.protocol.problem_files,
                 *(file for policy in (base, *(Path(path) for _, path, _ in policies)) for file in policy_files(policy)),
             ],
             limits=Limits(wall_seconds=job.resources.evaluate_timeout_seconds * len(policies)),

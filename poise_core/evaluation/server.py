@@ -23,7 +23,7 @@ import torch
 
 from poise_core.config.protocol import EnvironmentSpec, Protocol, SamplerSpec, TrainingSpec
 from poise_core.config.resources import SamplerResources
-from poise_core.environments import Environment, Problem, get_environment
+from poise_core.environments import Environment, Problem, get_environment, verify_all
 from poise_core.environments.prompts import step_problems, training_problems
 from poise_core.evaluation.evaluate import evaluate_policy
 from poise_core.failures import FaultKind, SamplerFault
@@ -66,7 +66,7 @@ class _Training:
     def __init__(self, document: dict[str, Any]) -> None:
         self.folder = Path(document["exchange"])
         self.environment_spec = EnvironmentSpec.model_validate(document["environment"])
-        self.environment: Environment = get_environment(self.environment_spec.name)
+        self.environment: Environment = get_environment(self.environment_spec)
         self.training = TrainingSpec.model_validate(document["training"])
         self.seeds: list[int] = document["seeds"]
         prompt = document["prompt"]
@@ -243,7 +243,7 @@ def _graded(
     """Return what the training gets: prompts, completions and verdicts, as tensors on the processor; rows in group order."""
     texts = job.codec.decode(completions.ids, completions.mask)
     owners = [problem for problem in problems for _ in range(requests.samples)]
-    verdicts = [job.environment.verify(problem, text) for problem, text in zip(owners, texts, strict=True)]
+    verdicts = verify_all(job.environment, owners, texts)
     prompt_ids, prompt_mask = padded_left(requests.prompts, requests.pad_id)
     tensors = {
         "prompt_ids": prompt_ids,

@@ -130,11 +130,13 @@ class PromptCodec:
         return ids, mask
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
-        """Return the texts of completions, given (B, T) ids and mask; end-of-sequence tokens are left out."""
+        """Return the texts of completions, given (B, T) ids and mask, without end-of-sequence tokens; stop texts cut."""
         kept = (mask & ~torch.isin(ids, torch.tensor(self.eos_ids, device=ids.device))).tolist()
         rows = [tuple(compress(row, keep)) for row, keep in zip(ids.tolist(), kept, strict=True)]
         # short completions of one prompt are often equal, so each text is decoded once
         texts = {row: self.tokenizer.decode(list(row), clean_up_tokenization_spaces=False) for row in set(rows)}
+        if self.prompt is not None and self.prompt.stop:
+            texts = {row: self.prompt.graded(text) for row, text in texts.items()}
         return [texts[row] for row in rows]
 
 

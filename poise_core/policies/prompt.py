@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+
+_ASKED = "Please reason step by step, and put your final answer within \\boxed{}."
+TEMPLATES: dict[str, dict[str, Any]] = {
+    "none": {"template": "{problem}"},
+    "boxed": {"template": "{problem}\n" + _ASKED},
+    "qwen-math": {
+        "template": f"<|im_start|>system\n{_ASKED}<|im_end|>\n<|im_start|>user\n{{problem}}<|im_end|>\n<|im_start|>assistant\n",
+        "stop": ("<|im_end|>", "<|endoftext|>"),
+    },
+    "r1": {
+        "template": "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. "
+        "The Assistant first thinks about the reasoning process in the mind and then provides the User with the answer. "
+        "The reasoning process is enclosed within <think> </think> and answer is enclosed within <answer> </answer> tags, "
+        "respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>.\n"
+        "User: {problem}\nAssistant: <think>",
+        "stop": ("</answer>",),
+    },
+}
+"""Templates by name. Their text, not their name, belongs to the protocol."""
 
 
 class ModelSpec(BaseModel):
@@ -23,7 +43,10 @@ class ModelSpec(BaseModel):
 
 
 class PromptSpec(BaseModel):
-    """How the text of a problem becomes the prompt that a policy continues."""
+    """How the text of a problem becomes the prompt that a policy continues.
+
+    A preset may give ``name``, one of ``TEMPLATES``, or ``file``, a text file; both are replaced by what they stand for.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -32,6 +55,31 @@ class PromptSpec(BaseModel):
         False, description="whether this text is a user's message in the chat template of the policy's tokenizer"
     )
     system: str | None = Field(None, description="system message of the chat; by default the chat template's own")
+    stop: tuple[str, ...] = Field(
+        (), description="texts that end a completion; the first one and what follows is not graded"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expanded(cls, document: Any) -> Any:
+        if not isinstance(document, dict) or not {"name", "file"} & set(document):
+            return document
+        document = dict(document)
+        name, file = document.pop("name", None), document.pop("file", None)
+        if (name is not None) + (file is not None) + ("template" in document) != 1:
+            raise ValueError("give one of name, file and template")
+        if name is not None and name not in TEMPLATES:
+            raise ValueError(f"name is {name!r}; the templates are {', '.join(TEMPLATES)}")
+        try:
+            known = TEMPLATES[name] if name is not None else {"template": Path(str(file)).read_text(encoding="utf-8")}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"file {file} cannot be read: {error}") from error
+        return {**known, **document}
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        return document if self.stop else {key: value for key, value in document.items() if key != "stop"}
 
     @model_validator(mode="after")
     def _fits(self) -> PromptSpec:
@@ -39,4 +87,15 @@ class PromptSpec(BaseModel):
             raise ValueError(f"template is {self.template!r}; it must hold {{problem}} once")
         if self.system is not None and not self.chat:
             raise ValueError("system is given but chat is false; only a chat has a system message")
+        if "" in self.stop:
+            raise ValueError("stop holds an empty text, which would end every completion at once")
         return self
+
+    def graded(self, completion: str) -> str:
+        """Return a completion up to its first stop text; ``</answer>`` is kept, as it closes the answer."""
+        ends = [
+            completion.find(stop) + (len(stop) if stop.startswith("</") else 0)
+            for stop in self.stop
+            if stop in completion
+        ]
+        return completion[: min(ends)] if ends else completion

@@ -17,11 +17,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TextIO
 
 from poise_core.candidate.identity import name_fault
+from poise_core.environments.sources import prepared_environment
 from poise_core.evaluation.slots import RefusedRollout, Slot, require_identity, slot_for
 from poise_core.failures import CandidateFailure, FailureKind, FaultKind, InfrastructureError, SamplerFault
 from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
@@ -232,6 +233,11 @@ def _run(
     on_step: Callable[[int, dict[str, float]], None] | None,
     should_stop: Callable[[], bool] | None,
 ) -> None:
+    try:
+        environment = prepared_environment(job.protocol.environment)
+    except ValueError as error:
+        raise InfrastructureError(str(error)) from error
+    job = replace(job, protocol=job.protocol.model_copy(update={"environment": environment}))
     folder = job.folder.resolve()
     outcome, log, job_file = folder / "outcome" / "outcome.json", folder / "train.log", folder / "job.json"
     writable = [outcome.parent, *(folder / f"seed-{seed}" for seed in seeds)]

@@ -26,7 +26,7 @@ from poise_core.candidate.loading import Candidate
 from poise_core.config import ResourceSpec
 from poise_core.config.protocol import TrainingSpec
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
-from poise_core.environments import Environment, Problem
+from poise_core.environments import Environment, Problem, verify_all
 from poise_core.environments.prompts import step_problems
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.policies.model import PromptCodec
@@ -149,7 +149,7 @@ class Trainer:
                 temperature=spec.temperature,
             )
         texts = self.codec.decode(sampled.ids, sampled.mask)
-        verdicts = [self.environment.verify(problems[int(g)], text) for g, text in zip(groups, texts, strict=True)]
+        verdicts = verify_all(self.environment, [problems[int(g)] for g in groups], texts)
         correctness = torch.tensor([v.correctness for v in verdicts], device=self.device)
         valid = torch.tensor([v.format_valid for v in verdicts], device=self.device) & ~sampled.truncated
         groups = groups.to(self.device)

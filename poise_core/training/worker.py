@@ -80,7 +80,7 @@ def _train_seed(job: _Job, candidate: Candidate, seed: int) -> None:
         engine,
         reference,
         codec,
-        get_environment(job.environment.name)
+        get_environment(job.environment)
         if job.environment
         else None,  # a sampler elsewhere grades and keeps the answers
         training_problems(job.environment, seed) if job.environment else [],
