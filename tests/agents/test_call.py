@@ -150,8 +150,8 @@ def test_a_role_has_its_own_model_temperature_and_limits(caller_for: Callable[..
     caller.ask(question())
     caller.ask(question(role="reflector"))
     first, second = server.requests
-    assert (first["model"], first.get("temperature"), first["max_completion_tokens"]) == ("test", None, 8192)
-    assert (second["model"], second["temperature"], second["max_completion_tokens"]) == ("small", 0.5, 77)
+    assert (first["model"], first.get("temperature"), first["max_tokens"]) == ("test", None, 8192)
+    assert (second["model"], second["temperature"], second["max_tokens"]) == ("small", 0.5, 77)
 
 
 def test_the_schema_is_strict_and_the_fault_is_told(caller_for: Callable[..., Caller], serve: Serve) -> None:
@@ -178,7 +178,7 @@ def test_overflow_halves_the_context_and_truncation_doubles_the_output(
     caller_for(server, context_tokens=1000, max_output_tokens=50).ask(question())
     sizes = [body["messages"][-1]["content"].count("x") for body in server.requests]
     assert sizes == [1000, 500, 500]
-    assert [body["max_completion_tokens"] for body in server.requests] == [50, 50, 100]
+    assert [body["max_tokens"] for body in server.requests] == [50, 50, 100]
 
 
 def test_what_was_answered_is_never_asked_again(

@@ -22,7 +22,7 @@ def names(text: str) -> frozenset[str]:
 _ELEMENTWISE = names("""
     abs absolute acos add asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or ceil clamp clamp_max clamp_min clip
     copysign cos cosh div divide eq erf erfc exp exp2 expm1 floor floor_divide fmax fmin frac ge greater greater_equal
-    gt heaviside hypot isclose isfinite isinf isnan le lerp less less_equal log log10 log1p log2 logaddexp logaddexp2
+    gt heaviside hypot isclose isfinite isinf isnan le lerp less less_equal lgamma log log10 log1p log2 logaddexp logaddexp2
     logical_and logical_not logical_or logical_xor logit lt maximum minimum mul multiply nan_to_num ne neg negative
     not_equal positive pow reciprocal relu remainder round rsqrt sgn sigmoid sign signbit sin sinc sinh sqrt square sub
     subtract tan tanh true_divide trunc where xlogy
@@ -43,7 +43,7 @@ _SHAPES = names("""
 
 MODULES: dict[str, frozenset[str]] = {
     "math": names("""
-        acos asin atan atan2 ceil copysign cos cosh e erf erfc exp expm1 fabs floor hypot inf isfinite isinf isnan log
+        acos asin atan atan2 ceil copysign cos cosh e erf erfc exp expm1 fabs floor hypot inf isfinite isinf isnan lgamma log
         log10 log1p log2 nan pi sin sinh sqrt tan tanh tau
     """),
     "collections.abc": names("Mapping"),
