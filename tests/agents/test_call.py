@@ -58,8 +58,18 @@ CASES: dict[str, tuple[Any, dict[str, Any], list[str], str | None]] = {
     ),
     "no structured output at all": (
         [Fail(400, "response_format is not supported"), Fail(400, "tools are not supported")],
-        {}, ["unsupported_output"] * 2, "unsupported_output",
+        {}, ["unsupported_output"] * 3, "unsupported_output",
     ),
+    "neither schema nor tools, but words": (
+        [Fail(400, "not supported by xgrammar"), Fail(400, "tool use is not supported"), Say('{"name": "green", "red": 0}')],
+        {}, ["unsupported_output"] * 2 + ["ok"], None,
+    ),
+    "no system role": ([Fail(400, "System role not supported"), GOOD], {}, ["unsupported_output", "ok"], None),
+    "another name of the limit": (
+        [Fail(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."), GOOD],
+        {}, ["unsupported_output", "ok"], None,
+    ),
+    "402": ([Fail(402, "Insufficient Balance")], {}, ["quota"], "quota"),
     "refusal": ([Say(None, refusal="I would rather not")], {}, ["refused"], "refused"),
     "content filter": ([Say("", finish="content_filter")], {}, ["refused"], "refused"),
     "truncated once": ([Say('{"name": "gr', finish="length"), GOOD], {}, ["truncated", "ok"], None),
