@@ -32,7 +32,7 @@ export LANGSMITH_TRACING := false
 .PHONY: evolve test test-fast test-all test-exhaustive checks setup lint format types imports clean
 
 evolve: setup
-	$(BIN)/poise evolve --preset $(PRESET) --run-dir $(RUN_DIR)
+	$(BIN)/poise evolve --preset "$(PRESET)" --run-dir "$(RUN_DIR)"
 
 test: checks
 	$(PYTEST) -m "not exhaustive"

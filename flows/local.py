@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows.server import prefect_server, wait_until_healthy
+from flows.server import never_proxy_loopback, prefect_server, wait_until_healthy
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.escaping import without_credentials
@@ -52,6 +52,8 @@ def evolve_here(
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells what happens
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    never_proxy_loopback()
+    named = bool(os.environ.get("PREFECT_API_URL"))
     with (
         evolution_session(run_dir, preset, observer=observer, replay=replay) as evolution,
         _stopped_by_signals(evolution, say) as asked,
@@ -60,7 +62,7 @@ def evolve_here(
         with prefect_server(evolution.run.path / "prefect") as url:
             import flows.evolve  # noqa: F401  (takes two seconds, in which the server starts)
 
-            wait_until_healthy(url)
+            wait_until_healthy(url, asked.is_set, named=named)
             count = evolution.preset.search.generations
             say(f"{count} generation{'s' if count > 1 else ''} in {evolution.run.path}; Ctrl-C stops, and it resumes")
             losses = 0

@@ -9,6 +9,7 @@ Import this module, and enter ``prefect_server``, before ``prefect`` is imported
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import socket
@@ -30,8 +31,45 @@ START_SECONDS = 600.0
 SECRET = "PREFECT_API_AUTH_STRING"
 """The setting from which Prefect's clients take what a server asks for, as ``user:password``."""
 
+ANSWER_SECONDS = 20.0
+"""How long a server that the user has named in PREFECT_API_URL is waited for."""
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 MOST_STARTS = 20
 """How often one private server is started; one that dies that often has a lasting fault, which its log shows."""
+
+
+def never_proxy_loopback() -> None:
+    """Except this machine from the proxies of the environment, for this process and its children.
+
+    Raises:
+        InfrastructureError: a proxy is of a kind that the HTTP client here cannot use; it would fail for every address.
+    """
+    proxies = {
+        name: os.environ[name] for name in os.environ if name.upper() in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+    }
+    for name, proxy in proxies.items():
+        if proxy.lower().startswith("socks") and importlib.util.find_spec("socksio") is None:
+            raise InfrastructureError(
+                f"{name} names a SOCKS proxy, which needs a package: pip install 'httpx[socks]', or unset {name}"
+            )
+    for name in ("NO_PROXY", "no_proxy"):
+        given = [
+            part.strip() for part in os.environ.get(name, os.environ.get("no_proxy", "")).split(",") if part.strip()
+        ]
+        if "*" not in given:
+            os.environ[name] = ",".join(dict.fromkeys((*given, *_LOOPBACK)))
+
+
+def _without_settings() -> dict[str, str]:
+    """This environment without the user's settings for a Prefect server of theirs, its database included."""
+    kept = ("PREFECT_HOME", "PREFECT_SERVER_ANALYTICS_ENABLED")
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in kept or not name.startswith(("PREFECT_", "PREFECT__"))
+    }
 
 
 @contextmanager
@@ -70,7 +108,8 @@ class _PrivateServer:
     def __init__(self, log: Path, port: int, secret: str) -> None:
         self._log, self._port = log, port
         self._environment = {
-            **os.environ,
+            **_without_settings(),
+            "PREFECT_PROFILES_PATH": str(log.parent / "no-profiles.toml"),
             "PREFECT_SERVER_API_AUTH_STRING": secret,
             "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://127.0.0.1:{port}",  # no page in a browser calls it
         }
@@ -110,24 +149,43 @@ class _PrivateServer:
                 self._process = self._start()
 
 
-def wait_until_healthy(url: str, should_stop: Callable[[], bool] = lambda: False) -> None:
+def _not_answering(url: str, what: str) -> InfrastructureError:
+    return InfrastructureError(f"PREFECT_API_URL: the server at {without_credentials(url)} {what}")
+
+
+def wait_until_healthy(url: str, should_stop: Callable[[], bool] = lambda: False, *, named: bool = False) -> None:
     """Return when the API answers, and lets this process use it.
+
+    Args:
+        url: of the API.
+        should_stop: asked many times a second.
+        named: whether the user has named this server, which is then up already and gets ``ANSWER_SECONDS``.
 
     Raises:
         Cancelled: ``should_stop`` returned true.
         InfrastructureError: it does not within ten minutes (on a machine that is busy it has taken two), or it asks for a secret
             that this process does not have.
     """
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + (ANSWER_SECONDS if named else START_SECONDS)
     while time.monotonic() < deadline:
         if should_stop():
             raise Cancelled("stopped while waiting for the Prefect server")
         try:
             with urllib.request.urlopen(f"{url}/health", timeout=5):
                 break
+        except urllib.error.HTTPError as error:
+            if named and error.code in (400, 404):
+                raise _not_answering(
+                    url, f"answers {error.code}: is it the address of its API, which ends in /api?"
+                ) from None
+            time.sleep(0.1)
+        except ValueError:
+            raise _not_answering(url, "is no address: it begins with http:// or https:// and ends in /api") from None
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     else:
+        if named:
+            raise _not_answering(url, f"does not answer within {ANSWER_SECONDS:.0f} s; start it, or unset the variable")
         place = without_credentials(url)
         raise InfrastructureError(
             f"the Prefect server at {place} does not answer; its log is server.log in PREFECT_HOME"

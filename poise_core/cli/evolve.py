@@ -121,6 +121,22 @@ def evolve(
         console.print(render_lineage(lineage(evidence)))
         console.print()
         console.print(where_to_look(run), highlight=False, soft_wrap=True)
+        if failures := model_failures(run):
+            say(f"poise: {failures}", err=True)
+
+
+def model_failures(run: RunDirectory) -> str:
+    """One line on the calls of language models that got no usable answer, with the first reason; "" where all did."""
+    calls = sorted(run.archive.rows("calls"), key=lambda row: row["created_at"])
+    failed = [row for row in calls if row["outcome"] not in ("ok", "budget")]
+    if not failed:
+        return ""
+    first = failed[0]
+    nothing = "" if len(failed) < len(calls) else "; the catalogue and the rules worked in its place"
+    return (
+        f"{len(failed)} of {len(calls)} calls to the language model failed{nothing}; "
+        f"the first: {first['outcome']}: {first['message']}"
+    )
 
 
 def share_problems(recorded: Path, folder: Path, preset: Preset) -> None:

@@ -17,7 +17,7 @@ from poise_core.trajectory import RUN_METRICS
 ROLES = ("proposer", "screener", "implementer", "reflector")
 """The roles that a language model can carry."""
 
-StructuredOutput = Literal["auto", "json_schema", "function_calling"]
+StructuredOutput = Literal["auto", "json_schema", "function_calling", "prompt"]
 
 
 class ModelSettings(FrozenModel):
@@ -36,7 +36,9 @@ class ModelSettings(FrozenModel):
     )
     retries: NonNegativeInt | None = Field(None, description="after network faults, per model")
     requests_per_minute: PositiveFloat | None = None
-    structured_output: StructuredOutput | None = Field(None, description="auto: json_schema, then tool calls")
+    structured_output: StructuredOutput | None = Field(
+        None, description="auto: json_schema, then tool calls, then prompt (words)"
+    )
     streaming: bool | None = Field(
         None, description="for servers and gateways that only stream, or cut idle connections"
     )

@@ -22,6 +22,36 @@ from poise_core.config.protocol import Protocol
 from poise_core.policies.locate import PolicyNotFoundError, policy_digest, tokenizer_digest
 
 
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML that refuses a key given twice, of which PyYAML would drop the first without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """The mapping, or ``ConstructorError`` with the line of the second key."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is given twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _parsed(text: str) -> Any:
+    """The document in a text.
+
+    Raises:
+        ValueError: it is no YAML; one line says why.
+    """
+    try:
+        return yaml.load(text, Loader=_UniqueKeys)  # a safe loader
+    except RecursionError:
+        raise ValueError("it nests too deeply") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
+
+
 class PresetError(ValueError):
     """The preset cannot be used; the message is one line that names the key."""
 
@@ -178,18 +208,23 @@ def _read_tuned(path: Path) -> dict[str, Any]:
 
 def _read_yaml(name: str, where: str) -> dict[str, Any]:
     if name in shipped_presets():
-        text = (resources.files("poise_core") / "presets" / f"{name}.yaml").read_text()
+        text = (resources.files("poise_core") / "presets" / f"{name}.yaml").read_text(encoding="utf-8")
     else:
         path = Path(name)
         if not path.is_file():
             raise PresetError(
                 f"{where}no preset {name!r}; shipped presets: {', '.join(shipped_presets())}, or give a YAML file"
             )
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
+        except UnicodeDecodeError as error:
+            raise PresetError(f"{where}{name}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+        except OSError as error:
+            raise PresetError(f"{where}{name}: cannot be read: {error.strerror or error}") from error
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise PresetError(f"{where}{name}: not valid YAML: {' '.join(str(error).split())}") from error
+        document = _parsed(text)
+    except ValueError as error:
+        raise PresetError(f"{where}{name}: not valid YAML: {error}") from error
     if not isinstance(document, dict):
         raise PresetError(f"{where}{name}: expected keys such as 'protocol' and 'search' at the top level")
     return document
@@ -216,7 +251,12 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
         target = target[part]
         if not isinstance(target, dict):
             raise PresetError(f"--set {key}: {part!r} has no keys below it")
-    target[leaf] = yaml.safe_load(value)
+    try:
+        target[leaf] = _parsed(value)
+    except ValueError as error:
+        raise PresetError(
+            f"--set {key}: the value is not valid YAML; put it in quotes within the shell's ({error})"
+        ) from error
 
 
 def _first_error(error: ValidationError) -> str:

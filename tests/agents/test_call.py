@@ -58,8 +58,18 @@ CASES: dict[str, tuple[Any, dict[str, Any], list[str], str | None]] = {
     ),
     "no structured output at all": (
         [Fail(400, "response_format is not supported"), Fail(400, "tools are not supported")],
-        {}, ["unsupported_output"] * 2, "unsupported_output",
+        {}, ["unsupported_output"] * 3, "unsupported_output",
     ),
+    "neither schema nor tools, but words": (
+        [Fail(400, "not supported by xgrammar"), Fail(400, "tool use is not supported"), Say('{"name": "green", "red": 0}')],
+        {}, ["unsupported_output"] * 2 + ["ok"], None,
+    ),
+    "no system role": ([Fail(400, "System role not supported"), GOOD], {}, ["unsupported_output", "ok"], None),
+    "another name of the limit": (
+        [Fail(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."), GOOD],
+        {}, ["unsupported_output", "ok"], None,
+    ),
+    "402": ([Fail(402, "Insufficient Balance")], {}, ["quota"], "quota"),
     "refusal": ([Say(None, refusal="I would rather not")], {}, ["refused"], "refused"),
     "content filter": ([Say("", finish="content_filter")], {}, ["refused"], "refused"),
     "truncated once": ([Say('{"name": "gr', finish="length"), GOOD], {}, ["truncated", "ok"], None),
@@ -150,8 +160,8 @@ def test_a_role_has_its_own_model_temperature_and_limits(caller_for: Callable[..
     caller.ask(question())
     caller.ask(question(role="reflector"))
     first, second = server.requests
-    assert (first["model"], first.get("temperature"), first["max_completion_tokens"]) == ("test", None, 8192)
-    assert (second["model"], second["temperature"], second["max_completion_tokens"]) == ("small", 0.5, 77)
+    assert (first["model"], first.get("temperature"), first["max_tokens"]) == ("test", None, 8192)
+    assert (second["model"], second["temperature"], second["max_tokens"]) == ("small", 0.5, 77)
 
 
 def test_the_schema_is_strict_and_the_fault_is_told(caller_for: Callable[..., Caller], serve: Serve) -> None:
@@ -178,7 +188,7 @@ def test_overflow_halves_the_context_and_truncation_doubles_the_output(
     caller_for(server, context_tokens=1000, max_output_tokens=50).ask(question())
     sizes = [body["messages"][-1]["content"].count("x") for body in server.requests]
     assert sizes == [1000, 500, 500]
-    assert [body["max_completion_tokens"] for body in server.requests] == [50, 50, 100]
+    assert [body["max_tokens"] for body in server.requests] == [50, 50, 100]
 
 
 def test_what_was_answered_is_never_asked_again(

@@ -54,6 +54,9 @@ def test_help_names_every_command_and_every_command_teaches_by_example(poise: Ca
     [
         (["--preset", "nowhere"], ["no preset 'nowhere'", "smoke"]),
         (["--set", "protocol.training.stepz=3"], ["protocol.training.stepz: unknown key", "steps"]),
+        (["--set", "agents.steering.directive=goal: shorter: answers"], ["--set agents.steering.directive", "quotes"]),
+        (["--set", "protocol.seeds=[0,1"], ["--set protocol.seeds", "not valid YAML"]),
+        (["--set", "search={parents: 1, parents: 2}"], ["'parents' is given twice"]),
         (["--set", "protocol.training.steps=many"], ["protocol.training.steps", "valid integer", "'many'"]),
         (["--set", "protocol.training.minibatches=3"], ["minibatches is 3", "does not divide"]),
         (["--set", "protocol.training.group_size=1"], ["group_size must be at least 2"]),

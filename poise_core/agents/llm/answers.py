@@ -90,7 +90,7 @@ def _json_in(text: str) -> Any:
     fault: Exception | None = None
     for part in _parts(text):
         try:
-            return json.loads(part)
+            return json.loads(part, strict=False)  # a raw line end in a string is meant as one
         except ValueError as error:
             fault = fault or error
         except RecursionError:

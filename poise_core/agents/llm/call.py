@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from poise_core.agents.llm.answers import answer_schema, read_answer
-from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
+from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome, quirk
 from poise_core.agents.llm.ledger import Allowance, Ledger, cost
 from poise_core.agents.llm.pace import Pace
 from poise_core.agents.llm.prompts import CHARACTERS_PER_TOKEN, data_block
@@ -48,6 +48,7 @@ class _Course:
     asks: int = 0
     complaint: str = ""
     previous: str = ""  # the last reply, which is shown to the model where it is asked again
+    quirks: set[str] = field(default_factory=set)  # of ``faults.quirk``, that its server has shown
     attempts: dict[str, int] = field(default_factory=dict)  # request digest -> attempts so far
 
 
@@ -120,19 +121,28 @@ class Caller:
 
     def _ask_model(self, question: Question[A], model: str, settings: ModelSettings, deadline: float) -> Answer[A]:
         wanted = settings.structured_output
-        methods = ["json_schema", "function_calling"] if wanted in ("auto", None) else [str(wanted)]
+        methods = ["json_schema", "function_calling", "prompt"] if wanted in ("auto", None) else [str(wanted)]
         course = _Course(settings.context_tokens or 0, settings.max_output_tokens or 0, methods)
         schema = answer_schema(question.kind)
         failure: CallFailed | None = None
         while True:
             system, user = question.build(course.budget)
+            user += course.complaint
+            if course.methods[0] == "prompt":
+                user += f"\n\nAnswer with one JSON object of this JSON schema, and nothing else:\n{json.dumps(schema)}"
+            messages = (
+                (("human", f"{system}\n\n{user}"),)
+                if "system" in course.quirks
+                else (("system", system), ("human", user))
+            )
             request = Request(
                 model=model,
                 method=course.methods[0],
                 schema=schema,
-                messages=(("system", system), ("human", user + course.complaint)),
+                messages=messages,
                 max_output_tokens=course.max_output,
                 temperature=settings.temperature,
+                other_limit="limit" in course.quirks,
             )
             try:
                 return self._attempt(question, request, settings, deadline, course)
@@ -167,6 +177,8 @@ class Caller:
                 if time.monotonic() + pause >= deadline:
                     raise failure  # the pause would end after the deadline
                 self._wait(pause)
+        elif failure.outcome is Outcome.UNSUPPORTED and (odd := quirk(failure.message)) and odd not in course.quirks:
+            course.quirks.add(odd)
         elif failure.outcome is Outcome.UNSUPPORTED and len(course.methods) > 1:
             course.methods.pop(0)
         elif failure.outcome is Outcome.OVERFLOW and course.budget == settings.context_tokens:

@@ -72,8 +72,32 @@ class AgentsUnusable(InfrastructureError):
 
 
 _OVERFLOW = re.compile(r"context.{0,20}(length|window|size)|maximum context|too many tokens|prompt is too long", re.I)
-_UNSUPPORTED = re.compile(r"response_format|json_schema|structured output|tool_choice|tools?\b.{0,30}not support", re.I)
-_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing|credit balance", re.I)
+_UNSUPPORTED = re.compile(
+    r"response_?format|json[_ ]?schema|structured.?output|xgrammar|grammar|guided.?(json|decoding)|outlines|llguidance"
+    r"|tool.?choice|function.?call|tool.?call|tools?\b.{0,40}(not.{0,12}support|unsupported)",
+    re.I,
+)
+_QUOTA = re.compile(r"insufficient_quota|exceeded your current quota|billing|credit balance|insufficient balance", re.I)
+_NO_SYSTEM = re.compile(
+    r"system.{0,30}(not|n't|un)\W{0,2}.{0,12}(support|allow)|(support|allow).{0,20}system (role|message|prompt)"
+    r"|conversation roles must alternate|(only|just) user and assistant roles|developer instruction",
+    re.I,
+)
+_UNKNOWN_FIELD = re.compile(
+    r"extra|unsupported|not (supported|permitted|allowed)|unknown|unrecogni|unexpected|invalid param", re.I
+)
+_LIMIT = re.compile(r"max_(completion_)?tokens", re.I)
+
+
+def quirk(message: str) -> str:
+    """What a server that refuses a request wants otherwise, in its own words: "system", "limit", or "" for nothing known.
+
+    "system": its chat template has no system role. "limit": it knows the output limit under its other name only.
+    """
+    if _NO_SYSTEM.search(message):
+        return "system"
+    unknown = _UNKNOWN_FIELD.search(message)
+    return "limit" if _LIMIT.search(message) and unknown else ""
 
 
 def classify(error: BaseException) -> tuple[Outcome, float | None]:
@@ -97,7 +121,9 @@ def classify(error: BaseException) -> tuple[Outcome, float | None]:
         return Outcome.UNAUTHORISED, None
     if _OVERFLOW.search(text) and (status is None or status in (400, 413, 422)):
         return Outcome.OVERFLOW, None
-    if status in (400, 415, 422, 501) and _UNSUPPORTED.search(text):
+    if status == 402:
+        return Outcome.QUOTA, None
+    if status in (400, 415, 422, 500, 501) and (_UNSUPPORTED.search(text) or (status != 500 and quirk(text))):
         return Outcome.UNSUPPORTED, None
     if status == 404:
         return Outcome.UNKNOWN_MODEL, None

@@ -113,5 +113,6 @@ class ModelImplementer:
 
 def _plain(source: str) -> str:
     """The file without a Markdown code block around it."""
-    fenced = re.fullmatch(r"\s*```\w*\n(.*?)\n?```\s*", source, re.DOTALL)
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
+    fenced = re.fullmatch(r"\s*```\w*[ \t]*\n(.*?)\n?```\s*", source, re.DOTALL)
     return (fenced.group(1) if fenced else source).strip() + "\n"

@@ -39,16 +39,22 @@ class Request:
     """What is asked of a model; equal requests have equal digests, wherever and through whichever server they are sent."""
 
     model: str  # provider:name
-    method: str  # "json_schema" or "function_calling"
+    method: str  # "json_schema", "function_calling" or "prompt", where the schema is asked for in words
     schema: dict[str, Any]  # JSON schema of the answer, with title and description
     messages: tuple[tuple[str, str], ...]  # role, text
     max_output_tokens: int
     temperature: float | None = None
+    other_limit: bool = (
+        False  # whether the output limit goes under the name that is not this kind of server's usual one
+    )
 
     @property
     def digest(self) -> str:
         """12 hex digits of SHA-256 over everything in it."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        fields = asdict(self)
+        if not self.other_limit:
+            del fields["other_limit"]  # recorded requests keep their digests
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def characters(self) -> int:
@@ -144,6 +150,8 @@ def _start_loop(process: int) -> asyncio.AbstractEventLoop:
 
 async def _invoke(model: Any, request: Request) -> Reply:
     strict = {"strict": True} if _provider(request.model) == "openai" else {}
+    if request.method == "prompt":
+        return _read(await model.ainvoke(list(request.messages)))
     structured = model.with_structured_output(request.schema, method=request.method, **strict)
     try:
         # the first step is the model; LangChain's parser after it takes the square of the length on text that is not JSON
@@ -193,13 +201,17 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
     options: dict[str, Any] = {"max_tokens": request.max_output_tokens, "timeout": seconds}
     if request.temperature is not None:
         options["temperature"] = request.temperature
-    if key := _key(settings):
+    if key := _key(settings) or _stripped_key(f"{provider.upper()}_API_KEY"):
         options["api_key"] = key
     if provider == "openai":
         options.update(max_retries=0, use_responses_api=False)
+        if (
+            settings.base_url is not None
+        ) != request.other_limit:  # servers of other makers know max_tokens, some only that
+            options["extra_body"] = {"max_tokens": options.pop("max_tokens")}
         if settings.base_url is not None:
             options["base_url"] = settings.base_url
-            if not key and not os.environ.get("OPENAI_API_KEY"):
+            if not key:
                 options["api_key"] = "none-needed"  # local servers accept any key, but the client requires one
         if settings.streaming:
             options.update(streaming=True, stream_usage=True)
@@ -254,8 +266,38 @@ def _refuse_redirects(model: Any) -> bool:
             if isinstance(getattr(holder, "follow_redirects", None), bool):
                 holder.follow_redirects = False
                 found = True
+                hooks = getattr(holder, "event_hooks", None)
+                if hooks is not None and _amend not in hooks["response"]:
+                    holder.event_hooks = {**hooks, "response": [*hooks["response"], _amend]}
             holder = getattr(holder, "_client", None)
     return found
+
+
+async def _amend(response: Any) -> None:
+    """Put into the usual form what OpenAI's client cannot read: an error document with status 200 (OpenRouter), and an answer in
+    the field for reasoning with nothing beside it (vLLM with a parser for reasoning).
+    """
+    if response.status_code != 200 or "json" not in response.headers.get("content-type", ""):
+        return
+    try:
+        document = json.loads(await response.aread())
+    except (ValueError, RecursionError):
+        return
+    if not isinstance(document, dict):
+        return
+    choices = document.get("choices")
+    if (error := document.get("error")) and not choices:
+        code = str(error.get("code")) if isinstance(error, dict) else ""
+        response.status_code = int(code) if code.isdecimal() and 400 <= int(code) < 600 else 502
+        return
+    message = (
+        choices[0].get("message") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
+    )
+    if not isinstance(message, dict) or message.get("content") or message.get("tool_calls") or message.get("refusal"):
+        return
+    if isinstance(thought := message.get("reasoning_content") or message.get("reasoning"), str):
+        message["content"] = thought
+        response._content = json.dumps(document).encode()
 
 
 def _provider(model: str) -> str:
@@ -265,7 +307,21 @@ def _provider(model: str) -> str:
 def _key(settings: ModelSettings) -> str | None:
     if settings.api_key_env is None:
         return None
-    key = os.environ.get(settings.api_key_env)
+    key = _stripped_key(settings.api_key_env)
     if not key:
         raise AgentsUnusable(f"the environment variable {settings.api_key_env} (agents.api_key_env) is not set")
     return key
+
+
+def _stripped_key(variable: str) -> str | None:
+    """The key in a variable, without the line end of the file that it came from.
+
+    Raises:
+        AgentsUnusable: it holds what no HTTP header can.
+    """
+    key = os.environ.get(variable, "").strip().removeprefix("\ufeff")
+    if not all("!" <= character <= "~" for character in key):
+        raise AgentsUnusable(
+            f"the key in {variable} holds a space, a line end or another character that no key has; set it again"
+        )
+    return key or None
