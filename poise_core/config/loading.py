@@ -81,7 +81,7 @@ def read_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pres
     Raises:
         PresetError: see ``load_preset``.
     """
-    return _parsed(_read_document(name_or_path), overrides)
+    return _preset_of(_read_document(name_or_path), overrides)
 
 
 def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
@@ -93,7 +93,7 @@ def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
     return _validated(preset.model_dump(mode="json"), overrides) if overrides else preset
 
 
-def _parsed(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
+def _preset_of(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
     for override in overrides:
         _apply_override(document, override)
     try:
@@ -103,7 +103,7 @@ def _parsed(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
 
 
 def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
-    preset = _parsed(document, overrides)
+    preset = _preset_of(document, overrides)
     try:
         digest = policy_digest(preset.protocol.policy)
     except PolicyNotFoundError as error:
