@@ -1,0 +1,249 @@
+"""``poise explore``: the document behind the page, the page as data that cannot run, and the page in a real browser."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+import shutil
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import archive_samples as samples
+import pytest
+from typer.testing import CliRunner
+
+from poise_core.archive import Archive, trajectory_rows
+from poise_core.cli import app
+from poise_core.config.protocol import Protocol
+from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.render.explorer import explorer_page
+from poise_core.views.explorer import CURVE_POINTS, Place, curves, details, overview, source_diff, thinned, tree_places
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = ROOT / "docs" / "results" / "laptop-64"
+HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">\u202e<!--"
+
+
+@pytest.fixture
+def evidence(tmp_path: Path) -> RunEvidence:
+    archive, protocol = samples.filled_archive(tmp_path)
+    return RunEvidence.load(archive, protocol)
+
+
+def page_of(evidence: RunEvidence, title: str = "a run", **options: Any) -> str:
+    document = overview(evidence)
+    return explorer_page(title, document, details(evidence, [one["id"] for one in document["candidates"]]), **options)
+
+
+# ---- the document
+
+
+def test_a_leaf_takes_the_next_row_and_a_parent_the_middle_of_its_children() -> None:
+    #   0 - 1 - 3      rows: 3 -> 0, 4 -> 1, so 1 -> 0.5; 2 -> 2; 0 -> (0.5 + 2) / 2; 5 is a root of its own
+    #     \   \ 4
+    #       2
+    places = tree_places([[], [0], [0], [1], [1, 2], []], [0, 1, 1, 2, 2, 0])
+    assert places == [Place(0, 1.25), Place(1, 0.5), Place(1, 2.0), Place(2, 0.0), Place(2, 1.0), Place(0, 3.0)]
+
+
+def test_a_long_line_of_descent_is_laid_out() -> None:
+    count = 20_000  # deeper than Python calls within each other
+    places = tree_places([[], *([i] for i in range(count - 1))], list(range(count)))
+    assert {place.row for place in places} == {0.0}
+
+
+def test_curves_have_the_mean_and_the_range_of_the_seeds() -> None:
+    seeds = {
+        0: [{"step": 0, "reward_mean": 0.2}, {"step": 1, "reward_mean": 0.6}],
+        1: [{"step": 0, "reward_mean": 0.4}, {"step": 1, "reward_mean": float("nan")}],
+    }
+    assert curves(seeds) == {
+        "reward_mean": {"step": [0.0, 1.0], "mean": [0.3, 0.6], "low": [0.2, 0.6], "high": [0.4, 0.6]}
+    }
+
+
+def test_a_long_curve_keeps_its_ends() -> None:
+    kept = thinned(range(1000))
+    assert (len(kept), kept[0], kept[-1]) == (CURVE_POINTS, 0, 999)
+    assert len(set(kept)) == CURVE_POINTS
+    assert thinned([3, 5]) == [3, 5]
+
+
+def test_the_document_says_what_the_archive_says(evidence: RunEvidence) -> None:
+    document = overview(evidence)
+    found = {one["id"]: one for one in document["candidates"]}
+    assert document["candidates"][document["baseline"]]["id"] == samples.GRPO
+    assert found[samples.GRPO]["outcome"] == "baseline"
+    assert found[samples.BROKEN]["outcome"] == "failed"
+    assert found[samples.WAITING]["outcome"] == "unfinished"
+    child = found[samples.VM_AV]
+    assert [document["candidates"][p]["id"] for p in child["parents"]] == [samples.AV, samples.SA]
+    overall = evidence.overall(samples.VM_AV)
+    assert overall is not None
+    assert child["overall"] == pytest.approx([overall.estimate, overall.low, overall.high, overall.seeds], rel=1e-4)
+    scores = [
+        result.score
+        for one in evidence.evaluations[samples.VM_AV]
+        for result in one.benchmarks
+        if result.name == "chain"
+    ]
+    assert child["metrics"]["chain"] == pytest.approx(sum(scores) / 3, abs=1e-3)
+    (detail,) = details(evidence, [samples.VM_AV])
+    assert detail["source"] == evidence.candidates[samples.VM_AV]["source"]
+    assert detail["diff"].splitlines()[:2] == ["--- AV", "+++ VM-AV"]
+    assert "KL ended at 0.38 nats" in json.dumps(detail["reflection"])
+    json.dumps([document, detail], allow_nan=False)
+
+
+def test_a_diff_is_unified_and_empty_between_equals() -> None:
+    expected = ["--- old", "+++ new", "@@ -1,2 +1,2 @@", " a", "-b", "+c"]
+    assert source_diff("a\nb\n", "a\nc\n", "old", "new").splitlines() == expected
+    assert source_diff("a\n", "a\n", "old", "new") == ""
+
+
+# ---- the page
+
+
+def test_nothing_but_the_two_scripts_can_run_and_nothing_is_loaded(tmp_path: Path) -> None:
+    protocol = samples.make_protocol()
+    archive = hostile_archive(tmp_path, protocol)
+    page = page_of(RunEvidence.load(archive, protocol), HOSTILE)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy
+    assert policy[1].startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe-inline" not in policy[1].split("style-src")[0]
+    scripts = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+    assert [base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts] == re.findall(
+        r"sha256-([^']*)'", policy[1]
+    )
+    outside = page.replace(scripts[0], "").replace(scripts[1], "")
+    assert outside.count("<script") == 2 + 1 + 1  # ours, the overview, one part of details
+    assert "onerror=" not in re.sub(r"<script.*?</script>", "", outside, flags=re.DOTALL).replace("onerror=&quot;", "")
+    assert "\u202e" not in page
+    assert not re.search(r'(?:src|href)="(?:https?:)?//', outside)
+
+
+def hostile_archive(folder: Path, protocol: Protocol) -> Archive:
+    archive = Archive(folder / "archive").initialise()
+    samples.add_candidate(archive, protocol, samples.GRPO, "GRPO", 0, (), 0.45)
+    samples.add_candidate(archive, protocol, samples.AV, HOSTILE, 1, (samples.GRPO,), 0.5)
+    archive.append("trajectories", trajectory_rows(samples.AV, protocol.digest, 7, samples.make_steps(5, 7)))
+    return archive
+
+
+def test_details_are_unpacked_as_they_were(evidence: RunEvidence) -> None:
+    page = page_of(evidence)
+    (packed,) = re.findall(r'<script id="details-0" type="text/plain">(.*?)</script>', page)
+    ids = [one["id"] for one in overview(evidence)["candidates"]]
+    assert json.loads(gzip.decompress(base64.b64decode(packed))) == list(details(evidence, ids))
+
+
+@pytest.mark.slow
+def test_the_command_writes_the_page_and_says_where(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["explore", str(PUBLISHED), "--out", str(tmp_path / "run.html")])
+    assert done.exit_code == 0, done.output
+    assert str(tmp_path / "run.html") in done.stdout
+    assert "AM-HT-SQ" in (tmp_path / "run.html").read_text()
+    missing = CliRunner().invoke(app, ["explore", str(tmp_path / "nothing")])
+    assert (missing.exit_code, missing.output.count("\n")) == (2, 1)
+
+
+def test_served_pages_are_for_this_machine_alone(evidence: RunEvidence) -> None:
+    from poise_core.render.explorer_server import serve_pages
+
+    ready = threading.Event()
+    address = []
+
+    def on_ready(url: str) -> None:
+        address.append(url)
+        ready.set()
+
+    thread = threading.Thread(
+        target=serve_pages, args=(lambda: "<p>page</p>", 0), kwargs={"on_ready": on_ready}, daemon=True
+    )
+    thread.start()
+    assert ready.wait(10)
+    assert urllib.request.urlopen(address[0]).read() == b"<p>page</p>"
+    for request, status in (
+        (urllib.request.Request(address[0], headers={"Host": "example.org:80"}), 403),
+        (urllib.request.Request(address[0] + "other"), 404),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request)
+        assert refused.value.code == status
+
+
+# ---- in a browser
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+def opened(browser: Any, path: Path, complaints: list[str]) -> Any:
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_selector(".plot .main-svg")
+    return page
+
+
+@pytest.mark.exhaustive
+def test_a_reader_finds_everything_by_clicks_links_and_words(browser: Any, tmp_path: Path) -> None:
+    path, complaints = tmp_path / "run.html", list[str]()
+    assert CliRunner().invoke(app, ["explore", str(PUBLISHED), "--out", str(path)]).exit_code == 0
+    page = opened(browser, path, complaints)
+    assert "65 of 65 shown" in page.text_content("#shown")
+    page.fill("#words", "am-ht-sq")
+    page.wait_for_selector("#shown >> text=1 of 65 shown")
+    page.click("nav >> text=Table")
+    page.click("tbody a >> text=AM-HT-SQ")
+    page.wait_for_selector("text=Changes to the parent's file")
+    assert page.locator("pre .added").count() > 0
+    assert page.locator("pre .k").count() > 5
+    assert "replicated" in page.text_content("main")
+    page.click("text=compare with the parent")
+    page.wait_for_selector("text=Side by side")
+    assert page.locator("section pre").count() == 2
+    page.fill("#words", "")
+    for view in ("Two metrics", "Search and cost", "Curves", "Tree"):
+        page.click(f"nav >> text={view}")
+        page.wait_for_selector(".plot .main-svg")
+        assert page.locator("nav a[aria-current=page]").text_content() == view
+    page.goto(path.as_uri() + "#/plot?x=generation&y=long-chains")
+    page.wait_for_selector("text=candidates that no other beats in both")
+    page.click("nav >> text=Failures")
+    page.wait_for_selector("h2 >> text=Failures")
+    assert complaints == []
+
+
+@pytest.mark.exhaustive
+def test_hostile_text_runs_nowhere(browser: Any, tmp_path: Path) -> None:
+    protocol, complaints = samples.make_protocol(), list[str]()
+    path = tmp_path / "run.html"
+    path.write_text(page_of(RunEvidence.load(hostile_archive(tmp_path, protocol), protocol), "a title"))
+    page = opened(browser, path, complaints)
+    own = f"candidate/{samples.AV}"
+    for view in ("tree", "plot", "search", "curves", "table", "failures", own, f"compare/{samples.GRPO}/{samples.AV}"):
+        page.goto(path.as_uri() + "#/" + view)
+        page.wait_for_timeout(300)
+        assert page.locator("main img").count() == page.locator("main script").count() == 0
+        assert page.title() != "run"
+    assert complaints == []
