@@ -28,6 +28,7 @@ from poise_core.environments.prompts import step_problems, training_problems
 from poise_core.evaluation.evaluate import evaluate_policy
 from poise_core.failures import FaultKind, SamplerFault
 from poise_core.files import UntrustedFileError, read_untrusted, write_atomically
+from poise_core.policies.libraries import load_transformers
 from poise_core.policies.model import PromptCodec, load_model
 from poise_core.policies.prompt import ModelSpec, PromptSpec
 from poise_core.randomness import ROLLOUT
@@ -289,6 +290,7 @@ def main(config_file: str) -> int:
     global _events
     _events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries and engines print is no event
+    load_transformers()  # the fast way
     config = json.loads(Path(config_file).read_text())
     torch.set_num_threads(int(config["threads"]))
     commands: SimpleQueue[dict[str, Any]] = SimpleQueue()

@@ -73,7 +73,51 @@ def script(monkeypatch: pytest.MonkeyPatch, folder: Path, *lines: dict[str, Any]
 # ---- whole processes
 
 
+def only_slot() -> Slot:
+    (slot,) = (slot for waiting in slots._idle.values() for slot in waiting)
+    return slot
+
+
 @pytest.mark.slow
+def test_an_engine_is_reused_until_it_hangs(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
+    script(monkeypatch, tmp_path / "script", {"fault": "hang", "version": "seed-7-step-0"})
+    job = scripted(tiny_policy, tmp_path / "train")
+    (done,) = train_candidate(job)
+    assert len(done.trajectory()) == 2
+    assert json.loads((job.folder / "sampler.json").read_text())["engine"] == "scripted"
+    document = json.loads((job.folder / "job.json").read_text())
+    assert document["environment"] is None, "the training's process is told no problem and no answer"
+    assert not (job.folder / "exchange").exists()
+    first = only_slot()
+
+    # the same engine evaluates: as this process does, but that the weights have crossed a file
+    asked = EvaluationJob(
+        tmp_path / "evaluate", job.protocol, job.resources, "search", ((0, done.policy_folder),), secret=None
+    )
+    (found,) = evaluate_policies(asked)
+    here = evaluate_policy(done.policy_folder, job.protocol, "search", 0, base=tiny_policy)
+    assert found.benchmarks == here.benchmarks
+    assert only_slot() is first
+
+    exchange = opened(tmp_path)
+    assert job.protocol.sampler is not None
+    with slot_for(job.protocol.sampler, job.resources, tiny_policy) as slot:
+        assert slot is first
+        slot.take(order(job, tiny_policy, exchange))
+        with pytest.raises(SamplerFault, match="another training") as second:
+            slot.take(order(job, tiny_policy, exchange))
+        assert second.value.kind is FaultKind.SLOT_TAKEN
+        with pytest.raises(SamplerFault, match="another process has the slot"):
+            slots.hold(slot.home)
+        slot.limits = slot.limits.model_copy(update={"timeout_seconds": 1.0})
+        ask(tiny_policy, exchange, seed=7)
+        with pytest.raises(SamplerFault) as caught:
+            polled(slot)
+    assert (caught.value.kind, slot.alive) == (FaultKind.HUNG, False)
+    assert not slot.home.exists()
+
+
+@pytest.mark.exhaustive
 def test_an_engine_that_dies_is_the_machines_fault_and_the_training_goes_on(
     tiny_policy: Path, tmp_path: Path, monkeypatch
 ) -> None:
@@ -87,51 +131,18 @@ def test_an_engine_that_dies_is_the_machines_fault_and_the_training_goes_on(
     assert len(rows) == 1, "the first step is kept"
     (done,) = train_candidate(job)
     assert [json.dumps(row) == rows[0] for row in done.trajectory()] == [True, False]
-    assert json.loads((job.folder / "sampler.json").read_text())["engine"] == "scripted"
-    document = json.loads((job.folder / "job.json").read_text())
-    assert document["environment"] is None, "the training's process is told no problem and no answer"
-    assert not (job.folder / "exchange").exists()
-    (slot,) = (slot for waiting in slots._idle.values() for slot in waiting)
-    before = slot._process.pid
-
-    # the same engine evaluates: as this process does, but that the weights have crossed a file
+    first = only_slot()
+    os.kill(first._process.pid, 9)  # an idle engine that has ended is replaced, and nobody hears of it
+    first._process.wait()
     asked = EvaluationJob(
         tmp_path / "evaluate", job.protocol, job.resources, "search", ((0, done.policy_folder),), secret=None
     )
-    (found,) = evaluate_policies(asked)
-    here = evaluate_policy(done.policy_folder, job.protocol, "search", 0, base=tiny_policy)
-    assert found.benchmarks == here.benchmarks
-    (slot,) = (slot for waiting in slots._idle.values() for slot in waiting)
-    assert slot._process.pid == before, "reused"
-    os.kill(before, 9)  # an idle engine that has ended is replaced, and nobody hears of it
-    slot._process.wait()
-    (asked.folder / "seed-0-search.json").unlink()
-    assert evaluate_policies(asked)[0].benchmarks == here.benchmarks
-    (slot,) = (slot for waiting in slots._idle.values() for slot in waiting)
+    evaluate_policies(asked)
+    slot = only_slot()
+    assert slot is not first
     assert slot._process.stdin is not None
     slot._process.stdin.close()  # as when the command is killed
     assert slot._process.wait(30) == 0
-    assert not slot.home.exists()
-
-
-@pytest.mark.slow
-def test_an_engine_that_hangs_is_ended_and_a_slot_serves_one(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
-    script(monkeypatch, tmp_path / "script", {"fault": "hang", "version": "seed-0-step-0"})
-    job = scripted(tiny_policy, tmp_path / "train", timeout_seconds=1.0)
-    exchange = opened(tmp_path)
-    assert job.protocol.sampler is not None
-    with slot_for(job.protocol.sampler, job.resources, tiny_policy) as slot:
-        slot.take(order(job, tiny_policy, exchange))
-        slot.await_ready(None)
-        with pytest.raises(SamplerFault, match="another training") as second:
-            slot.take(order(job, tiny_policy, exchange))
-        assert second.value.kind is FaultKind.SLOT_TAKEN
-        with pytest.raises(SamplerFault, match="another process has the slot"):
-            slots.hold(slot.home)
-        ask(tiny_policy, exchange)
-        with pytest.raises(SamplerFault) as caught:
-            polled(slot)
-    assert (caught.value.kind, slot.alive) == (FaultKind.HUNG, False)
     assert not slot.home.exists()
 
 
@@ -159,16 +170,16 @@ def order(job: TrainingJob, policy: Path, exchange: Path) -> dict[str, Any]:
         "prompt": None,
         "environment": job.protocol.environment.model_dump(mode="json"),
         "training": job.protocol.training.model_dump(mode="json"),
-        "seeds": [0],
+        "seeds": [0, 7],
     }
 
 
-def ask(policy: Path, exchange: Path, step: int = 0, change: Any = None) -> None:
+def ask(policy: Path, exchange: Path, step: int = 0, change: Any = None, seed: int = 0) -> None:
     """Ask for a rollout as a training does, after ``change`` has had its way with the weights."""
     tensors = {name: value.clone() for name, value in load_file(policy / "model.safetensors").items()}
     if change is not None:
         change(tensors)
-    handover.hand_over(exchange, 0, step, tensors, handover.canary(load_model(policy)))
+    handover.hand_over(exchange, seed, step, tensors, handover.canary(load_model(policy)))
 
 
 class Serving:
