@@ -12,6 +12,7 @@ from poise_core.cli.agents import context, cost
 from poise_core.cli.compare import compare_search, record_table
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
+from poise_core.cli.export import export
 from poise_core.cli.reading import leaderboard, lineage, rungs, show
 from poise_core.cli.replicate import replicate
 from poise_core.cli.track import track
@@ -53,7 +54,21 @@ def options(
     """Options of the command itself; its subcommands do the work."""
 
 
-for command in (evolve, evaluate, verify, leaderboard, lineage, show, rungs, replicate, track, cost, context, tune):
+for command in (
+    evolve,
+    evaluate,
+    verify,
+    leaderboard,
+    lineage,
+    show,
+    rungs,
+    replicate,
+    export,
+    track,
+    cost,
+    context,
+    tune,
+):
     app.command()(command)
 app.command()(compare_search)
 app.command()(record_table)
