@@ -45,7 +45,7 @@ def export(
     Example: poise export runs/laptop VM-AV --to trl
     """
     from poise_core.candidate.identity import UnreadableCandidate, candidate_name, read_candidate
-    from poise_core.export import ExportError, export_candidate
+    from poise_core.export import Exported, ExportError, export_candidate
     from poise_core.export.paper import paper
 
     with plain_errors():
@@ -69,25 +69,21 @@ def export(
             if to is To.PAPER:
                 if without:
                     raise fail("--without is for trainers; a page shows the whole algorithm", UNUSABLE)
-                written, usage, notes = (
-                    paper(text, name, evidence=evidence, proposal=proposal, hypothesis=hypothesis),
-                    "",
-                    (),
-                )
+                page = paper(text, name, evidence=evidence, proposal=proposal, hypothesis=hypothesis)
+                exported = Exported(page, "", ())
             else:
                 exported = export_candidate(
                     text, name, to.value, without=without or (), evidence=evidence, module=target.stem
                 )
-                written, usage, notes = exported.text, exported.usage, exported.notes
         except (ExportError, SyntaxError) as error:
             raise fail(error, REFUSED) from error
         try:
-            target.write_text(written, encoding="utf-8")
+            target.write_text(exported.text, encoding="utf-8")
         except OSError as error:
             raise fail(f"{target} cannot be written: {error.strerror}", UNUSABLE) from error
-    say(f"{target} written" + "".join(f"\n  - {note}" for note in notes))
-    if usage:
-        say(f"\n{usage}")
+    say(f"{target} written" + "".join(f"\n  - {note}" for note in exported.notes))
+    if exported.usage:
+        say(f"\n{exported.usage}")
 
 
 def _from_run(run: RunDirectory, candidate: str | None) -> tuple[str, str, list[str], str, str]:
