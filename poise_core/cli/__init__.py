@@ -14,6 +14,7 @@ from poise_core.cli.compare import compare_search, record_table
 from poise_core.cli.evaluate import evaluate
 from poise_core.cli.evolve import evolve
 from poise_core.cli.explore import explore
+from poise_core.cli.export import export
 from poise_core.cli.fetch import fetch
 from poise_core.cli.problems import env, grade
 from poise_core.cli.reading import leaderboard, lineage, rungs, show
@@ -75,6 +76,12 @@ for command in (
     bridge,
     tune,
     grade,
+    replicate,
+    export,
+    track,
+    cost,
+    context,
+    tune,
 ):
     app.command()(command)
 app.command()(compare_search)

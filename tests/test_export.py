@@ -1,0 +1,426 @@
+"""Exported algorithms compute what POISE computes, without it, and through the methods of the trainers."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from algorithm_batches import DYNAMICS, LIMIT, current_policy, loss_inputs, random_batch
+from typer.testing import CliRunner
+
+from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.candidate import calls
+from poise_core.candidate.loading import load_candidate_source
+from poise_core.cli import app
+from poise_core.contract import Dynamics, LossInputs, RolloutBatch
+from poise_core.export import ExportError, export_candidate
+from poise_core.export.paper import paper
+
+
+def load(text: str, name: str = "exported_algorithm") -> types.ModuleType:
+    """The exported file as a module; it is executed without this package at hand."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module  # dataclasses look their module up
+    hidden = {key: sys.modules.pop(key) for key in list(sys.modules) if key.partition(".")[0] == "poise_core"}
+    blocked = dict.fromkeys(hidden)
+    sys.modules.update(blocked)
+    try:
+        exec(compile(text, name, "exec"), module.__dict__)
+    finally:
+        for key in blocked:
+            del sys.modules[key]
+        sys.modules.update(hidden)
+    return module
+
+
+def source_of(name: str) -> str:
+    return algorithm_path(name).read_text()
+
+
+def theirs(module: types.ModuleType, ours: object) -> object:
+    """The same dataclass of the exported file's own contract."""
+    kind = getattr(module, type(ours).__name__)
+    return kind(**{one.name: getattr(ours, one.name) for one in dataclasses.fields(ours)})
+
+
+@pytest.mark.parametrize("name", list_algorithms())
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_exported_file_computes_the_same_numbers_to_the_last_bit(name: str, seed: int) -> None:
+    source = source_of(name)
+    candidate, batch = load_candidate_source(source, name), random_batch(seed)
+    module = load(export_candidate(source, name, "trl").text)
+    expected = calls.call_advantages(candidate, batch, DYNAMICS)
+    mask = calls.train_mask(expected, batch.completion_mask)
+    values, trained, carry = module.poise_advantages(theirs(module, batch), theirs(module, DYNAMICS))
+    assert torch.equal(trained, mask)
+    assert torch.equal(values, torch.where(mask, expected.values, 0.0))
+    assert carry.keys() == expected.carry.keys()
+
+    logprobs, entropies = current_policy(batch)
+    inputs = calls.handed_inputs(candidate, loss_inputs(batch, expected, logprobs, entropies), batch.completion_mask)
+    inputs = dataclasses.replace(inputs, mask=mask)
+    counts = {"token_count": 91.0, "sequence_count": 23.0, "max_length": LIMIT}
+    call = calls.call_loss(candidate, inputs, DYNAMICS, **counts)
+    leaves = [one.detach().clone().requires_grad_() for one in (logprobs, entropies)]
+    given = dataclasses.replace(
+        theirs(module, inputs),
+        logprobs=leaves[0],
+        entropies=leaves[1],
+        old_logprobs=batch.old_logprobs,
+        ref_logprobs=batch.ref_logprobs,
+    )
+    loss, metrics = module.poise_loss(
+        given, batch.completion_mask, theirs(module, DYNAMICS), module.poise_reduction(91.0, 23.0, LIMIT)
+    )
+    loss.backward()
+    assert torch.equal(loss.detach(), call.total)
+    assert torch.equal(leaves[0].grad, call.grad_logprobs)
+    assert torch.equal(leaves[1].grad, call.grad_entropies)
+    assert metrics.keys() == call.outputs.metrics.keys()
+
+
+def test_exported_file_imports_torch_and_the_standard_library_only() -> None:
+    for to, without in (("trl", []), ("verl", ["reference_kl"]), ("openrlhf", ["reference_kl", "advantages"])):
+        tree = ast.parse(export_candidate(source_of("grpo"), "GRPO", to, without=without).text)
+        top = {a.name.partition(".")[0] for node in tree.body if isinstance(node, ast.Import) for a in node.names}
+        top |= {str(node.module).partition(".")[0] for node in tree.body if isinstance(node, ast.ImportFrom)}
+        assert top <= {"torch", "math", "collections", "dataclasses", "types", "__future__", "importlib"}
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "without", "message"),
+    [
+        ("grpo", "verl", [], "no ref_logprobs.*--without"),
+        ("grpo", "verl", ["nonsense"], "no mechanism 'nonsense'; it has group_std_scale"),
+        ("grpo", "prime-rl", ["reference_kl"], "cannot average as sequence-mean"),
+        ("grpo", "openrlhf", ["reference_kl"], "no place for compute_advantages"),
+        ("vm_av", "verl", ["reference_kl", "entropy_control"], "no format_valid"),
+        ("dace", "verl", [], "no entropies"),
+        ("dapo", "verl", [], "no place for a train_mask|no "),
+    ],
+)
+def test_what_a_trainer_cannot_carry_is_refused_in_one_line(
+    name: str, to: str, without: list[str], message: str
+) -> None:
+    with pytest.raises(ExportError, match=message) as caught:
+        export_candidate(source_of(name), name, to, without=without)
+    assert "\n" not in str(caught.value)
+
+
+def test_import_is_refused_where_a_mechanism_was_left_out_and_its_input_still_matters() -> None:
+    text = export_candidate(source_of("grpo"), "GRPO", "verl", without=["ratio_clip"]).text
+    with pytest.raises(ImportError, match="still depends on ref_logprobs"):
+        load(text)
+
+
+def test_what_was_left_out_stands_in_the_header() -> None:
+    exported = export_candidate(source_of("dace"), "DACE", "verl", without=["reference_kl", "annealed_entropy"])
+    header = exported.text.partition("from __future__")[0]
+    for words in (
+        "left out: reference_kl",
+        "left out: annealed_entropy",
+        "not given to the loss: entropies, ref_logprobs",
+    ):
+        assert words in header
+    assert "update_controller is never called" in header
+    load(exported.text)
+
+
+def test_no_text_of_a_candidate_leaves_its_comment() -> None:
+    hostile = "x\nimport os\r\x0b\x0c\u2028\u2029\x85raise SystemExit  # -*- coding: utf-7 -*-"
+    plain = export_candidate(source_of("grpo"), "GRPO", "trl", evidence=["e"]).text
+    text = export_candidate(source_of("grpo"), hostile, "trl", evidence=[hostile], module="grpo_trl").text
+    assert ast.dump(ast.parse(text)) == ast.dump(ast.parse(plain))
+    assert "coding" not in "".join(text.split("\n")[:2])
+
+
+def test_names_that_the_exported_file_has_itself_are_refused() -> None:
+    source = source_of("grpo").replace(
+        "\n\n\ndef compute_loss", "\n\n\ndef masked_mean(x):\n    return x\n\n\ndef compute_loss", 1
+    )
+    with pytest.raises(ExportError, match="defines masked_mean"):
+        export_candidate(source, "GRPO", "trl")
+
+
+def test_a_file_outside_the_candidate_language_is_refused() -> None:
+    with pytest.raises(ExportError, match="outside the candidate language"):
+        export_candidate(source_of("grpo") + "\nimport os\n", "GRPO", "trl")
+
+
+# ---- verl, prime-rl and OpenRLHF: stubs with the documented signatures
+
+
+def agg_loss(
+    loss_mat, loss_mask, loss_agg_mode, dp_size=1, batch_num_tokens=None, global_batch_size=None, loss_scale_factor=None
+):
+    """What the docstring of verl 0.9.1's agg_loss says: global denominators, gradients averaged over dp_size."""
+    mask = loss_mask.float()
+    sums, lengths = (loss_mat * mask).sum(-1), mask.sum(-1)
+    if loss_agg_mode == "token-mean":
+        return sums.sum() / (batch_num_tokens or lengths.sum()) * dp_size
+    rows = global_batch_size or (lengths > 0).sum()
+    if loss_agg_mode == "seq-mean-token-mean":
+        return (sums / (lengths + 1e-8)).sum() / rows * dp_size
+    return sums.sum() / rows * dp_size / (loss_scale_factor or mask.shape[-1])
+
+
+@pytest.fixture
+def stub_verl(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    core = types.ModuleType("verl.trainer.ppo.core_algos")
+    core.advantages, core.losses, core.agg_loss = {}, {}, agg_loss
+    core.register_adv_est = lambda name: lambda f: core.advantages.setdefault(name, f)
+    core.register_policy_loss = lambda name: lambda f: core.losses.setdefault(name, f)
+    for name in ("verl", "verl.trainer", "verl.trainer.ppo"):
+        package = types.ModuleType(name)
+        package.__path__, package.__spec__ = [], importlib.util.spec_from_loader(name, None)
+        monkeypatch.setitem(sys.modules, name, package)
+    monkeypatch.setitem(sys.modules, "verl.trainer.ppo.core_algos", core)
+    return core
+
+
+def dense_batch() -> tuple[object, torch.Tensor]:
+    """A batch whose masks begin at the left and end before the last column, and whose completions are all valid."""
+    batch = random_batch(4)
+    lengths = batch.completion_mask.sum(-1, keepdim=True)
+    mask = torch.arange(batch.completion_mask.shape[1]) < lengths
+    old = torch.where(mask, torch.nan_to_num(batch.old_logprobs, nan=-0.7), 0.0)
+    everything = torch.ones_like(batch.format_valid)
+    return dataclasses.replace(
+        batch, completion_mask=mask, old_logprobs=old, ref_logprobs=old, entropies=torch.zeros_like(old),
+        format_valid=everything, truncated=~everything,
+    ), mask  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["grpo", "gspo", "cispo", "reinforce_group_baseline", "dr_grpo"])
+def test_verl_gets_the_numbers_of_poise(name: str, stub_verl: types.ModuleType) -> None:
+    source = source_of(name)
+    candidate = load_candidate_source(source, name)
+    without = [one for one in candidate.mechanisms if "reference_kl" in one]
+    load(export_candidate(source, name, "verl", without=without, module=f"{name}_verl").text)
+    for one in without:
+        candidate = candidate.with_overrides(**candidate.mechanisms[one])
+    batch, mask = dense_batch()
+    expected = calls.call_advantages(
+        candidate, batch, dataclasses.replace(DYNAMICS, max_completion_length=mask.shape[1])
+    )
+    rewards = torch.zeros(mask.shape).scatter(1, mask.sum(-1, keepdim=True) - 1, batch.correctness.unsqueeze(-1))
+    values, returns = stub_verl.advantages[f"{name}_verl"](
+        token_level_rewards=rewards, response_mask=mask.float(), config=None,
+        index=[f"uid {int(i)}" for i in batch.group_ids],
+    )  # fmt: skip
+    assert torch.equal(values, torch.where(mask, expected.values, 0.0))
+    assert torch.equal(values, returns)
+    logprobs = (batch.old_logprobs + 0.3 * torch.randn(mask.shape)).requires_grad_()
+    mode = {"token-mean": "token-mean", "sequence-mean": "seq-mean-token-mean"}.get(
+        candidate.loss_aggregation, "seq-mean-token-sum-norm"
+    )
+    info = {"dp_size": 2, "batch_num_tokens": 300, "global_batch_size": 54}
+    loss, metrics = stub_verl.losses[f"{name}_verl"](
+        batch.old_logprobs, logprobs, values, mask.float(), mode, types.SimpleNamespace(global_batch_info=info), None
+    )
+    loss.backward()
+    inputs = calls.handed_inputs(candidate, loss_inputs(batch, expected, logprobs, batch.entropies), mask)
+    call = calls.call_loss(
+        candidate, inputs, DYNAMICS, token_count=300.0, sequence_count=54.0, max_length=mask.shape[1]
+    )
+    torch.testing.assert_close(loss.detach(), 2 * call.total, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(logprobs.grad, 2 * call.grad_logprobs, rtol=1e-5, atol=1e-7)
+    assert all(key.startswith("actor/") for key in metrics)
+    with pytest.raises(ValueError, match="loss_agg_mode"):
+        stub_verl.losses[f"{name}_verl"](batch.old_logprobs, logprobs, values, mask.float(), "token-sum", None, None)
+
+
+def test_prime_rl_gets_a_sum_per_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = source_of("grpo").replace('LOSS_AGGREGATION = "sequence-mean"', 'LOSS_AGGREGATION = "token-mean"')
+    module = load(export_candidate(source, "GRPO", "prime-rl", without=["reference_kl"]).text)
+    for name, kind in (
+        ("prime_rl.trainer.rl.loss", "LossOutputs"),
+        ("prime_rl.orchestrator.advantage", "AdvantageOutputs"),
+    ):
+        stub = types.ModuleType(name)
+        setattr(stub, kind, types.SimpleNamespace)
+        monkeypatch.setitem(sys.modules, name, stub)
+    logprobs = torch.tensor([-0.5, -1.0, -0.2], requires_grad=True)
+    inputs = types.SimpleNamespace(
+        trainer_logprobs=logprobs, inference_logprobs=torch.tensor([-0.5, -1.0, -0.2]), teacher_logprobs=None,
+        advantages=torch.tensor([2.0, 2.0, 2.0]), loss_mask=torch.tensor([True, True, False]),
+    )  # fmt: skip
+    found = module.poise_prime_rl_loss(inputs)
+    found.loss.backward()
+    assert found.loss.item() == pytest.approx(-4.0)  # the ratio is 1 on both tokens
+    assert logprobs.grad.tolist() == pytest.approx([-2.0, -2.0, 0.0])
+    rewards = torch.tensor([[1.0, 0.0], [1.0, 1.0]])
+    given = types.SimpleNamespace(rewards=rewards, completion_lengths=torch.tensor([[3, 1], [2, 2]]))
+    scale = 0.5 / (0.5**0.5 + 1e-4)
+    advantages = module.poise_prime_rl_advantage(given).advantages
+    torch.testing.assert_close(advantages, torch.tensor([[scale, -scale], [0.0, 0.0]]))
+
+
+def test_openrlhf_policy_loss_is_replaced_and_its_other_results_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PolicyLoss(torch.nn.Module):
+        def forward(self, log_probs, old_log_probs, advantages, action_mask=None):
+            return torch.tensor(123.0), torch.tensor(0.25)
+
+    for name in ("openrlhf", "openrlhf.models", "openrlhf.models.loss"):
+        stub = types.ModuleType(name)
+        stub.__path__, stub.__spec__ = [], importlib.util.spec_from_loader(name, None)
+        stub.PolicyLoss = PolicyLoss
+        monkeypatch.setitem(sys.modules, name, stub)
+    load(export_candidate(source_of("grpo"), "GRPO", "openrlhf", without=["reference_kl", "advantages"]).text)
+    logprobs = torch.full((2, 2), -1.0, requires_grad=True)
+    mask = torch.tensor([[True, True], [True, False]])
+    loss, clipped = PolicyLoss()(logprobs, torch.full((2, 2), -1.0), torch.tensor([[1.0, 3.0], [4.0, 9.0]]), mask)
+    assert loss.item() == pytest.approx(-3.0)  # the mean of the row means 2 and 4
+    assert clipped.item() == 0.25
+    loss.backward()
+    assert logprobs.grad.flatten().tolist() == pytest.approx([-0.25, -0.75, -2.0, 0.0])
+
+
+# ---- TRL itself, in an environment that has it (docs/candidates.md tells how to make one)
+
+
+def trl_trainer(module: types.ModuleType, folder: Path, *, steps: int = 2, **settings: object):
+    """A trainer with the shipped toy policy: eight completions of two prompts a generation, two micro-batches."""
+    trl = pytest.importorskip("trl", reason="TRL is not installed here; docs/candidates.md, Take it home, tells how")
+    datasets = pytest.importorskip("datasets")
+    transformers = pytest.importorskip("transformers")
+    policy = str(Path(__file__).parents[1] / "poise_core" / "policies" / "arithmetic-a")
+
+    def correct(completions, **_):
+        return [float(len(text) % 2) for text in completions]
+
+    def format_valid(completions, **_):
+        return [float(len(text) % 5 != 0) for text in completions]
+
+    options = {
+        "output_dir": str(folder), "per_device_train_batch_size": 4, "num_generations": 4, "gradient_accumulation_steps": 2,
+        "steps_per_generation": 2, "max_completion_length": 8, "beta": 1e-3, "max_steps": steps, "logging_steps": 1,
+        "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "steps", "save_steps": steps, "seed": 3,
+        "gradient_checkpointing": False, "disable_tqdm": True, "disable_dropout": True,
+    }  # fmt: skip
+    return module.PoiseGRPOTrainer(
+        transformers.AutoModelForCausalLM.from_pretrained(policy),
+        reward_funcs=[correct, format_valid],
+        args=trl.GRPOConfig(**{**options, **settings}),
+        train_dataset=datasets.Dataset.from_dict({"prompt": [f"{i}+{i + 1}=" for i in range(8)]}),
+        processing_class=transformers.AutoTokenizer.from_pretrained(policy, padding_side="left"),
+    )
+
+
+def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
+    return [one.grad.clone() for one in model.parameters() if one.grad is not None]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", list_algorithms())
+def test_trl_trains_with_the_advantages_losses_and_gradients_of_poise(name: str, tmp_path: Path) -> None:
+    source = source_of(name)
+    candidate = load_candidate_source(source, name)
+    module = load(export_candidate(source, name, "trl").text)
+    trainer = trl_trainer(module, tmp_path)
+    seen, original = [], module.poise_advantages
+    module.poise_advantages = lambda batch, now: seen.append((batch, now, original(batch, now))) or seen[-1][2]
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 2
+    generation = next(iter(trainer.get_train_dataloader()))
+    parts = []
+    for step in (0, 1):
+        trainer._step = step
+        inputs = trainer._prepare_inputs(generation)
+        with torch.no_grad():
+            logprobs, _, _ = trainer._poise_score(trainer.model, inputs)
+        noise = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(step))
+        parts.append({**inputs, "old_per_token_logps": logprobs + 0.3 * noise})
+
+    batch, now, (values, trained, _) = seen[0]
+    ours = RolloutBatch(**{one.name: getattr(batch, one.name) for one in dataclasses.fields(batch)})
+    dynamics = Dynamics(**{one.name: getattr(now, one.name) for one in dataclasses.fields(now)})
+    expected = calls.call_advantages(candidate, ours, dynamics)
+    mask = calls.train_mask(expected, ours.completion_mask)
+    assert torch.equal(trained, mask)
+    assert torch.equal(values, torch.where(mask, expected.values, 0.0))
+    assert sorted(ours.group_ids.tolist()) == [0] * 4 + [1] * 4
+    sums = sorted(float(row.sum()) for part in parts for row in part["advantages"])
+    assert sums == pytest.approx(sorted(values.sum(-1).tolist()), abs=1e-5)
+
+    losses = [trainer._compute_loss(trainer.model, part) for part in parts]
+    sum(losses).backward()
+    found = gradients(trainer.model)
+    trainer.model.zero_grad()
+    tokens, sequences = float(mask.sum()), float(mask.any(-1).sum())
+    for part, loss in zip(parts, losses, strict=True):
+        logprobs, entropies, _ = trainer._poise_score(trainer.model, part)
+        carry = {key.partition("/")[2]: value for key, value in part.items() if key.startswith("poise_carry/")}
+        inputs = LossInputs(
+            logprobs=logprobs, entropies=entropies, old_logprobs=part["old_per_token_logps"],
+            ref_logprobs=part["ref_per_token_logps"], advantages=part["advantages"], mask=part["poise_mask"], carry=carry,
+            correctness=part["poise_correctness"], format_valid=part["poise_format_valid"],
+        )  # fmt: skip
+        inputs = calls.handed_inputs(candidate, inputs, part["completion_mask"].bool())
+        call = calls.call_loss(candidate, inputs, dynamics, token_count=tokens, sequence_count=sequences, max_length=8)
+        torch.testing.assert_close(loss.detach(), call.total, rtol=1e-6, atol=1e-7)
+        through = (logprobs * call.grad_logprobs).sum()
+        if candidate.reads_entropies:
+            through = through + (entropies * call.grad_entropies).sum()
+        through.backward()
+    for one, other in zip(found, gradients(trainer.model), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["grpo", "vm_av"])
+def test_trl_trains_with_an_exported_algorithm_and_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None:
+    module = load(export_candidate(source_of(name), name, "trl").text)
+    trainer = trl_trainer(module, tmp_path, steps=3)
+    before = [one.detach().clone() for one in trainer.model.parameters()]
+    trainer.train()
+    assert trainer.state.global_step == 3
+    assert any(not torch.equal(one, other) for one, other in zip(before, trainer.model.parameters(), strict=True))
+    assert all(torch.isfinite(one).all() for one in trainer.model.parameters())
+    rows = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    if name == "vm_av":  # its controller has been called after each generation but the last
+        assert trainer._poise_state["controller"]["initial_entropy"] > 0
+    again = trl_trainer(module, tmp_path, steps=4)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert again.state.global_step == 4
+    assert again._poise_state["running"].keys() == trainer._poise_state["running"].keys()
+
+
+@pytest.mark.exhaustive
+def test_trl_settings_that_would_change_the_algorithm_are_refused(tmp_path: Path) -> None:
+    module = load(export_candidate(source_of("grpo"), "GRPO", "trl").text)
+    with pytest.raises(ValueError, match="beta must not be 0"):
+        trl_trainer(module, tmp_path, beta=0.0)
+
+
+# ---- the command and the page
+
+
+def test_command_writes_the_file_and_refuses_to_overwrite_it(tmp_path: Path) -> None:
+    out, file = tmp_path / "mine.py", str(algorithm_path("grpo"))
+    found = CliRunner().invoke(app, ["export", file, "--to", "trl", "--out", str(out)])
+    assert found.exit_code == 0
+    assert "from mine import PoiseGRPOTrainer" in found.output
+    assert "none: exported from a file" in out.read_text()
+    assert CliRunner().invoke(app, ["export", file, "--to", "trl", "--out", str(out)]).exit_code == 2
+    refused = CliRunner().invoke(app, ["export", file, "--to", "verl", "--out", str(tmp_path / "v.py")])
+    assert refused.exit_code == 1
+    assert not (tmp_path / "v.py").exists()
+
+
+def test_page_has_the_equations_of_the_docstring_and_no_markup_of_strangers() -> None:
+    page = paper(
+        source_of("grpo"), "<script>GRPO", evidence=["[x](http://evil)"], proposal='{"equations": ["A = R - 1"]}'
+    )
+    assert "A_i = (R_i - mean_g R) / (std_g R + eps)" in page
+    assert "A = R - 1" in page
+    assert "def compute_loss" in page
+    assert "<script>" not in page
+    assert "[x](http" not in page
