@@ -69,6 +69,7 @@ for command in (
     rungs,
     explore,
     replicate,
+    export,
     track,
     cost,
     context,
@@ -76,12 +77,6 @@ for command in (
     bridge,
     tune,
     grade,
-    replicate,
-    export,
-    track,
-    cost,
-    context,
-    tune,
 ):
     app.command()(command)
 app.command()(compare_search)
