@@ -49,7 +49,7 @@ TARGETS = {
         ),
         """\
 from {module} import PoiseGRPOTrainer   # instead of trl.GRPOTrainer, with the same arguments
-trainer = PoiseGRPOTrainer(model, reward_funcs=[correct], args=GRPOConfig({beta}), train_dataset=problems)
+trainer = PoiseGRPOTrainer(model, reward_funcs=[{rewards}], args=GRPOConfig({beta}), train_dataset=problems)
 trainer.train()""",
         everything=True,
     ),
@@ -148,6 +148,7 @@ def export_candidate(
     usage = target.usage.format(
         module=module,
         name=module,
+        rewards="correct, format_valid" if "format_valid" in reading.advantages | reading.loss else "correct",
         beta="beta=1e-3" if "ref_logprobs" in reading.advantages | reading.loss else "",
         mode={"token-mean": "token-mean", "sequence-mean": "seq-mean-token-mean"}.get(
             reading.aggregation, "seq-mean-token-sum-norm"
