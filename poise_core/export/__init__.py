@@ -55,7 +55,7 @@ trainer.train()""",
     ),
     "verl": Target(
         "verl",
-        "verl 0.9.1: against its register functions and agg_loss",
+        "no version was run: a stub with the signatures of verl 0.9.1 and its reductions",
         adapters.VERL,
         (
             "a completion counts as cut off where it fills max_response_length; all others count as valid",
