@@ -282,6 +282,28 @@ def test_openrlhf_policy_loss_is_replaced_and_its_other_results_stay(monkeypatch
     assert logprobs.grad.flatten().tolist() == pytest.approx([-0.25, -0.75, -2.0, 0.0])
 
 
+def champion(folder: Path) -> str:
+    """The champion of the published run, exported by the command."""
+    run, out = Path(__file__).parents[1] / "docs" / "results" / "laptop-64", folder / "champion_trl.py"
+    found = CliRunner().invoke(app, ["export", str(run), "AM-HT-SQ", "--to", "trl", "--out", str(out)])
+    assert found.exit_code == 0, found.output
+    assert "reward_funcs=[correct, format_valid]" in found.output
+    return out.read_text()
+
+
+def test_header_of_an_exported_champion_says_what_it_rests_on(tmp_path: Path) -> None:
+    header = champion(tmp_path).partition("from __future__")[0]
+    for words in (
+        "Source digest (SHA-256): 03d3e4a85bb99316325c1f03e45288d67dcc92cc2e77bb97d66d598f73711163",
+        "Candidate am-ht-sq-03d3e4a85b, generation 15, replicated",
+        "Overall 78.7 [76.6, 80.8], 6 seeds",
+        "Difference to GRPO: +5.5 [+3.6, +7.4] points",
+        "Replication with fresh seeds on sealed problems: replicated",
+    ):
+        assert words in header
+    assert all(line.startswith("#") for line in header.splitlines() if line)
+
+
 # ---- TRL itself, in an environment that has it (docs/candidates.md tells how to make one)
 
 
@@ -374,9 +396,10 @@ def test_trl_trains_with_the_advantages_losses_and_gradients_of_poise(name: str,
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["grpo", "vm_av"])
+@pytest.mark.parametrize("name", ["grpo", "vm_av", "champion"])
 def test_trl_trains_with_an_exported_algorithm_and_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None:
-    module = load(export_candidate(source_of(name), name, "trl").text)
+    text = champion(tmp_path) if name == "champion" else export_candidate(source_of(name), name, "trl").text
+    module = load(text)
     trainer = trl_trainer(module, tmp_path, steps=3)
     before = [one.detach().clone() for one in trainer.model.parameters()]
     trainer.train()

@@ -115,7 +115,11 @@ def _from_run(run: RunDirectory, candidate: str | None) -> tuple[str, str, list[
             else ""
         )
         lines.append(f"Examination, {row['condition']}: {row['verdict']} {limits}".rstrip())
+    if view.replication:
+        lines.append(
+            f"Replication with fresh seeds on sealed problems: {view.replication['outcome']}; {view.replication['message']}"
+        )
     if not view.examination:
-        lines.append("Examination: none; the numbers are from the problems that the search has seen")
+        lines.append("Examination: none; the scores above are from the problems that the search has seen")
     proposal = view.proposal["content"] if view.proposal else ""
     return view.record["source"], view.record["name"], lines, proposal, view.record["hypothesis"] or ""

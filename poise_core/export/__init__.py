@@ -49,13 +49,13 @@ TARGETS = {
         ),
         """\
 from {module} import PoiseGRPOTrainer   # instead of trl.GRPOTrainer, with the same arguments
-trainer = PoiseGRPOTrainer(model, reward_funcs=[correct], args=GRPOConfig({beta}), train_dataset=problems)
+trainer = PoiseGRPOTrainer(model, reward_funcs=[{rewards}], args=GRPOConfig({beta}), train_dataset=problems)
 trainer.train()""",
         everything=True,
     ),
     "verl": Target(
         "verl",
-        "verl 0.9.1: against its register functions and agg_loss",
+        "no version was run: a stub with the signatures of verl 0.9.1 and its reductions",
         adapters.VERL,
         (
             "a completion counts as cut off where it fills max_response_length; all others count as valid",
@@ -148,6 +148,7 @@ def export_candidate(
     usage = target.usage.format(
         module=module,
         name=module,
+        rewards="correct, format_valid" if "format_valid" in reading.advantages | reading.loss else "correct",
         beta="beta=1e-3" if "ref_logprobs" in reading.advantages | reading.loss else "",
         mode={"token-mean": "token-mean", "sequence-mean": "seq-mean-token-mean"}.get(
             reading.aggregation, "seq-mean-token-sum-norm"
