@@ -185,6 +185,8 @@ def test_killed_and_stopped_it_ends_as_if_undisturbed(undisturbed: Undisturbed, 
     folder, moments = tmp_path / "run", random.Random()
     delays = [moments.uniform(0, 8) for _ in range(2)]
     print(f"signals {delays} seconds after the events")  # shown when the test fails
+    folder.mkdir()
+    shutil.copy(undisturbed[0] / "secret", folder)  # the same problems, so that rows can be compared
 
     running = Running(folder, tmp_path / "first.log")
     running.wait_for("verify    GRPO")  # training and the evaluation of the base policy are under way
