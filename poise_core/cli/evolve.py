@@ -100,7 +100,9 @@ def evolve(
         resume = f"go on with: {shlex.join(['poise', *sys.argv[1:]])}"
         try:
             with ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display:
-                notes = [f"poise: {line}" for line in (*anew, resolved.untuned) if line]
+                notes = [
+                    f"poise: {line}" for line in (*anew, resolved.untuned, resolved.protocol.unsealed_note) if line
+                ]
 
                 def tell(status: str) -> None:
                     while notes:  # once, when the run is open: input that cannot be used gets its own line alone

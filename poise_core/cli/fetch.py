@@ -18,7 +18,8 @@ def fetch(
 ) -> None:
     """Download what a preset names: its policy and those of its examination, and data sets; afterwards everything runs offline.
 
-    Files go into the hub's cache (HF_HOME). The same command goes on where a download broke off.
+    Files go into the hub's cache (HF_HOME), the rows of the preset's sources into that of problems (POISE_CACHE).
+    The same command goes on where a download broke off.
 
     Examples:
 
@@ -49,7 +50,14 @@ def fetch(
                     say(f"  {key} {name}@{fetched.commit}, so that nobody can change what you measure")
                 if kind == "model" and (note := remark(fetched.folder)):
                     say(f"  {note}")
-        except (FetchError, PolicyNotFoundError) as error:
+            sources = [resolved.protocol.environment.source, *(one.source for one in resolved.protocol.benchmarks)]
+            for source in sources:
+                if source is not None and source.dataset is not None and not source.is_file:
+                    from poise_core.environments.sources import prepared
+
+                    found = prepared(source)
+                    say(f"data set {source.dataset}@{source.revision}: its rows are in {found.prepared}")
+        except (FetchError, PolicyNotFoundError, ValueError) as error:
             raise fail(error, UNUSABLE) from error
 
 

@@ -13,18 +13,24 @@ from poise_core.cli.common import (
     REFUSED,
     UNUSABLE,
     JsonOption,
+    SetOption,
     existing_file,
     fail,
+    plain_errors,
     progress_bar,
+    resolve_preset,
     say,
     say_json,
 )
 
 if TYPE_CHECKING:
+    from poise_core.config import Preset
     from poise_core.config.problems import GraderSpec
     from poise_core.grading import Row, Verdict
+    from poise_core.policies.model import PromptCodec
 
 _CHUNK = 256
+PresetArgument = Annotated[str, typer.Argument(help="A shipped preset, or the path of a YAML file.")]
 
 
 def grade(
@@ -135,3 +141,136 @@ def _short(text: str, limit: int = 60) -> str:
 env = typer.Typer(
     name="env", help="Look at a preset's problems: check them all, or answer one yourself.", no_args_is_help=True
 )
+
+
+@env.command()
+def validate(
+    preset: PresetArgument,
+    set_: SetOption = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Load all problems of a preset and look them over: golds, three prompts, lengths, repetitions, overlap with the training set.
+
+    Exit status 1: a gold answer is not right by its own grader, or a prompt does not fit the policy.
+
+    Example: poise env validate my.yaml
+    """
+    with plain_errors():
+        from poise_core.environments.validate import described
+        from poise_core.environments.validate import validate as look
+
+        loaded = resolve_preset(preset, set_)
+        codec, context = _codec(loaded)
+        try:
+            reports = look(
+                loaded.protocol,
+                lambda text: len(codec.encode([text])[0][0]),
+                context,
+                lambda what: typer.echo(f"looking at {what}", err=True),
+            )
+        except ValueError as error:
+            raise fail(error, UNUSABLE) from error
+    if json_output:
+        keys = (
+            "name",
+            "left_out",
+            "outcomes",
+            "golds_failed",
+            "golds_alike",
+            "golds_tried",
+            "longest",
+            "median",
+            "limit",
+            "over",
+        )
+        more = ("repeated", "overlaps")
+        say_json(
+            json.dumps(
+                [
+                    {"problems": len(report.problems), **{key: getattr(report, key) for key in (*keys, *more)}}
+                    for report in reports
+                ]
+            )
+        )
+    else:
+        for report in reports:
+            say("\n".join(described(report)))
+        say("\nThree training prompts as the policy sees them:")
+        for problem in reports[0].problems[:3]:
+            say(f"---\n{codec.render(problem.prompt)}\n--- wants {problem.answer}")
+        if loaded.protocol.unsealed:
+            say(
+                f"\nNothing is sealed on: {', '.join(loaded.protocol.unsealed)} (the search reads the report's problems)"
+            )
+    if any(report.wrong for report in reports):
+        raise fail("some golds or prompts are wrong, see above", REFUSED)
+
+
+@env.command()
+def play(
+    preset: PresetArgument,
+    benchmark: Annotated[str, typer.Option(help="Ask its search problems; by default those of the training.")] = "",
+    number: Annotated[int, typer.Option(min=1, help="Which problem.")] = 1,
+    set_: SetOption = None,
+) -> None:
+    """Answer one problem yourself and see the verdict. The answer ends with an empty line, or with the end of the input."""
+    with plain_errors():
+        from poise_core.environments import benchmark_environment, get_environment
+        from poise_core.environments.prompts import training_problems
+        from poise_core.environments.sources import SourceEnvironment
+
+        loaded = resolve_preset(preset, set_)
+        protocol, (codec, _) = loaded.protocol, _codec(loaded)
+        try:
+            if benchmark:
+                specs = {spec.name: spec for spec in protocol.benchmarks}
+                if benchmark not in specs:
+                    raise fail(f"--benchmark {benchmark!r}; the preset has {', '.join(specs)}", UNUSABLE)
+                spec = specs[benchmark]
+                environment = benchmark_environment(protocol, spec)
+                problems = environment.problems("search", spec.kinds, spec.problems, "play")
+            else:
+                environment = get_environment(protocol.environment)
+                problems = training_problems(protocol.environment, 0)
+        except ValueError as error:
+            raise fail(error, UNUSABLE) from error
+        if number > len(problems):
+            raise fail(f"--number is {number}; there are {len(problems)} problems", UNUSABLE)
+        problem = problems[number - 1]
+        say(codec.render(problem.prompt))
+        answer = codec.prompt.graded(_typed()) if codec.prompt else _typed()
+        outcome = environment.verify(problem, answer)
+        found = ""
+        if isinstance(environment, SourceEnvironment):
+            (verdict,) = environment.grade([problem], [answer])
+            found = f", found {_short(verdict.extracted or '-')}" + (f" ({verdict.message})" if verdict.message else "")
+            environment.close()
+        say(
+            f"{outcome.how or ('right' if outcome.correctness == 1 else 'wrong')}: correctness {outcome.correctness:g}, "
+            f"format {'valid' if outcome.format_valid else 'not valid'}{found}; the gold answer is {problem.answer}"
+        )
+
+
+def _typed() -> str:
+    """What is typed up to an empty line or the end of the input."""
+    import sys
+
+    lines: list[str] = []
+    for line in sys.stdin:
+        if not line.strip() and lines:
+            break
+        lines.append(line.rstrip("\n"))
+    return "\n".join(lines)
+
+
+def _codec(preset: Preset) -> tuple[PromptCodec, int | None]:
+    """The tokenizer of a preset's policy with its template, and the tokens that the policy can see."""
+    from poise_core.policies.locate import resolve_policy
+    from poise_core.policies.model import PromptCodec
+
+    folder = resolve_policy(preset.protocol.policy)
+    configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        return PromptCodec.load(folder, preset.protocol.prompt), configuration.get("max_position_embeddings")
+    except ValueError as error:
+        raise fail(error, UNUSABLE) from error

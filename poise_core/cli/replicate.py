@@ -70,6 +70,8 @@ def replicate(
     shared_network(allow_shared_network)
     with plain_errors():
         preset = with_overrides(RunDirectory.read(run_dir).current_preset, overrides or [])
+        if preset.protocol.unsealed:
+            say(f"poise: {preset.protocol.unsealed_note}", err=True)
         with RunDirectory.open(run_dir, preset) as run:
             try:
                 found = find_candidate(run.archive, candidate)

@@ -301,6 +301,16 @@ class Protocol(FrozenModel):
         return [benchmark.name for benchmark in self.benchmarks if benchmark.sealed == "same"]
 
     @property
+    def unsealed_note(self) -> str:
+        """What that means, as a sentence for every page; empty where all reports are sealed."""
+        if not self.unsealed:
+            return ""
+        return (
+            f"Not sealed: the search reads the report's problems of {', '.join(self.unsealed)}, as in the paper, so that a report "
+            "on them is no independent evidence."
+        )
+
+    @property
     def scored_by_reward(self) -> bool:
         """Whether Overall counts what the training reward counts. With pass@k it does not: an advantage that keeps answers diverse
         lowers the reward and raises Overall, so that no reward may end it."""

@@ -23,7 +23,7 @@ from poise_core.config.protocol import ALL, EnvironmentSpec, Protocol
 from poise_core.environments.base import Outcome, Problem, Split, split_of
 from poise_core.files import write_atomically
 from poise_core.grading import GradingPool, Row, Verdict
-from poise_core.grading.graders import load_callable
+from poise_core.grading.graders import load_callable, wrapped_gold
 
 CACHE = "POISE_CACHE"
 """Variable with the folder for prepared problems; by default ``~/.cache/poise``."""
@@ -90,7 +90,7 @@ def read_rows(source: SourceSpec) -> Read:
             extra = {other: value for other, value in row.items() if other not in (names["problem"], "prompt")}
         kept[key] = {
             "prompt": problem,
-            "answer": answer,
+            "answer": wrapped_gold(answer),  # of a whole solution the last box, or what follows ####
             "kind": kind,
             "data": json.dumps(extra, default=str) if extra else "",
         }

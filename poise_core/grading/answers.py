@@ -400,12 +400,10 @@ def _word(text: str) -> Answer | None:
     match = re.fullmatch(r"(?:\\text\s*\{\s*)?\(?\s*([A-Z])\s*\)?[.:]?\s*\}?", text)
     if match and ("(" in text or "\\text" in text):
         return Answer("choice", match.group(1))
-    match = re.fullmatch(r"(?:\\text\s*\{\s*)?\(\s*([A-J])\s*\)\s*\}?\s*(?:\\text\s*\{)?\S.*", text)
-    if match:
-        return Answer("choice", match.group(1))
-    match = re.fullmatch(r"(?:\\text\s*\{\s*)([A-J])(?:\s*[).:]\s*.*\}|\s*[.:]?\s*\}.*)", text)
-    if match:
-        return Answer("choice", match.group(1))
+    for pattern in _CHOSEN:  # a letter with its content: (C) 12
+        match = pattern.fullmatch(text)
+        if match and not _SEVERAL.search(match.group(2)):
+            return Answer("choice", match.group(1))
     plain = re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", text).strip()
     if not re.fullmatch(r"[A-Za-z](?:[A-Za-z\s.,']|(?<=[A-Za-z])-(?=[A-Za-z]))*", plain) or re.fullmatch(
         r"\w(-\w)+", plain
@@ -414,11 +412,18 @@ def _word(text: str) -> Answer | None:
     words = re.sub(r"[^a-z ]", "", plain.lower().replace("-", " ")).split()
     if "\\text" not in text and len(words) == 1 and not _looks_like_word(plain):
         return None
-    if set(words) & {"and", "or"} or "," in plain:
-        return None if "\\text" not in text or len(words) < 2 else Answer("words", " ".join(words))
+    if "," in plain or (set(words) & {"and", "or"} and ("\\text" not in text or len(words) < 2)):
+        return None
     if len(words) == 1 and words[0] in _NUMBER_WORDS:
         return Answer("value", str(_NUMBER_WORDS[words[0]]))
     return Answer("words", " ".join(word for word in words if word not in ("a", "an", "the")))
+
+
+_CHOSEN = (
+    re.compile(r"(?:\\text\s*\{\s*)?\(\s*([A-J])\s*\)\s*\}?\s*((?:\\text\s*\{)?\S.*)"),
+    re.compile(r"(?:\\text\s*\{\s*)([A-J])((?:\s*[).:]\s*.*\}|\s*[.:]?\s*\}.*))"),
+)
+_SEVERAL = re.compile(r"\(\s*[A-J]\s*\)|\b(?:and|or)\b|^\s*\}?\s*[,;&/]|\\text\s*\{\s*[A-J]\s*\}")
 
 
 def _looks_like_word(letters: str) -> bool:

@@ -65,6 +65,8 @@ def parse_expression(text: str) -> Any:
 def _by_math_verify(text: str) -> Any:
     if re.search(r"\d{4,}|!\)*!|\^\{?[^{}]*\^", text) and not re.search(r"\\(sum|int|prod|lim)", text):
         raise Unreadable(text)  # what could grow without bound is for the parser above, which looks before it computes
+    if "%" in text or "\\begin" in text or len(text) > 500:
+        raise Unreadable(text)
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
     try:
@@ -152,7 +154,26 @@ class _Parser:
         return self.power()
 
     def _begins_factor(self, token: str) -> bool:
-        if not token or token in ("+", "-", ")", "]", "}", "|", ",", "!", "^", "_", "'", "=", "<", ">", ":", ";", "."):
+        if not token or token in (
+            "+",
+            "-",
+            ")",
+            "]",
+            "}",
+            "|",
+            ",",
+            "!",
+            "%",
+            "^",
+            "_",
+            "'",
+            "=",
+            "<",
+            ">",
+            ":",
+            ";",
+            ".",
+        ):
             return False
         return token not in (
             "\\rfloor",
@@ -187,8 +208,10 @@ class _Parser:
         return self.postfix(base)
 
     def postfix(self, found: Any) -> Any:
-        while self.peek() == "!":
-            self.take()
+        while self.peek() in ("!", "%"):
+            if self.take() == "%":
+                found = found / 100
+                continue
             if found.is_Integer and not 0 <= found <= MAXIMAL_FACTORIAL:
                 raise TooLarge("factorial")
             found = sympy.factorial(found)
@@ -257,7 +280,9 @@ class _Parser:
             name = f"{name}_{self._raw()}"
         while self.peek() == "'":
             name += self.take()
-        if name in ("f", "g", "h") and self.peek() == "(":
+        applied = self.tokens[self.at : self.at + 3]  # I(0) is a value of I, and not the product with 0
+        numbered = len(applied) == 3 and applied[0] == "(" and applied[1][0].isdigit() and applied[2] == ")"
+        if (name in ("f", "g", "h") or numbered) and self.peek() == "(":
             return sympy.Function(name)(self.group("(", ")"))
         return {"i": sympy.I, "e": sympy.E}.get(name, sympy.Symbol(name))
 

@@ -283,8 +283,6 @@ def _warm_up() -> None:
     from poise_core.grading.equality import answers_equal
 
     answers_equal("\\frac{1}{2}x+1", "1+0.5x")
-    with contextlib.suppress(Exception):
-        answers_equal("\\sum_{k=1}^{3} k", "7")
 
 
 def _work(requests: _Pipe, answers: _Pipe, busy: mmap.mmap, cpu: float, wall: float) -> int:

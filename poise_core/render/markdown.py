@@ -162,7 +162,8 @@ def _best(rows: Sequence[LeaderboardRow]) -> str:
 
 
 def _untuned(report: NightlyReport) -> str:
-    return f"\n\n{untuned_note(report.untuned)}" if report.untuned else ""
+    notes = [note for note in (untuned_note(report.untuned), report.unsealed) if note]
+    return "".join(f"\n\n{note}" for note in notes)
 
 
 def _finite(delta: Interval | None) -> str:

@@ -65,7 +65,7 @@ def overview(evidence: RunEvidence) -> dict[str, Any]:
         "policy": protocol.policy,
         "benchmarks": [{"name": one.name, "weight": one.weight} for one in protocol.benchmarks],
         "baseline": number.get(evidence.baseline or ""),
-        "untuned": evidence.untuned,
+        "untuned": " ".join(note for note in (evidence.untuned, protocol.unsealed_note) if note),
         "counted": evidence.counted(),
         "candidates": candidates,
         "best": [vars(step) for step in best_so_far(evidence)],

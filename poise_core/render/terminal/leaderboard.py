@@ -130,6 +130,8 @@ def _notes(
             notes.append(f"Claims hold for trainings that do not collapse: {'; '.join(steady)} (95 %).")
     if evidence and evidence.untuned:
         notes.append(untuned_note(evidence.untuned))
+    if evidence and evidence.protocol.unsealed:
+        notes.append(evidence.protocol.unsealed_note)
     if others:
         notes.append(f"Not ranked here, another protocol: {', '.join(others)}.")
     return [Text(note, style="dim") for note in notes]

@@ -1,0 +1,232 @@
+"""Looking over the problems of a protocol before a run: golds, prompts, lengths, repetitions, and overlap with the training set.
+
+Nothing here is an error: what is wrong is collected as lines, so that one call tells all of it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from poise_core.config.problems import GraderSpec
+from poise_core.config.protocol import BenchmarkSpec, Protocol
+from poise_core.environments.base import Environment, Problem, Split, verify_all
+from poise_core.environments.prompts import training_problems
+from poise_core.environments.registry import benchmark_environment, get_environment
+from poise_core.environments.sources import SourceEnvironment, read_rows, words
+
+NGRAM = 5
+"""Words of the pieces by which problems are compared."""
+SHARED = 0.6
+"""Share of a benchmark problem's pieces within one training problem from which the two count as overlapping."""
+_SHOWN = 5
+
+Tokens = Callable[[str], int]
+"""The number of tokens of a prompt, template included."""
+
+
+@dataclass
+class SetReport:
+    """What was found about the problems of one use: the training, or one split of a benchmark."""
+
+    name: str
+    problems: list[Problem] = field(repr=False)
+    left_out: str = ""  # rows filtered, repeated, without answer
+    digest: str = ""
+    outcomes: dict[str, int] = field(default_factory=dict)  # of golds judged against themselves
+    golds_failed: list[str] = field(default_factory=list)
+    golds_alike: list[str] = field(default_factory=list)  # golds of other texts that were judged equal
+    golds_tried: int = 0
+    longest: int = 0
+    median: int = 0
+    over: list[str] = field(default_factory=list)
+    limit: int = 0  # tokens that a prompt may have
+    overlaps: list[str] = field(default_factory=list)
+    overlapping: int = 0
+    repeated: int = 0
+
+    @property
+    def wrong(self) -> bool:
+        """Whether a run on these problems would be wasted: a gold that is not right, or a prompt that does not fit."""
+        return bool(self.golds_failed or self.over)
+
+
+def gold_completions(spec: GraderSpec | None, gold: str) -> list[str]:
+    """Return completions that give the gold answer, in the forms in which a grader may look for it."""
+    forms = {"boxed": f"\\boxed{{{gold}}}", "hash": f"#### {gold}", "tag": f"<answer>{gold}</answer>", "whole": gold}
+    if spec is not None and spec.name not in ("regex", "function"):
+        return [gold if spec.answer == "boxed" and "\\boxed" in gold else forms[spec.answer]]
+    return [gold, f"#{gold}", *(forms[name] for name in ("boxed", "hash", "tag"))]
+
+
+def judged_golds(environment: Environment, problems: Sequence[Problem], report: SetReport, others: int = 3) -> None:
+    """Judge every gold as its own problem's answer, and as that of ``others`` further problems, and note what is odd."""
+    spec = environment.grader if isinstance(environment, SourceEnvironment) else None
+    open_: list[Problem] = list(problems)
+    form: dict[str, int] = {}
+    counts: Counter[str] = Counter()
+    last: dict[str, str] = {}
+    for number in range(len(gold_completions(spec, ""))):
+        texts = [gold_completions(spec, problem.answer)[number] for problem in open_]
+        left = []
+        for problem, outcome in zip(open_, verify_all(environment, open_, texts), strict=True):
+            if outcome.correctness == 1.0:
+                counts["right"] += 1
+                form[problem.prompt] = number
+            else:
+                left.append(problem)
+                last[problem.prompt] = outcome.how or "wrong"
+        open_ = left
+    for problem in open_:
+        counts[last[problem.prompt]] += 1
+        report.golds_failed.append(f"{last[problem.prompt]}: answer {problem.answer!r} of {_head(problem.prompt)}")
+    report.outcomes = dict(counts)
+    pairs = [
+        (problem, problems[(place + step) % len(problems)])
+        for place, problem in enumerate(problems)
+        for step in range(1, min(others, len(problems) - 1) + 1)
+        if problems[(place + step) % len(problems)].answer != problem.answer and problem.prompt in form
+    ]
+    texts = [gold_completions(spec, other.answer)[form[problem.prompt]] for problem, other in pairs]
+    report.golds_tried = len(pairs)
+    for (problem, other), outcome in zip(
+        pairs, verify_all(environment, [problem for problem, _ in pairs], texts), strict=True
+    ):
+        if outcome.correctness > 0:
+            report.golds_alike.append(f"{other.answer!r} counts for {problem.answer!r}")
+
+
+def overlaps(training: Sequence[Problem], benchmark: Sequence[Problem]) -> list[tuple[float, Problem, Problem]]:
+    """Return (share, benchmark problem, training problem) of overlapping problems, the most alike first.
+
+    The share is that of the benchmark problem's pieces of ``NGRAM`` words which one training problem holds, or, where that is
+    less, of the training problem's pieces in it. Problems shorter than that overlap where their words are equal.
+    """
+    index: dict[tuple[str, ...], set[int]] = defaultdict(set)
+    pieces = [_pieces(problem.prompt) for problem in training]
+    for place, own in enumerate(pieces):
+        for piece in own:
+            index[piece].add(place)
+    found = []
+    for problem in benchmark:
+        own = _pieces(problem.prompt)
+        shared = Counter(place for piece in own for place in index.get(piece, ()))
+        best = max(
+            ((count / max(len(own), len(pieces[place])), place) for place, count in shared.items()), default=(0.0, 0)
+        )
+        if best[0] >= SHARED:
+            found.append((best[0], problem, training[best[1]]))
+    return sorted(found, key=lambda item: -item[0])
+
+
+def _pieces(text: str) -> set[tuple[str, ...]]:
+    own = words(text)
+    return {tuple(own[i : i + NGRAM]) for i in range(max(1, len(own) - NGRAM + 1))} if own else set()
+
+
+def validate(
+    protocol: Protocol,
+    tokens: Tokens | None = None,
+    context: int | None = None,
+    progress: Callable[[str], None] = print,
+) -> list[SetReport]:
+    """Load all problems of a protocol and look them over.
+
+    Args:
+        protocol: the preset's.
+        tokens: counts the tokens of a problem's prompt; None leaves lengths out.
+        context: tokens that the policy can see, prompt and completion together.
+        progress: told what is looked at.
+
+    Raises:
+        ValueError: problems cannot be loaded.
+    """
+    progress("training")
+    environment = get_environment(protocol.environment)
+    training = list({problem.prompt: problem for problem in training_problems(protocol.environment, 0)}.values())
+    reports = [_report("training", environment, training, protocol, None, tokens, context)]
+    for spec in protocol.benchmarks:
+        own = benchmark_environment(protocol, spec)
+        splits: tuple[Split, ...] = ("search",) if spec.sealed == "same" else ("search", "report")
+        asked = {split: own.problems(split, spec.kinds, spec.problems, f"validate/{spec.name}") for split in splits}
+        everything = [problem for split in splits for problem in asked[split]]
+        progress(spec.name)
+        report = _report(spec.name, own, everything, protocol, spec, tokens, context)
+        sizes = ", ".join(f"{split} {len(asked[split])}" for split in splits)
+        note = "; the same problems in search and report, nothing is sealed" if spec.sealed == "same" else ""
+        report.left_out = f"{sizes}{note}" + (f"; {report.left_out}" if report.left_out else "")
+        found = overlaps(training, everything)
+        report.overlapping = len(found)
+        report.overlaps = [
+            f"{share:.2f}: {_head(mine.prompt)} | {_head(theirs.prompt)}" for share, mine, theirs in found
+        ]
+        reports.append(report)
+    return reports
+
+
+def _report(
+    name: str,
+    environment: Environment,
+    problems: list[Problem],
+    protocol: Protocol,
+    spec: BenchmarkSpec | None,
+    tokens: Tokens | None,
+    context: int | None,
+) -> SetReport:
+    report = SetReport(name, problems)
+    report.repeated = len(problems) - len({" ".join(words(problem.prompt)) for problem in problems})
+    if isinstance(environment, SourceEnvironment) and environment.source.dataset is not None:
+        source = environment.source.model_copy(update={"prepared": ""})
+        read = read_rows(source)
+        left = {"filtered": read.filtered, "without answer": read.unanswered, "repeated": read.repeated}
+        report.left_out = f"{read.total} rows" + "".join(f", {count} {what}" for what, count in left.items() if count)
+        report.digest = environment.source.digest
+    judged_golds(environment, problems, report)
+    if tokens is not None:
+        lengths = sorted(tokens(problem.prompt) for problem in problems)
+        report.longest, report.median = lengths[-1], lengths[len(lengths) // 2]
+        longest = (spec.max_completion_length if spec else None) or (
+            protocol.evaluation_length if spec else protocol.training.max_completion_length
+        )
+        if context is not None:
+            report.limit = context - longest
+            report.over = [
+                f"{tokens(problem.prompt)} tokens: {_head(problem.prompt)}"
+                for problem in problems
+                if tokens(problem.prompt) > report.limit
+            ]
+    if isinstance(environment, SourceEnvironment):
+        environment.close()
+    return report
+
+
+def described(report: SetReport) -> list[str]:
+    """Return the report as lines."""
+    lines = [f"{report.name}: {len(report.problems)} problems ({report.left_out or 'drawn'})"]
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(report.outcomes.items()))
+    lines.append(
+        f"  golds against themselves: {counts}; against {report.golds_tried} others: {len(report.golds_alike)} equal"
+    )
+    lines += _some("  GOLD NOT RIGHT", report.golds_failed)
+    lines += _some("  judged equal", report.golds_alike)
+    if report.longest:
+        room = f" of {report.limit} that fit" if report.limit else ""
+        lines.append(f"  prompts: {report.median} tokens in the middle, {report.longest} at most{room}")
+    lines += _some("  TOO LONG", report.over)
+    if report.repeated:
+        lines.append(f"  {report.repeated} problems repeat another word for word")
+    if report.overlapping:
+        lines.append(f"  {report.overlapping} problems overlap with training problems (benchmark | training):")
+        lines += _some("   ", report.overlaps)
+    return lines
+
+
+def _some(label: str, items: Sequence[str]) -> list[str]:
+    more = [f"{label} and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
+    return [f"{label} {item}" for item in items[:_SHOWN]] + more
+
+
+def _head(text: str, limit: int = 70) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
