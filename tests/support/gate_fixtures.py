@@ -5,7 +5,11 @@ Every variant differs from the base in one or two lines, so that a reader sees t
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 BASE = '''"""Base: group-relative advantages with a clipped ratio, for tests."""
 
@@ -307,3 +311,9 @@ def written(folder: Path, source: str) -> Path:
 
 
 FOREVER = edited(("    clipped = ratio", "    while True:\n        pass\n    clipped = ratio"))
+
+
+def in_a_fresh_process(work: Callable[..., list[str]], *arguments: Any) -> list[str]:
+    """What a function of a module returns, as the gate runs: with no thread beside it, which may move Python's random state."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()

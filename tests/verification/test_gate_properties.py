@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 import string
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 import torch
-from gate_fixtures import BASE
+from gate_fixtures import BASE, in_a_fresh_process
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -217,22 +215,16 @@ def compositions(seed: int, count: int) -> list[str]:
     return messages
 
 
-def refused_in_a_fresh_process(seed: int, count: int) -> list[str]:
-    """As the gate runs: with no thread beside it. One left over from another test may move Python's random state."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(compositions, seed, count).result()
-
-
 @pytest.mark.slow
 def test_random_compositions_are_admitted() -> None:
-    assert refused_in_a_fresh_process(seed=7, count=6) == []
+    assert in_a_fresh_process(compositions, 7, 6) == []
 
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1500)
 def test_a_thousand_random_compositions_are_admitted() -> None:
     """A check that rejects an honest algorithm is a bug of the check."""
-    assert refused_in_a_fresh_process(seed=11, count=1000) == []
+    assert in_a_fresh_process(compositions, 11, 1000) == []
 
 
 def test_garbage_does_not_reach_a_probe() -> None:
