@@ -89,7 +89,7 @@ def export(
 def _from_run(run: RunDirectory, candidate: str | None) -> tuple[str, str, list[str], str, str]:
     """Source, name, evidence, the proposal's JSON and the hypothesis of a candidate of a run."""
     from poise_core.cli.reading import find_candidate_id
-    from poise_core.evidence.format import format_interval, format_overall
+    from poise_core.evidence.format import format_interval, format_limits, format_overall
     from poise_core.views import leaderboard, view_candidate
     from poise_core.views.leaderboard import best_of
 
@@ -110,7 +110,7 @@ def _from_run(run: RunDirectory, candidate: str | None) -> tuple[str, str, list[
     ]
     for row in view.examination:
         limits = (
-            f"{row['delta']:+.1f} [{row['low']:+.1f}, {row['high']:+.1f}] points"
+            f"{format_limits(row['delta'], row['low'], row['high'], '+.1f')} points"
             if row["delta"] is not None and row["low"] is not None and row["high"] is not None
             else ""
         )

@@ -162,7 +162,7 @@ def _best(rows: Sequence[LeaderboardRow]) -> str:
 
 
 def _untuned(report: NightlyReport) -> str:
-    notes = [note for note in (untuned_note(report.untuned), report.unsealed) if note]
+    notes = [note for note in (untuned_note(report.untuned), report.not_sealed) if note]
     return "".join(f"\n\n{note}" for note in notes)
 
 

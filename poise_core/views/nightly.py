@@ -59,7 +59,7 @@ class NightlyReport:
     examination: tuple[ExaminationRow, ...] = ()  # of the candidate that was examined, one per condition
     examined_name: str = ""
     untuned: str = ""  # see RunEvidence.untuned
-    unsealed: str = ""  # see Protocol.unsealed_note
+    not_sealed: str = ""  # see Protocol.unsealed_note
     calibration: str = ""  # how the forecasts of proposals came out; empty where none was scored
 
 
@@ -95,7 +95,7 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         examination=tuple(evidence.examinations.get(run.examined, ())),
         examined_name=evidence.candidates[run.examined]["name"] if run.examined in evidence.candidates else "",
         untuned=evidence.untuned,
-        unsealed=evidence.protocol.unsealed_note,
+        not_sealed=evidence.protocol.unsealed_note,
         calibration=_calibration(evidence, preset, run.generation),
     )
 
