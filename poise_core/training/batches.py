@@ -117,16 +117,22 @@ class Rendezvous:
     spec: SamplerSpec
     names: tuple[str, ...]  # of the policy's tensors, as its files name them
 
-    def hand_over(self, model: Any, seed: int, step: int) -> None:
+    def hand_over(self, model: Any, seed: int, step: int, *, writes: bool) -> None:
         """Write the weights of a whole model, and ask for the rollout of this step.
+
+        Every process calls it, because a forward pass under ZeRO 3 needs them all; the one that ``writes`` hands over.
 
         Raises:
             SamplerFault: the disk is full.
         """
-        state = model.state_dict()
-        dtype = getattr(torch, self.spec.dtype)
-        tensors = {name: state[name].detach().to("cpu", dtype) for name in self.names}
-        handover.hand_over(self.folder, seed, step, tensors, handover.canary(model))
+        tensors = {}
+        if writes:  # before the forward pass, after which ZeRO 3 may have parted the weights again
+            state = model.state_dict()
+            dtype = getattr(torch, self.spec.dtype)
+            tensors = {name: state[name].detach().to("cpu", dtype, copy=True) for name in self.names}
+        own_canary = handover.canary(model)
+        if writes:
+            handover.hand_over(self.folder, seed, step, tensors, own_canary)
 
     def rollout(self, seed: int, step: int, rows: range, group_size: int, device: torch.device) -> GlobalBatch:
         """Wait for the rollout of this step and return these rows of it; their ``old_logprobs`` and ``entropies`` are still 0.

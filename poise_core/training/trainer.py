@@ -175,8 +175,7 @@ class Trainer:
     def _handed(self, rendezvous: Rendezvous, rows: range) -> GlobalBatch:
         """Have another process sample and grade, and compute log-probabilities and entropies with the trainer's own model."""
         with self.engine.whole_model() as model:
-            if self.rank == 0:
-                rendezvous.hand_over(model, self.seed, self.state.step)
+            rendezvous.hand_over(model, self.seed, self.state.step, writes=self.rank == 0)
         return self._rescored(
             rendezvous.rollout(self.seed, self.state.step, rows, self.training.group_size, self.device)
         )

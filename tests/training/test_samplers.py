@@ -146,6 +146,19 @@ def test_an_engine_that_dies_is_the_machines_fault_and_the_training_goes_on(
     assert not slot.home.exists()
 
 
+@pytest.mark.exhaustive
+def test_several_processes_hand_over_together(tiny_policy: Path, tmp_path: Path) -> None:
+    """Under ZeRO 3 the canary's forward pass needs every process: where one computes it alone, all wait for ever."""
+    norms = []
+    for processes, stage in ((1, 0), (2, 0), (2, 3)):
+        job = scripted(tiny_policy, tmp_path / f"{processes}-{stage}")
+        several = {"processes_per_training": processes, "zero_stage": stage}
+        (done,) = train_candidate(replace(job, resources=job.resources.model_copy(update=several)))
+        norms.append([row["grad_norm"] for row in done.trajectory()])
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+    assert norms[2] == pytest.approx(norms[0], rel=1e-3)
+
+
 # ---- the server in this process, with requests written by hand
 
 
