@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import html
 import json
+import re
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
@@ -21,7 +22,7 @@ from poise_core.escaping import printable
 CHUNK = 50
 """Candidates whose details are compressed together; a page unpacks one such part when it needs it."""
 
-_PLACES = ("@POLICY@", "@REFRESH@", "@TITLE@", "@OVERVIEW@", "@DETAILS@", "@PLOTLY@", "@SCRIPT@")
+_PLACE = re.compile("@[A-Z]+@")
 
 
 class PlottingMissingError(RuntimeError):
@@ -49,9 +50,8 @@ def explorer_page(
         "form-action 'none'"
     )
     refresh = f'\n<meta http-equiv="refresh" content="{refresh_seconds}">' if refresh_seconds else ""
-    page = _asset("explorer.html")
     filled = {
-        "@POLICY@": html.escape(policy, quote=False).replace('"', "&quot;"),
+        "@POLICY@": policy,
         "@REFRESH@": refresh,
         "@TITLE@": html.escape(printable(title)),
         "@OVERVIEW@": _json({**overview, "title": title, "chunk": CHUNK}),
@@ -59,15 +59,7 @@ def explorer_page(
         "@PLOTLY@": plotly,
         "@SCRIPT@": script,
     }
-    parts = []
-    rest = page
-    while found := [
-        (rest.index(place), place) for place in _PLACES if place in rest
-    ]:  # what is filled in is not searched
-        at, place = min(found)
-        parts += [rest[:at], filled[place]]
-        rest = rest[at + len(place) :]
-    return "".join([*parts, rest])
+    return _PLACE.sub(lambda found: filled[found.group()], _asset("explorer.html"))  # what is filled in is not searched
 
 
 def plotly_source() -> str:

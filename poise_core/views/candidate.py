@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -135,16 +135,21 @@ def missing_measures(trajectories: Iterable[TrajectoryRow]) -> dict[str, str]:
 
 def mean_curves(seeds: dict[int, list[dict[str, Any]]]) -> dict[str, dict[int, float]]:
     """Mean over seeds of every metric at every step that it was recorded at; one bad seed makes the mean NaN."""
+    return {
+        name: {step: statistics.fmean(values) for step, values in sorted(by_step.items())}
+        for name, by_step in curve_points(seeds).items()
+    }
+
+
+def curve_points(seeds: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, dict[int, list[float]]]:
+    """Metric -> step -> the values of the seeds that recorded it there."""
     points: dict[str, dict[int, list[float]]] = {}
     for rows in seeds.values():
         for row in rows:
             for name, value in row.items():
                 if name not in ("step", "seed"):
                     points.setdefault(name, {}).setdefault(row["step"], []).append(float(value))
-    return {
-        name: {step: statistics.fmean(values) for step, values in sorted(by_step.items())}
-        for name, by_step in points.items()
-    }
+    return points
 
 
 def _only(rows: list[AnyRow]) -> AnyRow | None:

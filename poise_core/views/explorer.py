@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from poise_core.evaluation.results import benchmark_means
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.views.arms import best_so_far
-from poise_core.views.candidate import view_candidate
+from poise_core.views.candidate import curve_points, view_candidate
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 
 CURVE_POINTS = 40
@@ -179,38 +180,27 @@ def source_diff(before: str, after: str, old: str, new: str) -> str:
 
 def benchmark_table(evidence: RunEvidence, candidate: str) -> list[dict[str, Any]]:
     """Of every benchmark the scores by seed and their mean, in percent, and the baseline's mean."""
-    own = _scores(evidence, candidate)
-    base = _scores(evidence, evidence.baseline or "")
+    own = evidence.evaluations.get(candidate, ())
+    base = benchmark_means(evidence.evaluations.get(evidence.baseline or "", ()))
     return [
         {
             "name": name,
-            "seeds": {str(seed): value for seed, value in by_seed.items()},
-            "mean": statistics.fmean(by_seed.values()),
-            "baseline": statistics.fmean(base[name].values()) if base.get(name) else None,
+            "seeds": {str(one.seed): result.score for one in own for result in one.benchmarks if result.name == name},
+            "mean": mean,
+            "baseline": base.get(name),
         }
-        for name, by_seed in own.items()
-        if by_seed
+        for name, mean in benchmark_means(own).items()
     ]
-
-
-def _scores(evidence: RunEvidence, candidate: str) -> dict[str, dict[int, float]]:
-    found: dict[str, dict[int, float]] = {}
-    for one in evidence.evaluations.get(candidate, ()):
-        for result in one.benchmarks:
-            found.setdefault(result.name, {})[one.seed] = result.score
-    return found
 
 
 def curves(seeds: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, list[float | None]]]:
     """Metric -> steps with mean, lowest and highest over seeds; of at most ``CURVE_POINTS`` steps, non-finite points left out."""
-    points: dict[str, dict[int, list[float]]] = {}
-    for rows in seeds.values():
-        for row in rows:
-            for name, value in row.items():
-                if name not in ("step", "seed") and isinstance(value, (int, float)) and math.isfinite(value):
-                    points.setdefault(name, {}).setdefault(int(row["step"]), []).append(float(value))
     drawn: dict[str, dict[str, list[float | None]]] = {}
-    for name, by_step in points.items():
+    for name, recorded in curve_points(seeds).items():
+        finite = {step: [value for value in values if math.isfinite(value)] for step, values in recorded.items()}
+        by_step = {step: values for step, values in finite.items() if values}
+        if not by_step:
+            continue
         steps = thinned(sorted(by_step))
         drawn[name] = {
             "step": [float(step) for step in steps],
