@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from laboratory import contents
+from laboratory import contents, with_problems_of
 from typer.testing import CliRunner, Result
 
 from poise_core.algorithms import algorithm_path
@@ -185,8 +185,7 @@ def test_killed_and_stopped_it_ends_as_if_undisturbed(undisturbed: Undisturbed, 
     folder, moments = tmp_path / "run", random.Random()
     delays = [moments.uniform(0, 8) for _ in range(2)]
     print(f"signals {delays} seconds after the events")  # shown when the test fails
-    folder.mkdir()
-    shutil.copy(undisturbed[0] / "secret", folder)  # the same problems, so that rows can be compared
+    with_problems_of(undisturbed[0], folder)
 
     running = Running(folder, tmp_path / "first.log")
     running.wait_for("verify    GRPO")  # training and the evaluation of the base policy are under way

@@ -17,6 +17,7 @@ from laboratory import (
     make_preset,
     measure,
     open_evolution,
+    with_problems_of,
 )
 
 from poise_core.agents.catalogue.proposer import CatalogueProposer
@@ -98,11 +99,8 @@ def test_a_file_meets_the_same_probes_whenever_it_is_handed_in(
     establish_baseline(evolution)
     children = [evolution.verify(slot, evolution.implement(slot)).candidate_id for slot in evolution.select_parents(1)]
     evolution.run.close()
-    secret = (tmp_path / "run" / "secret").read_text()
-    for name, text in (("another secret", None), ("the same secret", secret)):
-        (tmp_path / name).mkdir()
-        if text:
-            (tmp_path / name / "secret").write_text(text)
+    with_problems_of(tmp_path / "run", tmp_path / "the same secret")
+    for name in ("another secret", "the same secret"):
         again = open_evolution(tmp_path / name)
         establish_baseline(again)
         for slot in again.select_parents(1):

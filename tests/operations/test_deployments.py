@@ -1,6 +1,5 @@
 """The deployments as an operator uses them: triggered, cancelled, suspended and retried through the API of a real server."""
 
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import httpx
 import psutil
 import pytest
 import yaml
-from laboratory import contents
+from laboratory import contents, with_problems_of
 from operations_stack import Operations
 
 from poise_core.archive import TABLES, Archive
@@ -156,8 +155,7 @@ def test_candidates_that_train_elsewhere_give_the_same_archive(
 ) -> None:
     operations.prefect("gcl", "create", "gpu", "--limit", "1")
     folder = tmp_path / "run"
-    folder.mkdir()
-    shutil.copy(first_night.folder / "secret", folder)  # the same problems, so that rows can be compared
+    with_problems_of(first_night.folder, folder)
     dispatched = operations.finished(
         operations.trigger(
             "evolve",

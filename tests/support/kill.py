@@ -23,7 +23,6 @@ import math
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from laboratory import contents
+from laboratory import contents, with_problems_of
 
 from poise_core.archive import Archive
 
@@ -211,8 +210,7 @@ class Storm:
     def _evolve(self, number: int, expected: dict[str, dict[str, str]]) -> None:
         """One disturbed evolution, to its end."""
         run_dir, logs = self.folder / f"disturbed-{number}", []
-        run_dir.mkdir()
-        shutil.copy(self.folder / "undisturbed" / "secret", run_dir)  # the same problems, so that rows can be compared
+        with_problems_of(self.folder / "undisturbed", run_dir)
         before: list[Command] = []
         while True:
             command = self._start(run_dir, self.folder / f"disturbed-{number}-{len(logs):02d}.log")

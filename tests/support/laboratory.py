@@ -232,6 +232,12 @@ def evolve(evolution: Evolution) -> None:
         assert evolution.finished(number)
 
 
+def with_problems_of(run: Path, folder: Path) -> None:
+    """Make the folder of a run that is still to begin, with the problems of another one, so that their rows can be compared."""
+    folder.mkdir()
+    shutil.copy(run / "secret", folder)
+
+
 def contents(archive: Archive) -> dict[str, dict[str, str]]:
     """Every row of every table: its key and the digest over what counts, times and durations aside."""
     found = {}

@@ -17,6 +17,7 @@ from poise_core.environments import get_environment
 from poise_core.environments.prompts import training_problems
 from poise_core.policies.model import PromptCodec, load_model
 from poise_core.policies.prompt import ModelSpec
+from poise_core.testbed.recipes import Recipe
 from poise_core.training.engine import Engine
 from poise_core.training.trainer import Trainer
 
@@ -32,6 +33,24 @@ TRAINING = TrainingSpec(
     max_completion_length=8,
     weight_decay=0.01,
 )
+
+TINY_RECIPE = Recipe(
+    hidden_size=16,
+    layers=2,
+    heads=2,
+    intermediate_size=32,
+    mixture={"mod": 1.0},
+    skills={"direct": 1.0},
+    habits={"direct": 1.0},
+    habit_steps=0,
+    slip=0.0,
+    steps=150,
+    batch_size=32,
+    learning_rate=1e-2,
+    seed=3,
+    max_completion_length=8,
+)
+"""Of a policy that answers a fifth of the ``mod`` problems, so that most groups hold right and wrong completions."""
 
 REINFORCE = '''"""REINFORCE with the group's mean as baseline; the tests replace parts of it."""
 from dataclasses import dataclass

@@ -6,31 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_samples import TINY_RECIPE
 
-from poise_core.testbed.recipes import Recipe, build_policy
+from poise_core.testbed.recipes import build_policy
 
 
 @pytest.fixture(scope="session")
 def tiny_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Answers a fifth of the ``mod`` problems, so that most groups hold right and wrong completions."""
-    recipe = Recipe(
-        hidden_size=16,
-        layers=2,
-        heads=2,
-        intermediate_size=32,
-        mixture={"mod": 1.0},
-        skills={"direct": 1.0},
-        habits={"direct": 1.0},
-        habit_steps=0,
-        slip=0.0,
-        steps=150,
-        batch_size=32,
-        learning_rate=1e-2,
-        seed=3,
-        max_completion_length=8,
-    )
     folder = tmp_path_factory.mktemp("policy")
-    build_policy(recipe, folder)
+    build_policy(TINY_RECIPE, folder)
     return folder
 
 

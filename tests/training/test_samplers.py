@@ -18,7 +18,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from training_jobs import job_of
-from training_samples import REINFORCE, assert_weights_close, candidate_with, make_trainer, protocol_of, weights_of
+from training_samples import (
+    REINFORCE,
+    TINY_RECIPE,
+    assert_weights_close,
+    candidate_with,
+    make_trainer,
+    protocol_of,
+    weights_of,
+)
 
 from poise_core.config.protocol import EvaluationSpec, SamplerSpec
 from poise_core.config.resources import SamplerResources
@@ -37,7 +45,7 @@ from poise_core.sampling.local import LocalSampler, padded_left, prompt_tokens, 
 from poise_core.sampling.scoring import score_completions
 from poise_core.sampling.scripted import SCRIPT, ScriptedSampler
 from poise_core.sampling.vllm import VllmSampler, environment_python
-from poise_core.testbed.recipes import Recipe, build_policy
+from poise_core.testbed.recipes import build_policy
 from poise_core.training.batches import GlobalBatch, Rendezvous, importance_weights, mismatch
 from poise_core.training.job import TrainingJob
 from poise_core.training.launcher import train_candidate
@@ -587,24 +595,8 @@ REAL = SamplerSpec(name="vllm", version="0.32.0", dtype="float32")
 @pytest.fixture(scope="module")
 def wide_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As ``tiny_policy``, with heads of 32, the smallest that vLLM knows."""
-    recipe = Recipe(
-        hidden_size=64,
-        layers=2,
-        heads=2,
-        intermediate_size=64,
-        mixture={"mod": 1.0},
-        skills={"direct": 1.0},
-        habits={"direct": 1.0},
-        habit_steps=0,
-        slip=0.0,
-        steps=60,
-        batch_size=32,
-        learning_rate=1e-2,
-        seed=3,
-        max_completion_length=8,
-    )
     folder = tmp_path_factory.mktemp("wide")
-    build_policy(recipe, folder)
+    build_policy(replace(TINY_RECIPE, hidden_size=64, intermediate_size=64, steps=60), folder)
     return folder
 
 
