@@ -21,6 +21,22 @@ def _poise_dynamics(max_completion_length, **values):
     return Dynamics(**{**fields, **values})
 
 
+def _poise_rows(mask, logprobs, old_logprobs, advantages):
+    """Rows of a trainer that hands nothing else to a loss; what is 0 here is not read, or the export was refused."""
+    zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    return LossInputs(
+        logprobs=logprobs,
+        entropies=zeros,
+        old_logprobs=old_logprobs,
+        ref_logprobs=zeros,
+        advantages=advantages,
+        mask=mask,
+        carry={},
+        correctness=zeros[:, 0],
+        format_valid=mask[:, 0],
+    )
+
+
 @torch.no_grad()
 def poise_advantages(batch, dynamics):
     """(B, T) advantages, 0 outside the mask; (B, T) mask of what trains; the carried signals. ``batch`` holds whole groups."""
@@ -428,18 +444,7 @@ def poise_verl_loss(
     if loss_agg_mode != _POISE_MODE:
         raise ValueError(f"set actor_rollout_ref.actor.loss_agg_mode={_POISE_MODE}; it is {loss_agg_mode}")
     mask = response_mask.bool()
-    zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    rows = LossInputs(
-        logprobs=log_prob,
-        entropies=zeros,
-        old_logprobs=old_log_prob,
-        ref_logprobs=zeros,
-        advantages=advantages,
-        mask=mask,
-        carry={},
-        correctness=zeros[:, 0],
-        format_valid=mask[:, 0],
-    )
+    rows = _poise_rows(mask, log_prob, old_log_prob, advantages)
     info = getattr(config, "global_batch_info", None) or {}
 
     def reduce(token_loss, _):
@@ -469,18 +474,8 @@ def poise_prime_rl_loss(inputs, **kwargs):
     from prime_rl.trainer.rl.loss import LossOutputs as PrimeOutputs
 
     mask = inputs.loss_mask.bool().unsqueeze(0)
-    zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    rows = LossInputs(
-        logprobs=inputs.trainer_logprobs.unsqueeze(0),
-        entropies=zeros,
-        old_logprobs=inputs.inference_logprobs.unsqueeze(0),
-        ref_logprobs=zeros,
-        advantages=inputs.advantages.unsqueeze(0),
-        mask=mask,
-        carry={},
-        correctness=zeros[:, 0],
-        format_valid=mask[:, 0],
-    )
+    sequence = (inputs.trainer_logprobs, inputs.inference_logprobs, inputs.advantages)
+    rows = _poise_rows(mask, *(one.unsqueeze(0) for one in sequence))
     loss, metrics = poise_loss(rows, mask, _poise_dynamics(mask.shape[-1]), lambda token_loss, _: token_loss.sum())
     return PrimeOutputs(loss=loss, metrics=metrics)
 
@@ -524,18 +519,7 @@ def poise_patch_openrlhf():
 
     def forward(self, log_probs, old_log_probs, advantages, action_mask=None, *args, **kwargs):
         mask = torch.ones_like(log_probs, dtype=torch.bool) if action_mask is None else action_mask.bool()
-        zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-        rows = LossInputs(
-            logprobs=log_probs,
-            entropies=zeros,
-            old_logprobs=old_log_probs,
-            ref_logprobs=zeros,
-            advantages=advantages,
-            mask=mask,
-            carry={},
-            correctness=zeros[:, 0],
-            format_valid=mask[:, 0],
-        )
+        rows = _poise_rows(mask, log_probs, old_log_probs, advantages)
         loss, _ = poise_loss(rows, mask, _poise_dynamics(mask.shape[-1]), poise_reduction(max_length=mask.shape[-1]))
         with torch.no_grad():
             found = original(self, log_probs, old_log_probs, advantages, action_mask, *args, **kwargs)
