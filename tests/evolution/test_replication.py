@@ -162,6 +162,8 @@ MENTIONS = ALLOWED - {"poise_core/archive/store.py", "poise_core/archive/checkin
     "poise_core/environments/base.py",
     "poise_core/evaluation/results.py",
     "poise_core/archive/schema.py",
+    # loads every problem before a run, to check it; nothing is trained or scored
+    "poise_core/environments/validate.py",
     # another meaning: the report of the gate, as a column, a key or a kind of message
     "poise_core/archive/rows.py",
     "poise_core/views/candidate.py",
