@@ -22,6 +22,9 @@ TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || { $(PYTHON) -c \
 	"import urllib.request as u; u.urlopen('$(CPU_WHEELS)/torch/', timeout=5)" 2>/dev/null \
 	&& echo --extra-index-url $(CPU_WHEELS); })
 
+# compiled modules are kept: the tests start some hundred processes that import them
+export PYTHONDONTWRITEBYTECODE :=
+
 # no telemetry and no look-ups, whatever a tool's default is
 export DO_NOT_TRACK := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false

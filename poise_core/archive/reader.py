@@ -51,7 +51,7 @@ class PartReader:
         """
         self.check_version(table)
         data = self.settled(lambda: self._matching(table, equals, unsealed))
-        return data.filter(_condition(table, equals, unsealed)).sort_by([(key, "ascending") for key in table.keys])
+        return data.filter(_mask(data, table, equals, unsealed)).sort_by([(key, "ascending") for key in table.keys])
 
     def settled(self, read: Callable[[], _Found]) -> _Found:
         """Call ``read`` again where a compaction has removed a file between the listing of a folder and the opening of the file.
@@ -172,7 +172,9 @@ class PartReader:
         paths = [self._storage.path(table.name, name) for name in names]
         try:
             # a column that a part lacks, because an earlier version wrote it, reads as null
-            return ds.dataset(paths, table.schema, format="parquet", filesystem=self._storage.filesystem).to_table()
+            return ds.dataset(paths, table.schema, format="parquet", filesystem=self._storage.filesystem).to_table(
+                use_threads=len(paths) > 8
+            )
         except (pa.ArrowException, OSError):
             for name in names:  # the error does not always name the file
                 self.open(table, name)
@@ -186,7 +188,8 @@ class PartReader:
         """
         path = self._storage.path(table.name, name)
         try:
-            return ds.dataset(path, table.schema, format="parquet", filesystem=self._storage.filesystem).to_table()
+            found = ds.dataset(path, table.schema, format="parquet", filesystem=self._storage.filesystem)
+            return found.to_table(use_threads=False)
         except FileNotFoundError:
             raise ArchiveMissingError(f"{self._storage.shown(table.name, name)}: missing") from None
         except (pa.ArrowException, OSError) as error:
@@ -241,13 +244,30 @@ def _wanted(table: Table, equals: Mapping[str, Any], unsealed: bool) -> dict[str
     return wanted
 
 
-def _condition(table: Table, equals: Mapping[str, Any], unsealed: bool) -> pc.Expression:
-    condition = pc.scalar(True)
-    if table.name == "evaluations" and not unsealed:
-        condition &= pc.field("split") == "search"
+def _terms(table: Table, equals: Mapping[str, Any], unsealed: bool) -> dict[str, pa.Array]:
+    """Map each column that is asked for to the values that match; without ``unsealed``, the sealed split is left out."""
+    terms: dict[str, pa.Array] = {}
     for column, value in equals.items():
         if column not in table.schema.names:
             raise ArchiveRowError(f"{table.name}: unknown column {column!r}; columns: {', '.join(table.schema.names)}")
-        kind = table.schema.field(column).type
-        condition &= pc.field(column).isin(pa.array(list(_values(value)), kind))
+        terms[column] = pa.array(list(_values(value)), table.schema.field(column).type)
+    if table.name == "evaluations" and not unsealed:
+        asked = terms.get("split", pa.array(["search"]))
+        terms["split"] = pa.array([split for split in asked.to_pylist() if split == "search"], pa.string())
+    return terms
+
+
+def _condition(table: Table, equals: Mapping[str, Any], unsealed: bool) -> pc.Expression:
+    """The rows that match, for a scan of files."""
+    condition = pc.scalar(True)
+    for column, values in _terms(table, equals, unsealed).items():
+        condition &= pc.field(column).isin(values)
     return condition
+
+
+def _mask(data: pa.Table, table: Table, equals: Mapping[str, Any], unsealed: bool) -> pa.Array | pa.ChunkedArray:
+    """The rows that match, of a table in memory; an expression would start Arrow's threads for a few hundred rows."""
+    mask = pa.repeat(pa.scalar(True), data.num_rows)
+    for column, values in _terms(table, equals, unsealed).items():
+        mask = pc.and_(mask, pc.is_in(data[column], value_set=values))
+    return mask
