@@ -23,8 +23,16 @@ def calibrate(
     preset: Annotated[str, typer.Option(help="Preset whose testbed is judged.")] = "laptop",
     seeds: Annotated[int, typer.Option(min=2, help="Training seeds per algorithm.")] = 5,
     other_seeds: Annotated[int, typer.Option(min=2, help="Training seeds per algorithm on the further policies.")] = 3,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(
+            min=1e-6,
+            help="Multiples of the preset's learning rate; repeat. With several, every algorithm is measured at its best one.",
+        ),
+    ] = None,
+    rate_seeds: Annotated[int, typer.Option(min=1, help="Training seeds that choose an algorithm's rate.")] = 3,
     algorithm: Annotated[
-        list[str] | None, typer.Option(help="Algorithms of the panel; repeat. Default: 15 known ones.")
+        list[str] | None, typer.Option(help="Algorithms of the panel; repeat. Default: all that are shipped.")
     ] = None,
     policy: Annotated[
         list[str] | None, typer.Option(help="Base policies; the first is judged, the others compared. Repeat.")
@@ -38,20 +46,26 @@ def calibrate(
 ) -> None:
     """Train a panel of known algorithms and state what the testbed can tell apart.
 
-    Example: poise calibrate --preset laptop --policy arithmetic-a --policy arithmetic-b --write docs/testbed.md
-    """
-    from poise_core.testbed.calibration import render
-    from poise_core.testbed.panel import PANEL
+    With several rates, --rate-seeds seeds choose each algorithm's and --seeds further ones measure it there.
 
-    names = tuple(algorithm or PANEL)
+    Example: poise calibrate --preset laptop --rate 0.5 --rate 1 --rate 2 --policy arithmetic-a --policy arithmetic-b
+    """
+    from poise_core.algorithms import list_algorithms
+    from poise_core.testbed.calibration import render
+
+    names = tuple(algorithm or list_algorithms())
+    rates = sorted(set(rate or []))
     settings = [*(overrides or []), *shared_network(allow_shared_network)]
     summaries, protocols = [], []
     for i, name in enumerate(policy or [""]):
         own_seeds = other_seeds if i else seeds
         loaded = _load(preset, [*settings, *([f"protocol.policy={name}"] if name else [])])
         protocols.append(loaded.protocol)
-        summaries.append(_judge(loaded, names, own_seeds, run_dir / loaded.protocol.digest))
+        summaries.append(_judge(loaded, names, own_seeds, run_dir, rates, rate_seeds))
     shown = "".join(f" --policy {name}" for name in policy or [])
+    shown = (
+        "".join(f" --rate {factor:g}" for factor in rates) + (f" --rate-seeds {rate_seeds}" if rates else "") + shown
+    )
     command = f"poise calibrate --preset {preset} --seeds {seeds} --other-seeds {other_seeds}{shown}"
     page = render(summaries, protocols, command)
     say(page)
@@ -69,19 +83,28 @@ def _load(preset: str, overrides: list[str]) -> Preset:
         raise typer.Exit(2) from error
 
 
-def _judge(preset: Preset, names: Sequence[str], seeds: int, folder: Path) -> Summary:
+def _judge(
+    preset: Preset, names: Sequence[str], seeds: int, folder: Path, rates: Sequence[float], rate_seeds: int
+) -> Summary:
     """Train the panel on one base policy, with a bar on the terminal, and sum up."""
     from poise_core.testbed.calibration import summarize
-    from poise_core.testbed.panel import run_panel
+    from poise_core.testbed.panel import PanelRun
 
     protocol = preset.protocol
+    trainings = len(names) * (seeds + (len(rates) * rate_seeds if len(rates) > 1 else 0))
     with (
-        progress_bar(f"training on {protocol.policy}", len(names) * seeds) as advance,
+        progress_bar(f"training on {protocol.policy}", trainings) as advance,
         ThreadPoolExecutor(preset.resources.parallel_candidates) as pool,
     ):
-        panel = run_panel(preset, names, seeds, folder, pool, on_seed=lambda: advance(1))
+        run = PanelRun(preset, folder, pool, on_training=lambda: advance(1))
+        try:
+            panel = run.run(names, seeds, rates, rate_seeds)
+        except ValueError as error:
+            say(f"poise calibrate: {error}", err=True)
+            raise typer.Exit(2) from error
+    baseline = preset.search.baseline
     return summarize(
-        protocol.policy, protocol, panel.search, panel.report, panel.untrained, preset.search.baseline, panel.failed
+        protocol.policy, protocol, panel.search, panel.report, panel.untrained, baseline, panel.failed, panel.rates
     )
 
 

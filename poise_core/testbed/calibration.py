@@ -17,6 +17,7 @@ from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import Interval, overall_interval, paired_delta
+from poise_core.testbed.panel import Rates
 
 Array = npt.NDArray[np.float64]
 
@@ -43,6 +44,7 @@ class PanelRow:
     format_valid: float
     benchmarks: dict[str, float]
     tier: int
+    rates: Rates | None = None  # what it scored at each learning rate; None where one was tried
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ def summarize(
     untrained: SeedEvaluation,
     baseline: str,
     failed: Sequence[tuple[str, str]] = (),
+    rates: Mapping[str, Rates] | None = None,
 ) -> Summary:
     """Summarize a panel.
 
@@ -92,12 +95,13 @@ def summarize(
         untrained: the base policy on the search split.
         baseline: name of the algorithm that deltas refer to.
         failed: algorithms that did not finish, with the reason.
+        rates: algorithm -> its scores at each learning rate, where several were tried.
     """
     overalls = {name: np.array([e.overall for e in evals]) for name, evals in search.items()}
     means = {name: float(values.mean()) for name, values in overalls.items()}
     order = sorted(means, key=lambda name: -means[name])
     tiers = _tiers(order, overalls)
-    rows = tuple(_row(name, protocol, search, report, baseline, tiers[name]) for name in order)
+    rows = tuple(_row(name, protocol, search, report, baseline, tiers[name], (rates or {}).get(name)) for name in order)
     within = float(np.mean([values.var(ddof=1) for values in overalls.values()]))
     seeds = min(len(values) for values in overalls.values())
     # the variance of the means is that between algorithms plus the seed variance divided by the number of seeds
@@ -171,6 +175,7 @@ def _row(
     report: Mapping[str, Sequence[SeedEvaluation]],
     baseline: str,
     tier: int,
+    rates: Rates | None,
 ) -> PanelRow:
     evals = search[name]
     return PanelRow(
@@ -186,6 +191,7 @@ def _row(
             for i, spec in enumerate(protocol.benchmarks)
         },
         tier=tier,
+        rates=rates,
     )
 
 
@@ -218,6 +224,13 @@ def requirements(summaries: Sequence[Summary]) -> list[tuple[str, str, bool]]:
             first.split_correlation >= 0.8,
         ),
     ]
+    rates = {row.name: row.rates for row in first.rows if row.rates is not None}
+    if rates:
+        open_ended = [name for name, found in rates.items() if not found.bracketed]
+        value = f"{len(rates) - len(open_ended)} of {len(rates)}" + (
+            f"; not {', '.join(open_ended)}" if open_ended else ""
+        )
+        checks.append(("a lower and a higher learning rate are worse for every algorithm", value, not open_ended))
     return checks
 
 
@@ -273,6 +286,30 @@ def _render_summary(summary: Summary, protocol: Protocol) -> list[str]:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += [f"| | {name} | failed: {reason} |" + " |" * (5 + len(names)) for name, reason in summary.failed]
+    return [*lines, "", *_render_rates(summary, protocol.training.learning_rate)]
+
+
+def _render_rates(summary: Summary, learning_rate: float) -> list[str]:
+    """The scores of each algorithm at each learning rate, the best one in bold; nothing where one rate was tried."""
+    tried = {row.name: row.rates for row in summary.rows if row.rates is not None}
+    if not tried:
+        return []
+    factors = sorted({factor for found in tried.values() for factor in found.tried})
+    seeds = max(len(overalls) for found in tried.values() for overalls in found.overalls.values())
+    lines = [
+        f"Overall at each learning rate, mean of {seeds} seeds which are not those above; in bold the rate of the table above. "
+        "Half or twice a rate was tried as long as the lowest or the highest was the best.",
+        "",
+        "| algorithm | " + " | ".join(f"{learning_rate * factor:.2e}" for factor in factors) + " |",
+        "|---|" + "---|" * len(factors),
+    ]
+    for name, found in tried.items():
+        cells = []
+        for factor in factors:
+            value = f"{np.mean(found.overalls[factor]):.1f}" if factor in found.overalls else ""
+            value = value or ("failed" if factor in found.tried else "")
+            cells.append(f"**{value}**" if factor == found.best else value)
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
 
 

@@ -1,4 +1,4 @@
-"""Training and evaluating several algorithms under one protocol, outside of an evolution.
+"""Training and evaluating several algorithms under one protocol, each at its best learning rate, outside of an evolution.
 
 The report split is evaluated here for known algorithms, to assess the testbed; it selects nothing. No candidate is among
 them, so the problems are the public ones, and two calibrations ask the same.
@@ -6,14 +6,18 @@ them, so the problems are the public ones, and two calibrations ask the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
+import numpy as np
+
 from poise_core.algorithms import algorithm_path
 from poise_core.config import Preset
+from poise_core.config.protocol import Protocol
 from poise_core.environments import Split
 from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
 from poise_core.evaluation.results import SeedEvaluation
@@ -21,24 +25,8 @@ from poise_core.failures import CandidateFailure
 from poise_core.policies.locate import resolve_policy
 from poise_core.training.launcher import TrainingJob, train_candidate
 
-PANEL = (
-    "grpo",
-    "dr_grpo",
-    "reinforce_group_baseline",
-    "rloo",
-    "dapo",
-    "gspo",
-    "cispo",
-    "reinforce_plus_plus",
-    "bn",
-    "av",
-    "vm_av",
-    "fa",
-    "sa",
-    "dace",
-    "dcbe",
-)
-"""Algorithms for assessing the testbed: basic ones, strong variants, and two published failures (SA, DCBE)."""
+MOST_FACTORS = 7
+"""Learning rates at which one algorithm is tried at most."""
 
 
 @dataclass(frozen=True)
@@ -49,59 +37,145 @@ class Panel:
     report: dict[str, list[SeedEvaluation]]
     untrained: SeedEvaluation
     failed: tuple[tuple[str, str], ...]
+    rates: dict[str, Rates] = field(default_factory=dict)
 
 
-def run_panel(
-    preset: Preset,
-    algorithms: Sequence[str],
-    seeds: int,
-    folder: Path,
-    pool: Executor,
-    on_seed: Callable[[], None] | None = None,
-) -> Panel:
-    """Train and evaluate every algorithm with the protocol's first ``seeds`` seeds; finished work is not redone.
+@dataclass(frozen=True)
+class Rates:
+    """What one algorithm scored at each learning rate, by the seeds that choose."""
 
-    Raises:
-        ValueError: the protocol lists fewer seeds.
-        InfrastructureError: a process failed for a reason that is not the algorithm's.
-    """
-    protocol, resources = preset.protocol, preset.resources
-    if seeds > len(protocol.seeds):
-        raise ValueError(f"the protocol lists {len(protocol.seeds)} seeds, {seeds} are asked for")
-    stop = Event()
+    overalls: dict[
+        float, list[float]
+    ]  # factor on the preset's learning rate -> Overall of each seed; only those that finished
+    tried: tuple[float, ...]
 
-    def evaluate(where: Path, split: Split, policies: tuple[tuple[int, Path], ...]) -> list[SeedEvaluation]:
-        job = EvaluationJob(where, protocol, resources, split, policies, secret=None)
-        return evaluate_policies(job, should_stop=stop.is_set)
+    @property
+    def best(self) -> float:
+        """The factor with the highest mean Overall."""
+        return max(self.overalls, key=lambda factor: float(np.mean(self.overalls[factor])))
 
-    def finished_seed(_: int, row: dict[str, float]) -> None:
-        if on_seed is not None and row["step"] == protocol.training.steps - 1:
-            on_seed()
+    @property
+    def bracketed(self) -> bool:
+        """Whether a lower and a higher rate were tried as well, both of which are then worse."""
+        return min(self.tried) < self.best < max(self.tried)
 
-    def run(name: str) -> tuple[list[SeedEvaluation], list[SeedEvaluation]] | str:
-        place = folder / name
-        job = TrainingJob(
-            algorithm_path(name), name, place / "train", protocol, resources, tuple(protocol.seeds[:seeds])
-        )
+    def next(self) -> float | None:
+        """The factor to try next, beyond the best one where that is the lowest or the highest; None where there is none."""
+        if not self.overalls or self.bracketed or len(self.tried) >= MOST_FACTORS:
+            return None
+        return min(self.tried) / 2 if self.best == min(self.tried) else max(self.tried) * 2
+
+
+class PanelRun:
+    """The trainings of a panel in a folder; what is finished there is not redone."""
+
+    def __init__(
+        self, preset: Preset, folder: Path, pool: Executor, on_training: Callable[[], None] | None = None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            preset: the protocol and the resources.
+            folder: where the trainings lie, by protocol and algorithm.
+            pool: runs one algorithm per worker.
+            on_training: called after each training.
+        """
+        self._preset, self._folder, self._pool = preset, folder, pool
+        self._on_training = on_training or (lambda: None)
+        self._stop = Event()
+
+    def run(self, algorithms: Sequence[str], seeds: int, factors: Sequence[float] = (), choosing: int = 3) -> Panel:
+        """Train and evaluate every algorithm.
+
+        With several ``factors`` each algorithm is trained at these multiples of the preset's learning rate with the protocol's
+        first ``choosing`` seeds; while its best rate is the lowest or the highest, one half or twice of it is tried as well.
+        What is returned was trained at the best rate with the ``seeds`` seeds that follow, which have chosen nothing. Without
+        factors it is the preset's rate and the first seeds.
+
+        Raises:
+            ValueError: the protocol lists fewer seeds.
+            InfrastructureError: a process failed for a reason that is not the algorithm's.
+        """
+        listed, chosen_by = self._preset.protocol.seeds, choosing if len(factors) > 1 else 0
+        if chosen_by + seeds > len(listed):
+            raise ValueError(
+                f"the protocol lists {len(listed)} seeds, {chosen_by + seeds} are asked for"
+                + (f": {chosen_by} to choose the learning rate and {seeds} others to measure" if chosen_by else "")
+            )
+        search: dict[str, list[SeedEvaluation]] = {}
+        report: dict[str, list[SeedEvaluation]] = {}
+        rates: dict[str, Rates] = {}
+        failed: dict[str, str] = {}
         try:
-            done = train_candidate(job, on_step=finished_seed, should_stop=stop.is_set)
+            if chosen_by:
+                rates, failed = self._choose(algorithms, tuple(listed[:chosen_by]), factors)
+            best = {name: rates[name].best if chosen_by else 1.0 for name in algorithms if name not in failed}
+            seeds_left = tuple(listed[chosen_by : chosen_by + seeds])
+            splits: tuple[Split, ...] = ("search", "report")
+            found = self._all(dict.fromkeys(best.items(), (seeds_left, splits)))
+            where, protocol = self._folder / self._preset.protocol.digest / "base", self._preset.protocol
+            untrained = self._evaluate(where, protocol, "search", ((0, resolve_policy(protocol.policy)),))[0]
+        except BaseException:
+            self._stop.set()
+            raise
+        for (name, _), outcome in found.items():
+            if isinstance(outcome, str):
+                failed[name] = outcome
+            else:
+                search[name], report[name] = outcome["search"], outcome["report"]
+        return Panel(search, report, untrained, tuple(failed.items()), rates)
+
+    def _choose(
+        self, algorithms: Sequence[str], seeds: tuple[int, ...], factors: Sequence[float]
+    ) -> tuple[dict[str, Rates], dict[str, str]]:
+        """Return the scores of every algorithm by learning rate, and those that finished at none."""
+        scores: dict[str, dict[float, list[float]]] = {name: {} for name in algorithms}
+        tried: dict[str, list[float]] = {name: [] for name in algorithms}
+        reasons: dict[str, str] = {}
+        wanted = [
+            (name, factor) for factor in sorted(set(factors), key=lambda f: abs(math.log(f))) for name in algorithms
+        ]
+        while wanted:
+            for (name, factor), outcome in self._all(dict.fromkeys(wanted, (seeds, ("search",)))).items():
+                tried[name].append(factor)
+                if isinstance(outcome, str):
+                    reasons[name] = outcome
+                else:
+                    scores[name][factor] = [evaluation.overall for evaluation in outcome["search"]]
+            rates = {name: Rates(scores[name], tuple(sorted(tried[name]))) for name in algorithms}
+            wanted = [(name, further) for name in algorithms if (further := rates[name].next()) is not None]
+        return rates, {name: reasons[name] for name in algorithms if not scores[name]}
+
+    def _all(
+        self, cells: Mapping[tuple[str, float], tuple[tuple[int, ...], tuple[Split, ...]]]
+    ) -> dict[tuple[str, float], dict[Split, list[SeedEvaluation]] | str]:
+        """Return the evaluations of algorithms at factors of the learning rate, by split, or why there are none."""
+        futures = {cell: self._pool.submit(self._one, *cell, *cells[cell]) for cell in cells}
+        return {cell: future.result() for cell, future in futures.items()}
+
+    def _one(
+        self, name: str, factor: float, seeds: tuple[int, ...], splits: tuple[Split, ...]
+    ) -> dict[Split, list[SeedEvaluation]] | str:
+        preset = self._preset
+        training = preset.protocol.training
+        training = training.model_copy(update={"learning_rate": training.learning_rate * factor})
+        protocol = preset.protocol.model_copy(update={"training": training})
+        place = self._folder / protocol.digest / name / f"seeds-{seeds[0]}-{seeds[-1]}"
+
+        def finished(_: int, row: dict[str, float]) -> None:
+            if row["step"] == training.steps - 1:
+                self._on_training()
+
+        job = TrainingJob(algorithm_path(name), name, place / "train", protocol, preset.resources, seeds)
+        try:
+            done = train_candidate(job, on_step=finished, should_stop=self._stop.is_set)
         except CandidateFailure as failure:
             return f"{failure.kind}: {failure.message}"
-        policies = tuple((training.seed, training.policy_folder) for training in done)
-        searched = evaluate(place / "evaluate", "search", policies)
-        return searched, evaluate(place / "evaluate", "report", policies)
+        policies = tuple((one.seed, one.policy_folder) for one in done)
+        return {split: self._evaluate(place / "evaluate", protocol, split, policies) for split in splits}
 
-    futures = {name: pool.submit(run, name) for name in algorithms}
-    try:
-        untrained = evaluate(folder / "base", "search", ((0, resolve_policy(protocol.policy)),))[0]
-        outcomes = {name: future.result() for name, future in futures.items()}
-    except BaseException:
-        stop.set()
-        raise
-    finished = {name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, str)}
-    return Panel(
-        search={name: outcome[0] for name, outcome in finished.items()},
-        report={name: outcome[1] for name, outcome in finished.items()},
-        untrained=untrained,
-        failed=tuple((name, outcome) for name, outcome in outcomes.items() if isinstance(outcome, str)),
-    )
+    def _evaluate(
+        self, where: Path, protocol: Protocol, split: Split, policies: tuple[tuple[int, Path], ...]
+    ) -> list[SeedEvaluation]:
+        job = EvaluationJob(where, protocol, self._preset.resources, split, policies, secret=None)
+        return evaluate_policies(job, should_stop=self._stop.is_set)
