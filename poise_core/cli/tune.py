@@ -99,7 +99,7 @@ def table(tuned: Tuned) -> RenderableType:
     for name, rows in record.axes.items():
         for row in rows:
             optimum = "delta" not in row and "failed" not in row
-            cells = (f"failed: {row['failed']}", "", "") if "failed" in row else (
+            cells = ("failed", "", "") if "failed" in row else (
                 _interval(row["overall"]),
                 str(row["overall"]["seeds"]),
                 "optimum" if optimum else _interval(row["delta"], signed=True),
@@ -118,6 +118,12 @@ def summary(tuned: Tuned) -> str:
         f"the seeds that chose it among {record.points} points, which is optimistic.",
         f"Gain over the start: {_interval(record.gain, signed=True)} with the fresh seeds, paired.",
         f"{record.trainings} of {record.budget} trainings, {record.tokens:,} completion tokens. Search split only.",
+    ]
+    lines += [  # below the table, which a long reason would squeeze
+        f"Failed: {name} {row['value']:.3g}: {row['failed']}"
+        for name, rows in record.axes.items()
+        for row in rows
+        if "failed" in row
     ]
     if record.open:
         lines.append(f"NOT bracketed: {', '.join(record.open)}. More --trainings on the same folder go on from here.")

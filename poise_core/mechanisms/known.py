@@ -136,8 +136,9 @@ def takes_entropy_bonus(algorithm: str) -> bool:
 def with_numbers(algorithm: str, numbers: Mapping[str, float]) -> Numbered:
     """A shipped algorithm with some of its hyperparameters set to other numbers.
 
-    The file stays as it is but for these defaults. ``entropy_coef`` of an algorithm without an entropy bonus adds the
-    catalogue's; the file is then rendered from the catalogue, which computes the same otherwise. There 0 adds nothing.
+    The file stays as it is but for these defaults, and for mechanisms that they switch off, which are then none.
+    ``entropy_coef`` of an algorithm without an entropy bonus adds the catalogue's; the file is then rendered from the
+    catalogue, which computes the same otherwise. There 0 adds nothing.
 
     Raises:
         ValueError: there is no such algorithm, or it has no such hyperparameter.
@@ -166,20 +167,27 @@ def _composition_with(algorithm: str, changed: Mapping[str, float]) -> Compositi
     known = KNOWN.get(algorithm)
     if known is None:
         return None
-    numbers = dict(changed)
-    if "clip_eps" in known.composition.parameters:  # one number in the catalogue, one for each side in the file
-        low, high = (numbers.pop(name, known.composition.parameters["clip_eps"]) for name in CLIP_SIDES)
-        if low != high:
-            return compose(
-                known.composition, clip="higher", numbers={**numbers, "clip_eps_low": low, "clip_eps_high": high}
+    own, numbers = known.composition, dict(changed)
+    for name, slot in COEFFICIENTS.items():
+        if name in own.parameters and numbers.get(name) == 0:  # the catalogue says that by another choice
+            own = Composition(
+                choices={**own.choices, slot: "none"}, parameters={n: v for n, v in own.parameters.items() if n != name}
             )
+            del numbers[name]
+    if "clip_eps" in own.parameters:  # one number in the catalogue, one for each side in the file
+        low, high = (numbers.pop(name, own.parameters["clip_eps"]) for name in CLIP_SIDES)
+        if low != high:
+            return compose(own, clip="higher", numbers={**numbers, "clip_eps_low": low, "clip_eps_high": high})
         numbers["clip_eps"] = low
-    if not numbers.keys() <= known.composition.parameters.keys():
+    if not numbers.keys() <= own.parameters.keys():
         return None
-    return Composition(choices=known.composition.choices, parameters={**known.composition.parameters, **numbers})
+    return Composition(choices=own.choices, parameters={**own.parameters, **numbers})
 
 
 CLIP_SIDES = ("clip_eps_low", "clip_eps_high")
+
+COEFFICIENTS = {"kl_coef": "kl", "entropy_coef": "entropy"}
+"""Numbers whose 0 leaves a term out, and the slot of that term."""
 
 
 def _fields(source: str) -> dict[str, ast.Constant]:
@@ -198,9 +206,28 @@ def _fields(source: str) -> dict[str, ast.Constant]:
 
 def _replaced(source: str, numbers: Mapping[str, float]) -> str:
     lines, fields = source.splitlines(keepends=True), _fields(source)
-    for name, value in numbers.items():
+    changed = {name: value for name, value in numbers.items() if fields[name].value != value}
+    for name, value in changed.items():
         old = fields[name]
-        if old.value != value:
-            text = lines[old.lineno - 1]
-            lines[old.lineno - 1] = f"{text[: old.col_offset]}{value!r}{text[old.end_col_offset :]}"
+        text = lines[old.lineno - 1]
+        lines[old.lineno - 1] = f"{text[: old.col_offset]}{value!r}{text[old.end_col_offset :]}"
+    for entry in _switched_off(source, changed):
+        lines[entry] = ""
     return "".join(lines)
+
+
+def _switched_off(source: str, changed: Mapping[str, float]) -> list[int]:
+    """The lines of ``MECHANISMS`` whose mechanism has, with the changed numbers, the values of its own absence."""
+    (table,) = [
+        node.value
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+        and getattr(node.targets[0], "id", "") == "MECHANISMS"
+        and isinstance(node.value, ast.Dict)
+    ]
+    off: list[int] = []
+    for value in table.values:
+        switches = ast.literal_eval(value)
+        if switches and all(changed.get(name) == absent for name, absent in switches.items()):
+            off += range(value.lineno - 1, value.end_lineno or value.lineno)
+    return off

@@ -106,6 +106,19 @@ def test_a_shipped_file_with_other_numbers_is_its_composition_with_them() -> Non
     assert higher == compose(clip="higher", numbers={"clip_eps_low": 0.2, "clip_eps_high": 0.3})
 
 
+def test_a_coefficient_of_zero_leaves_its_mechanism_out() -> None:
+    """Otherwise the gate refuses the file, since a switch that is off already changes nothing."""
+    source, composition = with_numbers("grpo", {"kl_coef": 0.0, "clip_eps_low": 0.1, "clip_eps_high": 0.1})
+    assert composition == compose(kl="none", numbers={"clip_eps": 0.1})
+    candidate = load_candidate_source(source, "a")
+    assert list(candidate.mechanisms) == ["group_std_scale", "ratio_clip"]
+    assert "reference_kl" in algorithm_path("grpo").read_text()
+    batch = batch_of(1)
+    found = update_of(candidate, batch, current(batch, 0.5), DYNAMICS)
+    expected = update_of(load_candidate_source(render(composition, "B"), "b"), batch, current(batch, 0.5), DYNAMICS)
+    assert found.same_as(expected, rtol=1e-4, atol=1e-5)
+
+
 def test_an_entropy_bonus_is_added_where_the_catalogue_knows_the_whole_file() -> None:
     source, composition = with_numbers("grpo", {"entropy_coef": 0.002, "kl_coef": 0.03})
     assert composition == compose(entropy="bonus", numbers={"entropy_coef": 0.002, "kl_coef": 0.03})
