@@ -170,9 +170,7 @@ def _composition_with(algorithm: str, changed: Mapping[str, float]) -> Compositi
     own, numbers = known.composition, dict(changed)
     for name, slot in COEFFICIENTS.items():
         if name in own.parameters and numbers.get(name) == 0:  # the catalogue says that by another choice
-            own = Composition(
-                choices={**own.choices, slot: "none"}, parameters={n: v for n, v in own.parameters.items() if n != name}
-            )
+            own = own.with_choices({slot: "none"}, None)
             del numbers[name]
     if "clip_eps" in own.parameters:  # one number in the catalogue, one for each side in the file
         low, high = (numbers.pop(name, own.parameters["clip_eps"]) for name in CLIP_SIDES)
