@@ -49,6 +49,7 @@ def theirs(module: types.ModuleType, ours: object) -> object:
     return kind(**{one.name: getattr(ours, one.name) for one in dataclasses.fields(ours)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_algorithms())
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_exported_file_computes_the_same_numbers_to_the_last_bit(name: str, seed: int) -> None:
@@ -291,6 +292,7 @@ def champion(folder: Path) -> str:
     return out.read_text()
 
 
+@pytest.mark.slow
 def test_header_of_an_exported_champion_says_what_it_rests_on(tmp_path: Path) -> None:
     header = champion(tmp_path).partition("from __future__")[0]
     for words in (

@@ -26,6 +26,7 @@ def loaded_after(module: str) -> tuple[set[str], set[str]]:
     return set(libraries), set(rooms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "rooms", "spared"),
     [

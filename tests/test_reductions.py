@@ -76,6 +76,7 @@ members = st.lists(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(members=members, q=st.floats(0, 1))
 def test_group_statistics_equal_a_loop(members: list[tuple[int, float]], q: float) -> None:

@@ -199,6 +199,7 @@ def test_keys_lead_out_of_no_folder(text: str) -> None:
     assert not {"", ".", ".."} & set(key.split("/"))
 
 
+@pytest.mark.slow
 @few
 @given(HOSTILE)
 def test_views_hold_no_markup_link_or_control(text: str) -> None:
@@ -250,6 +251,7 @@ def test_a_name_has_no_room_for_a_sentence() -> None:
     assert escaping.prompt_name("\u202e") == "unnamed"
 
 
+@pytest.mark.slow
 def test_the_time_is_linear_in_the_length() -> None:
     """Each of these made one of the expressions look at the rest of the text again and again while it was written."""
     bombs = ("<", "</", "< ", "</d", "&#0", "&amp;", "] ", "_", "`", "\\", "[", "<" + " " * 50, "://", "www.", "a@")
@@ -299,6 +301,7 @@ def evidence(tmp_path_factory: pytest.TempPathFactory) -> RunEvidence:
 IDS = ("root-0000000001", "child-0000000002", "broken-000000003")
 
 
+@pytest.mark.slow
 def test_the_views_of_a_run(evidence: RunEvidence, tmp_path: Path) -> None:
     rows = leaderboard(evidence)
     views = [
@@ -371,6 +374,7 @@ def test_what_commands_print(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed.err.splitlines()[-1].startswith("poise: word ")
 
 
+@pytest.mark.slow
 def test_the_log_and_the_state_of_a_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("prefect")
     import prefect.context

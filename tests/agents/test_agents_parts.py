@@ -332,6 +332,7 @@ def test_the_common_shapes_of_keys_are_known(text: str) -> None:
         assert redact(hidden).count("[secret]") == hidden.count("[secret]")
 
 
+@pytest.mark.slow
 def test_code_digests_and_prose_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         monkeypatch.delenv(name)
@@ -348,6 +349,7 @@ def test_code_digests_and_prose_are_no_keys(monkeypatch: pytest.MonkeyPatch) -> 
         assert redact(text) == text
 
 
+@pytest.mark.slow
 def test_redaction_takes_time_linear_in_the_length() -> None:
     bombs = ("eyJ-", "eyJ", "sk-", "-----BEGIN PRIVATE KEY-----", "://a:", "a:b@", "?key=", "password=", "PASSWORD_", "A_", "SG.",
              "-----BEGIN A ", "api_key = ", "://a@")  # fmt: skip

@@ -255,6 +255,7 @@ def test_a_floor_has_a_prior_from_the_first_candidate_on() -> None:
     assert (level.low, level.high) == (31.5, 100.0)
 
 
+@pytest.mark.slow
 def test_one_seed_is_told_as_what_it_is(laboratory: Laboratory, tmp_path: Path) -> None:
     """No width of zero, no percentage beyond 100, and no reflection that says both that Overall moved and that nothing did."""
     preset = make_preset(generations=1, parents=2, seeds_per_candidate=1)
@@ -311,6 +312,7 @@ def seen(mine: dict[int, Any], **changes: Any) -> str:
     return "\n".join(told)
 
 
+@pytest.mark.slow
 def test_ten_planted_faults_are_visible_to_the_reflector() -> None:
     both = {0: steps(), 1: steps()}
     spiked = steps(kl=lambda s: 0.9 if s == 31 else 0.01)
@@ -342,6 +344,7 @@ def test_ten_planted_faults_are_visible_to_the_reflector() -> None:
 # children without a model call
 
 
+@pytest.mark.slow
 def test_knock_outs_and_sweeps_are_edits_of_the_parents_file_that_the_gate_admits() -> None:
     source = algorithm_path("dapo").read_text()
     parent = CandidateRecord("c", "CHILD", source, generation=1, parent_ids=("p",))
@@ -366,6 +369,7 @@ def test_knock_outs_and_sweeps_are_edits_of_the_parents_file_that_the_gate_admit
     assert variants(dataclasses.replace(context, avoid=tried), 5) == []
 
 
+@pytest.mark.slow
 def test_the_last_place_of_a_generation_can_be_for_a_variant(laboratory: Laboratory, tmp_path: Path) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=2, parents=1, variants=1))
     laboratory.counts = lambda owner, job, seed, spec: [0 if "grpo" in owner else spec.samples] * spec.problems
@@ -378,6 +382,7 @@ def test_the_last_place_of_a_generation_can_be_for_a_variant(laboratory: Laborat
     assert row["written_by"] == "catalogue"
 
 
+@pytest.mark.slow
 def test_lessons_of_a_run_are_literature_of_a_later_one(laboratory: Laboratory, tmp_path: Path) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1, parents=2))
     laboratory.counts = lambda owner, job, seed, spec: [0 if "grpo" in owner else spec.samples] * spec.problems
@@ -404,6 +409,7 @@ def test_lessons_of_a_run_are_literature_of_a_later_one(laboratory: Laboratory, 
     assert fine.source == f"run laptop, protocol {briefs.protocol.digest}, 2026-03-01"
 
 
+@pytest.mark.slow
 def test_calibration_reaches_the_next_proposer_and_the_report(laboratory: Laboratory, tmp_path: Path) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=2, parents=1, variants=1))
     laboratory.counts = lambda owner, job, seed, spec: [0 if "grpo" in owner else spec.samples] * spec.problems

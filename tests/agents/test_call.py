@@ -130,6 +130,7 @@ def test_each_way_to_end_has_one_outcome_in_bounded_time(
     assert sent == len(ledger) or (end == "timed_out" and 0 < sent < len(ledger))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("status", "outcome"), [(401, "unauthorised"), (403, "unauthorised"), (404, "unknown_model")])
 def test_a_mistake_in_the_settings_stops_the_run(
     status: int, outcome: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
@@ -220,6 +221,7 @@ def test_what_came_without_a_reply_is_not_read_again_as_one(
 DEEP = "[" * 20_000 + "]" * 20_000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "streaming"), [("json_schema", False), ("function_calling", True)])
 @pytest.mark.parametrize(
     "text",
@@ -389,6 +391,7 @@ def test_a_client_that_will_not_be_cancelled_is_left_behind() -> None:
     assert time.monotonic() - began < 2.5
 
 
+@pytest.mark.slow
 def test_nobody_at_the_port(archive: Archive, caller_for: Callable[..., Caller]) -> None:
     server = LoopbackServer(script_of(GOOD))
     server.close()

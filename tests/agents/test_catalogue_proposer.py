@@ -113,6 +113,7 @@ def test_a_source_that_was_tried_is_not_proposed_again() -> None:
     assert first.composition not in [p.composition for p in proposer.propose(context, 3, seed=0)]
 
 
+@pytest.mark.slow
 def test_diagnoses_steer_towards_their_answers() -> None:
     context = dataclasses.replace(GRPO_CONTEXT, parent=reflected(shipped("grpo"), "entropy_collapse"))
     plain, steered = Counter[bool](), Counter[bool]()
@@ -182,6 +183,7 @@ def test_what_the_catalogue_cannot_express_is_said() -> None:
     assert composition_of_record(outdated)[0] == KNOWN["rloo"].composition
 
 
+@pytest.mark.slow
 def test_removing_a_mechanism_reverses_its_effect() -> None:
     for seed in range(200):
         for proposal in CatalogueProposer().propose(GRPO_CONTEXT, 2, seed):
@@ -308,6 +310,7 @@ def test_the_tuning_arm_draws_numbers_of_the_parent_and_nothing_else() -> None:
     assert all(0.001 <= value <= 0.3 for value in spread)
 
 
+@pytest.mark.slow
 def test_some_proposals_move_numbers_only() -> None:
     proposed = [one for seed in range(60) for one in CatalogueProposer().propose(GRPO_CONTEXT, 4, seed)]
     found = [Composition.model_validate(one.composition) for one in proposed]

@@ -192,6 +192,7 @@ def test_a_users_notes_are_added_and_replace_shipped_ones(tmp_path: Path) -> Non
         load_notes(str(tmp_path / "none"))
 
 
+@pytest.mark.slow
 def test_the_steering_of_a_preset_reaches_the_context(laboratory: Laboratory, tmp_path: Path) -> None:
     document = make_preset().model_dump(mode="json")
     steering = {"directive": "shorten", "secondary": [{"metric": "length_end", "direction": "decrease"}]}

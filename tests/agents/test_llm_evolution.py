@@ -76,6 +76,7 @@ def test_every_role_is_carried_by_the_model_and_a_replay_is_the_same_run(
     assert all(row["replayed"] for row in replayed.run.archive.rows("calls"))
 
 
+@pytest.mark.slow
 def test_rows_tell_their_prompt_and_their_call(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
     evolution = open_evolution(tmp_path / "run", preset_for(serve(good_answers())))
     evolve(evolution)
@@ -87,6 +88,7 @@ def test_rows_tell_their_prompt_and_their_call(tmp_path: Path, laboratory: Labor
         assert calls[content["call_id"]]["prompt"] == content["prompt"]
 
 
+@pytest.mark.slow
 def test_a_candidate_is_repaired_after_two_refusals_by_the_gate(
     tmp_path: Path, laboratory: Laboratory, serve: Serve
 ) -> None:
@@ -153,6 +155,7 @@ def test_a_candidate_is_repaired_after_an_early_fault_in_training(
     assert len(server.requests) == asked
 
 
+@pytest.mark.slow
 def test_the_shown_exchanges_are_what_is_sent(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
     """Prompts, forms and headings of docs/agents/exchanges.md; made-up numbers may differ in their last digits."""
     from write_exchanges import PAGE, recorded_page
@@ -164,6 +167,7 @@ def test_the_shown_exchanges_are_what_is_sent(tmp_path: Path, laboratory: Labora
     assert fixed(made) == fixed(PAGE.read_text()), "run python tests/support/write_exchanges.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["ProposalsForm", "ScreeningForm", "ImplementationForm", "ReflectionForm"])
 @pytest.mark.parametrize("on_failure", ["catalogue", "fail"])
 def test_what_a_role_cannot_give_falls_back_as_the_preset_says(
@@ -229,6 +233,7 @@ def test_a_generation_waits_for_its_model_no_longer_than_its_cap(
     assert evolution.finished(2)
 
 
+@pytest.mark.slow
 def test_a_wrong_key_stops_the_run_and_the_right_one_goes_on(
     tmp_path: Path, laboratory: Laboratory, serve: Serve
 ) -> None:
@@ -291,6 +296,7 @@ def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
     assert len(server.requests) == 2 * asked
 
 
+@pytest.mark.slow
 def test_a_cap_hands_over_to_the_catalogue(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
     server = serve(good_answers())
     search = {"generations": 2, "parents": 1, "proposals": 2}
@@ -306,6 +312,7 @@ def test_a_cap_hands_over_to_the_catalogue(tmp_path: Path, laboratory: Laborator
     assert evolution.finished(2)
 
 
+@pytest.mark.slow
 def test_the_directive_reaches_proposer_screener_and_reflector(
     tmp_path: Path, laboratory: Laboratory, serve: Serve
 ) -> None:

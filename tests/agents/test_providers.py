@@ -99,6 +99,7 @@ CASES: dict[str, tuple[list[Any], list[str], str | None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_each_way_to_end_has_the_same_outcome_with_every_provider(
     case: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
@@ -116,6 +117,7 @@ def test_each_way_to_end_has_the_same_outcome_with_every_provider(
     assert len(server.requests) == len(ledger)  # one retry layer: the client never asks again by itself
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
 def test_no_redirect_is_followed(
     status: int, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
@@ -152,6 +154,7 @@ def test_a_wrong_key_or_model_stops_the_run(
     assert outcomes(archive) == [outcome]
 
 
+@pytest.mark.slow
 def test_a_hung_server_is_left_in_time(archive: Archive, caller_for: Callable[..., Caller], serve: Serve) -> None:
     server = serve(script_of(GOOD))
     caller_for(server).ask(question())  # the first call of a client imports for a while

@@ -119,6 +119,7 @@ def test_deterministic_and_leaves_its_inputs_alone(candidate: Candidate) -> None
         torch.testing.assert_close(getattr(inputs, name).detach(), tensor, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("garbage", [7.0, -1e30, float("inf"), float("nan")])
 def test_nothing_outside_the_mask_matters(candidate: Candidate, garbage: float) -> None:
     """A gradient of exactly zero outside, even for NaN: a NaN there would reach every weight of the policy."""

@@ -23,6 +23,7 @@ def test_every_algorithm_has_a_double() -> None:
     assert sorted(LOSSES) == list_algorithms()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("name", list_algorithms())
 def test_agrees_with_the_loops(name: str, seed: int) -> None:

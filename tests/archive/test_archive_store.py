@@ -108,6 +108,7 @@ def test_rows_carry_their_writer_time_and_schema_version(archive: Archive) -> No
     assert schema.field("source").metadata[b"doc"] == b"the candidate file"
 
 
+@pytest.mark.slow
 def test_filters_match_values_and_collections(tmp_path: Path) -> None:
     archive, protocol = samples.filled_archive(tmp_path)
     assert {r["name"] for r in archive.rows("candidates", generation=1)} == {"AV", "SA"}
@@ -252,6 +253,7 @@ def test_the_report_split_is_only_given_out_unsealed(archive: Archive) -> None:
 # ---- damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "empty", "rubbish"])
 def test_a_damaged_file_is_named_in_one_line_and_left_as_it_is(tmp_path: Path, damage: str) -> None:
     archive, protocol = samples.filled_archive(tmp_path)
@@ -274,6 +276,7 @@ def test_a_damaged_file_is_named_in_one_line_and_left_as_it_is(tmp_path: Path, d
     assert fresh.evaluations(protocol=protocol.digest), "other tables still read"
 
 
+@pytest.mark.slow
 def test_a_missing_file_shows_in_the_lineage_and_in_the_check(tmp_path: Path) -> None:
     archive, _ = samples.filled_archive(tmp_path)
     assert archive.check() == []
@@ -446,6 +449,7 @@ def test_killing_a_writer_leaves_only_whole_parts(tmp_path: Path) -> None:
 # ---- other file systems, imports, documents
 
 
+@pytest.mark.slow
 def test_the_archive_works_behind_a_pyarrow_file_system(tmp_path: Path) -> None:
     """A subtree of the local disk takes the path that object stores take: plain puts, no links."""
     remote = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
@@ -462,6 +466,7 @@ def test_the_archive_works_behind_a_pyarrow_file_system(tmp_path: Path) -> None:
     assert not open_storage("bucket/archive", remote).local
 
 
+@pytest.mark.slow
 def test_importing_the_archive_brings_in_nothing_heavy() -> None:
     code = (
         "import sys, poise_core.archive, poise_core.views, poise_core.run_directory\n"

@@ -82,6 +82,7 @@ def archive(tmp_path: Path, protocol: Any) -> Archive:
 # ---- the same rows, the same readers, the same rules
 
 
+@pytest.mark.slow
 def test_one_file_a_table_and_everything_reads_as_before(archive: Archive, protocol: Any) -> None:
     before = contents(archive)
     parts = {table: archive.parts(table) for table in TABLES}
@@ -170,6 +171,7 @@ def test_several_in_a_row_with_appends_between_leave_one_file(tmp_path: Path) ->
         assert files(archive) == held, "where there is one file nothing is done"
 
 
+@pytest.mark.slow
 def test_row_groups_may_be_many_and_hold_few_rows(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("poise_core.archive.compaction.GROUP_ROWS", 7)
     monkeypatch.setattr("poise_core.archive.compaction.PARTS_AT_ONCE", 2)
@@ -181,6 +183,7 @@ def test_row_groups_may_be_many_and_hold_few_rows(archive: Archive, monkeypatch:
     assert Archive(archive.root).check() == []
 
 
+@pytest.mark.slow
 def test_the_report_split_stays_in_a_file_that_sealed_readers_do_not_open(archive: Archive, protocol: Any) -> None:
     sealed = repr(archive.rows("evaluations"))
     archive.compact(nothing)
@@ -199,6 +202,7 @@ def test_the_report_split_stays_in_a_file_that_sealed_readers_do_not_open(archiv
     assert [str(report) in fault for fault in fresh.check()] == [True]
 
 
+@pytest.mark.slow
 def test_an_altered_row_is_found_after_it_too(archive: Archive) -> None:
     archive.compact(nothing)
     (path,) = (Path(archive.root) / "candidates" / "compacted").iterdir()
@@ -208,6 +212,7 @@ def test_an_altered_row_is_found_after_it_too(archive: Archive) -> None:
     assert archive.check() == [f"{path}: a row does not match its digest; the file was altered"]
 
 
+@pytest.mark.slow
 def test_snapshots_and_compaction_get_along(tmp_path: Path) -> None:
     archive = Archive(tmp_path / "archive").initialise()
     archive.append("candidates", [one(f"c-{number}") for number in range(2 * WORTH)])
@@ -224,6 +229,7 @@ def test_snapshots_and_compaction_get_along(tmp_path: Path) -> None:
     assert archive.check() == []
 
 
+@pytest.mark.slow
 def test_an_earlier_program_refuses_what_it_would_take_for_empty(archive: Archive) -> None:
     archive.compact(nothing)
     for table in TABLES:
@@ -232,6 +238,7 @@ def test_an_earlier_program_refuses_what_it_would_take_for_empty(archive: Archiv
         assert metadata[b"poise.schema_version"] == (b"2" if compacted else b"1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [table.name for table in TABLES.values() if table.later])
 def test_an_archive_from_before_a_table_came_reads_as_one_without_rows_of_it(archive: Archive, table: str) -> None:
     shutil.rmtree(Path(archive.root) / table)
@@ -244,6 +251,7 @@ def test_an_archive_from_before_a_table_came_reads_as_one_without_rows_of_it(arc
     assert not old.has(table)
 
 
+@pytest.mark.slow
 def test_a_part_lacking_a_later_column_is_compacted_with_null(archive: Archive) -> None:
     folder = Path(archive.root) / "candidates"
     path = folder / f"part-{samples.AV}.parquet"
@@ -257,6 +265,7 @@ def test_a_part_lacking_a_later_column_is_compacted_with_null(archive: Archive) 
 # ---- faults
 
 
+@pytest.mark.slow
 def test_a_damaged_part_stops_it_and_nothing_is_removed(archive: Archive) -> None:
     path = Path(archive.root) / "candidates" / f"part-{samples.AV}.parquet"
     path.write_bytes(path.read_bytes()[:-9])
@@ -280,6 +289,7 @@ def test_what_reads_back_differently_is_never_published(archive: Archive, monkey
     assert files(archive) == held
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_everything_as_it_was(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -293,6 +303,7 @@ def test_a_full_disk_leaves_everything_as_it_was(archive: Archive, monkeypatch: 
     archive.compact(nothing)
 
 
+@pytest.mark.slow
 def test_a_second_compaction_at_one_time_is_refused_in_one_line(archive: Archive) -> None:
     other = Archive(archive.root)
     refused = []
@@ -521,6 +532,7 @@ def test_a_reader_overtaken_by_compactions_sees_every_row_once(
     assert {key: keys.count(key) for key in keys} == dict.fromkeys(keys, per)
 
 
+@pytest.mark.slow
 def test_appends_go_on_while_it_runs(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that comes after the parts were listed stays where it is, and is in the next compaction."""
     publish, numbers = DiskStorage._publish, iter(range(100))
@@ -548,6 +560,7 @@ def test_appends_go_on_while_it_runs(archive: Archive, monkeypatch: pytest.Monke
     assert len([path for path in files(archive) if path.startswith("candidates/")]) == 1
 
 
+@pytest.mark.slow
 def test_of_two_writers_the_first_one_counts_even_if_its_part_was_compacted_in_between(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,6 +163,7 @@ def test_a_bucket_that_is_missing_is_one_line(store: str) -> None:
         Archive("s3://no-such-bucket/x").initialise()
 
 
+@pytest.mark.slow
 def test_the_options_of_the_uri_count_more_than_the_environment(endpoint: str, store: str) -> None:
     uri = f"{store}?endpoint_override={endpoint}&scheme=http&region=eu-west-1"
     with pytest.MonkeyPatch.context() as patch:
@@ -174,6 +175,7 @@ def test_the_options_of_the_uri_count_more_than_the_environment(endpoint: str, s
     assert below == f"{store}/random-seed-0?endpoint_override={endpoint}&scheme=http&region=eu-west-1"
 
 
+@pytest.mark.slow
 def test_of_two_puts_at_one_time_one_learns_that_it_lost(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have looked and seen nothing. The one whose object is not what it put must not say that it wrote it."""
     first, second = Archive(store).initialise(), Archive(store)

@@ -21,6 +21,7 @@ LAPTOP_64 = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_a_published_run_is_at_most_a_dozen_files_and_every_row_matches_its_digest(folder: Path) -> None:
     assert len([path for path in folder.rglob("*") if path.is_file()]) <= 12

@@ -53,6 +53,7 @@ def test_a_first_start_freezes_the_preset_and_makes_the_archive(tmp_path: Path) 
     assert read.preset.protocol.digest == preset.protocol.digest
 
 
+@pytest.mark.slow
 def test_reopening_goes_on_and_records_changed_settings(tmp_path: Path) -> None:
     RunDirectory.open(tmp_path / "run", samples.make_preset(generations=2)).close()
     frozen = (tmp_path / "run" / "preset.yaml").read_bytes()
@@ -201,6 +202,7 @@ def test_a_run_of_an_earlier_revision_of_the_trainer_is_read_and_not_continued(t
         RunDirectory.open(path, preset)
 
 
+@pytest.mark.slow
 def test_every_run_has_a_secret_of_its_own_for_its_owner_alone_and_keeps_it(tmp_path: Path) -> None:
     values = []
     for name in ("a", "b", "a"):

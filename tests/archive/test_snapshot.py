@@ -54,6 +54,7 @@ def snapshot(archive: Archive, table: str = "candidates") -> Path:
     return Path(archive.root) / table / SNAPSHOT_FILE
 
 
+@pytest.mark.slow
 def test_a_fresh_process_opens_one_file_and_reads_the_same(archive: Archive, opened: list[str]) -> None:
     before = archive.rows("candidates")
     assert archive.refresh_snapshots() == ["candidates"]
@@ -68,6 +69,7 @@ def test_a_fresh_process_opens_one_file_and_reads_the_same(archive: Archive, ope
     assert fresh.check() == []
 
 
+@pytest.mark.slow
 def test_it_is_written_when_it_has_fallen_behind_only(archive: Archive) -> None:
     assert archive.refresh_snapshots() == ["candidates"]
     assert archive.refresh_snapshots() == []
@@ -77,6 +79,7 @@ def test_it_is_written_when_it_has_fallen_behind_only(archive: Archive) -> None:
     assert archive.refresh_snapshots() == ["candidates"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "empty", "rubbish", "another file", "missing"])
 def test_a_snapshot_that_cannot_be_read_is_passed_over_and_made_anew(archive: Archive, damage: str) -> None:
     before = archive.rows("candidates")
@@ -96,6 +99,7 @@ def test_a_snapshot_that_cannot_be_read_is_passed_over_and_made_anew(archive: Ar
     assert Archive(archive.root).rows("candidates") == before
 
 
+@pytest.mark.slow
 def test_a_part_that_is_gone_or_changed_is_not_covered_up(archive: Archive) -> None:
     archive.refresh_snapshots()
     folder = snapshot(archive).parent
@@ -112,6 +116,7 @@ def test_a_part_that_is_gone_or_changed_is_not_covered_up(archive: Archive) -> N
     assert Archive(archive.root).check() == []
 
 
+@pytest.mark.slow
 def test_a_snapshot_that_says_something_else_is_found_by_the_check(archive: Archive) -> None:
     archive.refresh_snapshots()
     path = snapshot(archive)
@@ -122,6 +127,7 @@ def test_a_snapshot_that_says_something_else_is_found_by_the_check(archive: Arch
     assert archive.check() == [f"{path}: differs from the parts it stands for; delete it"]
 
 
+@pytest.mark.slow
 def test_the_sealed_split_never_enters(tmp_path: Path) -> None:
     archive, protocol = Archive(tmp_path / "archive").initialise(), samples.make_protocol()
     for number in range(WORTH + 1):
@@ -139,6 +145,7 @@ def test_the_sealed_split_never_enters(tmp_path: Path) -> None:
     assert archive.refresh_snapshots() == []
 
 
+@pytest.mark.slow
 def test_nobody_but_the_archive_sees_it_and_a_full_disk_only_means_no_snapshot(
     archive: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +165,7 @@ def test_nobody_but_the_archive_sees_it_and_a_full_disk_only_means_no_snapshot(
     assert sorted(p.name for p in snapshot(archive).parent.glob(".*")) == [SNAPSHOT_FILE]
 
 
+@pytest.mark.slow
 def test_it_works_behind_a_pyarrow_file_system(archive: Archive, tmp_path: Path) -> None:
     remote = Archive("archive", fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()))
     before = remote.rows("candidates")

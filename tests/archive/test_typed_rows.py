@@ -27,6 +27,7 @@ def test_every_table_has_an_overload_that_gives_its_rows() -> None:
     assert found == {name: getattr(typed, row_type(table)) for name, table in TABLES.items()}
 
 
+@pytest.mark.slow
 def test_a_row_that_was_read_has_every_column_and_one_to_be_written_those_that_are_required(tmp_path: Path) -> None:
     archive, _ = samples.filled_archive(tmp_path)
     for name, table in TABLES.items():

@@ -213,6 +213,7 @@ for name in {list(expected)}:
     assert (offline.returncode, "HF_HUB_OFFLINE is set" in offline.stderr) == (3, True)
 
 
+@pytest.mark.slow
 def test_a_tokenizer_without_a_pad_token_is_told(tmp_path: Path) -> None:
     from poise_core.policies.fetch import FetchError, remark
 

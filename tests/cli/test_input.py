@@ -42,6 +42,7 @@ def assert_one_line(result: Result, status: int, *parts: str) -> None:
         assert part in line
 
 
+@pytest.mark.slow
 def test_help_names_every_command_and_every_command_teaches_by_example(poise: Callable[..., Result]) -> None:
     listing = poise("--help").output
     assert all(command in listing for command in COMMANDS)
@@ -125,6 +126,7 @@ def test_a_folder_that_holds_other_things(poise: Callable[..., Result], tmp_path
     assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter.tex"]
 
 
+@pytest.mark.slow
 def test_a_run_directory_in_use(poise: Callable[..., Result], run_dir: Path) -> None:
     with RunDirectory.open(run_dir, load_preset("smoke")):
         assert_one_line(poise("evolve", "--preset", "smoke", "--run-dir", run_dir), 2, "in use by process")
@@ -160,6 +162,7 @@ def test_evaluating_what_is_not_there(poise: Callable[..., Result], tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_every_command_that_runs_candidates_may_share_the_network(
     poise: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +356,7 @@ def test_a_run_goes_on_with_its_own_settings_and_says_what_is_given_anew(tmp_pat
     assert "search.seeds_per_candidate: 1 before, 2 from now on" in told
 
 
+@pytest.mark.slow
 def test_a_replay_has_the_problems_of_the_recorded_run(tmp_path: Path) -> None:
     preset = load_preset("smoke")
     with RunDirectory.open(tmp_path / "recorded", preset) as run:

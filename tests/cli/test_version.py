@@ -23,6 +23,7 @@ def test_the_version_is_one_line_with_all_that_a_report_of_a_fault_needs() -> No
     ]
 
 
+@pytest.mark.slow
 def test_asking_for_the_version_loads_neither_torch_nor_another_heavy_library() -> None:
     program = (
         "import sys; from poise_core.cli import app; app(['--version'], standalone_mode=False); "

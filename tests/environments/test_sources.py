@@ -76,6 +76,7 @@ def test_the_language_of_filters_compares_and_never_evaluates() -> None:
             row_filter(text)
 
 
+@pytest.mark.slow
 def test_rows_of_verl_are_read_as_they_are(tmp_path: Path) -> None:
     import datasets
 
@@ -94,6 +95,7 @@ def test_rows_of_verl_are_read_as_they_are(tmp_path: Path) -> None:
     assert json.loads(first["data"]) == {"data_source": "mine", "extra_info": {"index": 0}}
 
 
+@pytest.mark.slow
 def test_whole_solutions_csv_and_columns_by_other_names(tmp_path: Path) -> None:
     file = tmp_path / "rows.csv"
     file.write_text('task,solution\n"1+1?","so\n#### 2"\n"2+2?","thus $\\boxed{4}$."\n')
@@ -171,6 +173,7 @@ def test_splits_are_disjoint_and_whole(tmp_path: Path) -> None:
         halves.problems("search", (), 150, "a")
 
 
+@pytest.mark.slow
 def test_benchmarks_have_their_own_source_template_and_length(tmp_path: Path) -> None:
     own = written(tmp_path, rows_of(12, kind="x"))
     benchmark = (

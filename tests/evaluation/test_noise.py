@@ -59,6 +59,7 @@ def test_few_candidates_have_no_floor_and_nan_is_left_out() -> None:
     assert noise_of({f"c{i}": {0: 5.0, 1: 5.0} for i in range(9)}) is None  # no noise at all: nothing to learn
 
 
+@pytest.mark.slow
 def test_scatter_of_variances_is_recovered() -> None:
     rng = np.random.default_rng(0)
     weights = []

@@ -113,6 +113,7 @@ def test_variances_by_hand() -> None:
     assert found.shared == pytest.approx((4 * 2 + 1 * 4) / 5)
 
 
+@pytest.mark.slow
 def test_variances_with_holes_are_unbiased() -> None:
     rng = np.random.default_rng(1)
     found = []

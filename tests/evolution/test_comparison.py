@@ -75,6 +75,7 @@ def test_a_run_directory_is_no_folder_for_a_comparison(tmp_path: Path) -> None:
         arm_runs(make_preset(), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_curves_by_hand(tmp_path: Path) -> None:
     """Seeds end at 52 and 50: mean 51, std sqrt 2, t(1) = 12.706, half-width 12.706 sqrt(2) / sqrt(2)."""
     a = [[Step(0, 100, 45.0), Step(1, 200, 52.0)], [Step(0, 100, 45.0), Step(1, 180, 50.0), Step(2, 300, 60.0)]]

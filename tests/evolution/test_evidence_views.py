@@ -59,6 +59,7 @@ def laddered(tmp_path: Path, laboratory: Laboratory, finished: Path) -> Iterator
         yield evolution
 
 
+@pytest.mark.slow
 def test_every_rung_is_counted_with_its_tokens(laddered: Evolution) -> None:
     archive, protocol = laddered.run.archive, laddered.preset.protocol
     report = rung_report(RunEvidence.load(archive, protocol), laddered.preset.ladder)
@@ -80,6 +81,7 @@ def test_every_rung_is_counted_with_its_tokens(laddered: Evolution) -> None:
     text(render_rungs(report))
 
 
+@pytest.mark.slow
 def test_a_stopped_candidate_is_listed_as_such_in_every_view(laddered: Evolution) -> None:
     archive, protocol = laddered.run.archive, laddered.preset.protocol
     rows = leaderboard(RunEvidence.load(archive, protocol))
@@ -98,6 +100,7 @@ def test_a_stopped_candidate_is_listed_as_such_in_every_view(laddered: Evolution
     assert "not finished" not in tree
 
 
+@pytest.mark.slow
 def test_every_overall_comes_with_its_seeds_and_limits_or_says_that_it_has_none(laddered: Evolution) -> None:
     archive, protocol = laddered.run.archive, laddered.preset.protocol
     for row in leaderboard(RunEvidence.load(archive, protocol)):

@@ -83,6 +83,7 @@ def test_equal_seeds_give_equal_runs_and_other_seeds_other_children(tmp_path: Pa
     assert first["candidates"].keys() != third["candidates"].keys()
 
 
+@pytest.mark.slow
 def test_a_file_meets_the_same_probes_whenever_it_is_handed_in(
     tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +169,7 @@ def test_the_base_policy_is_scored_once_and_is_no_parent(evolution: Evolution, l
         evolution.select_parents(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [FailureKind.CRASHED, FailureKind.DIVERGED, FailureKind.TIMED_OUT])
 def test_a_failure_in_training_is_a_typed_row_and_the_generation_goes_on(
     evolution: Evolution, laboratory: Laboratory, kind: FailureKind
@@ -197,6 +199,7 @@ def test_a_failure_in_training_is_a_typed_row_and_the_generation_goes_on(
     assert bad.candidate_id not in {slot.parent_id for slot in slots}
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_machine_leaves_no_row_and_the_stage_is_done_later(
     evolution: Evolution, laboratory: Laboratory
 ) -> None:
@@ -215,6 +218,7 @@ def test_a_fault_of_the_machine_leaves_no_row_and_the_stage_is_done_later(
     assert len(rows(evolution, "evaluations", candidate_id=child.candidate_id)) == 4
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_a_fault_of_the_machine(evolution: Evolution, laboratory: Laboratory) -> None:
     establish_baseline(evolution)
     child, _ = admit(evolution, 1)
@@ -224,6 +228,7 @@ def test_a_full_disk_is_a_fault_of_the_machine(evolution: Evolution, laboratory:
     assert not rows(evolution, "failures")
 
 
+@pytest.mark.slow
 def test_a_refused_idea_gives_way_to_the_next_ranked_one(tmp_path: Path, laboratory: Laboratory) -> None:
     refused: list[str] = []
 
@@ -248,6 +253,7 @@ def test_a_refused_idea_gives_way_to_the_next_ranked_one(tmp_path: Path, laborat
     assert {row["name"] for row in rows(evolution, "proposals", taken=True)} == set(ranked[:2])
 
 
+@pytest.mark.slow
 def test_when_every_idea_is_refused_the_place_ends_without_a_child(tmp_path: Path, laboratory: Laboratory) -> None:
     laboratory.refuse = lambda name, source: None if name == "GRPO" else "no"
     evolution = open_evolution(tmp_path / "run", make_preset(parents=1, proposals=5))
@@ -281,6 +287,7 @@ class Reviser:
         return f'"""{proposal.name}, draft {len(attempts)}."""\n'
 
 
+@pytest.mark.slow
 def test_an_implementer_may_answer_the_gate_a_bounded_number_of_times(tmp_path: Path, laboratory: Laboratory) -> None:
     laboratory.refuse = lambda name, source: "this draft" if "draft" in source and "draft 2" not in source else None
     preset, reviser = make_preset(parents=1), Reviser()
@@ -297,6 +304,7 @@ def test_an_implementer_may_answer_the_gate_a_bounded_number_of_times(tmp_path: 
     assert reviser.asked == [0, 1, 2]  # no answer is asked for twice
 
 
+@pytest.mark.slow
 def test_a_child_that_behaves_like_an_admitted_one_is_a_duplicate(tmp_path: Path, laboratory: Laboratory) -> None:
     class Copyist(Reviser):
         def implement(self, proposal: Proposal, context: ProposalContext, attempts: tuple[Attempt, ...] = ()) -> str:
@@ -398,6 +406,7 @@ def test_refused_and_failed_ideas_do_not_come_again_from_the_same_parent(
             dead.add(key)
 
 
+@pytest.mark.slow
 def test_scores_of_another_protocol_are_not_seen_by_the_selection(evolution: Evolution) -> None:
     establish_baseline(evolution)
     (child, _) = admit(evolution, 1)
@@ -414,6 +423,7 @@ def test_scores_of_another_protocol_are_not_seen_by_the_selection(evolution: Evo
     assert not scored[stranger.candidate_id]
 
 
+@pytest.mark.slow
 def test_a_seed_that_is_missing_makes_a_score_weaker_and_no_zero(evolution: Evolution, laboratory: Laboratory) -> None:
     establish_baseline(evolution)
     first, second = admit(evolution, 1)
@@ -430,6 +440,7 @@ def test_a_seed_that_is_missing_makes_a_score_weaker_and_no_zero(evolution: Evol
     assert row["total"] is not None
 
 
+@pytest.mark.slow
 def test_a_plateau_widens_mutation_and_control_arms_do_not_answer_it(
     tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,6 +136,7 @@ def test_the_best_rate_is_the_highest_of_those_that_came_to_an_end() -> None:
     assert best_rate({0.5: None, 1.0: None}) is None
 
 
+@pytest.mark.slow
 def test_a_baseline_that_wins_at_its_best_rate_leaves_a_champion_and_nothing_robust(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
@@ -180,6 +181,7 @@ def test_a_baseline_that_wins_at_its_best_rate_leaves_a_champion_and_nothing_rob
     ]
 
 
+@pytest.mark.slow
 def test_who_wins_at_one_rate_only_is_not_robust(tmp_path: Path, laboratory: Laboratory) -> None:
     """At twice the rate the baseline does what the candidate does at the protocol's."""
     run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=(4,), seeds=12, policies=())
@@ -193,6 +195,7 @@ def test_who_wins_at_one_rate_only_is_not_robust(tmp_path: Path, laboratory: Lab
     assert champion_of(plan_versions(RunEvidence.load(run.archive, run.preset.protocol))) == best
 
 
+@pytest.mark.slow
 def test_what_holds_under_every_condition_is_robust(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=(4,), seeds=12)
     by_hand(laboratory, baseline, best)
@@ -205,6 +208,7 @@ def test_what_holds_under_every_condition_is_robust(tmp_path: Path, laboratory: 
     assert record.rows[0]["choice_seeds"] == [14, 15]
 
 
+@pytest.mark.slow
 def test_who_was_not_declared_is_no_champion_whatever_holds(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, _, ordinary, *_) = begun(tmp_path, laboratory, passes=(), rates=(), policies=())
     by_hand(laboratory, baseline, ordinary)
@@ -214,6 +218,7 @@ def test_who_was_not_declared_is_no_champion_whatever_holds(tmp_path: Path, labo
     )
 
 
+@pytest.mark.slow
 def test_a_collapse_in_one_seed_is_shown_with_its_bound(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, best, *_) = begun(tmp_path, laboratory, rates=(), policies=(), passes=(), seeds=5)
     by_hand(laboratory, baseline, best, candidate=lambda seed: solved(0, 0, 5) if seed == 3 else solved(20, 4, 20))
@@ -231,6 +236,7 @@ def test_a_collapse_in_one_seed_is_shown_with_its_bound(tmp_path: Path, laborato
     assert "1 of 5, <= 66 %" in page
 
 
+@pytest.mark.slow
 def test_a_side_that_fails_under_a_condition_decides_it_alone(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=(), greedy=False)
     by_hand(laboratory, baseline, best)
@@ -251,6 +257,7 @@ def test_a_side_that_fails_under_a_condition_decides_it_alone(tmp_path: Path, la
     assert len(laboratory.trained) == trained
 
 
+@pytest.mark.slow
 def test_a_candidate_that_fails_with_fresh_seeds_fails_every_condition_that_rests_on_them(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
@@ -265,6 +272,7 @@ def test_a_candidate_that_fails_with_fresh_seeds_fails_every_condition_that_rest
     assert "failed at every rate" in row["message"]
 
 
+@pytest.mark.slow
 def test_a_candidate_that_is_not_better_costs_no_more_trainings_unless_they_are_asked_for(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
@@ -284,6 +292,7 @@ def test_a_candidate_that_is_not_better_costs_no_more_trainings_unless_they_are_
     assert len(laboratory.trained) == 12
 
 
+@pytest.mark.slow
 def test_a_part_is_completed_later_with_the_same_seeds_and_shown_when_asked_again(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
@@ -311,6 +320,7 @@ def test_a_part_is_completed_later_with_the_same_seeds_and_shown_when_asked_agai
     assert (laboratory.trained, laboratory.evaluated, said) == ([], [], [])
 
 
+@pytest.mark.slow
 def test_a_second_examination_reads_other_problems_with_other_seeds(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (_, best, ordinary, *_) = begun(tmp_path, laboratory, policies=())
     first = Examination(run, best).examine(conditions=["rates"]).rows[0]
@@ -323,6 +333,7 @@ def test_a_second_examination_reads_other_problems_with_other_seeds(tmp_path: Pa
     assert first["examination"] != second["examination"]
 
 
+@pytest.mark.slow
 def test_the_leaderboard_does_not_see_what_an_examination_trains(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, best, *_) = begun(tmp_path, laboratory)
     by_hand(laboratory, baseline, best)
@@ -358,6 +369,7 @@ def test_what_an_earlier_version_has_replicated_is_shown_as_it_was(tmp_path: Pat
     assert other._used()[0] >= {0, 1, 2, 3}
 
 
+@pytest.mark.slow
 def test_without_the_folder_that_holds_its_seeds_no_others_are_taken(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, best, *_) = begun(tmp_path, laboratory)
     by_hand(laboratory, baseline, best)
@@ -368,6 +380,7 @@ def test_without_the_folder_that_holds_its_seeds_no_others_are_taken(tmp_path: P
     assert laboratory.trained == []
 
 
+@pytest.mark.slow
 def test_one_table_is_on_every_page(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=(1,))
     by_hand(laboratory, baseline, best)
@@ -454,6 +467,7 @@ def test_killed_after_every_write_it_comes_to_the_same_answers(tmp_path: Path, l
     assert contents(run.archive) == expected
 
 
+@pytest.mark.slow
 def test_both_sides_train_at_the_same_time_and_a_fault_of_one_stops_the_other(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
@@ -480,6 +494,7 @@ def test_both_sides_train_at_the_same_time_and_a_fault_of_one_stops_the_other(
     assert examination.examine().replication["outcome"] == "replicated"
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_machine_is_no_answer(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=())
     by_hand(laboratory, baseline, best)
@@ -492,6 +507,7 @@ def test_a_fault_of_the_machine_is_no_answer(tmp_path: Path, laboratory: Laborat
     assert Examination(run, best).examine().rows[-1]["condition"] == "policy:other"
 
 
+@pytest.mark.slow
 def test_a_baseline_that_fails_as_it_is_is_tried_again(tmp_path: Path, laboratory: Laboratory) -> None:
     run, (baseline, best, *_) = begun(tmp_path, laboratory, rates=(), policies=(), passes=())
     by_hand(laboratory, baseline, best)

@@ -14,6 +14,7 @@ from poise_core.evolution.executor import default_executor, executed_by
 from poise_core.run_directory import RunDirectory
 
 
+@pytest.mark.slow
 def test_an_evolution_asks_nobody_but_its_executor(tmp_path: Path) -> None:
     given, other = Laboratory(), Laboratory()
     before = psutil.Process().children()

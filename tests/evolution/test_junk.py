@@ -308,6 +308,7 @@ def test_much_junk(files: list[str], titles: list[str], empty_store: Path) -> No
 # ---- what the archive refuses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("table", "stage", "kind"),
     [
@@ -344,6 +345,7 @@ def test_what_the_archive_refuses(
             assert (contents(resumed.run.archive), laboratory.steps) == (kept, steps)
 
 
+@pytest.mark.slow
 def test_trajectories_that_the_trainer_does_not_write(tmp_path: Path) -> None:
     """Numbers that no column takes, in the file that the untrusted process writes: the candidate's failure."""
     odd = {"ODD STEP": {"step": 1e300}, "ODD TOKENS": {"tokens": math.nan}}

@@ -42,6 +42,7 @@ def started(tmp_path: Path, laboratory: Laboratory, **ladder: Any) -> tuple[Evol
     return evolution, admit(evolution, 1)
 
 
+@pytest.mark.slow
 def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
@@ -82,6 +83,7 @@ def test_a_stopped_child_has_cost_the_proxy_and_is_neither_failed_nor_zero(
     assert "stopped at rung proxy" in rows(evolution, "reflections", candidate_id=bad.candidate_id)[0]["summary"]
 
 
+@pytest.mark.slow
 def test_a_stop_may_leave_the_last_policy_unscored(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution, (bad, _) = started(tmp_path, laboratory, evaluate_stopped=False)
     laboratory.step = rewards({bad.name: 0.05})
@@ -91,6 +93,7 @@ def test_a_stop_may_leave_the_last_policy_unscored(tmp_path: Path, laboratory: L
     assert f"{bad.candidate_id}/0" not in laboratory.evaluated
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("health", [{}, {"enabled": True, "grace_steps": 0, "loss_window": 4, "loss_margin": 0.2}])
 def test_where_pass_at_k_counts_no_reward_ends_a_child(
     tmp_path: Path, laboratory: Laboratory, health: dict[str, Any]
@@ -110,6 +113,7 @@ def test_where_pass_at_k_counts_no_reward_ends_a_child(
     assert len({row["seed"] for row in rows(evolution, "evaluations", candidate_id=child.candidate_id)}) == 2
 
 
+@pytest.mark.slow
 def test_what_had_finished_before_a_certain_loss_is_evaluated(tmp_path: Path, laboratory: Laboratory) -> None:
     """The second seed is ended at its sixth step; the first one has a score, and the policy of the sixth step is scored beside."""
     health = {"enabled": True, "grace_steps": 2, "loss_window": 4, "loss_margin": 0.2}
@@ -128,6 +132,7 @@ def test_what_had_finished_before_a_certain_loss_is_evaluated(tmp_path: Path, la
     assert Counter(laboratory.steps)[f"{child.name}/1/5"] == 1  # it was not trained on for that
 
 
+@pytest.mark.slow
 def test_a_stopped_child_can_be_measured_by_hand_and_goes_on_from_its_pause(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
@@ -170,6 +175,7 @@ def test_a_child_that_climbs_is_trained_once_and_as_without_a_ladder(tmp_path: P
         assert mine == theirs
 
 
+@pytest.mark.slow
 def test_a_child_stopped_at_one_seed_counts_with_that_seed(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution, children = started(tmp_path, laboratory, first_stop_below=0.999)
     child = children[0]
@@ -256,6 +262,7 @@ def test_decisions_do_not_see_their_own_generation(tmp_path: Path, laboratory: L
     assert Counter(row["generation"] for row in rows(together, "rungs", decision="finished"))[1] == 2
 
 
+@pytest.mark.slow
 def test_a_failure_on_a_higher_rung_takes_the_score_of_the_lower_one_away(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
@@ -271,6 +278,7 @@ def test_a_failure_on_a_higher_rung_takes_the_score_of_the_lower_one_away(
     assert rows(evolution, "reflections", candidate_id=child.candidate_id)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["failure", "loss"])
 def test_a_rule_that_stops_a_training_leaves_the_steps_up_to_it(
     tmp_path: Path, laboratory: Laboratory, rule: str
@@ -330,6 +338,7 @@ def test_killed_after_every_single_write_on_the_ladder(tmp_path: Path, laborator
     assert max(Counter(laboratory.steps).values()) == 1  # nothing was trained twice
 
 
+@pytest.mark.slow
 def test_switched_off_nothing_is_recorded(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     evolve(evolution)

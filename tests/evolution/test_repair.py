@@ -63,6 +63,7 @@ def rows(evolution: Evolution, table: str, **equals: object) -> list[dict[str, A
     return evolution.run.archive.rows(table, **equals)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ladder", [{}, LADDER])
 def test_an_early_fault_goes_back_and_the_revised_file_is_a_candidate_of_its_own(
     tmp_path: Path, laboratory: Laboratory, faults: Faults, ladder: dict[str, Any]
@@ -107,6 +108,7 @@ def test_an_early_fault_goes_back_and_the_revised_file_is_a_candidate_of_its_own
     assert (states[child.candidate_id], states[mended["candidate_id"]]) == ("revised", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [0, 1, 3])
 def test_repairs_are_bounded_and_end_in_the_last_files_failure(tmp_path: Path, faults: Faults, bound: int) -> None:
     faults.at = {(number, 0, 2): FailureKind.DIVERGED for number in range(9)}
@@ -125,6 +127,7 @@ def test_repairs_are_bounded_and_end_in_the_last_files_failure(tmp_path: Path, f
     assert idea.outcome == "diverged"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("slot", "kind", "search"),
     [
@@ -167,6 +170,7 @@ def test_clear_faults_are_early_ones_of_the_first_seed() -> None:
     assert not short  # a whole training, however short
 
 
+@pytest.mark.slow
 def test_a_repair_passes_the_gate_with_the_inner_loop(tmp_path: Path, laboratory: Laboratory, faults: Faults) -> None:
     """The gate refuses the first answer; its author then sees both reports, in the order in which they came."""
     faults.at[0, 0, 1] = FailureKind.CRASHED
@@ -180,6 +184,7 @@ def test_a_repair_passes_the_gate_with_the_inner_loop(tmp_path: Path, laboratory
     assert rows(evolution, "evaluations", candidate_id=found[2]["candidate_id"])
 
 
+@pytest.mark.slow
 def test_where_no_answer_is_admitted_the_failure_of_the_training_stands(
     tmp_path: Path, laboratory: Laboratory, faults: Faults
 ) -> None:
@@ -196,6 +201,7 @@ def test_where_no_answer_is_admitted_the_failure_of_the_training_stands(
     assert evolution.finished(1)
 
 
+@pytest.mark.slow
 def test_an_author_who_writes_the_same_file_again_is_not_asked_on(tmp_path: Path, faults: Faults) -> None:
     class Stubborn(Author):
         def implement(self, proposal: Proposal, context: ProposalContext, attempts: Sequence[Attempt] = ()) -> str:
@@ -211,6 +217,7 @@ def test_an_author_who_writes_the_same_file_again_is_not_asked_on(tmp_path: Path
     assert [row["kind"] for row in rows(evolution, "failures")] == ["crashed"]
 
 
+@pytest.mark.slow
 def test_the_catalogue_has_nothing_to_revise(evolution: Evolution, laboratory: Laboratory) -> None:
     """A composition has one file: the failure stands at once, and the flow has no stage for it."""
     establish_baseline(evolution)
@@ -233,6 +240,7 @@ def test_a_fault_of_the_machine_is_not_mended(tmp_path: Path, laboratory: Labora
     assert len(author.asked) == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_whatever_became_of_the_bound(tmp_path: Path, faults: Faults) -> None:
     """Stopped with a repaired file that is not trained yet; then without repairs, and without an author who answers."""
     faults.at[0, 0, 1] = FailureKind.CRASHED
@@ -248,6 +256,7 @@ def test_a_run_goes_on_whatever_became_of_the_bound(tmp_path: Path, faults: Faul
     assert rows(again, "evaluations", candidate_id=mended.candidate_id)
 
 
+@pytest.mark.slow
 def test_what_has_ended_is_not_taken_up_again_with_a_higher_bound(tmp_path: Path, faults: Faults) -> None:
     faults.at[0, 0, 1] = FailureKind.CRASHED
     evolution, _, child = one_child(tmp_path, repairs=0)
@@ -311,6 +320,7 @@ def test_whether_siblings_are_repaired_before_or_after_a_place_is_admitted_chang
     assert runs[0] == runs[1]
 
 
+@pytest.mark.slow
 def test_a_place_sees_neither_later_children_nor_repairs_of_other_places(tmp_path: Path, faults: Faults) -> None:
     """Otherwise whether the gate takes a file for a duplicate would depend on how fast a sibling trains."""
     evolution = authored(tmp_path / "run", Author(), make_preset(generations=1, parents=2))

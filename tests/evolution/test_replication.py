@@ -22,6 +22,7 @@ from poise_core.tracking.registry import champion_of, plan_versions
 from poise_core.views import leaderboard, lineage, view_candidate
 
 
+@pytest.mark.slow
 def test_a_true_champion_is_declared_and_replicated_with_fresh_seeds(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution, (baseline, best, *_) = evolved(tmp_path, laboratory)
     archive, protocol = evolution.run.archive, evolution.preset.protocol
@@ -197,6 +198,7 @@ def test_nobody_else_names_the_sealed_split() -> None:
     assert found == MENTIONS
 
 
+@pytest.mark.slow
 def test_nobody_else_opens_the_sealed_split() -> None:
     """A call with ``unsealed`` that is not literally False, or an evaluation of the split ``report``, anywhere in the program."""
     readers = set()

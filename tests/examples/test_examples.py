@@ -36,6 +36,7 @@ def published() -> str:
     return run("02_read_the_archive.py")
 
 
+@pytest.mark.slow
 def test_the_published_archive_gives_the_leader_and_its_lineage(published: str) -> None:
     lines = published.splitlines()
     # docs/results/laptop-64.md: AM-HT-SQ, six seeds, +5.5 points over GRPO
@@ -46,6 +47,7 @@ def test_the_published_archive_gives_the_leader_and_its_lineage(published: str) 
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_one_file_per_table_reads_the_same(tmp_path: Path, published: str) -> None:
     import pandas
 

@@ -36,6 +36,7 @@ def row(name: str, **known: object) -> LeaderboardRow:
     )  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("user", ["", "anna:pass%40word@"])
 def test_the_link_to_mlflow_has_no_password_and_signs_in_with_it(user: str) -> None:
     """A link with one stood in Prefect for everybody who looks, and the server was asked without it."""

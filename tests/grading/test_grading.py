@@ -345,6 +345,7 @@ def cases() -> list[tuple[str, str, bool]]:
     return rows
 
 
+@pytest.mark.slow
 def test_answers_are_equal_where_they_are_and_only_there() -> None:
     wrong = []
     for gold, answer, expected in cases():
@@ -493,11 +494,13 @@ def test_a_busy_machine_fails_no_right_answer() -> None:
             burner.wait()
 
 
+@pytest.mark.slow
 def test_equal_rows_are_judged_once_and_keep_their_places() -> None:
     rows = [Row(r"\frac12", r"\boxed{0.5}"), Row("3", "none"), Row("3", r"\boxed{4}")] * 5
     assert [verdict.outcome for verdict in grade(MATH, rows, workers=1)] == ["right", "no_answer", "wrong"] * 5
 
 
+@pytest.mark.slow
 def test_the_command_judges_a_file_and_tells_what_was_expected_otherwise(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 

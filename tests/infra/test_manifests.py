@@ -431,6 +431,7 @@ def test_cluster_and_compose_workers_are_given_the_same_settings(compose: dict[s
 # --- scripts ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_pass_shellcheck(path: Path) -> None:
     done = subprocess.run([BIN / "shellcheck", path], capture_output=True, text=True, check=False)

@@ -122,6 +122,7 @@ def test_each_choice_alone_keeps_the_contract(composition: Composition) -> None:
     check_contract(composition)
 
 
+@pytest.mark.slow
 def test_random_compositions_keep_the_contract() -> None:
     rng = random.Random(0)
     for _ in range(15):
@@ -135,6 +136,7 @@ def test_a_thousand_random_compositions_keep_the_contract() -> None:
         check_contract(random_composition(rng))
 
 
+@pytest.mark.slow
 def test_a_rendered_file_gives_its_composition_back() -> None:
     rng = random.Random(2)
     for _ in range(100):
@@ -168,6 +170,7 @@ def test_only_the_chosen_mechanisms_are_written() -> None:
     assert "import math" in render(compose(kl="k3_adaptive"), "KA")
 
 
+@pytest.mark.slow
 def test_lines_stay_within_the_width() -> None:
     rng = random.Random(4)
     compositions = [random_composition(rng) for _ in range(150)] + every_choice()

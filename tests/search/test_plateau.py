@@ -155,6 +155,7 @@ def test_where_no_spread_is_recognisable_nothing_is_expected_and_nothing_advised
     assert state.describe().endswith("noise floor of 0.82.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", [0.0, 0.4])
 def test_the_stated_gain_is_the_realised_one_on_average(lost: float) -> None:
     """Children's true scores ~ N(50, 1.5), one seed each with as much noise; a share of them has no score.

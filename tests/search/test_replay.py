@@ -106,6 +106,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
         read_cells(path)
 
 
+@pytest.mark.slow
 def test_the_published_run_is_a_table_whose_overalls_are_those_of_its_benchmarks() -> None:
     found, rows = table_of_run(RunDirectory.read(ROOT / "docs" / "results" / "laptop-64"))
     assert len({row.cell for row in rows}) == 46
@@ -136,6 +137,7 @@ def record(folder: Path, cells: int = 4, **resources: int) -> tuple[int, list[Ce
         return scored, table_of_run(run, cells)[1]
 
 
+@pytest.mark.slow
 def test_a_recording_goes_on_after_a_kill_and_trains_nothing_twice(tmp_path: Path) -> None:
     with Laboratory() as quiet:
         whole = record(tmp_path / "whole")
@@ -159,6 +161,7 @@ def test_a_recording_goes_on_after_a_kill_and_trains_nothing_twice(tmp_path: Pat
     assert whole[0] == 5
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_a_row_with_its_failure_and_a_machine_that_fails_stops(tmp_path: Path) -> None:
     with Laboratory(refuse=lambda name, source: "made up" if name == "CELL-0001" else None) as laboratory:
         laboratory.fail["CELL-0003"] = CandidateFailure(FailureKind.DIVERGED, "train", "NaN")
@@ -228,6 +231,7 @@ def test_the_surrogate_finds_known_effects_up_to_the_ceiling_of_the_noise() -> N
     assert together - apart > 0.7, "a pair is worth more than its parts; it is shrunken from 3"
 
 
+@pytest.mark.slow
 def test_permuted_scores_are_not_predicted() -> None:
     rows = made_up_rows(80, 0.5)
     rng = np.random.default_rng(0)
@@ -334,6 +338,7 @@ def test_random_has_the_regret_of_the_order_statistic() -> None:
     assert found.mean() == pytest.approx(some.optimum.overall - expected, abs=4 * error + 0.05)
 
 
+@pytest.mark.slow
 def test_who_knows_the_optimum_has_no_regret(monkeypatch: pytest.MonkeyPatch) -> None:
     some = world(0.0)
     monkeypatch.setitem(replays.PROPOSERS, "oracle", lambda rng, baseline: some.optimum.composition)
@@ -405,6 +410,7 @@ def test_workers_change_nothing(tmp_path: Path) -> None:
         assert np.array_equal(curves, replay_arms(one, chosen, 30)[name])
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_failures_cost_but_never_count(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [
         *made_up_rows(60, 1.0),
@@ -470,6 +476,7 @@ def table(tmp_path: Path) -> Path:
     return tmp_path / "table.parquet"
 
 
+@pytest.mark.slow
 def test_the_documented_selector_is_replayed(table: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(documented_selector())
@@ -508,6 +515,7 @@ def test_what_cannot_be_used_is_one_line(
     assert message in output
 
 
+@pytest.mark.slow
 def test_a_table_is_made_of_a_run_by_the_command(tmp_path: Path) -> None:
     out = tmp_path / "old.parquet"
     status, output = invoke("record-table", "--from-archive", ROOT / "docs" / "results" / "laptop-64", "--out", out)

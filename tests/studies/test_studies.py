@@ -32,6 +32,7 @@ from studies.simulation import GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, s
 LADDER = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.1, first_stop_below=0.2)
 
 
+@pytest.mark.slow
 def test_the_simulated_baseline_is_the_measured_one() -> None:
     rng = np.random.default_rng(0)
     preset = load_preset("laptop")
@@ -61,6 +62,7 @@ def test_an_effect_is_as_large_as_it_says() -> None:
     assert np.mean(gains) == pytest.approx(3.0, abs=0.25)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [0.66, 1.05, 1.87, 5.32, 11.94])
 def test_noise_is_as_large_as_it_says_and_moves_no_mean(std: float) -> None:
     """Coin flips alone would make 1.18 points: what was stated below that came out as that, and 5.32 lost 0.3 points on the way."""
@@ -79,6 +81,7 @@ def test_noise_is_as_large_as_it_says_and_moves_no_mean(std: float) -> None:
     assert np.mean(means) == pytest.approx(0.0, abs=3.5 * float(np.std(means)) / math.sqrt(len(means)))
 
 
+@pytest.mark.slow
 def test_a_collapse_leaves_the_mean_where_it_was() -> None:
     rng = np.random.default_rng(4)
     world = World.build(load_preset("laptop"), rng)
@@ -89,6 +92,7 @@ def test_a_collapse_leaves_the_mean_where_it_was() -> None:
     assert levels[1] - levels[0] == pytest.approx(30.0 + 3.33, abs=5.0)
 
 
+@pytest.mark.slow
 def test_a_ladder_spends_less_and_finds_a_large_effect() -> None:
     rng = np.random.default_rng(2)
     world = World.build(load_preset("laptop"), rng)
@@ -163,6 +167,7 @@ def test_a_replay_by_hand() -> None:
     assert spent == 60 + 60 + 180 + 60
 
 
+@pytest.mark.slow
 def test_replays_of_a_clear_case_lose_nothing_and_cost_less() -> None:
     every = {"base": recorded("base", 0, 70.0, 50.0, None)}
     every |= {f"bad-{i}": recorded(f"bad-{i}", 1 + i // 3, 40.0 + i, 10.0) for i in range(12)}

@@ -105,6 +105,7 @@ def test_that_there_is_no_noise_floor_is_found_out_once(tracker: Tracker, tmp_pa
     assert evidence.declarations.keys() == {"c-1", "c-2", "c-3"}
 
 
+@pytest.mark.slow
 def test_all_numbers_of_a_report_are_of_one_moment(tmp_path: Path) -> None:
     archive, preset = run_of(tmp_path / "archive", SKILLS)
     evidence = RunEvidence.load(archive, preset.protocol)

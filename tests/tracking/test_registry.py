@@ -156,6 +156,7 @@ def test_a_version_that_is_declared_no_longer_says_so(tracker: Tracker, run: tup
     assert versions[samples.VM_AV].tags["standing"] == "champion candidate"
 
 
+@pytest.mark.slow
 def test_a_run_without_champion_candidates_registers_nothing(tracker: Tracker, tmp_path: Path) -> None:
     protocol = samples.make_protocol()
     archive = Archive(tmp_path / "archive").initialise()

@@ -138,6 +138,7 @@ def test_threads_that_sync_at_once_make_nothing_twice(tracker: Tracker, filled: 
     assert tracker.sync_archive(archive, protocol).unchanged == 21
 
 
+@pytest.mark.slow
 def test_a_row_written_during_a_sync_is_pushed_by_that_sync(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,6 +162,7 @@ def test_a_row_written_during_a_sync_is_pushed_by_that_sync(
     assert f"candidate/{samples.AV}" in runs(tracker)
 
 
+@pytest.mark.slow
 def test_plans_name_parents_before_children_and_follow_content(filled: tuple) -> None:
     archive, protocol = filled
     plans = plan_runs(RunEvidence.load(archive, protocol))

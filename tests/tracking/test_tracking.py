@@ -148,6 +148,7 @@ def test_limits_in_mlflow_are_those_of_the_leaderboard_after_every_new_measureme
     assert any(after < before for before, after in itertools.pairwise(lows)), "no limit fell, so nothing was tested"
 
 
+@pytest.mark.slow
 def test_a_candidate_that_the_ladder_stopped_is_neither_failed_nor_running(tracker: Tracker, tmp_path: Path) -> None:
     protocol = samples.make_protocol()
     archive = Archive(tmp_path / "archive").initialise()

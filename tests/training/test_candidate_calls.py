@@ -287,6 +287,7 @@ def test_any_loss_is_taken_or_is_the_candidates_failure(found: Any) -> None:
         assert len(loss.metrics) <= 64
 
 
+@pytest.mark.slow
 @MANY
 @given(found=st.one_of(tables(scalars), anything(ROWS, LENGTH)))
 def test_any_state_is_taken_or_is_the_candidates_failure(found: Any) -> None:

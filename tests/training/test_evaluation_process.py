@@ -50,6 +50,7 @@ def test_the_same_policy_gets_the_same_numbers(tiny_policy: Path) -> None:
     assert evaluate_policy(tiny_policy, protocol, "report", 0).benchmarks != first.benchmarks
 
 
+@pytest.mark.slow
 def test_every_examination_has_problems_of_its_own_within_the_sealed_split(tiny_policy: Path) -> None:
     spec = load_preset("laptop").protocol.benchmarks[3]  # sums of three digits, of which the split has more than enough
     environment = get_environment("arithmetic")

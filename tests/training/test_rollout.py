@@ -141,6 +141,7 @@ def test_scores_in_tiles_have_the_numbers_and_gradients_of_whole_logits(model, c
     assert scored(model, codec, sampled, rows, entropies=False)[1].any().logical_not()
 
 
+@pytest.mark.slow
 def test_gradients_of_scores_in_tiles_are_exact() -> None:
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 5, generator=generator, dtype=torch.float64).requires_grad_() for n in (7, 11))
@@ -324,6 +325,7 @@ def test_finished_sequences_leave_the_batch(model, codec, monkeypatch) -> None:
     assert len(widths) == sampled.mask.shape[1]  # the longest completion ends the decoding
 
 
+@pytest.mark.slow
 def test_samples_follow_the_distribution(model, codec) -> None:
     count = 40000
     sampled = sample(model, codec, ["12%5="], [count], uniforms(count, LENGTH, 3))

@@ -398,6 +398,7 @@ def trained(policy: Path, folder: Path, monkeypatch, device, spec: SamplerSpec =
     return trainer, rows
 
 
+@pytest.mark.slow
 def test_a_sampler_elsewhere_gives_the_training_that_the_trainer_gives_itself(
     tiny_policy: Path, tmp_path: Path, monkeypatch, device: torch.device
 ) -> None:
@@ -418,6 +419,7 @@ def test_a_sampler_elsewhere_gives_the_training_that_the_trainer_gives_itself(
     assert_weights_close(weights, weights_of(here), atol=2e-5)
 
 
+@pytest.mark.slow
 def test_completions_without_tokens_or_without_end_are_no_error(
     tiny_policy: Path, tmp_path: Path, monkeypatch, device: torch.device
 ) -> None:
@@ -434,6 +436,7 @@ def test_completions_without_tokens_or_without_end_are_no_error(
     assert (endless["truncated"], endless["completion_length"], endless["reward_mean"]) == (1.0, 8.0, 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("importance", "factor"), [("token", 0.5), ("off", 1.0)])
 def test_the_gradient_is_weighted_for_what_the_sampler_got_wrong(
     tiny_policy: Path, tmp_path: Path, monkeypatch, device: torch.device, importance: str, factor: float
@@ -558,6 +561,7 @@ def test_an_evaluation_has_a_length_and_a_temperature_of_its_own(tiny_policy: Pa
     assert [(one.max_length, one.temperature) for one in asked] == [(3, 0.5), (3, 0.0)]
 
 
+@pytest.mark.slow
 def test_batches_within_a_memory_give_what_one_batch_gives(tiny_policy: Path) -> None:
     codec = PromptCodec.load(tiny_policy)
     requests = Requests(

@@ -87,6 +87,7 @@ def test_what_saves_memory_changes_no_weight(tiny_policy: Path, device: torch.de
     assert all(torch.equal(recomputed[name], plain[name]) for name in plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 2, 3])
 def test_bfloat16_keeps_its_small_updates_in_float32(device: torch.device, stage: int) -> None:
     """Below 1 the numbers of bfloat16 are 1/256 apart, and an update is 1/1000: without float32 originals no weight would move."""
@@ -186,6 +187,7 @@ def naive_adamw(parameters, state, step: int, lr: float, weight_decay: float, ma
     return norm
 
 
+@pytest.mark.slow
 def test_one_step_is_grpo_written_out_in_loops(tiny_policy: Path, device: torch.device) -> None:
     training = TRAINING.model_copy(
         update={"steps": 1, "minibatches": 1, "inner_epochs": 4, "max_grad_norm": 0.5, "learning_rate": 3e-3}
@@ -230,6 +232,7 @@ def test_one_step_is_grpo_written_out_in_loops(tiny_policy: Path, device: torch.
 # ---- denominators and masks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aggregation", ["token-mean", "sequence-mean", "sequence-sum"])
 def test_loss_counts_the_tokens_that_train(
     tiny_policy: Path, device: torch.device, aggregation: str, monkeypatch: pytest.MonkeyPatch
@@ -274,6 +277,7 @@ def keep(batch):
         trainer.engine.close()
 
 
+@pytest.mark.slow
 def test_a_candidate_sees_its_own_rows(tiny_policy: Path, device: torch.device) -> None:
     """Carried signals, correctness and old log-probabilities stay with their row through shuffling and splitting."""
     candidate = candidate_with(
@@ -364,6 +368,7 @@ def test_what_is_read_past_the_source_is_not_a_number(tiny_policy: Path, device:
         assert failure.value.kind == FailureKind.DIVERGED
 
 
+@pytest.mark.slow
 def test_entropies_carry_gradient(tiny_policy: Path, device: torch.device) -> None:
     bonus = candidate_with(("-inputs.advantages * inputs.logprobs", "-inputs.entropies"))
     training = TRAINING.model_copy(update={"steps": 15})
@@ -374,6 +379,7 @@ def test_entropies_carry_gradient(tiny_policy: Path, device: torch.device) -> No
 # ---- the trajectory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reads_reference", [True, False])
 def test_kl_is_zero_at_first_and_then_as_computed_by_hand(
     tiny_policy: Path, device: torch.device, reads_reference: bool
@@ -399,6 +405,7 @@ def test_kl_is_zero_at_first_and_then_as_computed_by_hand(
     assert rows[-1]["kl"] > 1e-4
 
 
+@pytest.mark.slow
 def test_metrics_of_the_rollout(tiny_policy: Path, device: torch.device) -> None:
     trainer = make_trainer(tiny_policy, "grpo", device)
     batches = record_rollouts(trainer)
@@ -411,6 +418,7 @@ def test_metrics_of_the_rollout(tiny_policy: Path, device: torch.device) -> None
         assert row["all_pass_fraction"] == pytest.approx(sum(min(g) == 1 for g in groups.tolist()) / len(groups))
 
 
+@pytest.mark.slow
 def test_controller_state_is_carried(tiny_policy: Path, device: torch.device) -> None:
     """The state of step n reaches advantages and loss of step n + 1, and starts empty."""
     controlled = candidate_with(
@@ -437,6 +445,7 @@ def update_controller(state, dynamics, hp):
     assert rows[1]["controller/reward"] == pytest.approx(0.9 * first + 0.1 * second)
 
 
+@pytest.mark.slow
 def test_warm_up_is_linear_in_updates(tiny_policy: Path, device: torch.device) -> None:
     training = TRAINING.model_copy(update={"warmup_steps": 2})  # 8 updates, of 4 a step
     rates = [row["learning_rate"] for row in make_trainer(tiny_policy, "grpo", device, training=training).steps()]
@@ -570,6 +579,7 @@ def test_what_behaves_otherwise_on_real_batches_is_a_typed_failure(
     assert message in failure.value.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gspo", "vm_av"])
 def test_looking_again_changes_nothing_and_lets_honest_files_pass(
     name: str, tiny_policy: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
@@ -591,6 +601,7 @@ def test_looking_again_changes_nothing_and_lets_honest_files_pass(
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_controller_that_returns_no_numbers_fails(tiny_policy: Path, device: torch.device) -> None:
     for value in ("float('nan')", "'high'", "torch.zeros(2)"):
         source = f"\ndef update_controller(state, dynamics, hp):\n    return {{'temperature': {value}}}\n"
@@ -607,6 +618,7 @@ def test_weights_that_explode_are_a_divergence(tiny_policy: Path, device: torch.
     assert failure.value.kind == FailureKind.DIVERGED
 
 
+@pytest.mark.slow
 def test_what_lies_outside_the_mask_does_not_matter(tiny_policy: Path, device: torch.device) -> None:
     """Not even numbers that are none, in advantages, carried signals and token losses."""
     dirty = candidate_with(

@@ -28,6 +28,7 @@ def archived() -> Mapping[str, str]:
     return {run_checks(algorithm_path(name).read_text(), name).fingerprint: name for name in ("grpo", "rloo")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("check", "name"), CASES, ids=[f"{check}-{name}" for check, name in CASES])
 def test_only_this_check_catches_it(check: str, name: str, archived: Mapping[str, str]) -> None:
     source, phrase = BROKEN[check][name]
@@ -67,6 +68,7 @@ def test_columns_counted_in_the_loss_are_caught_by_padding_and_by_splitting() ->
     assert "splitting a step into single completions changes the total loss" in report.failed[1].message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_algorithms())
 def test_every_known_algorithm_is_admitted(name: str) -> None:
     report = run_checks(algorithm_path(name).read_text(), name)
@@ -105,6 +107,7 @@ def test_messages_tell_the_author_what_to_change(change: tuple[str, str], messag
     assert message in report.message
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_known_algorithm_is_named_before_it_is_archived() -> None:
     """Rediscovering an algorithm that no run has measured yet is worth a training, but not a surprise."""
     report = run_checks(BROKEN["novelty"]["grpo_in_other_words"][0])
@@ -114,6 +117,7 @@ def test_a_copy_of_a_known_algorithm_is_named_before_it_is_archived() -> None:
     assert report.nearest[0][1] < 1e-6
 
 
+@pytest.mark.slow
 def test_a_different_hyperparameter_is_not_a_duplicate_but_near() -> None:
     grpo = algorithm_path("grpo").read_text()
     report = run_checks(grpo.replace("kl_coef: float = 0.01", "kl_coef: float = 0.0101"))
@@ -183,6 +187,7 @@ def numbers(probes: Sequence[Probe]) -> list[tuple[object, ...]]:
     return found
 
 
+@pytest.mark.slow
 def test_nothing_of_a_drawn_probe_is_constant() -> None:
     """Over 40 verifications the floats differ, and of every probe that is not one by its kind shape and rewards vary."""
     draws = [numbers(Draw(seed).edge_probes()) for seed in range(40)]
@@ -201,6 +206,7 @@ def test_nothing_of_a_drawn_probe_is_constant() -> None:
     assert 2 <= in_order <= 30, "some are laid out as the trainer's batches, most are not"
 
 
+@pytest.mark.slow
 def test_a_verdict_can_be_repeated_by_its_seed_and_seeds_are_not_repeated() -> None:
     reports = [run_checks(BASE, probe_seed=seed) for seed in (None, None, 12)]
     assert len({report.probe_seed for report in reports}) == 3
@@ -219,6 +225,7 @@ RECOGNIZED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", RECOGNIZED)
 def test_a_file_that_knows_the_fingerprints_batches_by_their_looks_is_refused(how: str) -> None:
     """It trains as the sound base does, and shows another fingerprint: a duplicate that no archive would notice."""

@@ -130,6 +130,7 @@ def assert_split(candidate: Candidate, probe: Probe, run: Run, order: torch.Tens
     )
 
 
+@pytest.mark.slow
 @FEW
 @given(scale=st.floats(0.5, 2.0), other=st.sampled_from(list_algorithms()))
 def test_distance_is_zero_only_to_itself_and_symmetric(scale: float, other: str) -> None:
@@ -173,6 +174,7 @@ TOKENS = [
 ]
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_a_mutilated_candidate_loads_or_is_a_candidate_error(data: st.DataObject) -> None:

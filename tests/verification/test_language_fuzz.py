@@ -43,12 +43,14 @@ def programs(draw: st.DrawFn) -> str:
     return Writer(lambda options: draw(st.sampled_from(options)), calm=draw(st.sampled_from((7, 8, 9)))).program()
 
 
+@pytest.mark.slow
 @settings(deadline=None, suppress_health_check=list(HealthCheck), max_examples=12)
 @given(source=programs())
 def test_no_program_that_passes_does_what_is_not_allowed(source: str) -> None:
     assert judged(source, PROBE, CALLS).findings == (), source
 
 
+@pytest.mark.slow
 def test_numbered_programs() -> None:
     """A part of the long run, always the same: enough of it passes the check for the witnesses to have something to see."""
     campaign = Campaign(seed=3)

@@ -280,6 +280,7 @@ except OSError as error:
     assert Path("/proc/sys/kernel/pid_max").read_text() == before  # the machine's own limit is what it was
 
 
+@pytest.mark.slow
 def test_at_its_limit_of_processor_time_a_process_is_told_why() -> None:
     """With several threads the limit comes before the wall time does; SIGKILL would look like too much memory."""
     confined = confined_command([*PYTHON, "while True: pass"], limits=Limits(wall_seconds=120, cpu_seconds=1))

@@ -26,6 +26,7 @@ from poise_core.verification.gate import CHECKS
 WEAKER = [level for level in LEVELS if level not in ("namespaces", "bubblewrap")]
 
 
+@pytest.mark.slow
 def test_a_sound_candidate_gets_a_full_report(tmp_path: Path) -> None:
     report = verify_file(written(tmp_path, BASE), name="child-1", folder=tmp_path / "out")
     assert report.admitted, report.message
@@ -59,6 +60,7 @@ def test_an_archived_behaviour_is_a_duplicate(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_rejected_candidate_names_line_and_remedy(tmp_path: Path) -> None:
     report = verify_file(written(tmp_path, edited(("import torch\n", "import os\n\nimport torch\n"))), folder=tmp_path)
     assert not report.admitted

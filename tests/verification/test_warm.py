@@ -157,6 +157,7 @@ def test_no_handle_of_this_process_or_the_server_is_in_a_fork(tmp_path: Path) ->
         assert len(found["handles"]) <= 5
 
 
+@pytest.mark.slow
 def test_nothing_of_a_request_is_in_the_next(tmp_path: Path) -> None:
     """Neither what was asked nor what it did is in the memory that the next one gets from the server."""
     mark = "only-in-the-first-" + os.urandom(8).hex()

@@ -138,6 +138,7 @@ def hostile_archive(folder: Path, protocol: Protocol) -> Archive:
     return archive
 
 
+@pytest.mark.slow
 def test_details_are_unpacked_as_they_were(evidence: RunEvidence) -> None:
     page = page_of(evidence)
     (packed,) = re.findall(r'<script id="details-0" type="text/plain">(.*?)</script>', page)

@@ -40,6 +40,7 @@ def evidence_of(evolution: Evolution) -> RunEvidence:
     return RunEvidence.load(evolution.run.archive, evolution.preset.protocol, untuned=evolution.preset.untuned)
 
 
+@pytest.mark.slow
 def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     evolve(evolution)
@@ -64,6 +65,7 @@ def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:
             assert row.generation == 0 or f"| Overall {shown}, 2 seeds, " in text
 
 
+@pytest.mark.slow
 def test_a_night_on_a_shared_network(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     establish_baseline(evolution)
@@ -82,6 +84,7 @@ def test_a_night_on_a_shared_network(tmp_path: Path, laboratory: Laboratory) -> 
     assert said in report(evolution)
 
 
+@pytest.mark.slow
 def test_a_night_at_the_end_of_its_budget(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     establish_baseline(evolution)
@@ -97,6 +100,7 @@ def test_a_night_at_the_end_of_its_budget(tmp_path: Path, laboratory: Laboratory
     assert f"**{other.name}**" not in text
 
 
+@pytest.mark.slow
 def test_single_lines(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     rows = leaderboard(evidence_of(evolution))
