@@ -147,7 +147,7 @@ def fetch(hub: Hub, home: Path, policy: str, *more: str) -> subprocess.Completed
     return poise(hub, home, "fetch", "laptop", "--set", f"protocol.policy={policy}", *more)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_policy_is_fetched_resumed_and_then_used_offline(hub: Hub, tmp_path: Path) -> None:
     whole = 24 << 20  # the library writes what it has read every 10 MiB
     hub.repositories["some/rows"]["a.parquet"] = b"0" * whole

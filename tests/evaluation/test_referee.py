@@ -99,6 +99,7 @@ def test_a_child_as_good_as_the_baseline_is_lost_as_often_as_stated_in_late_gene
     assert np.mean(late) <= threshold + 0.06
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "threshold", [pytest.param(0.1, marks=pytest.mark.slow), 0.25, pytest.param(0.5, marks=pytest.mark.slow)]
 )

@@ -360,7 +360,7 @@ def bootstrap_width(child: list, base: list, protocol: Protocol, rng: np.random.
     return low <= 0 <= high, high - low
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_the_interval_is_narrower_than_a_bootstrap_at_honest_coverage(protocol: Protocol, seeds: int) -> None:
     rng = np.random.default_rng(seeds)

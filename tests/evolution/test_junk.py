@@ -290,7 +290,7 @@ def in_a_folder(files: list[str], titles: list[str], empty_store: Path) -> None:
         check_run(files, titles, Path(folder) / "mlflow.db", Path(folder))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @settings(max_examples=2, derandomize=True, **QUIET)
 @given(files=files_of(3), titles=titles)
 def test_junk_is_that_candidates_failure(files: list[str], titles: list[str], empty_store: Path) -> None:

@@ -242,7 +242,7 @@ def test_a_child_whose_dynamics_forecast_a_low_overall_ends_at_the_proxy(
     assert not decided[near.candidate_id]["cause"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_decisions_do_not_see_their_own_generation(tmp_path: Path, laboratory: Laboratory) -> None:
     """Neither the order of siblings nor a new process between them, which reads the archive afresh, changes a row."""
     preset = make_preset(ladder={**LADDER, "first_stop_below": 0.0}, generations=2, seed=1)

@@ -307,7 +307,7 @@ def test_a_preset_takes_its_tuned_file_and_hands_it_to_what_extends_it(
         load_preset("mine.yaml")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_real_tuning_of_the_smallest_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four real trainings: the start with two seeds, and once more with two fresh ones."""
     monkeypatch.chdir(tmp_path)

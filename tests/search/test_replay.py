@@ -209,7 +209,7 @@ def test_leave_one_out_errors_are_those_of_leaving_out() -> None:
         )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_surrogate_finds_known_effects_up_to_the_ceiling_of_the_noise() -> None:
     cells = Cells.of(head(), made_up_rows(250, 1.5))
     noise = SeedNoiseModel.learn(cells)
@@ -401,7 +401,7 @@ def test_replays_depend_on_their_seed_alone() -> None:
     assert np.array_equal(contest(world(1.5), 20).regrets(arms["evolution"], [2])[0], once["evolution"][2])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_workers_change_nothing(tmp_path: Path) -> None:
     arms = arms_of(PRESET)
     one = contest(world(1.5), 10)

@@ -198,7 +198,7 @@ def test_two_stages_by_hand() -> None:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_it_runs_on_a_run_directory_and_says_what_judged(tmp_path: Path, laboratory: Laboratory) -> None:
     preset = make_preset(generations=3)
     evolution = open_evolution(tmp_path / "made-up", preset)
@@ -248,7 +248,7 @@ def test_a_chart_places_its_points() -> None:
         line_chart([], "x", "y")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_headline_page_says_what_the_archives_say(tmp_path: Path, laboratory: Laboratory) -> None:
     folder = tmp_path / "arms"
     for arm in ("evolution", "random"):

@@ -71,7 +71,7 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return asked
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_whole_report_fits_the_noise_floor_once(
     tracker: Tracker, tmp_path: Path, fits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,7 +94,7 @@ def test_a_whole_report_fits_the_noise_floor_once(
     assert set(intervals.values()) == {1}, "every Overall gets its limits once"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_that_there_is_no_noise_floor_is_found_out_once(tracker: Tracker, tmp_path: Path, fits: list[int]) -> None:
     """Declarations once took its absence for not having been asked, and fitted again."""
     archive, preset = run_of(tmp_path / "archive", SKILLS[:4])
@@ -120,7 +120,7 @@ def test_all_numbers_of_a_report_are_of_one_moment(tmp_path: Path) -> None:
     assert view_candidate(later, "C5").children == {"c-9": "C9"}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_sync_that_is_asked_for_beside_another_one_reads_the_archive_anew(
     tracker: Tracker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -59,7 +59,7 @@ def test_nightly_reports_are_artifacts_of_their_generation(
     assert tracker.sync_archive(archive, protocol, run_dir=tmp_path).unchanged == 21
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("moment", ["before the tags", "before the state"])
 def test_a_sync_that_was_killed_half_way_leaves_no_double_run_and_no_double_point(
     tracker: Tracker, filled: tuple, monkeypatch: pytest.MonkeyPatch, moment: str
@@ -122,7 +122,7 @@ def test_what_comes_later_is_added_to_the_same_runs(tracker: Tracker, tmp_path: 
     assert len(points(tracker, last.info.run_id, "reward_mean")) == 20, "a mean is not drawn over another mean"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_threads_that_sync_at_once_make_nothing_twice(tracker: Tracker, filled: tuple) -> None:
     archive, protocol = filled
     reports = []
@@ -241,7 +241,7 @@ def test_importing_the_tracker_does_not_import_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_copy_of_a_run_leaves_the_artifacts_of_the_original_alone(
     tracker: Tracker, tmp_path: Path, filled: tuple
 ) -> None:

@@ -270,7 +270,7 @@ def test_a_server_that_is_killed_is_the_machines_fault_and_replaced(tmp_path: Pa
     assert server() != killed[0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, BASE)
     assert verify_file(path).admitted
