@@ -6,10 +6,18 @@ of a preset: they are read from the environment when a call is made.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from poise_core.config.protocol import FrozenModel
 from poise_core.trajectory import RUN_METRICS
@@ -144,6 +152,21 @@ class Steering(FrozenModel):
     )
 
 
+class Choices(FrozenModel):
+    """What proposes beside ``agents.model`` and ``agents.prompts_folder``; measured gain per dollar decides for each place."""
+
+    models: tuple[str, ...] = Field((), description="further models, as provider:name")
+    prompts_folders: tuple[str, ...] = Field((), description="folders with another proposer.md")
+
+    @field_validator("models")
+    @classmethod
+    def _providers_and_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for one in value:
+            if not all(one.partition(":")):
+                raise ValueError("must be provider:name, for example openai:gpt-4.1, anthropic:NAME or ollama:NAME")
+        return value
+
+
 class AgentSettings(ModelSettings):
     """All settings for the agents of a run."""
 
@@ -162,9 +185,16 @@ class AgentSettings(ModelSettings):
         None, description="further notes; one of the same name replaces a shipped one"
     )
     prompts_folder: str | None = Field(None, description="files of the shipped prompts' names replace them")
+    choices: Choices = Choices()
     caps: Caps = Caps()
     prices: dict[str, Price] = Field(default_factory=dict, description="model -> price; replaces the shipped table's")
     steering: Steering = Steering()
+
+    @model_validator(mode="after")
+    def _choices_beside_a_model(self) -> Self:
+        if (self.choices.models or self.choices.prompts_folders) and not self.for_role("proposer").model:
+            raise ValueError("choices are made beside a model of the proposer: give model, or roles.proposer.model")
+        return self
 
     @property
     def enabled(self) -> bool:

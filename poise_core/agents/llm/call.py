@@ -99,9 +99,10 @@ class Caller:
         settings = self.settings.for_role(question.role)
         deadline = time.monotonic() + (settings.total_seconds or 0.0)
         failure: CallFailed | None = None
-        for model in (settings.model, *(settings.fallbacks or ())):
+        asked = [model for model in (question.model, settings.model, *(settings.fallbacks or ())) if model]
+        for model in dict.fromkeys(asked):
             try:
-                return self._ask_model(question, str(model), settings, deadline)
+                return self._ask_model(question, model, settings, deadline)
             except CallFailed as error:
                 if failure is None or error.outcome is not Outcome.TIMED_OUT or "used up" not in error.message:
                     failure = error

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from poise_core.agents.llm.bandit import Bandit
 from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.context import fit, slot_sections
 from poise_core.agents.llm.faults import CallFailed
@@ -46,6 +47,7 @@ class ModelProposer:
     notes: tuple[Note, ...]
     fallback: Proposer | None  # who answers where the model cannot; None: a typed failure
     seed: int | None = None  # of the order of directions, common to all slots; None: each slot has its own
+    bandit: Bandit | None = None  # chooses model and prompt; None: the role's own
 
     def propose(self, context: ProposalContext, n: int, seed: int) -> list[Proposal]:
         """Up to ``n`` proposals.
@@ -54,8 +56,15 @@ class ModelProposer:
             poise_core.failures.CandidateFailure: no answer, and no fallback.
         """
         directions = wanted_directions(context, n, self.seed if self.seed is not None else seed)
+        arm = self.bandit.choose(context) if self.bandit else None
+        prompt, model = (arm.prompt, arm.model) if arm else (self.prompt, None)
         question = Question.about_slot(
-            "proposer", context, ProposalsForm, self.prompt, lambda budget: self._fill(context, directions, budget)
+            "proposer",
+            context,
+            ProposalsForm,
+            prompt,
+            lambda budget: self._fill(prompt, context, directions, budget),
+            model,
         )
         if self.fallback is None:
             with failing_as("propose", f"child of {context.parent.name}"):
@@ -66,11 +75,13 @@ class ModelProposer:
             proposals = []
         return proposals or self.fallback.propose(context, n, seed)
 
-    def _fill(self, context: ProposalContext, directions: Sequence[str], budget: int) -> tuple[str, str]:
-        fixed = estimate_tokens(self.prompt.system.template + self.prompt.user.template) + 600
+    def _fill(
+        self, prompt: Prompt, context: ProposalContext, directions: Sequence[str], budget: int
+    ) -> tuple[str, str]:
+        fixed = estimate_tokens(prompt.system.template + prompt.user.template) + 600
         count = self.caller.settings.literature_notes
         data = fit(slot_sections(context, self.notes, count), budget - fixed)
-        return self.prompt.fill(
+        return prompt.fill(
             count=str(len(directions)),
             directions="\n".join(f"- {one}: {DIRECTIONS[one]}" for one in directions),
             metrics=", ".join(["Overall", *map(prompt_name, context.parent.benchmarks), *RUN_METRICS]),

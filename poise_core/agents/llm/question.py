@@ -27,6 +27,7 @@ class Question(Generic[A]):
     kind: type[A]  # of the answer
     build: Callable[[int], tuple[str, str]]  # context budget in tokens -> system and user text
     prompt: str  # label of the prompt file
+    model: str | None = None  # in place of the role's; that one is asked where this one fails
 
     @classmethod
     def about_slot(
@@ -36,9 +37,10 @@ class Question(Generic[A]):
         kind: type[A],
         prompt: Prompt,
         build: Callable[[int], tuple[str, str]],
+        model: str | None = None,
     ) -> Question[A]:
         """What a role asks about one child slot."""
-        return Question(role, context.scope, context.generation, kind, build, prompt.label)
+        return Question(role, context.scope, context.generation, kind, build, prompt.label, model)
 
 
 @dataclass(frozen=True)

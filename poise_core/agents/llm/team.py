@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from poise_core.agents.llm.bandit import Bandit
 from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.implementer import ModelImplementer
 from poise_core.agents.llm.ledger import Allowance
@@ -53,7 +54,8 @@ def with_language_model(
         return load_prompt(role, settings.prompts_folder)
 
     if settings.for_role("proposer").model:
-        proposer = ModelProposer(caller, prompt("proposer"), notes, proposer if falls_back else None, seed)
+        bandit = Bandit(archive, settings, seed)
+        proposer = ModelProposer(caller, prompt("proposer"), notes, proposer if falls_back else None, seed, bandit)
     if settings.for_role("screener").model:
         screener = ModelScreener(caller, prompt("screener"), screener, falls_back)
     if settings.for_role("implementer").model:
