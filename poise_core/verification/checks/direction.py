@@ -66,7 +66,7 @@ def reinforce_cosine(candidate: Candidate, draw: Draw) -> float | None:
     The result is None where the candidate gives those groups no gradient, which the check `gradient` reports.
     """
     rng = draw.rng("direction")
-    sizes, length = [rng.randint(7, 9)] * rng.randint(7, 9), rng.randint(6, 10)
+    sizes, length = [draw.group(rng, 7, 9)] * rng.randint(7, 9), rng.randint(6, 10)
     probe = draw.rollout("mixed groups", "direction", sizes, length, drift=0.0)
     batch = replace(probe.batch, truncated=torch.zeros_like(probe.batch.truncated))
     dynamics = replace(probe.dynamics, max_completion_length=1000)  # out of reach, so that no length is punished
@@ -171,7 +171,7 @@ def bandit(draw: Draw) -> Game:
     """Return a game with one token per completion; every context has a correct arm of its own, and the last arm is malformed."""
     rng, arms = draw.rng("bandit"), 5
     contexts = rng.randint(5, 7)
-    groups = torch.arange(contexts).repeat_interleave(rng.randint(7, 9))  # (B,)
+    groups = torch.arange(contexts).repeat_interleave(draw.group(rng, 7, 9))  # (B,)
     wanted = torch.tensor([rng.randrange(arms - 1) for _ in range(contexts)])[groups]  # (B,)
 
     def sample(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, RolloutBatch]:
@@ -198,7 +198,7 @@ def token_game(draw: Draw) -> Game:
     """
     rng, words, limit = draw.rng("token game"), 5, 5
     prompts = rng.randint(4, 5)
-    groups = torch.arange(prompts).repeat_interleave(rng.randint(11, 13))
+    groups = torch.arange(prompts).repeat_interleave(draw.group(rng, 11, 13))
     wanted = torch.tensor([rng.randint(1, 3) for _ in range(prompts)])[groups].unsqueeze(-1)
 
     def start() -> Tensor:

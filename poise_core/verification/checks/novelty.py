@@ -21,8 +21,14 @@ AS_IN_DISGUISE = 0.02
 """Largest relative difference of the gradients between the scenario and the scenario in disguise."""
 
 
-def check_disguise(candidate: Candidate, observed: tuple[Observation, ...], draw: Draw) -> None:
+def check_disguise(candidate: Candidate, observed: tuple[Observation, ...], draw: Draw, in_order: bool) -> None:
     """Check that the candidate does not know the scenario of the fingerprint by its looks.
+
+    Args:
+        candidate: the candidate.
+        observed: its observations on the scenario.
+        draw: where the disguises come from.
+        in_order: keep the order of a group's completions, for a candidate that takes the first of several equal ones.
 
     Raises:
         ContractViolation: it behaves otherwise where the scenario is disguised in ways that do not matter.
@@ -30,7 +36,7 @@ def check_disguise(candidate: Candidate, observed: tuple[Observation, ...], draw
     apart = 0.0
     for number in range(DISGUISES):
         disguise = Draw(draw.rng(f"disguise {number}").getrandbits(63))
-        apart = distance(observed, observe(candidate, disguise))
+        apart = distance(observed, observe(candidate, disguise, in_order))
         if apart <= AS_IN_DISGUISE:
             return
     raise ContractViolation(
