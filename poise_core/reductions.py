@@ -92,6 +92,34 @@ def group_quantile(values: Tensor, group_ids: Tensor, q: float) -> Tensor:
     return quantile[inverse]
 
 
+def group_rank(values: Tensor, group_ids: Tensor, ties: Tensor | None = None) -> Tensor:
+    """Rank of each completion among the values of its group, 0 for the smallest, as float32. (B,) -> (B,).
+
+    Equal values share the mean of their ranks, so 1, 0, 0, 0 rank 3, 1, 1, 1, whatever the order of the rows. Ranks are the
+    number of smaller values plus half the number of other equal ones; they add up to n (n - 1) / 2 in a group of n. Keep the k
+    largest of every group with ``group_rank(...) >= group_count(group_ids) - k``.
+
+    Args:
+        values: what is ranked; for the largest first, hand in ``-values``.
+        group_ids: of the completions.
+        ties: (B,) what ranks completions of equal values, such as the sum of a completion's log-probabilities; what is equal
+            here too shares its ranks.
+    """
+    inverse, _ = _compact(group_ids)
+    keys = [inverse, values] if ties is None else [inverse, values, ties]
+    order = torch.arange(inverse.shape[0], device=inverse.device)
+    for key in reversed(keys):  # sorted by group, then by value, then by what decides ties
+        order = order[torch.argsort(key[order], stable=True)]
+    begins = torch.zeros(order.shape, dtype=torch.bool, device=order.device)  # where another value begins
+    for key in keys:
+        begins[1:] |= key[order][1:] != key[order][:-1]
+    place = torch.arange(order.shape[0], device=order.device, dtype=torch.float32)
+    place = place - group_min(place, inverse[order])  # within the group
+    rank = torch.empty_like(place)
+    rank[order] = group_mean(place, torch.cumsum(begins.to(torch.int64), 0))
+    return rank
+
+
 def masked_sum(values: Tensor, mask: Tensor, dim: int | None = None) -> Tensor:
     """Sum of ``values`` where ``mask``; what lies outside, NaN included, does not matter."""
     kept = torch.where(mask, values, torch.zeros_like(values))

@@ -19,6 +19,7 @@ from poise_core.reductions import (
     group_mean,
     group_min,
     group_quantile,
+    group_rank,
     group_std,
     group_sum,
     log_ratio,
@@ -50,6 +51,21 @@ def test_group_statistics_by_hand() -> None:
     assert group_quantile(VALUES, GROUPS, 0.25).tolist() == [1.5, 15, 1.5, -4, 15, 1.5]
 
 
+def test_group_rank_by_hand() -> None:
+    # group 70: 1 2 6 rank 0 1 2; group -1: 10 30; group 5 alone
+    assert group_rank(VALUES, GROUPS).tolist() == [0, 0, 1, 0, 1, 2]
+    assert group_rank(-VALUES, GROUPS).tolist() == [2, 1, 1, 0, 0, 0]
+    # one right of four: the three wrong ones share (0 + 1 + 2) / 3 = 1; of the other group two share 0.5 and two 2.5
+    groups = torch.tensor([4, 9, 4, 9, 4, 9, 4, 9])
+    right = torch.tensor([1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0])
+    assert group_rank(right, groups).tolist() == [3, 2.5, 1, 0.5, 1, 2.5, 1, 0.5]
+    # ties decided by other numbers: in group 4 by 3 2 1, in group 9 by 7 7, which share still, and by 0 1
+    ties = torch.tensor([0.0, 1.0, 3.0, 7.0, 2.0, 0.0, 1.0, 7.0])
+    assert group_rank(right, groups, ties=ties).tolist() == [3, 3, 2, 0.5, 1, 2, 0, 0.5]
+    assert group_rank(right, groups).dtype == torch.float32
+    assert group_rank(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).tolist() == []
+
+
 def test_where_selects_members_and_nothing_else_matters() -> None:
     where = torch.tensor([True, False, True, False, False, False])
     spoiled = torch.where(where, VALUES, NAN)
@@ -71,6 +87,10 @@ def sample_std(values: Tensor) -> Tensor:
     return values.std() if len(values) > 1 else torch.zeros((), dtype=values.dtype)
 
 
+def rank_among(members: Tensor, value: Tensor) -> Tensor:
+    return (members < value).sum() + ((members == value).sum() - 1) / 2
+
+
 members = st.lists(
     st.tuples(st.integers(-(2**62), 2**62) | st.integers(0, 3), st.floats(-100, 100, width=32)), min_size=1, max_size=24
 )
@@ -88,6 +108,7 @@ def test_group_statistics_equal_a_loop(members: list[tuple[int, float]], q: floa
         (group_max(values, groups), loop(torch.amax, values, groups)),
         (group_min(values, groups), loop(torch.amin, values, groups)),
         (group_std(values, groups), loop(sample_std, values, groups)),
+        (group_rank(values, groups), torch.stack([rank_among(values[groups == g], v) for g, v in zip(groups, values)])),
         (group_quantile(values, groups, q), loop(lambda member: torch.quantile(member, q), values, groups)),
     ):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

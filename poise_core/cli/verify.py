@@ -19,6 +19,7 @@ from poise_core.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from poise_core.config.protocol import TrainingSpec
     from poise_core.verification import VerificationReport
 
 
@@ -33,6 +34,10 @@ def verify(
         int | None,
         typer.Option(help="Of the probes, to repeat a verdict: the probe_seed of its report. Default: random."),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="Verify for this preset's group size, length limit and steps. Default: those of --run-dir, or any."),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that the whole gate may take.")] = 60.0,
 ) -> None:
     """Put an algorithm file through the admission gate, in a confined process.
@@ -43,19 +48,36 @@ def verify(
     """
     from rich.text import Text
 
-    from poise_core.verification import verify_file
+    from poise_core.verification import Conditions, verify_file
 
     existing_file(file)
     shared_network(allow_shared_network)
     with plain_errors(), view_console(stderr=True).status(Text(f"verifying {file.name}")):
         known = _admitted(run_dir) if run_dir else None
-        report = verify_file(file, timeout_seconds=timeout, known_fingerprints=known, probe_seed=probe_seed)
+        training = _training(preset, run_dir)
+        report = verify_file(
+            file,
+            timeout_seconds=timeout,
+            known_fingerprints=known,
+            probe_seed=probe_seed,
+            conditions=Conditions.of(training) if training else Conditions(),
+        )
     if json:
         say_json(report.to_json())
     else:
         _print(report)
     if not report.admitted:
         raise typer.Exit(REFUSED)
+
+
+def _training(preset: str | None, run_dir: Path | None) -> TrainingSpec | None:
+    """The training of a preset, or of a run's protocol."""
+    from poise_core.config import load_preset
+    from poise_core.run_directory import RunDirectory
+
+    if preset:
+        return load_preset(preset).protocol.training
+    return RunDirectory.read(run_dir).preset.protocol.training if run_dir else None
 
 
 def _admitted(run_dir: Path) -> dict[str, str]:
@@ -74,6 +96,8 @@ def _print(report: VerificationReport) -> None:
     for check in report.checks:
         mark = Text("passed", "green") if check.passed else Text("failed", "red")
         table.add_row(mark, check.name, Text(check.proves if check.passed else check.message))
+        if check.note:
+            table.add_row(Text("note", "yellow"), "", Text(check.note))
     console = view_console()
     console.print(table)
     for line in [*_likeness(report), *_confinement(report)]:

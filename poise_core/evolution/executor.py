@@ -15,7 +15,7 @@ from typing import Protocol
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.training.job import TrainingJob
-from poise_core.verification import VerificationReport, verify_file
+from poise_core.verification import Conditions, VerificationReport, verify_file
 
 Steps = list[dict[str, float]]
 """Rows of a trajectory, one per step."""
@@ -57,6 +57,7 @@ class Executor(Protocol):
         folder: Path,
         should_stop: Callable[[], bool],
         probe_seed: int | None,
+        conditions: Conditions,
     ) -> VerificationReport:
         """Put a file through the gate; see ``poise_core.verification.verify_file``."""
 
@@ -89,6 +90,7 @@ class ChildProcesses:
         folder: Path,
         should_stop: Callable[[], bool],
         probe_seed: int | None,
+        conditions: Conditions,
     ) -> VerificationReport:
         """See ``Executor.verify``."""
         return verify_file(
@@ -99,6 +101,7 @@ class ChildProcesses:
             folder=folder,
             should_stop=should_stop,
             probe_seed=probe_seed,
+            conditions=conditions,
         )
 
     def train(

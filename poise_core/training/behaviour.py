@@ -27,6 +27,7 @@ from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.training.algorithm import Algorithm, MicroLoss, TrainingSignal
 from poise_core.verification.fingerprint import fingerprint, observe, sketched_distance
+from poise_core.verification.harness import ties_alone
 
 FIRST_STEPS = 2
 LATER_SHARE = 1 / 16
@@ -94,16 +95,21 @@ class Recheck:
         order = self._order(len(batch.group_ids))
         back, length = order.argsort(), batch.completion_mask.shape[1]
         other = self._fresh.signal(self._dressed(batch, order), dynamics)
-        self._same("compute_advantages", "the mask", dynamics, found.mask.float(), other.mask.float()[back, :length])
-        self._same("compute_advantages", "advantages", dynamics, found.advantages, other.advantages[back, :length])
+        trained, again = found.mask, other.mask[back, :length]
+        if not torch.equal(trained, again) and ties_alone(batch, trained, again):
+            trained = trained & again  # which of several completions with one outcome train may go by their order
+            again = trained
+        self._same("compute_advantages", "the mask", dynamics, trained.float(), again.float())
+        pair = (torch.where(trained, values, 0.0) for values in (found.advantages, other.advantages[back, :length]))
+        self._same("compute_advantages", "advantages", dynamics, *pair)
         if found.carry.keys() != other.carry.keys():
             raise self._failure("compute_advantages", "the names of carried signals", dynamics, 1.0)
         for name, value in found.carry.items():
-            again = other.carry[name][back]
-            inside = found.mask if value.dim() == 2 else torch.ones_like(value, dtype=torch.bool)
-            again = again[:, :length] if value.dim() == 2 else again
+            carried = other.carry[name][back]
+            inside = trained if value.dim() == 2 else trained.any(-1) | (found.mask == other.mask[back, :length]).all(-1)
+            carried = carried[:, :length] if value.dim() == 2 else carried
             zero = torch.zeros_like(value)
-            pair = (torch.where(inside, values, zero) for values in (value, again))
+            pair = (torch.where(inside, values, zero) for values in (value, carried))
             self._same("compute_advantages", "a carried signal", dynamics, *pair)
 
     def loss(self, inputs: LossInputs, dynamics: Dynamics, tokens: float, sequences: float, found: MicroLoss) -> None:

@@ -9,12 +9,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from poise_core.verification.report import CheckResult, VerificationReport
+    from poise_core.verification.report import CheckResult, Conditions, VerificationReport
     from poise_core.verification.verify import verify_file
 
-__all__ = ["CheckResult", "VerificationReport", "verify_file"]
+__all__ = ["CheckResult", "Conditions", "VerificationReport", "verify_file"]
 
-_MODULES = {"CheckResult": "report", "VerificationReport": "report", "verify_file": "verify"}
+_MODULES = {
+    "CheckResult": "report",
+    "Conditions": "report",
+    "VerificationReport": "report",
+    "verify_file": "verify",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,15 +18,22 @@ from torch import Tensor
 from poise_core.contract import Dynamics, RolloutBatch
 from poise_core.randomness import hash_key
 from poise_core.verification.probes import START, Probe
+from poise_core.verification.report import Conditions
 
 LARGEST_LOG_RATIO = 30.0
 
 
+LARGEST_GROUP = 64
+LONGEST = 4096
+"""Completions of a group and tokens of a completion that a probe has at most."""
+
+
 @dataclass(frozen=True)
 class Draw:
-    """All that one verification draws; equal seeds draw the same."""
+    """All that one verification draws; equal seeds draw the same under the same conditions."""
 
     seed: int
+    conditions: Conditions = Conditions()
 
     def rng(self, purpose: str) -> random.Random:
         """Return a generator of this purpose's own, which changes no global state."""
@@ -41,7 +48,8 @@ class Draw:
     def dynamics(self, purpose: str, low: float, high: float) -> Dynamics:
         """Draw the state of a training at a progress between ``low`` and ``high``."""
         rng = self.rng(f"dynamics of {purpose}")
-        steps = rng.randint(60, 400)
+        drawn = rng.randint(60, 400)
+        steps = self.conditions.steps or drawn
         step = max(1, round(rng.uniform(low, high) * steps))
         return replace(
             START,
@@ -72,6 +80,11 @@ class Draw:
         return replace(first, step=0, progress=0.0, kl=0.0, clip_fraction=0.0, grad_norm=0.0)
 
     # rollouts
+
+    def group(self, rng: random.Random, low: int, high: int) -> int:
+        """Completions of a group: those of the training that is verified for, or a number between the two."""
+        drawn = rng.randint(low, high)
+        return min(self.conditions.group_size or drawn, LARGEST_GROUP)
 
     def rollout(
         self,
@@ -130,7 +143,7 @@ class Draw:
     def ordinary(self, purpose: str, dynamics: Dynamics | None = None) -> Probe:
         """Draw at least five equal groups, one failed and one passed entirely, the others mixed; two wrong rows are truncated."""
         rng = self.rng(f"ordinary {purpose}")
-        size, length = rng.randint(5, 8), rng.randint(8, 16)
+        size, length = self.group(rng, 5, 8), rng.randint(8, 16)
         probe = self.rollout("an ordinary batch", purpose, [size] * rng.randint(5, 7), length, dynamics=dynamics)
         batch = probe.batch
         correctness, valid = batch.correctness.clone(), batch.format_valid.clone()
@@ -230,9 +243,77 @@ class Draw:
         """Draw an ordinary batch under a length limit that no completion comes near, so that none is truncated."""
         probe = self.ordinary(purpose)
         probe = probe.with_batch(truncated=torch.zeros_like(probe.batch.truncated))
-        limit = self.rng(f"limit of {purpose}").randint(1000, 5000)
+        limit = max(self.rng(f"limit of {purpose}").randint(1000, 5000), self.conditions.max_completion_length or 0)
         state = replace(probe.dynamics, max_completion_length=limit)
         return replace(probe, name="a length limit that no completion comes near", dynamics=state)
+
+    def reach(self, numbers: Sequence[float]) -> Iterator[tuple[bool, Probe]]:
+        """Draw probes far from the ordinary ones, for mechanisms that act seldom: long trainings, large groups, long completions.
+
+        Args:
+            numbers: those that stand in the candidate's file: thresholds, numbers of steps, of completions or of tokens.
+
+        Yields:
+            Whether the probe lies within the conditions, and the probe, whose name says what is special in it.
+        """
+        near = sorted({round(number) for number in numbers if 2 <= number <= 1_000_000})[:12]
+        steps, size, limit = self.conditions.steps, self.conditions.group_size, self.conditions.max_completion_length
+        for step in [round(steps * share) for share in (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 0.98)] if steps else []:
+            yield True, self._at_step(step, steps or 1)
+        if limit:
+            yield True, self._long(min(limit, LONGEST), limit)
+        for number in range(8):
+            yield size is None or size <= LARGEST_GROUP, self._unusual(number)
+        for step in (*near, 500, 5_000, 100_000):
+            for at, of in ((step, 2 * step), (step + 1, 40 * step), (2 * step, 2 * step + step // 20 + 1)):
+                yield steps is None or at < steps, self._at_step(at, of)
+        for group in (*near, 16, 32, LARGEST_GROUP):
+            for rate in (0.1, 0.5, 0.9):
+                if group < LARGEST_GROUP:
+                    yield size is None or group + 1 <= size, self._of_groups(group + 1, rate)
+                if 2 * group <= LARGEST_GROUP:
+                    yield size is None or 2 * group <= size, self._of_groups(2 * group, rate)
+        for length in (*near, 64, 512):
+            if length <= LONGEST:
+                yield limit is None or length <= limit, self._long(length, length)
+                yield limit is None or 2 * length <= limit, self._long(min(2 * length, LONGEST), 2 * length)
+
+    def _at_step(self, step: int, steps: int) -> Probe:
+        purpose = f"step {step} of {steps}"
+        state = replace(self.middle(purpose), step=step, progress=min(step / steps, 0.999))
+        return replace(self.ordinary(purpose, state), name=f"step {step} of {steps}")
+
+    def _of_groups(self, size: int, rate: float) -> Probe:
+        purpose = f"groups of {size}, of which {rate:.0%} is right"
+        probe = self.rollout(purpose, purpose, [size] * 4, 8)
+        right = torch.rand(probe.logprobs.shape[0], generator=self.generator(f"rewards of {purpose}")) < rate
+        return probe.with_batch(correctness=right.float(), format_valid=probe.batch.format_valid | right)
+
+    def _long(self, length: int, limit: int) -> Probe:
+        probe = self.rollout(f"completions of up to {length} tokens", f"length {length} of {limit}", [4, 4], length)
+        return replace(probe, dynamics=replace(probe.dynamics, max_completion_length=limit))
+
+    def _unusual(self, number: int) -> Probe:
+        """An ordinary batch at which every running value is very small or very large."""
+        rng, purpose = self.rng(f"unusual {number}"), f"unusual {number}"
+        probe = self.ordinary(purpose)
+        extremes = {
+            "entropy": (0.01, 4.0), "kl": (0.0, 20.0), "reward_mean": (0.01, 0.99), "clip_fraction": (0.0, 0.9),
+            "completion_length": (1.0, float(probe.dynamics.max_completion_length)), "all_fail_fraction": (0.0, 0.97),
+            "grad_norm": (0.01, 100.0),
+        }  # fmt: skip
+        state = replace(probe.dynamics, **{name: rng.choice(pair) for name, pair in extremes.items()})
+        return replace(probe, name="unusual dynamics", dynamics=state)
+
+    def at_the_limit(self, purpose: str) -> Probe:
+        """Draw two groups whose completions come near the length limit, of which a probe has at most 512 tokens."""
+        rng = self.rng(f"near the limit {purpose}")
+        limit = min(self.conditions.max_completion_length or rng.randint(24, 48), 512)
+        probe = self.rollout("completions near the length limit", purpose, [min(self.group(rng, 3, 5), 8)] * 2, limit)
+        short = probe.batch.completion_mask.sum(-1, keepdim=True) // 4  # the last quarter of the limit, and the limit
+        mask = torch.arange(limit).expand(probe.logprobs.shape) < limit - short
+        cut = mask.all(-1) & ~probe.batch.format_valid
+        return probe.with_batch(completion_mask=mask, truncated=cut)
 
     def edge_probes(self) -> list[Probe]:
         """Draw the probes of the check `finite`, each an edge case that occurs in training, the ordinary one first."""
@@ -260,6 +341,7 @@ class Draw:
             self.empty_and_full("empty and full"),
             self.graded("graded"),
             self.far_from_the_limit("far from the limit"),
+            self.at_the_limit("at the limit"),
             failed,
             replace(passed, name="all groups passed"),
             replace(tied, name="equal rewards of 0.5"),

@@ -62,22 +62,23 @@ def scenario() -> tuple[Probe, ...]:
     )
 
 
-def observe(candidate: Candidate, disguise: Draw | None = None) -> tuple[Observation, ...]:
+def observe(candidate: Candidate, disguise: Draw | None = None, in_order: bool = False) -> tuple[Observation, ...]:
     """Run the scenario with the candidate's controller in the loop.
 
     Args:
         candidate: the candidate.
         disguise: if given, the scenario is disguised by it: rows in another order, groups under other numbers, more columns of
             padding, numbers moved by a millionth. For a candidate that keeps the contract the observations are the same.
+        in_order: whether the disguise keeps the completions of a group in their order.
 
     Raises:
         ContractViolation: the candidate raises or breaks the contract.
     """
-    return tuple(observe_one_by_one(candidate, scenario(), disguise))
+    return tuple(observe_one_by_one(candidate, scenario(), disguise, in_order))
 
 
 def observe_one_by_one(
-    candidate: Candidate, probes: Sequence[Probe], disguise: Draw | None = None
+    candidate: Candidate, probes: Sequence[Probe], disguise: Draw | None = None, in_order: bool = False
 ) -> Iterator[Observation]:
     """Observe the candidate on these probes one at a time, for a caller that may stop early."""
     state: Mapping[str, float] = {}
@@ -86,7 +87,7 @@ def observe_one_by_one(
         place = torch.arange(rows)
         probe = plain
         if disguise is not None:
-            probe, place = _disguised(plain, disguise, f"disguise of probe {index}")
+            probe, place = _disguised(plain, disguise, f"disguise of probe {index}", in_order)
         dynamics = replace(probe.dynamics, controller=state)
         run = run_candidate(candidate, replace(probe, dynamics=dynamics), max_length=columns)
 
@@ -107,11 +108,14 @@ def observe_one_by_one(
         state = call_controller(candidate, state, dynamics)
 
 
-def _disguised(probe: Probe, draw: Draw, purpose: str) -> tuple[Probe, Tensor]:
+def _disguised(probe: Probe, draw: Draw, purpose: str, in_order: bool) -> tuple[Probe, Tensor]:
     """The probe in another dress, and where each of its rows is found in that."""
     rng, generator = draw.rng(purpose), draw.generator(purpose)
     rows = probe.logprobs.shape[0]
     order, more = torch.randperm(rows, generator=generator), rng.randint(1, 4)
+    if in_order:  # every group keeps its places, and has its rows there as they came
+        groups = probe.batch.group_ids
+        order[torch.argsort(groups[order], stable=True)] = torch.argsort(groups, stable=True)
 
     def moved(values: Tensor) -> Tensor:
         return values * (1.0 + 1e-6 * torch.randn(values.shape, generator=generator))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from poise_core.candidate.calls import CallTimedOut, ContractViolation
 from poise_core.candidate.identity import source_digest
@@ -22,7 +22,7 @@ from poise_core.verification.harness import Run, run_candidate
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
 from poise_core.verification.probes import Probe
-from poise_core.verification.report import PROBE_SEED_BITS, CheckResult, VerificationReport
+from poise_core.verification.report import PROBE_SEED_BITS, CheckResult, Conditions, VerificationReport
 
 
 class DuplicateBehaviour(ContractViolation):
@@ -47,6 +47,8 @@ class Examination:
     nearest: tuple[tuple[str, float], ...] = ()
     nearest_archived: tuple[tuple[str, float], ...] = ()
     duplicate_of: str | None = None
+    takes_the_first: bool = False  # of completions with one outcome
+    note: str = ""  # of the check that runs, for the author of a candidate that passes it
 
     @property
     def candidate(self) -> Candidate:
@@ -96,7 +98,7 @@ def _finite(examined: Examination) -> None:
 
 
 def _switches(examined: Examination) -> None:
-    interface.check_switches(examined.candidate, examined.draw)
+    examined.note = "; ".join(interface.check_switches(examined.candidate, examined.draw))
 
 
 def _pure(examined: Examination) -> None:
@@ -108,6 +110,10 @@ def _gradient(examined: Examination) -> None:
         probes = (examined.draw.ordinary("gradient"), examined.draw.graded("gradient"))
         examined.runs = [(probe, run_candidate(examined.candidate, probe)) for probe in probes]
     behaviour.check_gradient(examined.runs)
+    size = behaviour.size_that_trains(examined.candidate, examined.draw, examined.runs)
+    if size is not None:
+        examined.draw = replace(examined.draw, conditions=replace(examined.draw.conditions, group_size=size))
+        examined.note = f"small groups do not train; the checks after this one have groups of {size}, which do"
 
 
 def _padding(examined: Examination) -> None:
@@ -115,7 +121,11 @@ def _padding(examined: Examination) -> None:
 
 
 def _order(examined: Examination) -> None:
-    invariance.check_order(examined.candidate, examined.draw)
+    examined.takes_the_first = invariance.check_order(examined.candidate, examined.draw)
+    if examined.takes_the_first:
+        examined.note = (
+            "which of several completions with one outcome train goes by their order; group_rank(..., ties=...) would not"
+        )
 
 
 def _micro_batches(examined: Examination) -> None:
@@ -128,7 +138,7 @@ def _direction(examined: Examination) -> None:
 
 def _novelty(examined: Examination) -> None:
     if not examined.failed:  # order, padding or state would only be found once more
-        novelty.check_disguise(examined.candidate, examined.observe(), examined.draw)
+        novelty.check_disguise(examined.candidate, examined.observe(), examined.draw, examined.takes_the_first)
     examined.fingerprint = fingerprint(examined.observe())
     examined.nearest = novelty.nearest_algorithms(examined.observed)
     examined.nearest_archived = novelty.nearest_archived(examined.fingerprint, examined.known_fingerprints)
@@ -184,6 +194,7 @@ def run_checks(
     *,
     known_fingerprints: Mapping[str, str] | None = None,
     probe_seed: int | None = None,
+    conditions: Conditions = Conditions(),
     static: bool = True,
     keep_going: bool = False,
     on_check: Callable[[CheckResult | str], None] | None = None,
@@ -195,6 +206,7 @@ def run_checks(
         name: the candidate's name in reports.
         known_fingerprints: fingerprint -> candidate id, for archived candidates.
         probe_seed: of the probes that are drawn; by default the operating system draws it, so that no candidate can know them.
+        conditions: of the training that the candidate is for; probes follow them.
         static: whether the check `language` runs and the candidate sees only the built-ins of the language; only tests of
             the process layer pass False.
         keep_going: go on after a decisive check has failed, if the candidate could be loaded; for tests.
@@ -207,7 +219,7 @@ def run_checks(
         name,
         known_fingerprints or {},
         purity.GlobalState.capture(),
-        Draw(secrets.randbits(PROBE_SEED_BITS) if probe_seed is None else probe_seed),
+        Draw(secrets.randbits(PROBE_SEED_BITS) if probe_seed is None else probe_seed, conditions),
         builtins_of_language=static,
     )
     results: list[CheckResult] = []
@@ -217,11 +229,12 @@ def run_checks(
             continue
         if on_check:
             on_check(check.name)
-        begun = time.perf_counter()
+        begun, examined.note = time.perf_counter(), ""
         kind, message = _outcome(check, examined)
         failure = failure or kind
         examined.failed = failure is not None
-        results.append(CheckResult(check.name, check.proves, kind is None, message, time.perf_counter() - begun))
+        seconds, note = time.perf_counter() - begun, "" if kind else examined.note
+        results.append(CheckResult(check.name, check.proves, kind is None, message, seconds, note))
         if on_check:
             on_check(results[-1])
         if kind is not None and check.decisive and (not keep_going or examined.loaded is None):
@@ -238,6 +251,7 @@ def run_checks(
         seconds=time.perf_counter() - started,
         failure=failure,
         probe_seed=examined.draw.seed,
+        conditions=conditions,
     )
 
 

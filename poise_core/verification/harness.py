@@ -48,6 +48,25 @@ def claimed_mask(advantages: Advantages, batch: RolloutBatch) -> Tensor:
     return batch.completion_mask if advantages.train_mask is None else advantages.train_mask
 
 
+def ties_alone(batch: RolloutBatch, one: Tensor, other: Tensor) -> bool:
+    """Whether two train masks differ in nothing but which of several completions with one outcome train.
+
+    The completions of a prompt come in no order, so a candidate that trains some of those with one outcome may take the first of them. It may not let their place decide how many train, nor which outcomes.
+
+    Args:
+        batch: the rollout.
+        one, other: (B, T) bool, in the order of the batch.
+    """
+    rows, others = one.any(-1), other.any(-1)
+    both = (rows & others).unsqueeze(-1)
+    if not torch.equal(one & both, other & both):
+        return False
+    kind = torch.unique(batch.correctness, return_inverse=True)[1]
+    group = torch.unique(batch.group_ids, return_inverse=True)[1]
+    place = group * (int(kind.max()) + 1) + kind  # of a completion: its group and outcome
+    return torch.equal(place[rows].bincount(minlength=1), place[others].bincount(minlength=1))
+
+
 def loss_inputs(candidate: Candidate, probe: Probe, advantages: Advantages, rows: Tensor) -> LossInputs:
     """The micro-batch of the given rows as the candidate is handed it."""
     batch = probe.batch

@@ -5,12 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poise_core.failures import FailureKind
 
+if TYPE_CHECKING:
+    from poise_core.config.protocol import TrainingSpec
+
 PROBE_SEED_BITS = 48
 """Of the seed of drawn probes: more than anybody tries, few enough for JSON's numbers."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The training for which a candidate is verified, as far as it is known; None stands for any."""
+
+    group_size: int | None = None  # completions of a prompt
+    max_completion_length: int | None = None  # tokens
+    steps: int | None = None
+
+    @classmethod
+    def of(cls, training: TrainingSpec) -> Conditions:
+        """Those of a protocol's training."""
+        return cls(training.group_size, training.max_completion_length, training.steps)
 
 
 @dataclass(frozen=True)
@@ -22,6 +39,7 @@ class CheckResult:
     passed: bool
     message: str  # "" when passed
     seconds: float
+    note: str = ""  # what an author should know although the check passed
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,7 @@ class VerificationReport:
     probe_seed: int | None = (
         None  # of the probes that were drawn; None where none was, or in a report of before they were
     )
+    conditions: Conditions = Conditions()  # for which it was verified
     failure: FailureKind | None = None  # set exactly when the candidate is not admitted
 
     @property
@@ -67,6 +86,7 @@ class VerificationReport:
         try:
             document: dict[str, Any] = json.loads(text)
             document["checks"] = tuple(CheckResult(**check) for check in document["checks"])
+            document["conditions"] = Conditions(**document.get("conditions", {}))
             for key in ("nearest", "nearest_archived"):
                 document[key] = tuple((str(name), float(distance)) for name, distance in document.get(key, ()))
             document["failure"] = None if document["failure"] is None else FailureKind(document["failure"])

@@ -20,7 +20,7 @@ from poise_core.sandbox.command import Limits, confined_command, has_private_scr
 from poise_core.sandbox.confine import SETUP_FAILED, WALL_TIME_OVER
 from poise_core.sandbox.pipes import Finished, run_until
 from poise_core.sandbox.run import require_own_network
-from poise_core.verification.report import PROBE_SEED_BITS, CheckResult, VerificationReport
+from poise_core.verification.report import PROBE_SEED_BITS, CheckResult, Conditions, VerificationReport
 
 MEMORY_BYTES = 2 << 30  # importing torch takes 0.2 GiB of it
 ADDRESS_BYTES = 32 << 30  # a CUDA build of torch maps several GiB that it never touches
@@ -40,6 +40,7 @@ def verify_file(
     timeout_seconds: float = 60,
     known_fingerprints: Mapping[str, str] | None = None,
     probe_seed: int | None = None,
+    conditions: Conditions = Conditions(),
     folder: Path | None = None,
     static: bool = True,
     keep_going: bool = False,
@@ -53,6 +54,7 @@ def verify_file(
         timeout_seconds: wall time of the whole gate, process start included.
         known_fingerprints: fingerprint -> candidate id, for archived candidates.
         probe_seed: of the probes that are drawn, to repeat a verdict; by default the operating system draws it.
+        conditions: of the training that it is for; by default any group size, length and number of steps.
         folder: where ``verification.json`` is written, if given.
         static: False leaves out the check `language` and gives the candidate all built-ins, for tests of the process layer.
         keep_going: run the checks after a decisive one that failed, too, for an author who wants all findings at once.
@@ -73,7 +75,7 @@ def verify_file(
         report = _incomplete(name, text, [], "language", str(error), FailureKind.REJECTED)
     else:
         seed = secrets.randbits(PROBE_SEED_BITS) if probe_seed is None else probe_seed
-        job = _Job(source, name, timeout_seconds, dict(known_fingerprints or {}), static, seed, keep_going)
+        job = _Job(source, name, timeout_seconds, dict(known_fingerprints or {}), static, seed, conditions, keep_going)
         report = _verify_source(job, started + timeout_seconds, should_stop)
     report = replace(report, seconds=time.monotonic() - started)
     if folder is not None:
@@ -91,6 +93,7 @@ class _Job:
     known_fingerprints: Mapping[str, str]
     static: bool
     probe_seed: int
+    conditions: Conditions = Conditions()
     keep_going: bool = False
     numbers: bool = False  # measure the candidate instead of judging it
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))  # begins every line that the worker writes
@@ -143,6 +146,7 @@ def _verify_with(
         source_digest=source_digest(job.source),
         confinement=granted,
         probe_seed=job.probe_seed,
+        conditions=job.conditions,
     )
 
 

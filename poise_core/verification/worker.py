@@ -15,7 +15,7 @@ from dataclasses import asdict
 from typing import NoReturn
 
 from poise_core.sandbox.seccomp import forbid_new_processes
-from poise_core.verification.report import CheckResult
+from poise_core.verification.report import CheckResult, Conditions
 
 
 def warm_up() -> None:
@@ -60,6 +60,7 @@ def run(arguments: Sequence[str] = ()) -> NoReturn:
         job["name"],
         known_fingerprints=job["known_fingerprints"],
         probe_seed=job["probe_seed"],
+        conditions=Conditions(**job["conditions"]),
         static=job["static"],
         keep_going=bool(job.get("keep_going")),
         on_check=on_check,

@@ -10,7 +10,7 @@ from poise_core.evolution.run_context import RunContext
 from poise_core.evolution.search_context import SearchContext
 from poise_core.evolution.stages.implement import implement, settle
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
-from poise_core.verification import VerificationReport
+from poise_core.verification import Conditions, VerificationReport
 
 
 def admitted_child(search: SearchContext, slot: ChildSlot, draft: Draft) -> CandidateRef:
@@ -69,6 +69,7 @@ def verify(
                 folder=folder,
                 should_stop=context.should_stop,
                 probe_seed=secret.probe_seed(candidate.candidate_id) if secret else None,
+                conditions=Conditions.of(context.protocol.training),
             )
             _require_registered(context, candidate, report.source_digest)
             known = f", trains exactly as {report.duplicate_of}" if report.duplicate_of else ""

@@ -44,6 +44,9 @@ def check_finite(candidate: Candidate, draw: Draw) -> list[tuple[Probe, Run]]:
 
 # ---- check `gradient`
 
+LARGER_GROUPS = (12, 16, 24, 32, 64)
+"""Sizes that are tried where mixed groups of the usual size do not train."""
+
 
 def check_gradient(runs: Sequence[tuple[Probe, Run]]) -> None:
     """Check which tensors and tokens the gradient reaches, and that it is finite.
@@ -69,13 +72,44 @@ def check_gradient(runs: Sequence[tuple[Probe, Run]]) -> None:
                     f"{position}, although the loss is finite; sqrt, log and division have infinite slopes at 0, and "
                     "torch.where does not shield the branch that it does not take: clamp the argument first"
                 )
+
+
+def size_that_trains(candidate: Candidate, draw: Draw, runs: Sequence[tuple[Probe, Run]]) -> int | None:
+    """The size of group from which on mixed groups train; None where those of the ordinary batch do.
+
+    A mechanism may count completions: pass@8 has nothing to say of six. So larger groups are tried, where the training's group size
+    is not known.
+
+    Args:
+        candidate: the candidate.
+        draw: where the probes come from.
+        runs: the runs of ``check_finite``, the ordinary batch first.
+
+    Raises:
+        ContractViolation: mixed groups train at no size, or not at that of the training.
+    """
     probe, run = runs[0]
-    mixed = _mixed(probe.batch)
-    if bool((run.grad_logprobs[mixed] == 0).all()):
-        raise ContractViolation(
-            "groups with both correct and wrong completions get no gradient at all; token_loss must depend on "
-            "inputs.logprobs where advantages differ from 0, so do not detach it"
-        )
+    if _trains(probe, run):
+        return None
+    own, found = probe.batch.group_ids.unique(return_counts=True)[1].max().item(), 0
+    for size in LARGER_GROUPS:
+        larger = draw.rollout(f"groups of {size}", f"gradient in groups of {size}", [size] * 4, 8)
+        if size > own and _trains(larger, run_candidate(candidate, larger)):
+            found = size
+            break
+    if found and draw.conditions.group_size is None:
+        return found
+    raise ContractViolation(
+        f"groups with both correct and wrong completions get no gradient at all; groups of {found} do, those of this training have "
+        f"{draw.conditions.group_size}: make what counts completions a share of group_count(batch.group_ids)"
+        if found
+        else "groups with both correct and wrong completions get no gradient at all; token_loss must depend on "
+        "inputs.logprobs where advantages differ from 0, so do not detach it"
+    )
+
+
+def _trains(probe: Probe, run: Run) -> bool:
+    return bool((run.grad_logprobs[_mixed(probe.batch)] != 0).any())
 
 
 def _mixed(batch: RolloutBatch) -> Tensor:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,7 +65,7 @@ def reinforce_cosine(candidate: Candidate, draw: Draw) -> float | None:
     The result is None where the candidate gives those groups no gradient, which the check `gradient` reports.
     """
     rng = draw.rng("direction")
-    sizes, length = [rng.randint(7, 9)] * rng.randint(7, 9), rng.randint(6, 10)
+    sizes, length = [draw.group(rng, 7, 9)] * rng.randint(7, 9), rng.randint(6, 10)
     probe = draw.rollout("mixed groups", "direction", sizes, length, drift=0.0)
     batch = replace(probe.batch, truncated=torch.zeros_like(probe.batch.truncated))
     dynamics = replace(probe.dynamics, max_completion_length=1000)  # out of reach, so that no length is punished
@@ -167,11 +166,16 @@ def _batch(correct: Tensor, valid: Tensor, truncated: Tensor, groups: Tensor, ma
     return RolloutBatch(correct.float(), valid, truncated, groups, mask, zeros, zeros, zeros)
 
 
+def _unequal(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """Logits moved a little, because no real policy finds tokens exactly as likely as one another."""
+    return logits + 0.1 * torch.randn(logits.shape, generator=generator)
+
+
 def bandit(draw: Draw) -> Game:
     """Return a game with one token per completion; every context has a correct arm of its own, and the last arm is malformed."""
     rng, arms = draw.rng("bandit"), 5
     contexts = rng.randint(5, 7)
-    groups = torch.arange(contexts).repeat_interleave(rng.randint(7, 9))  # (B,)
+    groups = torch.arange(contexts).repeat_interleave(draw.group(rng, 7, 9))  # (B,)
     wanted = torch.tensor([rng.randrange(arms - 1) for _ in range(contexts)])[groups]  # (B,)
 
     def sample(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, RolloutBatch]:
@@ -185,9 +189,9 @@ def bandit(draw: Draw) -> Game:
         logprobs = parameters.log_softmax(-1)[groups]  # (B, arms)
         return logprobs.gather(-1, tokens), -(logprobs.exp() * logprobs).sum(-1, keepdim=True)
 
-    start = partial(torch.zeros, (contexts, arms))
     far = 8  # one token ends a completion
-    return Game("a bandit with five arms", start, sample, score, far, rng.getrandbits(62))
+    start = _unequal(torch.zeros((contexts, arms)), draw.generator("start of the bandit"))
+    return Game("a bandit with five arms", start.clone, sample, score, far, rng.getrandbits(62))
 
 
 def token_game(draw: Draw) -> Game:
@@ -198,14 +202,13 @@ def token_game(draw: Draw) -> Game:
     """
     rng, words, limit = draw.rng("token game"), 5, 5
     prompts = rng.randint(4, 5)
-    groups = torch.arange(prompts).repeat_interleave(rng.randint(11, 13))
+    groups = torch.arange(prompts).repeat_interleave(draw.group(rng, 11, 13))
     wanted = torch.tensor([rng.randint(1, 3) for _ in range(prompts)])[groups].unsqueeze(-1)
 
-    def start() -> Tensor:
-        logits = torch.zeros((prompts, limit, words))
-        logits[:, 0, 0] = -1.0
-        logits[:, 1:, 0] = 0.7
-        return logits
+    logits = torch.zeros((prompts, limit, words))
+    logits[:, 0, 0] = -1.0
+    logits[:, 1:, 0] = 0.7
+    logits = _unequal(logits, draw.generator("start of the token game"))
 
     def sample(parameters: Tensor, generator: torch.Generator) -> tuple[Tensor, RolloutBatch]:
         chances = parameters.softmax(-1)[groups]  # (B, T, words)
@@ -222,4 +225,4 @@ def token_game(draw: Draw) -> Game:
         logprobs = parameters.log_softmax(-1)[groups]  # (B, T, words)
         return logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), -(logprobs.exp() * logprobs).sum(-1)
 
-    return Game("a game of several tokens", start, sample, score, limit, rng.getrandbits(62))
+    return Game("a game of several tokens", logits.clone, sample, score, limit, rng.getrandbits(62))

@@ -44,22 +44,95 @@ def check_interface(candidate: Candidate) -> None:
     _check_mechanisms(candidate)
 
 
-def check_switches(candidate: Candidate, draw: Draw) -> None:
-    """Check that switching any mechanism off changes the candidate's results on some probe.
+def check_switches(candidate: Candidate, draw: Draw) -> list[str]:
+    """Check that every entry of ``MECHANISMS`` is there to be switched off, and look for a probe on which that shows.
+
+    Returns:
+        A sentence for every mechanism that shows on no ordinary probe: where it does, or that it was not reached.
 
     Raises:
         ContractViolation: with the message for the author.
     """
+    notes = []
     for name, overrides in candidate.mechanisms.items():
+        _require_switch(candidate, name, overrides)
         try:
-            changes = any(_changes(candidate, overrides, draw.scenario(number)) for number in range(SCENARIOS))
+            if any(_changes(candidate, overrides, draw.scenario(number)) for number in range(SCENARIOS)):
+                continue
+            notes.append(f"mechanism {name!r} {_where_it_shows(candidate, overrides, draw)}")
         except ContractViolation as violation:
             raise ContractViolation(f"with mechanism {name!r} switched off: {violation}") from violation
-        if not changes:
-            raise ContractViolation(
-                f"switching mechanism {name!r} off ({_overrides(overrides)}) changes nothing on any probe; remove it from "
-                "MECHANISMS, or make the code depend on those hyperparameters"
-            )
+    return notes
+
+
+def _require_switch(candidate: Candidate, name: str, overrides: Mapping[str, object]) -> None:
+    """Refuse a switch that sets the defaults, or hyperparameters on which no result depends."""
+    changed = {key for key, value in overrides.items() if value != getattr(candidate.hyperparameters, key)}
+    if not changed & live_hyperparameters(ast.parse(candidate.source)):
+        why = "no result depends on these hyperparameters" if changed else "these are the defaults"
+        raise ContractViolation(
+            f"switching mechanism {name!r} off ({_overrides(overrides)}) changes nothing: {why}; remove it from "
+            "MECHANISMS, or make the code depend on those hyperparameters"
+        )
+
+
+def _where_it_shows(candidate: Candidate, overrides: Mapping[str, object], draw: Draw) -> str:
+    """On which probe far from ordinary ones a switch has an effect, those under the conditions first."""
+    probes = list(draw.reach(_numbers(candidate)))
+    for inside, probe in sorted(probes, key=lambda pair: not pair[0]):
+        if _changes(candidate, overrides, (probe,)):
+            return f"acts seldom: shown at {probe.name}" + ("" if inside else ", which this training does not reach")
+    return "was not reached on any probe, so nothing shows yet that it acts"
+
+
+def live_hyperparameters(tree: ast.Module) -> set[str]:
+    """The fields of ``hp`` that may reach what a function of the file returns, by the names through which they pass.
+
+    The order of statements is not looked at, and what an ``if`` or a loop asks for is taken to reach the result.
+    """
+    found: set[str] = set()
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        flows: list[tuple[set[str], set[str]]] = []  # names that are assigned, and what stands in the value
+        live: set[str] = set()
+        for node in ast.walk(function):
+            match node:
+                case ast.Return(value=ast.expr() as value):
+                    live |= _names(value)
+                case ast.If(test=value) | ast.For(iter=value):
+                    live |= _names(value)
+                case ast.Assign(targets=targets, value=value):
+                    flows.append((set().union(*map(_names, targets)), _names(value)))
+                case ast.AugAssign(target=target, value=value) | ast.AnnAssign(target=target, value=ast.expr() as value):
+                    flows.append((_names(target), _names(value)))
+                case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner)) as call):  # rows.append(x)
+                    flows.append((_names(owner), _names(call)))
+                case ast.NamedExpr(target=target, value=value):
+                    flows.append((_names(target), _names(value)))
+        reached = -1
+        while reached != len(live):
+            reached = len(live)
+            for targets, values in flows:
+                if targets & live:
+                    live |= values | targets
+        found |= {name.removeprefix("hp.") for name in live if name.startswith("hp.")}
+    return found
+
+
+def _names(node: ast.expr) -> set[str]:
+    """The names in an expression, and those of fields of hp as ``hp.field``."""
+    return {
+        f"hp.{part.attr}" if isinstance(part, ast.Attribute) else part.id
+        for part in ast.walk(node)
+        if isinstance(part, ast.Name)
+        or (isinstance(part, ast.Attribute) and isinstance(part.value, ast.Name) and part.value.id == "hp")
+    }
+
+
+def _numbers(candidate: Candidate) -> list[float]:
+    """The numbers that a file names: its hyperparameters' and those in its code, the former first."""
+    own = [getattr(candidate.hyperparameters, f.name) for f in dataclasses.fields(candidate.hyperparameters)]
+    written = [node.value for node in ast.walk(ast.parse(candidate.source)) if isinstance(node, ast.Constant)]
+    return [float(value) for value in (*own, *written) if isinstance(value, int | float) and not isinstance(value, bool)]
 
 
 def _changes(candidate: Candidate, overrides: Mapping[str, object], probes: Sequence[Probe]) -> bool:

@@ -12,7 +12,7 @@ from poise_core.candidate.calls import ContractViolation, call_advantages
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import LossInputs, RolloutBatch
 from poise_core.verification.drawn import Draw, permuted
-from poise_core.verification.harness import Run, claimed_mask, loss_and_gradient, loss_inputs, run_candidate
+from poise_core.verification.harness import Run, claimed_mask, loss_and_gradient, loss_inputs, run_candidate, ties_alone
 from poise_core.verification.probes import Probe
 
 TOLERANCE = (
@@ -86,17 +86,28 @@ def _same(first: Tensor, second: Tensor, inside: Tensor, tolerance: float = TOLE
 # ---- check 7
 
 
-def check_order(candidate: Candidate, draw: Draw) -> None:
+def check_order(candidate: Candidate, draw: Draw) -> bool:
     """Check `order`: the order of completions and the labels of groups carry no information.
+
+    Returns:
+        Whether it decides by their order which of several completions of one prompt with the same outcome train.
 
     Raises:
         ContractViolation: with the sentence for the author.
     """
-    for probe in (draw.ordinary("order"), draw.uneven("order uneven")):
+    by_order = False
+    for probe in (draw.ordinary("order"), draw.uneven("order uneven"), draw.graded("order graded")):
         clean, generator = run_candidate(candidate, probe), draw.generator(f"order of {probe.name}")
         rows = clean.mask.shape[0]
         order = torch.randperm(rows, generator=generator)
-        _compare_runs(clean, run_candidate(candidate, permuted(probe, order)), order, "permuting the completions")
+        other = run_candidate(candidate, permuted(probe, order))
+        found = other.mask[order.argsort()]
+        if not torch.equal(clean.mask, found) and ties_alone(probe.batch, clean.mask, found):
+            by_order, both = True, clean.mask & found
+            other = replace(other, mask=both[order])  # gradients are shares of other denominators
+            _compare_runs(replace(clean, mask=both), other, order, "permuting the completions", gradients=False)
+        else:
+            _compare_runs(clean, other, order, "permuting the completions")
         unique, inverse = torch.unique(probe.batch.group_ids, return_inverse=True)
         labels = torch.randperm(1000, generator=generator)[: unique.numel()] * 10**9 - 7
         relabelled = probe.with_batch(group_ids=labels[inverse])
@@ -107,19 +118,23 @@ def check_order(candidate: Candidate, draw: Draw) -> None:
                 "large group ids make it run out of memory; ids are any int64 numbers, so do not use them as sizes or indices"
             ) from error
         _compare_runs(clean, other, torch.arange(rows), "relabelling the groups")
+    return by_order
 
 
-def _compare_runs(clean: Run, other: Run, order: Tensor, change: str) -> None:
+def _compare_runs(clean: Run, other: Run, order: Tensor, change: str, gradients: bool = True) -> None:
     mask = clean.mask[order]
     if not torch.equal(mask, other.mask):
-        raise ContractViolation(f"{change} changes which tokens train; decide from values, not from positions or ids")
+        raise ContractViolation(
+            f"{change} changes which tokens train; decide from values, not from positions or ids: rank completions with "
+            "group_rank(values, batch.group_ids, ties=...), where ties are other values, such as the completion's log-probability"
+        )
     pairs: list[tuple[str, Tensor, Tensor]] = [
         ("Advantages.values", clean.advantages.values, other.advantages.values),
         ("token_loss", clean.outputs.token_loss.detach(), other.outputs.token_loss.detach()),
         ("the gradient of logprobs", clean.grad_logprobs, other.grad_logprobs),
         ("the gradient of entropies", clean.grad_entropies, other.grad_entropies),
     ]
-    for what, before, after in pairs:
+    for what, before, after in pairs if gradients else pairs[:2]:
         if not _same(before[order], after, mask):
             raise ContractViolation(
                 f"{change} changes {what}; use the group reductions of poise_core.reductions, which need no order and no "

@@ -17,7 +17,7 @@ MAX_STRING = 8000
 
 _SIZED = names(
     "zeros ones full arange eye linspace new_zeros new_ones new_full repeat tile expand repeat_interleave pad one_hot "
-    "broadcast_to range bincount reshape view"
+    "broadcast_to range bincount reshape view histc vander mvlgamma multigammaln"
 )
 _BOUNDED_CALLS = names(
     "len numel size dim min int tolist unique unbind split items keys values reversed sorted nonzero list tuple"
