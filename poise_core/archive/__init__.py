@@ -22,10 +22,11 @@ from poise_core.archive.rows import (
     trajectory_rows,
     verification_row,
 )
-from poise_core.archive.schema import EVOLUTION_ARM, EXAMINED, SCHEMA_VERSION, TABLES, UNTRAINED_ARM
+from poise_core.archive.schema import ABLATED, EVOLUTION_ARM, EXAMINED, SCHEMA_VERSION, TABLES, UNTRAINED_ARM
 from poise_core.archive.store import Archive
 
 __all__ = [
+    "ABLATED",
     "EVOLUTION_ARM",
     "EXAMINED",
     "SCHEMA_VERSION",

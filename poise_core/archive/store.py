@@ -26,6 +26,7 @@ from poise_core.archive.rows import seed_evaluations, trajectory_step
 from poise_core.archive.schema import TABLES, Table
 from poise_core.archive.snapshot import WORTH, load_snapshot, snapshot_of, write_snapshot
 from poise_core.archive.typed import (
+    AblationRow,
     CallRow,
     CandidateRow,
     EvaluationRow,
@@ -212,6 +213,9 @@ class Archive:
     def rows(
         self, table: Literal["examinations"], *, unsealed: bool = False, **equals: Any
     ) -> list[ExaminationRow]: ...
+
+    @overload
+    def rows(self, table: Literal["ablations"], *, unsealed: bool = False, **equals: Any) -> list[AblationRow]: ...
 
     @overload
     def rows(self, table: Literal["calls"], *, unsealed: bool = False, **equals: Any) -> list[CallRow]: ...
