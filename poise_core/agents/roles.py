@@ -188,6 +188,8 @@ class ProposalContext:
     task: TaskCard | None = None
     table: tuple[Line, ...] = ()  # every candidate and idea so far
     calibration: Calibration | None = None  # of the forecasts of earlier generations
+    ablations: str = ""  # of the parent, its ancestors and the references: what mechanisms and numbers did
+    credit: str = ""  # of mechanisms, over all candidates
 
     @property
     def scope(self) -> str:

@@ -143,7 +143,8 @@ def credit(
         name: one for name, one in sorted(gains.items()) if math.isfinite(one[1].low) and one[1].high > one[1].low
     }
     names = sorted({mechanism for has, _ in usable.values() for mechanism in has} | set(baseline))
-    has = np.array([[float(name in found) for name in names] for found, _ in usable.values()]).reshape(-1, len(names))
+    has = np.array([[float(name in found) for name in names] for found, _ in usable.values()])
+    has = has.reshape(len(usable), len(names))
     design = has - np.array([float(name in baseline) for name in names])
     varied = np.flatnonzero(np.abs(design).sum(axis=0)) if usable else np.array([], dtype=int)
     never = tuple(name for i, name in enumerate(names) if i not in set(varied.tolist()))
@@ -212,6 +213,24 @@ def _confounded(names: Sequence[str], design: Array) -> list[Confounded]:
             one = Confounded((names[i], names[j]), both, either - both, bool(cosines[i, j] < 0))
             found.append((-abs(float(cosines[i, j])), one))
     return [one for _, one in sorted(found, key=lambda pair: (pair[0], pair[1].pair))]
+
+
+TOLD = 6
+"""Mechanisms without a clear credit that ``credit_lines`` names at either end."""
+
+
+def credit_lines(found: Credit) -> list[str]:
+    """For a prompt: what pays and what costs, the likeliest of the rest, and what cannot be told apart."""
+    clear = [one for one in found.mechanisms if one.verdict != "not distinguishable"]
+    rest = [one for one in found.mechanisms if one.verdict == "not distinguishable"]
+    ends = rest if len(rest) <= 2 * TOLD else [*rest[:TOLD], *rest[-TOLD:]]
+    lines = [
+        f"{one.name} {one.verdict} {format_interval(one.credit, signed=True)}, {one.having} have it" for one in clear
+    ]
+    if ends:
+        open_ones = ", ".join(f"{one.name} {format_interval(one.credit, signed=True)}" for one in ends)
+        lines.append(f"not told apart from zero: {open_ones}")
+    return lines + [f"cannot be told apart: {one.sentence}" for one in found.confounded[:TOLD]]
 
 
 def mechanisms_of(source: str) -> tuple[str, ...]:

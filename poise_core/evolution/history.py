@@ -25,6 +25,8 @@ from poise_core.agents.roles import (
 )
 from poise_core.agents.steering import steering_bonus
 from poise_core.archive import EVOLUTION_ARM, Archive, proposal_slot
+from poise_core.archive.typed import AblationRow
+from poise_core.candidate.identity import source_digest
 from poise_core.config import LadderSpec
 from poise_core.config.agents import Steering
 from poise_core.config.protocol import BenchmarkSpec, Protocol
@@ -258,7 +260,19 @@ class History:
                     change=row["change"],
                 )
             )
-        return (*roots, *ideas)
+        versions = [
+            Tried(
+                name=row["name"], outcome="evaluated", source_digest=source_digest(row["source"]), reason=row["message"]
+            )
+            for row in self.ablations(generation)
+        ]
+        return (*roots, *ideas, *versions)
+
+    def ablations(self, generation: int) -> list[AblationRow]:
+        """Versions of candidates' files that ablations have measured before this generation began, by candidate and version."""
+        rows = self.archive.rows("ablations", protocol=self.protocol.digest)
+        known = [row for row in rows if row["generation"] < generation]
+        return sorted(known, key=lambda row: (row["candidate_id"], row["version"]))
 
     def _ends(self, generation: int) -> dict[str, tuple[str, str, tuple[str, ...]]]:
         """Candidates of earlier generations -> how their measurement ended, why, and what their reflections say to avoid."""

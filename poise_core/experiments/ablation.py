@@ -105,7 +105,7 @@ class AblationStudy(Remeasurement):
         if found is None:
             raise AblationRefused(f"{budget} trainings are too few: one version takes {len(chosen)}")
         if found.simplified is not None:
-            write_atomically(self.simplified_file, found.simplified.source)
+            _keep(self.simplified_file, found.simplified.source)
         return found
 
     @property
@@ -200,6 +200,7 @@ class AblationStudy(Remeasurement):
 
     def _measure(self, versions: Sequence[Version], seeds: Sequence[int], say: Callable[[str], None]) -> None:
         """Gate one after the other, so that equals are found; train side by side; file what became of each."""
+        self._evidence = self.run.evidence()  # of candidates, which do not change meanwhile
         known = self._fingerprints(seeds)
         gated = []
         for version in versions:
@@ -218,7 +219,7 @@ class AblationStudy(Remeasurement):
 
     def _fingerprints(self, seeds: Sequence[int]) -> dict[str, str]:
         """Fingerprint -> what behaves like it and was measured with these seeds: candidates of the run, and versions."""
-        evidence = self.run.evidence()
+        evidence = self._evidence
         scored = {
             name
             for name, found in evidence.evaluations.items()
@@ -247,9 +248,7 @@ class AblationStudy(Remeasurement):
         name = f"{self.candidate_ref().name} {version.label}"[:60]
         identity, folder = candidate_id(name, version.source), self._folder(version.key)
         path, record = folder / "candidate.py", folder / "gate.json"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, version.source)
+        _keep(path, version.source)
         if (stored := load_record(record)) is not None:
             report = VerificationReport.from_json(json.dumps(stored))
         else:
@@ -333,7 +332,7 @@ class AblationStudy(Remeasurement):
         """Write the row of a version, once."""
         columns: dict[str, Any] = {}
         if evaluations:
-            evidence = self.run.evidence()
+            evidence = self._evidence
             own = [found for found in evidence.evaluations[self.candidate_id] if found.seed in seeds]
             delta = Measurements(evidence, self.candidate_id).contrast([(1.0, evaluations), (-1.0, own)])
             if delta is None:
@@ -371,3 +370,10 @@ class AblationStudy(Remeasurement):
         """The newest of the run when this was begun."""
         rows = self.archive.read("candidates", ["generation"], arm=EVOLUTION_ARM)["generation"].to_pylist()
         return max(rows, default=0)
+
+
+def _keep(path: Path, text: str) -> None:
+    """Have the file with this text."""
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
