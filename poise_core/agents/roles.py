@@ -245,7 +245,7 @@ class ReflectionEvidence:
     generation: int = 0
     run_noise: Mapping[str, SeedNoise] = field(default_factory=dict)  # run metric -> of the difference at one seed
     stopped_overall: float | None = None  # of the policy at which it was stopped, which is no score
-    samples: Sequence[str] = ()  # completions of its trained policy to training prompts, where some were kept
+    samples: Sequence[str] = ()  # completions in training and on the search split, shortened, where some were kept
     task: TaskCard | None = None
 
 

@@ -12,6 +12,7 @@ from poise_core.archive.lineage import Lineage, TreeNode
 from poise_core.archive.locations import check_location, location_below
 from poise_core.archive.rows import (
     candidate_row,
+    completion_rows,
     evaluation_rows,
     failure_row,
     proposal_id,
@@ -43,6 +44,7 @@ __all__ = [
     "TreeNode",
     "candidate_row",
     "check_location",
+    "completion_rows",
     "evaluation_rows",
     "failure_row",
     "location_below",

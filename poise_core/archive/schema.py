@@ -409,6 +409,33 @@ ABLATIONS = Table(
     ),
     later=True,
 )
+COMPLETIONS = Table(
+    "completions",
+    "One row per completion that was kept to be read; a part holds a few of one training, or of its evaluation on `search`.",
+    ("protocol", "candidate_id", "seed", "origin"),
+    ("benchmark", "step", "kind"),
+    (
+        _PROTOCOL,
+        _CANDIDATE,
+        Field("seed", _INT, "training seed"),
+        Field("origin", _TEXT, "where it was sampled; never on `report`", allowed=("train", "search")),
+        Field("benchmark", _TEXT, "name in the protocol; empty in training"),
+        Field("step", _INT, "training step; -1 in an evaluation"),
+        Field(
+            "kind",
+            _TEXT,
+            "why it was kept: the first of its kind, or the longest",
+            allowed=("right", "wrong", "malformed", "longest"),
+        ),
+        Field("prompt", _TEXT, "of a long one the beginning and the end"),
+        Field("completion", _TEXT, "the same"),
+        Field("correctness", _FLOAT, "the verifier's outcome, 0 to 1"),
+        Field("format_valid", _BOOL, "whether its answer parses"),
+        Field("truncated", _BOOL, "whether it hit the length limit"),
+        Field("tokens", _INT, "its length"),
+    ),
+    later=True,
+)
 
 TABLES: Final[dict[str, Table]] = {
     table.name: table
@@ -425,6 +452,7 @@ TABLES: Final[dict[str, Table]] = {
         REPLICATIONS,
         EXAMINATIONS,
         ABLATIONS,
+        COMPLETIONS,
         CALLS,
     )
 }

@@ -29,6 +29,7 @@ from poise_core.archive.typed import (
     AblationRow,
     CallRow,
     CandidateRow,
+    CompletionRow,
     EvaluationRow,
     ExaminationRow,
     FailureRow,
@@ -216,6 +217,9 @@ class Archive:
 
     @overload
     def rows(self, table: Literal["ablations"], *, unsealed: bool = False, **equals: Any) -> list[AblationRow]: ...
+
+    @overload
+    def rows(self, table: Literal["completions"], *, unsealed: bool = False, **equals: Any) -> list[CompletionRow]: ...
 
     @overload
     def rows(self, table: Literal["calls"], *, unsealed: bool = False, **equals: Any) -> list[CallRow]: ...

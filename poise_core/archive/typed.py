@@ -285,6 +285,28 @@ class AblationRow(TypedDict):
     content_digest: NotRequired[str]
 
 
+class CompletionRow(TypedDict):
+    """One row per completion that was kept to be read; a part holds a few of one training, or of its evaluation on `search`."""
+
+    row_key: NotRequired[str]
+    protocol: str
+    candidate_id: str
+    seed: int
+    origin: str
+    benchmark: str
+    step: int
+    kind: str
+    prompt: str
+    completion: str
+    correctness: float
+    format_valid: bool
+    truncated: bool
+    tokens: int
+    written_by: str
+    created_at: NotRequired[dt.datetime]
+    content_digest: NotRequired[str]
+
+
 class CallRow(TypedDict):
     """One row per attempt at a language model, paid or failed: the ledger, and the recording that a replay reads."""
 

@@ -30,6 +30,7 @@ from poise_core.candidate.identity import source_digest
 from poise_core.config import LadderSpec
 from poise_core.config.agents import Steering
 from poise_core.config.protocol import BenchmarkSpec, Protocol
+from poise_core.environments.base import KINDS, cut
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means, benchmark_seeds
 from poise_core.evidence.forecast import Dynamics, forecast_each, proxy_dynamics
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval, paired_delta
@@ -43,6 +44,9 @@ from poise_core.trajectory import RUN_METRICS
 
 SETTLED_AT_ADMISSION = ("propose", "screen", "implement", "verify")
 """Stages whose failures are known before the next slot of the same generation begins."""
+
+SHOWN, MOST_SAMPLES = 300, 16
+"""Characters of a prompt or a completion that a reflector reads, and how many of them."""
 
 Row = Mapping[str, Any]
 
@@ -341,6 +345,21 @@ class History:
             run_noise={name: floor.of_difference(*pair) for name, floor in floors.runs.items()},
             failure=ended,
             stopped_overall=stopped["stopped_overall"] if stopped else None,
+            samples=self.samples(candidate.candidate_id),
+        )
+
+    def samples(self, candidate_id: str) -> tuple[str, ...]:
+        """Shortened completions of a candidate: of the first seed the end of training, and of every benchmark on ``search``."""
+        rows = self.archive.rows("completions", protocol=self.protocol.digest, candidate_id=candidate_id)
+        seeds = {row["seed"] for row in rows}
+        own = [row for row in rows if row["seed"] == min(seeds)]
+        last = max((row["step"] for row in own), default=-1)
+        own = [row for row in own if row["step"] in (-1, last)]
+        own.sort(key=lambda row: (row["origin"], row["benchmark"], KINDS.index(row["kind"])))
+        return tuple(
+            f"{row['kind']}, {row['benchmark'] or 'training'}, {row['tokens']} tokens{', cut off' if row['truncated'] else ''}\n"
+            f"prompt: {cut(row['prompt'], SHOWN)}\ncompletion: {cut(row['completion'], SHOWN)}"
+            for row in own[:MOST_SAMPLES]
         )
 
     def _measured(self, candidate_id: str, evaluations: Sequence[SeedEvaluation], floors: Floors) -> Measured:
