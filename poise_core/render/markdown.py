@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rich.console import RenderableType
 
-from poise_core.archive.typed import ExaminationRow
+from poise_core.archive.typed import CompletionRow, ExaminationRow
 from poise_core.escaping import code_block, markdown, printable
 from poise_core.evidence.ablation import Ablation
 from poise_core.evidence.format import format_duration, format_interval
@@ -88,6 +88,23 @@ def render_ablation_page(found: Ablation) -> str:
         parts.append(table(("number", "value", "to the candidate"), numbers))
     if found.simplified:
         parts.append(f"The simplified file:\n\n{code_block(found.simplified.source)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def render_completions_page(rows: Sequence[CompletionRow], name: str) -> str:
+    """The completions of a candidate that were kept to be read, each with its prompt and verdict.
+
+    Args:
+        rows: of ``completions``.
+        name: of the candidate.
+    """
+    parts = [f"# Completions of {markdown(name)}"]
+    for row in sorted(rows, key=lambda row: (row["origin"], row["seed"], row["benchmark"], row["step"], row["kind"])):
+        where = f"training, step {row['step']}" if row["origin"] == "train" else markdown(row["benchmark"])
+        verdict = "right" if row["correctness"] > 0 else "wrong" if row["format_valid"] else "no answer that parses"
+        cut_off = ", cut off" if row["truncated"] else ""
+        parts.append(f"## {where}, seed {row['seed']}, {row['kind']}: {verdict}, {row['tokens']} tokens{cut_off}")
+        parts += [code_block(row["prompt"]), code_block(row["completion"])]
     return "\n\n".join(parts) + "\n"
 
 

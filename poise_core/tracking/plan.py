@@ -17,7 +17,7 @@ from poise_core.escaping import markdown, markdown_page, printable
 from poise_core.evidence.ablation import conclude_ablation
 from poise_core.evidence.examination import conclude
 from poise_core.evidence.run_evidence import Row, RunEvidence
-from poise_core.render.markdown import render_ablation_page, render_examination_page
+from poise_core.render.markdown import render_ablation_page, render_completions_page, render_examination_page
 from poise_core.tracking.registry import ALGORITHM_FOLDER, plan_versions
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 from poise_core.views.nightly import kept_reports
@@ -252,6 +252,8 @@ def _add_texts(plan: RunPlan, record: Row, known: _Known) -> None:
         plan.texts["reflection.md"] = markdown_page(reflection["markdown"])
         note.append(markdown(reflection["summary"]))
         plan.end = max(plan.end, _milliseconds(reflection["created_at"]))
+    if kept := known.evidence.archive.rows("completions", protocol=plan.tags["protocol"], candidate_id=candidate):
+        plan.texts["completions.md"] = render_completions_page(kept, record["name"])
     if failure and plan.status == "FAILED":
         plan.tags["failure"] = failure["kind"]
         head = f"{failure['kind']} in {failure['stage']}:"
