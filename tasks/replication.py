@@ -1,4 +1,4 @@
-"""The examination of a champion candidate as a task, within an open session of its run."""
+"""The examination of a champion candidate and the ablation of a candidate as tasks, within an open session of their run."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from prefect.artifacts import create_markdown_artifact
 
 from poise_core.escaping import markdown
 from poise_core.evidence.examination import conclude, unfinished
+from poise_core.experiments.ablation import BUDGET, AblationStudy
 from poise_core.experiments.examination import Examination
-from poise_core.render.markdown import render_examination_page
+from poise_core.render.markdown import render_ablation_page, render_examination_page
 from tasks.session import current_evolution, find_candidate_ref
 from tasks.stages import stage
 
@@ -61,6 +62,43 @@ def replicate(
     create_markdown_artifact(page, key=f"replication-{candidate_id}", description=f"Examination of {markdown(name)}")
     told = {key: row[key] for key in ("candidate_id", "outcome", "message", "seeds", "declared")}
     return told | {"examination": conclude(rows).sentence if rows else ""}
+
+
+@stage("ablate {name}")
+def ablate(
+    run_dir: str, candidate_id: str, name: str, budget: int = BUDGET, seeds: int | None = None
+) -> dict[str, Any]:
+    """Ablate a candidate, or go on with its ablation; with its budget spent, read the record.
+
+    Args:
+        run_dir: of the open session.
+        candidate_id: of the candidate.
+        name: of the candidate.
+        budget: trainings of the whole ablation.
+        seeds: with how many of the candidate's seeds; by default all.
+
+    Returns:
+        ``poise_core.evidence.ablation.Ablation.to_dict``.
+
+    Raises:
+        AblationRefused: it cannot be ablated here.
+        InfrastructureError: a process failed; the same call goes on.
+        Cancelled: the run was stopped.
+    """
+    evolution = current_evolution(run_dir)
+    study = AblationStudy(
+        evolution.run,
+        candidate_id,
+        executor=evolution.executor,
+        observer=evolution.observer,
+        should_stop=lambda: evolution.stopped,
+        compute_slot=evolution.trials.compute_slot,
+    )
+    found = study.carry_out(budget, seeds=seeds, say=get_run_logger().info)
+    create_markdown_artifact(
+        render_ablation_page(found), key=f"ablation-{candidate_id}", description=f"Ablation of {markdown(name)}"
+    )
+    return found.to_dict()
 
 
 def champion_candidate(run_dir: str) -> tuple[str, str] | None:

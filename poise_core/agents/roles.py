@@ -188,6 +188,8 @@ class ProposalContext:
     task: TaskCard | None = None
     table: tuple[Line, ...] = ()  # every candidate and idea so far
     calibration: Calibration | None = None  # of the forecasts of earlier generations
+    ablations: str = ""  # of the parent, its ancestors and the references: what mechanisms and numbers did
+    credit: str = ""  # of mechanisms, over all candidates
 
     @property
     def scope(self) -> str:
@@ -243,7 +245,7 @@ class ReflectionEvidence:
     generation: int = 0
     run_noise: Mapping[str, SeedNoise] = field(default_factory=dict)  # run metric -> of the difference at one seed
     stopped_overall: float | None = None  # of the policy at which it was stopped, which is no score
-    samples: Sequence[str] = ()  # completions of its trained policy to training prompts, where some were kept
+    samples: Sequence[str] = ()  # completions in training and on the search split, shortened, where some were kept
     task: TaskCard | None = None
 
 

@@ -12,6 +12,7 @@ from poise_core.archive.lineage import Lineage, TreeNode
 from poise_core.archive.locations import check_location, location_below
 from poise_core.archive.rows import (
     candidate_row,
+    completion_rows,
     evaluation_rows,
     failure_row,
     proposal_id,
@@ -22,10 +23,11 @@ from poise_core.archive.rows import (
     trajectory_rows,
     verification_row,
 )
-from poise_core.archive.schema import EVOLUTION_ARM, EXAMINED, SCHEMA_VERSION, TABLES, UNTRAINED_ARM
+from poise_core.archive.schema import ABLATED, EVOLUTION_ARM, EXAMINED, SCHEMA_VERSION, TABLES, UNTRAINED_ARM
 from poise_core.archive.store import Archive
 
 __all__ = [
+    "ABLATED",
     "EVOLUTION_ARM",
     "EXAMINED",
     "SCHEMA_VERSION",
@@ -42,6 +44,7 @@ __all__ = [
     "TreeNode",
     "candidate_row",
     "check_location",
+    "completion_rows",
     "evaluation_rows",
     "failure_row",
     "location_below",

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
 from poise_core.archive.encoding import Row
@@ -13,6 +14,7 @@ from poise_core.archive.errors import ArchiveRowError
 from poise_core.archive.schema import EVOLUTION_ARM, TRAJECTORIES
 from poise_core.archive.typed import (
     CandidateRow,
+    CompletionRow,
     EvaluationRow,
     FailureRow,
     ProposalRow,
@@ -21,6 +23,7 @@ from poise_core.archive.typed import (
     TrajectoryRow,
     VerificationRow,
 )
+from poise_core.environments.base import KeptCompletion
 from poise_core.escaping import printable
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.failures import CandidateFailure, plain_name
@@ -208,6 +211,14 @@ def _seed_evaluation(seed: int, rows: Sequence[Row]) -> SeedEvaluation:
         math.nan if seconds is None else seconds,
         rows[0].get("problems") or "",
     )
+
+
+def completion_rows(
+    candidate_id: str, protocol: str, seed: int, origin: str, kept: Iterable[KeptCompletion]
+) -> list[CompletionRow]:
+    """Return one row per kept completion; ``protocol`` is the digest, ``origin`` is ``train`` or ``search``."""
+    common = {"protocol": protocol, "candidate_id": candidate_id, "seed": seed, "origin": origin, "written_by": "poise"}
+    return [cast("CompletionRow", {**asdict(one), **common}) for one in kept]
 
 
 def trajectory_rows(

@@ -79,6 +79,8 @@ _CANDIDATE = Field("candidate_id", _TEXT, "`<name-slug>-<10 hex digits of the so
 _PROTOCOL = Field("protocol", _TEXT, "digest of the protocol; rows with different digests are never ranked together")
 EXAMINED: Final = "examination-"
 """Stands before the digest of the protocol where an examination has trained for itself, at another learning rate for example."""
+ABLATED: Final = "ablation-"
+"""Stands there where an ablation has trained another version of a candidate's file, which is no candidate of the search."""
 _SECONDS = Field("seconds", _FLOAT, "wall-clock seconds that it took", nullable=True, counts=False)
 
 CANDIDATES = Table(
@@ -377,6 +379,63 @@ EXAMINATIONS = Table(
     ),
     later=True,
 )
+ABLATIONS = Table(
+    "ablations",
+    "One row per version of a candidate's file that its ablation has measured, or that the gate or training has refused.",
+    ("protocol", "candidate_id", "version"),
+    (),
+    (
+        _PROTOCOL,
+        Field("candidate_id", _TEXT, "the candidate that is ablated"),
+        Field("version", _TEXT, "`without:<mechanism>+<mechanism>` or `number:<name>=<value>`"),
+        Field("dropped", _TEXTS, "mechanisms that are switched off, in the order of the file"),
+        Field("numbers", _TEXT, "JSON object, hyperparameter -> its other default"),
+        Field("name", _TEXT, "of the version"),
+        Field("source", _TEXT, "its file"),
+        Field(
+            "measured",
+            _TEXT,
+            "id under which its evaluations lie; another version's, or a candidate's, where it trains exactly as that",
+            nullable=True,
+        ),
+        Field("outcome", _TEXT, "what became of it", allowed=("measured", "refused", "failed")),
+        Field("seeds", pa.list_(pa.int32()), "training seeds, those of the candidate"),
+        Field("overall", _FLOAT, "mean over seeds, percent", nullable=True),
+        Field("delta", _FLOAT, "paired difference to the candidate, percent points", nullable=True),
+        Field("low", _FLOAT, "lower limit of its 95 % interval, when the row was made", nullable=True),
+        Field("high", _FLOAT, "upper limit", nullable=True),
+        Field("generation", _INT, "the newest one then; later ones are told of it", counts=False),
+        Field("message", _TEXT, "the outcome in one sentence"),
+    ),
+    later=True,
+)
+COMPLETIONS = Table(
+    "completions",
+    "One row per completion that was kept to be read; a part holds a few of one training, or of its evaluation on `search`.",
+    ("protocol", "candidate_id", "seed", "origin"),
+    ("benchmark", "step", "kind"),
+    (
+        _PROTOCOL,
+        _CANDIDATE,
+        Field("seed", _INT, "training seed"),
+        Field("origin", _TEXT, "where it was sampled; never on `report`", allowed=("train", "search")),
+        Field("benchmark", _TEXT, "name in the protocol; empty in training"),
+        Field("step", _INT, "training step; -1 in an evaluation"),
+        Field(
+            "kind",
+            _TEXT,
+            "why it was kept: the first of its kind, or the longest",
+            allowed=("right", "wrong", "malformed", "longest"),
+        ),
+        Field("prompt", _TEXT, "of a long one the beginning and the end"),
+        Field("completion", _TEXT, "the same"),
+        Field("correctness", _FLOAT, "the verifier's outcome, 0 to 1"),
+        Field("format_valid", _BOOL, "whether its answer parses"),
+        Field("truncated", _BOOL, "whether it hit the length limit"),
+        Field("tokens", _INT, "its length"),
+    ),
+    later=True,
+)
 
 TABLES: Final[dict[str, Table]] = {
     table.name: table
@@ -392,6 +451,8 @@ TABLES: Final[dict[str, Table]] = {
         RUNGS,
         REPLICATIONS,
         EXAMINATIONS,
+        ABLATIONS,
+        COMPLETIONS,
         CALLS,
     )
 }

@@ -26,8 +26,10 @@ from poise_core.archive.rows import seed_evaluations, trajectory_step
 from poise_core.archive.schema import TABLES, Table
 from poise_core.archive.snapshot import WORTH, load_snapshot, snapshot_of, write_snapshot
 from poise_core.archive.typed import (
+    AblationRow,
     CallRow,
     CandidateRow,
+    CompletionRow,
     EvaluationRow,
     ExaminationRow,
     FailureRow,
@@ -212,6 +214,12 @@ class Archive:
     def rows(
         self, table: Literal["examinations"], *, unsealed: bool = False, **equals: Any
     ) -> list[ExaminationRow]: ...
+
+    @overload
+    def rows(self, table: Literal["ablations"], *, unsealed: bool = False, **equals: Any) -> list[AblationRow]: ...
+
+    @overload
+    def rows(self, table: Literal["completions"], *, unsealed: bool = False, **equals: Any) -> list[CompletionRow]: ...
 
     @overload
     def rows(self, table: Literal["calls"], *, unsealed: bool = False, **equals: Any) -> list[CallRow]: ...

@@ -260,6 +260,53 @@ class ExaminationRow(TypedDict):
     content_digest: NotRequired[str]
 
 
+class AblationRow(TypedDict):
+    """One row per version of a candidate's file that its ablation has measured, or that the gate or training has refused."""
+
+    row_key: NotRequired[str]
+    protocol: str
+    candidate_id: str
+    version: str
+    dropped: list[str]
+    numbers: str
+    name: str
+    source: str
+    measured: NotRequired[str | None]
+    outcome: str
+    seeds: list[int]
+    overall: NotRequired[float | None]
+    delta: NotRequired[float | None]
+    low: NotRequired[float | None]
+    high: NotRequired[float | None]
+    generation: int
+    message: str
+    written_by: str
+    created_at: NotRequired[dt.datetime]
+    content_digest: NotRequired[str]
+
+
+class CompletionRow(TypedDict):
+    """One row per completion that was kept to be read; a part holds a few of one training, or of its evaluation on `search`."""
+
+    row_key: NotRequired[str]
+    protocol: str
+    candidate_id: str
+    seed: int
+    origin: str
+    benchmark: str
+    step: int
+    kind: str
+    prompt: str
+    completion: str
+    correctness: float
+    format_valid: bool
+    truncated: bool
+    tokens: int
+    written_by: str
+    created_at: NotRequired[dt.datetime]
+    content_digest: NotRequired[str]
+
+
 class CallRow(TypedDict):
     """One row per attempt at a language model, paid or failed: the ledger, and the recording that a replay reads."""
 

@@ -17,8 +17,8 @@ from poise_core.cli.explore import explore
 from poise_core.cli.export import export
 from poise_core.cli.fetch import fetch
 from poise_core.cli.problems import env, grade
-from poise_core.cli.reading import leaderboard, lineage, rungs, show
-from poise_core.cli.replicate import replicate
+from poise_core.cli.reading import credit, leaderboard, lineage, rungs, show
+from poise_core.cli.replicate import ablate, replicate
 from poise_core.cli.track import track
 from poise_core.cli.tune import tune
 from poise_core.cli.verify import verify
@@ -68,7 +68,9 @@ for command in (
     show,
     rungs,
     explore,
+    credit,
     replicate,
+    ablate,
     export,
     track,
     cost,

@@ -17,6 +17,12 @@ def explore(
     out: Annotated[
         Path | None, typer.Option(help="The file to write. Default: explore.html in the run directory.")
     ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Another run under the same protocol, such as another arm; its best over tokens is drawn too."
+        ),
+    ] = None,
     serve: Annotated[
         bool, typer.Option("--serve", help="Show a running evolution on loopback instead, always as it is now.")
     ] = False,
@@ -35,12 +41,17 @@ def explore(
 
     def page(refresh_seconds: int = 0) -> str:
         evidence = RunDirectory.read(run_dir).evidence()
-        document = overview(evidence)
+        document = overview(
+            evidence, {path.resolve().name: RunDirectory.read(path).evidence() for path in beside or ()}
+        )
         found = details(evidence, [one["id"] for one in document["candidates"]])
         return explorer_page(run_dir.resolve().name, document, found, refresh_seconds=refresh_seconds)
 
     with plain_errors():
-        RunDirectory.read(run_dir)
+        digest = RunDirectory.read(run_dir).preset.protocol.digest
+        for other in beside or ():
+            if RunDirectory.read(other).preset.protocol.digest != digest:
+                raise fail(f"{other}: another protocol; numbers of two protocols are never drawn together", UNUSABLE)
         try:
             plotly_source()
         except PlottingMissingError as error:

@@ -1,4 +1,4 @@
-"""``poise leaderboard``, ``poise lineage``, ``poise rungs`` and ``poise show``: views of a run, read from its archive."""
+"""``poise leaderboard``, ``lineage``, ``rungs``, ``credit`` and ``show``: views of a run, read from its archive."""
 
 from __future__ import annotations
 
@@ -80,6 +80,23 @@ def rungs(run_dir: RunDir, json: JsonOption = False) -> None:
             _print_json(report.to_dict())
         else:
             _print(render_rungs(report))
+
+
+def credit(run_dir: RunDir, json: JsonOption = False) -> None:
+    """Which mechanisms pay across all candidates: what having each is worth, with intervals, and which cannot be told apart.
+
+    Example: poise credit runs/laptop
+    """
+    from poise_core.evidence.credit import run_credit
+    from poise_core.render.terminal import render_credit
+    from poise_core.run_directory import RunDirectory
+
+    with plain_errors():
+        found = run_credit(RunDirectory.read(run_dir).evidence())
+        if json:
+            _print_json(found.to_dict())
+        else:
+            _print(render_credit(found))
 
 
 def show(

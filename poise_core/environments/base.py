@@ -71,3 +71,43 @@ def split_of(prompt: str, shares: tuple[float, float] = (0.7, 0.15)) -> Split:
     if position < shares[0]:
         return "train"
     return "search" if position < shares[0] + shares[1] else "report"
+
+
+KINDS = ("right", "wrong", "malformed", "longest")
+"""Which completions are kept, at most one of each: solved, with an answer that is wrong, without one that parses, the longest."""
+
+PROMPT_CHARACTERS, COMPLETION_CHARACTERS = 800, 1600
+"""Of a kept prompt and a kept completion, at most; of a longer one the beginning and the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCompletion:
+    """One completion that is kept to be read, with its verdict."""
+
+    benchmark: str  # "" in training
+    step: int  # of the training; -1 in an evaluation
+    kind: str  # of ``KINDS``
+    prompt: str
+    completion: str
+    correctness: float
+    format_valid: bool
+    truncated: bool
+    tokens: int
+
+
+def kept_rows(correctness: Sequence[float], format_valid: Sequence[bool], lengths: Sequence[int]) -> dict[str, int]:
+    """Kind -> row of the completion that is kept: the first of its kind, and the first of the longest."""
+    found: dict[str, int] = {}
+    for row, (score, valid) in enumerate(zip(correctness, format_valid, strict=True)):
+        found.setdefault("malformed" if not valid else "right" if score > 0 else "wrong", row)
+    if lengths:
+        found["longest"] = max(range(len(lengths)), key=lambda row: (lengths[row], -row))
+    return {kind: found[kind] for kind in KINDS if kind in found}
+
+
+def cut(text: str, limit: int) -> str:
+    """The text in at most about ``limit`` characters, encodable as UTF-8: of a longer one the beginning and the end."""
+    text = text.encode("utf-8", "replace").decode()
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]} [... {len(text) - limit} characters left out ...] {text[-(limit - limit // 2) :]}"

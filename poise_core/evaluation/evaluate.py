@@ -10,12 +10,21 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol as Typed
 
 from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.environments import Environment, Problem, Split, benchmark_environment, verify_all
+from poise_core.environments.base import (
+    COMPLETION_CHARACTERS,
+    PROMPT_CHARACTERS,
+    KeptCompletion,
+    Outcome,
+    cut,
+    kept_rows,
+)
 from poise_core.evaluation.problems import ProblemSet
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
@@ -162,4 +171,36 @@ def _benchmark(
         samples=spec.samples,
         format_valid=valid / total,
         completion_length=int(sampled.mask.sum()) / total,
+        kept=_kept(
+            spec, problems, texts, whole, dict(zip(judged, verdicts, strict=True)), sampled.mask.sum(-1).tolist()
+        )
+        if asked.split == "search"
+        else (),
+    )
+
+
+def _kept(
+    spec: BenchmarkSpec,
+    problems: Sequence[Problem],
+    texts: Sequence[str],
+    whole: Sequence[bool],
+    verdicts: Mapping[int, Outcome],
+    lengths: Sequence[int],
+) -> tuple[KeptCompletion, ...]:
+    """A few completions to read: right, wrong, malformed, longest."""
+    scores = [verdicts[j].correctness if j in verdicts else 0.0 for j in range(len(texts))]
+    valid = [j in verdicts and verdicts[j].format_valid for j in range(len(texts))]
+    return tuple(
+        KeptCompletion(
+            spec.name,
+            -1,
+            kind,
+            cut(problems[j // spec.samples].prompt, PROMPT_CHARACTERS),
+            cut(texts[j], COMPLETION_CHARACTERS),
+            scores[j],
+            valid[j],
+            not whole[j],
+            int(lengths[j]),
+        )
+        for kind, j in kept_rows(scores, valid, lengths).items()
     )

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from poise_core.environments.base import KeptCompletion
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class BenchmarkResult:
     samples: int  # completions per problem
     format_valid: float  # share of completions whose answer parses, 0 to 1
     completion_length: float  # mean tokens per completion
+    kept: tuple[KeptCompletion, ...] = field(default=(), compare=False)  # a few to read; of the search split alone
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -34,7 +37,8 @@ class BenchmarkResult:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> BenchmarkResult:
         """Undo ``dataclasses.asdict`` after a trip through JSON."""
-        return cls(**{**data, "correct": tuple(int(count) for count in data["correct"])})
+        kept = tuple(KeptCompletion(**one) for one in data.get("kept", ()))
+        return cls(**{**data, "correct": tuple(int(count) for count in data["correct"]), "kept": kept})
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,39 @@ def paired_delta(
     return _interval(paired_problem_scores(child, base, protocol), level, noise)
 
 
+def paired_contrast(
+    terms: Sequence[tuple[float, Sequence[SeedEvaluation]]],
+    protocol: Protocol,
+    level: float = 0.95,
+    noise: SeedNoise | None = None,
+) -> Interval | None:
+    """A weighted sum of several candidates' Overall over the seeds that all have, with confidence limits.
+
+    ``paired_delta`` is the case of the weights 1 and -1. The interaction of two mechanisms a and b is the contrast
+    (with both) - (without a) - (without b) + (without both) of a 2 x 2 factorial design.
+
+    Args:
+        terms: weight and evaluations of each; of one split.
+        protocol: the protocol they were made under.
+        level: confidence level in (0, 1).
+        noise: of the contrast between seeds, where it is known better than from these.
+
+    Returns:
+        None without a seed that all have, on equal problems.
+    """
+    found = [(weight, _by_seed(evaluations)) for weight, evaluations in terms if evaluations]
+    if len(found) < len(terms):
+        return None
+    common = set.intersection(*({(one.seed, one.problems) for one in by_seed.values()} for _, by_seed in found))
+    if not common:
+        return None
+    rows = []
+    for seed, _ in sorted(common):
+        scores = [[weight * part for part in _problem_scores(by_seed[seed], protocol)] for weight, by_seed in found]
+        rows.append([np.sum(parts, axis=0) for parts in zip(*scores, strict=True)])
+    return _interval(rows, level, noise)
+
+
 def delta_between(
     child: str,
     base: str,

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, Lineage
-from poise_core.archive.typed import CandidateRow, ExaminationRow, FailureRow, ReplicationRow, RungRow
+from poise_core.archive import ABLATED, EVOLUTION_ARM, UNTRAINED_ARM, Archive, Lineage
+from poise_core.archive.typed import AblationRow, CandidateRow, ExaminationRow, FailureRow, ReplicationRow, RungRow
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval
@@ -40,6 +40,8 @@ class RunEvidence:
     replications: Mapping[str, ReplicationRow]  # candidate -> row
     trained_seeds: Mapping[str, frozenset[int]]  # candidate -> seeds of which a training lies in the archive
     examinations: Mapping[str, Sequence[ExaminationRow]] = field(default_factory=dict)  # candidate -> rows, as planned
+    ablations: Mapping[str, Sequence[AblationRow]] = field(default_factory=dict)  # candidate -> versions of its file
+    versions: Mapping[str, Sequence[SeedEvaluation]] = field(default_factory=dict)  # version -> its evaluations
     untuned: str = ""  # why the baseline does not count as tuned, as a sentence; see Preset.untuned
     planned: int = 0  # children that the experiment is going to measure; 0 where nobody says
     _intervals: dict[tuple[str, str, float], Interval | None] = field(default_factory=dict, repr=False)
@@ -59,6 +61,7 @@ class RunEvidence:
         """
         digest = protocol.digest
         # tables that are written later are read first, so that beside a live run no row names a candidate that was not read
+        ablations = archive.rows("ablations", protocol=digest) if archive.has("ablations") else []
         answers = archive.rows("examinations", protocol=digest) if archive.has("examinations") else []
         answers.sort(key=lambda row: row["planned"].index(row["condition"]))
         replications = archive.rows("replications", protocol=digest) if archive.has("replications") else []
@@ -83,6 +86,11 @@ class RunEvidence:
                 name: [row for row in answers if row["candidate_id"] == name]
                 for name in sorted({row["candidate_id"] for row in answers})
             },
+            ablations={
+                name: [row for row in ablations if row["candidate_id"] == name]
+                for name in sorted({row["candidate_id"] for row in ablations})
+            },
+            versions=archive.evaluations(protocol=f"{ABLATED}{digest}") if ablations else {},
             untuned=untuned,
             planned=planned,
         )

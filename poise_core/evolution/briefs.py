@@ -16,10 +16,12 @@ from poise_core.agents.briefing import Calibration, Line, TaskCard, table_order
 from poise_core.agents.digest import paired_run_delta, run_metric
 from poise_core.agents.roles import Reflection
 from poise_core.archive import UNTRAINED_ARM
+from poise_core.archive.typed import AblationRow
 from poise_core.config import Preset
 from poise_core.escaping import one_line
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means
-from poise_core.evidence.format import spell_interval
+from poise_core.evidence.credit import credit, credit_lines, mechanisms_of
+from poise_core.evidence.format import format_interval, spell_interval
 from poise_core.evidence.intervals import Interval, delta_between, distinguishable, paired_delta
 from poise_core.evidence.noise import Floors
 from poise_core.evolution.history import History
@@ -177,6 +179,43 @@ class Briefs:
                 runs.append((_strength(moved), f"{_SHORT[metric]} {moved.estimate:+.2g}"))
         return tuple(max(one)[1] for one in (benchmarks, runs) if one)
 
+    # what mechanisms do
+
+    def ablations(self, generation: int, candidates: Sequence[str]) -> str:
+        """What the ablations of these candidates have measured, as their rows say, most of it first; "" without any.
+
+        Args:
+            generation: that is told; of what was measured before it began.
+            candidates: ids, in the order in which they are told of.
+        """
+        rows = self.history.ablations(generation)
+        names = {row["candidate_id"]: row["name"] for row in self.history.candidates()}
+        parts = []
+        for candidate in dict.fromkeys(candidates):
+            own = [row for row in rows if row["candidate_id"] == candidate]
+            if own:
+                own.sort(key=lambda row: (not row["dropped"], len(row["dropped"]), -abs(row["delta"] or 0.0)))
+                name = names.get(candidate, candidate)
+                head = f"{name}, each version trained with the same {len(own[0]['seeds'])} seeds; Overall to {name}'s:"
+                parts.append("\n".join([head, *(f"- {_version(row)}" for row in own[:VERSIONS])]))
+        return "\n\n".join(parts)
+
+    def credit(self, generation: int) -> str:
+        """Which mechanisms pay over the candidates of earlier generations; "" where too few are scored."""
+        root, lines = self._root(), self._lines(generation)
+        if root is None:
+            return ""
+        sources = {row["name"]: row["source"] for row in self.history.candidates() if row["generation"] < generation}
+        gains = {
+            name: (mechanisms_of(sources[name]), line.delta) for name, line in lines.items() if line.delta is not None
+        }
+        found = credit(gains, mechanisms_of(root["source"]))
+        told = credit_lines(found)
+        head = (
+            f"Points of Overall that having a mechanism is worth, by a regression over {found.candidates} candidates:"
+        )
+        return "\n".join([head, *(f"- {line}" for line in told)]) if told else ""
+
     def calibration(self, generation: int) -> Calibration:
         """Forecasts of proposals of earlier generations beside what came of them."""
         earlier = {row["candidate_id"] for row in self.history.candidates() if row["generation"] < generation}
@@ -189,6 +228,20 @@ class Briefs:
                     if said is not None and chance is not None:
                         pairs.append((float(said), float(chance)))
         return Calibration(tuple(pairs))
+
+
+VERSIONS = 16
+"""Versions of one candidate's file that a proposer is told of at most."""
+
+
+def _version(row: AblationRow) -> str:
+    """One row of ``ablations`` in words."""
+    kind, _, rest = row["version"].partition(":")
+    what = f"without {', '.join(row['dropped'])}" if kind == "without" else rest.replace("=", " = ")
+    if row["delta"] is None:
+        return f"{what}: {row['outcome']}: {row['message'][:120]}"
+    measured = {"estimate": row["delta"], "low": row["low"], "high": row["high"], "seeds": len(row["seeds"])}
+    return f"{what}: {format_interval(Interval.from_dict(measured), signed=True)}"
 
 
 def _codes(reflection: Reflection | None) -> tuple[str, ...]:

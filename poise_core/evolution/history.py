@@ -25,9 +25,12 @@ from poise_core.agents.roles import (
 )
 from poise_core.agents.steering import steering_bonus
 from poise_core.archive import EVOLUTION_ARM, Archive, proposal_slot
+from poise_core.archive.typed import AblationRow
+from poise_core.candidate.identity import source_digest
 from poise_core.config import LadderSpec
 from poise_core.config.agents import Steering
 from poise_core.config.protocol import BenchmarkSpec, Protocol
+from poise_core.environments.base import KINDS, cut
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means, benchmark_seeds
 from poise_core.evidence.forecast import Dynamics, forecast_each, proxy_dynamics
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval, paired_delta
@@ -41,6 +44,9 @@ from poise_core.trajectory import RUN_METRICS
 
 SETTLED_AT_ADMISSION = ("propose", "screen", "implement", "verify")
 """Stages whose failures are known before the next slot of the same generation begins."""
+
+SHOWN, MOST_SAMPLES = 300, 16
+"""Characters of a prompt or a completion that a reflector reads, and how many of them."""
 
 Row = Mapping[str, Any]
 
@@ -258,7 +264,19 @@ class History:
                     change=row["change"],
                 )
             )
-        return (*roots, *ideas)
+        versions = [
+            Tried(
+                name=row["name"], outcome="evaluated", source_digest=source_digest(row["source"]), reason=row["message"]
+            )
+            for row in self.ablations(generation)
+        ]
+        return (*roots, *ideas, *versions)
+
+    def ablations(self, generation: int) -> list[AblationRow]:
+        """Versions of candidates' files that ablations have measured before this generation began, by candidate and version."""
+        rows = self.archive.rows("ablations", protocol=self.protocol.digest)
+        known = [row for row in rows if row["generation"] < generation]
+        return sorted(known, key=lambda row: (row["candidate_id"], row["version"]))
 
     def _ends(self, generation: int) -> dict[str, tuple[str, str, tuple[str, ...]]]:
         """Candidates of earlier generations -> how their measurement ended, why, and what their reflections say to avoid."""
@@ -327,6 +345,21 @@ class History:
             run_noise={name: floor.of_difference(*pair) for name, floor in floors.runs.items()},
             failure=ended,
             stopped_overall=stopped["stopped_overall"] if stopped else None,
+            samples=self.samples(candidate.candidate_id),
+        )
+
+    def samples(self, candidate_id: str) -> tuple[str, ...]:
+        """Shortened completions of a candidate: of the first seed the end of training, and of every benchmark on ``search``."""
+        rows = self.archive.rows("completions", protocol=self.protocol.digest, candidate_id=candidate_id)
+        seeds = {row["seed"] for row in rows}
+        own = [row for row in rows if row["seed"] == min(seeds)]
+        last = max((row["step"] for row in own), default=-1)
+        own = [row for row in own if row["step"] in (-1, last)]
+        own.sort(key=lambda row: (row["origin"], row["benchmark"], KINDS.index(row["kind"])))
+        return tuple(
+            f"{row['kind']}, {row['benchmark'] or 'training'}, {row['tokens']} tokens{', cut off' if row['truncated'] else ''}\n"
+            f"prompt: {cut(row['prompt'], SHOWN)}\ncompletion: {cut(row['completion'], SHOWN)}"
+            for row in own[:MOST_SAMPLES]
         )
 
     def _measured(self, candidate_id: str, evaluations: Sequence[SeedEvaluation], floors: Floors) -> Measured:

@@ -59,20 +59,29 @@ class SearchContext:
         """What the proposer and the screener of this slot may know."""
         nodes = self.history.nodes(slot.generation)
         seed = self.seed("references", slot.generation, slot.number)
+        references = self.history.references(reference_set(nodes, slot.parent_id, seed=seed), slot.generation)
+        ancestors = self.history.ancestors(slot.parent_id, slot.generation)
+        shown = [
+            slot.parent_id,
+            *(one.record.candidate_id for one in references),
+            *(one.candidate_id for one in ancestors),
+        ]
         return ProposalContext(
             parent=self.history.record(slot.parent_id, slot.generation),
-            references=self.history.references(reference_set(nodes, slot.parent_id, seed=seed), slot.generation),
+            references=references,
             avoid=self.history.tried(slot.generation, slot.number),
             directive=steering_text(self.preset.agents.steering),
             generation=slot.generation,
             wide=self._is_wide(slot.generation, nodes),
             slot=slot.number,
-            ancestors=self.history.ancestors(slot.parent_id, slot.generation),
+            ancestors=ancestors,
             repeat=slot.repeat,
             variant=slot.number >= self.preset.search.parents - self.preset.search.variants,
             task=self.briefs.task_card(slot.generation),
             table=self.briefs.table(slot.generation, slot.number),
             calibration=self.briefs.calibration(slot.generation),
+            ablations=self.briefs.ablations(slot.generation, shown),
+            credit=self.briefs.credit(slot.generation),
         )
 
     def plateau(self, nodes: Sequence[NodeRecord]) -> Plateau:

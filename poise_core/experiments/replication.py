@@ -86,8 +86,8 @@ class Variant:
 
 
 @dataclass
-class Replication:
-    """One replication in one run, whose lock is held."""
+class Remeasurement:
+    """What trains for itself beside the search of one run, whose lock is held."""
 
     run: RunDirectory
     candidate_id: str
@@ -138,6 +138,16 @@ class Replication:
         if errors:
             raise next((error for error in errors if not isinstance(error, Cancelled)), errors[0])
         return [one.result() for one in futures]
+
+    def candidate_ref(self, candidate: str | None = None) -> CandidateRef:
+        """The candidate of this id; by default the one that this is about."""
+        (row,) = self.archive.rows("candidates", candidate_id=candidate or self.candidate_id)
+        return CandidateRef.of_row(row)
+
+
+@dataclass
+class Replication(Remeasurement):
+    """One replication in one run, whose lock is held."""
 
     def carry_out(self, count: int | None = None, *, undeclared: bool = False) -> ReplicationRow:
         """Replicate the candidate, go on with its replication, or read back the outcome.
@@ -280,11 +290,6 @@ class Replication:
             raise ReplicationRefused(f"examination.policies: {error}") from error
 
     # the measurement
-
-    def candidate_ref(self, candidate: str | None = None) -> CandidateRef:
-        """The candidate of this id; by default the one that is examined."""
-        (row,) = self.archive.rows("candidates", candidate_id=candidate or self.candidate_id)
-        return CandidateRef.of_row(row)
 
     def variant(self, plan: Plan, *, rate: float = 1.0, policy: str = "") -> Variant:
         """The protocol with this factor on its learning rate, or on this base policy, and with the plan's seeds.

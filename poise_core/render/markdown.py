@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from rich.console import RenderableType
 
-from poise_core.archive.typed import ExaminationRow
+from poise_core.archive.typed import CompletionRow, ExaminationRow
 from poise_core.escaping import code_block, markdown, printable
+from poise_core.evidence.ablation import Ablation
 from poise_core.evidence.format import format_duration, format_interval
 from poise_core.evidence.intervals import Interval
 from poise_core.render import ViewConsole
@@ -60,6 +61,51 @@ def render_examination_page(rows: Sequence[ExaminationRow], name: str) -> str:
     cells = table(EXAMINATION_HEAD, [examination_cells(row) for row in rows])
     notes = "\n".join(f"- {note}" for note in examination_notes(rows))
     return f"**{markdown(name)}**: {examination_headline(rows)}.\n\n{cells}\n\n{notes}\n"
+
+
+def render_ablation_page(found: Ablation) -> str:
+    """The ablation of one candidate: the sentence, the table, the numbers, and the simplified file."""
+
+    def shown(interval: Interval | None) -> str:
+        return format_interval(interval, signed=True) if interval else "-"
+
+    parts = [f"**{markdown(found.name)}**: {markdown(found.sentence)}."]
+    if found.contributions:
+        cells = [
+            (markdown(one.name), shown(one.contribution), shown(one.alone), markdown(one.verdict))
+            for one in found.contributions
+        ]
+        parts.append(table(("mechanism", "contribution", "alone, over the baseline", "verdict"), cells))
+    if found.interactions:
+        pairs = [(markdown(" with ".join(one.pair)), shown(one.effect)) for one in found.interactions]
+        parts.append(table(("pair", "interaction"), pairs))
+    if found.curves:
+        numbers = [
+            (markdown(name), f"{one.value:g}", "own" if one.outcome == "own" else shown(one.delta))
+            for name, points in found.curves.items()
+            for one in points
+        ]
+        parts.append(table(("number", "value", "to the candidate"), numbers))
+    if found.simplified:
+        parts.append(f"The simplified file:\n\n{code_block(found.simplified.source)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def render_completions_page(rows: Sequence[CompletionRow], name: str) -> str:
+    """The completions of a candidate that were kept to be read, each with its prompt and verdict.
+
+    Args:
+        rows: of ``completions``.
+        name: of the candidate.
+    """
+    parts = [f"# Completions of {markdown(name)}"]
+    for row in sorted(rows, key=lambda row: (row["origin"], row["seed"], row["benchmark"], row["step"], row["kind"])):
+        where = f"training, step {row['step']}" if row["origin"] == "train" else markdown(row["benchmark"])
+        verdict = "right" if row["correctness"] > 0 else "wrong" if row["format_valid"] else "no answer that parses"
+        cut_off = ", cut off" if row["truncated"] else ""
+        parts.append(f"## {where}, seed {row['seed']}, {row['kind']}: {verdict}, {row['tokens']} tokens{cut_off}")
+        parts += [code_block(row["prompt"]), code_block(row["completion"])]
+    return "\n\n".join(parts) + "\n"
 
 
 def render_nightly_report(report: NightlyReport) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.escaping import markdown, markdown_page, printable
+from poise_core.evidence.ablation import conclude_ablation
 from poise_core.evidence.examination import conclude
 from poise_core.evidence.run_evidence import Row, RunEvidence
-from poise_core.render.markdown import render_examination_page
+from poise_core.render.markdown import render_ablation_page, render_completions_page, render_examination_page
 from poise_core.tracking.registry import ALGORITHM_FOLDER, plan_versions
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 from poise_core.views.nightly import kept_reports
@@ -156,7 +157,8 @@ def newest_measurement(evidence: RunEvidence) -> int:
     """
     scores = evidence.archive.read("evaluations", ["created_at"], protocol=evidence.protocol.digest)
     answers = [row for rows in evidence.examinations.values() for row in rows]
-    rows = [*evidence.failures, *evidence.rungs, *evidence.replications.values(), *answers]
+    versions = [row for rows in evidence.ablations.values() for row in rows]
+    rows = [*evidence.failures, *evidence.rungs, *evidence.replications.values(), *answers, *versions]
     moments = [*scores["created_at"].to_pylist(), *(row["created_at"] for row in rows)]
     return _milliseconds(max(moments)) if moments else 0
 
@@ -220,6 +222,9 @@ def _candidate_plan(record: Row, known: _Known) -> RunPlan:
     if examined := known.evidence.examinations.get(candidate):
         plan.tags |= {"examination": conclude(examined).sentence, "examined": conclude(examined).standing}
         plan.texts["examination.md"] = render_examination_page(examined, record["name"])
+    if (ablation := conclude_ablation(known.evidence, candidate)) is not None:
+        plan.tags["ablation"] = ablation.sentence
+        plan.texts["ablation.md"] = render_ablation_page(ablation)
     if row.rung:
         plan.tags["rung"] = f"{row.rung['rung']}, {row.rung['decision']}: {row.rung['message']}"
     if row.overall:
@@ -247,6 +252,8 @@ def _add_texts(plan: RunPlan, record: Row, known: _Known) -> None:
         plan.texts["reflection.md"] = markdown_page(reflection["markdown"])
         note.append(markdown(reflection["summary"]))
         plan.end = max(plan.end, _milliseconds(reflection["created_at"]))
+    if kept := known.evidence.archive.rows("completions", protocol=plan.tags["protocol"], candidate_id=candidate):
+        plan.texts["completions.md"] = render_completions_page(kept, record["name"])
     if failure and plan.status == "FAILED":
         plan.tags["failure"] = failure["kind"]
         head = f"{failure['kind']} in {failure['stage']}:"

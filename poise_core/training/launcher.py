@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TextIO
 
 from poise_core.candidate.identity import name_fault
+from poise_core.environments.base import COMPLETION_CHARACTERS, KINDS, PROMPT_CHARACTERS, KeptCompletion, cut
 from poise_core.environments.sources import prepared_environment
 from poise_core.evaluation.slots import RefusedRollout, Slot, require_identity, slot_for
 from poise_core.failures import CandidateFailure, FailureKind, FaultKind, InfrastructureError, SamplerFault
@@ -45,6 +46,10 @@ OUTCOME_BYTES = 1 << 20
 MESSAGE_CHARACTERS, DETAIL_CHARACTERS = 2_000, 100_000  # of a failure; those of an honest worker are shorter
 CHANGED_FILE = "changed file"  # the outcome of a worker that was not given the text which the gate admitted
 SAMPLER_FAULT = "sampler fault"  # the outcome of a worker that could not hand over its weights, or was answered wrongly
+COMPLETIONS = (
+    "completions.jsonl"  # in a seed's folder: a few completions to read; a step that was repeated stands twice
+)
+COMPLETIONS_BYTES, MOST_COMPLETIONS = 1 << 20, 64
 PAUSED_POLICY = "paused-policy"  # in a seed's folder until its training has finished
 HELPER_THREADS = 3  # beside those that compute: autograd's, the collectives', the runtime's
 PROCESSES = 4096  # and threads; gloo, NCCL and OpenMP make some hundred on a large machine
@@ -121,6 +126,35 @@ def unfinished_trajectory(job: TrainingJob, seed: int) -> tuple[list[dict[str, f
         )  # the last line may be incomplete
         steps.extend(_step_of(line) for line in whole)
     return steps, _recorded_confinement(job.folder)
+
+
+def kept_completions(folder: Path) -> list[KeptCompletion]:
+    """A few completions of a training, from the folder of its seed; none where the file is not as the trainer writes it.
+
+    They are for reading and decide nothing, so what is wrong with them is no failure of the candidate.
+    """
+    found: dict[tuple[int, str], KeptCompletion] = {}
+    try:
+        lines = read_untrusted(folder / COMPLETIONS, COMPLETIONS_BYTES).splitlines()
+    except (OSError, UntrustedFileError, UnicodeDecodeError):
+        return []
+    for line in lines:
+        with contextlib.suppress(CandidateFailure), _suspected():
+            one = _completion_of(line)
+            if len(found) < MOST_COMPLETIONS or (one.step, one.kind) in found:
+                found[one.step, one.kind] = one
+    return list(found.values())
+
+
+def _completion_of(line: str) -> KeptCompletion:
+    """Parse one line of kept completions."""
+    one = json.loads(line)
+    step, kind, tokens, correctness = int(one["step"]), str(one["kind"]), int(one["tokens"]), float(one["correctness"])
+    if kind not in KINDS or not (0 <= step < 2**31 and 0 <= tokens < 2**31 and 0.0 <= correctness <= 1.0):
+        raise ValueError(f"{kind} at step {step}")
+    prompt, text = cut(str(one["prompt"]), PROMPT_CHARACTERS), cut(str(one["completion"]), COMPLETION_CHARACTERS)
+    valid, truncated = bool(one["format_valid"]), bool(one["truncated"])
+    return KeptCompletion("", step, kind, prompt, text, correctness, valid, truncated, tokens)
 
 
 def _record_path(job: TrainingJob, seed: int) -> Path | None:

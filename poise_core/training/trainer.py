@@ -27,6 +27,13 @@ from poise_core.config import ResourceSpec
 from poise_core.config.protocol import TrainingSpec
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.environments import Environment, Problem, verify_all
+from poise_core.environments.base import (
+    COMPLETION_CHARACTERS,
+    PROMPT_CHARACTERS,
+    KeptCompletion,
+    cut,
+    kept_rows,
+)
 from poise_core.environments.prompts import step_problems
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.policies.model import PromptCodec
@@ -41,6 +48,9 @@ from poise_core.training.engine import Engine, micro_batch_count
 
 KL_MONITOR_STRIDE = 8
 RUNNING_WEIGHT = 0.9
+KEPT_STEPS = 5
+"""Steps of a training that keep completions to be read."""
+
 _ORDER = 2  # purpose in the keys of random streams, beside ROLLOUT
 
 
@@ -80,6 +90,7 @@ class Trainer:
         self.seed, self.rank, self.device = seed, rank, device
         self.state = TrainerState()
         self.rendezvous = rendezvous
+        self.kept: list[KeptCompletion] = []  # a few completions of the last step, where it is one that keeps some
         self._importance: Tensor | None = None  # (B, T), of this step; None where the trainer samples itself
         self._packed = separates_packed(reference)
         # decoding and scoring agree in float32; in other types they round otherwise, and what a candidate sees is of one kind
@@ -99,6 +110,7 @@ class Trainer:
         started = time.perf_counter()
         batch = self._rollout()
         self._importance = importance_weights(batch, self.rendezvous.spec if self.rendezvous else None)
+        self.kept = self._completions_to_read(batch) if self._keeps else []
         row = self._rollout_metrics(batch)
         self._follow(row, ("entropy", "kl", "reward_mean", "completion_length", "all_fail_fraction"))
         row["seconds_rollout"] = time.perf_counter() - started
@@ -117,6 +129,38 @@ class Trainer:
         row["step"] = float(self.state.step)
         self.state.step += 1
         return row
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether this step keeps completions: the first, the last, and a few evenly between them, on one process."""
+        last = self.training.steps - 1
+        kept = {round(number * last / (KEPT_STEPS - 1)) for number in range(KEPT_STEPS)}
+        return self.rank == 0 and self.state.step in kept
+
+    def _completions_to_read(self, batch: GlobalBatch) -> list[KeptCompletion]:
+        lengths = batch.completion_mask.sum(-1).tolist()
+        correctness, valid, truncated = (
+            value.tolist() for value in (batch.correctness, batch.format_valid, batch.truncated)
+        )
+        chosen = kept_rows(correctness, valid, lengths)
+        rows = torch.tensor(list(chosen.values()), device=self.device)
+        asked = zip(batch.prompt_ids[rows], batch.prompt_mask[rows], strict=True)
+        prompts = [self.codec.tokenizer.decode(ids[mask].tolist()) for ids, mask in asked]
+        texts = self.codec.decode(batch.completion_ids[rows], batch.completion_mask[rows])
+        return [
+            KeptCompletion(
+                "",
+                self.state.step,
+                kind,
+                cut(prompt, PROMPT_CHARACTERS),
+                cut(text, COMPLETION_CHARACTERS),
+                float(correctness[row]),
+                bool(valid[row]),
+                bool(truncated[row]),
+                int(lengths[row]),
+            )
+            for (kind, row), prompt, text in zip(chosen.items(), prompts, texts, strict=True)
+        ]
 
     # rollout
 

@@ -34,7 +34,7 @@ from poise_core.randomness import hash_key
 from poise_core.sampling.handover import policy_tensors
 from poise_core.training.batches import Rendezvous
 from poise_core.training.engine import Engine, start_processes
-from poise_core.training.launcher import CHANGED_FILE, PAUSED_POLICY, SAMPLER_FAULT
+from poise_core.training.launcher import CHANGED_FILE, COMPLETIONS, PAUSED_POLICY, SAMPLER_FAULT
 from poise_core.training.trainer import Trainer, TrainerState
 
 Row = dict[str, float]
@@ -114,6 +114,10 @@ def _run_steps(job: _Job, folder: Path, engine: Engine, trainer: Trainer) -> lis
         if job.rank == 0:
             with trajectory.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
+            if trainer.kept:
+                with (folder / COMPLETIONS).open("a", encoding="utf-8") as stream:
+                    stream.write("\n")  # what a killed process has written of its last line ends here
+                    stream.writelines(json.dumps(asdict(one)) + "\n" for one in trainer.kept)
         step = trainer.state.step
         due = bool(every and step % every == 0) or step == job.last_step
         if due and step < job.training.steps:

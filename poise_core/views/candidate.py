@@ -21,6 +21,7 @@ from poise_core.archive.typed import (
     VerificationRow,
 )
 from poise_core.evaluation.results import benchmark_means
+from poise_core.evidence.ablation import Ablation, conclude_ablation
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import Row, RunEvidence
 from poise_core.sandbox.command import GRANTED
@@ -50,13 +51,15 @@ class CandidateView:
     replication: Mapping[str, Any] | None = None
     unconfined: Mapping[str, str] = field(default_factory=dict)  # measure that a training went without -> why
     examination: list[ExaminationRow] = field(default_factory=list)  # one row per condition, as planned
+    ablation: Ablation | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times as ISO text, embedded JSON as objects."""
-        plain = _plain(vars(self))
+        plain = _plain({name: value for name, value in vars(self).items() if name != "ablation"})
         plain["overall"] = self.overall.to_dict() if self.overall else None
         for row in plain["examination"]:
             row["detail"] = json.loads(row["detail"])
+        plain["ablation"] = self.ablation.to_dict() if self.ablation else None
         plain["deltas"] = {name: delta.to_dict() for name, delta in self.deltas.items()}
         return plain
 
@@ -123,6 +126,7 @@ def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -
         replication=replication,
         unconfined=missing_measures(trained),
         examination=list(evidence.examinations.get(candidate, ())),
+        ablation=conclude_ablation(evidence, candidate),
     )
 
 

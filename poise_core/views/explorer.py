@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+from poise_core.environments.base import KINDS
 from poise_core.evaluation.results import benchmark_means
+from poise_core.evidence.credit import run_credit
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.views.arms import best_so_far
@@ -37,8 +39,12 @@ class Place:
     row: float
 
 
-def overview(evidence: RunEvidence) -> dict[str, Any]:
+def overview(evidence: RunEvidence, beside: Mapping[str, RunEvidence] | None = None) -> dict[str, Any]:
     """The run, its candidates in order of their making, and what it has cost; JSON without NaN.
+
+    Args:
+        evidence: of the run.
+        beside: label -> evidence of runs under the same protocol, whose best over tokens is drawn beside this one's.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
@@ -70,6 +76,8 @@ def overview(evidence: RunEvidence) -> dict[str, Any]:
         "counted": evidence.counted(),
         "candidates": candidates,
         "best": [vars(step) for step in best_so_far(evidence)],
+        "beside": {label: [vars(step) for step in best_so_far(other)] for label, other in (beside or {}).items()},
+        "credit": run_credit(evidence).to_dict(),
         "cost": _costs(evidence, made, spent),
     }
 
@@ -160,7 +168,17 @@ def _detail(evidence: RunEvidence, candidate: str) -> dict[str, Any]:
     record = plain.pop("record")
     parents = _parents(evidence, candidate)
     above = evidence.candidates[parents[0]] if parents else None
-    kept = ("proposal", "verification", "reflection", "failures", "rungs", "deltas", "replication", "examination")
+    kept = (
+        "proposal",
+        "verification",
+        "reflection",
+        "failures",
+        "rungs",
+        "deltas",
+        "replication",
+        "examination",
+        "ablation",
+    )
     return {
         **{name: plain[name] for name in kept},
         "unconfined": plain["unconfined"],
@@ -168,8 +186,19 @@ def _detail(evidence: RunEvidence, candidate: str) -> dict[str, Any]:
         "diff": source_diff(above["source"], record["source"], above["name"], record["name"]) if above else "",
         "benchmarks": benchmark_table(evidence, candidate),
         "seeds": {str(seed): value for seed, value in plain["seeds"].items()},
+        "completions": completions(evidence, candidate),
         "curves": curves(evidence.archive.trajectory(candidate, evidence.protocol.digest)),
     }
+
+
+def completions(evidence: RunEvidence, candidate: str) -> list[dict[str, Any]]:
+    """What was kept to be read of a candidate: of its first seed every kept step of training, and of each seed the search split."""
+    rows = evidence.archive.rows("completions", protocol=evidence.protocol.digest, candidate_id=candidate)
+    first = min((row["seed"] for row in rows), default=0)
+    rows = [row for row in rows if row["origin"] == "search" or row["seed"] == first]
+    rows.sort(key=lambda row: (row["origin"], row["seed"], row["benchmark"], row["step"], KINDS.index(row["kind"])))
+    left_out = ("row_key", "protocol", "candidate_id", "written_by", "created_at", "content_digest")
+    return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
 
 
 def source_diff(before: str, after: str, old: str, new: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from poise_core.archive import EVOLUTION_ARM, EXAMINED, UNTRAINED_ARM
+from poise_core.archive import ABLATED, EVOLUTION_ARM, EXAMINED, UNTRAINED_ARM
 from poise_core.evaluation.results import benchmark_means
 from poise_core.evidence.intervals import Interval, distinguishable
 from poise_core.evidence.run_evidence import STOPPED_AT, RunEvidence
@@ -83,7 +83,7 @@ def other_protocols(evidence: RunEvidence) -> list[str]:
     What examinations have trained for themselves is no other search, and is left out.
     """
     found = set(evidence.archive.read("evaluations", ["protocol"])["protocol"].to_pylist())
-    return sorted(one for one in found - {evidence.protocol.digest} if not one.startswith(EXAMINED))
+    return sorted(one for one in found - {evidence.protocol.digest} if not one.startswith((EXAMINED, ABLATED)))
 
 
 def children_of(rows: Iterable[LeaderboardRow], generation: int) -> list[LeaderboardRow]:

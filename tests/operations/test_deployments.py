@@ -53,7 +53,8 @@ def tiny(folder: Path) -> str:
 
 def test_deployments_are_complete(operations: Operations) -> None:
     found = {one["name"]: one for one in operations.call("POST", "/deployments/filter", {})}
-    assert found.keys() == {"nightly-generation", "evolve", "evaluate-candidate", "replicate-champion"}
+    names = ("nightly-generation", "evolve", "evaluate-candidate", "replicate-champion", "ablate-candidate")
+    assert found.keys() == set(names)
     nightly = found["nightly-generation"]
     assert nightly["concurrency_options"]["collision_strategy"] == "CANCEL_NEW"
     assert nightly["global_concurrency_limit"]["limit"] == 1

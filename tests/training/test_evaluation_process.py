@@ -20,6 +20,7 @@ import poise_core.evaluation.launcher as launcher
 from poise_core.archive.rows import evaluation_rows, seed_evaluations
 from poise_core.config import ResourceSpec, load_preset
 from poise_core.environments import get_environment
+from poise_core.environments.base import KINDS, cut, kept_rows
 from poise_core.environments.prompts import training_problems
 from poise_core.evaluation.evaluate import benchmark_problems, evaluate_policy
 from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
@@ -47,7 +48,28 @@ def test_the_same_policy_gets_the_same_numbers(tiny_policy: Path) -> None:
     assert first.overall == second.overall
     assert {b.name: len(b.correct) for b in first.benchmarks} == {"sampled": 12, "greedy": 12}
     assert 0 < first.overall < 100
-    assert evaluate_policy(tiny_policy, protocol, "report", 0).benchmarks != first.benchmarks
+    sealed = evaluate_policy(tiny_policy, protocol, "report", 0)
+    assert sealed.benchmarks != first.benchmarks
+    assert [one.kept for one in sealed.benchmarks] == [(), ()], "nothing of the sealed split is kept to be read"
+    for result in first.benchmarks:
+        kinds = [one.kind for one in result.kept]
+        assert kinds == [kind for kind in KINDS if kind in kinds]
+        assert "longest" in kinds
+        for one in result.kept:
+            told = {"right": one.correctness > 0, "wrong": one.format_valid and not one.correctness}
+            assert told.get(one.kind, one.kind == "longest" or not one.format_valid)
+            assert one.prompt
+    assert SeedEvaluation.from_json(first.to_json()).benchmarks[0].kept == first.benchmarks[0].kept
+
+
+def test_the_first_of_each_kind_and_the_longest_are_kept_and_long_texts_are_cut() -> None:
+    valid, correct = [True, False, True, True, False], [0.0, 0.0, 1.0, 1.0, 0.0]
+    assert kept_rows(correct, valid, [3, 9, 4, 9, 1]) == {"right": 2, "wrong": 0, "malformed": 1, "longest": 1}
+    assert kept_rows([1.0], [True], [2]) == {"right": 0, "longest": 0}
+    assert kept_rows([], [], []) == {}
+    assert cut("abc", 3) == "abc"
+    assert cut("a" * 50 + "b" * 50, 10) == "aaaaa [... 90 characters left out ...] bbbbb"
+    assert cut("half \ud800", 99) == "half ?"
 
 
 @pytest.mark.slow

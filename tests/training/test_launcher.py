@@ -17,7 +17,7 @@ from training_samples import REINFORCE
 import poise_core.training.launcher as launcher
 from poise_core.algorithms import algorithm_path
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
-from poise_core.training.launcher import TrainingJob, train_candidate
+from poise_core.training.launcher import TrainingJob, kept_completions, train_candidate
 
 
 def workers() -> list[psutil.Process]:
@@ -57,10 +57,48 @@ def test_killed_and_cancelled_trainings_go_on_exactly(tiny_policy: Path, tmp_pat
     assert not (first / "checkpoints").exists()
     written = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
 
+    kept = kept_completions(expected[0].trajectory_path.parent)
+    assert {one.step for one in kept} == {0, 1, 2, 4, 5}, "of six steps the ends and three between them"
+    assert sorted(map(str, kept_completions(first))) == sorted(map(str, kept)), "and none twice, whatever was killed"
+
     assert_same(train_candidate(job), expected)
     assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == written  # what was finished is left alone
     monkeypatch.setattr(launcher, "run_confined", None)  # nothing is started any more
     assert_same(train_candidate(job), expected)
+
+
+def test_kept_completions_of_a_stranger_are_bounded_and_fail_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "completions.jsonl"
+    assert kept_completions(tmp_path) == []
+    line = {
+        "benchmark": "gsm",
+        "step": 3,
+        "kind": "right",
+        "prompt": "1+1",
+        "completion": "x" * 10**5,
+        "correctness": 1.0,
+    }
+    line |= {"format_valid": True, "truncated": False, "tokens": 2}
+    wrong = [{"step": -1}, {"kind": "secret"}, {"tokens": 10**30}, {"correctness": "NaN"}, {"step": "x"}]
+    many = [{**line, "step": step} for step in range(500)]
+    texts = [
+        "",
+        "no json",
+        "[]",
+        json.dumps(line)[:-9],
+        *(json.dumps({**line, **one}) for one in wrong),
+        json.dumps(line),
+    ]
+    path.write_text("\n".join(texts))
+    (one,) = kept_completions(tmp_path)
+    assert (one.benchmark, one.step, len(one.completion) < 2000) == ("", 3, True)
+    path.write_text("\n".join(json.dumps({**one, "completion": "x"}) for one in many))
+    assert len(kept_completions(tmp_path)) == 64
+    path.write_text("x" * (2 << 20))
+    assert kept_completions(tmp_path) == []
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    assert kept_completions(tmp_path) == []
 
 
 def test_a_trajectory_that_starts_again_is_followed(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import json
 import re
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +21,13 @@ import archive_samples as samples
 import pytest
 from typer.testing import CliRunner
 
-from poise_core.archive import Archive, trajectory_rows
+from poise_core.archive import Archive, candidate_row, completion_rows, trajectory_rows
 from poise_core.cli import app
 from poise_core.config.protocol import Protocol
+from poise_core.environments.base import KeptCompletion
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.render.explorer import explorer_page
+from poise_core.run_directory import RunDirectory
 from poise_core.views.explorer import CURVE_POINTS, Place, curves, details, overview, source_diff, thinned, tree_places
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -248,3 +252,125 @@ def test_hostile_text_runs_nowhere(browser: Any, tmp_path: Path) -> None:
         assert page.locator("main img").count() == page.locator("main script").count() == 0
         assert page.title() != "run"
     assert complaints == []
+
+
+def with_evidence_to_read(folder: Path, protocol: Protocol) -> Archive:
+    """A run of two candidates, the second with an ablation and with completions, all of it with hostile text."""
+    archive = hostile_archive(folder, protocol)
+    keys = {"protocol": protocol.digest, "candidate_id": samples.AV, "written_by": "poise"}
+    kept = [
+        KeptCompletion("chain", -1, "wrong", f"1+1 {HOSTILE}", HOSTILE, 0.0, True, False, 7),
+        KeptCompletion("chain", -1, "longest", "2+2", "4" * 30, 1.0, True, True, 30),
+    ]
+    archive.append("completions", completion_rows(samples.AV, protocol.digest, 7, "search", kept))
+    archive.append("completions", completion_rows(samples.AV, protocol.digest, 7, "train", [replace(kept[0], step=3)]))
+    version = {
+        "version": "without:scale",
+        "dropped": ["scale"],
+        "numbers": "{}",
+        "name": "v",
+        "source": "",
+        "seeds": [7],
+    }
+    outcome = {"outcome": "refused", "generation": 1, "message": HOSTILE}
+    archive.append("ablations", [{**keys, **version, **outcome}])
+    source = (
+        samples.SOURCE.format(name="v")
+        + "MECHANISMS = {'scale': {'x': 0.0}}\n\n\nclass Hyperparameters:\n    x: float = 1.0\n"
+    )
+    columns = {"candidate_id": "full-0123456789", "name": "FULL", "source_digest": "0123456789", "written_by": "llm"}
+    archive.append("candidates", [candidate_row(source=source, generation=1, parent_ids=[samples.GRPO], **columns)])
+    archive.append("ablations", [{**keys, **version, **outcome, "candidate_id": "full-0123456789"}])
+    return archive
+
+
+def test_the_document_has_the_ablation_the_credit_and_what_was_kept_to_be_read(tmp_path: Path) -> None:
+    protocol = samples.make_protocol()
+    evidence = RunEvidence.load(with_evidence_to_read(tmp_path, protocol), protocol)
+    full, read = details(evidence, ["full-0123456789", samples.AV])
+    (mechanism,) = full["ablation"]["mechanisms"]
+    assert (mechanism["name"], mechanism["verdict"], mechanism["message"]) == ("scale", "needed", HOSTILE)
+    told = [(one["origin"], one["step"], one["kind"]) for one in read["completions"]]
+    assert told == [("search", -1, "wrong"), ("search", -1, "longest"), ("train", 3, "wrong")]
+    document = overview(evidence, {"other": evidence})
+    assert document["beside"]["other"] == document["best"]
+    assert "too few" in document["credit"]["says"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_rules_of_accessibility_hold_in_every_view(browser: Any, tmp_path: Path, scheme: str) -> None:
+    """axe-core's rules (WCAG 2 A and AA, and its best practices)."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    path, complaints = tmp_path / "run.html", list[str]()
+    assert CliRunner().invoke(app, ["explore", str(PUBLISHED), "--out", str(path)]).exit_code == 0
+    protocol = samples.make_protocol()
+    other = tmp_path / "other.html"
+    other.write_text(page_of(RunEvidence.load(with_evidence_to_read(tmp_path, protocol), protocol)))
+    page = browser.new_page(viewport={"width": 1300, "height": 900}, color_scheme=scheme)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    champion = next(one["id"] for one in overview_of_published()["candidates"] if one["name"] == "AM-HT-SQ")
+    views = [(path, view) for view in ("tree", "plot", "search", "curves", "table", "credit", "failures")]
+    views += [(path, f"candidate/{champion}"), (path, f"compare/{champion}/{champion}")]
+    views += [(other, f"candidate/{samples.AV}"), (other, "candidate/full-0123456789")]
+    for file, view in views:
+        page.goto(file.as_uri() + "#/" + view)
+        page.wait_for_selector("main h2")
+        page.wait_for_timeout(300)
+        for summary in page.locator("main summary").all():
+            summary.click()
+        assert page.locator("main img").count() == page.locator("main script").count() == 0
+        found = Axe().run(page).response
+        told = [(one["id"], [node["html"][:120] for node in one["nodes"][:2]]) for one in found["violations"]]
+        assert told == [], f"{view}, {scheme}"
+        assert len(found["passes"]) > 10
+    page.evaluate("document.getElementById('words').parentElement.replaceWith(document.getElementById('words'))")
+    assert "label" in [one["id"] for one in Axe().run(page).response["violations"]], "what has no label is found"
+    assert complaints == []
+
+
+def overview_of_published() -> dict[str, Any]:
+    return overview(RunDirectory.read(PUBLISHED).evidence())
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize(("candidates", "seconds"), [(1_000, 2.0), (10_000, 8.0)])
+def test_a_large_run_opens_at_once(browser: Any, tmp_path: Path, candidates: int, seconds: float) -> None:
+    """The published run's candidates over and over. Seconds are from the address to the drawn tree, the best of three."""
+    document, evidence = overview_of_published(), RunDirectory.read(PUBLISHED).evidence()
+    few = document["candidates"]
+    known = list(details(evidence, [one["id"] for one in few]))
+    many = [
+        {
+            **few[i % len(few)],
+            "id": f"c-{i}",
+            "name": f"C-{i}",
+            "generation": i // 8,
+            "x": i // 8,
+            "y": i % 8,
+            "parents": [i // 2] if i else [],
+        }
+        for i in range(candidates)
+    ]
+    path = tmp_path / "large.html"
+    path.write_text(
+        explorer_page("large", {**document, "candidates": many}, (known[i % len(few)] for i in range(candidates)))
+    )
+    took = []
+    for _ in range(3):
+        page = browser.new_page(viewport={"width": 1300, "height": 900})
+        began = time.perf_counter()
+        page.goto(path.as_uri())
+        page.wait_for_selector(".plot .main-svg")
+        took.append(time.perf_counter() - began)
+        page.fill("#words", "c-77")
+        began = time.perf_counter()
+        page.wait_for_function("!document.getElementById('shown').textContent.startsWith(`${run.candidates.length} `)")
+        filtered = time.perf_counter() - began
+        page.close()
+    print(
+        f"{candidates} candidates: {path.stat().st_size / 1e6:.1f} MB, opens in {min(took):.2f} s, filters in {filtered:.2f} s"
+    )
+    assert min(took) <= seconds
+    assert filtered <= seconds

@@ -94,9 +94,9 @@ def _beginning(section: Section, tokens: int) -> str:
 def slot_sections(context: ProposalContext, notes: Sequence[Note] = (), note_count: int = 6) -> list[Section]:
     """What the proposer and the screener may know, in reading order.
 
-    Priorities, from what is left out last: directive, the parent's code and scores, the task card, the parent's reflection, the
-    archive as a table, the parent's trajectory, failure boundaries, ideas not taken, literature, references, the contract's text,
-    the first reference's code, earlier ancestors.
+    Priorities, from what is left out last: directive, the parent's code and scores, the task card, the parent's reflection,
+    ablations, the archive as a table, the parent's trajectory, the credit of mechanisms, failure boundaries, ideas not taken,
+    literature, references, the contract's text, the first reference's code, earlier ancestors.
     """
     parent = context.parent
     return [
@@ -110,6 +110,8 @@ def slot_sections(context: ProposalContext, notes: Sequence[Note] = (), note_cou
         Section("parent_trajectory", digest_text(parent), 80),
         Section("failure_boundaries", boundaries_text(context), 75),
         Section("archive", archive_table(context.table) or _ideas_text(context), 82),
+        Section("ablations", context.ablations, 83),
+        Section("credit_of_mechanisms", context.credit, 79),
         Section("ideas_not_taken", open_ideas(context.table), 63),
         Section("calibration", context.calibration.text() if context.calibration else "", 68),
         Section("literature", _notes_text(retrieve(notes, context, note_count)), 60),

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from poise_core.archive import UNTRAINED_ARM, evaluation_rows
+from poise_core.archive import UNTRAINED_ARM, completion_rows, evaluation_rows
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.format import format_overall
@@ -43,6 +43,9 @@ def evaluate(context: RunContext, candidate: CandidateRef, seeds: Sequence[int])
             context.archive.append(
                 "evaluations", evaluation_rows(candidate.candidate_id, context.protocol.digest, result)
             )
+            kept = [one for benchmark in result.benchmarks for one in benchmark.kept]
+            rows = completion_rows(candidate.candidate_id, context.protocol.digest, result.seed, "search", kept)
+            context.archive.append("completions", rows, keep_existing=True)
         done(f"Overall {format_overall(overall_interval(results, context.protocol))}")
         return results
 

@@ -9,7 +9,7 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 
-from poise_core.archive import ArchiveRowError, trajectory_rows
+from poise_core.archive import ArchiveRowError, completion_rows, trajectory_rows
 from poise_core.evidence.format import counted_seeds
 from poise_core.evolution.events import Event
 from poise_core.evolution.health import CertainLoss, HealthWatch
@@ -129,3 +129,10 @@ def _append_trajectory(
 ) -> None:
     rows = trajectory_rows(candidate.candidate_id, context.protocol.digest, seed, steps, confinement=confinement)
     context.archive.append("trajectories", rows)
+    from poise_core.training.launcher import kept_completions  # which a command that only reads need not import
+
+    kept = kept_completions(context.run.train_folder(candidate.candidate_id) / f"seed-{seed}")
+    kept = [one for one in kept if one.step < len(steps)]
+    with contextlib.suppress(ArchiveRowError):  # they are for reading, and decide nothing
+        found = completion_rows(candidate.candidate_id, context.protocol.digest, seed, "train", kept)
+        context.archive.append("completions", found, keep_existing=True)

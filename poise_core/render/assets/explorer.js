@@ -8,6 +8,7 @@ const CHUNK = run.chunk;
 const SYMBOLS = { baseline: "star", scored: "circle", reference: "diamond", stopped: "square", failed: "x", refused: "triangle-down", unfinished: "circle-open" };
 const LESS_IS_BETTER = new Set(["tokens", "completion length", "seed deviation", "generation"]);
 const ROWS = 200;
+const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8250df", "#999999"];
 
 // ---- elements
 
@@ -134,7 +135,8 @@ const views = {
     const one = el("div", { class: "plot half" }), two = el("div", { class: "plot half" }), three = run.cost.calls ? el("div", { class: "plot half" }) : null;
     main.replaceChildren(el("h2", {}, "The search over what it spent"), el("p", { class: "soft" }, "Best is the shrunken estimate of the candidate that the run would name at that moment; it may fall."), one, el("h2", {}, "Cost"), el("div", { class: "columns" }, two, three));
     const scored = all.filter((c) => c.overall && c.outcome !== "reference"), at = new Map(run.cost.names.map((name, i) => [name, run.cost.tokens[i]]));
-    plot(one, [{ type: "scatter", mode: "lines+markers", name: "best so far", line: { shape: "hv", width: 2, color: style("--mark") }, x: run.best.map((s) => s.tokens), y: run.best.map((s) => s.best) },
+    const beside = Object.entries(run.beside || {}).map(([name, steps], i) => ({ type: "scatter", mode: "lines", name: escaped(name), line: { shape: "hv", width: 2, color: PALETTE[(i + 1) % PALETTE.length] }, x: steps.map((s) => s.tokens), y: steps.map((s) => s.best) }));
+    plot(one, [{ type: "scatter", mode: "lines+markers", name: beside.length ? escaped(run.title) + ", best so far" : "best so far", line: { shape: "hv", width: 2, color: style("--mark") }, x: run.best.map((s) => s.tokens), y: run.best.map((s) => s.best) }, ...beside,
       ...markers(scored, (c) => at.get(c.name) ?? null, (c) => c.overall[0])], { xaxis: { title: { text: "training tokens spent" } }, yaxis: { title: { text: "Overall, percent" } } }, "Overall over training tokens.");
     plot(two, [{ type: "scatter", mode: "lines", name: "training tokens", y: run.cost.tokens, x: run.cost.tokens.map((_, i) => i + 1), text: run.cost.names.map(escaped), line: { color: style("--link") } }],
       { xaxis: { title: { text: "candidates trained" } }, yaxis: { title: { text: "training tokens" } } }, "Training tokens over candidates.");
@@ -149,8 +151,7 @@ const views = {
       el("label", {}, "add ", selectOf(["", ...kept.filter((c) => c.tokens).map((c) => c.id)], "", (id) => go("curves", { ids: [...ids, id].join(","), m: name }), (id) => (id ? all[byId.get(id)].name : "a candidate")))),
       el("p", {}, ids.map((id) => el("button", { class: "noprint", onclick: () => go("curves", { ids: ids.filter((one) => one !== id).join(","), m: name }), "aria-label": "remove " + all[byId.get(id)].name }, all[byId.get(id)].name + " ×"))),
       el("p", { class: "soft" }, "Lines are means over seeds, bands reach from the lowest to the highest seed."), place);
-    const palette = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8250df", "#999999"];
-    const traces = found.flatMap((one, i) => { const curve = (one.curves || {})[name], color = palette[i % palette.length], label = escaped(all[byId.get(ids[i])].name); if (!curve) return [];
+    const traces = found.flatMap((one, i) => { const curve = (one.curves || {})[name], color = PALETTE[i % PALETTE.length], label = escaped(all[byId.get(ids[i])].name); if (!curve) return [];
       return [{ x: [...curve.step, ...[...curve.step].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself", fillcolor: color + "22", line: { width: 0 }, hoverinfo: "skip", showlegend: false, type: "scatter" },
         { x: curve.step, y: curve.mean, name: label, mode: "lines", line: { color, width: 2 }, type: "scatter" }]; });
     plot(place, traces, { xaxis: { title: { text: "training step" } }, yaxis: { title: { text: name || "" } } }, `${name} over training steps.`);
@@ -165,6 +166,17 @@ const views = {
     main.replaceChildren(el("h2", {}, "Candidates"), el("section", {}, el("table", {}, el("caption", {}, `Intervals are 95 %; deltas are paired with the baseline by seed and problem. ${run.counted}.`),
       el("thead", {}, el("tr", {}, head("name"), head("outcome"), head("Overall", true), head("delta", true), columns.map((name) => head(name, true)))), el("tbody", {}, rows)),
       sorted.length > most ? el("p", {}, el("button", { onclick: () => go("table", { by, up: up ? "1" : "0", rows: most + 1000 }) }, `show more of ${sorted.length}`)) : null));
+  },
+  credit() {
+    const found = run.credit, own = found.mechanisms, place = el("div", { class: "plot" });
+    main.replaceChildren(el("h2", {}, "Credit of mechanisms"), el("p", {}, found.says + "."),
+      el("p", { class: "soft" }, `What having a mechanism is worth in points of Overall, by a ridge regression over ${found.candidates} scored candidates; bars are 95 %. ${found.left_out} without a score are left out. An ablation tells for one candidate what each does.`),
+      ...(own.length ? [place, el("section", {}, table(["mechanism", "credit", "having it", "without", "verdict"], own.map((one) => [(one.in_baseline ? one.name + " (baseline's)" : one.name), limits([one.credit, one.low, one.high, one.having], true), one.having, one.lacking, one.verdict])))] : []),
+      found.confounded.length ? el("section", {}, el("h3", {}, "Cannot be told apart"), el("ul", {}, found.confounded.map((one) => el("li", {}, one.says)))) : null);
+    if (own.length) { const rows = [...own].reverse();
+      place.style.height = Math.max(360, 22 * rows.length + 90) + "px";
+      plot(place, [{ type: "scatter", mode: "markers", x: rows.map((one) => one.credit), y: rows.map((one) => escaped(one.name)), text: rows.map((one) => one.verdict), marker: { color: rows.map((one) => (one.verdict === "pays" ? style("--good") : one.verdict === "costs" ? style("--bad") : style("--soft"))), size: 9 },
+        error_x: { type: "data", symmetric: false, array: rows.map((one) => one.high - one.credit), arrayminus: rows.map((one) => one.credit - one.low), thickness: 1, color: style("--soft") } }], { xaxis: { title: { text: "points of Overall" } }, yaxis: { automargin: true } }, "Credit of every mechanism."); }
   },
   failures(kept) {
     const failed = kept.filter((c) => c.failure), kinds = new Map();
@@ -187,6 +199,7 @@ const views = {
         more.benchmarks && more.benchmarks.length ? part("Benchmarks, percent", scores(more.benchmarks)) : null,
         more.deltas && Object.keys(more.deltas).length ? part("Paired differences of Overall", facts(Object.fromEntries(Object.entries(more.deltas).map(([name, d]) => ["to " + name, limits([d.estimate, d.low, d.high, d.seeds], true)])))) : null,
         more.proposal ? part("Proposal", facts(more.proposal, ["proposal_id", "row_key", "protocol"])) : null,
+        more.ablation ? part("Ablation", ...ablationOf(more.ablation)) : null,
         more.reflection ? part("Reflection", facts(more.reflection, ["row_key", "protocol", "candidate_id"])) : null,
         more.failures && more.failures.length ? part("Failures", ...more.failures.map((one) => facts(one, ["row_key", "protocol", "candidate_id", "name"]))) : null,
         more.examination && more.examination.length ? part("Examination", ...more.examination.map((one) => facts(one, ["row_key", "protocol", "candidate_id"]))) : null,
@@ -194,6 +207,7 @@ const views = {
         more.rungs && more.rungs.length ? part("Ladder", ...more.rungs.map((one) => facts(one, ["row_key", "protocol", "candidate_id"]))) : null,
         more.verification ? part("Gate", facts(more.verification, ["row_key", "candidate_id", "fingerprint"])) : null),
       names.length ? part("Training", place) : null,
+      more.completions && more.completions.length ? part("Sample completions", el("p", { class: "soft" }, "The first that was right, wrong and malformed, and the longest; of training and of the search split."), ...completionsOf(more.completions)) : null,
       more.diff ? part("Changes to the parent's file", diffOf(more.diff)) : null,
       more.source ? part("Source", el("pre", {}, highlighted(more.source))) : null);
     if (names.length) {
@@ -219,6 +233,25 @@ function selectOf(names, value, onchange, label) {
   made.value = value;
   made.addEventListener("change", () => onchange(made.value));
   return made;
+}
+function table(head, rows) {
+  return el("table", {}, el("thead", {}, el("tr", {}, head.map((name) => el("th", { scope: "col" }, name)))),
+    el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) => (i ? el("td", {}, String(cell)) : el("th", { scope: "row" }, String(cell))))))));
+}
+const span = (d) => (d ? limits([d.estimate, d.low, d.high, d.seeds], true) : "");
+function ablationOf(found) {
+  const beyond = found.interactions.filter((one) => one.beyond_noise);
+  return [el("p", {}, found.says + "."),
+    found.mechanisms.length ? table(["mechanism", "contribution", "alone, over the baseline", "verdict"], found.mechanisms.map((one) => [one.name, span(one.contribution), span(one.alone), one.verdict])) : null,
+    found.interactions.length ? el("p", {}, `Interactions of ${found.interactions.length} pairs beyond noise: ` + (beyond.map((one) => `${one.pair.join(" with ")} ${span(one.effect)}`).join("; ") || "none") + ".") : null,
+    Object.keys(found.numbers).length ? table(["number", "value: difference to the candidate"], Object.entries(found.numbers).map(([name, points]) => [name, points.map((one) => `${+one.value.toPrecision(4)}: ${one.outcome === "own" ? "own" : span(one.delta) || one.outcome}`).join("   ")])) : null,
+    found.simplified ? el("details", {}, el("summary", {}, "The simplified file"), el("pre", { tabindex: "0" }, highlighted(found.simplified.source))) : null];
+}
+function completionsOf(rows) {
+  const groups = new Map();
+  for (const one of rows) { const key = `${one.origin === "train" ? `training, step ${one.step}` : one.benchmark}, seed ${one.seed}`; groups.set(key, [...(groups.get(key) || []), one]); }
+  return [...groups].map(([key, own]) => el("details", {}, el("summary", {}, `${key}: ${own.map((one) => one.kind).join(", ")}`), ...own.map((one) => el("dl", {},
+    el("dt", {}, one.kind), el("dd", {}, `${one.tokens} tokens, ${one.correctness > 0 ? "right" : one.format_valid ? "wrong" : "no answer that parses"}${one.truncated ? ", cut off" : ""}`), el("dt", {}, "prompt"), el("dd", {}, one.prompt), el("dt", {}, "completion"), el("dd", {}, one.completion)))));
 }
 const listed = (own) => (own.length ? own.flatMap((c, i) => (i ? [", ", candidateLink(c)] : [candidateLink(c)])) : "none");
 function facts(values, without) {
@@ -249,7 +282,7 @@ function highlighted(source) {
 
 // ---- the address decides what is shown
 
-const NAMES = { tree: "Tree", plot: "Two metrics", search: "Search and cost", curves: "Curves", table: "Table", failures: "Failures" };
+const NAMES = { tree: "Tree", plot: "Two metrics", search: "Search and cost", curves: "Curves", table: "Table", credit: "Credit", failures: "Failures" };
 const go = (view, query) => { location.hash = `#/${view}?` + new URLSearchParams(query); };
 let turn = 0;
 async function show() {

@@ -19,6 +19,7 @@ from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import distinguishable
 from poise_core.evidence.promotion import Stability
 from poise_core.render.lines import EXAMINATION_HEAD, examination_cells, examination_headline, examination_notes
+from poise_core.render.terminal.ablation import render_ablation
 from poise_core.render.terminal.style import STYLES, plain_table, sparkline
 from poise_core.views.candidate import CandidateView
 
@@ -45,6 +46,8 @@ def render_candidate(view: CandidateView, *, code: bool = True) -> RenderableTyp
         parts.append(_section("Ladder and replication", _evidence(view)))
     if view.examination:
         parts.append(_section("Examination", render_examination(view.examination)))
+    if view.ablation:
+        parts.append(_section("Ablation", render_ablation(view.ablation)))
     if view.curves:
         parts.append(_section("Training, mean over seeds", _training(view)))
     if view.reflection:
