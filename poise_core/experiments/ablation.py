@@ -50,7 +50,7 @@ from poise_core.failures import CandidateFailure, FailureKind, InfrastructureErr
 from poise_core.files import write_atomically
 from poise_core.run_directory import candidate_id
 from poise_core.training.job import TrainingJob
-from poise_core.verification import VerificationReport
+from poise_core.verification import Conditions, VerificationReport
 
 BUDGET = 120
 """Trainings of an ablation, where nobody says another number."""
@@ -257,6 +257,7 @@ class AblationStudy(Remeasurement):
                 report = self.executor.verify(
                     path,
                     name=name,
+                    conditions=Conditions.of(self.protocol.training),
                     timeout_seconds=resources.verify_timeout_seconds,
                     known_fingerprints=known,
                     folder=folder,

@@ -7,7 +7,7 @@ them, so the problems are the public ones, and two calibrations ask the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +114,7 @@ class PanelRun:
             splits: tuple[Split, ...] = ("search", "report")
             found = self._all(dict.fromkeys(best.items(), (seeds_left, splits)))
             where, protocol = self._folder / self._preset.protocol.digest / "base", self._preset.protocol
-            untrained = self._evaluate(where, protocol, "search", ((0, resolve_policy(protocol.policy)),))[0]
+            untrained = self.evaluate(where, protocol, "search", ((0, resolve_policy(protocol.policy)),))[0]
         except BaseException:
             self._stop.set()
             raise
@@ -136,7 +136,7 @@ class PanelRun:
             (name, factor) for factor in sorted(set(factors), key=lambda f: abs(math.log(f))) for name in algorithms
         ]
         while wanted:
-            for (name, factor), outcome in self._all(dict.fromkeys(wanted, (seeds, ("search",)))).items():
+            for (name, factor), outcome in self._all(wanted, seeds, sealed=False).items():
                 tried[name].append(factor)
                 if isinstance(outcome, str):
                     reasons[name] = outcome
@@ -147,14 +147,14 @@ class PanelRun:
         return rates, {name: reasons[name] for name in algorithms if not scores[name]}
 
     def _all(
-        self, cells: Mapping[tuple[str, float], tuple[tuple[int, ...], tuple[Split, ...]]]
+        self, cells: Sequence[tuple[str, float]], seeds: tuple[int, ...], sealed: bool
     ) -> dict[tuple[str, float], dict[Split, list[SeedEvaluation]] | str]:
         """Return the evaluations of algorithms at factors of the learning rate, by split, or why there are none."""
-        futures = {cell: self._pool.submit(self._one, *cell, *cells[cell]) for cell in cells}
+        futures = {cell: self._pool.submit(self._one, *cell, seeds, sealed) for cell in cells}
         return {cell: future.result() for cell, future in futures.items()}
 
     def _one(
-        self, name: str, factor: float, seeds: tuple[int, ...], splits: tuple[Split, ...]
+        self, name: str, factor: float, seeds: tuple[int, ...], sealed: bool
     ) -> dict[Split, list[SeedEvaluation]] | str:
         preset = self._preset
         training = preset.protocol.training
@@ -172,10 +172,16 @@ class PanelRun:
         except CandidateFailure as failure:
             return f"{failure.kind}: {failure.message}"
         policies = tuple((one.seed, one.policy_folder) for one in done)
-        return {split: self._evaluate(place / "evaluate", protocol, split, policies) for split in splits}
+        found: dict[Split, list[SeedEvaluation]] = {
+            "search": self.evaluate(place / "evaluate", protocol, "search", policies)
+        }
+        if sealed:
+            found["report"] = self.evaluate(place / "evaluate", protocol, "report", policies)
+        return found
 
-    def _evaluate(
+    def evaluate(
         self, where: Path, protocol: Protocol, split: Split, policies: tuple[tuple[int, Path], ...]
     ) -> list[SeedEvaluation]:
+        """Score policies on a split."""
         job = EvaluationJob(where, protocol, self._preset.resources, split, policies, secret=None)
         return evaluate_policies(job, should_stop=self._stop.is_set)
