@@ -8,7 +8,7 @@ Five witnesses, none of which reads a syntax tree:
 - Python's audit events while the file runs: files, programs, sockets, imports, compiled code;
 - what was there before: the values of the module, and torch's and Python's global state.
 
-``python tests/support/fuzz_oracle.py --minutes 60 --seed 1`` writes programs for an hour of processor time and prints what it found.
+``python tests/support/fuzz_oracle.py --minutes 60 --seed 1`` writes programs for an hour of processor time and prints the finds.
 """
 
 from __future__ import annotations
