@@ -116,7 +116,7 @@ def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
     sets = [part for override in (*overrides, *settings) for part in ("--set", override)]
     arguments = ["evolve", "--preset", preset, "--run-dir", str(run.folder), *sets]
     say(f"{run.arm}, search seed {run.seed}: {run.folder}", err=True)
-    process = subprocess.Popen([sys.executable, "-c", _EVOLVE, *arguments], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-P", "-c", _EVOLVE, *arguments], stdout=subprocess.DEVNULL)
     try:
         status = process.wait()
     except KeyboardInterrupt:

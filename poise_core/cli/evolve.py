@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,9 +23,11 @@ from poise_core.cli.common import (
     resolve_preset,
     say,
     shared_network,
+    shown,
     view_console,
 )
 from poise_core.cli.reading import leaderboard_of
+from poise_core.escaping import shell_command, shell_word
 
 if TYPE_CHECKING:
     from poise_core.config import Preset
@@ -97,7 +98,7 @@ def evolve(
         recorded = recording(replay)
         if replay is not None:
             share_problems(replay, folder, resolved)
-        resume = f"go on with: {shlex.join(['poise', *sys.argv[1:]])}"
+        resume = shell_command(["poise", *sys.argv[1:]])
         try:
             with ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display:
                 notes = [
@@ -111,9 +112,9 @@ def evolve(
 
                 run = evolve_here(resolved, folder, observer=display, say=tell, replay=recorded)
         except Cancelled as error:
-            raise fail(f"stopped; {resume}", STOPPED) from error
+            raise fail("stopped; go on with:", STOPPED, resume) from error
         except InfrastructureError as error:
-            raise fail(f"{str(error).splitlines()[0]}; once that is corrected, {resume}", FAULT) from error
+            raise fail(f"{str(error).splitlines()[0]}; once that is corrected, go on with:", FAULT, resume) from error
         except EvolutionError as error:
             raise fail(error, 1) from error
         console = view_console()
@@ -257,27 +258,23 @@ def where_to_look(run: RunDirectory) -> str:
     """Paths of what a run has left, with the commands that open them."""
     from poise_core.escaping import without_credentials
 
-    folder = _short(run.path)
+    folder = shown(run.path)
     archive = run.preset.archive or f"{folder}/archive"
-    programs = _short(Path(sys.executable).parent)
+    programs = shown(Path(sys.executable).parent)
     server = os.environ.get("PREFECT_API_URL")
-    home = _short(Path(os.environ.get("PREFECT_HOME", run.path / "prefect")))
     tracking = run.tracking_uri
-    mlflow = f"{programs}/mlflow ui --backend-store-uri {tracking}" if tracking == run.own_tracking_uri else tracking
-    prefect = f"PREFECT_HOME={home} {programs}/prefect server start" if server is None else server
+    reading = f"import pandas; print(pandas.read_parquet({f'{archive}/evaluations'!r}))"
+    mlflow = shell_command([f"{programs}/mlflow", "ui", "--backend-store-uri", tracking])
+    home = f"PREFECT_HOME={shell_word(run.path / 'prefect')}"
+    prefect = f"{home} {shell_command([f'{programs}/prefect', 'server', 'start'])}"
+    look = (["show", folder, "NAME"], ["leaderboard", folder], ["lineage", folder])
     lines = "\n".join(
         [
             f"Archive   {archive}",
-            f"          {programs}/python -c \"import pandas; print(pandas.read_parquet('{archive}/evaluations'))\"",
-            f"MLflow    {mlflow}",
-            f"Prefect   {prefect}",
-            f"Look      poise show {folder} NAME    poise leaderboard {folder}    poise lineage {folder}",
+            f"          {shell_command([f'{programs}/python', '-c', reading])}",
+            f"MLflow    {mlflow if tracking == run.own_tracking_uri else tracking}",
+            f"Prefect   {prefect if server is None else server}",
+            f"Look      {'    '.join(shell_command(['poise', *words]) for words in look)}",
         ]
     )
     return without_credentials(lines)
-
-
-def _short(path: Path) -> str:
-    """Relative to the working directory where the path lies below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

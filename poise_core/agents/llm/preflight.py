@@ -21,6 +21,30 @@ PACKAGES = {"openai": "langchain_openai", "anthropic": "langchain_anthropic", "g
             "ollama": "langchain_ollama"}  # fmt: skip
 
 
+SERVERS = {
+    "openai": ("OPENAI_BASE_URL", "https://api.openai.com"),
+    "anthropic": ("ANTHROPIC_BASE_URL", "https://api.anthropic.com"),
+    "google_genai": ("GOOGLE_GEMINI_BASE_URL", "https://generativelanguage.googleapis.com"),
+    "ollama": ("OLLAMA_HOST", "http://127.0.0.1:11434"),
+}
+"""The variable from which each provider's client takes its address, and the address where it is not set."""
+
+
+def model_servers(settings: AgentSettings) -> list[str]:
+    """The addresses of the servers that the roles ask, in order, each once."""
+    found: dict[str, None] = {}
+    for role in ROLES:
+        own = settings.for_role(role)
+        for model in (own.model, *(own.fallbacks or ())) if own.model else ():
+            provider = model.partition(":")[0]
+            variable, usual = SERVERS.get(provider, ("", f"https://{provider}"))
+            address = (
+                own.base_url if own.base_url and provider in ("openai", "ollama") else os.environ.get(variable) or usual
+            )
+            found[address if "://" in address else f"http://{address}"] = None
+    return list(found)
+
+
 class AgentSettingsError(ValueError):
     """The settings of the agents cannot work; one line that names the key."""
 
