@@ -20,6 +20,7 @@ from poise_core.evolution import Evolution, Observer
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.run_directory import RunDirectory
 from poise_core.surroundings import settle_proxies
+from poise_core.tracking.sync import Tracker
 from tasks.session import evolution_session
 
 MOST_LOSSES = 20
@@ -63,6 +64,10 @@ def evolve_here(
         with prefect_server(evolution.run.path / "prefect") as server:
             import flows.evolve  # noqa: F401  (takes seconds, in which the server starts)
 
+            if os.environ.get(
+                "MLFLOW_TRACKING_URI"
+            ):  # the user's own: whether it answers is said now, and not after hours
+                threading.Thread(target=Tracker.for_run(evolution.run).check, name="MLflow", daemon=True).start()
             wait_until_healthy(server, asked.is_set)
             count = evolution.preset.search.generations
             say(f"{count} generation{'s' if count > 1 else ''} in {evolution.run.path}; Ctrl-C stops, and it resumes")

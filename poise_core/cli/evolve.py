@@ -27,7 +27,7 @@ from poise_core.cli.common import (
     view_console,
 )
 from poise_core.cli.reading import leaderboard_of
-from poise_core.escaping import shell_command, shell_word
+from poise_core.escaping import shell_command, shell_word, without_credentials
 
 if TYPE_CHECKING:
     from poise_core.config import Preset
@@ -88,7 +88,7 @@ def evolve(
             count = resolved.search.generations
             say(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
         from flows.local import evolve_here
-        from poise_core.cli.progress import ProgressDisplay
+        from poise_core.cli.progress import ProgressDisplay, Troubles
         from poise_core.evolution import EvolutionError
         from poise_core.failures import Cancelled, InfrastructureError
         from poise_core.render.terminal import render_lineage
@@ -100,7 +100,10 @@ def evolve(
             share_problems(replay, folder, resolved)
         resume = shell_command(["poise", *sys.argv[1:]])
         try:
-            with ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display:
+            with (
+                ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display,
+                Troubles(display.note),
+            ):
                 notes = [
                     f"poise: {line}" for line in (*anew, resolved.untuned, resolved.protocol.unsealed_note) if line
                 ]
@@ -112,10 +115,13 @@ def evolve(
 
                 run = evolve_here(resolved, folder, observer=display, say=tell, replay=recorded)
         except Cancelled as error:
+            say_failures(folder)
             raise fail("stopped; go on with:", STOPPED, resume) from error
         except InfrastructureError as error:
+            say_failures(folder)
             raise fail(f"{str(error).splitlines()[0]}; once that is corrected, go on with:", FAULT, resume) from error
         except EvolutionError as error:
+            say_failures(folder)
             raise fail(error, 1) from error
         console = view_console()
         evidence = run.evidence()
@@ -124,14 +130,45 @@ def evolve(
         console.print(render_lineage(lineage(evidence)))
         console.print()
         console.print(where_to_look(run), highlight=False, soft_wrap=True)
-        if failures := model_failures(run):
-            say(f"poise: {failures}", err=True)
+        say_failures(folder)
+        say_behind(run)
+
+
+def say_failures(folder: Path) -> None:
+    """One line on what language models did not answer, at every end of a run; nothing where there is no run."""
+    from poise_core.archive import ArchiveError
+    from poise_core.run_directory import RunDirectory, RunDirectoryError
+
+    try:
+        failures = model_failures(RunDirectory.read(folder)) if RunDirectory.exists(folder) else ""
+    except (ArchiveError, RunDirectoryError, OSError):
+        return  # what ended the run is said in the line after this one
+    if failures:
+        say(f"poise: {failures}", err=True)
+
+
+def say_behind(run: RunDirectory) -> None:
+    """One line where MLflow does not hold everything at the end, after it was tried once more."""
+    from poise_core.tracking.sync import Tracker
+
+    tracker = Tracker.for_run(run)
+    if tracker.behind and tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True).error:
+        again = shell_command(["poise", "track", shown(run.path)])
+        where = f"MLflow at {tracker.uri} is behind ({tracker.behind})"
+        say(without_credentials(f"poise: {where}; the archive is complete, catch up with: {again}"), err=True)
 
 
 def model_failures(run: RunDirectory) -> str:
     """One line on the calls of language models that got no usable answer, with the first reason; "" where all did."""
     calls = sorted(run.archive.rows("calls"), key=lambda row: row["created_at"])
-    failed = [row for row in calls if row["outcome"] not in ("ok", "budget")]
+    answered = {(row["scope"], row["role"]) for row in calls if row["outcome"] == "ok"}
+    failed = [
+        row
+        for row in calls
+        if row["outcome"] not in ("ok", "budget")
+        # a server that wants something otherwise was asked so
+        and (row["outcome"] != "unsupported_output" or (row["scope"], row["role"]) not in answered)
+    ]
     if not failed:
         return ""
     first = failed[0]
@@ -221,8 +258,6 @@ def plan(preset: Preset, folder: Path) -> str:
         f"Folder      {folder}; archive {preset.archive or folder / 'archive'}",
         *_found(preset, folder),
     ]
-    from poise_core.escaping import without_credentials
-
     return without_credentials("\n".join(lines))
 
 
@@ -256,8 +291,6 @@ def _found(preset: Preset, folder: Path) -> list[str]:
 
 def where_to_look(run: RunDirectory) -> str:
     """Paths of what a run has left, with the commands that open them."""
-    from poise_core.escaping import without_credentials
-
     folder = shown(run.path)
     archive = run.preset.archive or f"{folder}/archive"
     programs = shown(Path(sys.executable).parent)

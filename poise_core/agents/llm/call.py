@@ -152,10 +152,15 @@ class Caller:
                 raise failure from None  # the recorded run gave up here
             except CallFailed as error:
                 failure = error
-                logger.warning(
-                    "%s for %s: %s: %s", question.role, one_line(question.scope), error.outcome, error.message
-                )
-                self._prepare_next(course, error, settings, deadline)
+                said = (question.role, one_line(question.scope), error.outcome, error.message)
+                try:
+                    self._prepare_next(course, error, settings, deadline)
+                except CallFailed:
+                    logger.warning("%s for %s: %s: %s", *said, extra={"reason": error.outcome})
+                    raise
+                # a server that wants something otherwise is asked so, which is no trouble
+                level = logging.INFO if error.outcome is Outcome.UNSUPPORTED else logging.WARNING
+                logger.log(level, "%s for %s: %s: %s", *said, extra={"reason": error.outcome})
 
     def _prepare_next(self, course: _Course, failure: CallFailed, settings: ModelSettings, deadline: float) -> None:
         """Change what the next attempt sends, or raise ``failure`` where there is no further attempt."""
