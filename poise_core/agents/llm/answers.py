@@ -115,9 +115,10 @@ def _json_in(text: str) -> Any:
     """
     fault: Exception | None = None
     for mend in (str, _mended):
-        for part in _parts(text):
+        for part, rest in _parts(text):
             try:
-                value = json.loads(mend(part), strict=False)  # a raw line end in a string is meant as one
+                # a raw line end in a string is meant as one
+                value = _PREFIX.raw_decode(mend(part))[0] if rest else json.loads(mend(part), strict=False)
                 if isinstance(value, str) and value.lstrip().startswith("{"):
                     value = json.loads(value, strict=False)  # arguments of a call that were encoded twice
                 return value
@@ -142,18 +143,25 @@ _FENCE = re.compile(r"\s*(?:```+|~~~+)\s*\w*\s*")
 _MOST_STARTS = 16
 
 
-def _parts(text: str) -> Iterator[str]:
-    """Where the JSON may stand: what follows the reasoning, then all of it; of each its first block of code, and its braces."""
+_PREFIX = json.JSONDecoder(strict=False)
+
+
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """Where the JSON may stand: what follows the reasoning, then all of it; of each its first block of code, and its braces.
+
+    Yields:
+        A part, and whether something else may follow the JSON in it.
+    """
     for part in dict.fromkeys((_END_OF_THOUGHT.split(text)[-1].strip(), text)):
-        yield part
+        yield part, False
         lines = part.splitlines()
         fences = [number for number, line in enumerate(lines) if _FENCE.fullmatch(line)]
         if len(fences) > 1:
-            yield "\n".join(lines[fences[0] + 1 : fences[1]])
+            yield "\n".join(lines[fences[0] + 1 : fences[1]]), False
         start, end = part.find("{"), part.rfind("}")
         if 0 <= start < end:
-            yield part[start : end + 1]
+            yield part[start : end + 1], False
         # the last objects that begin a line: after braces in the prose before them
         starts = [found.start() for found in re.finditer(r"^[ \t]{0,8}\{", part, re.MULTILINE)]
         for begin in starts[-_MOST_STARTS:]:
-            yield part[begin : end + 1]
+            yield part[begin:].lstrip(), True

@@ -6,6 +6,7 @@ Providers raise classes of their own, which share an HTTP status, headers and na
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
@@ -54,7 +55,7 @@ SAYINGS: tuple[Saying, ...] = (
     ),
     Saying(
         Outcome.UNAUTHORISED,
-        r"api[ _]key (is )?(not|in)valid|api_key_invalid|invalid api[ _]key",
+        r"api[ _]key (is )?(not |in)valid|api_key_invalid|invalid api[ _]key",
         (400,),
         servers="Gemini",
     ),
@@ -139,7 +140,7 @@ _EXHAUSTED = re.compile(
     r"insufficient_quota|exceeded your current quota|billing|credit balance|insufficient balance", re.I
 )
 _LATER = re.compile(
-    r"(?:retry ?delay\W{1,6}|(?:retry|try again) (?:in|after) )((?:\d+(?:\.\d+)?\s?(?:ms|[hms])\w*\s?)+)", re.I
+    r"(?:retry ?delay\W{1,6}|(?:retry|try again) (?:in|after) )((?:\d+(?:\.\d+)?\s?(?:ms|[hms])[a-z]*\s?)+)", re.I
 )
 _LOADING = re.compile(r"loading model|model is (currently )?loading|still loading|warming up", re.I)
 _LOADING_SECONDS = 10.0
@@ -273,7 +274,7 @@ async def amend(response: Any) -> None:
         return
     kind = response.headers.get("content-type", "")
     if "event-stream" in kind:
-        if b'"stream"' not in (response.request.content or b""):
+        if re.search(rb'"stream":\s*true', response.request.content or b"") is None:
             raise CallFailed(Outcome.UNSUPPORTED, "the server streams its answer, which was not asked for")
         return
     if "json" not in kind and not kind.startswith("text/"):
@@ -320,8 +321,12 @@ def _amend(document: dict[str, Any]) -> bool:
         message["content"], changed = "".join(text for text in texts if isinstance(text, str)), True
     for call in message.get("tool_calls") or ():
         function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("arguments"), dict):  # Ollama, older gateways
-            function["arguments"], changed = json.dumps(function["arguments"]), True
+        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if isinstance(arguments, dict):  # Ollama, older gateways
+            function["arguments"], changed = json.dumps(arguments), True
+        elif isinstance(arguments, str) and arguments.lstrip().startswith('"'):  # encoded twice
+            with contextlib.suppress(ValueError):
+                function["arguments"], changed = str(json.loads(arguments, strict=False)), True
     if not any(message.get(name) for name in ("content", "tool_calls", "refusal")):
         # vLLM and SGLang with a parser for reasoning
         thought = message.get("reasoning_content") or message.get("reasoning")

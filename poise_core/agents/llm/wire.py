@@ -105,7 +105,8 @@ class ChatModels:
             raise CallFailed(Outcome.TIMED_OUT, f"{request.model}: no whole answer in {seconds:.0f} s") from None
         except Exception as error:
             if (fault := own_fault(error)) is not None:
-                raise CallFailed(fault.outcome, f"{request.model}: {fault.message}", fault.retry_after) from None
+                said = redact(fault.message, _key(settings) or "")
+                raise CallFailed(fault.outcome, f"{request.model}: {said}", fault.retry_after) from None
             outcome, wait = classify(error)
             text = " ".join(redact(str(error), _key(settings) or "").split())[:_ERROR_CHARACTERS]
             if outcome is Outcome.UNKNOWN_MODEL and "/v1" not in (settings.base_url or "/v1"):
