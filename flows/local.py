@@ -59,29 +59,29 @@ def evolve_here(
     with (
         evolution_session(run_dir, preset, observer=observer, replay=replay) as evolution,
         _stopped_by_signals(evolution, say) as asked,
+        prefect_server(evolution.run.path / "prefect") as server,
     ):
-        say("starting the Prefect server")
-        with prefect_server(evolution.run.path / "prefect") as server:
-            import flows.evolve  # noqa: F401  (takes seconds, in which the server starts)
-
-            if os.environ.get(
-                "MLFLOW_TRACKING_URI"
-            ):  # the user's own: whether it answers is said now, and not after hours
-                threading.Thread(target=Tracker.for_run(evolution.run).check, name="MLflow", daemon=True).start()
+        where = without_credentials(server.url)
+        say(f"asking the Prefect server of PREFECT_API_URL, {where}" if server.named else "starting the Prefect server")
+        if server.named:
             wait_until_healthy(server, asked.is_set)
-            count = evolution.preset.search.generations
-            say(f"{count} generation{'s' if count > 1 else ''} in {evolution.run.path}; Ctrl-C stops, and it resumes")
-            losses = 0
-            while not _evolve_once(evolution, asked):
-                losses += 1
-                if losses > MOST_LOSSES:
-                    raise InfrastructureError(
-                        f"the Prefect server at {without_credentials(server.url)} was lost {losses} times"
-                    )
-                say("the Prefect server does not answer; what is finished is kept, and it goes on when the server does")
-                wait_until_healthy(server, asked.is_set, up=False)
-                evolution.go_on()
-            return evolution.run
+        import flows.evolve  # noqa: F401  (takes seconds, in which a private server starts)
+
+        if os.environ.get("MLFLOW_TRACKING_URI"):  # the user's own: whether it answers is said now, and not after hours
+            threading.Thread(target=Tracker.for_run(evolution.run).check, name="MLflow", daemon=True).start()
+        if not server.named:
+            wait_until_healthy(server, asked.is_set)
+        count = evolution.preset.search.generations
+        say(f"{count} generation{'s' if count > 1 else ''} in {evolution.run.path}; Ctrl-C stops, and it resumes")
+        losses = 0
+        while not _evolve_once(evolution, asked):
+            losses += 1
+            if losses > MOST_LOSSES:
+                raise InfrastructureError(f"the Prefect server at {where} was lost {losses} times")
+            say("the Prefect server does not answer; what is finished is kept, and it goes on when the server does")
+            wait_until_healthy(server, asked.is_set, up=False)
+            evolution.go_on()
+        return evolution.run
 
 
 def _servers(preset: Preset) -> list[str]:

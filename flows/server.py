@@ -33,7 +33,7 @@ START_SECONDS = 600.0
 SECRET = "PREFECT_API_AUTH_STRING"
 """The setting from which Prefect's clients take what a server asks for, as ``user:password``."""
 
-ANSWER_SECONDS = 20.0
+ANSWER_SECONDS = 10.0
 """How long a server that the user has named in PREFECT_API_URL is waited for."""
 
 MOST_STARTS = 20
@@ -209,7 +209,7 @@ def wait_until_healthy(
         except urllib.error.HTTPError as error:
             if server.named and error.code in (401, 403):
                 break  # asks for its secret
-            if server.named and error.code in (400, 404, 405):
+            if server.named and error.code in (400, 404, 405, 501):
                 what = f"answers {error.code}: is it the address of its API, which ends in /api?"
                 raise _not_answering(url, what) from None
             last = f"status {error.code}"

@@ -84,7 +84,7 @@ def evolve(
         if dry_run:
             say(plan(resolved, run_dir or default_run_dir(resolved)))
             return
-        if forecast := check_and_forecast(resolved):
+        if forecast := check_and_forecast(resolved, asks=replay is None):
             count = resolved.search.generations
             say(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
         from flows.local import evolve_here

@@ -48,6 +48,16 @@ def candidate_id(name: str, source: str) -> str:
     return f"{slug}-{source_digest(source)[:10]}"
 
 
+def require_usable_place(folder: Path) -> None:
+    """Refuse a folder in which no run can live, whatever is there.
+
+    Raises:
+        RunDirectoryError: its path holds a character that cannot stand there.
+    """
+    if fault := fault_of_place(folder):
+        raise RunDirectoryError(f"{folder}: {fault}")
+
+
 class RunDirectory:
     """An opened run; the evolution opens it with ``open``, which holds the lock, and readers with ``read``."""
 
@@ -74,8 +84,7 @@ class RunDirectory:
             poise_core.archive.ArchiveError: the archive cannot be made or read.
         """
         folder = expanded(path).absolute()
-        if fault := fault_of_place(folder):
-            raise RunDirectoryError(f"{folder}: {fault}")
+        require_usable_place(folder)
         _refuse_foreign(folder)
         preset = _with_settled_archive(folder, preset)
         try:
@@ -233,8 +242,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: the folder's path cannot stand in the address of a database.
         """
-        if fault := fault_of_place(self.path):
-            raise RunDirectoryError(f"{self.path}: {fault}")
+        require_usable_place(self.path)
         return f"sqlite:///{self.path / 'mlflow.db'}"
 
     @property

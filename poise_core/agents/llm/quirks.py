@@ -321,7 +321,9 @@ def _amend(document: dict[str, Any]) -> bool:
         message["content"], changed = "".join(text for text in texts if isinstance(text, str)), True
     for call in message.get("tool_calls") or ():
         function = call.get("function") if isinstance(call, dict) else None
-        arguments = function.get("arguments") if isinstance(function, dict) else None
+        if not isinstance(function, dict):
+            continue
+        arguments = function.get("arguments")
         if isinstance(arguments, dict):  # Ollama, older gateways
             function["arguments"], changed = json.dumps(arguments), True
         elif isinstance(arguments, str) and arguments.lstrip().startswith('"'):  # encoded twice
