@@ -9,6 +9,7 @@ Import this module, and enter ``prefect_server``, before ``prefect`` is imported
 
 from __future__ import annotations
 
+import base64
 import contextvars
 import http.client
 import os
@@ -20,6 +21,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager
@@ -204,7 +206,7 @@ def wait_until_healthy(
         if fault := server.fault():
             raise InfrastructureError(fault)
         try:
-            _stoppable(lambda: urllib.request.urlopen(f"{url}/health", timeout=5).close(), should_stop)
+            _stoppable(lambda: urllib.request.urlopen(_health_of(url), timeout=5).close(), should_stop)
             break
         except urllib.error.HTTPError as error:
             if server.named and error.code in (401, 403):
@@ -232,6 +234,22 @@ def wait_until_healthy(
         )
     server.has_answered()
     _stoppable(lambda: _require_access(server), should_stop)
+
+
+def _health_of(url: str) -> urllib.request.Request:
+    """The request for a server's health; user and password of the address go into a header, as Prefect's client does it.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(url)
+    place, _, host = parts.netloc.rpartition("@")
+    request = urllib.request.Request(f"{parts._replace(netloc=host).geturl()}/health")
+    if place:
+        request.add_header("Authorization", f"Basic {base64.b64encode(urllib.parse.unquote(place).encode()).decode()}")
+    return request
 
 
 def _stoppable(work: Callable[[], None], should_stop: Callable[[], bool]) -> None:
