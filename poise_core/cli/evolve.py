@@ -27,6 +27,7 @@ from poise_core.cli.common import (
     view_console,
 )
 from poise_core.cli.reading import leaderboard_of
+from poise_core.cli.track import say_behind
 from poise_core.escaping import shell_command, shell_word, without_credentials
 
 if TYPE_CHECKING:
@@ -136,47 +137,16 @@ def evolve(
 
 def say_failures(folder: Path) -> None:
     """One line on what language models did not answer, at every end of a run; nothing where there is no run."""
+    from poise_core.agents.llm.ledger import failures_of
     from poise_core.archive import ArchiveError
     from poise_core.run_directory import RunDirectory, RunDirectoryError
 
     try:
-        failures = model_failures(RunDirectory.read(folder)) if RunDirectory.exists(folder) else ""
+        failures = failures_of(RunDirectory.read(folder).archive.rows("calls")) if RunDirectory.exists(folder) else ""
     except (ArchiveError, RunDirectoryError, OSError):
         return  # what ended the run is said in the line after this one
     if failures:
         say(f"poise: {failures}", err=True)
-
-
-def say_behind(run: RunDirectory) -> None:
-    """One line where MLflow does not hold everything at the end, after it was tried once more."""
-    from poise_core.tracking.sync import Tracker
-
-    tracker = Tracker.for_run(run)
-    if tracker.behind and tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True).error:
-        again = shell_command(["poise", "track", shown(run.path)])
-        where = f"MLflow at {tracker.uri} is behind ({tracker.behind})"
-        say(without_credentials(f"poise: {where}; the archive is complete, catch up with: {again}"), err=True)
-
-
-def model_failures(run: RunDirectory) -> str:
-    """One line on the calls of language models that got no usable answer, with the first reason; "" where all did."""
-    calls = sorted(run.archive.rows("calls"), key=lambda row: row["created_at"])
-    answered = {(row["scope"], row["role"]) for row in calls if row["outcome"] == "ok"}
-    failed = [
-        row
-        for row in calls
-        if row["outcome"] not in ("ok", "budget")
-        # a server that wants something otherwise was asked so
-        and (row["outcome"] != "unsupported_output" or (row["scope"], row["role"]) not in answered)
-    ]
-    if not failed:
-        return ""
-    first = failed[0]
-    nothing = "" if len(failed) < len(calls) else "; the catalogue and the rules worked in its place"
-    return (
-        f"{len(failed)} of {len(calls)} calls to the language model failed{nothing}; "
-        f"the first: {first['outcome']}: {first['message']}"
-    )
 
 
 def share_problems(recorded: Path, folder: Path, preset: Preset) -> None:
