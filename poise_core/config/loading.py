@@ -31,12 +31,13 @@ class _UniqueKeys(yaml.SafeLoader):
         """The mapping, or ``ConstructorError`` with the line of the second key."""
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen and isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key has to be a word", key.start_mark)
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
                 )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -100,6 +101,8 @@ def _preset_of(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
         _apply_override(document, override)
     try:
         return Preset.model_validate(_with_home(document))
+    except RecursionError:
+        raise PresetError("the document holds itself (an alias within what it names)") from None
     except ValidationError as error:
         raise PresetError(_first_error(error)) from error
 
