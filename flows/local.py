@@ -11,13 +11,16 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows.server import never_proxy_loopback, prefect_server, wait_until_healthy
+from flows.server import prefect_server, wait_until_healthy
+from poise_core.agents.llm.preflight import model_servers
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.escaping import without_credentials
 from poise_core.evolution import Evolution, Observer
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.run_directory import RunDirectory
+from poise_core.surroundings import settle_proxies
+from poise_core.tracking.sync import Tracker
 from tasks.session import evolution_session
 
 MOST_LOSSES = 20
@@ -52,30 +55,39 @@ def evolve_here(
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells what happens
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    never_proxy_loopback()
-    named = bool(os.environ.get("PREFECT_API_URL"))
+    settle_proxies(*_servers(preset))
     with (
         evolution_session(run_dir, preset, observer=observer, replay=replay) as evolution,
         _stopped_by_signals(evolution, say) as asked,
+        prefect_server(evolution.run.path / "prefect") as server,
     ):
-        say("starting the Prefect server")
-        with prefect_server(evolution.run.path / "prefect") as url:
-            import flows.evolve  # noqa: F401  (takes two seconds, in which the server starts)
+        where = without_credentials(server.url)
+        say(f"asking the Prefect server of PREFECT_API_URL, {where}" if server.named else "starting the Prefect server")
+        if server.named:
+            wait_until_healthy(server, asked.is_set)
+        import flows.evolve  # noqa: F401  (takes seconds, in which a private server starts)
 
-            wait_until_healthy(url, asked.is_set, named=named)
-            count = evolution.preset.search.generations
-            say(f"{count} generation{'s' if count > 1 else ''} in {evolution.run.path}; Ctrl-C stops, and it resumes")
-            losses = 0
-            while not _evolve_once(evolution, asked):
-                losses += 1
-                if losses > MOST_LOSSES:
-                    raise InfrastructureError(
-                        f"the Prefect server at {without_credentials(url)} was lost {losses} times"
-                    )
-                say("the Prefect server does not answer; what is finished is kept, and it goes on when the server does")
-                wait_until_healthy(url, asked.is_set)
-                evolution.go_on()
-            return evolution.run
+        if os.environ.get("MLFLOW_TRACKING_URI"):  # the user's own: whether it answers is said now, and not after hours
+            threading.Thread(target=Tracker.for_run(evolution.run).check, name="MLflow", daemon=True).start()
+        if not server.named:
+            wait_until_healthy(server, asked.is_set)
+        count = evolution.preset.search.generations
+        say(f"{count} generation{'s' if count > 1 else ''} in {evolution.run.path}; Ctrl-C stops, and it resumes")
+        losses = 0
+        while not _evolve_once(evolution, asked):
+            losses += 1
+            if losses > MOST_LOSSES:
+                raise InfrastructureError(f"the Prefect server at {where} was lost {losses} times")
+            say("the Prefect server does not answer; what is finished is kept, and it goes on when the server does")
+            wait_until_healthy(server, asked.is_set, up=False)
+            evolution.go_on()
+        return evolution.run
+
+
+def _servers(preset: Preset) -> list[str]:
+    """The addresses of everything that a run of the preset asks by HTTP."""
+    own = [os.environ.get(name, "") for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")]
+    return [address for address in (*own, *model_servers(preset.agents)) if address.startswith(("http://", "https://"))]
 
 
 def _evolve_once(evolution: Evolution, asked: threading.Event) -> bool:

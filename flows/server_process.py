@@ -18,12 +18,15 @@ def main(port: int) -> None:
     server = uvicorn.Server(config)
 
     def follow_parent() -> None:
-        sys.stdin.buffer.read()
+        while os.read(0, 4096):  # not through a buffer, whose lock a thread must not hold at the end of the process
+            pass
         server.should_exit = True
         threading.Timer(5.0, os._exit, [1]).start()  # open connections are not waited for longer than this
 
     threading.Thread(target=follow_parent, daemon=True).start()
     server.run()
+    if not server.started:
+        sys.exit(3)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ written.
 | words within a Markdown text of ours | ``markdown`` |
 | Markdown that somebody else wrote | ``markdown_page`` |
 | a block of code in Markdown | ``code_block`` |
+| a command to paste into a shell | ``shell_command`` |
 | key of a metric or parameter in MLflow | ``mlflow_key`` |
 | data of a prompt | ``prompt_data`` |
 | a name in the instructions of a prompt | ``prompt_name`` |
@@ -21,7 +22,9 @@ Views for a terminal, and what is made of them (pages of HTML, drawings), go thr
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
 
 _INVISIBLE = (
@@ -62,6 +65,21 @@ def one_line(text: object, limit: int = 0) -> str:
     """The text as ``printable`` leaves it, in one line; cut to ``limit`` characters, if that is given."""
     line = " ".join(printable(str(text)).split())
     return f"{line[: limit - 3]}..." if 0 < limit < len(line) else line
+
+
+def shell_command(words: Iterable[object]) -> str:
+    """The words as one line that can be pasted into bash or zsh and means the same there, whatever is in them."""
+    return " ".join(map(shell_word, words))
+
+
+def shell_word(word: object) -> str:
+    """One word of ``shell_command``; line ends, tabs and what is not seen are written with escapes."""
+    text = str(word)
+    if is_printable(text) and not set(text) & set("\n\t"):
+        return shlex.quote(text)
+    data = text.encode("utf-8", "surrogateescape")
+    escaped = "".join(chr(byte) if 32 <= byte < 127 and byte not in b"\\'" else f"\\x{byte:02x}" for byte in data)
+    return f"$'{escaped}'"
 
 
 def printable_json(text: str) -> str:

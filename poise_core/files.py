@@ -10,9 +10,35 @@ from typing import TextIO
 
 UNTRUSTED_BYTES = 256 << 20
 
+UNUSABLE_IN_PATHS = "?"
+"""In the address of a SQLite database it ends the path, so that MLflow and Prefect would write elsewhere."""
+
 
 class UntrustedFileError(Exception):
     """A file is not one that the program itself would have written; the message names the file and the difference."""
+
+
+def expanded(path: str | Path) -> Path:
+    """The path that a text means, with the user's home for a leading ``~``, which the shell replaces in some places only.
+
+    What is a path already stays as it is: its ``~`` is a folder's name.
+    """
+    return Path(os.path.expanduser(path)) if isinstance(path, str) else path
+
+
+def fault_of_place(folder: Path) -> str:
+    """Why no run can live in this folder, whatever is there; "" where one can."""
+    text = str(folder)
+    for character in UNUSABLE_IN_PATHS:
+        if character in text:
+            return f"a run's path cannot hold {character!r}, at which addresses of databases end; give another name"
+    if any(ord(character) < 32 or ord(character) == 127 for character in text):
+        return "a run's path cannot hold a line end or another control character; give another name"
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "a run's path has to be UTF-8; give another name"
+    return ""
 
 
 def write_atomically(path: Path, content: str | bytes, *, private: bool = False) -> None:

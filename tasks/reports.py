@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import base64
+import contextvars
 import json
 import os
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
+from queue import Empty, Queue
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -19,12 +23,14 @@ from poise_core.files import write_atomically
 from poise_core.render.lines import judgement, untuned_note
 from poise_core.render.markdown import fenced, render_nightly_report
 from poise_core.render.terminal import render_lineage
-from poise_core.tracking.sync import Tracker
+from poise_core.tracking.sync import SyncReport, Tracker
 from poise_core.views import LeaderboardRow, leaderboard, lineage
 from poise_core.views.nightly import NightlyRun, nightly_report, report_file
 from tasks.session import current_evolution
 
 MLFLOW_SECONDS = 5.0
+STOP_SECONDS = 2.0
+"""How long a sync with MLflow may go on after the run was stopped."""
 
 
 @task(task_run_name="show leaderboard")
@@ -42,14 +48,47 @@ def show_leaderboard(run_dir: str, after: Any = None) -> str:
 @task(task_run_name="update MLflow")
 def update_tracking(run_dir: str, after: Any = None) -> str:
     """Push what MLflow does not have yet; a fault of MLflow is a warning, and the next update catches up."""
-    run = current_evolution(run_dir).run
+    evolution = current_evolution(run_dir)
+    run = evolution.run
     tracker = Tracker.for_run(run)
-    report = tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path)
+    report = _unless_stopped(
+        lambda: tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path), lambda: evolution.stopped
+    )
+    if report is None:
+        return "stopped"
     if report.error:
         get_run_logger().warning("MLflow is behind the archive: %s", one_line(report.error))
     elif link := experiment_link(tracker.uri, tracker.experiment):
         create_link_artifact(link, link_text=tracker.experiment, key="mlflow", description="Curves of all candidates")
     return report.error
+
+
+def _unless_stopped(work: Callable[[], SyncReport], stopped: Callable[[], bool]) -> SyncReport | None:
+    """The result of the work; None where the run is stopped meanwhile and it takes longer than ``STOP_SECONDS`` more.
+
+    A server that takes a request and does not answer it would otherwise hold up whoever asked to stop. The next sync goes on.
+    """
+    results: Queue[SyncReport | BaseException] = Queue()
+
+    def do() -> None:
+        try:
+            results.put(work())
+        except BaseException as error:
+            results.put(error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(do,), name="MLflow", daemon=True).start()
+    patience = STOP_SECONDS
+    while True:
+        try:
+            result = results.get(timeout=0.1)
+        except Empty:
+            patience -= 0.1 * stopped()
+            if patience <= 0:
+                return None
+            continue
+        if isinstance(result, BaseException):
+            raise result
+        return result
 
 
 @task(task_run_name="nightly report")

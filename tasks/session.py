@@ -25,6 +25,7 @@ from poise_core.evolution import (
 )
 from poise_core.evolution.events import ignore
 from poise_core.evolution.executor import default_executor
+from poise_core.files import expanded
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.views import find_candidate
 from tasks.progress import ProgressArtifacts
@@ -63,7 +64,7 @@ def evolution_session(
         RunDirectoryError: the directory cannot be used for this preset, or is in use.
         PresetError: the preset cannot be used.
     """
-    path = Path(run_dir).absolute()
+    path = expanded(run_dir).absolute()
     if path in _open:
         with _stopping(_open[path]) as evolution:
             yield evolution
@@ -89,7 +90,7 @@ def candidate_session(run_dir: str | Path, seeds: int | None = None) -> Iterator
         RunDirectoryError: it is no run directory.
         PresetError: the protocol does not list so many seeds.
     """
-    path = Path(run_dir).absolute()
+    path = expanded(run_dir).absolute()
     if path in _open:
         with _stopping(_open[path]) as evolution:
             yield evolution
@@ -195,7 +196,7 @@ def current_evolution(run_dir: str | Path) -> Evolution:
     Raises:
         RunDirectoryError: none is open for this directory.
     """
-    path = Path(run_dir).absolute()
+    path = expanded(run_dir).absolute()
     if path not in _open:
         raise RunDirectoryError(f"{path}: no evolution of this run is open in this process")
     return _open[path]

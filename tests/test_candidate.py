@@ -74,14 +74,30 @@ def test_a_file_has_one_text_whoever_reads_it(end: str, encoding: str, tmp_path:
     assert read_candidate(link) == SOURCE
 
 
+@pytest.mark.parametrize("coding", ["latin-1", "cp1252", "iso-8859-15", "shift_jis"])
+def test_a_coding_line_is_read_as_python_reads_it(coding: str, tmp_path: Path) -> None:
+    said = "\u30ab" if coding == "shift_jis" else "é"
+    path = tmp_path / "two.py"
+    path.write_bytes(f"#!/usr/bin/python\r\n# -*- coding: {coding} -*-\r\n# {said}\r\n{SOURCE}".encode(coding))
+    text = read_candidate(path)
+    assert text == f"#!/usr/bin/python\n# -*- coding: utf-8 -*-\n# {said}\n{SOURCE}"
+    path.write_text(text, encoding="utf-8")  # as the archive's copy of it is read
+    assert read_candidate(path) == text
+    # what is UTF-8 is read as it, whatever a comment says: no archived text changes
+    path.write_text(f"# coding: latin-1\n# é\n{SOURCE}", encoding="utf-8")
+    assert read_candidate(path).startswith("# coding: latin-1\n# é\n")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("é".encode("latin-1"), "not UTF-8 text (byte 0)"), (b"\xef\xbb\xbfab\xff", "not UTF-8 text (byte 5)"),
+        ("é".encode("latin-1"), "not UTF-8 text (byte 0)"), (b"# coding: utf-7\n\xff", "not UTF-8 text (byte 16)"),
+        (b"# coding: unicode_escape\n\xff", "not UTF-8 text (byte 25)"), (b"x = 1\n# coding: latin-1\n\xff", "not UTF-8"),
+        (b"\xef\xbb\xbfab\xff", "not UTF-8 text (byte 5)"),
         (SOURCE.encode("utf-16"), "not UTF-8 text (byte 0)"), (b"#" * (MAX_BYTES + 1), "more than 1048576 bytes"),
         ("\ud800".encode("utf-8", "surrogatepass"), "not UTF-8 text (byte 0)"),
     ],
-    ids=range(5),
+    ids=range(8),
 )  # fmt: skip
 def test_what_is_no_text_is_refused_by_every_reader(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "two.py"

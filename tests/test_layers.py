@@ -30,9 +30,13 @@ def loaded_after(module: str) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize(
     ("module", "rooms", "spared"),
     [
-        ("poise_core.config", {"config", "policies", "trajectory"}, HEAVY | NUMERIC),
+        ("poise_core.config", {"config", "files", "policies", "trajectory"}, HEAVY | NUMERIC),
         ("poise_core.archive", {"archive", "evaluation", "failures", "files"}, HEAVY | {"scipy"}),
-        ("poise_core.cli", {"cli", "config", "policies", "trajectory"}, HEAVY | NUMERIC),
+        (
+            "poise_core.cli",
+            {"cli", "config", "failures", "files", "policies", "surroundings", "trajectory"},
+            HEAVY | NUMERIC,
+        ),
         ("poise_core.candidate.identity", {"candidate"}, HEAVY | NUMERIC | {"pydantic"}),
         ("poise_core.agents.llm.faults", {"agents", "failures"}, HEAVY | NUMERIC | {"pydantic"}),
     ],

@@ -7,6 +7,7 @@ import html
 import io
 import json
 import re
+import subprocess
 import sys
 import unicodedata
 from html.parser import HTMLParser
@@ -29,6 +30,7 @@ from poise_core.agents.llm.secrets import redact
 from poise_core.algorithms import algorithm_path
 from poise_core.archive import Archive, failure_row
 from poise_core.cli import common
+from poise_core.escaping import is_printable, shell_command
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.render import ViewConsole
@@ -145,6 +147,20 @@ def test_plain_text_and_lines(text: str) -> None:
     assert_plain(line)
     assert "\n" not in line
     assert len(escaping.one_line(text, 10)) <= 10
+
+
+ODD_WORDS = (
+    "plain", "my runs/r", "it's", 'a "b"', "$HOME", "`id`", "a;b&c|d", "~", "-x", "", "two  blanks", "a\nb", "tab\t", "ä 日本",
+    "back\\slash", "back\\slash\n'", "*?[x]", "#a", "50%", "\u202eturned", "!history",
+)  # fmt: skip
+
+
+def test_a_command_that_is_printed_means_the_same_when_it_is_pasted() -> None:
+    line = shell_command(["printf", r"%s\0", *ODD_WORDS])
+    assert is_printable(line)
+    assert "\n" not in line
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=True)
+    assert done.stdout.decode().split("\0")[:-1] == list(ODD_WORDS)
 
 
 @few

@@ -6,6 +6,7 @@ Whoever reads a candidate file reads it here: gate, registration and training ju
 from __future__ import annotations
 
 import ast
+import codecs
 import errno
 import hashlib
 import os
@@ -104,17 +105,60 @@ def read_candidate(path: Path) -> str:
 def decode_candidate(content: bytes) -> str:
     """The text of these bytes: UTF-8 with or without a byte order mark, any line end as LF, as Python reads a file.
 
+    Bytes that are no UTF-8 are read by their coding line, if they have one, which then says UTF-8, as the text is kept.
+
     Raises:
-        UnreadableCandidate: there are too many, or they are not UTF-8.
+        UnreadableCandidate: there are too many, or they are neither UTF-8 nor what their coding line says.
     """
     if len(content) > MAX_BYTES:
         raise UnreadableCandidate(f"the file has more than {MAX_BYTES} bytes; a candidate has a few thousand", content)
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if (other := _by_coding_line(content)) is not None:
+            return other.replace("\r\n", "\n").replace("\r", "\n")
         place = error.start + (len(content) - len(error.object))  # the decoder does not count the mark
         raise UnreadableCandidate(f"the file is not UTF-8 text (byte {place}); save it as UTF-8", content) from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+_CODING = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)")
+_CODECS = (
+    "iso8859",
+    "latin",
+    "cp",
+    "koi8",
+    "mac",
+    "gb",
+    "big5",
+    "euc",
+    "shift",
+    "johab",
+    "hz",
+    "tis",
+    "ptcp",
+    "kz1048",
+)
+"""Beginnings of the codecs that a coding line may name: character sets, and none of Python's transformations."""
+
+
+def _by_coding_line(content: bytes) -> str | None:
+    """The text by the coding line among its first two lines (PEP 263), changed to utf-8; None where that says nothing usable."""
+    lines = content.splitlines(keepends=True)
+    for number, line in enumerate(lines[:2]):
+        if found := _CODING.match(line):
+            try:
+                codec = codecs.lookup(found[1].decode("ascii"))
+                if not codec.name.replace("-", "").startswith(_CODECS):
+                    return None
+                begin, end = found.span(1)
+                lines[number] = line[:begin] + b"utf-8" + line[end:]
+                return b"".join(lines).decode(codec.name)
+            except (LookupError, UnicodeError):
+                return None
+        if line.strip() and not line.lstrip().startswith(b"#"):
+            return None
+    return None
 
 
 def candidate_name(stem: str) -> str:

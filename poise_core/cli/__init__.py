@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+# ruff: noqa: E402  (the surroundings are settled before anything is imported that a folder of the user's could hold, too)
+from typing import Annotated, Any
+
+from poise_core.surroundings import settle
+
+settle()
 
 import typer
+from typer.core import TyperGroup
 
 from poise_core.cli import archive as cli_archive
 from poise_core.cli import sampler as cli_sampler
@@ -23,6 +29,7 @@ from poise_core.cli.track import track
 from poise_core.cli.tune import tune
 from poise_core.cli.verify import verify
 from poise_core.cli.version import print_version
+from poise_core.files import expanded
 
 _HELP = (
     "Evolve the reinforcement-learning algorithms that train language models, and keep the evidence.",
@@ -38,8 +45,25 @@ _HELP = (
     "3 the machine failed, the same command goes on; 130 stopped, the same command goes on.",
 )
 
+
+class _Commands(TyperGroup):
+    """The commands; a leading ~ in an argument is the home folder, also where the shell leaves it, as in --run-dir=~/run."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments of the command line."""
+        return super().parse_args(ctx, [_with_home(argument) for argument in args])
+
+
+def _with_home(argument: str) -> str:
+    option, _, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    if value != "~" and not value.startswith("~/"):
+        return argument
+    return f"{option}={expanded(value)}" if option else str(expanded(value))
+
+
 app = typer.Typer(
     name="poise",
+    cls=_Commands,
     help="\n\n".join(_HELP),
     no_args_is_help=True,
     rich_markup_mode="rich",

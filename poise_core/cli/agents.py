@@ -187,12 +187,17 @@ def agent_overrides(model: str | None, base_url: str | None, directive: str | No
     return [f"{key}={json_module.dumps(value)}" for key, value in given.items() if value is not None]
 
 
-def check_and_forecast(preset: Preset) -> str:
-    """One line on what the models may cost; empty where there are none. Bad settings: one line and status 2."""
+def check_and_forecast(preset: Preset, *, asks: bool = True) -> str:
+    """One line on what the models may cost; empty where there are none. Bad settings: one line and status 2.
+
+    Args:
+        preset: of the run.
+        asks: whether servers will be asked, rather than a recording.
+    """
     from poise_core.agents.llm.preflight import AgentSettingsError, check_agents, forecast
 
     try:
-        check_agents(preset.agents)
+        check_agents(preset.agents, asks=asks)
     except AgentSettingsError as error:
         raise fail(error, UNUSABLE) from error
     if not preset.agents.enabled:

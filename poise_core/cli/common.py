@@ -62,10 +62,24 @@ def progress_bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: progress.advance(task, count)
 
 
-def fail(message: object, status: int) -> typer.Exit:
-    """Print one line on standard error; the caller raises the returned exit."""
-    typer.echo(f"poise: {without_credentials(one_line(message))}", err=True)
+def fail(message: object, status: int, again: str = "") -> typer.Exit:
+    """Print one line on standard error; the caller raises the returned exit.
+
+    Args:
+        message: what is wrong.
+        status: of the exit.
+        again: a command of ``shell_command``, printed as it stands at the end of the line.
+    """
+    said = without_credentials(one_line(message))
+    typer.echo(f"poise: {said} {without_credentials(again)}" if again else f"poise: {said}", err=True)
     return typer.Exit(status)
+
+
+def shown(path: Path) -> str:
+    """A path as a word of a command to paste: relative to the working directory where it lies below it, and never an option."""
+    here = Path.cwd()
+    text = str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+    return f"./{text}" if text.startswith(("-", "~")) else text
 
 
 @contextmanager

@@ -87,6 +87,7 @@ def compare_search(
     """
     from poise_core.cli.common import resolve_preset
     from poise_core.experiments.arms import ARMS, arm_runs, share_baseline
+    from poise_core.run_directory import require_usable_place
 
     if table is not None:
         options = _Replays(replays, trainings, rough, replay_seed, workers, out, json)
@@ -101,6 +102,7 @@ def compare_search(
         settings = [*(overrides or []), *shared_network(allow_shared_network)]
         resolved = resolve_preset(preset, settings)
         folder = (run_dir or Path("runs") / f"{resolved.name}-arms").absolute()
+        require_usable_place(folder)
         chosen = tuple(arm for arm in ARMS if not arms or arm in arms)
         runs = arm_runs(resolved, folder, chosen, tuple(range(search_seeds)))
         for run in runs:
@@ -116,7 +118,7 @@ def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
     sets = [part for override in (*overrides, *settings) for part in ("--set", override)]
     arguments = ["evolve", "--preset", preset, "--run-dir", str(run.folder), *sets]
     say(f"{run.arm}, search seed {run.seed}: {run.folder}", err=True)
-    process = subprocess.Popen([sys.executable, "-c", _EVOLVE, *arguments], stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, "-P", "-c", _EVOLVE, *arguments], stdout=subprocess.DEVNULL)
     try:
         status = process.wait()
     except KeyboardInterrupt:

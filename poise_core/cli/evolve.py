@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -24,9 +23,12 @@ from poise_core.cli.common import (
     resolve_preset,
     say,
     shared_network,
+    shown,
     view_console,
 )
 from poise_core.cli.reading import leaderboard_of
+from poise_core.cli.track import say_behind
+from poise_core.escaping import shell_command, shell_word, without_credentials
 
 if TYPE_CHECKING:
     from poise_core.config import Preset
@@ -83,11 +85,11 @@ def evolve(
         if dry_run:
             say(plan(resolved, run_dir or default_run_dir(resolved)))
             return
-        if forecast := check_and_forecast(resolved):
+        if forecast := check_and_forecast(resolved, asks=replay is None):
             count = resolved.search.generations
             say(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
         from flows.local import evolve_here
-        from poise_core.cli.progress import ProgressDisplay
+        from poise_core.cli.progress import ProgressDisplay, Troubles
         from poise_core.evolution import EvolutionError
         from poise_core.failures import Cancelled, InfrastructureError
         from poise_core.render.terminal import render_lineage
@@ -97,9 +99,12 @@ def evolve(
         recorded = recording(replay)
         if replay is not None:
             share_problems(replay, folder, resolved)
-        resume = f"go on with: {shlex.join(['poise', *sys.argv[1:]])}"
+        resume = shell_command(["poise", *sys.argv[1:]])
         try:
-            with ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display:
+            with (
+                ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display,
+                Troubles(display.note),
+            ):
                 notes = [
                     f"poise: {line}" for line in (*anew, resolved.untuned, resolved.protocol.unsealed_note) if line
                 ]
@@ -111,10 +116,13 @@ def evolve(
 
                 run = evolve_here(resolved, folder, observer=display, say=tell, replay=recorded)
         except Cancelled as error:
-            raise fail(f"stopped; {resume}", STOPPED) from error
+            say_failures(folder)
+            raise fail("stopped; go on with:", STOPPED, resume) from error
         except InfrastructureError as error:
-            raise fail(f"{str(error).splitlines()[0]}; once that is corrected, {resume}", FAULT) from error
+            say_failures(folder)
+            raise fail(f"{str(error).splitlines()[0]}; once that is corrected, go on with:", FAULT, resume) from error
         except EvolutionError as error:
+            say_failures(folder)
             raise fail(error, 1) from error
         console = view_console()
         evidence = run.evidence()
@@ -123,22 +131,22 @@ def evolve(
         console.print(render_lineage(lineage(evidence)))
         console.print()
         console.print(where_to_look(run), highlight=False, soft_wrap=True)
-        if failures := model_failures(run):
-            say(f"poise: {failures}", err=True)
+        say_failures(folder)
+        say_behind(run)
 
 
-def model_failures(run: RunDirectory) -> str:
-    """One line on the calls of language models that got no usable answer, with the first reason; "" where all did."""
-    calls = sorted(run.archive.rows("calls"), key=lambda row: row["created_at"])
-    failed = [row for row in calls if row["outcome"] not in ("ok", "budget")]
-    if not failed:
-        return ""
-    first = failed[0]
-    nothing = "" if len(failed) < len(calls) else "; the catalogue and the rules worked in its place"
-    return (
-        f"{len(failed)} of {len(calls)} calls to the language model failed{nothing}; "
-        f"the first: {first['outcome']}: {first['message']}"
-    )
+def say_failures(folder: Path) -> None:
+    """One line on what language models did not answer, at every end of a run; nothing where there is no run."""
+    from poise_core.agents.llm.ledger import failures_of
+    from poise_core.archive import ArchiveError
+    from poise_core.run_directory import RunDirectory, RunDirectoryError
+
+    try:
+        failures = failures_of(RunDirectory.read(folder).archive.rows("calls")) if RunDirectory.exists(folder) else ""
+    except (ArchiveError, RunDirectoryError, OSError):
+        return  # what ended the run is said in the line after this one
+    if failures:
+        say(f"poise: {failures}", err=True)
 
 
 def share_problems(recorded: Path, folder: Path, preset: Preset) -> None:
@@ -220,8 +228,6 @@ def plan(preset: Preset, folder: Path) -> str:
         f"Folder      {folder}; archive {preset.archive or folder / 'archive'}",
         *_found(preset, folder),
     ]
-    from poise_core.escaping import without_credentials
-
     return without_credentials("\n".join(lines))
 
 
@@ -255,29 +261,23 @@ def _found(preset: Preset, folder: Path) -> list[str]:
 
 def where_to_look(run: RunDirectory) -> str:
     """Paths of what a run has left, with the commands that open them."""
-    from poise_core.escaping import without_credentials
-
-    folder = _short(run.path)
+    folder = shown(run.path)
     archive = run.preset.archive or f"{folder}/archive"
-    programs = _short(Path(sys.executable).parent)
+    programs = shown(Path(sys.executable).parent)
     server = os.environ.get("PREFECT_API_URL")
-    home = _short(Path(os.environ.get("PREFECT_HOME", run.path / "prefect")))
     tracking = run.tracking_uri
-    mlflow = f"{programs}/mlflow ui --backend-store-uri {tracking}" if tracking == run.own_tracking_uri else tracking
-    prefect = f"PREFECT_HOME={home} {programs}/prefect server start" if server is None else server
+    reading = f"import pandas; print(pandas.read_parquet({f'{archive}/evaluations'!r}))"
+    mlflow = shell_command([f"{programs}/mlflow", "ui", "--backend-store-uri", tracking])
+    home = f"PREFECT_HOME={shell_word(run.path / 'prefect')}"
+    prefect = f"{home} {shell_command([f'{programs}/prefect', 'server', 'start'])}"
+    look = (["show", folder, "NAME"], ["leaderboard", folder], ["lineage", folder])
     lines = "\n".join(
         [
             f"Archive   {archive}",
-            f"          {programs}/python -c \"import pandas; print(pandas.read_parquet('{archive}/evaluations'))\"",
-            f"MLflow    {mlflow}",
-            f"Prefect   {prefect}",
-            f"Look      poise show {folder} NAME    poise leaderboard {folder}    poise lineage {folder}",
+            f"          {shell_command([f'{programs}/python', '-c', reading])}",
+            f"MLflow    {mlflow if tracking == run.own_tracking_uri else tracking}",
+            f"Prefect   {prefect if server is None else server}",
+            f"Look      {'    '.join(shell_command(['poise', *words]) for words in look)}",
         ]
     )
     return without_credentials(lines)
-
-
-def _short(path: Path) -> str:
-    """Relative to the working directory where the path lies below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

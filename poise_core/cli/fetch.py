@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 import typer
@@ -32,6 +33,7 @@ def fetch(
         from poise_core.policies.fetch import FetchError, remark
         from poise_core.policies.fetch import fetch as download
         from poise_core.policies.locate import PolicyNotFoundError, require_loadable, resolve_policy, shipped_policies
+        from poise_core.surroundings import settle_proxies
 
         resolved = read_preset(preset, overrides or [])
         wanted: list[tuple[Literal["model", "dataset"], str]] = [("model", resolved.protocol.policy)]
@@ -43,6 +45,7 @@ def fetch(
                     require_loadable(resolve_policy(name), name)
                     say(f"model {name}: {resolve_policy(name)}, nothing to download")
                     continue
+                settle_proxies(os.environ.get("HF_ENDPOINT") or "https://the-hub")
                 fetched = download(name, kind, say)
                 say(f"  is in {fetched.folder}")
                 if "@" not in name:

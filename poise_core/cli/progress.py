@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 import threading
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -15,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from poise_core.config import Preset
+from poise_core.escaping import one_line, without_credentials
 from poise_core.evolution.events import Event
 from poise_core.render import ViewConsole
 
@@ -32,6 +35,50 @@ class _Running:
     seed: int | None = None
     steps: dict[int, int] = field(default_factory=dict)  # seed -> steps done
     rewards: list[float] = field(default_factory=list)
+
+
+class Troubles(logging.Handler):
+    """Says what fails beside the stages while it happens: calls of a language model, and pushes to MLflow.
+
+    The first failure of each kind is a line that stays; so are the tenth, the hundredth and any with another reason than the last.
+    """
+
+    SOURCES: ClassVar[Mapping[str, tuple[str, str]]] = {
+        "poise_core.agents.llm.call": (
+            "the language model failed",
+            "it is asked again where that may help; otherwise the catalogue and the rules work in its place",
+        ),
+        "poise_core.tracking.sync": ("MLflow is behind", "the run goes on, and the next push catches up"),
+    }
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._tell = tell
+        self._counts: dict[str, int] = {}
+        self._reasons: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        for source in self.SOURCES:
+            logging.getLogger(source).addHandler(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for source in self.SOURCES:
+            logging.getLogger(source).removeHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show a warning, or count it."""
+        what, then = self.SOURCES[record.name]
+        reason = str(getattr(record, "reason", "")) or record.getMessage()
+        count = self._counts[record.name] = self._counts.get(record.name, 0) + 1
+        known = self._reasons.get(record.name) == reason
+        self._reasons[record.name] = reason
+        if count == 1:
+            self._tell(f"poise: {what}: {record.getMessage()}; {then}")
+        elif not known or set(str(count)[1:]) == {"0"}:
+            self._tell(f"poise: {what} for the {count}th time: {record.getMessage()}")
 
 
 class ProgressDisplay:
@@ -69,7 +116,7 @@ class ProgressDisplay:
 
     def note(self, line: str) -> None:
         """Print a line that stays."""
-        self._console.print(Text(line), soft_wrap=True)
+        self._console.print(Text(without_credentials(one_line(line))), soft_wrap=True)
 
     def __call__(self, event: Event) -> None:
         """Show an event; called from any thread."""

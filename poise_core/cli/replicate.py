@@ -22,6 +22,7 @@ from poise_core.cli.common import (
     shared_network,
     view_console,
 )
+from poise_core.cli.track import say_behind
 
 if TYPE_CHECKING:
     from poise_core.experiments.examination import ExaminationRecord
@@ -93,6 +94,7 @@ def replicate(
                 run_dir=run.path,
                 force=True,
             )  # moves the champion's alias
+            say_behind(run)
     _print(found, record, json)
     if record.replication["outcome"] != "replicated":
         raise typer.Exit(REFUSED)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise_core.cli.common import FAULT, fail, plain_errors, say
+from poise_core.cli.common import FAULT, fail, plain_errors, say, shown
+from poise_core.escaping import shell_command, without_credentials
+
+if TYPE_CHECKING:
+    from poise_core.run_directory import RunDirectory
 
 
 def track(
@@ -25,7 +29,6 @@ def track(
 
     Example: poise track runs/laptop --uri http://127.0.0.1:5000
     """
-    from poise_core.escaping import without_credentials
     from poise_core.run_directory import RunDirectory
     from poise_core.tracking.sync import Tracker
 
@@ -41,3 +44,14 @@ def track(
     )
     for line in report.refused:
         say(f"not taken: {line}", err=True)
+
+
+def say_behind(run: RunDirectory) -> None:
+    """One line where MLflow does not hold everything at the end, after it was tried once more."""
+    from poise_core.tracking.sync import Tracker
+
+    tracker = Tracker.for_run(run)
+    if tracker.behind and tracker.sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True).error:
+        again = shell_command(["poise", "track", shown(run.path)])
+        where = f"MLflow at {tracker.uri} is behind ({tracker.behind})"
+        say(without_credentials(f"poise: {where}; the archive is complete, catch up with: {again}"), err=True)

@@ -57,6 +57,7 @@ def tune(
     poise tune --preset my.yaml --run-dir runs/my-tune --trainings 120
     """
     from poise_core.experiments.tuning_runs import Tuning, TuningRefused
+    from poise_core.run_directory import require_usable_place
 
     def tell(line: str) -> None:
         say(line, err=True)
@@ -64,6 +65,7 @@ def tune(
     with plain_errors():
         resolved = resolve_preset(preset, overrides)
         folder = (run_dir or Path("runs") / f"{resolved.name}-tune").absolute()
+        require_usable_place(folder)
         try:
             tuning = Tuning(resolved, folder, trainings, seeds, fresh_seeds, say=tell)
             tell(_what(tuning))

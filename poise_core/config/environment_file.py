@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,10 @@ class EnvironmentFile:
     @classmethod
     def parse(cls, name: str) -> EnvironmentFile | None:
         """Read ``FILE.py:CLASS`` or ``FILE.py:CLASS#DIGEST``; None for the name of a shipped environment."""
-        reference, _, digest = name.partition("#")
-        path, _, class_name = reference.rpartition(":")
+        found = re.fullmatch(r"(?P<path>.+):(?P<class>\w+)(?:#(?P<digest>[0-9a-f]*))?", name, re.DOTALL)
+        if found is None:
+            return None
+        path, class_name, digest = found["path"], found["class"], found["digest"] or ""
         return cls(Path(path), class_name, digest) if path.endswith(".py") and class_name.isidentifier() else None
 
     @property

@@ -8,6 +8,7 @@ allowed values.
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 
 from poise_core.config.preset import Preset
 from poise_core.config.protocol import Protocol
+from poise_core.files import expanded
 from poise_core.policies.locate import PolicyNotFoundError, policy_digest, tokenizer_digest
 
 
@@ -29,12 +31,13 @@ class _UniqueKeys(yaml.SafeLoader):
         """The mapping, or ``ConstructorError`` with the line of the second key."""
         seen: set[str] = set()
         for key, _ in node.value:
-            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen and isinstance(key, yaml.ScalarNode):
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key has to be a word", key.start_mark)
+            if key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is given twice", key.start_mark
                 )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -97,7 +100,9 @@ def _preset_of(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
     for override in overrides:
         _apply_override(document, override)
     try:
-        return Preset.model_validate(document)
+        return Preset.model_validate(_with_home(document))
+    except RecursionError:
+        raise PresetError("the document holds itself (an alias within what it names)") from None
     except ValidationError as error:
         raise PresetError(_first_error(error)) from error
 
@@ -138,7 +143,7 @@ def _read_document(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) 
         name_or_path: see ``load_preset``; ``extends`` takes a shipped name, or a path relative to the file's folder.
         extended_by: the files that led to this one through ``extends``, beginning with the one that the user named.
     """
-    name = str(name_or_path)
+    name = str(expanded(name_or_path))
     if name in extended_by:
         raise PresetError(f"extends goes in a circle: {' extends '.join((*extended_by, name))}")
     document = _read_yaml(name, f"{extended_by[-1]}: extends: " if extended_by else "")
@@ -150,7 +155,7 @@ def _read_document(name_or_path: str | Path, extended_by: tuple[str, ...] = ()) 
     if not isinstance(base, str):
         raise PresetError(f"{name}: extends takes the name of a shipped preset or the path of a file (given: {base!r})")
     if base not in shipped_presets():
-        base = os.path.normpath(Path(name).parent / base)
+        base = os.path.normpath(Path(name).parent / expanded(base))
     return _merged(_without_other_problems(_read_document(base, (*extended_by, name)), document), document)
 
 
@@ -175,13 +180,15 @@ def tuned_file(name_or_path: str | Path) -> Path | None:
     Raises:
         PresetError: a file cannot be read.
     """
-    name: str | None = str(name_or_path)
+    name: str | None = str(expanded(name_or_path))
     while name is not None:
         document = _read_yaml(name, "")
         if (tuned := document.get("tuned")) is not None:
             return _beside(name, tuned)
         base = document.get("extends")
-        name = base if base is None or base in shipped_presets() else os.path.normpath(Path(name).parent / base)
+        name = (
+            base if base is None or base in shipped_presets() else os.path.normpath(Path(name).parent / expanded(base))
+        )
     return None
 
 
@@ -190,7 +197,7 @@ def _beside(name: str, tuned: object) -> Path:
     if not isinstance(tuned, str):
         raise PresetError(f"{name}: tuned takes the path of a file that poise tune has written (given: {tuned!r})")
     folder = Path(str(resources.files("poise_core") / "presets")) if name in shipped_presets() else Path(name).parent
-    return folder / tuned
+    return folder / expanded(tuned)
 
 
 def _read_tuned(path: Path) -> dict[str, Any]:
@@ -216,7 +223,7 @@ def _read_yaml(name: str, where: str) -> dict[str, Any]:
                 f"{where}no preset {name!r}; shipped presets: {', '.join(shipped_presets())}, or give a YAML file"
             )
         try:
-            text = path.read_text(encoding="utf-8-sig")  # editors on Windows write a byte order mark
+            text = _decoded(path.read_bytes())
         except UnicodeDecodeError as error:
             raise PresetError(f"{where}{name}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
         except OSError as error:
@@ -228,6 +235,37 @@ def _read_yaml(name: str, where: str) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise PresetError(f"{where}{name}: expected keys such as 'protocol' and 'search' at the top level")
     return document
+
+
+def _decoded(content: bytes) -> str:
+    """The text of a YAML file: UTF-8, or UTF-16 with the mark that YAML asks for there (PowerShell writes it)."""
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig")
+
+
+_PATHS = frozenset(
+    {
+        "archive",
+        "dataset",
+        "environment",
+        "file",
+        "function",
+        "literature_folder",
+        "name",
+        "policies",
+        "policy",
+        "prompts_folder",
+    }
+)
+"""Keys whose values may be paths; a leading ~ in them is the user's home."""
+
+
+def _with_home(node: Any, key: str = "") -> Any:
+    if isinstance(node, dict):
+        return {name: _with_home(value, str(name)) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_with_home(value, key) for value in node]
+    return str(expanded(node)) if isinstance(node, str) and key in _PATHS and node.startswith("~") else node
 
 
 def _merged(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:

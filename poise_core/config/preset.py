@@ -11,6 +11,7 @@ from poise_core.config.ladder import HealthSpec, LadderSpec
 from poise_core.config.protocol import TUNED_TRAINING, FrozenModel, Protocol
 from poise_core.config.resources import ResourceSpec
 from poise_core.config.search import BaselineSpec, SearchSpec
+from poise_core.escaping import shell_command
 
 
 class ExaminationSpec(FrozenModel):
@@ -108,7 +109,7 @@ class Preset(FrozenModel):
         A candidate that beats an untuned baseline may owe that to numbers which suit it and not the baseline.
         """
         name, record = self.search.baseline, self.baseline.tuning
-        again = f"'poise tune --preset {self.name}' does that."
+        again = f"'{shell_command(['poise', 'tune', '--preset', self.name])}' does that."
         if record is None or record.algorithm != name:
             return f"The baseline {name} was never tuned under this protocol; {again}"
         if record.digest != self.protocol.tuning_digest:

@@ -185,6 +185,8 @@ def _cost(report: NightlyReport) -> str:
         lines.append(
             f"- Language models: {spent.calls} calls, {tokens}, {spent.dollars:.4f}{budget} dollars{unpriced}."
         )
+    if report.model_failures:
+        lines.append(f"- {markdown(report.model_failures)}.")
     return "\n".join(lines)
 
 

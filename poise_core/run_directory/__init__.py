@@ -11,7 +11,7 @@
              .lock             held while an evolution runs
 """
 
-from poise_core.run_directory.directory import RunDirectory, candidate_id
+from poise_core.run_directory.directory import RunDirectory, candidate_id, require_usable_place
 from poise_core.run_directory.records import RunDirectoryError
 
-__all__ = ["RunDirectory", "RunDirectoryError", "candidate_id"]
+__all__ = ["RunDirectory", "RunDirectoryError", "candidate_id", "require_usable_place"]

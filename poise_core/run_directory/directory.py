@@ -20,6 +20,7 @@ from poise_core.archive import Archive, ArchiveLocationError, ArchiveOwnedError,
 from poise_core.candidate.identity import source_digest
 from poise_core.config import Preset
 from poise_core.evaluation.problems import ProblemSecret, SecretError
+from poise_core.files import expanded, fault_of_place
 from poise_core.run_directory.lock import Lock
 from poise_core.run_directory.records import (
     HEADER,
@@ -47,6 +48,16 @@ def candidate_id(name: str, source: str) -> str:
     return f"{slug}-{source_digest(source)[:10]}"
 
 
+def require_usable_place(folder: Path) -> None:
+    """Refuse a folder in which no run can live, whatever is there.
+
+    Raises:
+        RunDirectoryError: its path holds a character that cannot stand there.
+    """
+    if fault := fault_of_place(folder):
+        raise RunDirectoryError(f"{folder}: {fault}")
+
+
 class RunDirectory:
     """An opened run; the evolution opens it with ``open``, which holds the lock, and readers with ``read``."""
 
@@ -72,7 +83,8 @@ class RunDirectory:
                 directory, or its files cannot be read.
             poise_core.archive.ArchiveError: the archive cannot be made or read.
         """
-        folder = Path(path).absolute()
+        folder = expanded(path).absolute()
+        require_usable_place(folder)
         _refuse_foreign(folder)
         preset = _with_settled_archive(folder, preset)
         try:
@@ -106,7 +118,7 @@ class RunDirectory:
     @staticmethod
     def exists(path: str | Path) -> bool:
         """Whether a run was started in this folder."""
-        return (Path(path) / PRESET).exists()
+        return (expanded(path) / PRESET).exists()
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -115,7 +127,7 @@ class RunDirectory:
         Raises:
             RunDirectoryError: it is no run directory, or its preset cannot be read.
         """
-        folder = Path(path).absolute()
+        folder = expanded(path).absolute()
         if not (folder / PRESET).is_file():
             raise RunDirectoryError(f"{folder}: not a run directory, it has no {PRESET}")
         return cls(folder, frozen_preset(folder))
@@ -225,7 +237,12 @@ class RunDirectory:
 
     @property
     def own_tracking_uri(self) -> str:
-        """The SQLite file of this run, which MLflow makes where nothing else is set."""
+        """The SQLite file of this run, which MLflow makes where nothing else is set.
+
+        Raises:
+            RunDirectoryError: the folder's path cannot stand in the address of a database.
+        """
+        require_usable_place(self.path)
         return f"sqlite:///{self.path / 'mlflow.db'}"
 
     @property

@@ -126,6 +126,19 @@ class Tracker:
             _shared[key].planned, _shared[key].untuned = run.current_preset.search.planned, run.preset.untuned
             return _shared[key]
 
+    @property
+    def behind(self) -> str:
+        """Why the last sync did not come to its end; "" where it did, or there was none."""
+        return self._last_error
+
+    def check(self) -> str:
+        """Ask MLflow for the experiment, which need not be there; "" where it answers, else why not, which is also in the log."""
+        try:
+            self._connect().get_experiment_by_name(self.experiment)
+        except Exception as failure:  # see _push
+            self._say_behind(failure)
+        return self._last_error
+
     def sync_archive(
         self,
         archive: Archive,
@@ -207,21 +220,24 @@ class Tracker:
             if calls:
                 with _traces_to(self.uri):
                     push_calls(client, experiment_id, calls)
-            self._not_before = 0.0
+            self._not_before, self._last_error = 0.0, ""
         except Exception as failure:  # MLflow, its database driver and its HTTP client share no class of errors
             if isinstance(failure, ArchiveError):
                 raise
-            self._client = None
-            error = self._last_error = _one_line(failure)
-            self._not_before = time.monotonic() + self._retry_seconds
-            logger.warning(
-                "tracking at %s is behind, the archive is not affected: %s", without_credentials(self.uri), error
-            )
+            self._say_behind(failure)
+            error = self._last_error
         for line in refused:
             logger.warning(
                 "tracking at %s does not take one run, the others go on: %s", without_credentials(self.uri), line
             )
         return SyncReport(created, updated, unchanged, error, tuple(refused))
+
+    def _say_behind(self, failure: Exception) -> None:
+        self._client = None
+        self._last_error = _one_line(failure)
+        self._not_before = time.monotonic() + self._retry_seconds
+        where = without_credentials(self.uri)
+        logger.warning("tracking at %s is behind, the archive is not affected: %s", where, self._last_error)
 
     def _connect(self) -> MlflowClient:
         if self._client is None:

@@ -6,7 +6,7 @@ import datetime as dt
 from dataclasses import dataclass
 from pathlib import Path
 
-from poise_core.agents.llm.ledger import Spent
+from poise_core.agents.llm.ledger import Spent, failures_of
 from poise_core.archive.typed import ExaminationRow
 from poise_core.config import Preset
 from poise_core.evidence.run_evidence import RunEvidence
@@ -60,6 +60,7 @@ class NightlyReport:
     examined_name: str = ""
     untuned: str = ""  # see RunEvidence.untuned
     not_sealed: str = ""  # see Protocol.unsealed_note
+    model_failures: str = ""  # of language models since the run began, in one line
     calibration: str = ""  # how the forecasts of proposals came out; empty where none was scored
 
 
@@ -79,10 +80,10 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         )
         for one in names
     }
+    calls = [row for row in evidence.archive.rows("calls") if row["created_at"] >= run.began and not row["replayed"]]
     spent = Spent()
-    for call in evidence.archive.rows("calls"):
-        if call["created_at"] >= run.began and not call["replayed"]:
-            spent = spent.plus(Spent.of_row(call))
+    for call in calls:
+        spent = spent.plus(Spent.of_row(call))
     return NightlyReport(
         run=run,
         rows=tuple(rows),
@@ -96,6 +97,7 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         examined_name=evidence.candidates[run.examined]["name"] if run.examined in evidence.candidates else "",
         untuned=evidence.untuned,
         not_sealed=evidence.protocol.unsealed_note,
+        model_failures=failures_of(calls),
         calibration=_calibration(evidence, preset, run.generation),
     )
 

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from call_samples import GOOD, Colour, outcomes, question, script_of
 from langchain.chat_models import base
-from llm_server import Drip, Fail, Hang, Loop, LoopbackServer, NoChoices, Say
+from llm_server import Drip, Fail, Hang, Loop, LoopbackServer, NoChoices, Raw, Say, prompt_of
 
 from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
 from poise_core.agents.llm.question import Answer
+from poise_core.agents.llm.quirks import QUIRKS, SAYINGS, classify, outcome_of, quirk, room_for_output
 from poise_core.agents.llm.wire import run_bounded
 from poise_core.archive import Archive, ArchiveError
 from poise_core.config.agents import AgentSettings
@@ -139,6 +140,209 @@ def test_a_mistake_in_the_settings_stops_the_run(
     with pytest.raises(AgentsUnusable, match="check the model's name, its server and its key"):
         caller.ask(question())
     assert outcomes(archive) == [outcome]
+
+
+SAID: tuple[tuple[int, str, str, str], ...] = (
+    # status, what a server has said, the outcome, and what it wants otherwise
+    (400, "The provided JSON schema contains features not supported by xgrammar.", "unsupported_output", ""),  # vLLM
+    (400, "Failed to convert JSON schema to GBNF grammar", "unsupported_output", ""),  # llama.cpp
+    (500, "tools param requires --jinja flag", "unsupported_output", ""),  # llama.cpp
+    (400, '"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', "unsupported_output", ""),
+    (400, "registry.ollama.ai/library/gemma2 does not support tools", "unsupported_output", ""),  # Ollama
+    (400, "'response_format.type' must be 'json_schema' or 'text'", "unsupported_output", ""),  # LM Studio
+    (400, "litellm.UnsupportedParamsError: sagemaker does not support parameters: ['response_format']", "unsupported_output", ""),
+    (404, "No endpoints found that support tool use.", "unsupported_output", ""),  # OpenRouter
+    (400, "This response_format type is unavailable now", "unsupported_output", ""),  # DeepSeek
+    (400, "deepseek-reasoner does not support Function Calling", "unsupported_output", ""),
+    (400, "Failed to generate JSON. Please adjust your prompt. json_validate_failed", "unsupported_output", ""),  # Groq
+    (400, "Unknown name \"additionalProperties\" at 'tools[0].parameters': Cannot find field.", "unsupported_output", ""),  # Gemini
+    (400, "response_format: Extra inputs are not permitted", "unsupported_output", ""),  # Anthropic
+    (422, "[{'type': 'extra_forbidden', 'loc': ['body', 'max_completion_tokens'], 'msg': 'Extra inputs are not permitted'}]",
+     "unsupported_output", "limit"),  # Mistral, vLLM
+    (400, "Unrecognized request argument supplied: max_completion_tokens", "unsupported_output", "limit"),  # Azure
+    (400, "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+     "unsupported_output", "limit"),  # OpenAI
+    (400, "max_tokens is too large: 8192. This model supports at most 4096 completion tokens, whereas you provided 8192.",
+     "unsupported_output", "output"),  # OpenAI
+    (400, "'max_tokens' or 'max_completion_tokens' is too large: 8192. This model's maximum context length is 4096 tokens and your "
+     "request has 1000 input tokens (8192 > 4096 - 1000).", "unsupported_output", "output"),  # vLLM
+    (400, "Invalid max_tokens value, the valid range of max_tokens is [1, 4096]", "unsupported_output", "output"),  # DeepSeek
+    (400, "max_tokens: 8192 > 4096, which is the maximum allowed number of output tokens", "unsupported_output", "output"),
+    (400, "System role not supported", "unsupported_output", "system"),  # Gemma's template
+    (400, "Conversation roles must alternate user/assistant/user/assistant/...", "unsupported_output", "system"),  # Mistral's
+    (400, "Developer instruction is not enabled for models/gemma-3-27b-it", "unsupported_output", "system"),  # Gemini
+    (400, "Unsupported value: 'messages[0].role' does not support 'system' with this model.", "unsupported_output", "system"),
+    (400, "Unsupported value: 'temperature' does not support 0.2 with this model. Only the default (1) value is supported.",
+     "unsupported_output", "temperature"),
+    (422, "[{'loc': ['body', 'tools', 0, 'function', 'strict'], 'msg': 'Extra inputs are not permitted'}]", "unsupported_output",
+     "strict"),
+    (400, "maximum context length is 4096 tokens. However, your messages resulted in 5000 tokens.", "context_overflow", ""),
+    (400, "the request exceeds the available context size. try increasing the context size", "context_overflow", ""),  # llama.cpp
+    (400, "The input token count (40000) exceeds the maximum number of tokens allowed (32768).", "context_overflow", ""),  # Gemini
+    (413, "Request too large for model: Limit 6000, Requested 9000", "context_overflow", ""),  # Groq
+    (402, "Insufficient Balance", "quota", ""),  # DeepSeek
+    (402, "This request requires more credits, or fewer max_tokens.", "quota", ""),  # OpenRouter
+    (400, "Your credit balance is too low to access the Anthropic API.", "quota", ""),
+    (429, "You exceeded your current quota, please check your plan and billing details.", "quota", ""),  # OpenAI
+    (429, "You exceeded your current quota. Please retry in 34.07s.", "rate_limited", ""),  # Gemini, per minute
+    (403, "Key limit exceeded (total limit).", "quota", ""),  # OpenRouter
+    (403, "Your chosen model requires moderation and your input was flagged", "refused", ""),  # OpenRouter
+    (400, "The response was filtered due to the prompt triggering Azure OpenAI's content management policy.", "refused", ""),
+    (400, "API key not valid. Please pass a valid API key.", "unauthorised", ""),  # Gemini
+    (401, "invalid x-api-key", "unauthorised", ""),
+    (400, "Model Not Exist", "unknown_model", ""),  # DeepSeek
+    (400, "mistral-huge is not a valid model ID", "unknown_model", ""),  # OpenRouter
+    (404, "The model `grammar-7b` does not exist.", "unknown_model", ""),  # vLLM
+    (404, "Not Found", "unknown_model", ""),  # no /v1
+    (400, "temperature must be between 0 and 2", "bad_request", ""),
+    (503, "Loading model", "unavailable", ""),  # llama.cpp
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("status", "said", "outcome", "odd"), SAID, ids=[said[1][:40] for said in SAID])
+def test_what_servers_say(status: int, said: str, outcome: str, odd: str) -> None:
+    assert outcome_of(status, f"BadRequestError Error code: {status} - {{'error': {{'message': {said!r}}}}}") == outcome
+    if outcome == "unsupported_output":
+        assert quirk(said) == odd
+
+
+def test_every_row_of_the_table_has_an_example() -> None:
+    text = "\n".join(said for _, said, _, _ in SAID) + "\nthe server streams its answer"
+    assert [saying.words for saying in SAYINGS if not any(saying.fits(None, line) for line in text.splitlines())] == []
+    assert {saying.quirk for saying in SAYINGS} == set(QUIRKS)
+
+
+def test_the_room_that_a_server_grants_is_read() -> None:
+    granted = [room_for_output(said) for _, said, _, odd in SAID if odd == "output"]
+    assert granted == [4096, 4096 - 1000, 4096, 4096]
+    assert room_for_output("max_tokens is too large") is None
+
+
+@pytest.mark.parametrize(
+    ("header", "said", "seconds"),
+    [
+        ("12", "", 12.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", "", 0.0),  # a date that has passed
+        ("", "Please try again in 1m2.5s.", 62.5),  # OpenAI, Groq
+        ("", "'retryDelay': '34s'", 34.0),  # Gemini
+        ("", "Please retry in 350ms", 0.35),
+        ("", "Loading model", 10.0),  # llama.cpp
+        ("", "no", None),
+    ],
+)
+def test_the_pause_that_a_server_asks_for_is_read(header: str, said: str, seconds: float | None) -> None:
+    class Refusal(Exception):
+        status_code = 429
+
+    error = Refusal(said)
+    error.response = type("Response", (), {"headers": {"retry-after": header} if header else {}, "status_code": 429})()
+    assert classify(error)[1] == (seconds if seconds is None else pytest.approx(seconds))
+
+
+def unless(wrong: Callable[[dict[str, Any]], Any], fault: Fail) -> Callable[[dict[str, Any]], Any]:
+    """A server that refuses requests in which something is, and answers the others."""
+    return lambda body: fault if wrong(body) else GOOD
+
+
+TOOL = {"structured_output": "function_calling"}
+WANTING: dict[str, tuple[Callable[[dict[str, Any]], Any], dict[str, Any]]] = {
+    "system": (unless(lambda body: body["messages"][0]["role"] == "system", Fail(400, "System role not supported")), {}),
+    "limit": (unless(lambda body: "max_tokens" in body, Fail(422, "max_tokens: Extra inputs are not permitted")), {}),
+    "output": (
+        unless(lambda body: body["max_tokens"] > 3000, Fail(400, "max_tokens is too large: at most 3000 completion tokens")), {},
+    ),
+    "temperature": (
+        unless(lambda body: "temperature" in body, Fail(400, "'temperature' does not support 0.2 with this model")),
+        {"temperature": 0.2},
+    ),
+    "strict": (
+        unless(lambda body: "strict" in body["tools"][0]["function"], Fail(422, "tools.0.function.strict: extra_forbidden")),
+        TOOL,
+    ),
+    "stream": (lambda body: GOOD if body.get("stream") else Raw("data: [DONE]", "text/event-stream"), {}),
+    "": (unless(lambda body: "response_format" in body, Fail(400, "grammar error")), {}),
+}  # fmt: skip
+"""For every quirk a server that has it, and settings under which it shows."""
+
+
+@pytest.mark.parametrize("odd", QUIRKS, ids=[name or "another method" for name in QUIRKS])
+def test_a_server_that_wants_something_otherwise_is_asked_so_once(
+    odd: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    script, settings = WANTING[odd]
+    server = serve(script)
+    answer = caller_for(server, **settings).ask(question())
+    assert answer.value == Colour(**GOOD)
+    assert outcomes(archive) == ["unsupported_output", "ok"]
+    assert "Answer." in prompt_of(server.requests[-1])  # whatever is left out, the system part is not
+    assert [record for record in caplog.records if record.levelname == "WARNING"] == []  # it is no failure
+    again = caller_for(server, **settings).ask(question())  # a resumed run asks once more whether it is still so
+    assert (again.call_id, len(server.requests)) == (answer.call_id, 3)
+
+
+def message(**fields: Any) -> Raw:
+    """A completion with these fields of its message."""
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": None, **fields}}
+    return Raw({"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
+
+
+TEXT = json.dumps(GOOD)
+FORMS: dict[str, tuple[Any, str | None]] = {
+    # what comes with status 200; words of the failure, None where it is a good answer
+    "in the field for reasoning": (message(reasoning_content=TEXT), None),
+    "as a list of parts": (message(content=[{"type": "thinking", "thinking": []}, {"type": "text", "text": TEXT}]), None),
+    "arguments as an object": (
+        message(tool_calls=[{"id": "1", "type": "function", "function": {"name": "Colour", "arguments": GOOD}}]), None,
+    ),
+    "arguments encoded twice": (
+        message(tool_calls=[{"id": "1", "type": "function", "function": {"name": "Colour", "arguments": json.dumps(TEXT)}}]), None,
+    ),
+    "a call as text": (Say(f'<tool_call>{{"name": "Colour", "arguments": {TEXT}}}</tool_call>'), None),
+    "in the form of the schema": (Say(json.dumps({"type": "object", "properties": GOOD})), None),
+    "after a thought that began in the prompt": (Say(f"First {{blue}}? No.\n</think>\n{TEXT}"), None),
+    "after another one's thought": (Say(f"[THINK]{{blue}}[/THINK]{TEXT}"), None),
+    "after prose with braces": (Say(f"Of {{red, green}} I take:\n{TEXT}\nAs asked {{sic}}."), None),
+    "in a fence with line ends of Windows": (Say(f"Here:\r\n```JSON\r\n{TEXT}\r\n```\r\nDone."), None),
+    "in a fence of tildes": (Say(f"~~~json\n{TEXT}\n~~~"), None),
+    "with a comma at the end": (Say('{"name": "green", "red": 0,}'), None),
+    "an error document": (Raw({"error": {"message": "Provider returned error", "code": 502}}), "Provider returned error"),
+    "an error as text": (Raw({"error": "The model has crashed without additional information."}), "has crashed"),
+    "an error in a choice": (
+        Raw({"choices": [{"error": {"message": "upstream gone"}, "finish_reason": "error", "message": {"content": ""}}]}),
+        "upstream gone",
+    ),
+    "no choice": (Raw({"choices": []}), "has no choice in it"),
+    "a page": (b"<html><h1>Open WebUI</h1></html>", r"web page in place of an answer \(Open WebUI\); is base_url"),
+    "given up": (Say(TEXT, finish="insufficient_system_resource"), "insufficient_system_resource"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_answers(form: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve) -> None:
+    answer, words = FORMS[form]
+    caller = caller_for(serve(script_of(answer)), retries=0)
+    if words is None:
+        assert caller.ask(question()).value == Colour(**GOOD)
+        assert outcomes(archive) == ["ok"]
+        return
+    with pytest.raises(CallFailed, match=words):
+        caller.ask(question())
+    assert len(outcomes(archive)) == 1
+
+
+def test_tex_in_a_string_is_read(caller_for: Callable[..., Caller], serve: Serve) -> None:
+    server = serve(script_of(Say('{"name": "\\alpha_t \\sum \\n", "red": 0}')))
+    assert caller_for(server).ask(question()).value.name == "\\alpha_t \\sum \n"
+
+
+@pytest.mark.parametrize("given", ["sk-abcdefgh12345678\r\n", '"sk-abcdefgh12345678"', "\ufeffsk-abcdefgh12345678 "])
+def test_a_key_is_sent_without_what_its_file_has_around_it(
+    given: str, caller_for: Callable[..., Caller], serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", given)
+    server = serve(script_of(GOOD))
+    caller_for(server).ask(question())
+    assert server.keys == ["sk-abcdefgh12345678"]
 
 
 def test_every_outcome_has_a_rule() -> None:

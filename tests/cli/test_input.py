@@ -1,26 +1,38 @@
 """Everything that can be wrong with what the user gives: one clear line, the right exit status, nothing written."""
 
+import ast
+import getpass
+import importlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
+import httpx
 import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from poise_core import surroundings
 from poise_core.algorithms import algorithm_path
 from poise_core.archive import verification_row
 from poise_core.cli import app
 from poise_core.cli.common import resolve_preset, shared_network
-from poise_core.cli.evolve import settings_to_go_on, share_problems
+from poise_core.cli.evolve import settings_to_go_on, share_problems, where_to_look
 from poise_core.config import load_preset, with_overrides
+from poise_core.failures import InfrastructureError
 from poise_core.policies.prompt import ModelSpec
 from poise_core.run_directory import RunDirectory
 from poise_core.sandbox import command as sandbox
+from poise_core.surroundings import have_a_home, put_own_packages_first, settle_proxies
 
 COMMANDS = (
     "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "compare-search", "cost", "context",
@@ -58,6 +70,10 @@ def test_help_names_every_command_and_every_command_teaches_by_example(poise: Ca
         (["--set", "agents.steering.directive=goal: shorter: answers"], ["--set agents.steering.directive", "quotes"]),
         (["--set", "protocol.seeds=[0,1"], ["--set protocol.seeds", "not valid YAML"]),
         (["--set", "search={parents: 1, parents: 2}"], ["'parents' is given twice"]),
+        (["--set", "protocol.seeds={[1]: 2}"], ["--set protocol.seeds", "a key has to be a word"]),
+        (["--set", "search=&x {a: *x}"], ["the document holds itself"]),
+        (["--set", "search.parents=\t1"], ["--set search.parents", "not valid YAML"]),
+        (["--set", "name=\x00"], ["--set name", "not valid YAML"]),
         (["--set", "protocol.training.steps=many"], ["protocol.training.steps", "valid integer", "'many'"]),
         (["--set", "protocol.training.minibatches=3"], ["minibatches is 3", "does not divide"]),
         (["--set", "protocol.training.group_size=1"], ["group_size must be at least 2"]),
@@ -388,3 +404,149 @@ def test_a_section_that_is_not_there_takes_keys() -> None:
     assert changed.protocol.model == ModelSpec(dtype="bfloat16")
     assert changed.protocol.digest != preset.protocol.digest
     assert with_overrides(preset, ["search.parents=3"]).protocol.digest == preset.protocol.digest
+
+
+@pytest.mark.parametrize("name", ["what? now", "two\nlines", "bell\a"])
+@pytest.mark.parametrize("command", [["evolve"], ["tune"], ["compare-search"], ["evaluate", algorithm_path("rloo")]])
+def test_a_path_in_which_no_run_can_live(
+    poise: Callable[..., Result], tmp_path: Path, command: list[str], name: str
+) -> None:
+    result = poise(*command, "--preset", "smoke", "--run-dir", name)
+    assert_one_line(result, 2, "a run's path cannot hold", "another name")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_home_folder_is_meant_by_a_tilde_that_the_shell_has_left(
+    poise: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    (home / "my.yaml").write_text("extends: smoke\nname: mine\nagents: {literature_folder: ~/notes}\narchive: ~/kept\n")
+    shown = poise("evolve", "--preset=~/my.yaml", "--run-dir=~/r", "--dry-run").output
+    assert f"{home}/r" in shown
+    assert f"archive {home}/kept" in shown
+    assert load_preset("~/my.yaml").agents.literature_folder == f"{home}/notes"
+    assert load_preset("smoke", ["archive=~/there"]).archive == f"{home}/there"
+    assert RunDirectory.open("~/r", load_preset("smoke")).path == home / "r"  # as a form of Prefect's gives it
+    assert not (tmp_path / "~").exists()
+
+
+def test_where_to_look_can_be_pasted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("my runs/it's", "~/r", "-r"):
+        run = SimpleNamespace(
+            path=tmp_path / name,
+            preset=SimpleNamespace(archive=None),
+            tracking_uri="sqlite:///a b",
+            own_tracking_uri="sqlite:///a b",
+        )
+        lines = where_to_look(cast(Any, run)).splitlines()
+        look, prefect, mlflow = shlex.split(lines[-1]), shlex.split(lines[-2]), shlex.split(lines[-3])
+        folder = name if name[0] not in "~-" else f"./{name}"
+        assert look == [
+            "Look",
+            "poise",
+            "show",
+            folder,
+            "NAME",
+            "poise",
+            "leaderboard",
+            folder,
+            "poise",
+            "lineage",
+            folder,
+        ]
+        assert prefect[1] == f"PREFECT_HOME={tmp_path / name / 'prefect'}"
+        assert mlflow[-1] == "sqlite:///a b"
+        code = shlex.split(lines[1])[-1]
+        assert (
+            ast.literal_eval(code.partition("read_parquet(")[2].removesuffix("))")) == f"{folder}/archive/evaluations"
+        )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "latin-1"])
+def test_presets_of_other_editors(poise: Callable[..., Result], tmp_path: Path, encoding: str) -> None:
+    text = "extends: smoke\r\nname: prüfung\r\n"
+    (tmp_path / "own.yaml").write_bytes(
+        ("\ufeff" if encoding == "utf-16-le" else "").encode(encoding) + text.encode(encoding)
+    )
+    if encoding == "latin-1":
+        assert_one_line(poise("evolve", "--preset", "own.yaml"), 2, "own.yaml: not UTF-8 (byte", "save it as UTF-8")
+    else:
+        assert load_preset(tmp_path / "own.yaml").name == "prüfung"
+
+
+# ---- the user's shell
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A shell without proxies."""
+    for name in [*os.environ, "NO_PROXY", "no_proxy"]:
+        if name.lower().endswith("_proxy"):
+            monkeypatch.setenv(name, "")  # so that it is as before after the test, whatever is done to it
+            monkeypatch.delenv(name)
+    return monkeypatch
+
+
+PROXIES = {
+    "socks5://127.0.0.1:9": "SOCKS", "socks5h://127.0.0.1:9": "SOCKS", "socks4://127.0.0.1:9": "begins with",
+    "ftp://x:1": "begins with", "http://x:port": "no address", "http://[::1": "no address", " http://x:1": "no address",
+    "http://user:pa#ss@x:1": "no address", "http://": "no address",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("proxy", [*PROXIES, "http://127.0.0.1:9", "https://127.0.0.1:9", "127.0.0.1:9", "none"])
+@pytest.mark.parametrize("excepted", [None, "internal.example", "::1/128, [fe80::1]:80,10.0.0.0/8,a:b", "*"])
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "all_proxy"])
+def test_a_proxy_is_never_in_the_way_to_this_machine(
+    shell: pytest.MonkeyPatch, name: str, excepted: str | None, proxy: str
+) -> None:
+    """The client of Prefect and of the models fails at once on a proxy, or an exception from it, that it cannot read."""
+    shell.setenv(name, proxy)
+    if excepted:
+        shell.setenv("NO_PROXY", excepted)
+    if proxy in PROXIES and find_spec("socksio") is None:
+        with pytest.raises(InfrastructureError, match=rf"{name} .*{PROXIES[proxy]}.*https://api.example"):
+            settle_proxies("http://127.0.0.1:4200/api", "https://api.example/v1")
+    settle_proxies("http://127.0.0.1:4200/api", "http://127.0.0.2/v1")
+    with httpx.Client(verify=False) as client:  # certificates take the time
+        for address in ("http://127.0.0.1:4200/api", "http://localhost/", "http://[::1]:80/", "http://127.0.0.2/v1"):
+            assert client._transport_for_url(httpx.URL(address)) is client._transport
+            assert urllib.request.proxy_bypass(httpx.URL(address).host)
+        if excepted == "internal.example":
+            assert client._transport_for_url(httpx.URL("http://internal.example/")) is client._transport
+        if proxy == "http://127.0.0.1:9" and excepted != "*":
+            assert client._transport_for_url(httpx.URL("http://elsewhere.example/")) is not client._transport
+
+
+def test_modules_of_the_user_that_are_called_like_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("flows", "tasks", "yaml"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('somebody else has this name, too')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("flows", "tasks")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "tasks", ModuleType("tasks"))  # imported already
+    put_own_packages_first()
+    assert sys.path[-1] == str(tmp_path)
+    root = Path(surroundings.__file__).parents[1]
+    assert Path(str(importlib.import_module("flows").__file__)) == root / "flows" / "__init__.py"
+    assert importlib.import_module("tasks.budget").__file__ == str(root / "tasks" / "budget.py")
+
+
+def test_a_user_without_a_home_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "")
+    for name in ("HOME", "LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    def unknown(*_: object) -> None:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    have_a_home()
+    assert Path.home().is_dir()
+    assert Path.home().stat().st_mode & 0o777 == 0o700
+    assert getpass.getuser() == f"user-{os.getuid()}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,12 +18,15 @@ import archive_samples as samples
 import psutil
 import pytest
 from laboratory import contents
+from llm_server import LoopbackServer
 
+from flows import server
 from poise_core.archive import Archive
+from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.run_directory import RunDirectory
 from poise_core.tracking.sync import Tracker
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.timeout(1200)
 
 SCRIPT = Path(__file__).parents[1] / "support" / "made_up.py"
 
@@ -126,6 +130,104 @@ def own_server(tmp_path: Path) -> Iterator[tuple[dict[str, str], Callable[..., N
     yield settings, start, kill
     while servers:
         kill()
+
+
+@pytest.fixture(scope="module")
+def another_server() -> Iterator[str]:
+    """The address of a server that is no Prefect server."""
+    with LoopbackServer(lambda body: {}) as other:
+        yield other.url
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("127.0.0.1:4200", "is no address: it begins with http://"),
+        ("prefect.example/api", "is no address"),
+        ("http://a b/api", "is no address"),
+        ("http://[::1/api", "is no address"),
+        ("{url}/v1", r"answers 501: is it the address of its API, which ends in /api\?"),
+        ("http://anna:pass@127.0.0.1:9/api", r"http://\*\*\*@127.0.0.1:9/api does not answer within 0 s \(.*refused\)"),
+    ],
+)
+def test_an_address_that_is_not_that_of_a_prefect_server_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, another_server: str, url: str, said: str
+) -> None:
+    monkeypatch.setattr(server, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setenv("PREFECT_API_URL", url.format(url=another_server) + "/")
+    with (
+        server.prefect_server(Path("nowhere")) as named,
+        pytest.raises(InfrastructureError, match=f"PREFECT_API_URL: the server at .*{said}"),
+    ):
+        server.wait_until_healthy(named)
+
+
+def test_a_stop_ends_the_wait_for_a_server_that_takes_requests_and_answers_none() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        waited = server.PrefectServer(f"http://127.0.0.1:{silent.getsockname()[1]}/api")
+        began = time.monotonic()
+        with pytest.raises(Cancelled):
+            server.wait_until_healthy(waited, lambda: time.monotonic() - began > 0.3)
+        assert time.monotonic() - began < 2
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("damage", ["another version", "no database"])
+def test_a_private_server_takes_no_setting_of_the_users_and_says_why_it_does_not_start(
+    tmp_path: Path, damage: str
+) -> None:
+    """A process of its own: Prefect reads its settings once."""
+    home, elsewhere = tmp_path / "r" / "prefect", tmp_path / "elsewhere"
+    home.mkdir(parents=True)
+    elsewhere.mkdir()
+    (elsewhere / ".env").write_text("PREFECT_SERVER_API_AUTH_STRING=a:b\nPREFECT_API_KEY=pnu_x\n")
+    (elsewhere / "prefect.toml").write_text('[server.database]\nconnection_url = "sqlite+aiosqlite:///theirs.db"\n')
+    (elsewhere / "profiles.toml").write_text('active = "x"\n[profiles.x]\nPREFECT_API_KEY = "pnu_y"\n')
+    if damage == "no database":
+        (home / "prefect.db").write_text("this is something else" * 100)
+    script = """
+import sqlite3, sys, time
+from pathlib import Path
+from flows.server import prefect_server, wait_until_healthy
+from poise_core.failures import InfrastructureError
+home = Path(sys.argv[1])
+try:
+    with prefect_server(home) as server:
+        wait_until_healthy(server)
+        import prefect.settings as settings
+        current = settings.get_current_settings()
+        print("settings:", current.api.url == server.url, current.api.key, current.home == home, current.client.max_retries)
+        print("theirs:", [path.name for path in Path.cwd().glob("*.db")], (home / "prefect.db").exists())
+except InfrastructureError as error:
+    print("fault:", error)
+"""
+    theirs = {
+        "PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{elsewhere}/mine.db", "PREFECT_HOME": str(elsewhere),
+        "PREFECT_SERVER_API_AUTH_STRING": "admin:pass", "PREFECT_PROFILES_PATH": str(elsewhere / "profiles.toml"),
+        "PREFECT_CLIENT_MAX_RETRIES": "77", "PREFECT_LOGGING_LEVEL": "NONSENSE", "PREFECT_API_KEY": "pnu_z",
+    }  # fmt: skip
+    command = [sys.executable, "-c", script, str(home)]
+
+    def run() -> str:
+        environment = {**os.environ, **theirs}
+        done = subprocess.run(
+            command, cwd=elsewhere, env=environment, capture_output=True, text=True, timeout=600, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    if damage == "another version":
+        said = run()
+        assert "settings: True None True 5" in said
+        assert "theirs: [] True" in said
+        with sqlite3.connect(home / "prefect.db") as database:
+            database.execute("update alembic_version set version_num = '0123456789ab'")
+    reason = "Can't locate revision" if damage == "another version" else "file is not a database"
+    said = run()
+    assert f"fault: the private Prefect server does not start: {reason}" in said.replace("(sqlite3.DatabaseError) ", "")
+    assert f"move {home} away" in said
 
 
 OwnServer = tuple[dict[str, str], Callable[..., None], Callable[[], None]]

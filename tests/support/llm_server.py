@@ -65,6 +65,14 @@ class NoChoices:
     null: bool = False
 
 
+@dataclass(frozen=True)
+class Raw:
+    """A document as it stands, with status 200."""
+
+    document: Any
+    kind: str = "application/json"
+
+
 Script = Callable[[dict[str, Any]], Any]
 
 
@@ -159,6 +167,8 @@ def _respond(handler: BaseHTTPRequestHandler, body: dict[str, Any], answer: Any,
         _loop(handler, body, answer, closed)
     elif isinstance(answer, NoChoices):
         _json(handler, _completion(body, None if answer.null else []))
+    elif isinstance(answer, Raw):
+        _send(handler, 200, json.dumps(answer.document).encode(), {"Content-Type": answer.kind})
     elif isinstance(answer, bytes):
         _send(handler, 200, answer, {"Content-Type": "text/html"})
     else:

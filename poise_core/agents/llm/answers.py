@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -14,8 +15,9 @@ from poise_core.agents.llm.wire import Reply
 
 A = TypeVar("A", bound=BaseModel)
 
-_CUT = {"length", "max_tokens"}
-_DECLINED = {"content_filter", "refusal", "safety"}
+_CUT = {"length", "max_tokens", "model_length", "max_output_tokens"}
+_DECLINED = {"content_filter", "refusal", "safety", "sensitive", "recitation", "prohibited_content", "blocklist"}
+_BROKEN = {"error", "abort", "insufficient_system_resource"}  # OpenRouter, SGLang, DeepSeek: the server gave up
 _DROPPED = {"title", "default", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum"}
 
 
@@ -66,10 +68,12 @@ def read_answer(reply: Reply, kind: type[A]) -> A:
     if reply.finish_reason in _CUT:
         raise CallFailed(Outcome.TRUNCATED, f"the answer was cut after {reply.output_tokens or 'the most'} tokens")
     text = reply.arguments or reply.text
+    if reply.finish_reason in _BROKEN:
+        raise CallFailed(Outcome.EMPTY, f"the server ended its answer with {reply.finish_reason!r}")
     if not text.strip():
         raise CallFailed(Outcome.EMPTY, "the reply holds neither text nor a tool call")
     try:
-        return kind.model_validate(_json_in(text))
+        return _validated(_json_in(text), kind)
     except RecursionError:
         raise CallFailed(Outcome.INVALID, "not JSON of the form asked for: it nests too deeply") from None
     except ValidationError as error:
@@ -81,6 +85,28 @@ def read_answer(reply: Reply, kind: type[A]) -> A:
         raise CallFailed(Outcome.INVALID, f"not JSON: {error}") from None
 
 
+def _validated(value: Any, kind: type[A]) -> A:
+    """The answer in a value, or in what models without constrained decoding wrap it: a call with arguments, the schema's form.
+
+    Raises:
+        ValidationError: of the value itself.
+    """
+    try:
+        return kind.model_validate(value)
+    except ValidationError:
+        within = (
+            [value.get(key) for key in ("arguments", "parameters", "properties")] if isinstance(value, dict) else []
+        )
+        if isinstance(value, dict) and len(value) == 1:
+            within += value.values()
+        for one in within:
+            try:
+                return kind.model_validate(json.loads(one, strict=False) if isinstance(one, str) else one)
+            except (ValueError, RecursionError):
+                continue
+        raise
+
+
 def _json_in(text: str) -> Any:
     """The JSON in a reply, in time linear in its length.
 
@@ -88,24 +114,54 @@ def _json_in(text: str) -> Any:
         ValueError: there is none, or it nests deeper than Python reads.
     """
     fault: Exception | None = None
-    for part in _parts(text):
-        try:
-            return json.loads(part, strict=False)  # a raw line end in a string is meant as one
-        except ValueError as error:
-            fault = fault or error
-        except RecursionError:
-            fault = fault or ValueError("it nests too deeply")
+    for mend in (str, _mended):
+        for part, rest in _parts(text):
+            try:
+                # a raw line end in a string is meant as one
+                value = _PREFIX.raw_decode(mend(part))[0] if rest else json.loads(mend(part), strict=False)
+                if isinstance(value, str) and value.lstrip().startswith("{"):
+                    value = json.loads(value, strict=False)  # arguments of a call that were encoded twice
+                return value
+            except ValueError as error:
+                fault = fault or error
+            except RecursionError:
+                fault = fault or ValueError("it nests too deeply")
     raise fault or ValueError("nothing in it looks like JSON")
 
 
-def _parts(text: str) -> Iterator[str]:
-    """Where the JSON may stand: what follows the reasoning, then all of it; of each its first block of code, and its braces."""
-    for part in dict.fromkeys((text.rpartition("</think>")[2].strip(), text)):
-        yield part
+def _mended(text: str) -> str:
+    """A text with two faults of models mended: a backslash that begins no escape (TeX, regular expressions), a comma at an end."""
+    text = re.sub(r'\\(["\\/bfnrt]|u[0-9a-fA-F]{4})|\\', lambda found: found[0] if found[1] else r"\\", text)
+    return re.sub(r",(?=\s{0,20}[}\]])", "", text)
+
+
+_END_OF_THOUGHT = re.compile(r"</think(?:ing)?>|</reasoning>|\[/THINK\]|<\|message\|>|\u25c1/think\u25b7")
+"""Of DeepSeek's and Qwen's templates, of others, of Mistral's, of gpt-oss and of Kimi's; the opening may be part of the prompt."""
+
+_FENCE = re.compile(r"\s*(?:```+|~~~+)\s*\w*\s*")
+
+_MOST_STARTS = 16
+
+
+_PREFIX = json.JSONDecoder(strict=False)
+
+
+def _parts(text: str) -> Iterator[tuple[str, bool]]:
+    """Where the JSON may stand: what follows the reasoning, then all of it; of each its first block of code, and its braces.
+
+    Yields:
+        A part, and whether something else may follow the JSON in it.
+    """
+    for part in dict.fromkeys((_END_OF_THOUGHT.split(text)[-1].strip(), text)):
+        yield part, False
         lines = part.splitlines()
-        fences = [number for number, line in enumerate(lines) if line.strip() in ("```", "```json")]
+        fences = [number for number, line in enumerate(lines) if _FENCE.fullmatch(line)]
         if len(fences) > 1:
-            yield "\n".join(lines[fences[0] + 1 : fences[1]])
+            yield "\n".join(lines[fences[0] + 1 : fences[1]]), False
         start, end = part.find("{"), part.rfind("}")
         if 0 <= start < end:
-            yield part[start : end + 1]
+            yield part[start : end + 1], False
+        # the last objects that begin a line: after braces in the prose before them
+        starts = [found.start() for found in re.finditer(r"^[ \t]{0,8}\{", part, re.MULTILINE)]
+        for begin in starts[-_MOST_STARTS:]:
+            yield part[begin:].lstrip(), True

@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from poise_core.agents.llm.answers import answer_schema, read_answer
-from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome, quirk
+from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
 from poise_core.agents.llm.ledger import Allowance, Ledger, cost
 from poise_core.agents.llm.pace import Pace
 from poise_core.agents.llm.prompts import CHARACTERS_PER_TOKEN, data_block
 from poise_core.agents.llm.question import A, Answer, Question
+from poise_core.agents.llm.quirks import quirk, room_for_output
 from poise_core.agents.llm.secrets import redact
 from poise_core.agents.llm.wire import ChatModels, Reply, Request
 from poise_core.archive import Archive
@@ -33,6 +34,9 @@ FORMAT_RETRIES = 2
 """How often a model is told what was wrong with its answer's form; the second time it also gets another method."""
 
 MOST_BACKOFF_SECONDS = 30.0
+
+LEAST_OUTPUT_TOKENS = 128
+"""What a server that grants fewer tokens than are asked for has to grant at least; no answer of a role fits into fewer."""
 
 _SHOWN_AGAIN = 12_000  # characters of an unusable answer that its author is shown
 
@@ -48,7 +52,7 @@ class _Course:
     asks: int = 0
     complaint: str = ""
     previous: str = ""  # the last reply, which is shown to the model where it is asked again
-    quirks: set[str] = field(default_factory=set)  # of ``faults.quirk``, that its server has shown
+    quirks: set[str] = field(default_factory=set)  # of ``quirks.QUIRKS``, that its server has shown
     attempts: dict[str, int] = field(default_factory=dict)  # request digest -> attempts so far
 
 
@@ -142,8 +146,9 @@ class Caller:
                 schema=schema,
                 messages=messages,
                 max_output_tokens=course.max_output,
-                temperature=settings.temperature,
+                temperature=None if "temperature" in course.quirks else settings.temperature,
                 other_limit="limit" in course.quirks,
+                otherwise=tuple(sorted(course.quirks & {"strict", "stream"})),
             )
             try:
                 return self._attempt(question, request, settings, deadline, course)
@@ -153,10 +158,15 @@ class Caller:
                 raise failure from None  # the recorded run gave up here
             except CallFailed as error:
                 failure = error
-                logger.warning(
-                    "%s for %s: %s: %s", question.role, one_line(question.scope), error.outcome, error.message
-                )
-                self._prepare_next(course, error, settings, deadline)
+                said = (question.role, one_line(question.scope), error.outcome, error.message)
+                try:
+                    self._prepare_next(course, error, settings, deadline)
+                except CallFailed:
+                    logger.warning("%s for %s: %s: %s", *said, extra={"reason": error.outcome})
+                    raise
+                # a server that wants something otherwise is asked so, which is no trouble
+                level = logging.INFO if error.outcome is Outcome.UNSUPPORTED else logging.WARNING
+                logger.log(level, "%s for %s: %s: %s", *said, extra={"reason": error.outcome})
 
     def _prepare_next(self, course: _Course, failure: CallFailed, settings: ModelSettings, deadline: float) -> None:
         """Change what the next attempt sends, or raise ``failure`` where there is no further attempt."""
@@ -178,7 +188,12 @@ class Caller:
                 if time.monotonic() + pause >= deadline:
                     raise failure  # the pause would end after the deadline
                 self._wait(pause)
-        elif failure.outcome is Outcome.UNSUPPORTED and (odd := quirk(failure.message)) and odd not in course.quirks:
+        elif failure.outcome is Outcome.UNSUPPORTED and (odd := quirk(failure.message)) == "output":
+            granted = min(room_for_output(failure.message) or course.max_output, course.max_output - 1)
+            course.max_output = granted if granted > course.max_output // 8 else course.max_output // 2
+            if course.max_output < LEAST_OUTPUT_TOKENS:
+                raise failure
+        elif failure.outcome is Outcome.UNSUPPORTED and odd and odd not in course.quirks:
             course.quirks.add(odd)
         elif failure.outcome is Outcome.UNSUPPORTED and len(course.methods) > 1:
             course.methods.pop(0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import math
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -210,3 +210,24 @@ class Ledger:
         ):
             if limit is not None and value > limit:
                 raise CallFailed(Outcome.BUDGET, f"{name}.{unit} is {limit:g} and the call could bring it to {value:g}")
+
+
+def failures_of(rows: Iterable[Mapping[str, Any]]) -> str:
+    """One line on the calls in these rows of ``calls`` that got no usable answer, with the first reason; "" where all did.
+
+    A server that wants something otherwise, and then answers, has not failed; a call that a cap has forbidden was not made.
+    """
+    calls = sorted(rows, key=lambda row: row["created_at"])
+    answered = {(row["scope"], row["role"]) for row in calls if row["outcome"] == Outcome.OK}
+    failed = [
+        row
+        for row in calls
+        if row["outcome"] not in (Outcome.OK, Outcome.BUDGET)
+        and (row["outcome"] != Outcome.UNSUPPORTED or (row["scope"], row["role"]) not in answered)
+    ]
+    if not failed:
+        return ""
+    first = failed[0]
+    nothing = "" if answered else "; the catalogue and the rules worked in its place"
+    reason = f"{first['outcome']}: {first['message']}"
+    return f"{len(failed)} of {len(calls)} calls to the language model failed{nothing}; the first: {reason}"

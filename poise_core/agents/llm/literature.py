@@ -55,7 +55,7 @@ def load_notes(folder: str | None = None) -> tuple[Note, ...]:
         if not Path(folder).is_dir():
             raise LiteratureError(f"agents.literature_folder: {folder} is not a folder")
         for path in sorted(Path(folder).glob("*.md")):
-            notes |= _read_file(path.name, path.read_text(encoding="utf-8", errors="replace"))
+            notes |= _read_file(path.name, path.read_text(encoding="utf-8-sig", errors="replace"))
     return tuple(notes[name] for name in sorted(notes))
 
 

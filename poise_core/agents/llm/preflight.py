@@ -8,10 +8,12 @@ from importlib.util import find_spec
 from typing import Any
 
 from poise_core.agents.llm.call import FORMAT_RETRIES
+from poise_core.agents.llm.faults import AgentsUnusable
 from poise_core.agents.llm.ledger import cost, price_table
 from poise_core.agents.llm.literature import LiteratureError, load_notes
 from poise_core.agents.llm.prompts import SHIPPED, PromptError, load_prompt
-from poise_core.config.agents import ROLES, AgentSettings
+from poise_core.agents.llm.wire import KEYS, stripped_key, usual_key
+from poise_core.config.agents import ROLES, AgentSettings, ModelSettings
 from poise_core.evidence.format import format_tokens
 
 LEAST_INPUT_TOKENS, LEAST_OUTPUT_TOKENS = 1500, 150
@@ -21,12 +23,40 @@ PACKAGES = {"openai": "langchain_openai", "anthropic": "langchain_anthropic", "g
             "ollama": "langchain_ollama"}  # fmt: skip
 
 
+SERVERS = {
+    "openai": ("OPENAI_BASE_URL", "https://api.openai.com"),
+    "anthropic": ("ANTHROPIC_BASE_URL", "https://api.anthropic.com"),
+    "google_genai": ("GOOGLE_GEMINI_BASE_URL", "https://generativelanguage.googleapis.com"),
+    "ollama": ("OLLAMA_HOST", "http://127.0.0.1:11434"),
+}
+"""The variable from which each provider's client takes its address, and the address where it is not set."""
+
+
+def model_servers(settings: AgentSettings) -> list[str]:
+    """The addresses of the servers that the roles ask, in order, each once."""
+    found: dict[str, None] = {}
+    for role in ROLES:
+        own = settings.for_role(role)
+        for model in (own.model, *(own.fallbacks or ())) if own.model else ():
+            provider = model.partition(":")[0]
+            variable, usual = SERVERS.get(provider, ("", f"https://{provider}"))
+            address = (
+                own.base_url if own.base_url and provider in ("openai", "ollama") else os.environ.get(variable) or usual
+            )
+            found[address if "://" in address else f"http://{address}"] = None
+    return list(found)
+
+
 class AgentSettingsError(ValueError):
     """The settings of the agents cannot work; one line that names the key."""
 
 
-def check_agents(settings: AgentSettings) -> None:
+def check_agents(settings: AgentSettings, *, asks: bool = True) -> None:
     """Check everything that can be checked without a call.
+
+    Args:
+        settings: of the run.
+        asks: whether servers will be asked, which needs keys; a replay asks none.
 
     Raises:
         AgentSettingsError: a package, a variable, a folder, a file or a price is missing.
@@ -46,10 +76,12 @@ def check_agents(settings: AgentSettings) -> None:
     prices = price_table(settings)
     for role in ROLES:
         own = settings.for_role(role)
-        if own.api_key_env is not None and not os.environ.get(own.api_key_env):
+        if asks and own.api_key_env is not None and not os.environ.get(own.api_key_env, "").strip():
             raise AgentSettingsError(f"agents.api_key_env: the environment variable {own.api_key_env} is not set")
         for model in (own.model, *(own.fallbacks or ())) if own.model else ():
             _check_model(str(model), settings, model in prices)
+            if asks:
+                _check_key(str(model), own)
 
 
 def _check_model(model: str, settings: AgentSettings, priced: bool) -> None:
@@ -62,6 +94,18 @@ def _check_model(model: str, settings: AgentSettings, priced: bool) -> None:
             f"agents.caps.{capped[0]}.dollars is set and {model} has no price; give one in agents.prices (dollars per "
             "million tokens, input and output)"
         )
+
+
+def _check_key(model: str, settings: ModelSettings) -> None:
+    provider = model.partition(":")[0]
+    try:
+        key = stripped_key(settings.api_key_env) if settings.api_key_env else usual_key(provider)
+    except AgentsUnusable as error:
+        raise AgentSettingsError(str(error)) from error
+    names = KEYS.get(provider, (f"{provider.upper()}_API_KEY",))
+    if key or provider not in ("openai", "anthropic", "google_genai") or (provider == "openai" and settings.base_url):
+        return  # other servers may want none
+    raise AgentSettingsError(f"{model} needs a key: set {names[0]}, or give the variable's name in agents.api_key_env")
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,10 @@ def load_prompt(name: str, folder: str | None = None) -> Prompt:
         raise PromptError(f"agents.prompts_folder: {folder} is not a folder")
     own = Path(folder) / f"{name}.md" if folder is not None else None
     if own is not None and own.is_file():
-        text, where = own.read_text(encoding="utf-8"), str(own)
+        try:
+            text, where = own.read_text(encoding="utf-8-sig"), str(own)
+        except (OSError, UnicodeDecodeError) as error:
+            raise PromptError(f"{own}: cannot be read as UTF-8 text: {error}") from error
     else:
         source = resources.files("poise_core") / "agents" / "llm" / "templates" / f"{name}.md"
         text, where = source.read_text(encoding="utf-8"), f"{name}.md"

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, TypeVar
 
-from poise_core.agents.llm.faults import AgentsUnusable, CallFailed, Outcome, classify, is_redirect
+from poise_core.agents.llm.faults import AgentsUnusable, CallFailed, Outcome
+from poise_core.agents.llm.quirks import amend, classify, is_redirect, own_fault
 from poise_core.agents.llm.secrets import redact
 from poise_core.config.agents import ModelSettings
 from poise_core.failures import Cancelled
@@ -44,9 +45,9 @@ class Request:
     messages: tuple[tuple[str, str], ...]  # role, text
     max_output_tokens: int
     temperature: float | None = None
-    other_limit: bool = (
-        False  # whether the output limit goes under the name that is not this kind of server's usual one
-    )
+    # whether the output limit goes under the name that is not this kind of server's usual one
+    other_limit: bool = False
+    otherwise: tuple[str, ...] = ()  # of quirks.QUIRKS: what else its server wants otherwise
 
     @property
     def digest(self) -> str:
@@ -54,6 +55,8 @@ class Request:
         fields = asdict(self)
         if not self.other_limit:
             del fields["other_limit"]  # recorded requests keep their digests
+        if not self.otherwise:
+            del fields["otherwise"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -101,8 +104,13 @@ class ChatModels:
         except concurrent.futures.TimeoutError:
             raise CallFailed(Outcome.TIMED_OUT, f"{request.model}: no whole answer in {seconds:.0f} s") from None
         except Exception as error:
+            if (fault := own_fault(error)) is not None:
+                said = redact(fault.message, _key(settings) or "")
+                raise CallFailed(fault.outcome, f"{request.model}: {said}", fault.retry_after) from None
             outcome, wait = classify(error)
             text = " ".join(redact(str(error), _key(settings) or "").split())[:_ERROR_CHARACTERS]
+            if outcome is Outcome.UNKNOWN_MODEL and "/v1" not in (settings.base_url or "/v1"):
+                text += " (base_url usually ends in /v1)"
             if is_redirect(error):
                 text = f"the server answers with a redirect, which is not followed; {_HOW_TO_MOVE} ({text})"
             # the cause is cut off: its text and its frames may hold the key
@@ -149,7 +157,7 @@ def _start_loop(process: int) -> asyncio.AbstractEventLoop:
 
 
 async def _invoke(model: Any, request: Request) -> Reply:
-    strict = {"strict": True} if _provider(request.model) == "openai" else {}
+    strict = {"strict": True} if _provider(request.model) == "openai" and "strict" not in request.otherwise else {}
     if request.method == "prompt":
         return _read(await model.ainvoke(list(request.messages)))
     structured = model.with_structured_output(request.schema, method=request.method, **strict)
@@ -201,7 +209,7 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
     options: dict[str, Any] = {"max_tokens": request.max_output_tokens, "timeout": seconds}
     if request.temperature is not None:
         options["temperature"] = request.temperature
-    if key := _key(settings) or _stripped_key(f"{provider.upper()}_API_KEY"):
+    if key := _key(settings) or usual_key(provider):
         options["api_key"] = key
     if provider == "openai":
         options.update(max_retries=0, use_responses_api=False)
@@ -213,7 +221,7 @@ def chat_model(request: Request, settings: ModelSettings, seconds: float) -> Any
             options["base_url"] = settings.base_url
             if not key:
                 options["api_key"] = "none-needed"  # local servers accept any key, but the client requires one
-        if settings.streaming:
+        if settings.streaming or "stream" in request.otherwise:
             options.update(streaming=True, stream_usage=True)
     elif provider == "google_genai":
         options["max_retries"] = 1  # counts attempts
@@ -267,37 +275,10 @@ def _refuse_redirects(model: Any) -> bool:
                 holder.follow_redirects = False
                 found = True
                 hooks = getattr(holder, "event_hooks", None)
-                if hooks is not None and _amend not in hooks["response"]:
-                    holder.event_hooks = {**hooks, "response": [*hooks["response"], _amend]}
+                if hooks is not None and amend not in hooks["response"]:
+                    holder.event_hooks = {**hooks, "response": [*hooks["response"], amend]}
             holder = getattr(holder, "_client", None)
     return found
-
-
-async def _amend(response: Any) -> None:
-    """Put into the usual form what OpenAI's client cannot read: an error document with status 200 (OpenRouter), and an answer in
-    the field for reasoning with nothing beside it (vLLM with a parser for reasoning).
-    """
-    if response.status_code != 200 or "json" not in response.headers.get("content-type", ""):
-        return
-    try:
-        document = json.loads(await response.aread())
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(document, dict):
-        return
-    choices = document.get("choices")
-    if (error := document.get("error")) and not choices:
-        code = str(error.get("code")) if isinstance(error, dict) else ""
-        response.status_code = int(code) if code.isdecimal() and 400 <= int(code) < 600 else 502
-        return
-    message = (
-        choices[0].get("message") if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
-    )
-    if not isinstance(message, dict) or message.get("content") or message.get("tool_calls") or message.get("refusal"):
-        return
-    if isinstance(thought := message.get("reasoning_content") or message.get("reasoning"), str):
-        message["content"] = thought
-        response._content = json.dumps(document).encode()
 
 
 def _provider(model: str) -> str:
@@ -307,19 +288,35 @@ def _provider(model: str) -> str:
 def _key(settings: ModelSettings) -> str | None:
     if settings.api_key_env is None:
         return None
-    key = _stripped_key(settings.api_key_env)
+    key = stripped_key(settings.api_key_env)
     if not key:
         raise AgentsUnusable(f"the environment variable {settings.api_key_env} (agents.api_key_env) is not set")
     return key
 
 
-def _stripped_key(variable: str) -> str | None:
-    """The key in a variable, without the line end of the file that it came from.
+KEYS = {"google_genai": ("GOOGLE_API_KEY", "GEMINI_API_KEY")}
+"""Variables of the key where they are not called PROVIDER_API_KEY."""
+
+
+def usual_key(provider: str) -> str | None:
+    """The key in the provider's own variable; None where it is not set.
+
+    Raises:
+        AgentsUnusable: it holds what no key has.
+    """
+    names = KEYS.get(provider, (f"{provider.upper()}_API_KEY",))
+    return next(filter(None, map(stripped_key, names)), None)
+
+
+def stripped_key(variable: str) -> str | None:
+    """The key in a variable, without the line end or the quotes of the file that it came from.
 
     Raises:
         AgentsUnusable: it holds what no HTTP header can.
     """
-    key = os.environ.get(variable, "").strip().removeprefix("\ufeff")
+    key = os.environ.get(variable, "").strip().strip("\ufeff").strip()
+    if len(key) > 1 and key[0] == key[-1] and key[0] in "\"'":
+        key = key[1:-1].strip()
     if not all("!" <= character <= "~" for character in key):
         raise AgentsUnusable(
             f"the key in {variable} holds a space, a line end or another character that no key has; set it again"
