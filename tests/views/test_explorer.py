@@ -343,11 +343,7 @@ def test_a_large_run_opens_at_once(browser: Any, tmp_path: Path, candidates: int
     many = [
         {
             **few[i % len(few)],
-            "id": f"c-{i}",
-            "name": f"C-{i}",
-            "generation": i // 8,
-            "x": i // 8,
-            "y": i % 8,
+            **{"id": f"c-{i}", "name": f"C-{i}", "generation": i // 8, "x": i // 8, "y": i % 8},
             "parents": [i // 2] if i else [],
         }
         for i in range(candidates)
