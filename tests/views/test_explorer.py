@@ -262,7 +262,10 @@ def with_evidence_to_read(folder: Path, protocol: Protocol) -> Archive:
         KeptCompletion("chain", -1, "longest", "2+2", "4" * 30, 1.0, True, True, 30),
     ]
     archive.append("completions", completion_rows(samples.AV, protocol.digest, 7, "search", kept))
-    archive.append("completions", completion_rows(samples.AV, protocol.digest, 7, "train", [replace(kept[0], step=3)]))
+    archive.append(
+        "completions",
+        completion_rows(samples.AV, protocol.digest, 7, "train", [replace(kept[0], benchmark="training", step=3)]),
+    )
     version = {
         "version": "without:scale",
         "dropped": ["scale"],
