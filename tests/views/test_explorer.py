@@ -276,10 +276,7 @@ def with_evidence_to_read(folder: Path, protocol: Protocol) -> Archive:
     }
     outcome = {"outcome": "refused", "generation": 1, "message": HOSTILE}
     archive.append("ablations", [{**keys, **version, **outcome}])
-    source = (
-        samples.SOURCE.format(name="v")
-        + "MECHANISMS = {'scale': {'x': 0.0}}\n\n\nclass Hyperparameters:\n    x: float = 1.0\n"
-    )
+    source = "MECHANISMS = {'scale': {'x': 0.0}}\n\n\nclass Hyperparameters:\n    x: float = 1.0\n"
     columns = {"candidate_id": "full-0123456789", "name": "FULL", "source_digest": "0123456789", "written_by": "llm"}
     archive.append("candidates", [candidate_row(source=source, generation=1, parent_ids=[samples.GRPO], **columns)])
     archive.append("ablations", [{**keys, **version, **outcome, "candidate_id": "full-0123456789"}])
