@@ -17,7 +17,7 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from poise_core.escaping import markdown, markdown_page, one_line
+from poise_core.escaping import code_block, markdown, markdown_page, one_line
 from poise_core.evidence.format import format_interval
 from poise_core.files import write_atomically
 from poise_core.render.lines import judgement, untuned_note
@@ -25,23 +25,30 @@ from poise_core.render.markdown import fenced, render_nightly_report
 from poise_core.render.terminal import render_lineage
 from poise_core.tracking.sync import SyncReport, Tracker
 from poise_core.views import LeaderboardRow, leaderboard, lineage
+from poise_core.views.explorer import page_address
 from poise_core.views.nightly import NightlyRun, nightly_report, report_file
 from tasks.session import current_evolution
 
 MLFLOW_SECONDS = 5.0
 STOP_SECONDS = 2.0
 """How long a sync with MLflow may go on after the run was stopped."""
+LINKED = 10
+"""Candidates whose place in the explorer's page is told."""
 
 
 @task(task_run_name="show leaderboard")
 def show_leaderboard(run_dir: str, after: Any = None) -> str:
-    """The leaderboard as a table artifact and the lineage as a Markdown one; the name of the first."""
-    evidence = current_evolution(run_dir).run.evidence()
+    """The leaderboard as a table artifact, the lineage and the way to the explorer as Markdown; the name of the first."""
+    run = current_evolution(run_dir).run
+    evidence = run.evidence()
     rows = leaderboard(evidence)
     about = f"Leaderboard of {markdown(run_dir)}" + (f". {untuned_note(evidence.untuned)}" if evidence.untuned else "")
     create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=about)
     tree = fenced(render_lineage(lineage(evidence)), 100)
     create_markdown_artifact(f"{tree}\n", key="lineage", description=f"Lineage of {markdown(run_dir)}")
+    way = f"The whole run as one page: run\n\n{code_block(f'poise explore {run.path}')}\n\nand open {page_address(run.path)}"
+    shown = [f"- {markdown(row.name)}: {page_address(run.path, row.candidate_id)}" for row in rows[:LINKED] if row.rank]
+    create_markdown_artifact("\n".join([way, "", *shown]), key="explorer", description="The run in a browser")
     return one_line(rows[0].name) if rows and rows[0].overall else ""
 
 

@@ -419,7 +419,7 @@ COMPLETIONS = Table(
         _CANDIDATE,
         Field("seed", _INT, "training seed"),
         Field("origin", _TEXT, "where it was sampled; never on `report`", allowed=("train", "search")),
-        Field("benchmark", _TEXT, "name in the protocol; empty in training"),
+        Field("benchmark", _TEXT, "name in the protocol; `training` in training"),
         Field("step", _INT, "training step; -1 in an evaluation"),
         Field(
             "kind",

@@ -37,7 +37,7 @@ def explore(
     from poise_core.files import write_atomically
     from poise_core.render.explorer import PlottingMissingError, explorer_page, plotly_source
     from poise_core.run_directory import RunDirectory
-    from poise_core.views.explorer import details, overview
+    from poise_core.views.explorer import PAGE, details, overview
 
     def page(refresh_seconds: int = 0) -> str:
         evidence = RunDirectory.read(run_dir).evidence()
@@ -64,7 +64,7 @@ def explore(
             except KeyboardInterrupt:
                 raise typer.Exit(STOPPED) from None
             return
-        place = out or run_dir / "explore.html"
+        place = out or run_dir / PAGE
         text = page()
         try:
             write_atomically(place, text)

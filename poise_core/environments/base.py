@@ -76,6 +76,9 @@ def split_of(prompt: str, shares: tuple[float, float] = (0.7, 0.15)) -> Split:
 KINDS = ("right", "wrong", "malformed", "longest")
 """Which completions are kept, at most one of each: solved, with an answer that is wrong, without one that parses, the longest."""
 
+TRAINING = "training"
+"""Stands where a benchmark has its name."""
+
 PROMPT_CHARACTERS, COMPLETION_CHARACTERS = 800, 1600
 """Of a kept prompt and a kept completion, at most; of a longer one the beginning and the end."""
 
@@ -84,7 +87,7 @@ PROMPT_CHARACTERS, COMPLETION_CHARACTERS = 800, 1600
 class KeptCompletion:
     """One completion that is kept to be read, with its verdict."""
 
-    benchmark: str  # "" in training
+    benchmark: str  # ``TRAINING`` in training
     step: int  # of the training; -1 in an evaluation
     kind: str  # of ``KINDS``
     prompt: str

@@ -357,7 +357,7 @@ class History:
         own = [row for row in own if row["step"] in (-1, last)]
         own.sort(key=lambda row: (row["origin"], row["benchmark"], KINDS.index(row["kind"])))
         return tuple(
-            f"{row['kind']}, {row['benchmark'] or 'training'}, {row['tokens']} tokens{', cut off' if row['truncated'] else ''}\n"
+            f"{row['kind']}, {row['benchmark']}, {row['tokens']} tokens{', cut off' if row['truncated'] else ''}\n"
             f"prompt: {cut(row['prompt'], SHOWN)}\ncompletion: {cut(row['completion'], SHOWN)}"
             for row in own[:MOST_SAMPLES]
         )

@@ -19,6 +19,7 @@ from poise_core.evidence.examination import conclude
 from poise_core.evidence.run_evidence import Row, RunEvidence
 from poise_core.render.markdown import render_ablation_page, render_completions_page, render_examination_page
 from poise_core.tracking.registry import ALGORITHM_FOLDER, plan_versions
+from poise_core.views.explorer import page_address
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 from poise_core.views.nightly import kept_reports
 
@@ -81,7 +82,10 @@ def plan_runs(evidence: RunEvidence, run_dir: Path | None = None) -> list[RunPla
         if run_dir is not None:
             plans[-1].texts |= kept_reports(run_dir, generation)
         for record in members:
-            plans += _plans_of(record, known)
+            own = _plans_of(record, known)
+            if run_dir is not None:
+                own[0].tags["explorer"] = page_address(run_dir, record["candidate_id"])
+            plans += own
     colors = _colors(records)
     as_of = newest_measurement(evidence)
     for plan in plans:

@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import TextIO
 
 from poise_core.candidate.identity import name_fault
-from poise_core.environments.base import COMPLETION_CHARACTERS, KINDS, PROMPT_CHARACTERS, KeptCompletion, cut
+from poise_core.environments.base import (
+    COMPLETION_CHARACTERS,
+    KINDS,
+    PROMPT_CHARACTERS,
+    TRAINING,
+    KeptCompletion,
+    cut,
+)
 from poise_core.environments.sources import prepared_environment
 from poise_core.evaluation.slots import RefusedRollout, Slot, require_identity, slot_for
 from poise_core.failures import CandidateFailure, FailureKind, FaultKind, InfrastructureError, SamplerFault
@@ -154,7 +161,7 @@ def _completion_of(line: str) -> KeptCompletion:
         raise ValueError(f"{kind} at step {step}")
     prompt, text = cut(str(one["prompt"]), PROMPT_CHARACTERS), cut(str(one["completion"]), COMPLETION_CHARACTERS)
     valid, truncated = bool(one["format_valid"]), bool(one["truncated"])
-    return KeptCompletion("", step, kind, prompt, text, correctness, valid, truncated, tokens)
+    return KeptCompletion(TRAINING, step, kind, prompt, text, correctness, valid, truncated, tokens)
 
 
 def _record_path(job: TrainingJob, seed: int) -> Path | None:

@@ -30,6 +30,7 @@ from poise_core.environments import Environment, Problem, verify_all
 from poise_core.environments.base import (
     COMPLETION_CHARACTERS,
     PROMPT_CHARACTERS,
+    TRAINING,
     KeptCompletion,
     cut,
     kept_rows,
@@ -149,7 +150,7 @@ class Trainer:
         texts = self.codec.decode(batch.completion_ids[rows], batch.completion_mask[rows])
         return [
             KeptCompletion(
-                "",
+                TRAINING,
                 self.state.step,
                 kind,
                 cut(prompt, PROMPT_CHARACTERS),

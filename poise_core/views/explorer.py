@@ -13,7 +13,9 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from poise_core.environments.base import KINDS
 from poise_core.evaluation.results import benchmark_means
@@ -29,6 +31,16 @@ CURVE_POINTS = 40
 
 REFUSING = frozenset({"language", "implement", "verify"})
 """Stages before any training: a candidate that ends there was refused."""
+
+
+PAGE = "explore.html"
+"""The page's name in a run directory."""
+
+
+def page_address(run_dir: Path, candidate: str = "") -> str:
+    """Where the page of a run lies once ``poise explore`` has written it; of a candidate, where it is shown in it."""
+    place = (run_dir.absolute() / PAGE).as_uri()
+    return f"{place}#/candidate/{quote(candidate, safe='')}" if candidate else place
 
 
 @dataclass(frozen=True)

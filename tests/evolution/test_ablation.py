@@ -14,13 +14,15 @@ from laboratory import Killed, Laboratory, dies_after_one_write, one_at_a_time, 
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate.identity import source_digest
 from poise_core.candidate.switches import Switches
+from poise_core.config import load_preset
 from poise_core.config.protocol import BenchmarkSpec
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evidence.ablation import Ablation, conclude_ablation, each_alone, each_off, limits, moved_numbers, pairs
 from poise_core.evidence.credit import credit, credit_lines, run_credit
 from poise_core.evidence.intervals import Interval
-from poise_core.evolution import CandidateRef, Evolution
+from poise_core.evolution import CandidateRef, Evolution, Trials
 from poise_core.evolution.generation import establish_baseline
+from poise_core.evolution.history import History
 from poise_core.evolution.records import ChildSlot
 from poise_core.experiments.ablation import AblationRefused, AblationStudy
 from poise_core.failures import CandidateFailure, FailureKind
@@ -223,6 +225,52 @@ def test_killed_after_every_write_it_goes_on_and_trains_nothing_twice(
     assert deaths == 2 * 5, "of each version the file, the report, two seeds' scores and the row"
     assert len(laboratory.steps) == len(set(laboratory.steps)) == 4 * 12, "no step is done twice"
     assert found.versions == 2
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_a_real_candidate_is_ablated_and_what_it_wrote_can_be_read(tmp_path: Path) -> None:
+    preset = load_preset("smoke", ["search.seeds_per_candidate=1"])
+    with RunDirectory.open(tmp_path / "run", preset) as run:
+        trials = Trials(run)
+        base = trials.register("GRPO", algorithm_path("grpo").read_text(), written_by="human")
+        source = algorithm_path("dapo").read_text()
+        made = trials.register("DAPO", source, written_by="human", generation=1, parent_ids=[base.candidate_id])
+        for candidate in (base, made):
+            trials.measure(candidate, (0,))
+        found = AblationStudy(run, made.candidate_id).carry_out(2)
+        rows = {row["version"]: row for row in run.archive.rows("ablations")}
+        assert set(rows) >= {one.key for one in each_off(Switches.of(source))[:1]}
+        assert {row["outcome"] for row in rows.values()} <= {"measured", "refused"}
+        assert found.versions >= 1
+        (part, *_) = [row for row in rows.values() if row["measured"]]
+        assert part["overall"] is not None
+        kept = run.archive.rows("completions", candidate_id=made.candidate_id)
+        assert {row["origin"] for row in kept} == {"train", "search"}
+        assert {row["benchmark"] for row in kept if row["origin"] == "search"} == {
+            one.name for one in preset.protocol.benchmarks
+        }
+        assert all(row["prompt"] for row in kept)
+        told = History(run.archive, preset.protocol).samples(made.candidate_id)
+        assert 0 < len(told) <= 16
+        assert "prompt: " in told[0]
+
+
+@pytest.mark.exhaustive
+def test_the_flow_ablates_and_reads_the_record(tmp_path: Path, laboratory: Laboratory) -> None:
+    from flows.replicate import ablate_candidate
+    from flows.server import private_server
+
+    evolution, candidate = begun(tmp_path, laboratory)
+    evolution.run.close()
+    with private_server(tmp_path / "prefect"):
+        state = ablate_candidate(str(tmp_path / "run"), "ABCD", budget=20, return_state=True)
+        assert (state.name, "a, b carry ABCD" in state.message) == ("Ablated", True)
+        trained = len(laboratory.trained)
+        again = ablate_candidate(str(tmp_path / "run"), candidate.candidate_id, budget=20, return_state=True)
+        assert (again.message, len(laboratory.trained)) == (state.message, trained)
+        refused = ablate_candidate(str(tmp_path / "run"), "ABCD", seeds=1, return_state=True)
+        assert refused.name == "Refused"
 
 
 def test_what_cannot_be_ablated_says_what_can_be_done(tmp_path: Path, laboratory: Laboratory) -> None:

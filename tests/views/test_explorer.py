@@ -263,7 +263,10 @@ def with_evidence_to_read(folder: Path, protocol: Protocol) -> Archive:
         KeptCompletion("chain", -1, "longest", "2+2", "4" * 30, 1.0, True, True, 30),
     ]
     archive.append("completions", completion_rows(samples.AV, protocol.digest, 7, "search", kept))
-    archive.append("completions", completion_rows(samples.AV, protocol.digest, 7, "train", [replace(kept[0], step=3)]))
+    archive.append(
+        "completions",
+        completion_rows(samples.AV, protocol.digest, 7, "train", [replace(kept[0], benchmark="training", step=3)]),
+    )
     version = {
         "version": "without:scale",
         "dropped": ["scale"],
@@ -274,10 +277,7 @@ def with_evidence_to_read(folder: Path, protocol: Protocol) -> Archive:
     }
     outcome = {"outcome": "refused", "generation": 1, "message": HOSTILE}
     archive.append("ablations", [{**keys, **version, **outcome}])
-    source = (
-        samples.SOURCE.format(name="v")
-        + "MECHANISMS = {'scale': {'x': 0.0}}\n\n\nclass Hyperparameters:\n    x: float = 1.0\n"
-    )
+    source = "MECHANISMS = {'scale': {'x': 0.0}}\n\n\nclass Hyperparameters:\n    x: float = 1.0\n"
     columns = {"candidate_id": "full-0123456789", "name": "FULL", "source_digest": "0123456789", "written_by": "llm"}
     archive.append("candidates", [candidate_row(source=source, generation=1, parent_ids=[samples.GRPO], **columns)])
     archive.append("ablations", [{**keys, **version, **outcome, "candidate_id": "full-0123456789"}])
@@ -337,18 +337,14 @@ def overview_of_published() -> dict[str, Any]:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize(("candidates", "seconds"), [(1_000, 2.0), (10_000, 8.0)])
 def test_a_large_run_opens_at_once(browser: Any, tmp_path: Path, candidates: int, seconds: float) -> None:
-    """The published run's candidates over and over. Seconds are from the address to the drawn tree, the best of three."""
+    """The published run's candidates over and over. Seconds are CPU time of the page's thread, from the address to the tree."""
     document, evidence = overview_of_published(), RunDirectory.read(PUBLISHED).evidence()
     few = document["candidates"]
     known = list(details(evidence, [one["id"] for one in few]))
     many = [
         {
             **few[i % len(few)],
-            "id": f"c-{i}",
-            "name": f"C-{i}",
-            "generation": i // 8,
-            "x": i // 8,
-            "y": i % 8,
+            **{"id": f"c-{i}", "name": f"C-{i}", "generation": i // 8, "x": i // 8, "y": i % 8},
             "parents": [i // 2] if i else [],
         }
         for i in range(candidates)
@@ -357,20 +353,25 @@ def test_a_large_run_opens_at_once(browser: Any, tmp_path: Path, candidates: int
     path.write_text(
         explorer_page("large", {**document, "candidates": many}, (known[i % len(few)] for i in range(candidates)))
     )
-    took = []
-    for _ in range(3):
-        page = browser.new_page(viewport={"width": 1300, "height": 900})
-        began = time.perf_counter()
-        page.goto(path.as_uri())
-        page.wait_for_selector(".plot .main-svg")
-        took.append(time.perf_counter() - began)
-        page.fill("#words", "c-77")
-        began = time.perf_counter()
-        page.wait_for_function("!document.getElementById('shown').textContent.startsWith(`${run.candidates.length} `)")
-        filtered = time.perf_counter() - began
-        page.close()
+    page = browser.new_page(viewport={"width": 1300, "height": 900})
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.setTimeDomain", {"timeDomain": "threadTicks"})
+    session.send("Performance.enable")
+
+    def spent() -> float:
+        metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
+        return float(metrics["TaskDuration"])
+
+    began = time.perf_counter()
+    page.goto(path.as_uri())
+    page.wait_for_selector(".plot .main-svg")
+    took, opened_in = time.perf_counter() - began, spent()
+    page.fill("#words", "c-77")
+    page.wait_for_selector(f"#shown:not(:has-text('{candidates} of {candidates}'))")
+    filtered = spent() - opened_in
+    size = path.stat().st_size / 1e6
     print(
-        f"{candidates} candidates: {path.stat().st_size / 1e6:.1f} MB, opens in {min(took):.2f} s, filters in {filtered:.2f} s"
+        f"{candidates}: {size:.1f} MB, opens in {opened_in:.2f} s of CPU, {took:.2f} s in all; filters in {filtered:.2f} s"
     )
-    assert min(took) <= seconds
+    assert opened_in <= seconds
     assert filtered <= seconds

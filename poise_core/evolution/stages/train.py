@@ -133,6 +133,5 @@ def _append_trajectory(
 
     kept = kept_completions(context.run.train_folder(candidate.candidate_id) / f"seed-{seed}")
     kept = [one for one in kept if one.step < len(steps)]
-    with contextlib.suppress(ArchiveRowError):  # they are for reading, and decide nothing
-        found = completion_rows(candidate.candidate_id, context.protocol.digest, seed, "train", kept)
-        context.archive.append("completions", found, keep_existing=True)
+    found = completion_rows(candidate.candidate_id, context.protocol.digest, seed, "train", kept)
+    context.archive.append("completions", found, keep_existing=True)

@@ -209,7 +209,7 @@ const views = {
       names.length ? part("Training", place) : null,
       more.completions && more.completions.length ? part("Sample completions", el("p", { class: "soft" }, "The first that was right, wrong and malformed, and the longest; of training and of the search split."), ...completionsOf(more.completions)) : null,
       more.diff ? part("Changes to the parent's file", diffOf(more.diff)) : null,
-      more.source ? part("Source", el("pre", {}, highlighted(more.source))) : null);
+      more.source ? part("Source", el("pre", { tabindex: "0" }, highlighted(more.source))) : null);
     if (names.length) {
       const drawn = ["reward_mean", "entropy", "kl"].filter((name) => names.includes(name)).concat(names).slice(0, 1)[0], curve = more.curves[drawn];
       plot(place, [{ x: curve.step, y: curve.mean, type: "scatter", mode: "lines", name: drawn, line: { color: style("--link") } }], { xaxis: { title: { text: "training step" } }, yaxis: { title: { text: drawn } } }, `${drawn} over training steps.`);
@@ -222,7 +222,7 @@ const views = {
     const rows = metricNames.map((name) => [name, ...pair.map((c) => (name === "Overall" ? limits(c.overall) : name === "delta" ? limits(c.delta, true) : metric(c, name) === null ? "" : String(+metric(c, name).toFixed(2))))]);
     main.replaceChildren(el("h2", {}, "Side by side"), el("p", { class: "noprint" }, el("label", {}, "one ", choose(0)), " ", el("label", {}, "other ", choose(1))),
       el("section", {}, el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "metric"), pair.map((c) => el("th", { scope: "col", class: "n" }, candidateLink(c))))), el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row" }, row[0]), row.slice(1).map((text) => el("td", { class: "n" }, text))))))),
-      el("div", { class: "columns" }, pair.map((c, i) => el("section", {}, el("h3", {}, c.name), el("p", { class: "soft" }, c.change || ""), more[i].source ? el("pre", {}, highlighted(more[i].source)) : null))));
+      el("div", { class: "columns" }, pair.map((c, i) => el("section", {}, el("h3", {}, c.name), el("p", { class: "soft" }, c.change || ""), more[i].source ? el("pre", { tabindex: "0" }, highlighted(more[i].source)) : null))));
   },
 };
 
@@ -268,7 +268,7 @@ function scores(rows) {
     el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row" }, row.name), el("td", { class: "n" }, row.mean.toFixed(1)), el("td", { class: "n" }, row.baseline === null ? "" : row.baseline.toFixed(1)), el("td", { class: "n" }, Object.values(row.seeds).map((one) => one.toFixed(1)).join("  "))))));
 }
 function diffOf(text) {
-  return el("pre", {}, text.split("\n").map((line) => el("span", { class: line.startsWith("@@") || line.startsWith("+++") || line.startsWith("---") ? "place" : line.startsWith("+") ? "added" : line.startsWith("-") ? "removed" : "same" }, line + "\n")));
+  return el("pre", { tabindex: "0" }, text.split("\n").map((line) => el("span", { class: line.startsWith("@@") || line.startsWith("+++") || line.startsWith("---") ? "place" : line.startsWith("+") ? "added" : line.startsWith("-") ? "removed" : "same" }, line + "\n")));
 }
 const TOKEN = /("""[\s\S]*?"""|'''[\s\S]*?'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|(#[^\n]*)|\b(def|class|return|if|elif|else|for|in|while|import|from|as|with|and|or|not|is|None|True|False|lambda|pass|raise)\b|(@[A-Za-z_.]+)/g;
 function highlighted(source) {
