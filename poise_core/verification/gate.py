@@ -22,7 +22,7 @@ from poise_core.verification.harness import Run, run_candidate
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
 from poise_core.verification.probes import Probe
-from poise_core.verification.report import PROBE_SEED_BITS, CheckResult, Conditions, VerificationReport
+from poise_core.verification.report import ANY_TRAINING, PROBE_SEED_BITS, CheckResult, Conditions, VerificationReport
 
 
 class DuplicateBehaviour(ContractViolation):
@@ -124,7 +124,7 @@ def _order(examined: Examination) -> None:
     examined.takes_the_first = invariance.check_order(examined.candidate, examined.draw)
     if examined.takes_the_first:
         examined.note = (
-            "which of several completions with one outcome train goes by their order; group_rank(..., ties=...) would not"
+            "order decides which of several completions with one outcome train; group_rank(..., ties=...) would not"
         )
 
 
@@ -194,7 +194,7 @@ def run_checks(
     *,
     known_fingerprints: Mapping[str, str] | None = None,
     probe_seed: int | None = None,
-    conditions: Conditions = Conditions(),
+    conditions: Conditions = ANY_TRAINING,
     static: bool = True,
     keep_going: bool = False,
     on_check: Callable[[CheckResult | str], None] | None = None,

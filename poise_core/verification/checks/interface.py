@@ -100,9 +100,11 @@ def live_hyperparameters(tree: ast.Module) -> set[str]:
                     live |= _names(value)
                 case ast.If(test=value) | ast.For(iter=value):
                     live |= _names(value)
-                case ast.Assign(targets=targets, value=value):
-                    flows.append((set().union(*map(_names, targets)), _names(value)))
-                case ast.AugAssign(target=target, value=value) | ast.AnnAssign(target=target, value=ast.expr() as value):
+                case ast.Assign(targets=written, value=value):
+                    flows.append(({name for one in written for name in _names(one)}, _names(value)))
+                case (
+                    ast.AugAssign(target=target, value=value) | ast.AnnAssign(target=target, value=ast.expr() as value)
+                ):
                     flows.append((_names(target), _names(value)))
                 case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner)) as call):  # rows.append(x)
                     flows.append((_names(owner), _names(call)))
@@ -132,7 +134,9 @@ def _numbers(candidate: Candidate) -> list[float]:
     """The numbers that a file names: its hyperparameters' and those in its code, the former first."""
     own = [getattr(candidate.hyperparameters, f.name) for f in dataclasses.fields(candidate.hyperparameters)]
     written = [node.value for node in ast.walk(ast.parse(candidate.source)) if isinstance(node, ast.Constant)]
-    return [float(value) for value in (*own, *written) if isinstance(value, int | float) and not isinstance(value, bool)]
+    return [
+        float(value) for value in (*own, *written) if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
 
 
 def _changes(candidate: Candidate, overrides: Mapping[str, object], probes: Sequence[Probe]) -> bool:

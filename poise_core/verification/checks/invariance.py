@@ -12,7 +12,14 @@ from poise_core.candidate.calls import ContractViolation, call_advantages
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import LossInputs, RolloutBatch
 from poise_core.verification.drawn import Draw, permuted
-from poise_core.verification.harness import Run, claimed_mask, loss_and_gradient, loss_inputs, run_candidate, ties_alone
+from poise_core.verification.harness import (
+    Run,
+    claimed_mask,
+    loss_and_gradient,
+    loss_inputs,
+    run_candidate,
+    ties_alone,
+)
 from poise_core.verification.probes import Probe
 
 TOLERANCE = (
