@@ -58,7 +58,7 @@ def test_each_is_listed_with_its_paper() -> None:
     page = (ROOT / "docs" / "algorithms.md").read_text()
     for name in NAMES:
         text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text())) or ""
-        paper = text.split("arXiv ")[1][:10]
+        paper = " ".join(text.split()).split("arXiv ")[1][:10]
         row = next(line for line in page.splitlines() if f"`{name}`" in line)
         assert paper in row, f"{name}: arXiv {paper}"
     assert len(NAMES) == 38
@@ -104,13 +104,13 @@ ADVANTAGES: Sequence[tuple[str, Mapping[str, Any], Sequence[float]]] = (
     ("pkpo", ONE_OF_FOUR, [0, 0, 0, 0]),
     # k = 4 of n = 5, one right: right 4/5; wrong 4/5 (1 - C(3, 3) / C(4, 3)) = 3/5; others' means 3/5 and (4/5 + 9/5) / 4 = 0.65
     ("pkpo", {"correct": [1, 0, 0, 0, 0]}, [0.2, *[-0.05] * 4]),
-    # unlikely right answers: ranks by -log pi are 0 for the likeliest; all tie here: rank 1.5, R = 1 - 0.25 * 2.5 / 4 = 0.84375
-    ("unlikeliness_reward", ONE_OF_FOUR, [0.75 * 0.84375 / (0.84375 * 0.5 + 1e-4), *[-0.25 * 0.84375 / (0.84375 * 0.5 + 1e-4)] * 3]),
+    # all are equally likely: they share rank 1.5, so R = 1 - 0.25 * 2.5 / 4 = 0.84375, of which the deviation is half
+    ("unlikeliness_reward", ONE_OF_FOUR, [0.84375 * x / (0.421875 + 1e-4) for x in (0.75, -0.25, -0.25, -0.25)]),
     # shortest 2, longest 4: lambda = 1/2 and -1/2; R = 1.25, 0.75, 0 (a wrong one gains nothing), -0.25; mean 0.4375
     ("kimi_length_reward", UNEQUAL, [0.8125, 0.3125, -0.4375, -0.6875]),
     # L* = 2, limit 7: R = 2, 2 - 2/7, 0, -2/7; mean 6/7; centred 8/7, 6/7, -6/7, -8/7, squares 200/49
     ("shorter_better", UNEQUAL, [x / 7 / (math.sqrt(200 / 49 / 3) + 1e-4) for x in (8, 6, -6, -8)]),
-    # right ones: mean length 3, std sqrt 2; sigmoid(-+0.70710) = 0.33024, 0.66976; R = 0.933952, 0.866048, 0, 0; mean 0.45; times 4/3
+    # right ones: mean length 3, std sqrt 2; sigmoid(-+0.7071) = 0.33024, 0.66976; R = 0.933952, 0.866048, 0, 0; mean 0.45
     ("efficient_reasoning", UNEQUAL, [(0.933952 - 0.45) * 4 / 3, (0.866048 - 0.45) * 4 / 3, -0.6, -0.6]),
     # all of one length: f = 1
     ("lambda_grpo", ONE_OF_FOUR, [0.75 / STD, *[-0.25 / STD] * 3]),
@@ -218,8 +218,8 @@ def test_losses_that_read_what_the_advantages_carry() -> None:
 
 
 def test_which_tokens_and_completions_train() -> None:
-    # Clip-Cov: of the tokens with log-probabilities -1, -1, -3, -3 and advantages of GRPO 0.5, -0.5, 0.5, -0.5 over 0.577450, mean
-    # -2 and 0, the covariances are +-0.87; the largest of four is left out where it reaches the floor
+    # Clip-Cov: log-probabilities less their mean of -2 are 1, 0.5, -1, -0.5, advantages +-0.5 / 0.57745 = +-0.866 with mean 0: the
+    # covariances are 0.866, -0.433, -0.866 and 0.433; the largest is left out where it reaches the floor
     batch = dataclasses.replace(small_batch([1, 0, 1, 0]), old_logprobs=torch.tensor([[-1.0], [-1.5], [-3.0], [-2.5]]))
     low = load("clip_cov").with_overrides(cov_floor=0.1)
     assert (low.compute_advantages(batch, DYNAMICS).values[:, 0] == 0).tolist() == [True, False, False, False]
