@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from poise_core.candidate.calls import CallTimedOut, ContractViolation
@@ -47,6 +47,7 @@ class Examination:
     nearest: tuple[tuple[str, float], ...] = ()
     nearest_archived: tuple[tuple[str, float], ...] = ()
     duplicate_of: str | None = None
+    seldom: Sequence[str] = ()  # mechanisms that act in this training, and not on ordinary probes
     takes_the_first: bool = False  # of completions with one outcome
     note: str = ""  # of the check that runs, for the author of a candidate that passes it
 
@@ -98,7 +99,8 @@ def _finite(examined: Examination) -> None:
 
 
 def _switches(examined: Examination) -> None:
-    examined.note = "; ".join(interface.check_switches(examined.candidate, examined.draw))
+    notes, examined.seldom = interface.check_switches(examined.candidate, examined.draw)
+    examined.note = "; ".join(notes)
 
 
 def _pure(examined: Examination) -> None:
@@ -146,7 +148,11 @@ def _novelty(examined: Examination) -> None:
     others = tuple(pair for pair in examined.nearest if pair[0] not in own)
     found, archived = novelty.find_duplicate(examined.fingerprint, others, examined.known_fingerprints)
     examined.duplicate_of = found
-    if archived:
+    if archived and examined.seldom:  # the fingerprint's batches do not show these
+        examined.note = (
+            f"it behaves as {found} but for what acts seldom ({', '.join(examined.seldom)}), so it counts as new"
+        )
+    elif archived:
         raise DuplicateBehaviour(f"it trains exactly as {found}, which is archived already; change what it computes")
 
 
