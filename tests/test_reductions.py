@@ -108,7 +108,10 @@ def test_group_statistics_equal_a_loop(members: list[tuple[int, float]], q: floa
         (group_max(values, groups), loop(torch.amax, values, groups)),
         (group_min(values, groups), loop(torch.amin, values, groups)),
         (group_std(values, groups), loop(sample_std, values, groups)),
-        (group_rank(values, groups), torch.stack([rank_among(values[groups == g], v) for g, v in zip(groups, values)])),
+        (
+            group_rank(values, groups),
+            torch.stack([rank_among(values[groups == g], v) for g, v in zip(groups, values, strict=True)]),
+        ),
         (group_quantile(values, groups, q), loop(lambda member: torch.quantile(member, q), values, groups)),
     ):
         torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)

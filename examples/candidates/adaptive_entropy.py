@@ -1,6 +1,6 @@
 """Adaptive entropy control: an entropy bonus whose coefficient rises while entropy is below its target, and else falls.
 
-Source: He et al., Skywork Open Reasoner 1 Technical Report, arXiv 2505.22312, section 3.2.5.
+Source: He et al., Skywork Open Reasoner 1 Technical Report, arXiv 2505.22312.
 
     coef_k = clip(coef_(k-1) + change if entropy < target else coef_(k-1) - change, 0, coef_max)
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A) - coef_k H_t, the bonus only while entropy < target
@@ -17,7 +17,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"entropy_control": {"change": 0.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "entropy_control": {"change": 0.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

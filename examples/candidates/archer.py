@@ -1,9 +1,10 @@
 """Archer: tokens where reasoning forks may move farther than those that carry knowledge, by their entropy within the answer.
 
-Source: Wang et al., Stabilizing Knowledge, Promoting Reasoning: Dual-Token Constraints for RLVR, arXiv 2507.15778, eq. 6 to 8.
+Source: Wang et al., Stabilizing Knowledge, Promoting Reasoning: Dual-Token Constraints for RLVR, arXiv 2507.15778.
 
     a token is a reasoning token where its entropy at rollout is at least the quantile of its completion
-    reasoning tokens: clip within 1 +- clip_eps_reasoning, kl_coef_reasoning;  knowledge tokens: clip_eps_knowledge, kl_coef_knowledge
+    reasoning tokens: clip within 1 +- clip_eps_reasoning, kl_coef_reasoning;
+    knowledge tokens: clip_eps_knowledge, kl_coef_knowledge
     loss_t = -min(r_t A, clip(r_t) A) + kl_coef * k3_t
 
 Deviates: the quantile is found by counting the tokens of a completion with a lower entropy.

@@ -6,6 +6,7 @@ Source: Wang et al., ASPO: Asymmetric Importance Sampling Policy Optimization, a
     loss_t = -max(min(r_t A, clip(r_t) A), dual_clip A)          where A < 0
 
 sg stops the gradient; a token with A > 0 whose ratio has left the range has none, as under PPO's clip.
+
 Deviates: the weight is bounded by flip_max from above, where the paper has a soft dual clip.
 """
 
@@ -17,7 +18,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"flipped_weight": {"flip": False}, "dual_clip": {"dual_clip": 1e6}}
+MECHANISMS = {
+    "flipped_weight": {"flip": False},
+    "dual_clip": {"dual_clip": 1e6},
+}
 
 
 @dataclass(frozen=True)

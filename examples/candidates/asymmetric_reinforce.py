@@ -1,6 +1,6 @@
 """AsymRE: off-policy REINFORCE without ratios, whose baseline lies a little below the group's mean.
 
-Source: Arnal et al., Asymmetric REINFORCE for off-Policy Reinforcement Learning, arXiv 2506.20520, eq. 2 and section 5.
+Source: Arnal et al., Asymmetric REINFORCE for off-Policy Reinforcement Learning, arXiv 2506.20520.
 
     A_i = R_i - (mean_g R + shift)        shift < 0 leans on right answers
     loss_t = -A log pi_t
@@ -12,7 +12,9 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"shifted_baseline": {"shift": 0.0}}
+MECHANISMS = {
+    "shifted_baseline": {"shift": 0.0},
+}
 
 
 @dataclass(frozen=True)

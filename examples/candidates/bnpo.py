@@ -1,13 +1,13 @@
 """BNPO: the advantage is normalized by a Beta density of the prompt's pass rate, fitted to the pass rates of the batch.
 
-Source: Xiao et al., BNPO: Beta Normalization Policy Optimization, arXiv 2506.02864, eq. 9 to 14.
+Source: Xiao et al., BNPO: Beta Normalization Policy Optimization, arXiv 2506.02864.
 
     p = pass rate of the group; (a, b) = Beta parameters of the batch's pass rates by the method of moments
     A_i = (R_i - p) / f(p; 1 + a / 3, 1 + b / 3)        f = density of the Beta distribution
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A)
 
-Deviates: a and b are kept between 0.1 and 30, p between 0.02 and 0.98 and the density above 0.1; moments are over completions, which
-for groups of one size is over groups.
+Deviates: a and b are kept between 0.1 and 30, p between 0.02 and 0.98 and the density above 0.1; moments are over
+completions, which for groups of one size is over groups.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"beta_normalisation": {"normalize": False}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "beta_normalisation": {"normalize": False},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ Source: Su et al., CE-GPPO: Coordinating Entropy via Gradient-Preserving Clippin
     loss_t = -r_t A                                                elsewhere
 
 sg stops the gradient. low_scale and high_scale are the paper's beta_1 and beta_2; 0 for both is PPO's clip.
+
 Deviates: a log-ratio is bounded by 20, beyond which no gradient is kept.
 """
 
@@ -18,7 +19,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"low_gradient": {"low_scale": 0.0}, "high_gradient": {"high_scale": 0.0}}
+MECHANISMS = {
+    "low_gradient": {"low_scale": 0.0},
+    "high_gradient": {"high_scale": 0.0},
+}
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """Clip-Cov: the few tokens whose log-probability and advantage vary together most get no gradient.
 
-Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, arXiv 2505.22617, eq. 10 to 12.
+Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, arXiv 2505.22617.
 
     cov_t = (log pi_old_t - mean) (A_t - mean)       means over all tokens of the batch
     tokens with the largest cov_t, at most a share of the batch and above cov_floor, are left out of the loss
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A) of the others
 
-Deviates: cov is that of the policy at rollout, because it needs the batch; the paper draws the tokens from those between two bounds, and
-a candidate draws nothing, so the largest are taken. Left out by a weight of 0, they still count in the denominator. share is the
-paper's 2e-4 times ten, for batches of some thousand tokens instead of some million; at least one token is looked at.
+Deviates: cov is that of the policy at rollout, because it needs the batch; the paper draws the tokens from those between two
+bounds, and a candidate draws nothing, so the largest are taken. Left out by a weight of 0, they still count in the
+denominator. share is the paper's 2e-4 times ten, for batches of some thousand tokens instead of some million; at least one
+token is looked at.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, masked_mean, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"cov_clip": {"share": 0.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "cov_clip": {"share": 0.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

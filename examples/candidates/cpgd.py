@@ -1,11 +1,12 @@
 """CPGD: a policy gradient on log-ratios that are clipped, with a drift term to the old policy.
 
-Source: Liu et al., CPGD: Toward Stable Rule-based Reinforcement Learning for Language Models, arXiv 2505.12504, eq. 4 to 6.
+Source: Liu et al., CPGD: Toward Stable Rule-based Reinforcement Learning for Language Models, arXiv 2505.12504.
 
     s_t = min(l_t A, clip(l_t, log(1 - clip_eps_low), log(1 + clip_eps_high)) A)        l_t = log pi_t - log pi_old_t
     loss_t = -s_t + drift_coef sg(min(r_t - 1, drift_max)) l_t
 
 sg stops the gradient; (r - 1) grad l is the gradient of the k3 estimate of KL(old || pi). At l = 0 it is REINFORCE.
+
 Deviates: the advantage is GRPO's, without the paper's weights for prompts.
 """
 
@@ -18,7 +19,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"log_ratio_clip": {"clip_eps_low": 0.999999, "clip_eps_high": 1e9}, "policy_drift": {"drift_coef": 0.0}}
+MECHANISMS = {
+    "log_ratio_clip": {"clip_eps_low": 0.999999, "clip_eps_high": 1e9},
+    "policy_drift": {"drift_coef": 0.0},
+}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """DCPO: the clip range of a token widens as its probability under the old policy falls.
 
-Source: Yang et al., DCPO: Dynamic Clipping Policy Optimization, arXiv 2509.02333, eq. 6 and 7.
+Source: Yang et al., DCPO: Dynamic Clipping Policy Optimization, arXiv 2509.02333.
 
     low_t  = 1/2 + 1/2 sqrt(max(1 - 4 clip_eps_low / q_t, 0))       q_t = pi_old of the token
     high_t = 1/2 + 1/2 sqrt(1 + 4 clip_eps_high / q_t)
     loss_t = -min(r_t A, clip(r_t, low_t, min(high_t, ratio_max)) A)
 
-The bounds solve |r - 1| r q <= eps, a bound on the variance of the importance weight. The loss is the mean over each completion.
-Deviates: the paper also mixes the advantage with statistics of the same prompt from earlier steps, which a candidate does not see.
+The bounds solve |r - 1| r q <= eps, a bound on the variance of the importance weight. The loss is the mean over each
+completion.
+
+Deviates: the paper also mixes the advantage with statistics of the same prompt from earlier steps, which a candidate does not
+see.
 """
 
 from dataclasses import dataclass
@@ -18,7 +21,9 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "sequence-mean"
-MECHANISMS = {"adaptive_bounds": {"adaptive": False}}
+MECHANISMS = {
+    "adaptive_bounds": {"adaptive": False},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Dual-clip PPO: where the advantage is negative the loss of a token is bounded, however far its ratio has grown.
 
-Source: Ye et al., Mastering Complex Control in MOBA Games with Deep Reinforcement Learning, arXiv 1912.09729, eq. 4.
+Source: Ye et al., Mastering Complex Control in MOBA Games with Deep Reinforcement Learning, arXiv 1912.09729.
 
     A_i = (R_i - mean_g R) / (std_g R + eps)
     s_t = min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A)
@@ -18,7 +18,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}, "dual_clip": {"dual_clip": 1e6}}
+MECHANISMS = {
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+    "dual_clip": {"dual_clip": 1e6},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Length-aware rewards for right answers: less than 1 for those longer than the group's right answers are on average.
 
-Source: Arora and Zanette, Training Language Models to Reason Efficiently, arXiv 2502.04463, eq. 3 and 4.
+Source: Arora and Zanette, Training Language Models to Reason Efficiently, arXiv 2502.04463.
 
     R_i = correct_i (1 - length_coef sigmoid((L_i - mean_right L) / std_right L))
     A_i = R_i - mean of R over the others of the group
@@ -15,7 +15,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_count, group_mean, group_std, log_ratio, sequence_lengths, to_tokens
 
 LOSS_AGGREGATION = "sequence-mean"
-MECHANISMS = {"length_penalty": {"length_coef": 0.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "length_penalty": {"length_coef": 0.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Entropy-shaped advantage: a token's entropy adds to its advantage, by at most a share of that.
 
-Source: Cheng et al., Reasoning with Exploration: An Entropy Perspective, arXiv 2506.14758, eq. 5 and 6.
+Source: Cheng et al., Reasoning with Exploration: An Entropy Perspective, arXiv 2506.14758.
 
     A_i = (R_i - mean_g R) / (std_g R + eps)
     A_t = A_i + min(entropy_coef H_t, |A_i| / bound)        H_t at rollout, without gradient
@@ -17,7 +17,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"entropy_shaping": {"entropy_coef": 0.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "entropy_shaping": {"entropy_coef": 0.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Forking tokens: only the fifth of the tokens with the highest entropy, where the reasoning forks, gets gradient.
 
-Source: Wang et al., Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective RL for LLM Reasoning, arXiv 2506.01939, eq. 5.
+Source: Wang et al., Beyond the 80/20 Rule: High-Entropy Minority Tokens Drive Effective RL for LLM Reasoning, arXiv
+2506.01939.
 
     train the tokens whose entropy at rollout is at least the (1 - share) quantile of the batch
     A_i = (R_i - mean_g R) / (std_g R + eps)
@@ -17,7 +18,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"high_entropy_tokens": {"share": 1.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "high_entropy_tokens": {"share": 1.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,14 @@
 """GFPO: samples more completions than it learns from, and learns from those of each group with most reward per token.
 
-Source: Shrivastava et al., Sample More to Think Less: Group Filtered Policy Optimization for Concise Reasoning, arXiv 2508.09726, eq. 3.
+Source: Shrivastava et al., Sample More to Think Less: Group Filtered Policy Optimization for Concise Reasoning, arXiv
+2508.09726.
 
     keep the share of a group with the largest metric: R / L, or -L
     A_i = (R_i - mean_kept R) / (std_kept R + eps) of those kept, nothing of the others
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A) + kl_coef * k3_t
 
-Deviates: equal metrics, as those of all wrong completions by R / L, are ranked by length, the shortest first; completions that are
-not kept leave the denominators too.
+Deviates: equal metrics, as those of all wrong completions by R / L, are ranked by length, the shortest first; completions
+that are not kept leave the denominators too.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """GPG: plain policy gradient on group-centred rewards, rescaled for the groups that teach nothing.
 
-Source: Chu et al., GPG: A Simple and Strong Reinforcement Learning Baseline for Model Reasoning, arXiv 2504.02546, eq. 5 and 7.
+Source: Chu et al., GPG: A Simple and Strong Reinforcement Learning Baseline for Model Reasoning, arXiv 2504.02546.
 
     A_i = alpha (R_i - mean_g R)
     alpha = completions / completions in groups with both outcomes
@@ -13,7 +13,9 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_max, group_mean, group_min, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"valid_group_rescaling": {"rescale": False}}
+MECHANISMS = {
+    "valid_group_rescaling": {"rescale": False},
+}
 
 
 @dataclass(frozen=True)

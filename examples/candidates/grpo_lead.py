@@ -1,6 +1,7 @@
 """GRPO-LEAD: brevity among right answers, a penalty for wrong ones, and more weight for hard prompts.
 
-Source: Zhang and Zuo, GRPO-LEAD: A Difficulty-Aware Reinforcement Learning Approach for Concise Mathematical Reasoning, arXiv 2504.09696, eq. 2 to 6.
+Source: Zhang and Zuo, GRPO-LEAD: A Difficulty-Aware Reinforcement Learning Approach for Concise Mathematical Reasoning, arXiv
+2504.09696.
 
     R_i = exp(-length_coef z_i) of a right answer, z_i its standardized length among the right ones of the group
     R_i = wrong_reward of a wrong one

@@ -1,6 +1,6 @@
 """Length reward of Kimi k1.5: short right answers gain, long answers lose, from some step on.
 
-Source: Kimi Team, Kimi k1.5: Scaling Reinforcement Learning with LLMs, arXiv 2501.12599, section 2.3.3.
+Source: Kimi Team, Kimi k1.5: Scaling Reinforcement Learning with LLMs, arXiv 2501.12599.
 
     lambda_i = 1/2 - (L_i - L_min) / (L_max - L_min)        shortest and longest of the group
     R_i = correct_i + length_coef lambda_i                  of a right completion
@@ -18,7 +18,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_max, group_mean, group_min, log_ratio, sequence_lengths, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"length_reward": {"length_coef": 0.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "length_reward": {"length_coef": 0.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Mirror descent of Kimi k1.5: REINFORCE on centred rewards, held at the policy of the last iteration by a squared log-ratio.
 
-Source: Kimi Team, Kimi k1.5: Scaling Reinforcement Learning with LLMs, arXiv 2501.12599, eq. 3.
+Source: Kimi Team, Kimi k1.5: Scaling Reinforcement Learning with LLMs, arXiv 2501.12599.
 
     A_i = R_i - mean_g R
     gradient = A grad log pi(y) - tau / 2 grad (log pi(y) - log pi_old(y))^2
@@ -15,7 +15,9 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "sequence-mean"
-MECHANISMS = {"proximity": {"tau": 0.0}}
+MECHANISMS = {
+    "proximity": {"tau": 0.0},
+}
 
 
 @dataclass(frozen=True)

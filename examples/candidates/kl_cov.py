@@ -1,14 +1,15 @@
 """KL-Cov: the few tokens whose log-probability and advantage vary together most are held at the old policy by a KL term.
 
-Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, arXiv 2505.22617, eq. 13 to 15.
+Source: Cui et al., The Entropy Mechanism of Reinforcement Learning for Reasoning Language Models, arXiv 2505.22617.
 
     cov_t = (log pi_old_t - mean) (A_t - mean)       means over all tokens of the batch
     loss_t = -r_t A + kl_coef * k2_t                 for the share of tokens with the largest cov_t
     loss_t = -r_t A                                  for the others
     k2_t = (log pi_t - log pi_old_t)^2 / 2
 
-Deviates: cov is that of the policy at rollout, because it needs the batch; k2 has the gradient of the KL, the authors' code takes the
-absolute log-ratio. share is the paper's 2e-3 times ten, for batches of some thousand tokens; at least one token is held.
+Deviates: cov is that of the policy at rollout, because it needs the batch; k2 has the gradient of the KL, the authors' code
+takes the absolute log-ratio. share is the paper's 2e-3 times ten, for batches of some thousand tokens; at least one token is
+held.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, masked_mean, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"cov_kl": {"kl_coef": 0.0}}
+MECHANISMS = {
+    "cov_kl": {"kl_coef": 0.0},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """lambda-GRPO: completions of a group weigh by a power of their standardized length.
 
-Source: Wang et al., lambda-GRPO: Unifying the GRPO Frameworks with Learnable Token Preferences, arXiv 2510.06870, eq. 8 to 10.
+Source: Wang et al., lambda-GRPO: Unifying the GRPO Frameworks with Learnable Token Preferences, arXiv 2510.06870.
 
     z_i = (L_i - mean_g L) / (std_g L + eps);    h_i = 1 + spread z_i
     f_i = n softmax_g(h_i^power)
@@ -8,6 +8,7 @@ Source: Wang et al., lambda-GRPO: Unifying the GRPO Frameworks with Learnable To
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A), averaged over tokens
 
 power is the paper's lambda: 0 weighs all alike (DAPO), above 0 long completions more, below 0 short ones.
+
 Deviates: lambda is fixed here, where the paper learns it with the policy; h is at least 0.05.
 """
 
@@ -19,7 +20,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, sequence_lengths, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"length_preference": {"power": 0.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "length_preference": {"power": 0.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

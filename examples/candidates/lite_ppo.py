@@ -1,6 +1,6 @@
 """Lite PPO: group mean, deviation of the whole batch, token-mean loss, and nothing else.
 
-Source: Liu et al., Part I: Tricks or Traps? A Deep Dive into RL for LLM Reasoning, arXiv 2508.08221, section 5.
+Source: Liu et al., Part I: Tricks or Traps? A Deep Dive into RL for LLM Reasoning, arXiv 2508.08221.
 
     A_i = (R_i - mean_g R) / (std_batch R + eps)
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A)
@@ -14,7 +14,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"batch_std": {"by_batch": False}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "batch_std": {"by_batch": False},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

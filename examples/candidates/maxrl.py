@@ -5,7 +5,9 @@ Source: Tajwar et al., Maximum Likelihood Reinforcement Learning, arXiv 2602.027
     A_i = (R_i - mean_g R) / mean_g R       0 where the group has no right answer
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A)
 
-The mean of grad log pi over right answers estimates the gradient of log p to the order of the group's size; hard prompts weigh 1 / p.
+The mean of grad log pi over right answers estimates the gradient of log p to the order of the group's size; hard prompts
+weigh 1 / p.
+
 Deviates: with several updates per rollout the ratio is clipped as in PPO.
 """
 
@@ -17,7 +19,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"mean_normalisation": {"by_mean": False}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "mean_normalisation": {"by_mean": False},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

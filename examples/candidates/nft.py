@@ -1,6 +1,6 @@
 """NFT: right answers train the policy by likelihood, wrong ones train it through the negative policy that they imply.
 
-Source: Chen et al., Bridging Supervised Learning and Reinforcement Learning in Math Reasoning, arXiv 2505.18116, eq. 9 and 10.
+Source: Chen et al., Bridging Supervised Learning and Reinforcement Learning in Math Reasoning, arXiv 2505.18116.
 
     loss_t = -w log r_t                                             of a right answer
     loss_t = -w log max((1 - p r_t) / (1 - p), negative_floor)      of a wrong one
@@ -17,7 +17,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"negative_policy": {"negatives": False}, "prompt_weight": {"weighted": False}}
+MECHANISMS = {
+    "negative_policy": {"negatives": False},
+    "prompt_weight": {"weighted": False},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """OPO: on-policy REINFORCE with the baseline that minimizes the variance of its gradient, a mean reward weighted by length.
 
-Source: Hao et al., On-Policy RL with Optimal Reward Baseline, arXiv 2505.23585, eq. 5.
+Source: Hao et al., On-Policy RL with Optimal Reward Baseline, arXiv 2505.23585.
 
     b = sum_g L_j R_j / sum_g L_j        L = tokens of a completion
     A_i = R_i - b
@@ -15,7 +15,9 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_sum, sequence_lengths, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"length_weighted_baseline": {"by_length": False}}
+MECHANISMS = {
+    "length_weighted_baseline": {"by_length": False},
+}
 
 
 @dataclass(frozen=True)

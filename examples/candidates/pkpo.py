@@ -1,14 +1,14 @@
 """PKPO: rewards transformed so that the gradient is that of pass@k, for any k up to the size of the group.
 
-Source: Walder and Karkhanis, Pass@K Policy Optimization, arXiv 2505.15201, eq. 10 and theorem 2.
+Source: Walder and Karkhanis, Pass@K Policy Optimization, arXiv 2505.15201.
 
     s_i = k / n                                                     of a right completion, c of n are right
     s_i = k / n (1 - C(n - 1 - c, k - 1) / C(n - 1, k - 1))         of a wrong one
     A_i = s_i - mean of s over the others of the group
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A)
 
-Deviates: the baseline is the leave-one-out mean of s; the paper's s_loo-1 leaves the completion out of the subsets too. Correctness
-above 1/2 counts as right. k is cut at the size of the group.
+Deviates: the baseline is the leave-one-out mean of s; the paper's s_loo-1 leaves the completion out of the subsets too.
+Correctness above 1/2 counts as right. k is cut at the size of the group.
 """
 
 import math
@@ -20,7 +20,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_count, group_sum, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "sequence-mean"
-MECHANISMS = {"pass_at_k": {"k": 1}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "pass_at_k": {"k": 1},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def compute_advantages(batch: RolloutBatch, hp: Hyperparameters, dynamics: Dynam
     right = batch.correctness > 0.5  # (B,)
     size = group_count(batch.group_ids)
     passed = group_count(batch.group_ids, where=right)
-    counts = zip(size.tolist(), passed.tolist())
+    counts = zip(size.tolist(), passed.tolist(), strict=True)
     missed = [rest_is_wrong(int(n), int(c), min(hp.k, int(n))) for n, c in counts]
     share = torch.tensor([min(hp.k, n) / n for n in size.tolist()], device=size.device)
     reward = torch.where(right, share, share * (1.0 - torch.tensor(missed, device=size.device)))

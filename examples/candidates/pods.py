@@ -1,14 +1,15 @@
 """PODS: of every group only the completions with the highest and the lowest rewards train.
 
-Source: Xu et al., Not All Rollouts are Useful: Down-Sampling Rollouts in LLM Reinforcement Learning, arXiv 2504.13818, sections 3.2 and 3.3.
+Source: Xu et al., Not All Rollouts are Useful: Down-Sampling Rollouts in LLM Reinforcement Learning, arXiv 2504.13818.
 
     keep the m completions of a group whose rewards vary most: the k highest and the m - k lowest
     A_i = (R_i - mean_kept R) / (std_kept R + eps)
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A)
 
 For rewards of 0 and 1 as many of either outcome are kept as there are, at most m / 2 each if both have them.
-Deviates: of several completions with the same reward the least likely of the right and the likeliest of the wrong ones are kept,
-where the paper takes any; k is m / 2.
+
+Deviates: of several completions with the same reward the least likely of the right and the likeliest of the wrong ones are
+kept, where the paper takes any; k is m / 2.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_count, group_mean, group_rank, group_std, log_ratio, masked_mean, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"down_sampling": {"share": 1.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "down_sampling": {"share": 1.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

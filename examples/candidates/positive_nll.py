@@ -1,11 +1,12 @@
 """PPO with a likelihood term on right answers, the part of VAPO that needs no critic.
 
-Source: Yue et al., VAPO: Efficient and Reliable Reinforcement Learning for Advanced Reasoning Tasks, arXiv 2504.05118, eq. 8 and 9.
+Source: Yue et al., VAPO: Efficient and Reliable Reinforcement Learning for Advanced Reasoning Tasks, arXiv 2504.05118.
 
     A_i = (R_i - mean_g R) / (std_g R + eps)
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A) - nll_coef correct_i log pi_t
 
-Deviates: the paper's advantages come from a critic with a length-adaptive GAE; its likelihood is averaged over right answers alone.
+Deviates: the paper's advantages come from a critic with a length-adaptive GAE; its likelihood is averaged over right answers
+alone.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"positive_likelihood": {"nll_coef": 0.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "positive_likelihood": {"nll_coef": 0.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

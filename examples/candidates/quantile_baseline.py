@@ -1,11 +1,13 @@
-"""QAE: a quantile of the group's rewards is the baseline, so that hard prompts teach by right answers and easy ones by wrong ones.
+"""QAE: a quantile of the group's rewards is the baseline, so that hard prompts teach by right answers and easy ones by wrong
+ones.
 
-Source: Wu et al., Quantile Advantage Estimation for Entropy-Safe Reasoning, arXiv 2509.22611, eq. 5.
+Source: Wu et al., Quantile Advantage Estimation for Entropy-Safe Reasoning, arXiv 2509.22611.
 
     A_i = (R_i - Q_K(R of the group)) / (std_g R + eps)
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A)
 
 For rewards of 0 and 1 the quantile is 0 up to a pass rate of 1 - quantile, and 1 above it.
+
 Deviates: where the quantile lies between two rewards it is interpolated.
 """
 
@@ -17,7 +19,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_max, group_min, group_quantile, group_std, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"quantile": {"quantile": 0.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "quantile": {"quantile": 0.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """REINFORCE++-baseline: group-centred rewards, normalized over the whole batch, with a k2 term to the reference in the loss.
 
-Source: Hu et al., REINFORCE++: Stabilizing Critic-Free Policy Optimization, arXiv 2501.03262, section 3.2.
+Source: Hu et al., REINFORCE++: Stabilizing Critic-Free Policy Optimization, arXiv 2501.03262.
 
     B_i = R_i - mean_g R
     A_i = (B_i - mean_batch B) / (std_batch B + eps)        over the tokens of the batch

@@ -1,6 +1,6 @@
 """Reinforce-Rej: REINFORCE with a clip on +1 and -1, without the groups that are all right or all wrong.
 
-Source: Xiong et al., A Minimalist Approach to LLM Reasoning: from Rejection Sampling to Reinforce, arXiv 2504.11343, section 4.
+Source: Xiong et al., A Minimalist Approach to LLM Reasoning: from Rejection Sampling to Reinforce, arXiv 2504.11343.
 
     A_i = 2 R_i - 1
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A), over groups with both outcomes
@@ -14,7 +14,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_max, group_min, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"rejection": {"reject": False}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "rejection": {"reject": False},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """ShorterBetter: the shortest right answer of a group is the length that all are measured against.
 
-Source: Yi et al., ShorterBetter: Guiding Reasoning Models to Find Optimal Inference Length for Efficient Reasoning, arXiv 2504.21370, eq. 1 to 3.
+Source: Yi et al., ShorterBetter: Guiding Reasoning Models to Find Optimal Inference Length for Efficient Reasoning, arXiv
+2504.21370.
 
     L* = length of the shortest right answer; the mean length of the group where none is right
     R_i = correct_coef correct_i - length_coef |L_i - L*| / L_limit
@@ -18,7 +19,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, group_min, group_std, log_ratio, sequence_lengths, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"optimal_length": {"length_coef": 0.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "optimal_length": {"length_coef": 0.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

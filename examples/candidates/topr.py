@@ -1,12 +1,13 @@
 """TOPR: right answers are learned without an importance weight, wrong ones with one that is cut at 1.
 
-Source: Le Roux et al., Tapered Off-Policy REINFORCE, arXiv 2503.14286, eq. 8 and 9.
+Source: Le Roux et al., Tapered Off-Policy REINFORCE, arXiv 2503.14286.
 
     loss_t = -A log pi_t                      where A >= 0
     loss_t = -sg(min(r_i, 1)) A log pi_t      where A < 0
     r_i = exp(sum_t log pi_t - log pi_old_t) of the whole completion;  A_i = R_i - mean_g R
 
-Deviates: the paper's rewards are +1 and -1 without a baseline; centred, they are rewards of one group compared with one another.
+Deviates: the paper's rewards are +1 and -1 without a baseline; centred, they are rewards of one group compared with one
+another.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"tapering": {"taper": 1e6}}
+MECHANISMS = {
+    "tapering": {"taper": 1e6},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Truncated importance sampling: REINFORCE whose weights are cut at a constant and carry no gradient.
 
-Source: Espeholt et al., IMPALA, arXiv 1802.01561, section 4.1 (rho-bar); Ionides, Truncated Importance Sampling, 2008.
+Source: Espeholt et al., IMPALA, arXiv 1802.01561.
 
     A_i = R_i - mean_g R
     loss_t = -sg(min(r_t, ratio_max)) A log pi_t
@@ -14,7 +14,9 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_mean, log_ratio, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"truncation": {"ratio_max": 1e9}}
+MECHANISMS = {
+    "truncation": {"ratio_max": 1e9},
+}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Unlikeliness reward: of the right answers of a group, those that the policy found unlikely get more.
 
-Source: He, Fried and Welleck, Rewarding the Unlikely: Lifting GRPO Beyond Distribution Sharpening, arXiv 2506.02355, eq. 6.
+Source: He, Fried and Welleck, Rewarding the Unlikely: Lifting GRPO Beyond Distribution Sharpening, arXiv 2506.02355.
 
     R_i = correct_i (1 - rank_coef (n - rank_i) / n)        rank_i of log pi_old(y_i) in the group, 0 for the likeliest
     A_i = (R_i - mean_g R) / (std_g R + eps)
@@ -17,7 +17,10 @@ from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, R
 from poise_core.reductions import group_count, group_mean, group_rank, group_std, log_ratio, masked_sum, to_tokens
 
 LOSS_AGGREGATION = "token-mean"
-MECHANISMS = {"unlikeliness": {"rank_coef": 0.0}, "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6}}
+MECHANISMS = {
+    "unlikeliness": {"rank_coef": 0.0},
+    "ratio_clip": {"clip_eps_low": 1e6, "clip_eps_high": 1e6},
+}
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ def verify(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(help="Verify for this preset's group size, length limit and steps. Default: those of --run-dir, or any."),
+        typer.Option(
+            help="Verify for this preset's group size, length limit and steps. Default: those of --run-dir, or any."
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that the whole gate may take.")] = 60.0,
 ) -> None:

@@ -106,7 +106,9 @@ class Recheck:
             raise self._failure("compute_advantages", "the names of carried signals", dynamics, 1.0)
         for name, value in found.carry.items():
             carried = other.carry[name][back]
-            inside = trained if value.dim() == 2 else trained.any(-1) | (found.mask == other.mask[back, :length]).all(-1)
+            inside = (
+                trained if value.dim() == 2 else trained.any(-1) | (found.mask == other.mask[back, :length]).all(-1)
+            )
             carried = carried[:, :length] if value.dim() == 2 else carried
             zero = torch.zeros_like(value)
             pair = (torch.where(inside, values, zero) for values in (value, carried))

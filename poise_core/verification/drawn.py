@@ -11,6 +11,7 @@ import dataclasses
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from torch import Tensor
 from poise_core.contract import Dynamics, RolloutBatch
 from poise_core.randomness import hash_key
 from poise_core.verification.probes import START, Probe
-from poise_core.verification.report import Conditions
+from poise_core.verification.report import ANY_TRAINING, Conditions
 
 LARGEST_LOG_RATIO = 30.0
 
@@ -33,7 +34,7 @@ class Draw:
     """All that one verification draws; equal seeds draw the same under the same conditions."""
 
     seed: int
-    conditions: Conditions = Conditions()
+    conditions: Conditions = ANY_TRAINING
 
     def rng(self, purpose: str) -> random.Random:
         """Return a generator of this purpose's own, which changes no global state."""
@@ -302,7 +303,8 @@ class Draw:
             "completion_length": (1.0, float(probe.dynamics.max_completion_length)), "all_fail_fraction": (0.0, 0.97),
             "grad_norm": (0.01, 100.0),
         }  # fmt: skip
-        state = replace(probe.dynamics, **{name: rng.choice(pair) for name, pair in extremes.items()})
+        drawn: dict[str, Any] = {name: rng.choice(pair) for name, pair in extremes.items()}
+        state = replace(probe.dynamics, **drawn)
         return replace(probe, name="unusual dynamics", dynamics=state)
 
     def at_the_limit(self, purpose: str) -> Probe:

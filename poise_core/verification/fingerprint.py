@@ -118,7 +118,10 @@ def _disguised(probe: Probe, draw: Draw, purpose: str, in_order: bool) -> tuple[
         order[torch.argsort(groups[order], stable=True)] = torch.argsort(groups, stable=True)
 
     def moved(values: Tensor) -> Tensor:
-        return values * (1.0 + 1e-6 * torch.randn(values.shape, generator=generator))
+        size, sign = (torch.rand(values.shape, generator=generator) for _ in range(2))
+        return values * (
+            1.0 + torch.where(sign < 0.5, -1e-6, 1e-6) * (0.5 + 1.5 * size)
+        )  # so that none stays as it was
 
     def wide(values: Tensor) -> Tensor:
         return functional.pad(values, (0, more)) if values.dim() == 2 else values

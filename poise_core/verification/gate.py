@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from poise_core.candidate.calls import CallTimedOut, ContractViolation
@@ -22,7 +22,7 @@ from poise_core.verification.harness import Run, run_candidate
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
 from poise_core.verification.probes import Probe
-from poise_core.verification.report import PROBE_SEED_BITS, CheckResult, Conditions, VerificationReport
+from poise_core.verification.report import ANY_TRAINING, PROBE_SEED_BITS, CheckResult, Conditions, VerificationReport
 
 
 class DuplicateBehaviour(ContractViolation):
@@ -47,6 +47,7 @@ class Examination:
     nearest: tuple[tuple[str, float], ...] = ()
     nearest_archived: tuple[tuple[str, float], ...] = ()
     duplicate_of: str | None = None
+    seldom: Sequence[str] = ()  # mechanisms that act in this training, and not on ordinary probes
     takes_the_first: bool = False  # of completions with one outcome
     note: str = ""  # of the check that runs, for the author of a candidate that passes it
 
@@ -98,7 +99,8 @@ def _finite(examined: Examination) -> None:
 
 
 def _switches(examined: Examination) -> None:
-    examined.note = "; ".join(interface.check_switches(examined.candidate, examined.draw))
+    notes, examined.seldom = interface.check_switches(examined.candidate, examined.draw)
+    examined.note = "; ".join(notes)
 
 
 def _pure(examined: Examination) -> None:
@@ -124,7 +126,7 @@ def _order(examined: Examination) -> None:
     examined.takes_the_first = invariance.check_order(examined.candidate, examined.draw)
     if examined.takes_the_first:
         examined.note = (
-            "which of several completions with one outcome train goes by their order; group_rank(..., ties=...) would not"
+            "order decides which of several completions with one outcome train; group_rank(..., ties=...) would not"
         )
 
 
@@ -146,7 +148,11 @@ def _novelty(examined: Examination) -> None:
     others = tuple(pair for pair in examined.nearest if pair[0] not in own)
     found, archived = novelty.find_duplicate(examined.fingerprint, others, examined.known_fingerprints)
     examined.duplicate_of = found
-    if archived:
+    if archived and examined.seldom:  # the fingerprint's batches do not show these
+        examined.note = (
+            f"it behaves as {found} but for what acts seldom ({', '.join(examined.seldom)}), so it counts as new"
+        )
+    elif archived:
         raise DuplicateBehaviour(f"it trains exactly as {found}, which is archived already; change what it computes")
 
 
@@ -194,7 +200,7 @@ def run_checks(
     *,
     known_fingerprints: Mapping[str, str] | None = None,
     probe_seed: int | None = None,
-    conditions: Conditions = Conditions(),
+    conditions: Conditions = ANY_TRAINING,
     static: bool = True,
     keep_going: bool = False,
     on_check: Callable[[CheckResult | str], None] | None = None,

@@ -51,7 +51,8 @@ def claimed_mask(advantages: Advantages, batch: RolloutBatch) -> Tensor:
 def ties_alone(batch: RolloutBatch, one: Tensor, other: Tensor) -> bool:
     """Whether two train masks differ in nothing but which of several completions with one outcome train.
 
-    The completions of a prompt come in no order, so a candidate that trains some of those with one outcome may take the first of them. It may not let their place decide how many train, nor which outcomes.
+    The completions of a prompt come in no order, so a candidate that trains some of those with one outcome may take the first
+    of them. It may not let their place decide how many train, nor which outcomes.
 
     Args:
         batch: the rollout.

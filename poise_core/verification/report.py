@@ -30,6 +30,9 @@ class Conditions:
         return cls(training.group_size, training.max_completion_length, training.steps)
 
 
+ANY_TRAINING = Conditions()
+
+
 @dataclass(frozen=True)
 class CheckResult:
     """The result of one check, with what passing it proves; a failed one tells the author what to change."""
@@ -59,7 +62,7 @@ class VerificationReport:
     probe_seed: int | None = (
         None  # of the probes that were drawn; None where none was, or in a report of before they were
     )
-    conditions: Conditions = Conditions()  # for which it was verified
+    conditions: Conditions = ANY_TRAINING  # for which it was verified
     failure: FailureKind | None = None  # set exactly when the candidate is not admitted
 
     @property

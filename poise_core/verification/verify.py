@@ -20,7 +20,7 @@ from poise_core.sandbox.command import Limits, confined_command, has_private_scr
 from poise_core.sandbox.confine import SETUP_FAILED, WALL_TIME_OVER
 from poise_core.sandbox.pipes import Finished, run_until
 from poise_core.sandbox.run import require_own_network
-from poise_core.verification.report import PROBE_SEED_BITS, CheckResult, Conditions, VerificationReport
+from poise_core.verification.report import ANY_TRAINING, PROBE_SEED_BITS, CheckResult, Conditions, VerificationReport
 
 MEMORY_BYTES = 2 << 30  # importing torch takes 0.2 GiB of it
 ADDRESS_BYTES = 32 << 30  # a CUDA build of torch maps several GiB that it never touches
@@ -40,7 +40,7 @@ def verify_file(
     timeout_seconds: float = 60,
     known_fingerprints: Mapping[str, str] | None = None,
     probe_seed: int | None = None,
-    conditions: Conditions = Conditions(),
+    conditions: Conditions = ANY_TRAINING,
     folder: Path | None = None,
     static: bool = True,
     keep_going: bool = False,
@@ -93,7 +93,7 @@ class _Job:
     known_fingerprints: Mapping[str, str]
     static: bool
     probe_seed: int
-    conditions: Conditions = Conditions()
+    conditions: Conditions = ANY_TRAINING
     keep_going: bool = False
     numbers: bool = False  # measure the candidate instead of judging it
     nonce: str = field(default_factory=lambda: secrets.token_hex(16))  # begins every line that the worker writes

@@ -44,25 +44,29 @@ def check_interface(candidate: Candidate) -> None:
     _check_mechanisms(candidate)
 
 
-def check_switches(candidate: Candidate, draw: Draw) -> list[str]:
+def check_switches(candidate: Candidate, draw: Draw) -> tuple[list[str], list[str]]:
     """Check that every entry of ``MECHANISMS`` is there to be switched off, and look for a probe on which that shows.
 
     Returns:
-        A sentence for every mechanism that shows on no ordinary probe: where it does, or that it was not reached.
+        A sentence for every mechanism that shows on no ordinary probe: where it does, or that it was not reached. And the names of
+        those that a training under these conditions reaches.
 
     Raises:
         ContractViolation: with the message for the author.
     """
-    notes = []
+    notes: list[str] = []
+    seldom: list[str] = []
     for name, overrides in candidate.mechanisms.items():
         _require_switch(candidate, name, overrides)
         try:
             if any(_changes(candidate, overrides, draw.scenario(number)) for number in range(SCENARIOS)):
                 continue
-            notes.append(f"mechanism {name!r} {_where_it_shows(candidate, overrides, draw)}")
+            inside, where = _where_it_shows(candidate, overrides, draw)
+            notes.append(f"mechanism {name!r} {where}")
+            seldom += [name] if inside else []
         except ContractViolation as violation:
             raise ContractViolation(f"with mechanism {name!r} switched off: {violation}") from violation
-    return notes
+    return notes, seldom
 
 
 def _require_switch(candidate: Candidate, name: str, overrides: Mapping[str, object]) -> None:
@@ -76,13 +80,14 @@ def _require_switch(candidate: Candidate, name: str, overrides: Mapping[str, obj
         )
 
 
-def _where_it_shows(candidate: Candidate, overrides: Mapping[str, object], draw: Draw) -> str:
-    """On which probe far from ordinary ones a switch has an effect, those under the conditions first."""
+def _where_it_shows(candidate: Candidate, overrides: Mapping[str, object], draw: Draw) -> tuple[bool, str]:
+    """Whether the conditions reach a probe on which a switch has an effect, and which; far from ordinary ones are tried."""
     probes = list(draw.reach(_numbers(candidate)))
     for inside, probe in sorted(probes, key=lambda pair: not pair[0]):
         if _changes(candidate, overrides, (probe,)):
-            return f"acts seldom: shown at {probe.name}" + ("" if inside else ", which this training does not reach")
-    return "was not reached on any probe, so nothing shows yet that it acts"
+            beyond = "" if inside else ", which this training does not reach"
+            return inside, f"acts seldom: shown at {probe.name}{beyond}"
+    return False, "was not reached on any probe, so nothing shows yet that it acts"
 
 
 def live_hyperparameters(tree: ast.Module) -> set[str]:
@@ -100,9 +105,11 @@ def live_hyperparameters(tree: ast.Module) -> set[str]:
                     live |= _names(value)
                 case ast.If(test=value) | ast.For(iter=value):
                     live |= _names(value)
-                case ast.Assign(targets=targets, value=value):
-                    flows.append((set().union(*map(_names, targets)), _names(value)))
-                case ast.AugAssign(target=target, value=value) | ast.AnnAssign(target=target, value=ast.expr() as value):
+                case ast.Assign(targets=written, value=value):
+                    flows.append(({name for one in written for name in _names(one)}, _names(value)))
+                case (
+                    ast.AugAssign(target=target, value=value) | ast.AnnAssign(target=target, value=ast.expr() as value)
+                ):
                     flows.append((_names(target), _names(value)))
                 case ast.Expr(value=ast.Call(func=ast.Attribute(value=owner)) as call):  # rows.append(x)
                     flows.append((_names(owner), _names(call)))
@@ -132,7 +139,9 @@ def _numbers(candidate: Candidate) -> list[float]:
     """The numbers that a file names: its hyperparameters' and those in its code, the former first."""
     own = [getattr(candidate.hyperparameters, f.name) for f in dataclasses.fields(candidate.hyperparameters)]
     written = [node.value for node in ast.walk(ast.parse(candidate.source)) if isinstance(node, ast.Constant)]
-    return [float(value) for value in (*own, *written) if isinstance(value, int | float) and not isinstance(value, bool)]
+    return [
+        float(value) for value in (*own, *written) if isinstance(value, int | float) and not isinstance(value, bool)
+    ]
 
 
 def _changes(candidate: Candidate, overrides: Mapping[str, object], probes: Sequence[Probe]) -> bool:

@@ -8,11 +8,25 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from poise_core.candidate.calls import ContractViolation, call_advantages
+from poise_core.candidate.calls import (
+    ContractViolation,
+    call_advantages,
+    copy_batch,
+    guarded,
+    handed_batch,
+    own_inputs,
+)
 from poise_core.candidate.loading import Candidate
 from poise_core.contract import LossInputs, RolloutBatch
 from poise_core.verification.drawn import Draw, permuted
-from poise_core.verification.harness import Run, claimed_mask, loss_and_gradient, loss_inputs, run_candidate, ties_alone
+from poise_core.verification.harness import (
+    Run,
+    claimed_mask,
+    loss_and_gradient,
+    loss_inputs,
+    run_candidate,
+    ties_alone,
+)
 from poise_core.verification.probes import Probe
 
 TOLERANCE = (
@@ -35,7 +49,43 @@ def check_padding(candidate: Candidate, draw: Draw) -> None:
     for probe in (draw.ordinary("padding"), draw.uneven("padding uneven"), draw.empty_and_full("padding empty")):
         clean = run_candidate(candidate, probe)
         for columns in (1, rng.randint(1, 3) * clean.mask.shape[1]):
-            _compare_padded(candidate, clean, _padded(probe, columns), columns)
+            wide = _padded(probe, columns)
+            try:
+                _compare_padded(candidate, clean, wide, columns)
+            except ContractViolation as violation:
+                raise ContractViolation(f"{violation}{_to_mask(candidate, wide)}") from violation
+
+
+def _to_mask(candidate: Candidate, wide: Probe) -> str:
+    """Name the tensors whose padding reaches the result, found by writing into the padding of one after another."""
+    with torch.no_grad():
+        given = handed_batch(candidate, wide.batch)
+        plain = guarded("compute_advantages", lambda: candidate.compute_advantages(copy_batch(given), wide.dynamics))
+        found = []
+        for name in ("old_logprobs", "ref_logprobs", "entropies"):
+            spoiled = replace(copy_batch(given), **{name: _spoiled(getattr(given, name), given.completion_mask)})
+            other = guarded("compute_advantages", lambda one=spoiled: candidate.compute_advantages(one, wide.dynamics))
+            if not _same(plain.values, other.values, wide.batch.completion_mask):
+                found.append(f"batch.{name}")
+        advantages = call_advantages(candidate, wide.batch, wide.dynamics)
+        inputs = loss_inputs(candidate, wide, advantages, torch.arange(wide.logprobs.shape[0]))
+        before = guarded("compute_loss", lambda: candidate.compute_loss(own_inputs(inputs), wide.dynamics)).token_loss
+        for name in ("logprobs", "old_logprobs", "ref_logprobs", "entropies", "advantages"):
+            changed = replace(inputs, **{name: _spoiled(getattr(inputs, name), wide.batch.completion_mask)})
+            after = guarded(
+                "compute_loss", lambda one=changed: candidate.compute_loss(own_inputs(one), wide.dynamics)
+            ).token_loss
+            if not _same(before, after, inputs.mask):
+                found.append(f"inputs.{name}")
+    if not found:
+        return ""
+    owner = found[0].partition(".")[0]
+    mask = "batch.completion_mask" if owner == "batch" else "inputs.mask"
+    return f"; what stands in the padding of {' and '.join(found)} counts: write torch.where({mask}, {found[0]}, 0.0) first"
+
+
+def _spoiled(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, torch.full_like(values, -0.7))
 
 
 def _padded(probe: Probe, columns: int) -> Probe:

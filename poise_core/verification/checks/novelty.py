@@ -18,7 +18,7 @@ DISGUISES = 3
 """How many are tried. A millionth can move a token over a threshold, once in some thousand disguises; not in three of three."""
 
 MORE_DISGUISES = 5
-"""For a file that behaves otherwise in all of those, to tell whether it does so because a millionth decides between equal numbers."""
+"""For a file that behaves otherwise in all of those, to tell whether a millionth decides between equal numbers there."""
 
 AS_IN_DISGUISE = 0.02
 """Largest relative difference of the gradients between the scenario and the scenario in disguise."""

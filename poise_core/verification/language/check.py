@@ -208,6 +208,13 @@ class _ModuleReader(BodyReader):
                 self.refuse(line, scopes.hides_builtin(line.target.id))
             if line.target.id.startswith("_"):
                 self.refuse(line, f"{line.target.id} begins with an underscore; rename it")
+            if isinstance(line.value, ast.Tuple | ast.List) or _is_several(line.annotation):
+                self.refuse(
+                    line,
+                    f"{line.target.id} holds several numbers; write a field for each, such as {line.target.id}_low: float = 0.1, "
+                    "which a mechanism and a sweep can change one by one, or a tuple as a constant at module level",
+                )
+                continue
             if not isinstance(line.annotation, ast.Name) or line.annotation.id not in ("float", "int", "bool", "str"):
                 self.refuse(line, f"{line.target.id} must be annotated with float, int, bool or str")
             if line.value is None or not _is_number_or_text(line.value):
@@ -264,6 +271,11 @@ class _ModuleReader(BodyReader):
 
 def _is_docstring(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_several(annotation: ast.expr) -> bool:
+    named = annotation.value if isinstance(annotation, ast.Subscript) else annotation
+    return isinstance(named, ast.Name) and named.id in ("tuple", "list", "dict", "set")
 
 
 def _is_number_or_text(node: ast.expr) -> bool:
