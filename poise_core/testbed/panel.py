@@ -110,9 +110,7 @@ class PanelRun:
             if chosen_by:
                 rates, failed = self._choose(algorithms, tuple(listed[:chosen_by]), factors)
             best = {name: rates[name].best if chosen_by else 1.0 for name in algorithms if name not in failed}
-            seeds_left = tuple(listed[chosen_by : chosen_by + seeds])
-            splits: tuple[Split, ...] = ("search", "report")
-            found = self._all(dict.fromkeys(best.items(), (seeds_left, splits)))
+            found = self._all(list(best.items()), tuple(listed[chosen_by : chosen_by + seeds]), sealed=True)
             where, protocol = self._folder / self._preset.protocol.digest / "base", self._preset.protocol
             untrained = self.evaluate(where, protocol, "search", ((0, resolve_policy(protocol.policy)),))[0]
         except BaseException:
