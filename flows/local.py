@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from flows.server import prefect_server, wait_until_healthy
-from poise_core.agents.llm.preflight import model_servers
+from poise_core.agents.llm.preflight import model_servers, say_unanswering
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.escaping import without_credentials
@@ -61,6 +61,8 @@ def evolve_here(
         _stopped_by_signals(evolution, say) as asked,
         prefect_server(evolution.run.path / "prefect") as server,
     ):
+        if replay is None:
+            threading.Thread(target=say_unanswering, args=(preset.agents,), name="models", daemon=True).start()
         where = without_credentials(server.url)
         say(f"asking the Prefect server of PREFECT_API_URL, {where}" if server.named else "starting the Prefect server")
         if server.named:
