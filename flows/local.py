@@ -55,7 +55,7 @@ def evolve_here(
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells what happens
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    settle_proxies(*_servers(preset))
+    settle_proxies(*_servers(preset, asks=replay is None))
     with (
         evolution_session(run_dir, preset, observer=observer, replay=replay) as evolution,
         _stopped_by_signals(evolution, say) as asked,
@@ -86,10 +86,14 @@ def evolve_here(
         return evolution.run
 
 
-def _servers(preset: Preset) -> list[str]:
-    """The addresses of everything that a run of the preset asks by HTTP."""
+def _servers(preset: Preset, *, asks: bool) -> list[str]:
+    """The addresses of everything that a run of the preset asks by HTTP; of models only where it ``asks`` them."""
     own = [os.environ.get(name, "") for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")]
-    return [address for address in (*own, *model_servers(preset.agents)) if address.startswith(("http://", "https://"))]
+    return [
+        address
+        for address in (*own, *(model_servers(preset.agents) if asks else ()))
+        if address.startswith(("http://", "https://"))
+    ]
 
 
 def _evolve_once(evolution: Evolution, asked: threading.Event) -> bool:
