@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from flows.server import prefect_server, wait_until_healthy
-from poise_core.agents.llm.preflight import model_servers
+from poise_core.agents.llm.preflight import model_servers, say_unanswering
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.escaping import without_credentials
@@ -55,12 +55,14 @@ def evolve_here(
     """
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")  # the display tells what happens
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
-    settle_proxies(*_servers(preset))
+    settle_proxies(*_servers(preset, asks=replay is None))
     with (
         evolution_session(run_dir, preset, observer=observer, replay=replay) as evolution,
         _stopped_by_signals(evolution, say) as asked,
         prefect_server(evolution.run.path / "prefect") as server,
     ):
+        if replay is None:
+            threading.Thread(target=say_unanswering, args=(preset.agents,), name="models", daemon=True).start()
         where = without_credentials(server.url)
         say(f"asking the Prefect server of PREFECT_API_URL, {where}" if server.named else "starting the Prefect server")
         if server.named:
@@ -84,10 +86,14 @@ def evolve_here(
         return evolution.run
 
 
-def _servers(preset: Preset) -> list[str]:
-    """The addresses of everything that a run of the preset asks by HTTP."""
+def _servers(preset: Preset, *, asks: bool) -> list[str]:
+    """The addresses of everything that a run of the preset asks by HTTP; of models only where it ``asks`` them."""
     own = [os.environ.get(name, "") for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")]
-    return [address for address in (*own, *model_servers(preset.agents)) if address.startswith(("http://", "https://"))]
+    return [
+        address
+        for address in (*own, *(model_servers(preset.agents) if asks else ()))
+        if address.startswith(("http://", "https://"))
+    ]
 
 
 def _evolve_once(evolution: Evolution, asked: threading.Event) -> bool:

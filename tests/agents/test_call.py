@@ -16,6 +16,7 @@ from llm_server import Drip, Fail, Hang, Loop, LoopbackServer, NoChoices, Raw, S
 
 from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
+from poise_core.agents.llm.preflight import AgentSettingsError, check_agents, say_unanswering
 from poise_core.agents.llm.question import Answer
 from poise_core.agents.llm.quirks import QUIRKS, SAYINGS, classify, outcome_of, quirk, room_for_output
 from poise_core.agents.llm.wire import run_bounded
@@ -602,6 +603,38 @@ def test_nobody_at_the_port(archive: Archive, caller_for: Callable[..., Caller])
     with pytest.raises(CallFailed) as failed:
         caller_for(server).ask(question())
     assert failed.value.outcome == "unavailable"
+
+
+def test_a_server_that_is_not_there_is_named_at_the_start(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    gone = LoopbackServer(script_of(GOOD))
+    gone.close()
+    roles = {"reflector": {"base_url": serve(script_of(GOOD)).base_url}}
+    say_unanswering(AgentSettings.model_validate({"model": "openai:test", "base_url": gone.base_url, "roles": roles}))
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the server at {gone.base_url} does not answer (Connection refused)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("model", "variables", "said"),
+    [
+        ("openai:x", {}, "openai:x needs a key: set OPENAI_API_KEY"),
+        ("anthropic:x", {}, "set ANTHROPIC_API_KEY"),
+        ("google_genai:x", {}, "set GOOGLE_API_KEY"),
+        ("openai:x", {"OPENAI_API_KEY": "sk-one two"}, "the key in OPENAI_API_KEY holds a space"),
+        ("google_genai:x", {"GEMINI_API_KEY": "AIza\nx"}, "the key in GEMINI_API_KEY holds"),
+    ],
+)
+def test_a_key_that_cannot_work_is_named_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, model: str, variables: dict[str, str], said: str
+) -> None:
+    for name in ("GOOGLE_API_KEY", "GEMINI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(AgentSettingsError, match=said):
+        check_agents(AgentSettings(model=model))
+    check_agents(AgentSettings(model=model), asks=False)  # a replay asks nobody
 
 
 def test_a_missing_key_is_named(archive: Archive) -> None:

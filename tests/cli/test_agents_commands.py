@@ -49,11 +49,8 @@ def stumbling(body: dict[str, Any]) -> Any:
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
-def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(
-    poise: Poise, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(poise: Poise, tmp_path: Path) -> None:
     """Real gate, training, evaluation, Prefect and MLflow; a file refused twice by the gate and once by its training."""
-    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))  # its database is made once for both runs
     watch = ("--set", "health.grace_steps=0", "--set", "health.patience=1")
     steps = ("--parents", 1, "--set", "search.seeds_per_candidate=1", *watch)
     with LoopbackServer(stumbling) as server:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import socket
+import urllib.request
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 from poise_core.agents.llm.call import FORMAT_RETRIES
-from poise_core.agents.llm.faults import AgentsUnusable
+from poise_core.agents.llm.faults import AgentsUnusable, Outcome
 from poise_core.agents.llm.ledger import cost, price_table
 from poise_core.agents.llm.literature import LiteratureError, load_notes
 from poise_core.agents.llm.prompts import SHIPPED, PromptError, load_prompt
 from poise_core.agents.llm.wire import KEYS, stripped_key, usual_key
 from poise_core.config.agents import ROLES, AgentSettings, ModelSettings
+from poise_core.escaping import one_line
 from poise_core.evidence.format import format_tokens
+
+logger = logging.getLogger("poise_core.agents.llm.call")  # where every failure of a model is told
 
 LEAST_INPUT_TOKENS, LEAST_OUTPUT_TOKENS = 1500, 150
 """Of one call, for the lower end of a forecast: a prompt file and a small algorithm in, a form in few words out."""
@@ -45,6 +52,26 @@ def model_servers(settings: AgentSettings) -> list[str]:
             )
             found[address if "://" in address else f"http://{address}"] = None
     return list(found)
+
+
+def say_unanswering(settings: AgentSettings, seconds: float = 5.0) -> None:
+    """Log a warning for each server of ``base_url`` that takes no connection; a run goes on, for it may be started meanwhile.
+
+    A server behind a proxy is not tried, because nothing but a request would tell.
+    """
+    proxies = urllib.request.getproxies()
+    for address in {own.base_url: None for own in map(settings.for_role, ROLES) if own.model and own.base_url}:
+        parts = urlsplit(address)
+        host = parts.hostname or ""
+        if (parts.scheme in proxies or "all" in proxies) and not urllib.request.proxy_bypass(host):
+            continue
+        try:
+            socket.create_connection((host, parts.port or {"https": 443}.get(parts.scheme, 80)), seconds).close()
+        except OSError as error:
+            reason = one_line(error.strerror or error)
+            logger.warning(
+                "the server at %s does not answer (%s)", address, reason, extra={"reason": Outcome.UNAVAILABLE}
+            )
 
 
 class AgentSettingsError(ValueError):
