@@ -25,7 +25,7 @@ STEPS_SHOWN = 12
 _COLUMNS: tuple[Column, ...] = (
     "reward_mean", "entropy", "kl", "clip_fraction", "grad_norm", "loss", "completion_length", "truncated",
 )  # fmt: skip
-_LEFT_OUT = ("seconds", "confinement", "probe_seed")
+_LEFT_OUT = ("seconds", "confinement", "probe_seed", "conditions")
 _FOLDERS = re.compile(r"(?<![\w.:/])/(?:[^\s/\"':]+/)+(?=[^\s/\"':])")
 
 
@@ -43,7 +43,10 @@ def gate_report(failure: CandidateFailure) -> str:
     except ValueError:
         return failure.detail or failure.message
     shown = {key: value for key, value in document.items() if key not in _LEFT_OUT}
-    shown["checks"] = [{k: v for k, v in one.items() if k not in _LEFT_OUT} for one in document.get("checks", [])]
+    shown["checks"] = [
+        {k: v for k, v in one.items() if k not in _LEFT_OUT and (k, v) != ("note", "")}
+        for one in document.get("checks", [])
+    ]
     return json.dumps(shown, indent=1, ensure_ascii=False)
 
 

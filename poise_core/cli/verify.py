@@ -51,6 +51,7 @@ def verify(
     from rich.text import Text
 
     from poise_core.verification import Conditions, verify_file
+    from poise_core.verification.report import ANY_TRAINING
 
     existing_file(file)
     shared_network(allow_shared_network)
@@ -62,7 +63,7 @@ def verify(
             timeout_seconds=timeout,
             known_fingerprints=known,
             probe_seed=probe_seed,
-            conditions=Conditions.of(training) if training else Conditions(),
+            conditions=Conditions.of(training) if training else ANY_TRAINING,
         )
     if json:
         say_json(report.to_json())

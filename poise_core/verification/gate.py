@@ -17,7 +17,7 @@ from poise_core.candidate.loading import Candidate, CandidateError, load_candida
 from poise_core.failures import FailureKind
 from poise_core.verification.checks import behaviour, direction, interface, invariance, novelty, purity
 from poise_core.verification.drawn import Draw
-from poise_core.verification.fingerprint import Observation, fingerprint, observe
+from poise_core.verification.fingerprint import Observation, fingerprint, observe, scenario
 from poise_core.verification.harness import Run, run_candidate
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
@@ -47,7 +47,7 @@ class Examination:
     nearest: tuple[tuple[str, float], ...] = ()
     nearest_archived: tuple[tuple[str, float], ...] = ()
     duplicate_of: str | None = None
-    seldom: Sequence[str] = ()  # mechanisms that act in this training, and not on ordinary probes
+    unreached: Sequence[str] = ()  # mechanisms that do not act in this training
     takes_the_first: bool = False  # of completions with one outcome
     note: str = ""  # of the check that runs, for the author of a candidate that passes it
 
@@ -99,7 +99,7 @@ def _finite(examined: Examination) -> None:
 
 
 def _switches(examined: Examination) -> None:
-    notes, examined.seldom = interface.check_switches(examined.candidate, examined.draw)
+    notes, examined.unreached = interface.check_switches(examined.candidate, examined.draw)
     examined.note = "; ".join(notes)
 
 
@@ -148,9 +148,12 @@ def _novelty(examined: Examination) -> None:
     others = tuple(pair for pair in examined.nearest if pair[0] not in own)
     found, archived = novelty.find_duplicate(examined.fingerprint, others, examined.known_fingerprints)
     examined.duplicate_of = found
-    if archived and examined.seldom:  # the fingerprint's batches do not show these
+    hidden = interface.hidden_from(examined.candidate, scenario()) if archived else []
+    hidden = [name for name in hidden if name not in examined.unreached]
+    if hidden:  # they act in this training, and the fingerprint's batches do not show it
+        examined.duplicate_of = None
         examined.note = (
-            f"it behaves as {found} but for what acts seldom ({', '.join(examined.seldom)}), so it counts as new"
+            f"it behaves as {found} on its fingerprint's batches, which do not show {', '.join(hidden)}; it is new"
         )
     elif archived:
         raise DuplicateBehaviour(f"it trains exactly as {found}, which is archived already; change what it computes")

@@ -8,7 +8,18 @@ import os
 from collections.abc import Mapping, Sequence
 
 import pytest
-from gate_fixtures import ADVANTAGE, BASE, BROKEN, COUNTS_COLUMNS_IN_THE_LOSS, UNMASKED, edited, in_a_fresh_process
+from gate_fixtures import (
+    ADVANTAGE,
+    BASE,
+    BROKEN,
+    COUNTS_COLUMNS_IN_THE_LOSS,
+    MECHANISMS,
+    RATIO,
+    RETURN,
+    UNMASKED,
+    edited,
+    in_a_fresh_process,
+)
 
 from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.candidate import budget
@@ -17,7 +28,7 @@ from poise_core.verification.drawn import Draw
 from poise_core.verification.fingerprint import scenario
 from poise_core.verification.gate import CHECKS, run_checks
 from poise_core.verification.probes import Probe
-from poise_core.verification.report import VerificationReport
+from poise_core.verification.report import Conditions, VerificationReport
 
 CASES = [(check, name) for check, variants in BROKEN.items() for name in variants]
 
@@ -75,6 +86,96 @@ def test_every_known_algorithm_is_admitted(name: str) -> None:
     assert report.admitted, report.message
     assert report.duplicate_of is None
     assert report.nearest[0] == (name, 0.0)
+
+
+def note_of(report: VerificationReport, check: str) -> str:
+    return next(result.note for result in report.checks if result.name == check)
+
+
+def test_the_padding_message_names_the_tensor_to_mask() -> None:
+    likely = "    likely = inputs.logprobs.exp().sum(-1, keepdim=True).detach() * 0.01\n"
+    weighted = "    return LossOutputs(token_loss=-surrogate * (1.0 + likely))\n"
+    report = run_checks(edited((RATIO, RATIO + likely), (RETURN, weighted)), keep_going=True)
+    padding = next(check for check in report.failed if check.name == "padding")
+    assert "counts: write torch.where(inputs.mask, inputs.logprobs, 0.0) first" in padding.message
+    batch = BROKEN["padding"]["counts_padding_as_certain_tokens"][0]
+    assert "what stands in the padding of batch.old_logprobs counts" in run_checks(batch).message
+
+
+LATE_TERM = edited(
+    (MECHANISMS, 'MECHANISMS = {"late": {"late_coef": 0.0}}\n'),
+    (
+        "    clip_eps: float = 0.2\n",
+        "    clip_eps: float = 0.2\n    late_coef: float = 0.1\n    from_step: int = 300\n",
+    ),
+    (
+        RETURN,
+        "    late = hp.late_coef if dynamics.step >= hp.from_step else 0.0\n"
+        "    return LossOutputs(token_loss=late * inputs.logprobs - surrogate)\n",
+    ),
+)
+
+
+def test_probes_reach_what_the_file_names_and_follow_the_training() -> None:
+    """A mechanism that begins at step 300 is found; a training of 500 steps has it, one of 60 does not reach it."""
+    base = run_checks(BASE)
+    known = {base.fingerprint: "base"}
+    long, short = (run_checks(LATE_TERM, known_fingerprints=known, conditions=Conditions(steps=n)) for n in (500, 60))
+    assert long.admitted, (
+        "the fingerprint is that of the base, because its batches do not show what happens at step 300"
+    )
+    assert long.duplicate_of is None
+    assert "on its fingerprint's batches, which do not show late" in note_of(long, "novelty")
+    assert short.failure is FailureKind.DUPLICATE, "in 60 steps it is the base"
+    assert note_of(short, "switches").startswith("mechanism 'late' acts seldom: shown at step ")
+    assert note_of(short, "switches").endswith("which this training does not reach")
+    assert VerificationReport.from_json(long.to_json()).conditions == Conditions(steps=500)
+
+
+def test_a_mechanism_that_is_computed_and_not_used_is_refused() -> None:
+    unused = LATE_TERM.replace("token_loss=late * inputs.logprobs - surrogate", "token_loss=-surrogate")
+    report = run_checks(unused)
+    assert [check.name for check in report.failed] == ["switches"]
+    assert "no result depends on these hyperparameters" in report.message
+
+
+@pytest.mark.slow
+def test_a_method_that_needs_larger_groups_is_verified_with_those() -> None:
+    """pass@8 says nothing of six completions; in a training with groups of eight it never learns, with sixteen it does."""
+    eight = algorithm_path("pass_at_k").read_text().replace("k: float = 4.0", "k: float = 8.0")
+    report = run_checks(eight)
+    assert report.admitted, report.message
+    assert "small groups do not train; the checks after this one have groups of" in note_of(report, "gradient")
+    refused = run_checks(eight, conditions=Conditions(group_size=8))
+    assert refused.message.startswith("gradient: groups with both")
+    assert "do, those of this training have 8" in refused.message
+
+
+FIRST_OF_EQUAL = edited(
+    (
+        ADVANTAGE,
+        ADVANTAGE + "    place = torch.arange(batch.group_ids.shape[0])\n"
+        "    same = batch.group_ids.unsqueeze(0) == batch.group_ids.unsqueeze(1)\n"
+        "    same = same & (batch.correctness.unsqueeze(0) == batch.correctness.unsqueeze(1))\n"
+        "    first = (same & (place.unsqueeze(0) < place.unsqueeze(1))).sum(-1) < 2\n",
+    ),
+    (
+        "values=to_tokens(advantage, batch.completion_mask)",
+        "values=to_tokens(advantage, batch.completion_mask), train_mask=batch.completion_mask & first.unsqueeze(-1)",
+    ),
+)
+
+
+def test_order_may_choose_among_completions_with_one_outcome_and_nothing_else() -> None:
+    report = run_checks(FIRST_OF_EQUAL)
+    assert report.admitted, report.message
+    assert "order decides which of several" in note_of(report, "order")
+    # the first two of every group, whatever they are
+    by_place = run_checks(
+        FIRST_OF_EQUAL.replace("    same = same & (batch.correctness", "    other = same & (batch.correctness")
+    )
+    assert "order" in [check.name for check in by_place.failed]
+    assert "group_rank(values, batch.group_ids, ties=...)" in by_place.message
 
 
 def test_a_decisive_failure_ends_the_gate() -> None:

@@ -262,7 +262,12 @@ def test_it_refuses_at_module_level(code: str, message: str) -> None:
     [
         ("    clip_eps: float", "clip_eps needs a default"),
         ("    clip_eps: float = 0.1 + 0.1", "clip_eps needs a default"),
-        ("    clip_eps: list = 3", "must be annotated with float, int, bool or str"),
+        ("    clip_eps: object = 3", "must be annotated with float, int, bool or str"),
+        (
+            "    clip_eps: list = 3",
+            "clip_eps holds several numbers; write a field for each, such as clip_eps_low: float = 0.1",
+        ),
+        ("    clip_eps: tuple[float, float] = (0.2, 0.28)", "or a tuple as a constant at module level"),
         ("    _clip: float = 0.2", "begins with an underscore"),
         ("    clip_eps = 0.2", "holds lines like name: float = 0.1"),
         ("    def method(self):\n        return 1", "holds lines like name: float = 0.1"),

@@ -70,7 +70,8 @@ class ModelImplementer:
             if not form.tries or turn == most:
                 break
             source = _plain(form.source)
-            told = results(form.tries, tools_for(source, proposal.name, self.caller.should_stop))
+            training = context.task.protocol.training if context.task else None
+            told = results(form.tries, tools_for(source, proposal.name, self.caller.should_stop, training))
             turns = [  # earlier drafts make room for the last one
                 *(one for one in turns if one.name.endswith("_results")),
                 Section("your_draft", source, 87),

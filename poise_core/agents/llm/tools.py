@@ -16,8 +16,10 @@ from typing import Any
 from poise_core.agents.llm.forms import TryForm
 from poise_core.agents.reports import gate_report
 from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.config.protocol import TrainingSpec
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.verification.language import vocabulary
+from poise_core.verification.report import ANY_TRAINING, Conditions
 from poise_core.verification.verify import measure_source, verify_file
 
 SECONDS = 60.0
@@ -27,13 +29,16 @@ RESULT_CHARACTERS = 6000
 """Of one result, at most."""
 
 
-def tools_for(source: str, name: str, should_stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def tools_for(
+    source: str, name: str, should_stop: Callable[[], bool] = lambda: False, training: TrainingSpec | None = None
+) -> dict[str, Any]:
     """LangChain's tools over one draft, by name.
 
     Args:
         source: the draft.
         name: of the candidate, for reports.
         should_stop: ends a tool's process.
+        training: for which the gate verifies the draft; by default any.
     """
     from langchain_core.tools import StructuredTool
 
@@ -44,7 +49,13 @@ def tools_for(source: str, name: str, should_stop: Callable[[], bool] = lambda: 
             path = Path(folder) / "draft.py"
             path.write_text(source, encoding="utf-8")
             report = verify_file(
-                path, name=name, timeout_seconds=SECONDS, probe_seed=seed, keep_going=True, should_stop=should_stop
+                path,
+                name=name,
+                timeout_seconds=SECONDS,
+                probe_seed=seed,
+                conditions=Conditions.of(training) if training else ANY_TRAINING,
+                keep_going=True,
+                should_stop=should_stop,
             )
         if report.admitted:
             return "admitted"

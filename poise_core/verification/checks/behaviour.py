@@ -44,7 +44,7 @@ def check_finite(candidate: Candidate, draw: Draw) -> list[tuple[Probe, Run]]:
 
 # ---- check `gradient`
 
-LARGER_GROUPS = (12, 16, 24, 32, 64)
+LARGER_GROUPS = (16, 24, 32, 64)
 """Sizes that are tried where mixed groups of the usual size do not train."""
 
 
@@ -89,23 +89,36 @@ def size_that_trains(candidate: Candidate, draw: Draw, runs: Sequence[tuple[Prob
         ContractViolation: mixed groups train at no size, or not at that of the training.
     """
     probe, run = runs[0]
-    if _trains(probe, run):
+    learns = _learns(candidate, probe)
+    if learns and _trains(probe, run):
         return None
     own, found = probe.batch.group_ids.unique(return_counts=True)[1].max().item(), 0
     for size in LARGER_GROUPS:
         larger = draw.rollout(f"groups of {size}", f"gradient in groups of {size}", [size] * 4, 8)
-        if size > own and _trains(larger, run_candidate(candidate, larger)):
+        if size > own and _learns(candidate, larger):
             found = size
             break
-    if found and draw.conditions.group_size is None:
-        return found
+    if draw.conditions.group_size is None and (found or _trains(probe, run)):
+        return found or None
+    if not found and _trains(probe, run):
+        return None  # at no size do outcomes matter, which the check `direction` reports
     raise ContractViolation(
-        f"groups with both correct and wrong completions get no gradient at all; groups of {found} do, those of this training have "
-        f"{draw.conditions.group_size}: make what counts completions a share of group_count(batch.group_ids)"
+        f"groups with both correct and wrong completions learn nothing from them; groups of {found} do, those of this training "
+        f"have {draw.conditions.group_size}: make what counts completions a share of group_count(batch.group_ids)"
         if found
         else "groups with both correct and wrong completions get no gradient at all; token_loss must depend on "
         "inputs.logprobs where advantages differ from 0, so do not detach it"
     )
+
+
+def _learns(candidate: Candidate, probe: Probe) -> bool:
+    """Whether mixed groups get another gradient where right and wrong are exchanged: a penalty is no learning."""
+    valid = torch.ones_like(probe.batch.format_valid)
+    plain = probe.with_batch(format_valid=valid, truncated=~valid)
+    swapped = plain.with_batch(correctness=1.0 - plain.batch.correctness)
+    mixed = _mixed(probe.batch)
+    one, other = (run_candidate(candidate, each).grad_logprobs[mixed] for each in (plain, swapped))
+    return not torch.allclose(one, other, rtol=1e-4, atol=1e-9)
 
 
 def _trains(probe: Probe, run: Run) -> bool:

@@ -49,13 +49,13 @@ def check_switches(candidate: Candidate, draw: Draw) -> tuple[list[str], list[st
 
     Returns:
         A sentence for every mechanism that shows on no ordinary probe: where it does, or that it was not reached. And the names of
-        those that a training under these conditions reaches.
+        those that a training under these conditions does not reach.
 
     Raises:
         ContractViolation: with the message for the author.
     """
     notes: list[str] = []
-    seldom: list[str] = []
+    unreached: list[str] = []
     for name, overrides in candidate.mechanisms.items():
         _require_switch(candidate, name, overrides)
         try:
@@ -63,10 +63,15 @@ def check_switches(candidate: Candidate, draw: Draw) -> tuple[list[str], list[st
                 continue
             inside, where = _where_it_shows(candidate, overrides, draw)
             notes.append(f"mechanism {name!r} {where}")
-            seldom += [name] if inside else []
+            unreached += [] if inside else [name]
         except ContractViolation as violation:
             raise ContractViolation(f"with mechanism {name!r} switched off: {violation}") from violation
-    return notes, seldom
+    return notes, unreached
+
+
+def hidden_from(candidate: Candidate, probes: Sequence[Probe]) -> list[str]:
+    """The mechanisms whose switch shows on none of these probes."""
+    return [name for name, overrides in candidate.mechanisms.items() if not _changes(candidate, overrides, probes)]
 
 
 def _require_switch(candidate: Candidate, name: str, overrides: Mapping[str, object]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -58,24 +59,29 @@ def check_padding(candidate: Candidate, draw: Draw) -> None:
 
 def _to_mask(candidate: Candidate, wide: Probe) -> str:
     """Name the tensors whose padding reaches the result, found by writing into the padding of one after another."""
+    given = handed_batch(candidate, wide.batch)
+
+    def values(batch: RolloutBatch) -> Tensor:
+        found = guarded("compute_advantages", lambda: candidate.compute_advantages(copy_batch(batch), wide.dynamics))
+        return torch.as_tensor(found.values)
+
+    def losses(inputs: LossInputs) -> Tensor:
+        found = guarded("compute_loss", lambda: candidate.compute_loss(own_inputs(inputs), wide.dynamics))
+        return torch.as_tensor(found.token_loss)
+
+    found = []
     with torch.no_grad():
-        given = handed_batch(candidate, wide.batch)
-        plain = guarded("compute_advantages", lambda: candidate.compute_advantages(copy_batch(given), wide.dynamics))
-        found = []
+        inside, plain = wide.batch.completion_mask, values(given)
         for name in ("old_logprobs", "ref_logprobs", "entropies"):
-            spoiled = replace(copy_batch(given), **{name: _spoiled(getattr(given, name), given.completion_mask)})
-            other = guarded("compute_advantages", lambda one=spoiled: candidate.compute_advantages(one, wide.dynamics))
-            if not _same(plain.values, other.values, wide.batch.completion_mask):
+            batch: dict[str, Any] = {name: _spoiled(getattr(given, name), inside)}
+            if not _same(plain, values(replace(given, **batch)), inside):
                 found.append(f"batch.{name}")
         advantages = call_advantages(candidate, wide.batch, wide.dynamics)
-        inputs = loss_inputs(candidate, wide, advantages, torch.arange(wide.logprobs.shape[0]))
-        before = guarded("compute_loss", lambda: candidate.compute_loss(own_inputs(inputs), wide.dynamics)).token_loss
+        inputs = loss_inputs(candidate, wide, advantages, torch.arange(inside.shape[0]))
+        before = losses(inputs)
         for name in ("logprobs", "old_logprobs", "ref_logprobs", "entropies", "advantages"):
-            changed = replace(inputs, **{name: _spoiled(getattr(inputs, name), wide.batch.completion_mask)})
-            after = guarded(
-                "compute_loss", lambda one=changed: candidate.compute_loss(own_inputs(one), wide.dynamics)
-            ).token_loss
-            if not _same(before, after, inputs.mask):
+            rows: dict[str, Any] = {name: _spoiled(getattr(inputs, name), inside)}
+            if not _same(before, losses(replace(inputs, **rows)), inputs.mask):
                 found.append(f"inputs.{name}")
     if not found:
         return ""
