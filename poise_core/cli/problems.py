@@ -97,7 +97,7 @@ def _rows(file: Path) -> tuple[list[dict[str, Any]], list[Row]]:
 
     documents, rows = [], []
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise fail(f"{file}: cannot be read as UTF-8 text: {error}", UNUSABLE) from error
     for number, line in enumerate(lines, 1):

@@ -134,8 +134,8 @@ def _raw_rows(source: SourceSpec) -> list[dict[str, Any]]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """Read JSONL as it stands; Arrow would ask for equal types in all rows."""
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    rows = []  # splitlines would also break at separators that JSON allows within a text, such as U+2028
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -236,7 +236,7 @@ def prepared_environment(spec: EnvironmentSpec) -> EnvironmentSpec:
 
 @lru_cache(maxsize=32)
 def _problems(path: str) -> tuple[Problem, ...]:
-    return tuple(Problem(**json.loads(line)) for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return tuple(Problem(**json.loads(line)) for line in Path(path).read_text(encoding="utf-8").split("\n") if line)
 
 
 # the environment
