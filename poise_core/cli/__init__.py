@@ -16,6 +16,7 @@ from poise_core.cli.evolve import evolve
 from poise_core.cli.explore import explore
 from poise_core.cli.export import export
 from poise_core.cli.fetch import fetch
+from poise_core.cli.plan import plan
 from poise_core.cli.problems import env, grade
 from poise_core.cli.reading import leaderboard, lineage, rungs, show
 from poise_core.cli.replicate import replicate
@@ -77,6 +78,7 @@ for command in (
     bridge,
     tune,
     grade,
+    plan,
 ):
     app.command()(command)
 app.command()(compare_search)

@@ -192,13 +192,7 @@ def prepared(source: SourceSpec) -> SourceSpec:
     """
     if source.dataset is None or source.prepared:
         return source
-    described = source.model_dump(
-        mode="json", exclude={"grader": True, "digest": not source.is_file, "dataset": source.is_file}
-    )
-    if source.grader.shape == "trl":
-        described["shape"] = "trl"
-    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache() / "problems" / f"{key}.jsonl"
+    path = _prepared_file(source)
     if source.is_file:
         file_digest(Path(source.dataset), source.digest)
     if not path.exists():
@@ -213,6 +207,22 @@ def prepared(source: SourceSpec) -> SourceSpec:
                 "changed, or was filtered otherwise"
             )
     return source.model_copy(update={"prepared": str(path)})
+
+
+def _prepared_file(source: SourceSpec) -> Path:
+    """Where the rows of a data set are kept once they are read."""
+    described = source.model_dump(
+        mode="json", exclude={"grader": True, "digest": not source.is_file, "dataset": source.is_file}
+    )
+    if source.grader.shape == "trl":
+        described["shape"] = "trl"
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    return cache() / "problems" / f"{key}.jsonl"
+
+
+def is_prepared(source: SourceSpec) -> bool:
+    """Whether the rows of a data set are here, so that ``prepared`` needs no network."""
+    return bool(source.prepared) or _prepared_file(source).exists()
 
 
 def prepared_protocol(protocol: Protocol) -> Protocol:
