@@ -107,7 +107,7 @@ def plan_text(preset: Preset, found: Plan, gpu: str, hourly: float) -> str:
             f"{label:34}{price.tokens / 1e6:10.2f} M{price.gpu_hours:14.2f}{price.hours:9.2f}{price.dollars:10.2f}"
         )
     lines.append(
-        f"At a time: {found.gpus} x {gpu}, {hourly:g} dollars an hour each; language models, which poise evolve forecasts, come on top"
+        f"At a time: {found.gpus} x {gpu}, {hourly:g} dollars an hour each; language models, which poise evolve forecasts, extra"
     )
     if preset.protocol.unsealed:
         lines.append(preset.protocol.unsealed_note)
