@@ -77,6 +77,9 @@ def read_rows(source: SourceSpec) -> Read:
         problem, answer = _text(column(row, names["problem"])), _text(column(row, names["answer"]))
         if not problem:
             raise ValueError(f"{name}: row {number} has no {names['problem']}")
+        if source.max_characters is not None and len(problem) > source.max_characters:
+            filtered += 1
+            continue
         if not answer or not answer.strip():
             unanswered.append(number)
             continue

@@ -53,6 +53,7 @@ def test_rows_are_filtered_deduplicated_and_drawn_by_the_seed(tmp_path: Path) ->
     file = written(tmp_path, rows)
     read = read_rows(SourceSpec(dataset=file, where="level >= 3"))
     assert (len(read.rows), read.total, read.filtered, read.repeated) == (24, 41, 16, 1)  # levels 3, 4, 5 of 40
+    assert len(read_rows(SourceSpec(dataset=file, max_characters=14)).rows) == 10  # "What is 9 + 9?" has 14
     drawn = [read_rows(SourceSpec(dataset=file, draw=7, draw_seed=seed)).rows for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 7
