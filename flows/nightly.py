@@ -15,7 +15,7 @@ from prefect.exceptions import CancelledRun
 from prefect.states import Completed
 
 from flows.evolve import WORKERS, establish_baseline, generation
-from flows.forms import Changes, Dollars, Hours, Text
+from flows.forms import Changes, Dollars, GpuHours, Hours, Text
 from poise_core.escaping import one_line
 from poise_core.evolution import EvolutionError
 from poise_core.experiments.replication import ReplicationRefused
@@ -37,6 +37,7 @@ def nightly_generation(
     preset: Text = "laptop",
     hours: Hours = 8.0,
     dollars: Dollars = None,
+    gpu_hours: GpuHours = None,
     replicate_champion: bool = True,
     changes: Changes = [],  # noqa: B006  (never changed, and shown as it is in the form)
 ) -> State[Any]:
@@ -48,11 +49,13 @@ def nightly_generation(
         hours: the time budget. At its end trainings stop at their checkpoints; the next nightly run goes on from there.
         dollars: the cost budget of language models. A call that could exceed it is not made; what needs no further call is
             finished, and the rest waits for the next nightly run. Empty for no limit.
+        gpu_hours: the budget of GPU-hours, of all GPUs that the preset uses (parallel_candidates x processes_per_training),
+            which are held whether they are busy or not. At its end the same happens as at that of the time. Empty for no limit.
         replicate_champion: examine a new champion candidate with fresh seeds, under all conditions of the preset.
         changes: to the preset, KEY=VALUE: search.parents=3, resources.dispatch=pool, agents.model=openai:NAME.
     """
     number = next_generation(run_dir)
-    budget = Budget(hours, dollars, since=_began())
+    budget = Budget(hours, dollars, since=_began(), gpu_hours=gpu_hours)
     wanted = [*changes, f"search.generations={number}"]
     with (
         evolution_session(
@@ -80,6 +83,7 @@ def nightly_generation(
             stopped=str(trouble) if trouble else evolution.stop_reason,
             hours=hours,
             dollars=dollars,
+            gpu_hours=gpu_hours,
             replication=replicated,
             examined=examined,
         )

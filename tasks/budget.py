@@ -1,4 +1,4 @@
-"""The budget of one nightly run: hours of time, and dollars for language models."""
+"""The budget of one nightly run: hours of time, GPU-hours, and dollars for language models."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from poise_core.evolution import Evolution
 class Budget:
     """A time budget, at whose end the evolution is stopped, and a cost budget of its language models (``allowance``)."""
 
-    def __init__(self, hours: float, dollars: float | None, since: dt.datetime) -> None:
+    def __init__(self, hours: float, dollars: float | None, since: dt.datetime, gpu_hours: float | None = None) -> None:
         """Set the limits.
 
         Args:
             hours: from when ``kept`` is entered.
             dollars: None for no limit.
             since: with a time zone; calls made earlier are not counted.
+            gpu_hours: of the GPUs that the preset may use at a time, busy or not, since they are held; None for no limit.
         """
-        self.hours, self.dollars, self.since = hours, dollars, since
+        self.hours, self.dollars, self.since, self.gpu_hours = hours, dollars, since, gpu_hours
         self.allowance = Allowance(dollars, since) if dollars is not None else None
         self._late = threading.Event()
 
@@ -31,15 +32,27 @@ class Budget:
         """Whether a limit of this budget has stopped the evolution."""
         return self._late.is_set() or (self.allowance is not None and self.allowance.refused)
 
+    def limit(self, gpus: int) -> tuple[float, str]:
+        """Return the hours after which the evolution is stopped, and the name of the budget that says so.
+
+        Args:
+            gpus: that are held: ``parallel_candidates`` x ``processes_per_training``.
+        """
+        if self.gpu_hours is not None and self.gpu_hours / gpus < self.hours:
+            return self.gpu_hours / gpus, f"budget of {self.gpu_hours:g} GPU-hours, {gpus} at a time,"
+        return self.hours, f"time budget of {self.hours:g} h"
+
     @contextmanager
     def kept(self, evolution: Evolution) -> Iterator[None]:
-        """Stop the evolution when its time is up."""
+        """Stop the evolution when its time or its GPU-hours are up."""
+        resources = evolution.run.current_preset.resources
+        hours, what = self.limit(resources.parallel_candidates * resources.processes_per_training)
 
         def stop() -> None:
             self._late.set()
-            evolution.stop(f"the time budget of {self.hours:g} h is used up")
+            evolution.stop(f"the {what} is used up")
 
-        timer = threading.Timer(self.hours * 3600.0, stop)
+        timer = threading.Timer(hours * 3600.0, stop)
         timer.daemon = True
         timer.start()
         try:

@@ -22,6 +22,7 @@ from poise_core.cli.evolve import evolve
 from poise_core.cli.explore import explore
 from poise_core.cli.export import export
 from poise_core.cli.fetch import fetch
+from poise_core.cli.plan import plan
 from poise_core.cli.problems import env, grade
 from poise_core.cli.reading import credit, leaderboard, lineage, rungs, show
 from poise_core.cli.replicate import ablate, replicate
@@ -103,6 +104,7 @@ for command in (
     bridge,
     tune,
     grade,
+    plan,
 ):
     app.command()(command)
 app.command()(compare_search)

@@ -14,15 +14,17 @@ from poise_core.cli.reading import RunDir, find_candidate_id
 if TYPE_CHECKING:
     from poise_core.config import Preset
     from poise_core.run_directory import RunDirectory
+    from poise_core.views.outlook import Compute
 
 
 def cost(run_dir: RunDir, json: JsonOption = False) -> None:
-    """What a run's language models cost so far: calls, tokens and dollars by generation, role and model.
+    """What a run cost so far: language models by generation, role and model; training tokens and GPU-hours by candidate.
 
     Example: poise cost runs/laptop
     """
     from poise_core.agents.llm.ledger import Spent
     from poise_core.run_directory import RunDirectory
+    from poise_core.views.outlook import computed
 
     with plain_errors():
         run = RunDirectory.read(run_dir)
@@ -33,10 +35,13 @@ def cost(run_dir: RunDir, json: JsonOption = False) -> None:
             entry["spent"] = entry["spent"].plus(Spent.of_row(row))
             entry["failed"] += row["outcome"] != "ok"
         lines = [_line(*key, **groups[key]) for key in sorted(groups)]
+        compute = computed(run.evidence(), run.current_preset.resources.processes_per_training)
         if json:
-            say_json(json_module.dumps({"calls": lines, "total": _total(lines)}, indent=1))
+            candidates = [one.to_dict() for one in compute]
+            say_json(json_module.dumps({"calls": lines, "total": _total(lines), "candidates": candidates}, indent=1))
         else:
             _print_table(lines, run)
+            _print_compute(compute)
 
 
 def _line(generation: int, role: str, model: str, spent: Any, failed: int) -> dict[str, Any]:
@@ -82,6 +87,25 @@ def _print_table(lines: list[dict[str, Any]], run: RunDirectory) -> None:
     for scope, cap in caps.items():
         for unit, limit in cap.items():
             console.print(f"cap per {scope}: {limit:g} {unit}")
+
+
+def _print_compute(found: list[Compute]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from poise_core.render.lines import compute_note
+
+    if not found:
+        return
+    table = Table(title="Trainings and evaluations", title_justify="left")
+    for name in ("gen", "candidate", "tokens", "training s", "evaluation s", "GPU-hours"):
+        table.add_column(name, justify="left" if name == "candidate" else "right")
+    for one in found:
+        seconds = (f"{one.train_seconds:.0f}", f"{one.evaluate_seconds:.0f}", f"{one.gpu_hours:.4f}")
+        table.add_row(str(one.generation), Text(one.name), f"{one.tokens:,}", *seconds)
+    console = view_console()
+    console.print(table)
+    console.print(compute_note(found))
 
 
 def context(

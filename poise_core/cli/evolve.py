@@ -83,7 +83,9 @@ def evolve(
         chosen = context.get_parameter_source("preset") is not ParameterSource.DEFAULT
         resolved, anew = settings_to_go_on(preset, chosen, run_dir, settings, counts)
         if dry_run:
-            say(plan(resolved, run_dir or default_run_dir(resolved)))
+            from poise_core.cli.plan import dry_run_text
+
+            say(dry_run_text(resolved, run_dir or default_run_dir(resolved)))
             return
         if forecast := check_and_forecast(resolved, asks=replay is None):
             count = resolved.search.generations
@@ -194,69 +196,6 @@ def settings_to_go_on(
         return resolved, []
     changed = differences(present, resolved)
     return resolved, [f"{key}: {before!r} before, {after!r} from now on" for key, (before, after) in changed.items()]
-
-
-def plan(preset: Preset, folder: Path) -> str:
-    """Say what a run of the preset in this folder would do, at most, and what of it is there already.
-
-    Raises:
-        RunDirectoryError: the folder holds a run that cannot be read, or one of another protocol.
-    """
-    protocol, search, resources, ladder = preset.protocol, preset.search, preset.resources, preset.ladder
-    training, seeds = protocol.training, protocol.seeds[: search.seeds_per_candidate]
-    children = search.generations * search.parents
-    tokens = training.steps * training.batch_size * training.max_completion_length
-    answers = sum(benchmark.problems * benchmark.samples for benchmark in protocol.benchmarks)
-    proxy = f"; of these {ladder.proxy_steps} as the proxy" if ladder.enabled and ladder.proxy_steps else ""
-    lower = [name for name, there in (("proxy", proxy), ("first seed", len(seeds) > 1)) if there]
-    rungs = f"rungs: {', '.join([*lower, 'all seeds'])}" if ladder.enabled else "no ladder"
-    trainings = len(seeds) * (children + 1)
-    processes = resources.processes_per_training
-    stages = "select, propose, screen, implement, verify, train, evaluate, reflect"
-    lines = [
-        f"Preset      {preset.name}, protocol {protocol.digest}",
-        f"Policy      {protocol.policy}, {protocol.model.dtype if protocol.model else 'float32'}",
-        f"Arm         {search.arm}, seed {search.seed}; baseline {search.baseline}",
-        f"Generations {search.generations}, each of {search.parents} children: {children} candidates and the baseline",
-        f"Stages      {stages}; {search.proposals} proposals a parent; {rungs}",
-        f"Training    seeds {', '.join(map(str, seeds))}; {training.steps} steps{proxy}; {training.prompts_per_step} prompts x "
-        f"{training.group_size} completions of at most {training.max_completion_length} tokens",
-        f"            {trainings:,} trainings, at most {trainings * tokens:,} tokens",
-        f"Evaluation  {answers:,} completions a seed, at most {trainings * answers:,}, and the untrained policy's",
-        f"Processes   {resources.parallel_candidates} candidates at a time ({resources.dispatch}), a training of {processes} "
-        f"process{'es' * (processes > 1)}, ZeRO {resources.zero_stage}",
-        f"Folder      {folder}; archive {preset.archive or folder / 'archive'}",
-        *_found(preset, folder),
-    ]
-    return without_credentials("\n".join(lines))
-
-
-def _found(preset: Preset, folder: Path) -> list[str]:
-    from poise_core.run_directory import RunDirectory, RunDirectoryError
-
-    if not RunDirectory.exists(folder):
-        return ["There       nothing yet; everything would be done"]
-    run = RunDirectory.read(folder)
-    if run.preset.protocol.digest != preset.protocol.digest:
-        raise RunDirectoryError(
-            f"{folder} holds a run under protocol {run.preset.protocol.digest}, and this is {preset.protocol.digest}; give "
-            "another --run-dir"
-        )
-    rows = run.archive.rows("candidates")
-    generations = [int(row["generation"]) for row in rows]
-    scored = {
-        (row["candidate_id"], row["seed"]) for row in run.archive.rows("evaluations", protocol=preset.protocol.digest)
-    }
-    open_seeds = sorted(
-        f"{place.parts[-3]} seed {place.name.removeprefix('seed-')}"
-        for place in (run.path / "candidates").glob("*/train/seed-*")
-        if not (place / "result.json").exists()
-    )
-    lines = [
-        f"There       {len(rows)} candidates, the newest of generation {max(generations, default=0)}; {len(scored)} scored seeds; "
-        "they are read back and not done again"
-    ]
-    return lines + ([f"Resumed     {', '.join(open_seeds)}"] if open_seeds else [])
 
 
 def where_to_look(run: RunDirectory) -> str:

@@ -149,11 +149,11 @@ def leaderboard_of(run: RunDirectory, evidence: RunEvidence, width: int | None =
         evidence: of the run.
         width: columns of the terminal; by default of the one at hand.
     """
-    from poise_core.render.lines import outlook_note, spending_note
+    from poise_core.render.lines import compute_note, outlook_note, spending_note
     from poise_core.render.terminal import render_leaderboard
     from poise_core.views import leaderboard as rank
     from poise_core.views import other_protocols
-    from poise_core.views.outlook import outlook, spending
+    from poise_core.views.outlook import computed, outlook, spending
 
     return render_leaderboard(
         rank(evidence),
@@ -163,6 +163,7 @@ def leaderboard_of(run: RunDirectory, evidence: RunEvidence, width: int | None =
         width=width or view_console().width,
         outlook=outlook_note(outlook(evidence, run.preset)),
         spending=spending_note(spending(evidence)),
+        compute=compute_note(computed(evidence, run.current_preset.resources.processes_per_training)),
     )
 
 

@@ -282,19 +282,39 @@ def _apply_override(document: dict[str, Any], override: str) -> None:
     if not separator or not key:
         raise PresetError(f"--set {override!r}: expected key=value, for example protocol.training.steps=20")
     *parents, leaf = key.split(".")
-    target = document
+    target: Any = document
     for part in parents:
-        if target.get(part) is None:  # a section that a resolved preset writes as null, such as protocol.model
-            target[part] = {}
-        target = target[part]
-        if not isinstance(target, dict):
-            raise PresetError(f"--set {key}: {part!r} has no keys below it")
+        target = _below(target, part, key)
+    if not isinstance(target, dict):
+        raise PresetError(f"--set {key}: {parents[-1]!r} has no keys below it{_one_of(target)}")
     try:
         target[leaf] = _parsed(value)
     except ValueError as error:
         raise PresetError(
             f"--set {key}: the value is not valid YAML; put it in quotes within the shell's ({error})"
         ) from error
+
+
+def _below(target: Any, part: str, key: str) -> Any:
+    """What stands at one part of a dotted key; of a list, such as the benchmarks, the entry of that name."""
+    if isinstance(target, list):
+        found = [entry for entry in target if isinstance(entry, dict) and entry.get("name") == part]
+        if not found:
+            raise PresetError(f"--set {key}: there is no {part!r}{_one_of(target)}")
+        return found[0]
+    if not isinstance(target, dict):
+        raise PresetError(f"--set {key}: {part!r} has no keys below it")
+    if target.get(part) is None:  # a section that a resolved preset writes as null, such as protocol.model
+        target[part] = {}
+    inner = target[part]
+    if not isinstance(inner, dict | list):
+        raise PresetError(f"--set {key}: {part!r} has no keys below it")
+    return inner
+
+
+def _one_of(target: Any) -> str:
+    names = [str(entry["name"]) for entry in target if isinstance(entry, dict) and "name" in entry]
+    return f"; name one of {', '.join(names)}" if names else ""
 
 
 def _first_error(error: ValidationError) -> str:

@@ -77,6 +77,9 @@ class SourceSpec(_Frozen):
         default_factory=dict, description="names of the columns; by default problem and answer, or those of verl's rows"
     )
     where: str | None = Field(None, description="which rows, for example level >= 3 and subject != 'Geometry'")
+    max_characters: PositiveInt | None = Field(
+        None, description="rows with a longer problem are left out, whose prompt would not fit the policy"
+    )
     unanswered: Literal["refuse", "drop"] = Field("refuse", description="what happens to rows without an answer")
     draw: PositiveInt | None = Field(None, description="so many rows, drawn with draw_seed; by default all")
     draw_seed: int = 0
@@ -101,8 +104,8 @@ class SourceSpec(_Frozen):
             )
         if self.dataset is not None and not self.is_file and not self.revision:
             raise ValueError(f"dataset {self.dataset} is of the hub and needs a revision, the commit of its repository")
-        if self.dataset is None and (self.columns or self.where or self.draw or self.revision):
-            raise ValueError("columns, where, draw and revision belong to a dataset")
+        if self.dataset is None and (self.columns or self.where or self.draw or self.revision or self.max_characters):
+            raise ValueError("columns, where, max_characters, draw and revision belong to a dataset")
         if self.reasoning_gym is not None and not self.reasoning_gym:
             raise ValueError("reasoning_gym names no set")
         if self.where is not None:

@@ -77,6 +77,9 @@ def read_rows(source: SourceSpec) -> Read:
         problem, answer = _text(column(row, names["problem"])), _text(column(row, names["answer"]))
         if not problem:
             raise ValueError(f"{name}: row {number} has no {names['problem']}")
+        if source.max_characters is not None and len(problem) > source.max_characters:
+            filtered += 1
+            continue
         if not answer or not answer.strip():
             unanswered.append(number)
             continue
@@ -134,7 +137,7 @@ def _raw_rows(source: SourceSpec) -> list[dict[str, Any]]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """Read JSONL as it stands; Arrow would ask for equal types in all rows."""
-    rows = []
+    rows = []  # splitlines would also break at separators that JSON allows within a text, such as U+2028
     for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
         if not line.strip():
             continue
@@ -192,13 +195,7 @@ def prepared(source: SourceSpec) -> SourceSpec:
     """
     if source.dataset is None or source.prepared:
         return source
-    described = source.model_dump(
-        mode="json", exclude={"grader": True, "digest": not source.is_file, "dataset": source.is_file}
-    )
-    if source.grader.shape == "trl":
-        described["shape"] = "trl"
-    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
-    path = cache() / "problems" / f"{key}.jsonl"
+    path = _prepared_file(source)
     if source.is_file:
         file_digest(Path(source.dataset), source.digest)
     if not path.exists():
@@ -213,6 +210,22 @@ def prepared(source: SourceSpec) -> SourceSpec:
                 "changed, or was filtered otherwise"
             )
     return source.model_copy(update={"prepared": str(path)})
+
+
+def _prepared_file(source: SourceSpec) -> Path:
+    """Where the rows of a data set are kept once they are read."""
+    described = source.model_dump(
+        mode="json", exclude={"grader": True, "digest": not source.is_file, "dataset": source.is_file}
+    )
+    if source.grader.shape == "trl":
+        described["shape"] = "trl"
+    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]
+    return cache() / "problems" / f"{key}.jsonl"
+
+
+def is_prepared(source: SourceSpec) -> bool:
+    """Whether the rows of a data set are here, so that ``prepared`` needs no network."""
+    return bool(source.prepared) or _prepared_file(source).exists()
 
 
 def prepared_protocol(protocol: Protocol) -> Protocol:

@@ -6,6 +6,7 @@ expensive (the noise floor, the declarations, every interval) is computed when i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -134,6 +135,21 @@ class RunEvidence:
         spent: dict[str, int] = {}
         for candidate, tokens in zip(data["candidate_id"].to_pylist(), data["tokens"].to_pylist(), strict=True):
             spent[candidate] = spent.get(candidate, 0) + (tokens or 0)
+        return spent
+
+    @cached_property
+    def measuring_seconds(self) -> Mapping[str, tuple[float, float]]:
+        """Seconds that each candidate's trainings and evaluations have taken by the clock, without starts; all seeds."""
+        columns = ["candidate_id", "seconds_rollout", "seconds_update"]
+        data = self.archive.read("trajectories", columns, protocol=self.protocol.digest)
+        spent: dict[str, tuple[float, float]] = {}
+        for candidate, rollout, update in zip(*(data[name].to_pylist() for name in columns), strict=True):
+            trained, evaluated = spent.get(candidate, (0.0, 0.0))
+            spent[candidate] = (trained + (rollout or 0.0) + (update or 0.0), evaluated)
+        for candidate, evaluations in self.evaluations.items():
+            trained, _ = spent.get(candidate, (0.0, 0.0))
+            known = [one.seconds for one in evaluations if not math.isnan(one.seconds)]
+            spent[candidate] = (trained, sum(known))
         return spent
 
     # the statistics

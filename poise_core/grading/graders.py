@@ -113,17 +113,19 @@ def _regex(spec: GraderSpec, gold: str, found: str) -> str:
     return "right" if gold.strip() == found.strip() else "wrong"
 
 
-_NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|\.)?(?:[eE][-+]?\d{1,3})?(?:/\d+)?")
+_NUMBER = re.compile(r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+|\.)?(?:[eE][-+]?(?P<power>\d+))?(?:/\d+)?")
 
 
 def read_number(text: str) -> Fraction | None:
-    """Return the last number in a text, exactly: 1,234.5, -3/4, 1e-3; None where there is none."""
-    last = None
+    """Return the last number in a text, exactly: 1,234.5, -3/4, 1e-3; None where there is none, or its power of ten has more than
+    three digits: written out it would not fit into memory, and a part of it is another number."""
+    found = None
     for match in _NUMBER.finditer(text):
         if re.search(r"\d", match.group()):
-            last = match.group()
-    if last is None or len(last) > 1_000:
+            found = match
+    if found is None or len(found.group()) > 1_000 or len(found["power"] or "") > 3:
         return None
+    last = found.group()
     over, _, under = last.replace(",", "").replace("−", "-").partition("/")
     try:
         return Fraction(over.rstrip(".")) / Fraction(under or 1)

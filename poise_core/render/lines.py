@@ -11,7 +11,7 @@ from poise_core.evidence.format import counted_seeds, format_interval, format_ov
 from poise_core.evidence.intervals import Interval
 from poise_core.search.plateau import Plateau
 from poise_core.views.leaderboard import LeaderboardRow, best_of, children_of
-from poise_core.views.outlook import Spending
+from poise_core.views.outlook import Compute, Spending
 
 
 def candidate_headline(rows: Sequence[LeaderboardRow], candidate: str) -> str:
@@ -132,6 +132,19 @@ def spending_note(found: Spending | None) -> str:
         f"{problems:+.0%}{cost}; twice the seeds: {seeds:+.0%} for +100% time."
         + (f" Buy {found.advice} next." if found.advice else "")
     )
+
+
+def compute_note(found: Sequence[Compute]) -> str:
+    """What the candidates have cost so far, in one sentence; empty where nothing was trained."""
+    if not found:
+        return ""
+    tokens, hours = sum(one.tokens for one in found), sum(one.gpu_hours for one in found)
+    each = (
+        f", {1e-6 * tokens / len(found):.2f} million and {hours / len(found):.3g} for a candidate"
+        if len(found) > 1
+        else ""
+    )
+    return f"Measured with {1e-6 * tokens:.2f} million training tokens in {hours:.3g} GPU-hours (process-hours without GPUs){each}."
 
 
 def outlook_note(outlook: Plateau) -> str:

@@ -175,7 +175,11 @@ def _cost(report: NightlyReport) -> str:
     run, spent = report.run, report.spent
     limit = f" of {format_duration(run.hours * 3600)}" if run.hours is not None else ""
     took = format_duration((run.ended - run.began).total_seconds())
-    lines = [f"- Time: {took}{limit}.", f"- Training: {report.tokens:,} completion tokens over all children."]
+    held = f", of a budget of {run.gpu_hours:g}" if run.gpu_hours is not None else ""
+    lines = [
+        f"- Time: {took}{limit}.",
+        f"- Training: {report.tokens:,} completion tokens over all children, {report.gpu_hours:.3g} GPU-hours{held}.",
+    ]
     budget = f" of {run.dollars:g}" if run.dollars is not None else ""
     if not spent.calls:
         lines.append(f"- Language models: none asked, 0{budget} dollars.")

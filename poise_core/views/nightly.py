@@ -15,7 +15,7 @@ from poise_core.evolution.history import History
 from poise_core.search.plateau import Plateau
 from poise_core.views.candidate import missing_measures
 from poise_core.views.leaderboard import LeaderboardRow, children_of, leaderboard
-from poise_core.views.outlook import outlook
+from poise_core.views.outlook import computed, outlook
 
 _FOLDER = "nights"
 
@@ -31,6 +31,7 @@ class NightlyRun:
     stopped: str = ""  # why the run ended before its work did; empty where it did not
     hours: float | None = None  # the time budget
     dollars: float | None = None  # the cost budget
+    gpu_hours: float | None = None  # the budget of GPU-hours
     replication: str = ""  # the outcome of a replication in one sentence; empty where there was none
     examined: str = ""  # id of the candidate that was examined; empty where none was
 
@@ -55,6 +56,7 @@ class NightlyReport:
     outlook: Plateau
     tokens: int  # completion tokens sampled in training by all children
     spent: Spent  # on language models since the run began
+    gpu_hours: float = 0.0  # of all children's trainings and evaluations
     shared_network: tuple[str, ...] = ()  # names of children that were trained without a network of their own
     examination: tuple[ExaminationRow, ...] = ()  # of the candidate that was examined, one per condition
     examined_name: str = ""
@@ -92,6 +94,11 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         outlook=outlook(evidence, preset),
         tokens=sum(evidence.training_tokens.get(name, 0) for name in names),
         spent=spent,
+        gpu_hours=sum(
+            one.gpu_hours
+            for one in computed(evidence, preset.resources.processes_per_training)
+            if one.candidate_id in names
+        ),
         shared_network=tuple(name for name, missing in trained.items() if "network" in missing),
         examination=tuple(evidence.examinations.get(run.examined, ())),
         examined_name=evidence.candidates[run.examined]["name"] if run.examined in evidence.candidates else "",

@@ -98,3 +98,40 @@ def _train_seconds(evidence: RunEvidence) -> float | None:
         if known and len(known) == len(taken):
             totals.append(sum(known))
     return statistics.median(totals) if totals else None
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What the measurement of a candidate has cost, derived from the rows of its trainings and evaluations."""
+
+    candidate_id: str
+    name: str
+    generation: int
+    tokens: int  # completion tokens sampled in training
+    train_seconds: float  # by the clock, all seeds, without starts
+    evaluate_seconds: float
+    gpu_hours: float  # of all processes of a training, which are held while it is scored, too
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return dict(vars(self))
+
+
+def computed(evidence: RunEvidence, processes: int) -> list[Compute]:
+    """Return the compute of every candidate that was trained or scored, in the order of generations.
+
+    Args:
+        evidence: of the run.
+        processes: of a training, each on a GPU of its own.
+
+    Raises:
+        poise_core.archive.ArchiveError: a file cannot be read.
+    """
+    found = []
+    for identity, (trained, evaluated) in evidence.measuring_seconds.items():
+        row = evidence.candidates.get(identity)
+        if row is None:
+            continue
+        tokens, hours = evidence.training_tokens.get(identity, 0), processes * (trained + evaluated) / 3600
+        found.append(Compute(identity, row["name"], row["generation"], tokens, trained, evaluated, hours))
+    return sorted(found, key=lambda one: (one.generation, one.name))

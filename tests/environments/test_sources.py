@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,8 @@ import pytest
 from typer.testing import CliRunner
 
 from poise_core.cli import app
-from poise_core.config import PresetError, load_preset
+from poise_core.cli.problems import _rows
+from poise_core.config import PresetError, load_preset, read_preset, shipped_presets
 from poise_core.config.problems import SourceSpec, row_filter
 from poise_core.environments import Problem, benchmark_environment, get_environment
 from poise_core.environments.prompts import training_problems
@@ -22,6 +24,7 @@ from poise_core.environments.validate import overlaps
 from poise_core.policies.prompt import TEMPLATES, PromptSpec
 
 ROOT = Path(__file__).parents[2]
+SIX = ("aime24", "aime25", "amc23", "math500", "minerva", "olympiad")
 EXAMPLE = "examples/03_your_own_prompts/jsonl.yaml"
 
 
@@ -50,9 +53,24 @@ def test_rows_are_filtered_deduplicated_and_drawn_by_the_seed(tmp_path: Path) ->
     file = written(tmp_path, rows)
     read = read_rows(SourceSpec(dataset=file, where="level >= 3"))
     assert (len(read.rows), read.total, read.filtered, read.repeated) == (24, 41, 16, 1)  # levels 3, 4, 5 of 40
+    assert len(read_rows(SourceSpec(dataset=file, max_characters=14)).rows) == 10  # "What is 9 + 9?" has 14
     drawn = [read_rows(SourceSpec(dataset=file, draw=7, draw_seed=seed)).rows for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(drawn[0]) == 7
+
+
+def test_a_line_of_jsonl_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    rows = rows_of(2)
+    rows[1]["problem"] = "a\u2028b\x85c\fd?"  # which str.splitlines takes for ends of lines
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
+    assert [row["prompt"] for row in read_rows(SourceSpec(dataset=str(file))).rows] == [one["problem"] for one in rows]
+    graded = tmp_path / "graded.jsonl"
+    graded.write_text(
+        json.dumps({"gold": "4", "completion": "x\u2028\\boxed{4}"}, ensure_ascii=False), encoding="utf-8"
+    )
+    _, (row,) = _rows(graded)
+    assert row.completion == "x\u2028\\boxed{4}"
 
 
 def test_the_language_of_filters_compares_and_never_evaluates() -> None:
@@ -288,6 +306,51 @@ def test_validate_finds_a_gold_that_is_wrong_by_its_own_grader(tmp_path: Path) -
     done = CliRunner().invoke(app, ["env", "play", "smoke"], input="#1\n")
     assert done.exit_code == 0, done.output
     assert "the gold answer is" in done.output
+
+
+def test_shipped_presets_pin_what_they_fetch_and_only_the_paper_reads_its_report() -> None:
+    presets = {name: read_preset(name) for name in shipped_presets()}
+    for name, preset in presets.items():
+        sources = [preset.protocol.environment.source, *(one.source for one in preset.protocol.benchmarks)]
+        pins = [source.revision for source in sources if source is not None and source.dataset is not None]
+        if "/" in preset.protocol.policy:
+            pins.append(preset.protocol.policy.partition("@")[2])
+        assert all(re.fullmatch("[0-9a-f]{40}", pin or "") for pin in pins), name
+        assert bool(preset.protocol.unsealed) == (name == "paper")
+    paper = presets["paper"].protocol
+    assert {one.name: (one.weight, one.metric_name) for one in paper.benchmarks} == {
+        "aime24": (0.2, "pass@32"), "aime25": (0.2, "pass@32"), "amc23": (0.15, "pass@32"),
+        "math500": (0.15, "acc@1"), "minerva": (0.15, "acc@1"), "olympiad": (0.15, "acc@1"),
+    }  # fmt: skip
+    assert len(paper.unsealed) == 6
+    assert (paper.training.batch_size, paper.training.steps, paper.training.learning_rate) == (2048, 160, 1e-6)
+    shared = presets["math-1x80"].protocol
+    assert [one.source for one in shared.benchmarks][:6] == [one.source for one in paper.benchmarks]
+
+
+def test_digests_of_older_presets_stay() -> None:
+    assert {name: load_preset(name).protocol.digest for name in ("smoke", "laptop", "laptop-64")} == {
+        "smoke": "5bf566f8187ec8f5", "laptop": "985ed55b06b7af52", "laptop-64": "6fa3bcdbefe67cd3",
+    }  # fmt: skip
+
+
+def test_set_reaches_into_a_benchmark_by_its_name(tmp_path: Path) -> None:
+    file = written(tmp_path, rows_of(40))
+    own = [
+        "protocol.policy=arithmetic-a",
+        f"protocol.environment.source={{dataset: {file}}}",
+        *(f"protocol.benchmarks.{name}.source={{dataset: {file}}}" for name in SIX),
+    ]
+    protocol = load_preset("paper", own).protocol
+    assert protocol.benchmarks[4].source == SourceSpec(dataset=file, digest=protocol.environment.source.digest)  # type: ignore[union-attr]
+    assert len(benchmark_environment(protocol, protocol.benchmarks[0]).problems("search", [], 0, "x")) == 40
+    for wrong, told in (
+        ("nope.weight=1", "there is no 'nope'; name one of aime24, aime25, amc23"),
+        ("aime24=1", "'benchmarks' has no keys below it; name one of aime24"),
+        ("aime24.name.x=1", "'name' has no keys below it"),
+    ):
+        with pytest.raises(PresetError, match=re.escape(told)):
+            load_preset("paper", [*own, f"protocol.benchmarks.{wrong}"])
 
 
 @pytest.mark.exhaustive

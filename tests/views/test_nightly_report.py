@@ -44,7 +44,7 @@ def evidence_of(evolution: Evolution) -> RunEvidence:
 def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution = open_evolution(tmp_path / "run", make_preset(generations=1))
     evolve(evolution)
-    text = report(evolution, hours=7.5, dollars=5.0)
+    text = report(evolution, hours=7.5, dollars=5.0, gpu_hours=8.0)
     archive = evolution.run.archive
     children = archive.rows("candidates", generation=1)
     assert len(children) == 2
@@ -56,6 +56,7 @@ def test_a_whole_night(tmp_path: Path, laboratory: Laboratory) -> None:
     assert "- Time: 2 h 05 min of 7 h 30 min." in text
     # 2 children, 2 seeds each, 12 steps of 100 tokens
     assert f"- Training: {2 * 2 * 12 * 100:,} completion tokens" in text
+    assert "GPU-hours, of a budget of 8." in text
     assert "none asked, 0 of 5 dollars" in text
     assert "The baseline grpo was never tuned under this protocol" in text
     for row in leaderboard(evidence_of(evolution)):

@@ -1,5 +1,7 @@
 """What the leaderboard says of the search's prospects."""
 
+import datetime as dt
+import math
 from pathlib import Path
 
 import archive_samples as samples
@@ -7,10 +9,11 @@ from rich.console import Console
 
 from poise_core.archive import Archive, candidate_row, evaluation_rows, trajectory_rows
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.render.lines import outlook_note
+from poise_core.render.lines import compute_note, outlook_note
 from poise_core.render.terminal import render_leaderboard
 from poise_core.views import leaderboard
-from poise_core.views.outlook import outlook
+from poise_core.views.outlook import computed, outlook
+from tasks.budget import Budget
 
 
 def run_of(folder: Path, skills: list[float]) -> Archive:
@@ -54,3 +57,32 @@ def test_a_run_that_rises_and_one_that_has_just_begun(tmp_path: Path) -> None:
 
     assert note(run_of(tmp_path / "a", [0.3, 0.4, 0.5, 0.6, 0.7])).startswith("No plateau")
     assert note(run_of(tmp_path / "b", [0.3, 0.4])) == ""
+
+
+def test_gpu_hours_are_those_of_all_processes_of_trainings_and_evaluations(tmp_path: Path) -> None:
+    preset = samples.make_preset(generations=5, parents=1)
+    archive = run_of(tmp_path, [0.3, 0.4])
+    steps = [{"step": step, "tokens": 500, "seconds_rollout": 30.0, "seconds_update": 60.0} for step in (0, 1)]
+    archive.append("trajectories", trajectory_rows("c-1", preset.protocol.digest, 1, steps))
+    evidence = RunEvidence.load(archive, preset.protocol)
+    first, second = computed(evidence, 4)
+    scored = sum(one.seconds for one in evidence.evaluations["c-1"])  # once a seed, however many benchmarks
+    assert (first.name, first.tokens, first.train_seconds) == ("C0", 1000, 0.0)
+    assert (second.name, second.tokens, second.train_seconds, second.evaluate_seconds) == ("C1", 2000, 180.0, scored)
+    assert math.isclose(second.gpu_hours, 4 * (180.0 + scored) / 3600)
+    note = compute_note([first, second])
+    assert note.startswith(
+        f"Measured with 0.00 million training tokens in {first.gpu_hours + second.gpu_hours:.3g} GPU-hours"
+    )
+    console = Console(record=True, width=200)
+    console.print(render_leaderboard(leaderboard(evidence), preset.protocol, compute=note))
+    assert note[:40] in console.export_text()
+    assert compute_note([]) == ""
+
+
+def test_the_smaller_of_the_time_and_the_gpu_hours_ends_a_night() -> None:
+    budget = Budget(8.0, None, dt.datetime.now(dt.UTC), gpu_hours=16.0)
+    assert budget.limit(1) == (8.0, "time budget of 8 h")
+    assert budget.limit(2) == (8.0, "time budget of 8 h")
+    assert budget.limit(4) == (4.0, "budget of 16 GPU-hours, 4 at a time,")
+    assert Budget(8.0, None, dt.datetime.now(dt.UTC)).limit(64) == (8.0, "time budget of 8 h")

@@ -29,6 +29,7 @@ def render_leaderboard(
     width: int = FULL_WIDTH,
     outlook: str = "",
     spending: str = "",
+    compute: str = "",
 ) -> RenderableType:
     """The leaderboard for a terminal; lengths and format validity are left out below 100 columns.
 
@@ -41,6 +42,7 @@ def render_leaderboard(
         width: columns of the terminal.
         outlook: from ``outlook_note``; empty where there is nothing to say.
         spending: from ``spending_note``, likewise.
+        compute: from ``compute_note``, likewise.
     """
     baseline = next((row for row in rows if row.verdict == "baseline"), None)
     against = baseline.name if baseline else "baseline"
@@ -76,6 +78,8 @@ def render_leaderboard(
     parts += [Text(), *_notes(rows, baseline, others, evidence)]
     if spending:
         parts.append(Text(spending, style="dim"))
+    if compute:
+        parts.append(Text(compute, style="dim"))
     if outlook:
         parts.append(Text(outlook))
     stopped = [row for row in rows if row.state in STOPPED_AT.values()]

@@ -1,0 +1,133 @@
+"""``poise plan``: memory, tokens and hours against numbers computed by hand, and against what a small run takes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from poise_core.algorithms import algorithm_path
+from poise_core.cli import app
+from poise_core.config import Preset, load_preset, read_preset
+from poise_core.environments.sources import CACHE
+from poise_core.evolution import Trials
+from poise_core.experiments.plan import Rates, Shape, completions_of, measured_rates, memory_parts, plan_run
+from poise_core.run_directory import RunDirectory
+
+QWEN_MATH = {
+    "model_type": "qwen2", "hidden_size": 1536, "intermediate_size": 8960, "num_attention_heads": 12, "num_hidden_layers": 28,
+    "num_key_value_heads": 2, "vocab_size": 151936, "tie_word_embeddings": True,
+}  # fmt: skip
+WEIGHTS = 1_543_656_960  # 28 x (1,536 x 128 x 28 + 3 x 1,536 x 8,960 + 2 x 1,536) + 1,536 + 151,936 x 1,536
+
+
+@pytest.fixture
+def policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A folder with nothing but a configuration, and no data set."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text(json.dumps(QWEN_MATH))
+    return str(tmp_path / "policy")
+
+
+def preset_of(name: str, policy: str, *overrides: str) -> Preset:
+    return read_preset(name, [f"protocol.policy={policy}", *overrides])
+
+
+def test_weights_and_cache_of_a_shape() -> None:
+    shape = Shape.of(QWEN_MATH)
+    assert shape.parameters == WEIGHTS
+    assert shape.cache_bytes(2) == 28_672  # 2 x 28 layers x 2 heads x 128 x 2 bytes
+    assert Shape.of({**QWEN_MATH, "tie_word_embeddings": False}).parameters == WEIGHTS + 151_936 * 1_536
+    assert Shape.of({**QWEN_MATH, "head_dim": 64}).head_size == 64
+    assert Shape.of({"text_config": QWEN_MATH}) == shape
+    with pytest.raises(ValueError, match=r"config.json of the policy has no vocab_size"):
+        Shape.of({key: value for key, value in QWEN_MATH.items() if key != "vocab_size"})
+
+
+def test_memory_by_part_is_that_of_the_table(policy: str) -> None:
+    one = preset_of("math-1x80", policy)
+    parts, sampling = memory_parts(one, Shape.of(QWEN_MATH), 80e9)
+    units = {name: parts[name] / WEIGHTS for name in ("weights", "gradients", "optimizer", "reference")}
+    assert units == pytest.approx({"weights": 2, "gradients": 6, "optimizer": 12, "reference": 2})
+    assert parts["KV cache"] == pytest.approx(32e9)  # the engine's share of 0.4
+    assert parts["logits tile"] == 4096 * 32768 * 4
+    # 16,384 tokens: 28 x 1,536 x 2 bytes kept, and one layer's 14 x 1,536 + 3 x 8,960 numbers of 2 bytes
+    assert parts["activations"] == 16_384 * (28 * 1536 * 2 + (14 * 1536 + 3 * 8960) * 2)
+    assert sampling == pytest.approx((22 - 8) * WEIGHTS + 32e9)  # the moments are in main memory
+    spread = preset_of("paper", policy, "resources.zero_stage=3")
+    parts, sampling = memory_parts(spread, Shape.of(QWEN_MATH), 80e9)
+    units = {name: parts[name] / WEIGHTS for name in ("weights", "gradients", "optimizer", "reference")}
+    assert units == pytest.approx({"weights": 2 / 8, "gradients": 6 / 8, "optimizer": 12 / 8, "reference": 2})
+    assert sampling == pytest.approx((2 + 6 / 8 + 2 + 4 / 8) * WEIGHTS + 32e9)
+    single = preset_of("laptop", "arithmetic-a")
+    parts, _ = memory_parts(single, Shape.of(QWEN_MATH), None)
+    assert sum(parts[name] for name in ("weights", "gradients", "optimizer", "reference")) == pytest.approx(
+        20 * WEIGHTS
+    )
+
+
+def test_tokens_hours_and_the_ladders_savings(policy: str) -> None:
+    rates = Rates(start=0.0, step=90.0, evaluation=900.0, gate=0.0, how="by hand", length=1000.0)
+    paper = plan_run(preset_of("paper", policy), "h100", 2.0, rates)
+    assert paper.evaluated == 4_646  # (30 + 30 + 40) x 32 + 500 + 272 + 674
+    candidate, run = paper.prices["candidate"], paper.prices["run"]
+    assert candidate.tokens == pytest.approx(160 * 2048 * 1000 + 4_646 * 1_024)  # 3,072 / 3,000 as long
+    assert candidate.hours == pytest.approx((160 * 90 + 900) / 3600)
+    assert (candidate.gpu_hours, candidate.dollars) == pytest.approx((8 * candidate.hours, 16 * candidate.hours))
+    assert run.hours == pytest.approx(64 * candidate.hours + 900 / 3600)  # and the untrained policy's evaluation
+    assert paper.saved == 0
+    ladder = plan_run(preset_of("math-1x80", policy), "h100", 2.0, rates)
+    # of 63 children 18 end after a quarter of the first training, 28 of the other 45 after the first; 17 train with the second seed
+    trainings = (18 * 0.25 + 45 + 17) / 63
+    evaluations = (63 + 17) / 63  # the stopped ones are scored once, too
+    assert ladder.prices["child"].hours == pytest.approx((trainings * 160 * 90 + evaluations * 900) / 3600)
+    assert ladder.saved == pytest.approx(1 - (trainings * 14400 + evaluations * 900) / (2 * 15300))
+    two = preset_of("math-1x80", policy, "resources.parallel_candidates=2")
+    side_by_side = plan_run(two, "h100", 2.0, rates).prices["generation"]
+    assert side_by_side.hours == pytest.approx(2 * ladder.prices["child"].hours)  # three children in two rounds
+    assert side_by_side.gpu_hours == pytest.approx(ladder.prices["generation"].gpu_hours)
+
+
+def test_the_command_needs_a_configuration_only_and_says_what_does_not_fit(policy: str) -> None:
+    def ran(*arguments: str) -> tuple[int, str]:
+        result = CliRunner().invoke(app, ["plan", *arguments])
+        return result.exit_code, result.output
+
+    status, output = ran("paper", "--gpu", "a100", "--hourly", "1", "--set", f"protocol.policy={policy}", "--json")
+    assert status == 0
+    assert json.loads(output)["parameters"] == WEIGHTS
+    status, output = ran("paper", "--set", f"protocol.policy={policy}")
+    assert status == 0
+    assert "Not sealed: the search reads the report's problems of aime24" in output
+    status, output = ran("math-1x80", "--gpu", "rtx4090", "--set", f"protocol.policy={policy}")
+    assert status == 1
+    assert "do not fit into 24 GB" in output
+    for arguments, told in (
+        (["paper"], "a folder with its config.json is enough"),
+        (["smoke", "--gpu", "tpu"], "known are h100"),
+    ):
+        status, output = ran(*arguments)
+        assert (status, told in output) == (2, True), output
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_a_plan_with_measured_rates_is_what_a_small_run_takes(tmp_path: Path) -> None:
+    changes = ["protocol.training.steps=40", "protocol.training.prompts_per_step=16", "search.seeds_per_candidate=1"]
+    preset = load_preset("smoke", changes)
+    rates = measured_rates(preset, tmp_path / "measured", completions_of(preset.protocol))
+    planned = plan_run(preset, "cpu", 0.0, rates)
+    began = time.perf_counter()
+    with RunDirectory.open(tmp_path / "run", preset) as run:
+        trials = Trials(run)
+        candidate = trials.adopt(algorithm_path("grpo"))
+        trials.measure(candidate, preset.protocol.seeds[:1])
+        tokens = run.evidence().training_tokens[candidate.candidate_id]
+    hours = (time.perf_counter() - began) / 3600
+    print(f"planned {3600 * planned.prices['candidate'].hours:.1f} s, took {3600 * hours:.1f} s, {rates}")
+    assert planned.prices["candidate"].hours == pytest.approx(hours, rel=0.25)
+    assert 40 * preset.protocol.training.batch_size * rates.length == pytest.approx(tokens, rel=0.25)
