@@ -28,6 +28,7 @@ from poise_core.experiments.ablation import AblationRefused, AblationStudy
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.run_directory import RunDirectory
 from poise_core.tracking.plan import plan_runs
+from poise_core.tracking.sync import SyncReport, Tracker
 from poise_core.views import leaderboard, other_protocols, view_candidate
 
 SOURCE = '''"""A file with four mechanisms."""
@@ -257,13 +258,17 @@ def test_a_real_candidate_is_ablated_and_what_it_wrote_can_be_read(tmp_path: Pat
 
 
 @pytest.mark.exhaustive
-def test_the_flow_ablates_and_reads_the_record(tmp_path: Path, laboratory: Laboratory) -> None:
-    from flows.replicate import ablate_candidate
-    from flows.server import private_server
+def test_the_flow_ablates_and_reads_the_record(
+    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.testing.utilities import prefect_test_harness
 
+    from flows.replicate import ablate_candidate
+
+    monkeypatch.setattr(Tracker, "sync_archive", lambda *_, **__: SyncReport())
     evolution, candidate = begun(tmp_path, laboratory)
     evolution.run.close()
-    with private_server(tmp_path / "prefect"):
+    with prefect_test_harness(server_startup_timeout=600):
         state = ablate_candidate(str(tmp_path / "run"), "ABCD", budget=20, return_state=True)
         assert (state.name, "a, b carry ABCD" in state.message) == ("Ablated", True)
         trained = len(laboratory.trained)
