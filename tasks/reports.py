@@ -17,7 +17,7 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from poise_core.escaping import code_block, markdown, markdown_page, one_line
+from poise_core.escaping import code_block, markdown, markdown_page, one_line, shell_command
 from poise_core.evidence.format import format_interval
 from poise_core.files import write_atomically
 from poise_core.render.lines import judgement, untuned_note
@@ -46,7 +46,8 @@ def show_leaderboard(run_dir: str, after: Any = None) -> str:
     create_table_artifact([_cells(row) for row in rows], key="leaderboard", description=about)
     tree = fenced(render_lineage(lineage(evidence)), 100)
     create_markdown_artifact(f"{tree}\n", key="lineage", description=f"Lineage of {markdown(run_dir)}")
-    way = f"The whole run as one page: run\n\n{code_block(f'poise explore {run.path}')}\n\nand open {page_address(run.path)}"
+    command = code_block(shell_command(["poise", "explore", run.path]))
+    way = f"The whole run as one page: run\n\n{command}\n\nand open {page_address(run.path)}"
     shown = [f"- {markdown(row.name)}: {page_address(run.path, row.candidate_id)}" for row in rows[:LINKED] if row.rank]
     create_markdown_artifact("\n".join([way, "", *shown]), key="explorer", description="The run in a browser")
     return one_line(rows[0].name) if rows and rows[0].overall else ""

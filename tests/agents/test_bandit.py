@@ -141,7 +141,7 @@ def test_two_models_and_two_prompts_propose_and_a_run_that_goes_on_chooses_again
     shipped = resources.files("poise_core") / "agents" / "llm" / "templates" / "proposer.md"
     (own / "proposer.md").write_text(shipped.read_text().replace("version: ", "version: 9"))
     choices = {"models": ["openai:other-model"], "prompts_folders": [str(own)]}
-    search = {"generations": 2, "parents": 4, "proposals": 1}
+    search = {"generations": 2, "parents": 4, "proposals": 1, "seed": 1}  # its first draws differ
     server = serve(good_answers())
     evolution = open_evolution(tmp_path / "run", preset_for(server, search, choices=choices))
     evolve(evolution)

@@ -58,7 +58,8 @@ def test_a_whole_evolution(undisturbed: Undisturbed) -> None:
         "rungs",
         "replications",
         "examinations",
-    }  # no failure, no language model, no ladder, no champion
+        "ablations",
+    }  # no failure, no language model, no ladder, no champion, no ablation
     assert {table for table in TABLES if run.archive.read(table).num_rows} == set(TABLES) - empty
     for shown in (
         "Leaderboard",

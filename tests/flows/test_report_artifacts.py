@@ -104,7 +104,7 @@ def test_the_artifacts_of_a_hostile_run_are_inert(tmp_path: Path, monkeypatch: p
     taught = Reflection(candidate_id="r", parent_id=None, reflector="rules", summary=hostile, avoid=(hostile,))
     row = dict.fromkeys(("candidate_id", "outcome", "seeds", "declared"), "x") | {"message": hostile}
     fake = SimpleNamespace(
-        run=SimpleNamespace(evidence=lambda: evidence),
+        run=SimpleNamespace(evidence=lambda: evidence, path=tmp_path / hostile[:12]),
         reflect=lambda _: taught,
         executor=None,
         observer=None,
@@ -118,7 +118,7 @@ def test_the_artifacts_of_a_hostile_run_are_inert(tmp_path: Path, monkeypatch: p
     tasks.reports.show_leaderboard.fn(hostile)
     tasks.stages.reflect.fn("run", SimpleNamespace(name=hostile), None)
     tasks.replication.replicate.fn("run", "root-0000000001", hostile)
-    assert len(made) == 4
+    assert len(made) == 5
     for content, named in made:
         texts = [content] if isinstance(content, str) else [str(cell) for line in content for cell in line.values()]
         for text in (*texts, named["description"]):

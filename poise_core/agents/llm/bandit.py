@@ -67,7 +67,8 @@ class Bandit:
         drawn = random.Random(f"{self._seed}:{context.scope}")
         found = {(arm.model, arm.prompt.label): places[arm.model, arm.prompt.label] for arm in self.arms}
         worth = draws(found, drawn)
-        return max(self.arms, key=lambda arm: worth[arm.model, arm.prompt.label])
+        shuffled = drawn.sample(self.arms, len(self.arms))  # before anything is known, all are worth the same
+        return max(shuffled, key=lambda arm: worth[arm.model, arm.prompt.label])
 
     def places(self, context: ProposalContext) -> Mapping[tuple[str, str], list[Place]]:
         """What each arm, by model and prompt label, gave and cost in each place of earlier generations."""
