@@ -23,8 +23,8 @@ from poise_core.archive.typed import (
     TrajectoryRow,
     VerificationRow,
 )
-from poise_core.environments.base import KeptCompletion
 from poise_core.escaping import printable
+from poise_core.evaluation.kept import KeptCompletion
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.failures import CandidateFailure, plain_name
 

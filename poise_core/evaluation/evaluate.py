@@ -17,14 +17,8 @@ from typing import Protocol as Typed
 
 from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.environments import Environment, Problem, Split, benchmark_environment, verify_all
-from poise_core.environments.base import (
-    COMPLETION_CHARACTERS,
-    PROMPT_CHARACTERS,
-    KeptCompletion,
-    Outcome,
-    cut,
-    kept_rows,
-)
+from poise_core.environments.base import Outcome
+from poise_core.evaluation.kept import COMPLETION_CHARACTERS, PROMPT_CHARACTERS, KeptCompletion, cut, kept_rows
 from poise_core.evaluation.problems import ProblemSet
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from poise_core.environments.base import KeptCompletion
+from poise_core.evaluation.kept import KeptCompletion
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from poise_core.candidate.identity import source_digest
 from poise_core.config import LadderSpec
 from poise_core.config.agents import Steering
 from poise_core.config.protocol import BenchmarkSpec, Protocol
-from poise_core.environments.base import KINDS, cut
+from poise_core.evaluation.kept import KINDS, cut
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means, benchmark_seeds
 from poise_core.evidence.forecast import Dynamics, forecast_each, proxy_dynamics
 from poise_core.evidence.intervals import Interval, delta_between, overall_interval, paired_delta

@@ -22,15 +22,8 @@ from pathlib import Path
 from typing import TextIO
 
 from poise_core.candidate.identity import name_fault
-from poise_core.environments.base import (
-    COMPLETION_CHARACTERS,
-    KINDS,
-    PROMPT_CHARACTERS,
-    TRAINING,
-    KeptCompletion,
-    cut,
-)
 from poise_core.environments.sources import prepared_environment
+from poise_core.evaluation.kept import COMPLETION_CHARACTERS, KINDS, PROMPT_CHARACTERS, TRAINING, KeptCompletion, cut
 from poise_core.evaluation.slots import RefusedRollout, Slot, require_identity, slot_for
 from poise_core.failures import CandidateFailure, FailureKind, FaultKind, InfrastructureError, SamplerFault
 from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically

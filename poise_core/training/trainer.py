@@ -27,7 +27,8 @@ from poise_core.config import ResourceSpec
 from poise_core.config.protocol import TrainingSpec
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.environments import Environment, Problem, verify_all
-from poise_core.environments.base import (
+from poise_core.environments.prompts import step_problems
+from poise_core.evaluation.kept import (
     COMPLETION_CHARACTERS,
     PROMPT_CHARACTERS,
     TRAINING,
@@ -35,7 +36,6 @@ from poise_core.environments.base import (
     cut,
     kept_rows,
 )
-from poise_core.environments.prompts import step_problems
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.policies.model import PromptCodec
 from poise_core.randomness import ROLLOUT, hash_key, uniforms

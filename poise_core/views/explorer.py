@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from poise_core.environments.base import KINDS
+from poise_core.evaluation.kept import KINDS
 from poise_core.evaluation.results import benchmark_means
 from poise_core.evidence.credit import run_credit
 from poise_core.evidence.intervals import Interval

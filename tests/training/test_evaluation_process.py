@@ -20,9 +20,9 @@ import poise_core.evaluation.launcher as launcher
 from poise_core.archive.rows import evaluation_rows, seed_evaluations
 from poise_core.config import ResourceSpec, load_preset
 from poise_core.environments import get_environment
-from poise_core.environments.base import KINDS, cut, kept_rows
 from poise_core.environments.prompts import training_problems
 from poise_core.evaluation.evaluate import benchmark_problems, evaluate_policy
+from poise_core.evaluation.kept import KINDS, cut, kept_rows
 from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
 from poise_core.evaluation.problems import ProblemSecret, ProblemSet, problem_set
 from poise_core.evaluation.results import SeedEvaluation

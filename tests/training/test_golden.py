@@ -75,9 +75,10 @@ GOLDEN: dict[str, Any] = {
 
 
 def protocol() -> Protocol:
-    """The protocol of preset laptop, made small: 8 prompts of 4 completions, 20 problems per benchmark."""
+    """The protocol of preset laptop before it was tuned, made small: 8 prompts of 4 completions, 20 problems per benchmark."""
     whole = load_preset("laptop").protocol
-    training = whole.training.model_copy(update={"steps": 3, "prompts_per_step": 8, "group_size": 4})
+    given = {"steps": 3, "prompts_per_step": 8, "group_size": 4, "learning_rate": 3e-4, "inner_epochs": 2}
+    training = whole.training.model_copy(update=given)
     benchmarks = tuple(
         one.model_copy(update={"problems": 20, "samples": min(one.samples, 4), "k": min(one.k, 4)})
         for one in whole.benchmarks

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from poise_core.archive import Archive, candidate_row, completion_rows, trajectory_rows
 from poise_core.cli import app
 from poise_core.config.protocol import Protocol
-from poise_core.environments.base import KeptCompletion
+from poise_core.evaluation.kept import KeptCompletion
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.render.explorer import explorer_page
 from poise_core.run_directory import RunDirectory
