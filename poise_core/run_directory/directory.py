@@ -21,7 +21,7 @@ from poise_core.candidate.identity import source_digest
 from poise_core.config import Preset
 from poise_core.evaluation.problems import ProblemSecret, SecretError
 from poise_core.files import expanded, fault_of_place
-from poise_core.run_directory.lock import Lock
+from poise_core.run_directory.lock import Lock, LockedError
 from poise_core.run_directory.records import (
     HEADER,
     PRESET,
@@ -164,7 +164,7 @@ class RunDirectory:
             try:
                 lock = Lock(folder / _LOCK)
                 break
-            except RunDirectoryError:
+            except LockedError:
                 wait()
         try:
             yield

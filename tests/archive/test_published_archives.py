@@ -17,7 +17,7 @@ PUBLISHED = sorted(path.parent for path in RESULTS.glob("*/preset.yaml"))
 LAPTOP_64 = {
     "candidates": 65, "proposals": 252, "verifications": 64, "evaluations": 972, "trajectories": 8700, "reflections": 64,
     "selections": 651, "failures": 0, "rungs": 125, "replications": 1, "examinations": 0,
-    "calls": 0,
+    "calls": 0, "ablations": 0, "completions": 0,
 }  # fmt: skip
 
 
