@@ -325,8 +325,8 @@ def test_the_rules_of_accessibility_hold_in_every_view(browser: Any, tmp_path: P
         told = [(one["id"], [node["html"][:120] for node in one["nodes"][:2]]) for one in found["violations"]]
         assert told == [], f"{view}, {scheme}"
         assert len(found["passes"]) > 10
-    page.evaluate("document.getElementById('words').parentElement.replaceWith(document.getElementById('words'))")
-    assert "label" in [one["id"] for one in Axe().run(page).response["violations"]], "what has no label is found"
+    page.evaluate("document.querySelector('main').append(document.createElement('img'))")
+    assert "image-alt" in [one["id"] for one in Axe().run(page).response["violations"]], "what is wrong is found"
     assert complaints == []
 
 
@@ -335,6 +335,7 @@ def overview_of_published() -> dict[str, Any]:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("candidates", "times"), [(1_000, 6.0), (10_000, 40.0)])
 def test_a_large_run_opens_in_a_few_times_what_a_small_one_takes(
     browser: Any, tmp_path: Path, candidates: int, times: float
@@ -359,8 +360,8 @@ def test_a_large_run_opens_in_a_few_times_what_a_small_one_takes(
         )
         page = browser.new_page(viewport={"width": 1300, "height": 900})
         began = time.perf_counter()
-        page.goto(path.as_uri())
-        page.wait_for_selector(".plot .main-svg")
+        page.goto(path.as_uri(), timeout=200_000)
+        page.wait_for_selector(".plot .main-svg", timeout=100_000)
         took = time.perf_counter() - began
         page.fill("#words", f"c-{count - 1}")
         page.wait_for_selector(f"#shown:not(:has-text('{count} of {count}'))")
