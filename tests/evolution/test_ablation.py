@@ -258,6 +258,7 @@ def test_a_real_candidate_is_ablated_and_what_it_wrote_can_be_read(tmp_path: Pat
 
 
 @pytest.mark.exhaustive
+@pytest.mark.xdist_group("prefect")
 def test_the_flow_ablates_and_reads_the_record(
     tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
