@@ -82,6 +82,16 @@ class Switches:
         """The file with another default of this hyperparameter."""
         return _edited(self.source, {key: value}, self.mechanisms)
 
+    def with_numbers(self, numbers: Overrides) -> str:
+        """The file with other defaults of these hyperparameters, and without the mechanisms that they switch off."""
+        changed = {key: value for key, value in numbers.items() if self.defaults[key] != value}
+        kept = {
+            name: given
+            for name, given in self.mechanisms.items()
+            if not given or any(changed.get(key) != value for key, value in given.items())
+        }
+        return _edited(self.source, changed, kept)
+
     def switches_off(self, key: str, value: object) -> bool:
         """Whether a mechanism is switched off by this value."""
         return any(given.get(key) == value for given in self.mechanisms.values())

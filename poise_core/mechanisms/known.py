@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from poise_core.algorithms import algorithm_path, display_name, list_algorithms
 from poise_core.candidate.identity import source_digest
+from poise_core.candidate.switches import Switches
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.render import composition_of, render
 
@@ -123,8 +123,12 @@ def defaults_of(algorithm: str) -> dict[str, float]:
     Raises:
         ValueError: there is no such algorithm.
     """
-    source = algorithm_path(algorithm).read_text()
-    return {name: float(value.value) for name, value in _fields(source).items()}  # type: ignore[arg-type]
+    defaults = Switches.of(algorithm_path(algorithm).read_text()).defaults
+    return {
+        name: float(value)
+        for name, value in defaults.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def takes_entropy_bonus(algorithm: str) -> bool:
@@ -160,7 +164,7 @@ def with_numbers(algorithm: str, numbers: Mapping[str, float]) -> Numbered:
         return Numbered(
             render(composition, title, f"{title} with numbers of its own and an entropy bonus."), composition
         )
-    return Numbered(_replaced(source, given), composition)
+    return Numbered(Switches.of(source).with_numbers(given), composition)
 
 
 def _composition_with(algorithm: str, changed: Mapping[str, float]) -> Composition | None:
@@ -186,46 +190,3 @@ CLIP_SIDES = ("clip_eps_low", "clip_eps_high")
 
 COEFFICIENTS = {"kl_coef": "kl", "entropy_coef": "entropy"}
 """Numbers whose 0 leaves a term out, and the slot of that term."""
-
-
-def _fields(source: str) -> dict[str, ast.Constant]:
-    """The default of every number of ``Hyperparameters``, as it stands in the text."""
-    (cls,) = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == "Hyperparameters"]
-    return {
-        item.target.id: item.value
-        for item in cls.body
-        if isinstance(item, ast.AnnAssign)
-        and isinstance(item.target, ast.Name)
-        and isinstance(item.value, ast.Constant)
-        and isinstance(item.value.value, int | float)
-        and not isinstance(item.value.value, bool)
-    }
-
-
-def _replaced(source: str, numbers: Mapping[str, float]) -> str:
-    lines, fields = source.splitlines(keepends=True), _fields(source)
-    changed = {name: value for name, value in numbers.items() if fields[name].value != value}
-    for name, value in changed.items():
-        old = fields[name]
-        text = lines[old.lineno - 1]
-        lines[old.lineno - 1] = f"{text[: old.col_offset]}{value!r}{text[old.end_col_offset :]}"
-    for entry in _switched_off(source, changed):
-        lines[entry] = ""
-    return "".join(lines)
-
-
-def _switched_off(source: str, changed: Mapping[str, float]) -> list[int]:
-    """The lines of ``MECHANISMS`` whose mechanism has, with the changed numbers, the values of its own absence."""
-    (table,) = [
-        node.value
-        for node in ast.parse(source).body
-        if isinstance(node, ast.Assign)
-        and getattr(node.targets[0], "id", "") == "MECHANISMS"
-        and isinstance(node.value, ast.Dict)
-    ]
-    off: list[int] = []
-    for value in table.values:
-        switches = ast.literal_eval(value)
-        if switches and all(changed.get(name) == absent for name, absent in switches.items()):
-            off += range(value.lineno - 1, value.end_lineno or value.lineno)
-    return off
