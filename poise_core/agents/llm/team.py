@@ -54,7 +54,8 @@ def with_language_model(
         return load_prompt(role, settings.prompts_folder)
 
     if settings.for_role("proposer").model:
-        bandit = Bandit(archive, settings, seed)
+        chooses = settings.choices.models or settings.choices.prompts_folders
+        bandit = Bandit(archive, settings, seed) if chooses else None
         proposer = ModelProposer(caller, prompt("proposer"), notes, proposer if falls_back else None, seed, bandit)
     if settings.for_role("screener").model:
         screener = ModelScreener(caller, prompt("screener"), screener, falls_back)
