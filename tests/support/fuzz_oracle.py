@@ -282,7 +282,7 @@ def judged(source: str, probe: Probe, calls: Calls, check: Callable[[str], Any] 
         loading.candidate_builtins = original
     found |= {f"the built-in {name}" for name in watched.asked - ALLOWED - {"__import__", "__build_class__"}}
     found |= set(calls.found) | {f"the event {event}" for event in events}
-    found |= {f"a change of {before.difference()}"} if before.difference() else set()
+    found |= {f"a change of {what}" for what in before.differences()}
     return Verdict(True, executed, tuple(sorted(found)))
 
 
