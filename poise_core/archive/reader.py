@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ from poise_core.archive.storage import Storage, one_line
 
 _Found = TypeVar("_Found")
 _ATTEMPTS = 5
+_FEW = 8  # files that are read one after the other: a scan by Arrow's threads costs more than so few files do
+_MEMO_ROWS = 2000  # longer answers are not kept; the table they come from is
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,14 @@ class _Cache:
     rows: pa.Table
 
 
+@dataclass(frozen=True)
+class _Memo:
+    """The answers that were made from a table in memory; a decision asks the same dozens of times between two appends."""
+
+    data: pa.Table
+    rows: dict[Hashable, list[dict[str, Any]]]
+
+
 class PartReader:
     """A reader of parts, which opens each file at most once per process. Safe for threads."""
 
@@ -39,6 +49,7 @@ class PartReader:
         self._storage = storage
         self.compacted = CompactedFiles(storage)
         self._cache: dict[str, _Cache] = {}
+        self._memos: dict[str, _Memo] = {}
         self._lock = threading.Lock()
         self._checked: set[str] = set()
 
@@ -49,9 +60,31 @@ class PartReader:
             ArchiveError: a file is missing, truncated or no Parquet; the message names it.
             ArchiveRowError: the table lacks a column.
         """
+        return _chosen(self._read(table, equals, unsealed), table, equals, unsealed)
+
+    def rows(self, table: Table, equals: Mapping[str, Any], unsealed: bool) -> list[dict[str, Any]]:
+        """Return what ``select`` returns, as dictionaries that belong to the caller; maps become dictionaries.
+
+        Raises:
+            ArchiveError: a file is missing, truncated or no Parquet; the message names it.
+            ArchiveRowError: the table lacks a column.
+        """
+        data = self._read(table, equals, unsealed)
+        memo = self._memos.get(table.name)
+        if memo is None or memo.data is not data:
+            memo = self._memos[table.name] = _Memo(data, {})
+        asked = (unsealed, *sorted((column, tuple(_values(value))) for column, value in equals.items()))
+        rows = memo.rows.get(asked)
+        if rows is None:
+            rows = list(_chosen(data, table, equals, unsealed).to_pylist(maps_as_pydicts="strict"))
+            if len(rows) > _MEMO_ROWS or table is TRAJECTORIES:
+                return rows
+            memo.rows[asked] = rows
+        return [_copy(row) for row in rows]
+
+    def _read(self, table: Table, equals: Mapping[str, Any], unsealed: bool) -> pa.Table:
         self.check_version(table)
-        data = self.settled(lambda: self._matching(table, equals, unsealed))
-        return data.filter(_mask(data, table, equals, unsealed)).sort_by([(key, "ascending") for key in table.keys])
+        return self.settled(lambda: self._matching(table, equals, unsealed))
 
     def settled(self, read: Callable[[], _Found]) -> _Found:
         """Call ``read`` again where a compaction has removed a file between the listing of a folder and the opening of the file.
@@ -169,12 +202,12 @@ class PartReader:
         """Return the rows of these parts, from their own files."""
         if not names:
             return table.schema.empty_table()
+        if len(names) <= _FEW:
+            return pa.concat_tables([self.open(table, name) for name in names])
         paths = [self._storage.path(table.name, name) for name in names]
         try:
             # a column that a part lacks, because an earlier version wrote it, reads as null
-            return ds.dataset(paths, table.schema, format="parquet", filesystem=self._storage.filesystem).to_table(
-                use_threads=len(paths) > 8
-            )
+            return ds.dataset(paths, table.schema, format="parquet", filesystem=self._storage.filesystem).to_table()
         except (pa.ArrowException, OSError):
             for name in names:  # the error does not always name the file
                 self.open(table, name)
@@ -188,8 +221,8 @@ class PartReader:
         """
         path = self._storage.path(table.name, name)
         try:
-            found = ds.dataset(path, table.schema, format="parquet", filesystem=self._storage.filesystem)
-            return found.to_table(use_threads=False)
+            with self._storage.filesystem.open_input_file(path) as file, pq.ParquetFile(file) as part:
+                return _with_schema(part.read(use_threads=False), table.schema)
         except FileNotFoundError:
             raise ArchiveMissingError(f"{self._storage.shown(table.name, name)}: missing") from None
         except (pa.ArrowException, OSError) as error:
@@ -230,6 +263,30 @@ class PartReader:
         except (pa.ArrowException, OSError) as error:
             raise ArchiveError(f"{shown}: not a readable Parquet file ({one_line(error)})") from error
         return int(metadata.get(b"poise.schema_version", b"0"))
+
+
+def _chosen(data: pa.Table, table: Table, equals: Mapping[str, Any], unsealed: bool) -> pa.Table:
+    return data.filter(_mask(data, table, equals, unsealed)).sort_by([(key, "ascending") for key in table.keys])
+
+
+def _copy(value: Any) -> Any:
+    """A copy of what Arrow makes of a row: dictionaries and lists of plain values."""
+    if isinstance(value, dict):
+        return {key: _copy(part) for key, part in value.items()}
+    if isinstance(value, list):  # the elements of a list have one type
+        return [_copy(part) for part in value] if value and isinstance(value[0], dict | list) else value.copy()
+    return value
+
+
+def _with_schema(part: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of the schema; one that the part lacks, because an earlier version wrote it, is null."""
+    if part.schema.equals(schema):
+        return part
+    columns = [
+        part[field.name].cast(field.type) if field.name in part.schema.names else pa.nulls(part.num_rows, field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _values(value: Any) -> Collection[Any]:

@@ -229,7 +229,7 @@ class Archive:
 
     def rows(self, table: str, *, unsealed: bool = False, **equals: Any) -> Any:
         """Read rows as ``read`` does, as one dictionary per row; map columns become dictionaries."""
-        return self.read(table, unsealed=unsealed, **equals).to_pylist(maps_as_pydicts="strict")
+        return self._reader.rows(_table(table), equals, unsealed)
 
     def evaluations(
         self, *, protocol: str, candidate_id: str | None = None, split: str = "search", unsealed: bool = False

@@ -179,6 +179,19 @@ def test_a_second_archive_object_sees_new_parts_and_so_does_the_first(archive: A
     assert [r["candidate_id"] for r in archive.rows("candidates")] == ["a-0", "b-0"]
 
 
+def test_rows_belong_to_who_asked_for_them(tmp_path: Path) -> None:
+    archive, protocol = samples.filled_archive(tmp_path)
+    asked = {"protocol": protocol.digest, "candidate_id": samples.GRPO, "seed": 0}
+    first = archive.rows("evaluations", **asked)
+    expected = list(first[0]["correct"])
+    first[0]["correct"].clear()
+    first[0]["seed"] = 7
+    first.clear()
+    again = archive.rows("evaluations", **asked)
+    assert expected
+    assert (again[0]["seed"], again[0]["correct"]) == (0, expected)
+
+
 def test_contains_asks_for_the_whole_key(archive: Archive) -> None:
     archive.append("candidates", [one("a-0")])
     assert archive.contains("candidates", candidate_id="a-0")
