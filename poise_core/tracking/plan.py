@@ -239,6 +239,10 @@ def _candidate_plan(record: Row, known: _Known) -> RunPlan:
         named |= {f"benchmark/{name}": score for name, score in row.benchmarks.items()}
         named |= {"seeds": step, "evaluation/completion_length": row.completion_length or 0.0}
         named["evaluation/format_valid"] = row.format_valid or 0.0
+        if row.graded:  # nothing where an older program has scored
+            named |= {
+                f"evaluation/{outcome}": row.graded.get(outcome, 0) for outcome in ("timed_out", "failed", "cut_off")
+            }
         plan.metrics = [(name, value, step) for name, value in named.items()]
     return plan
 
