@@ -358,7 +358,9 @@ EXAMINATIONS = Table(
     (
         _PROTOCOL,
         _CANDIDATE,
-        Field("condition", _TEXT, "`primary`, `rates`, `policy:<name>`, `pass@<k>`, `greedy` or `collapse`"),
+        Field(
+            "condition", _TEXT, "`primary`, `rates`, `policy:<name>`, `pass@<k>`, `greedy`, `procedural` or `collapse`"
+        ),
         Field("baseline_id", _TEXT, "the candidate that it was compared with"),
         Field("verdict", _TEXT, "whether the candidate is better under this condition", allowed=VERDICTS),
         Field("declared", _BOOL, "whether it was a champion candidate when its examination began"),

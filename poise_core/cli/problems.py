@@ -167,6 +167,7 @@ def validate(
                 lambda text: len(codec.encode([text])[0][0]),
                 context,
                 lambda what: typer.echo(f"looking at {what}", err=True),
+                procedural=loaded.examination.procedural,
             )
         except ValueError as error:
             raise fail(error, UNUSABLE) from error
