@@ -21,7 +21,7 @@ from typing import Any
 from poise_core.config.problems import GraderSpec, SourceSpec, column, file_digest, row_filter
 from poise_core.config.protocol import ALL, EnvironmentSpec, Protocol
 from poise_core.environments.base import Outcome, Problem, Split, split_of
-from poise_core.files import write_atomically
+from poise_core.files import json_lines, write_atomically
 from poise_core.grading import GradingPool, Row, Verdict
 from poise_core.grading.graders import load_callable, wrapped_gold
 
@@ -137,10 +137,8 @@ def _raw_rows(source: SourceSpec) -> list[dict[str, Any]]:
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """Read JSONL as it stands; Arrow would ask for equal types in all rows."""
-    rows = []  # splitlines would also break at separators that JSON allows within a text, such as U+2028
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
+    rows = []
+    for number, line in json_lines(path.read_text(encoding="utf-8-sig")):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -249,7 +247,7 @@ def prepared_environment(spec: EnvironmentSpec) -> EnvironmentSpec:
 
 @lru_cache(maxsize=32)
 def _problems(path: str) -> tuple[Problem, ...]:
-    return tuple(Problem(**json.loads(line)) for line in Path(path).read_text(encoding="utf-8").split("\n") if line)
+    return tuple(Problem(**json.loads(line)) for _, line in json_lines(Path(path).read_text(encoding="utf-8")))
 
 
 # the environment
