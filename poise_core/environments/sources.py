@@ -116,23 +116,63 @@ def _raw_rows(source: SourceSpec) -> list[dict[str, Any]]:
     import datasets
 
     name = source.dataset or ""
+    if not source.is_file:
+        return _hub_rows(source)
     try:
-        if source.is_file:
-            file_digest(Path(name), source.digest)
-            if name.endswith(".jsonl"):
-                return _json_lines(Path(name))
-            kind = {"json": "json", "parquet": "parquet", "csv": "csv"}[name.rpartition(".")[2]]
-            found = datasets.load_dataset(kind, data_files=name, split="train", cache_dir=str(cache() / "datasets"))
-        else:
-            found = datasets.load_dataset(name, source.subset, split=source.split, revision=source.revision)
+        file_digest(Path(name), source.digest)
+        if name.endswith(".jsonl"):
+            return _json_lines(Path(name))
+        kind = {"json": "json", "parquet": "parquet", "csv": "csv"}[name.rpartition(".")[2]]
+        found = datasets.load_dataset(kind, data_files=name, split="train", cache_dir=str(cache() / "datasets"))
     except ValueError:
         raise
     except OSError as error:
         raise ValueError(f"{name}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # the hub's and Arrow's own
+    except Exception as error:  # Arrow's own
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"dataset {name}: cannot be loaded: {type(error).__name__}: {reason}") from error
     return [dict(row) for row in found]
+
+
+def _hub_rows(source: SourceSpec) -> list[dict[str, Any]]:
+    """Read the rows of a hub's data set; what was downloaded before an interruption is not read again.
+
+    Raises:
+        ValueError: it cannot be had, or holds no such subset, split or rows that can be read; one line.
+        InfrastructureError: the hub cannot be reached.
+    """
+    import datasets
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+
+    from poise_core.policies.fetch import explained, refused
+
+    name = f"{source.dataset}@{source.revision}"
+    with explained(name, "dataset"):
+        try:
+            found = datasets.load_dataset(
+                str(source.dataset), source.subset, split=source.split, revision=source.revision
+            )
+        except DatasetNotFoundError as error:  # only its words say why, but for a revision
+            if error.__cause__ is not None:
+                raise
+            raise refused(name, "dataset", "gated" if "gated" in str(error) else "missing") from error
+        except (ValueError, DataFilesNotFoundError, DatasetGenerationError) as error:
+            cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+            reason = " ".join(str(cause or error).split())[:300]
+            raise ValueError(f"dataset {name}: {reason}") from error
+        _require_commit(source, [Path(file["filename"]).parent.name for file in found.cache_files])
+    return [dict(row) for row in found]
+
+
+def _require_commit(source: SourceSpec, commits: Sequence[str]) -> None:
+    """Refuse rows of another commit, which the library takes from its cache where it cannot ask the hub for the right one.
+
+    Raises:
+        OSError: the rows are of another one.
+    """
+    others = [commit for commit in commits if commit != source.revision]
+    if re.fullmatch("[0-9a-f]{40}", source.revision or "") and others:
+        raise OSError(f"the hub cannot be asked, and the copy that is here is of commit {others[0][:12]}")
 
 
 def _json_lines(path: Path) -> list[dict[str, Any]]:

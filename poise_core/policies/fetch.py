@@ -1,6 +1,7 @@
 """Downloading policies and data sets from a model hub into its cache, the only work of the program that needs a network.
 
-What is not whole is resumed: files that are in the cache are not read again, and a broken one goes on where it broke off.
+Files that are whole in the cache are not read again. A connection that breaks is taken up where it broke off; a file at which the
+command itself ended is begun anew, since the hub's library keeps no part of it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from poise_core.failures import InfrastructureError
 from poise_core.policies.locate import HUB_FILES, PolicyNotFoundError, require_loadable, split_revision
 
 _SPARE = 1 << 28  # bytes that stay free
+
+
+Reason = Literal["gated", "missing", "revision"]
 
 
 class FetchError(ValueError):
@@ -54,7 +58,7 @@ def fetch(name: str, kind: Literal["model", "dataset"], say: Callable[[str], Non
         wanted.update(**HUB_FILES)
     if constants.HF_HUB_OFFLINE:
         raise InfrastructureError("HF_HUB_OFFLINE is set, and fetching needs the network; unset it for this command")
-    with _explained(name, kind):
+    with explained(name, kind):
         planned: Any = snapshot_download(**wanted, dry_run=True)
     size = sum(file.file_size for file in planned)
     missing = sum(file.file_size for file in planned if file.will_download)
@@ -62,11 +66,11 @@ def fetch(name: str, kind: Literal["model", "dataset"], say: Callable[[str], Non
     if kind == "model" and not any(file.filename.endswith(".safetensors") for file in planned):
         raise FetchError(f"{name} has no *.safetensors file; other formats are not loaded")
     if kind == "model":  # before gigabytes are read
-        with _explained(name, kind):
+        with explained(name, kind):
             snapshot_download(**{**wanted, "revision": commit, "allow_patterns": ["config.json"]})
     say(f"{kind} {name}, commit {commit[:12]}: {len(planned)} files, {in_words(size)}, {in_words(missing)} to download")
     _require_space(missing, Path(constants.HF_HUB_CACHE))
-    with _explained(name, kind):
+    with explained(name, kind):
         folder = Path(snapshot_download(**wanted))
     if kind == "model":
         try:
@@ -109,9 +113,18 @@ def _require_space(needed: int, cache: Path) -> None:
 
 
 @contextmanager
-def _explained(name: str, kind: str) -> Iterator[None]:
-    """Turn the errors of the hub into one line."""
-    from httpx import HTTPError
+def explained(name: str, kind: str) -> Iterator[None]:
+    """Turn the errors of the hub into one line.
+
+    Args:
+        name: ``OWNER/NAME`` or ``OWNER/NAME@REVISION``.
+        kind: ``model`` or ``dataset``.
+
+    Raises:
+        FetchError: there is no such repository or revision, it asks for an agreement, or it is not here and no network may be used.
+        InfrastructureError: the hub cannot be reached.
+    """
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -120,25 +133,46 @@ def _explained(name: str, kind: str) -> Iterator[None]:
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
+    from huggingface_hub.utils import httpx  # the client that it uses, by whatever name
 
-    repository, revision = split_revision(name)
+    repository, _ = split_revision(name)
     try:
         yield
     except HFValidationError as error:
         raise FetchError(f"{repository!r} is no name of a {kind}; names have the form OWNER/NAME") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
-        known = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)
-        # without a cached copy the hub's library wraps what the server said
-        cause = next((one for one in (error, error.__cause__) if isinstance(one, known)), error.__cause__ or error)
-        if isinstance(cause, GatedRepoError):
-            message = f"{kind} {repository} is gated: accept its terms on its page, then give your token in HF_TOKEN"
-        elif isinstance(cause, RepositoryNotFoundError):
-            message = f"there is no {kind} {repository}, or it is private and HF_TOKEN does not open it"
-        elif isinstance(cause, RevisionNotFoundError):
-            message = f"{kind} {repository} has no revision {revision!r}"
-        else:
-            said = " ".join(str(cause).split())[:200]
-            raise InfrastructureError(
-                f"{kind} {repository} could not be downloaded ({said}); the same command goes on"
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        reasons: dict[type[BaseException], Reason] = {
+            GatedRepoError: "gated", RepositoryNotFoundError: "missing", RevisionNotFoundError: "revision",
+        }  # fmt: skip
+        # without a cached copy the hub's library wraps what the server said, and that of data sets wraps it again
+        for cause in _chain(error):
+            for known, reason in reasons.items():
+                if isinstance(cause, known):
+                    raise refused(name, kind, reason) from error
+        if constants.HF_HUB_OFFLINE:
+            raise FetchError(
+                f"{kind} {name} is not here, and HF_HUB_OFFLINE is set; 'poise fetch' gets it where there is a network"
             ) from error
-        raise FetchError(message) from error
+        said = " ".join(str(error.__cause__ or error).split())[:200]
+        raise InfrastructureError(
+            f"{kind} {repository} could not be downloaded ({said}); the same command goes on"
+        ) from error
+
+
+def refused(name: str, kind: str, reason: Reason) -> FetchError:
+    """Why the hub does not give a repository, as an error of one line."""
+    repository, revision = split_revision(name)
+    return FetchError(
+        {
+            "gated": f"{kind} {repository} is gated: accept its terms on its page, then give your token in HF_TOKEN",
+            "missing": f"there is no {kind} {repository}, or it is private and HF_TOKEN does not open it",
+            "revision": f"{kind} {repository} has no revision {revision!r}",
+        }[reason]
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those during whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
