@@ -144,7 +144,7 @@ def _hub_rows(source: SourceSpec) -> list[dict[str, Any]]:
     import datasets
     from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
 
-    from poise_core.policies.fetch import explained, refused
+    from poise_core.policies.locate import explained, refused
 
     name = f"{source.dataset}@{source.revision}"
     with explained(name, "dataset"):
