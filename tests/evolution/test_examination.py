@@ -577,7 +577,8 @@ def scored(evolution: Evolution, candidate: str, skill: int) -> None:
 
 def examined_in_earnest(tmp_path: Path, conditions: list[str]) -> tuple[Evolution, Path, ExaminationRecord, list[str]]:
     """RLOO beside GRPO under the preset smoke, by real trainings of two steps; the folder of what was trained, and the cost."""
-    preset = load_preset("smoke", ["protocol.training.steps=2", "examination.rates=[1.0, 3.0]"])
+    drawn = f"examination.procedural={json.dumps(DRAWN)}"
+    preset = load_preset("smoke", ["protocol.training.steps=2", "examination.rates=[1.0, 3.0]", drawn])
     evolution = Evolution(RunDirectory.open(tmp_path / "run", preset))
     said: list[str] = []
     with evolution.run:
@@ -595,12 +596,21 @@ def examined_in_earnest(tmp_path: Path, conditions: list[str]) -> tuple[Evolutio
 @pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_a_real_examination_of_the_preset_smoke(tmp_path: Path) -> None:
-    evolution, home, record, said = examined_in_earnest(tmp_path, ["policy:arithmetic-b"])
+    evolution, home, record, said = examined_in_earnest(tmp_path, ["procedural", "policy:arithmetic-b"])
     assert said == ["examination 1 of this run: 8 trainings (primary 4, policy:arithmetic-b 4)"]
     jobs = [json.loads(path.read_text()) for path in sorted(home.rglob("job-report.json"))]
     key = problem_set(evolution.run.secret, "report", 1).key.hex()
-    assert [(Path(job["base"]).name, job["key"]) for job in jobs] == [("arithmetic-a", key), ("arithmetic-b", key)]
-    primary, other = record.rows
+    bases = ["arithmetic-a", "arithmetic-b", "arithmetic-a"]
+    assert [(Path(job["base"]).name, job["key"]) for job in jobs] == [(base, key) for base in bases]
+    primary, drawn, other = record.rows
+    # the confined process drew and judged 20 problems for each policy of the primary condition, and they are filed apart
+    filed = f"examination-{json.loads(drawn['detail'])['protocols'][0]}"
+    scored = evolution.run.archive.rows("evaluations", protocol=filed, unsealed=True)
+    assert {(row["benchmark"], row["split"], len(row["correct"])) for row in scored} == {("drawn", "report", 20)}
+    assert all(sum(row["graded"].values()) == 20 and "failed" not in row["graded"] for row in scored)
+    assert len(scored) == 4
+    trained = [{seed: folder for seed, folder, _ in job["policies"]} for job in jobs]
+    assert trained[0] == trained[2] != trained[1]
     assert primary["overall"] != other["overall"]
     assert json.loads(primary["detail"])["protocols"] != json.loads(other["detail"])["protocols"]
 
