@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -113,6 +114,16 @@ def read_untrusted(path: Path, limit: int = UNTRUSTED_BYTES) -> str:
         if os.fstat(stream.fileno()).st_size > limit:
             raise UntrustedFileError(f"{path.name} has more than {limit} bytes")
         return stream.read(limit)
+
+
+def json_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Number and text of every line of JSONL that is not blank.
+
+    Lines end at a newline alone: ``str.splitlines`` would also break at what JSON allows within a text, such as U+2028.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, line
 
 
 def require_plain_folder(folder: Path) -> None:

@@ -44,15 +44,7 @@ def replicate(
         InfrastructureError: a process failed; the same call goes on.
         Cancelled: the run was stopped.
     """
-    evolution = current_evolution(run_dir)
-    examination = Examination(
-        evolution.run,
-        candidate_id,
-        executor=evolution.executor,
-        observer=evolution.observer,
-        should_stop=lambda: evolution.stopped,
-        compute_slot=evolution.trials.compute_slot,
-    )
+    examination = Examination.within(current_evolution(run_dir), candidate_id)
     logger = get_run_logger()
     record = examination.examine(seeds, undeclared=undeclared, conditions=conditions or None, say=logger.info)
     row, rows = record.replication, record.rows
@@ -85,15 +77,7 @@ def ablate(
         InfrastructureError: a process failed; the same call goes on.
         Cancelled: the run was stopped.
     """
-    evolution = current_evolution(run_dir)
-    study = AblationStudy(
-        evolution.run,
-        candidate_id,
-        executor=evolution.executor,
-        observer=evolution.observer,
-        should_stop=lambda: evolution.stopped,
-        compute_slot=evolution.trials.compute_slot,
-    )
+    study = AblationStudy.within(current_evolution(run_dir), candidate_id)
     found = study.carry_out(budget, seeds=seeds, say=get_run_logger().info)
     create_markdown_artifact(
         render_ablation_page(found), key=f"ablation-{candidate_id}", description=f"Ablation of {markdown(name)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from poise_core.files import write_atomically
+from poise_core.files import json_lines, write_atomically
 
 
 @pytest.mark.parametrize("content", ["Überall\n", b"\x00\xff\n", ""])
@@ -20,6 +20,12 @@ def test_text_and_bytes_are_written_as_they_are_and_nothing_lies_beside_them(
     write_atomically(path, content)
     assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_lines_of_jsonl_end_at_a_newline_alone() -> None:
+    rows = ['{"a": "b\u2028c\u2029d\x85e\x0bf\x0cg\x1ch"}', '{"a": 2}\r']
+    assert list(json_lines(f"{rows[0]}\n\n{rows[1]}\n")) == [(1, rows[0]), (3, rows[1])]
+    assert list(json_lines("")) == []
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

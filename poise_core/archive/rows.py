@@ -166,6 +166,7 @@ def evaluation_rows(candidate_id: str, protocol: str, evaluation: SeedEvaluation
             "samples": result.samples,
             "format_valid": result.format_valid,
             "completion_length": result.completion_length,
+            "graded": None if result.graded is None else dict(result.graded),
             "overall": evaluation.overall,
             "problems": evaluation.problems or None,
             "seconds": evaluation.seconds,
@@ -199,6 +200,7 @@ def _seed_evaluation(seed: int, rows: Sequence[Row]) -> SeedEvaluation:
             samples=row["samples"],
             format_valid=row["format_valid"],
             completion_length=row["completion_length"],
+            graded=row.get("graded"),
         )
         for row in rows
     )

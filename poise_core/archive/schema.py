@@ -164,6 +164,13 @@ EVALUATIONS = Table(
         Field("samples", _INT, "completions per problem"),
         Field("format_valid", _FLOAT, "share of completions whose answer parses"),
         Field("completion_length", _FLOAT, "mean tokens per completion"),
+        Field(
+            "graded",
+            pa.map_(pa.string(), pa.int64()),
+            "how gradings ended -> completions: right, partial, wrong, malformed, timed_out, failed, cut_off; null in older rows",
+            nullable=True,
+            counts=False,
+        ),
         Field("overall", _FLOAT, "weighted mean over the benchmarks of this part, percent", finite=True),
         Field(
             "problems", _TEXT, "fingerprint of the problems that were asked; null for the public ones", nullable=True
@@ -351,7 +358,9 @@ EXAMINATIONS = Table(
     (
         _PROTOCOL,
         _CANDIDATE,
-        Field("condition", _TEXT, "`primary`, `rates`, `policy:<name>`, `pass@<k>`, `greedy` or `collapse`"),
+        Field(
+            "condition", _TEXT, "`primary`, `rates`, `policy:<name>`, `pass@<k>`, `greedy`, `procedural` or `collapse`"
+        ),
         Field("baseline_id", _TEXT, "the candidate that it was compared with"),
         Field("verdict", _TEXT, "whether the candidate is better under this condition", allowed=VERDICTS),
         Field("declared", _BOOL, "whether it was a champion candidate when its examination began"),

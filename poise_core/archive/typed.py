@@ -85,6 +85,7 @@ class EvaluationRow(TypedDict):
     samples: int
     format_valid: float
     completion_length: float
+    graded: NotRequired[dict[str, int] | None]
     overall: float
     problems: NotRequired[str | None]
     seconds: NotRequired[float | None]

@@ -20,7 +20,7 @@ def fetch(
     """Download what a preset names: its policy and those of its examination, and data sets; afterwards everything runs offline.
 
     Files go into the hub's cache (HF_HOME), the rows of the preset's sources into that of problems (POISE_CACHE).
-    The same command goes on where a download broke off.
+    A connection that breaks is taken up again; after an interruption the same command reads the files that are not whole.
 
     Examples:
 

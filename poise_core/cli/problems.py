@@ -93,16 +93,15 @@ def _grader(text: str) -> GraderSpec:
 
 
 def _rows(file: Path) -> tuple[list[dict[str, Any]], list[Row]]:
+    from poise_core.files import json_lines
     from poise_core.grading import Row
 
     documents, rows = [], []
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
+        text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise fail(f"{file}: cannot be read as UTF-8 text: {error}", UNUSABLE) from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in json_lines(text):
         try:
             document = json.loads(line)
         except ValueError as error:
@@ -167,6 +166,7 @@ def validate(
                 lambda text: len(codec.encode([text])[0][0]),
                 context,
                 lambda what: typer.echo(f"looking at {what}", err=True),
+                procedural=loaded.examination.procedural,
             )
         except ValueError as error:
             raise fail(error, UNUSABLE) from error

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from pathlib import PurePath
+from typing import Any
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from poise_core.config.agents import AgentSettings
 from poise_core.config.ladder import HealthSpec, LadderSpec
-from poise_core.config.protocol import TUNED_TRAINING, FrozenModel, Protocol
+from poise_core.config.protocol import TUNED_TRAINING, BenchmarkSpec, FrozenModel, Protocol
 from poise_core.config.resources import ResourceSpec
 from poise_core.config.search import BaselineSpec, SearchSpec
 from poise_core.escaping import shell_command
@@ -36,6 +44,11 @@ class ExaminationSpec(FrozenModel):
         (1, 8, 32), description="k at which the sampled benchmarks are compared, where they draw so many completions"
     )
     greedy: bool = Field(True, description="whether the greedy benchmarks are compared by themselves")
+    procedural: tuple[BenchmarkSpec, ...] = Field(
+        (),
+        description="benchmarks of reasoning_gym whose problems are drawn for the examination, so that nobody can have memorised "
+        "them; compared by themselves, with the trainings of the primary condition",
+    )
     collapse_points: PositiveFloat = Field(
         10.0,
         description="a training collapsed where its Overall is by more points below the baseline's mean, or it failed",
@@ -53,6 +66,23 @@ class ExaminationSpec(FrozenModel):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} repeat; every one may stand once")
         return self
+
+    @model_validator(mode="after")
+    def _drawn_anew(self) -> ExaminationSpec:
+        for one in self.procedural:
+            if one.source is None or one.source.reasoning_gym is None or one.sealed == "same":
+                raise ValueError(
+                    f"procedural {one.name} needs a source of reasoning_gym, in halves; others can be memorised"
+                )
+        total = sum(one.weight for one in self.procedural)
+        if self.procedural and abs(total - 1.0) > 1e-9:
+            raise ValueError(f"the weights of procedural add up to {total:g}; they must add up to 1")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what is younger than digests of examinations that must stay."""
+        return {key: value for key, value in handler(self).items() if key != "procedural" or value}
 
 
 class Preset(FrozenModel):
@@ -94,6 +124,9 @@ class Preset(FrozenModel):
             raise ValueError(
                 f"ladder.proxy_window is {self.ladder.proxy_window}, but the proxy has {self.ladder.proxy_steps} steps"
             )
+        names = [one.name for one in (*self.protocol.benchmarks, *self.examination.procedural)]
+        if len(set(names)) != len(names):
+            raise ValueError("a benchmark of examination.procedural has the name of another one; each needs its own")
         return self
 
     @property

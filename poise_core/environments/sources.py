@@ -21,7 +21,7 @@ from typing import Any
 from poise_core.config.problems import GraderSpec, SourceSpec, column, file_digest, row_filter
 from poise_core.config.protocol import ALL, EnvironmentSpec, Protocol
 from poise_core.environments.base import Outcome, Problem, Split, split_of
-from poise_core.files import write_atomically
+from poise_core.files import json_lines, write_atomically
 from poise_core.grading import GradingPool, Row, Verdict
 from poise_core.grading.graders import load_callable, wrapped_gold
 
@@ -116,31 +116,69 @@ def _raw_rows(source: SourceSpec) -> list[dict[str, Any]]:
     import datasets
 
     name = source.dataset or ""
+    if not source.is_file:
+        return _hub_rows(source)
     try:
-        if source.is_file:
-            file_digest(Path(name), source.digest)
-            if name.endswith(".jsonl"):
-                return _json_lines(Path(name))
-            kind = {"json": "json", "parquet": "parquet", "csv": "csv"}[name.rpartition(".")[2]]
-            found = datasets.load_dataset(kind, data_files=name, split="train", cache_dir=str(cache() / "datasets"))
-        else:
-            found = datasets.load_dataset(name, source.subset, split=source.split, revision=source.revision)
+        file_digest(Path(name), source.digest)
+        if name.endswith(".jsonl"):
+            return _json_lines(Path(name))
+        kind = {"json": "json", "parquet": "parquet", "csv": "csv"}[name.rpartition(".")[2]]
+        found = datasets.load_dataset(kind, data_files=name, split="train", cache_dir=str(cache() / "datasets"))
     except ValueError:
         raise
     except OSError as error:
         raise ValueError(f"{name}: cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # the hub's and Arrow's own
+    except Exception as error:  # Arrow's own
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"dataset {name}: cannot be loaded: {type(error).__name__}: {reason}") from error
     return [dict(row) for row in found]
 
 
+def _hub_rows(source: SourceSpec) -> list[dict[str, Any]]:
+    """Read the rows of a hub's data set; what was downloaded before an interruption is not read again.
+
+    Raises:
+        ValueError: it cannot be had, or holds no such subset, split or rows that can be read; one line.
+        InfrastructureError: the hub cannot be reached.
+    """
+    import datasets
+    from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetNotFoundError
+
+    from poise_core.policies.locate import explained, refused
+
+    name = f"{source.dataset}@{source.revision}"
+    with explained(name, "dataset"):
+        try:
+            found = datasets.load_dataset(
+                str(source.dataset), source.subset, split=source.split, revision=source.revision
+            )
+        except DatasetNotFoundError as error:  # only its words say why, but for a revision
+            if error.__cause__ is not None:
+                raise
+            raise refused(name, "dataset", "gated" if "gated" in str(error) else "missing") from error
+        except (ValueError, DataFilesNotFoundError, DatasetGenerationError) as error:
+            cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+            reason = " ".join(str(cause or error).split())[:300]
+            raise ValueError(f"dataset {name}: {reason}") from error
+        _require_commit(source, [Path(file["filename"]).parent.name for file in found.cache_files])
+    return [dict(row) for row in found]
+
+
+def _require_commit(source: SourceSpec, commits: Sequence[str]) -> None:
+    """Refuse rows of another commit, which the library takes from its cache where it cannot ask the hub for the right one.
+
+    Raises:
+        OSError: the rows are of another one.
+    """
+    others = [commit for commit in commits if commit != source.revision]
+    if re.fullmatch("[0-9a-f]{40}", source.revision or "") and others:
+        raise OSError(f"the hub cannot be asked, and the copy that is here is of commit {others[0][:12]}")
+
+
 def _json_lines(path: Path) -> list[dict[str, Any]]:
     """Read JSONL as it stands; Arrow would ask for equal types in all rows."""
-    rows = []  # splitlines would also break at separators that JSON allows within a text, such as U+2028
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if not line.strip():
-            continue
+    rows = []
+    for number, line in json_lines(path.read_text(encoding="utf-8-sig")):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -249,7 +287,7 @@ def prepared_environment(spec: EnvironmentSpec) -> EnvironmentSpec:
 
 @lru_cache(maxsize=32)
 def _problems(path: str) -> tuple[Problem, ...]:
-    return tuple(Problem(**json.loads(line)) for line in Path(path).read_text(encoding="utf-8").split("\n") if line)
+    return tuple(Problem(**json.loads(line)) for _, line in json_lines(Path(path).read_text(encoding="utf-8")))
 
 
 # the environment

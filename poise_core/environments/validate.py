@@ -130,6 +130,8 @@ def validate(
     tokens: Tokens | None = None,
     context: int | None = None,
     progress: Callable[[str], None] = print,
+    *,
+    procedural: Sequence[BenchmarkSpec] = (),
 ) -> list[SetReport]:
     """Load all problems of a protocol and look them over.
 
@@ -138,6 +140,7 @@ def validate(
         tokens: counts the tokens of a problem's prompt; None leaves lengths out.
         context: tokens that the policy can see, prompt and completion together.
         progress: told what is looked at.
+        procedural: benchmarks of the examination, beside the protocol's.
 
     Raises:
         ValueError: problems cannot be loaded.
@@ -146,7 +149,7 @@ def validate(
     environment = get_environment(protocol.environment)
     training = list({problem.prompt: problem for problem in training_problems(protocol.environment, 0)}.values())
     reports = [_report("training", environment, training, protocol, None, tokens, context)]
-    for spec in protocol.benchmarks:
+    for spec in (*protocol.benchmarks, *procedural):
         own = benchmark_environment(protocol, spec)
         splits: tuple[Split, ...] = ("search",) if spec.sealed == "same" else ("search", "report")
         asked = {split: own.problems(split, spec.kinds, spec.problems, f"validate/{spec.name}") for split in splits}

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol as Typed
@@ -20,7 +21,7 @@ from poise_core.environments import Environment, Problem, Split, benchmark_envir
 from poise_core.environments.base import Outcome
 from poise_core.evaluation.kept import COMPLETION_CHARACTERS, PROMPT_CHARACTERS, KeptCompletion, cut, kept_rows
 from poise_core.evaluation.problems import ProblemSet
-from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.evaluation.results import GRADED, BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.files import write_atomically
 from poise_core.policies.libraries import skipped_imports
@@ -170,7 +171,24 @@ def _benchmark(
         )
         if asked.split == "search"
         else (),
+        graded=_graded(verdicts, total),
     )
+
+
+def _graded(verdicts: Iterable[Outcome], total: int) -> dict[str, int]:
+    """Count the outcomes of ``GRADED`` that have occurred; completions without a verdict were cut off."""
+    found = Counter(_outcome(verdict) for verdict in verdicts)
+    found["cut_off"] = total - found.total()
+    return {outcome: found[outcome] for outcome in GRADED if found[outcome]}
+
+
+def _outcome(verdict: Outcome) -> str:
+    """Of ``GRADED``; an environment of a user's own may name no outcome."""
+    if verdict.how in GRADED:
+        return verdict.how
+    if not verdict.format_valid:
+        return "malformed"
+    return "right" if verdict.correctness >= 1.0 else "partial" if verdict.correctness else "wrong"
 
 
 def _kept(

@@ -6,11 +6,17 @@ Counts are kept beside scores, so that intervals can resample problems and anoth
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from poise_core.evaluation.kept import KeptCompletion
+
+GRADED = ("right", "partial", "wrong", "malformed", "timed_out", "failed", "cut_off")
+"""What the grading of a completion may come to. ``malformed``: no answer, or none that can be read. ``timed_out``: the grader was
+still at work at its limit. ``failed``: the grader itself failed. ``cut_off``: at the length limit, and not graded. All but
+``right`` and ``partial`` score zero."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,9 @@ class BenchmarkResult:
     format_valid: float  # share of completions whose answer parses, 0 to 1
     completion_length: float  # mean tokens per completion
     kept: tuple[KeptCompletion, ...] = field(default=(), compare=False)  # a few to read; of the search split alone
+    graded: Mapping[str, int] | None = field(
+        default=None, compare=False
+    )  # of ``GRADED``, above zero -> completions; None before this was counted
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -84,6 +93,16 @@ class SeedEvaluation:
             TypeError: a field is missing or unknown.
         """
         return cls.from_dict(json.loads(text))
+
+
+def graded_counts(evaluations: Iterable[SeedEvaluation]) -> dict[str, dict[str, int]]:
+    """Return benchmark -> outcome of ``GRADED`` -> completions, summed over seeds; benchmarks of which it is known."""
+    found: dict[str, Counter[str]] = {}
+    for evaluation in evaluations:
+        for result in evaluation.benchmarks:
+            if result.graded is not None:
+                found.setdefault(result.name, Counter()).update(result.graded)
+    return {name: {outcome: counts[outcome] for outcome in GRADED if counts[outcome]} for name, counts in found.items()}
 
 
 def benchmark_means(evaluations: Sequence[SeedEvaluation]) -> dict[str, float]:

@@ -5,8 +5,9 @@ A champion candidate is compared with the baseline under conditions that the pre
     primary      the protocol as it is
     rates        each side at its best of several learning rates
     policy:NAME  the protocol on another base policy
-    pass@K       the sampled benchmarks alone, at this k: from the counts of the primary condition, as is the rest
+    pass@K       the sampled benchmarks alone, at this k: from the counts of the primary condition, as is greedy
     greedy       the greedy benchmarks alone
+    procedural   problems drawn for this examination alone, answered by the policies of the primary condition
     collapse     no training of the candidate collapsed, and so many were seen that it can hardly happen often
 
 All comparisons read the same fresh seeds on the same sealed problems. The primary interval is at 95 %. The m other comparisons have
@@ -35,7 +36,7 @@ from poise_core.evidence.intervals import Interval, paired_delta
 from poise_core.evidence.noise import SeedNoise
 
 LEVEL = 0.95
-PRIMARY, RATES, GREEDY, COLLAPSE = "primary", "rates", "greedy", "collapse"
+PRIMARY, RATES, GREEDY, PROCEDURAL, COLLAPSE = "primary", "rates", "greedy", "procedural", "collapse"
 HOLDS, FAILS, OPEN, UNMEASURED = "holds", "does not hold", "not distinguishable", "not measured"
 Standing = Literal["robust", "champion", "no champion", "unfinished"]
 
@@ -45,7 +46,7 @@ class Condition:
     """One condition of an examination."""
 
     name: str
-    kind: Literal["primary", "rates", "policy", "pass", "greedy", "collapse"]
+    kind: Literal["primary", "rates", "policy", "pass", "greedy", "procedural", "collapse"]
     policy: str = ""  # of the kind ``policy``
     k: int = 0  # of the kind ``pass``
 
@@ -55,7 +56,7 @@ class Condition:
         return self.kind in ("primary", "rates", "policy")
 
     def measure(self, protocol: Protocol) -> Protocol:
-        """The protocol whose Overall is what this condition compares."""
+        """The protocol whose Overall is what this condition compares, of the one that was asked."""
         if self.kind == "pass":
             return _of_benchmarks(
                 protocol, [one.model_copy(update={"k": self.k}) for one in _drawing(protocol, self.k)]
@@ -74,6 +75,8 @@ def conditions_of(settings: ExaminationSpec, protocol: Protocol) -> list[Conditi
     found += [Condition(f"pass@{k}", "pass", k=k) for k in settings.passes if _drawing(protocol, k)]
     if settings.greedy and _greedy(protocol):
         found.append(Condition(GREEDY, "greedy"))
+    if settings.procedural:
+        found.append(Condition(PROCEDURAL, "procedural"))
     found.append(Condition(COLLAPSE, "collapse"))
     if settings.rates:
         found.append(Condition(RATES, "rates"))

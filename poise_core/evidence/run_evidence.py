@@ -149,6 +149,9 @@ class RunEvidence:
         for candidate, evaluations in self.evaluations.items():
             trained, _ = spent.get(candidate, (0.0, 0.0))
             known = [one.seconds for one in evaluations if not math.isnan(one.seconds)]
+            row = self.candidates.get(candidate)
+            if row is not None and row["arm"] == UNTRAINED_ARM:  # one evaluation, which is kept under every seed
+                known = known[:1]
             spent[candidate] = (trained, sum(known))
         return spent
 

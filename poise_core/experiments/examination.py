@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from poise_core.archive.typed import ExaminationRow, ReplicationRow
+from poise_core.config.protocol import BenchmarkSpec
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.collapse import collapse_bound, collapsed_seeds, describe_collapses
 from poise_core.evidence.examination import (
@@ -201,11 +202,13 @@ class Examination(Replication):
                 return self._at_best_rates(plan, level)
             if condition.kind == "collapse":
                 return self._collapse(plan)
-            variant = self.variant(plan, policy=condition.policy)
+            variant = self.variant(plan, policy=condition.policy, procedural=condition.kind == "procedural")
             mine, theirs = self._both(plan, variant, variant)
-            fields = _fields(compare(mine, theirs, condition.measure(self.protocol), level), level)
+            fields = _fields(compare(mine, theirs, condition.measure(variant.asked), level), level)
             own = self._collapses(plan, mine, theirs) if condition.trains else {}
-            return {**fields, **own, "detail": {"protocols": [variant.protocol.digest]}}
+            if variant.procedural:
+                own = {"message": f"{fields['message']}, {_drawn(variant.procedural)}"}
+            return {**fields, **own, "detail": {"protocols": [variant.asked.digest]}}
         except _SideFailed as failed:
             if failed.side.candidate_id == self.candidate_id:
                 return {"verdict": FAILS, "message": f"{FAILS}: {failed.side.name} failed, {failed}"}
@@ -341,6 +344,12 @@ def _fields(found: Comparison, level: float) -> Fields:
         "baseline_worst": min(found.theirs.values()),
         "message": f"{found.verdict}: {format_interval(delta, signed=True)} points to the baseline over {delta.seeds} fresh seeds",
     }
+
+
+def _drawn(benchmarks: Sequence[BenchmarkSpec]) -> str:
+    sets = [name for one in benchmarks if one.source for name in one.source.reasoning_gym or ()]
+    count = sum(one.problems for one in benchmarks)
+    return f"on {count} problems that were drawn for this examination ({', '.join(sets)})"
 
 
 def _listed(scores: Mapping[float, float | None]) -> str:

@@ -26,16 +26,16 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from poise_core.archive import EXAMINED, evaluation_rows
 from poise_core.archive.typed import ReplicationRow
 from poise_core.config.preset import ExaminationSpec
-from poise_core.config.protocol import Protocol
+from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.environments import Split
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.results import SeedEvaluation
-from poise_core.evidence.examination import LEVEL, Plan, fresh_seeds
+from poise_core.evidence.examination import LEVEL, PROCEDURAL, Plan, fresh_seeds
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import Interval, paired_delta
 from poise_core.evidence.noise import SeedNoise, moderated
@@ -55,6 +55,9 @@ from poise_core.failures import Cancelled, CandidateFailure, InfrastructureError
 from poise_core.policies.locate import PolicyNotFoundError, policy_digest
 from poise_core.run_directory import RunDirectory
 from poise_core.training.job import TrainingJob
+
+if TYPE_CHECKING:
+    from poise_core.evolution import Evolution
 
 FEWEST_SEEDS = 2
 
@@ -78,11 +81,19 @@ class Variant:
 
     label: str  # for people, and as the name of its folder; empty for the protocol as it is
     protocol: Protocol
+    procedural: tuple[
+        BenchmarkSpec, ...
+    ] = ()  # asked of the policies of the protocol as it is, in place of its benchmarks
+
+    @property
+    def asked(self) -> Protocol:
+        """The protocol with the benchmarks that are asked."""
+        return self.protocol.model_copy(update={"benchmarks": self.procedural}) if self.procedural else self.protocol
 
     @property
     def filed(self) -> str:
         """The digest under which its evaluations lie in the archive."""
-        return f"{EXAMINED}{self.protocol.digest}"
+        return f"{EXAMINED}{self.asked.digest}"
 
 
 @dataclass
@@ -95,6 +106,18 @@ class Remeasurement:
     observer: Observer = ignore
     should_stop: Callable[[], bool] = lambda: False
     compute_slot: ComputeSlot = nullcontext
+
+    @classmethod
+    def within(cls, evolution: Evolution, candidate_id: str) -> Self:
+        """About a candidate of a run whose evolution is open, with its executor, its events and its slots."""
+        return cls(
+            evolution.run,
+            candidate_id,
+            executor=evolution.executor,
+            observer=evolution.observer,
+            should_stop=lambda: evolution.stopped,
+            compute_slot=evolution.trials.compute_slot,
+        )
 
     def __post_init__(self) -> None:
         self.archive, self.protocol = self.run.archive, self.run.preset.protocol
@@ -291,8 +314,9 @@ class Replication(Remeasurement):
 
     # the measurement
 
-    def variant(self, plan: Plan, *, rate: float = 1.0, policy: str = "") -> Variant:
-        """The protocol with this factor on its learning rate, or on this base policy, and with the plan's seeds.
+    def variant(self, plan: Plan, *, rate: float = 1.0, policy: str = "", procedural: bool = False) -> Variant:
+        """The protocol with this factor on its learning rate, or on this base policy, and with the plan's seeds; or its trained
+        policies on the plan's procedural problems.
 
         Raises:
             ReplicationRefused: the policy is not the one with which the examination was begun.
@@ -308,7 +332,9 @@ class Replication(Remeasurement):
                 raise ReplicationRefused(f"policy {policy} has changed since this examination began; restore it")
             changes |= {"policy": policy, "policy_digest": plan.policies[policy]}
             labels.append(f"policy-{PurePath(policy).name}")
-        return Variant(",".join(labels), self.protocol.model_copy(update=changes))
+        asked = plan.settings.procedural if procedural else ()
+        labels += [PROCEDURAL] if asked else []
+        return Variant(",".join(labels), self.protocol.model_copy(update=changes), asked)
 
     def sealed(self, candidate: CandidateRef, plan: Plan, variant: Variant) -> list[SeedEvaluation]:
         """Train with the seeds of the comparison and score on this examination's sealed problems; done before, read back.
@@ -335,8 +361,11 @@ class Replication(Remeasurement):
         keys = {"protocol": variant.filed, "candidate_id": candidate.candidate_id, "split": split, "seed": seed}
         return self.archive.contains("evaluations", **keys)
 
-    def _home(self, candidate: CandidateRef, variant: Variant) -> Path:
-        return self.run.candidate_folder(candidate.candidate_id) / "replicate" / variant.label
+    def _home(self, candidate: CandidateRef, variant: Variant, *, trained: bool = False) -> Path:
+        label = (
+            "" if trained and variant.procedural else variant.label
+        )  # whose trainings are those of the primary condition
+        return self.run.candidate_folder(candidate.candidate_id) / "replicate" / label
 
     def _failure_file(self, candidate: CandidateRef, variant: Variant, seeds: Sequence[int]) -> Path:
         return self._home(candidate, variant) / f"failure-of-seed-{seeds[0]}.json"
@@ -372,7 +401,7 @@ class Replication(Remeasurement):
             job = TrainingJob(
                 self.run.candidate_folder(candidate.candidate_id) / "candidate.py",
                 candidate.name,
-                home / "train",
+                self._home(candidate, variant, trained=True) / "train",
                 variant.protocol,
                 resources,
                 tuple(seeds),
@@ -384,7 +413,7 @@ class Replication(Remeasurement):
             policies = tuple((one.seed, one.policy_folder) for one in trained)
             folder = home / f"evaluate-set-{sealed_set}"
             scored = EvaluationJob(
-                folder, variant.protocol, resources, split, policies, self.run.secret, examination=sealed_set
+                folder, variant.asked, resources, split, policies, self.run.secret, examination=sealed_set
             )
             with self.compute_slot():
                 results = self.executor.evaluate(scored, should_stop=self._stopping)

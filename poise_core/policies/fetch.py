@@ -1,25 +1,28 @@
 """Downloading policies and data sets from a model hub into its cache, the only work of the program that needs a network.
 
-What is not whole is resumed: files that are in the cache are not read again, and a broken one goes on where it broke off.
+Files that are whole in the cache are not read again. A connection that breaks is taken up where it broke off; a file at which the
+command itself ended is begun anew, since the hub's library keeps no part of it.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from poise_core.failures import InfrastructureError
-from poise_core.policies.locate import HUB_FILES, PolicyNotFoundError, require_loadable, split_revision
+from poise_core.policies.locate import (
+    HUB_FILES,
+    FetchError,
+    PolicyNotFoundError,
+    explained,
+    require_loadable,
+    split_revision,
+)
 
 _SPARE = 1 << 28  # bytes that stay free
-
-
-class FetchError(ValueError):
-    """What is asked for cannot be had; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def fetch(name: str, kind: Literal["model", "dataset"], say: Callable[[str], Non
         wanted.update(**HUB_FILES)
     if constants.HF_HUB_OFFLINE:
         raise InfrastructureError("HF_HUB_OFFLINE is set, and fetching needs the network; unset it for this command")
-    with _explained(name, kind):
+    with explained(name, kind):
         planned: Any = snapshot_download(**wanted, dry_run=True)
     size = sum(file.file_size for file in planned)
     missing = sum(file.file_size for file in planned if file.will_download)
@@ -62,11 +65,11 @@ def fetch(name: str, kind: Literal["model", "dataset"], say: Callable[[str], Non
     if kind == "model" and not any(file.filename.endswith(".safetensors") for file in planned):
         raise FetchError(f"{name} has no *.safetensors file; other formats are not loaded")
     if kind == "model":  # before gigabytes are read
-        with _explained(name, kind):
+        with explained(name, kind):
             snapshot_download(**{**wanted, "revision": commit, "allow_patterns": ["config.json"]})
     say(f"{kind} {name}, commit {commit[:12]}: {len(planned)} files, {in_words(size)}, {in_words(missing)} to download")
     _require_space(missing, Path(constants.HF_HUB_CACHE))
-    with _explained(name, kind):
+    with explained(name, kind):
         folder = Path(snapshot_download(**wanted))
     if kind == "model":
         try:
@@ -106,39 +109,3 @@ def _require_space(needed: int, cache: Path) -> None:
             f"{in_words(needed)} are to be downloaded and {in_words(free)} are free at {place}; make space, or set HF_HOME to "
             "a folder on another disk"
         )
-
-
-@contextmanager
-def _explained(name: str, kind: str) -> Iterator[None]:
-    """Turn the errors of the hub into one line."""
-    from httpx import HTTPError
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    repository, revision = split_revision(name)
-    try:
-        yield
-    except HFValidationError as error:
-        raise FetchError(f"{repository!r} is no name of a {kind}; names have the form OWNER/NAME") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, HTTPError, OSError) as error:
-        known = (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError)
-        # without a cached copy the hub's library wraps what the server said
-        cause = next((one for one in (error, error.__cause__) if isinstance(one, known)), error.__cause__ or error)
-        if isinstance(cause, GatedRepoError):
-            message = f"{kind} {repository} is gated: accept its terms on its page, then give your token in HF_TOKEN"
-        elif isinstance(cause, RepositoryNotFoundError):
-            message = f"there is no {kind} {repository}, or it is private and HF_TOKEN does not open it"
-        elif isinstance(cause, RevisionNotFoundError):
-            message = f"{kind} {repository} has no revision {revision!r}"
-        else:
-            said = " ".join(str(cause).split())[:200]
-            raise InfrastructureError(
-                f"{kind} {repository} could not be downloaded ({said}); the same command goes on"
-            ) from error
-        raise FetchError(message) from error

@@ -1,4 +1,4 @@
-"""Finding a policy: the folder for a name, the files in it, and the digest of its weights.
+"""Finding a policy: the folder for a name, the files in it, the digest of its weights, and why a hub does not give it.
 
 A policy is a folder that transformers can load (``config.json``, ``model.safetensors``, tokenizer files), the name of a
 shipped base policy, or a hub name. Nothing here needs torch.
@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from poise_core.failures import InfrastructureError
 
 _TOKENIZER_FILES = (
     "chat_template.jinja", "generation_config.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
@@ -37,6 +41,13 @@ HUB_FILES: dict[str, Any] = {
 
 class PolicyNotFoundError(ValueError):
     """There is no such policy; the message tells which names and places are possible."""
+
+
+Reason = Literal["gated", "missing", "revision"]
+
+
+class FetchError(ValueError):
+    """What is asked for cannot be had; the message is one line."""
 
 
 def shipped_policies() -> list[str]:
@@ -135,3 +146,69 @@ def _digest(files: list[Path]) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def explained(name: str, kind: str) -> Iterator[None]:
+    """Turn the errors of the hub into one line.
+
+    Args:
+        name: ``OWNER/NAME`` or ``OWNER/NAME@REVISION``.
+        kind: ``model`` or ``dataset``.
+
+    Raises:
+        FetchError: there is no such repository or revision, it asks for an agreement, or it is not here and no network may be used.
+        InfrastructureError: the hub cannot be reached.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.utils import httpx  # the client that it uses, by whatever name
+
+    repository, _ = split_revision(name)
+    try:
+        yield
+    except HFValidationError as error:
+        raise FetchError(f"{repository!r} is no name of a {kind}; names have the form OWNER/NAME") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        reasons: dict[type[BaseException], Reason] = {
+            GatedRepoError: "gated", RepositoryNotFoundError: "missing", RevisionNotFoundError: "revision",
+        }  # fmt: skip
+        # without a cached copy the hub's library wraps what the server said, and that of data sets wraps it again
+        for cause in _chain(error):
+            for known, reason in reasons.items():
+                if isinstance(cause, known):
+                    raise refused(name, kind, reason) from error
+        if constants.HF_HUB_OFFLINE:
+            raise FetchError(
+                f"{kind} {name} is not here, and HF_HUB_OFFLINE is set; 'poise fetch' gets it where there is a network"
+            ) from error
+        said = " ".join(str(error.__cause__ or error).split())[:200]
+        raise InfrastructureError(
+            f"{kind} {repository} could not be downloaded ({said}); the same command goes on"
+        ) from error
+
+
+def refused(name: str, kind: str, reason: Reason) -> FetchError:
+    """Why the hub does not give a repository, as an error of one line."""
+    repository, revision = split_revision(name)
+    return FetchError(
+        {
+            "gated": f"{kind} {repository} is gated: accept its terms on its page, then give your token in HF_TOKEN",
+            "missing": f"there is no {kind} {repository}, or it is private and HF_TOKEN does not open it",
+            "revision": f"{kind} {repository} has no revision {revision!r}",
+        }[reason]
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those during whose handling it was raised."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from poise_core.archive.typed import ExaminationRow
 from poise_core.escaping import one_line
@@ -114,6 +114,26 @@ def untuned_note(untuned: str) -> str:
         untuned: of ``Preset.untuned``.
     """
     return f"{untuned} A positive delta may be a matter of numbers that suit the baseline badly." if untuned else ""
+
+
+UNGRADED = {"timed_out": "the grader timed out", "failed": "the grader failed"}
+"""Outcomes of a grading that are nobody's answer, in words."""
+
+
+def grading_note(graded: Mapping[str, Mapping[str, int]]) -> str:
+    """Which gradings have come to no verdict, in one sentence; empty where all did.
+
+    Args:
+        graded: name of a candidate or a benchmark -> outcome of ``GRADED`` -> completions.
+    """
+    parts = []
+    for outcome, words in UNGRADED.items():
+        found = {name: counts[outcome] for name, counts in graded.items() if counts.get(outcome)}
+        if found:
+            listed = ", ".join(f"{one_line(name)} {count:,}" for name, count in found.items())
+            parts.append(f"{words} on {sum(found.values()):,} ({listed})")
+    asked = sum(sum(counts.values()) for counts in graded.values())
+    return f"Of {asked:,} completions {' and '.join(parts)}, which count as wrong." if parts else ""
 
 
 def spending_note(found: Spending | None) -> str:

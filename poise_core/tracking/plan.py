@@ -22,6 +22,7 @@ from poise_core.tracking.registry import ALGORITHM_FOLDER, plan_versions
 from poise_core.views.explorer import page_address
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 from poise_core.views.nightly import kept_reports
+from poise_core.views.outlook import Compute, computed
 
 NOTE_TAG = "mlflow.note.content"
 _NO_CONTENT = ("state", "as_of", "color")
@@ -63,17 +64,18 @@ class RunPlan:
     state: str = ""  # digest of the content, and of which curves there are
 
 
-def plan_runs(evidence: RunEvidence, run_dir: Path | None = None) -> list[RunPlan]:
+def plan_runs(evidence: RunEvidence, run_dir: Path | None = None, *, processes: int = 1) -> list[RunPlan]:
     """Every run that MLflow should hold, parents before children.
 
     Args:
         evidence: what is to be shown.
         run_dir: whose nightly reports are to be shown too.
+        processes: of a training, each on a GPU of its own.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
     """
-    known = _Known.read(evidence)
+    known = _Known.read(evidence, processes)
     records = known.records
     plans: list[RunPlan] = []
     for generation in sorted({record["generation"] for record in records}):
@@ -107,9 +109,10 @@ class _Known:
     verifications: Mapping[str, Row]
     scores: Mapping[str, Mapping[int, Sequence[Row]]]  # candidate -> seed -> one row per benchmark
     registered: frozenset[str]  # candidates that are versions of the registered model
+    compute: Mapping[str, Compute]  # of candidates that were trained or scored
 
     @classmethod
-    def read(cls, evidence: RunEvidence) -> _Known:
+    def read(cls, evidence: RunEvidence, processes: int) -> _Known:
         archive, digest = evidence.archive, evidence.protocol.digest
         scores: dict[str, dict[int, list[Row]]] = {}
         for score in archive.rows("evaluations", protocol=digest):
@@ -130,6 +133,7 @@ class _Known:
             verifications={row["candidate_id"]: row for row in archive.rows("verifications")},
             scores=scores,
             registered=frozenset(version.candidate_id for version in plan_versions(evidence)),
+            compute={one.candidate_id: one for one in computed(evidence, processes)},
         )
 
 
@@ -239,7 +243,14 @@ def _candidate_plan(record: Row, known: _Known) -> RunPlan:
         named |= {f"benchmark/{name}": score for name, score in row.benchmarks.items()}
         named |= {"seeds": step, "evaluation/completion_length": row.completion_length or 0.0}
         named["evaluation/format_valid"] = row.format_valid or 0.0
+        if row.graded:  # nothing where an older program has scored
+            named |= {
+                f"evaluation/{outcome}": row.graded.get(outcome, 0) for outcome in ("timed_out", "failed", "cut_off")
+            }
         plan.metrics = [(name, value, step) for name, value in named.items()]
+    if (spent := known.compute.get(candidate)) is not None:
+        step = len(known.evidence.trained_seeds.get(candidate, ()))
+        plan.metrics += [("compute/tokens", spent.tokens, step), ("compute/gpu_hours", spent.gpu_hours, step)]
     return plan
 
 

@@ -26,7 +26,14 @@ from poise_core.environments.sources import prepared_environment
 from poise_core.evaluation.kept import COMPLETION_CHARACTERS, KINDS, PROMPT_CHARACTERS, TRAINING, KeptCompletion, cut
 from poise_core.evaluation.slots import RefusedRollout, Slot, require_identity, slot_for
 from poise_core.failures import CandidateFailure, FailureKind, FaultKind, InfrastructureError, SamplerFault
-from poise_core.files import UntrustedFileError, open_untrusted, read_untrusted, require_plain_folder, write_atomically
+from poise_core.files import (
+    UntrustedFileError,
+    json_lines,
+    open_untrusted,
+    read_untrusted,
+    require_plain_folder,
+    write_atomically,
+)
 from poise_core.policies.locate import policy_files, resolve_policy
 from poise_core.sandbox.command import GRANTED, Limits
 from poise_core.sandbox.kernel import memory_bytes
@@ -79,7 +86,7 @@ class SeedTraining:
             CandidateFailure: the file is not as the trainer writes it.
         """
         with _suspected():
-            return [_step_of(line) for line in read_untrusted(self.trajectory_path).splitlines()]
+            return [_step_of(line) for _, line in json_lines(read_untrusted(self.trajectory_path))]
 
 
 def train_candidate(
@@ -121,10 +128,8 @@ def unfinished_trajectory(job: TrainingJob, seed: int) -> tuple[list[dict[str, f
     steps: list[dict[str, float]] = []
     with contextlib.suppress(FileNotFoundError, CandidateFailure), _suspected():
         text = read_untrusted(job.folder / f"seed-{seed}" / "trajectory.jsonl")
-        whole = (
-            line for line in text.splitlines(keepends=True) if line.endswith("\n")
-        )  # the last line may be incomplete
-        steps.extend(_step_of(line) for line in whole)
+        whole = text.rpartition("\n")[0]  # the last line may be incomplete
+        steps.extend(_step_of(line) for _, line in json_lines(whole))
     return steps, _recorded_confinement(job.folder)
 
 
@@ -135,10 +140,10 @@ def kept_completions(folder: Path) -> list[KeptCompletion]:
     """
     found: dict[tuple[int, str], KeptCompletion] = {}
     try:
-        lines = read_untrusted(folder / COMPLETIONS, COMPLETIONS_BYTES).splitlines()
+        lines = list(json_lines(read_untrusted(folder / COMPLETIONS, COMPLETIONS_BYTES)))
     except (OSError, UntrustedFileError, UnicodeDecodeError):
         return []
-    for line in lines:
+    for _, line in lines:
         with contextlib.suppress(CandidateFailure), _suspected():
             one = _completion_of(line)
             if len(found) < MOST_COMPLETIONS or (one.step, one.kind) in found:

@@ -20,7 +20,7 @@ from poise_core.archive.typed import (
     TrajectoryRow,
     VerificationRow,
 )
-from poise_core.evaluation.results import benchmark_means
+from poise_core.evaluation.results import benchmark_means, graded_counts
 from poise_core.evidence.ablation import Ablation, conclude_ablation
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import Row, RunEvidence
@@ -52,6 +52,7 @@ class CandidateView:
     unconfined: Mapping[str, str] = field(default_factory=dict)  # measure that a training went without -> why
     examination: list[ExaminationRow] = field(default_factory=list)  # one row per condition, as planned
     ablation: Ablation | None = None
+    graded: dict[str, dict[str, int]] = field(default_factory=dict)  # benchmark -> of GRADED -> completions, all seeds
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: times as ISO text, embedded JSON as objects."""
@@ -127,6 +128,7 @@ def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -
         unconfined=missing_measures(trained),
         examination=list(evidence.examinations.get(candidate, ())),
         ablation=conclude_ablation(evidence, candidate),
+        graded=graded_counts(evals),
     )
 
 

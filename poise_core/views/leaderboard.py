@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from poise_core.archive import ABLATED, EVOLUTION_ARM, EXAMINED, UNTRAINED_ARM
-from poise_core.evaluation.results import benchmark_means
+from poise_core.evaluation.results import benchmark_means, graded_counts
 from poise_core.evidence.intervals import Interval, distinguishable
 from poise_core.evidence.run_evidence import STOPPED_AT, RunEvidence
 
@@ -34,6 +35,7 @@ class LeaderboardRow:
     benchmarks: dict[str, float] = field(default_factory=dict)  # percent, mean over seeds
     completion_length: float | None = None  # tokens
     format_valid: float | None = None  # share, 0 to 1
+    graded: dict[str, int] = field(default_factory=dict)  # of GRADED -> completions, all seeds; empty in older rows
     failure: Mapping[str, Any] | None = None  # stage, kind, message, attempt
     state: str = ""  # see RunEvidence.state; or revised, of a failed file that was answered
     rung: dict[str, Any] | None = None  # of the ladder, the highest one reached: rung, decision, message, tokens
@@ -112,6 +114,7 @@ def _evaluated(common: dict[str, Any], evidence: RunEvidence, level: float) -> L
         benchmarks=benchmark_means(evals),
         completion_length=statistics.fmean(evaluation.completion_length for evaluation in evals),
         format_valid=statistics.fmean(evaluation.format_valid for evaluation in evals),
+        graded=dict(sum(map(Counter, graded_counts(evals).values()), Counter())),
         **common,
     )
 

@@ -6,14 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import archive_samples as samples
 import pytest
 from laboratory import contents
 from llm_server import LoopbackServer, asked_form, prompt_of
 from script import CLIPPED, good_answers
 from typer.testing import CliRunner, Result
 
-from poise_core.archive import Archive
+from poise_core.archive import UNTRAINED_ARM, Archive, candidate_row, evaluation_rows
 from poise_core.cli import app
+from poise_core.config import Preset
+from poise_core.run_directory import RunDirectory
+from poise_core.tracking.plan import plan_runs
+from poise_core.tracking.sync import Tracker
 
 Poise = Callable[..., Any]
 
@@ -87,6 +92,65 @@ def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(poise: Po
     assert '<data name="directive">\nshorter' in told.stdout
     assert "of 6000 tokens" in told.stderr
     assert look("context", run, "nobody").exit_code == 2
+
+
+def call(number: int, role: str, dollars: float | None, outcome: str = "ok") -> dict[str, Any]:
+    """A row of ``calls``: 1,000 tokens in, 200 out, 2.5 seconds."""
+    texts = {"scope": "g1-s0", "message": None, "prompt": "p/1", "request_digest": "d", "request": "{}", "answer": None}
+    numbers = {"generation": 1, "attempt": number, "input_tokens": 1000, "output_tokens": 200, "seconds": 2.5}
+    kinds = {"model": "openai:priced", "method": "json_schema", "estimated": False, "replayed": False}
+    row = {"call_id": f"g1-s0/{role}-d-{number}", "role": role, "outcome": outcome, "dollars": dollars}
+    return {**texts, **numbers, **kinds, **row, "written_by": "llm"}
+
+
+@pytest.mark.slow
+def test_the_cost_of_a_run_is_tokens_dollars_and_gpu_hours(tmp_path: Path) -> None:
+    document = samples.make_preset().model_dump() | {"resources": {"processes_per_training": 2}}
+    with RunDirectory.open(tmp_path / "run", Preset.model_validate(document)) as run:
+        protocol = run.preset.protocol
+        nothing = look("cost", run.path)
+        assert (nothing.exit_code, nothing.stdout) == (0, "no calls: the catalogue and the rules did the work\n")
+        assert json.loads(look("cost", run.path, "--json").stdout)["candidates"] == []
+        samples.add_candidate(run.archive, protocol, samples.GRPO, "GRPO", 0, (), 0.45)
+        source = candidate_row(candidate_id="base", name="base policy", source="#", source_digest="0", written_by="poise",
+                               arm=UNTRAINED_ARM)  # fmt: skip
+        run.archive.append("candidates", [source])
+        for seed in samples.SEEDS:  # one evaluation, which is kept under every seed
+            rows = evaluation_rows("base", protocol.digest, samples.make_evaluation(protocol, 0.3, seed))
+            run.archive.append("evaluations", rows)
+        for number, (role, dollars, outcome) in enumerate(
+            [("proposer", 0.25, "ok"), ("proposer", 0.5, "timeout"), ("reflector", 0.125, "ok")]
+        ):
+            run.archive.append("calls", [call(number, role, dollars, outcome)])
+        evidence = run.evidence()
+    cost = json.loads(look("cost", tmp_path / "run", "--json").stdout)
+    assert [(line["role"], line["calls"], line["failed"], line["dollars"]) for line in cost["calls"]] == [
+        ("proposer", 2, 1, 0.75),
+        ("reflector", 1, 0, 0.125),
+    ]
+    total = {"calls": 3, "failed": 1, "input_tokens": 3000, "output_tokens": 600, "seconds": 7.5, "dollars": 0.875}
+    assert cost["total"] == {**total, "unpriced_calls": 0}
+    # GRPO: 3 seeds x 20 steps x 1,000 tokens in 0.4 s, and 3 evaluations of 3.25 s; both processes are held: 2 x 33.75 s
+    base, grpo = sorted(cost["candidates"], key=lambda one: one["tokens"])
+    assert (grpo["tokens"], grpo["train_seconds"], grpo["evaluate_seconds"]) == (60_000, pytest.approx(24.0), 9.75)
+    assert grpo["gpu_hours"] == pytest.approx(67.5 / 3600)
+    assert (base["name"], base["tokens"], base["evaluate_seconds"]) == ("base policy", 0, 3.25)
+    shown = look("cost", tmp_path / "run").stdout
+    assert re.search(r"total .* 3 .* 1 .* 3000 .* 600 .* 0\.8750", shown)
+    assert re.search(r"GRPO .* 60,000 .* 24 .* 10 .* 0\.0187", shown)  # 0.01875
+    assert "Measured with 0.06 million training tokens in 0.0206 GPU-hours" in shown  # with the base policy's 6.5 s
+    plans = {plan.name: {name: value for name, value, _ in plan.metrics} for plan in plan_runs(evidence, processes=2)}
+    assert plans["GRPO"]["compute/gpu_hours"] == pytest.approx(67.5 / 3600)
+    assert plans["GRPO"]["compute/tokens"] == 60_000
+    assert Tracker.for_run(run).processes == 2, "MLflow counts the processes of the preset, as the command does"
+
+
+def test_the_cost_of_what_is_no_run_is_one_line(tmp_path: Path) -> None:
+    done = look("cost", tmp_path / "nowhere")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("poise: ")
+    assert done.stderr.count("\n") == 1
+    assert "nowhere" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -2,117 +2,46 @@
 
 from __future__ import annotations
 
-import hashlib
+import io
 import json
-import os
+import random
 import shutil
 import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hub import COMMIT, TOKEN, Hub, poise, python, serving
 
 from poise_core.policies.locate import resolve_policy
 
-COMMIT = "5f0c7d1e" * 5
+LARGE = "data/train-00000-of-00001.parquet"
+PRESET = f"""
+extends: smoke
+name: rows
+protocol:
+  environment:
+    source: {{dataset: some/lines, revision: {COMMIT}, split: train}}
+    split: all
+  benchmarks:
+    - {{name: own, metric: accuracy, weight: 1.0, source: {{dataset: some/table, revision: {COMMIT}, subset: main}}}}
+"""
 
 
-@dataclass
-class Hub:
-    """Repositories by name, and what was asked for."""
-
-    repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)  # of files, where another size than theirs is told
-    break_after: dict[str, int] = field(default_factory=dict)  # bytes after which the connection ends, once
-    served: list[tuple[str, int, int]] = field(default_factory=list)  # file, first byte, bytes
-    address: str = ""
-
-    def handler(self) -> type[BaseHTTPRequestHandler]:
-        hub = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-            def do_HEAD(self) -> None:
-                self.answer(body=False)
-
-            def do_GET(self) -> None:
-                self.answer(body=True)
-
-            def reply(self, status: int, content: bytes = b"", **headers: str) -> None:
-                self.send_response(status)
-                for name, value in {"content-length": str(len(content)), **headers}.items():
-                    self.send_header(name.replace("_", "-"), value)
-                self.end_headers()
-                if self.command == "GET":
-                    self.wfile.write(content)
-
-            def answer(self, *, body: bool) -> None:
-                parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-                api = parts[0] == "api"
-                name = "/".join(
-                    parts[2:4] if api else parts[-2:] if len(parts) < 5 else parts[parts.index("resolve") - 2 :][:2]
-                )
-                if name.startswith("gated/"):
-                    return self.reply(403, x_error_code="GatedRepo")
-                files = hub.repositories.get(name)
-                if files is None:
-                    return self.reply(401, x_error_code="RepoNotFound")
-                revision = parts[5] if api and len(parts) > 5 else COMMIT
-                if revision not in ("main", COMMIT):
-                    return self.reply(404, x_error_code="RevisionNotFound")
-                listed = [self.described(path, content) for path, content in files.items()]
-                if api and parts[4] == "tree":
-                    return self.reply(200, json.dumps(listed).encode(), content_type="application/json")
-                if api:
-                    document = {"id": name, "sha": COMMIT, "siblings": [{"rfilename": path} for path in files]}
-                    return self.reply(200, json.dumps(document).encode(), content_type="application/json")
-                return self.file(parts[-1], files[parts[-1]], body=body)
-
-            @staticmethod
-            def described(path: str, content: bytes) -> dict[str, object]:
-                size = hub.sizes.get(path, len(content))
-                return {"type": "file", "path": path, "size": size, "oid": hashlib.sha1(content).hexdigest()}
-
-            def file(self, path: str, content: bytes, *, body: bool) -> None:
-                first = int(self.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
-                size = hub.sizes.get(path, len(content))
-                self.send_response(206 if first else 200)
-                self.send_header("etag", f'"{hashlib.sha1(content).hexdigest()}"')
-                self.send_header("x-repo-commit", COMMIT)
-                self.send_header("content-length", str(size - first))
-                self.send_header("accept-ranges", "bytes")
-                if first:
-                    self.send_header("content-range", f"bytes {first}-{size - 1}/{size}")
-                self.end_headers()
-                if not body:
-                    return
-                end = min(len(content), first + hub.break_after.pop(path, len(content)))
-                hub.served.append((path, first, end - first))
-                self.wfile.write(content[first:end])
-                if end < len(content):
-                    self.close_connection = True
-
-        return Handler
+def lines(count: int, padding: str = "") -> list[dict[str, str]]:
+    return [{"problem": f"{n} + 1?\u2028{padding}", "answer": str(n + 1)} for n in range(count)]
 
 
-@contextmanager
-def serving(hub: Hub) -> Iterator[Hub]:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), hub.handler())
-    hub.address = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield hub
-    server.shutdown()
-    server.server_close()
+def jsonl(rows: list[dict[str, str]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def parquet(rows: list[dict[str, str]]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), buffer, compression="none", use_dictionary=False)
+    return buffer.getvalue()
 
 
 @pytest.fixture
@@ -133,16 +62,6 @@ def _smallest() -> str:
     return min(shipped_policies(), key=lambda name: (resolve_policy(name) / "model.safetensors").stat().st_size)
 
 
-def python(hub: Hub, home: Path, *arguments: str, offline: str = "0") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": offline, "HF_ENDPOINT": hub.address, "HF_HOME": str(home)}
-    environment |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
-    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=120)
-
-
-def poise(hub: Hub, home: Path, *arguments: str, offline: str = "0") -> subprocess.CompletedProcess[str]:
-    return python(hub, home, "-c", "from poise_core.cli import app; app()", *arguments, offline=offline)
-
-
 def fetch(hub: Hub, home: Path, policy: str, *more: str) -> subprocess.CompletedProcess[str]:
     return poise(hub, home, "fetch", "laptop", "--set", f"protocol.policy={policy}", *more)
 
@@ -151,7 +70,7 @@ def fetch(hub: Hub, home: Path, policy: str, *more: str) -> subprocess.Completed
 def test_a_policy_is_fetched_resumed_and_then_used_offline(hub: Hub, tmp_path: Path) -> None:
     whole = 24 << 20  # the library writes what it has read every 10 MiB
     hub.repositories["some/rows"]["a.parquet"] = b"0" * whole
-    hub.break_after["a.parquet"] = 16 << 20
+    hub.break_after["a.parquet"] = [16 << 20]
     done = fetch(hub, tmp_path, f"some/model@{COMMIT}", "--dataset", "some/rows")
     assert done.returncode == 0, done.stderr
     assert f"model some/model@{COMMIT}, commit {COMMIT[:12]}" in done.stdout
@@ -171,6 +90,86 @@ def test_a_policy_is_fetched_resumed_and_then_used_offline(hub: Hub, tmp_path: P
         offline="1",
     )  # fmt: skip
     assert there.returncode == 0, there.stderr
+
+
+@pytest.mark.exhaustive
+def test_data_sets_of_a_preset_are_fetched_by_revision_resumed_and_then_used_offline(hub: Hub, tmp_path: Path) -> None:
+    noise = random.Random(0)
+    padded = [{**row, "note": noise.randbytes(1 << 19).hex()} for row in lines(40)]
+    files = {
+        "README.md": b"---\nconfigs:\n- config_name: main\n  data_files:\n  - {split: train, path: data/train-*}\n---\n"
+    }
+    hub.repositories["some/table"] = {**files, LARGE: parquet(padded)}
+    hub.repositories["some/lines"] = {"train.jsonl": jsonl(lines(30)), "test.jsonl": jsonl(lines(3))}
+    hub.moved.add(LARGE)  # to another host, as large files are
+    preset = tmp_path / "rows.yaml"
+    preset.write_text(PRESET)
+    hub.break_after[LARGE] = [0] * 20  # however often the library tries
+    broken = poise(hub, tmp_path, "fetch", str(preset))
+    assert (broken.returncode, "Traceback" in broken.stderr) == (3, False), broken.stderr
+    assert "dataset some/table could not be downloaded" in broken.stderr
+    assert "the same command goes on" in broken.stderr.splitlines()[-1]
+    hub.break_after[LARGE] = [24 << 20]
+    hub.served.clear()
+    done = poise(hub, tmp_path, "fetch", str(preset))
+    assert done.returncode == 0, done.stderr
+    (_, begun, _), (_, resumed, size) = (part for part in hub.served if part[0] == LARGE)
+    assert (begun, resumed + size) == (0, len(hub.repositories["some/table"][LARGE]))
+    assert resumed >= 10 << 20, "what had come before the connection ended was not read again"
+    assert "train.jsonl" not in {name for name, _, _ in hub.served}, "nor what was whole"
+    assert f"data set some/lines@{COMMIT}: its rows are in {tmp_path / 'poise'}" in done.stdout
+    made = [path.read_text().split("\n") for path in (tmp_path / "poise" / "problems").iterdir()]
+    assert sorted(len(rows) - 1 for rows in made) == [30, 40], "the split and the subset that the sources name"
+    assert json.loads(made[0][0])["prompt"].endswith("\u2028")
+
+    hub.repositories.clear()  # from here on nothing can be had
+    there = poise(hub, tmp_path, "env", "validate", str(preset), "--json", offline="1")
+    assert there.returncode == 0, there.stderr
+    names = {"training": 30, "own": 40}
+    assert {one["name"]: one["outcomes"] for one in json.loads(there.stdout)} == {
+        n: {"right": c} for n, c in names.items()
+    }
+    pinned = (
+        "--set",
+        f"protocol.environment.source.revision={'a' * 40}",
+    )  # of which the library would take the copy of COMMIT
+    other = poise(hub, tmp_path, "env", "validate", str(preset), *pinned, offline="1")
+    said = f"dataset some/lines@{'a' * 40} is not here, and HF_HUB_OFFLINE is set"
+    assert (other.returncode, said in other.stderr.splitlines()[-1]) == (2, True), other.stderr
+
+
+@pytest.mark.slow
+def test_a_gated_data_set_is_opened_by_a_token_and_what_cannot_be_had_is_one_line(hub: Hub, tmp_path: Path) -> None:
+    hub.repositories["gated/lines"] = hub.repositories["some/lines"] = {"train.jsonl": jsonl(lines(3))}
+    hub.repositories["some/table"] = {"train.parquet": parquet(lines(3))}
+    hub.moved.add("train.parquet")
+    expected = {
+        "some/lines": (COMMIT, "train", 0, ""),
+        "some/table": (COMMIT, "train", 0, ""),
+        "gated/lines": (COMMIT, "train", 2, "dataset gated/lines is gated: accept its terms"),
+        "some/nothing": (COMMIT, "train", 2, "there is no dataset some/nothing"),
+        "some/lines ": ("v9", "train", 2, "dataset some/lines has no revision 'v9'"),
+        "some/lines  ": (COMMIT, "other", 2, f"dataset some/lines@{COMMIT}: Unknown split"),
+    }
+    script = f"""
+import json, os
+from typer.testing import CliRunner
+from poise_core.cli import app
+for name, (revision, split, *_) in [*{expected!r}.items(), ("gated/lines", ({COMMIT!r}, "train"))]:
+    source = "{{dataset: %s, revision: %s, split: %s}}" % (name.strip(), revision, split)
+    done = CliRunner().invoke(app, ["fetch", {str(tmp_path / "rows.yaml")!r}, "--set", "protocol.environment.source=" + source])
+    print("ANSWER", json.dumps([done.exit_code, done.stderr]))
+    os.environ["HF_TOKEN"] = {TOKEN!r} * (name == list({expected!r})[-1])
+"""
+    (tmp_path / "rows.yaml").write_text(PRESET.replace(", subset: main", ""))
+    done = python(hub, tmp_path / "home", "-c", script, HF_TOKEN="")
+    *found, (opened, _) = [
+        json.loads(line.removeprefix("ANSWER ")) for line in done.stdout.splitlines() if line.startswith("ANSWER")
+    ]
+    for (status, message), (code, text) in zip([one[2:] for one in expected.values()], found, strict=True):
+        lines_of = [line for line in text.splitlines() if line.startswith("poise:")]
+        assert (code, message in text, len(lines_of)) == (status, True, min(status, 1)), text
+    assert opened == 0, done.stderr
 
 
 @pytest.mark.slow

@@ -317,6 +317,10 @@ def test_shipped_presets_pin_what_they_fetch_and_only_the_paper_reads_its_report
             pins.append(preset.protocol.policy.partition("@")[2])
         assert all(re.fullmatch("[0-9a-f]{40}", pin or "") for pin in pins), name
         assert bool(preset.protocol.unsealed) == (name == "paper")
+        public = any(one.source and one.source.dataset for one in preset.protocol.benchmarks)
+        assert bool(preset.examination.procedural) == public, (
+            "what anybody may have memorised is examined on drawn problems, too"
+        )
     paper = presets["paper"].protocol
     assert {one.name: (one.weight, one.metric_name) for one in paper.benchmarks} == {
         "aime24": (0.2, "pass@32"), "aime25": (0.2, "pass@32"), "amc23": (0.15, "pass@32"),

@@ -17,13 +17,13 @@ from laboratory import Killed, Laboratory, contents, dies_after_one_write, evolv
 
 from poise_core.algorithms import algorithm_path
 from poise_core.archive import evaluation_rows
-from poise_core.config import ExaminationSpec, load_preset
+from poise_core.config import ExaminationSpec, PresetError, load_preset
 from poise_core.config.protocol import BenchmarkSpec
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.problems import problem_set
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
-from poise_core.evidence.examination import best_rate, conclude, conditions_of, level_of, multiplicity, unfinished
+from poise_core.evidence.examination import Plan, best_rate, conclude, conditions_of, level_of, multiplicity, unfinished
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution
 from poise_core.experiments.examination import Examination, ExaminationRecord
@@ -41,6 +41,13 @@ from poise_core.views.nightly import NightlyRun, nightly_report
 LEARNING_RATE = 1e-4  # of the laboratory's protocol
 WHOLE = {"seeds": 3, "choice_seeds": 2, "rates": (0.5, 1.0, 2.0), "policies": ("other",), "passes": (1, 2, 4, 8)}
 PLANNED = ["primary", "pass@1", "pass@2", "pass@4", "greedy", "collapse", "rates", "policy:other"]
+
+DRAWN = [
+    {
+        "name": "drawn", "problems": 20, "metric": "accuracy", "weight": 1.0,
+        "source": {"reasoning_gym": {"chain_sum": {}, "gcd": {}}},
+    }
+]  # fmt: skip
 
 DIVERGED = CandidateFailure(FailureKind.DIVERGED, "train", "NaN at step 3")
 
@@ -116,6 +123,28 @@ def test_conditions_are_those_that_the_protocol_can_answer() -> None:
     for wrong in ({"rates": (3.0, 0.5)}, {"rates": (1.0,)}, {"rates": (1.0, 1.0)}, {"policies": ("a/x", "b/x")}):
         with pytest.raises(ValueError, match=r"list 1 and at least one|repeat"):
             ExaminationSpec.model_validate(wrong)
+
+
+def test_a_procedural_set_is_a_condition_that_presets_of_before_do_not_have() -> None:
+    protocol = preset_with((0, 1)).protocol
+    settings = ExaminationSpec.model_validate({**WHOLE, "procedural": DRAWN})
+    names = [one.name for one in conditions_of(settings, protocol)]
+    assert names == [*PLANNED[:5], "procedural", *PLANNED[5:]]
+    assert "procedural" not in ExaminationSpec().model_dump(), "digests of examinations of before stay"
+    plans = [Plan("base", True, (2, 3), one) for one in (settings, ExaminationSpec.model_validate(WHOLE))]
+    assert len({plan.digest(protocol, "c") for plan in plans}) == 2, "it is hashed with the examination"
+    assert Plan.from_dict(json.loads(json.dumps(plans[0].to_dict()))) == plans[0]
+    (one,) = DRAWN
+    for wrong, said in (
+        ({**one, "source": None}, "needs a source of reasoning_gym"),
+        ({**one, "source": {"dataset": "public.jsonl"}}, "needs a source of reasoning_gym"),
+        ({**one, "sealed": "same"}, "in halves"),
+        ({**one, "weight": 0.5}, "add up to 0.5"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            ExaminationSpec.model_validate({"procedural": [wrong]})
+    with pytest.raises(PresetError, match=r"examination\.procedural has the name of another one"):
+        load_preset("smoke", [f"examination.procedural={json.dumps([{**one, 'name': 'products'}])}"])
 
 
 def test_settings_of_an_examination_are_no_part_of_the_protocol() -> None:
@@ -197,12 +226,27 @@ def test_who_wins_at_one_rate_only_is_not_robust(tmp_path: Path, laboratory: Lab
 
 @pytest.mark.slow
 def test_what_holds_under_every_condition_is_robust(tmp_path: Path, laboratory: Laboratory) -> None:
-    run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=(4,), seeds=12)
+    run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=(4,), seeds=12, procedural=DRAWN)
     by_hand(laboratory, baseline, best)
+    asked: list[EvaluationJob] = []
+    counts = laboratory.counts
+    laboratory.counts = lambda owner, job, seed, spec: asked.append(job) or counts(owner, job, seed, spec)  # type: ignore[func-returns-value]
     record = Examination(run, best).examine()
     assert conclude(record.rows).sentence == (
-        "robust: holds under all 6 conditions (primary, pass@4, greedy, collapse, rates, policy:other)"
+        "robust: holds under all 7 conditions (primary, pass@4, greedy, procedural, collapse, rates, policy:other)"
     )
+    # drawn problems are none of a public set: the policies of the primary condition answer them, and nothing is trained for it
+    drawn = next(row for row in record.rows if row["condition"] == "procedural")
+    # of 20 sums the candidate solves 15 + min(seed, 4): 17, 18 and ten times 19; the baseline 4
+    assert (drawn["overall"], drawn["baseline_overall"]) == (pytest.approx(5 * (17 + 18 + 10 * 19) / 12), 20.0)
+    assert drawn["message"].endswith("on 20 problems that were drawn for this examination (chain_sum, gcd)")
+    assert drawn["level"] == pytest.approx(1 - 0.05 / 5)  # beside pass@4, greedy, rates and the policy
+    jobs = [job for job in asked if job.protocol.benchmarks[0].name == "drawn"]
+    assert {(job.split, job.examination, len(job.protocol.benchmarks)) for job in jobs} == {("report", 1, 1)}
+    trained = {job.policies for job in asked if job.split == "report" and job.folder.parent.name == "replicate"}
+    assert {job.policies for job in jobs} == trained
+    # as without it: 2 x 12, at half the rate and as it is 2 x 2 each, at twice the rate the baseline's 2, and 2 x 12 on the policy
+    assert len(laboratory.trained) == 24 + 4 + 4 + 2 + 24
     # twelve seeds: those of the protocol that are left, then those after them; two more chose the rates
     assert record.rows[0]["seeds"] == list(range(2, 14))
     assert record.rows[0]["choice_seeds"] == [14, 15]
@@ -533,7 +577,8 @@ def scored(evolution: Evolution, candidate: str, skill: int) -> None:
 
 def examined_in_earnest(tmp_path: Path, conditions: list[str]) -> tuple[Evolution, Path, ExaminationRecord, list[str]]:
     """RLOO beside GRPO under the preset smoke, by real trainings of two steps; the folder of what was trained, and the cost."""
-    preset = load_preset("smoke", ["protocol.training.steps=2", "examination.rates=[1.0, 3.0]"])
+    drawn = f"examination.procedural={json.dumps(DRAWN)}"
+    preset = load_preset("smoke", ["protocol.training.steps=2", "examination.rates=[1.0, 3.0]", drawn])
     evolution = Evolution(RunDirectory.open(tmp_path / "run", preset))
     said: list[str] = []
     with evolution.run:
@@ -551,12 +596,21 @@ def examined_in_earnest(tmp_path: Path, conditions: list[str]) -> tuple[Evolutio
 @pytest.mark.exhaustive
 @pytest.mark.timeout(600)
 def test_a_real_examination_of_the_preset_smoke(tmp_path: Path) -> None:
-    evolution, home, record, said = examined_in_earnest(tmp_path, ["policy:arithmetic-b"])
+    evolution, home, record, said = examined_in_earnest(tmp_path, ["procedural", "policy:arithmetic-b"])
     assert said == ["examination 1 of this run: 8 trainings (primary 4, policy:arithmetic-b 4)"]
     jobs = [json.loads(path.read_text()) for path in sorted(home.rglob("job-report.json"))]
     key = problem_set(evolution.run.secret, "report", 1).key.hex()
-    assert [(Path(job["base"]).name, job["key"]) for job in jobs] == [("arithmetic-a", key), ("arithmetic-b", key)]
-    primary, other = record.rows
+    bases = ["arithmetic-a", "arithmetic-b", "arithmetic-a"]
+    assert [(Path(job["base"]).name, job["key"]) for job in jobs] == [(base, key) for base in bases]
+    primary, drawn, other = record.rows
+    # the confined process drew and judged 20 problems for each policy of the primary condition, and they are filed apart
+    filed = f"examination-{json.loads(drawn['detail'])['protocols'][0]}"
+    scored = evolution.run.archive.rows("evaluations", protocol=filed, unsealed=True)
+    assert {(row["benchmark"], row["split"], len(row["correct"])) for row in scored} == {("drawn", "report", 20)}
+    assert all(sum(row["graded"].values()) == 20 and "failed" not in row["graded"] for row in scored)
+    assert len(scored) == 4
+    trained = [{seed: folder for seed, folder, _ in job["policies"]} for job in jobs]
+    assert trained[0] == trained[2] != trained[1]
     assert primary["overall"] != other["overall"]
     assert json.loads(primary["detail"])["protocols"] != json.loads(other["detail"])["protocols"]
 

@@ -9,7 +9,9 @@ import json
 import stat
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,13 +21,14 @@ from training_samples import ENVIRONMENT, protocol_of
 import poise_core.evaluation.launcher as launcher
 from poise_core.archive.rows import evaluation_rows, seed_evaluations
 from poise_core.config import ResourceSpec, load_preset
-from poise_core.environments import get_environment
+from poise_core.environments import Problem, get_environment
+from poise_core.environments.base import Outcome
 from poise_core.environments.prompts import training_problems
 from poise_core.evaluation.evaluate import benchmark_problems, evaluate_policy
 from poise_core.evaluation.kept import KINDS, cut, kept_rows
 from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
 from poise_core.evaluation.problems import ProblemSecret, ProblemSet, problem_set
-from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evaluation.results import SeedEvaluation, graded_counts
 from poise_core.evidence.intervals import delta_between, overall_interval, paired_delta
 from poise_core.policies.locate import policy_digest
 
@@ -54,12 +57,56 @@ def test_the_same_policy_gets_the_same_numbers(tiny_policy: Path) -> None:
     for result in first.benchmarks:
         kinds = [one.kind for one in result.kept]
         assert kinds == [kind for kind in KINDS if kind in kinds]
+        assert result.graded is not None
+        assert sum(result.graded.values()) == len(result.correct) * result.samples
+        assert result.graded.get("right", 0) == sum(result.correct)
         assert "longest" in kinds
         for one in result.kept:
             told = {"right": one.correctness > 0, "wrong": one.format_valid and not one.correctness}
             assert told.get(one.kind, one.kind == "longest" or not one.format_valid)
             assert one.prompt
     assert SeedEvaluation.from_json(first.to_json()).benchmarks[0].kept == first.benchmarks[0].kept
+
+
+def test_every_outcome_of_a_grading_is_counted_and_kept(tiny_policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Judge:
+        """Has a verdict of each kind in turn, a source's with its name and an environment's of a user without one."""
+
+        verdicts = (
+            Outcome(1.0, True, "right"), Outcome(0.5, True, "partial"), Outcome(0.0, True, "wrong"),
+            Outcome(0.0, False, "no_answer"), Outcome(0.0, False, "unreadable"), Outcome(0.0, False, "timed_out"),
+            Outcome(0.0, False, "failed"), Outcome(1.0, True), Outcome(0.0, True), Outcome(0.0, False), Outcome(0.2, True),
+        )  # fmt: skip
+
+        def problems(self, *asked: Any) -> list[Problem]:
+            return get_environment("arithmetic").problems(*asked)
+
+        def verify_all(self, problems: Sequence[Problem], texts: Sequence[str]) -> list[Outcome]:
+            return [self.verdicts[place % 11] for place in range(len(texts))]
+
+    monkeypatch.setattr("poise_core.evaluation.evaluate.benchmark_environment", lambda *_: Judge())
+    found = evaluate_policy(tiny_policy, protocol_of(tiny_policy), "search", 0)
+    greedy = next(result for result in found.benchmarks if result.name == "greedy")
+    # 12 completions of which c were cut off and 12 - c were judged: one of each, and the first once more where none was cut off
+    cut_off = (greedy.graded or {}).get("cut_off", 0)
+    places = range(12 - cut_off)
+    counts = {
+        "right": (0, 7),
+        "partial": (1, 10),
+        "wrong": (2, 8),
+        "malformed": (3, 4, 9),
+        "timed_out": (5,),
+        "failed": (6,),
+    }
+    expected = {name: sum(place % 11 in members for place in places) for name, members in counts.items()}
+    assert {**expected, **({"cut_off": cut_off} if cut_off else {})} == greedy.graded
+    assert greedy.graded["timed_out"] == 1
+    rows = evaluation_rows("c", "p", SeedEvaluation.from_json(found.to_json()))
+    (back,) = seed_evaluations(rows)["c"]
+    assert {one.name: one.graded for one in back.benchmarks} == {one.name: one.graded for one in found.benchmarks}
+    (older,) = seed_evaluations({key: value for key, value in row.items() if key != "graded"} for row in rows)["c"]
+    assert graded_counts([older]) == {}
+    assert graded_counts([back, back])["greedy"] == {name: 2 * count for name, count in greedy.graded.items()}
 
 
 def test_the_first_of_each_kind_and_the_longest_are_kept_and_long_texts_are_cut() -> None:

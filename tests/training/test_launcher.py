@@ -92,6 +92,8 @@ def test_kept_completions_of_a_stranger_are_bounded_and_fail_nothing(tmp_path: P
     path.write_text("\n".join(texts))
     (one,) = kept_completions(tmp_path)
     assert (one.benchmark, one.step, len(one.completion) < 2000) == ("training", 3, True)
+    path.write_text(json.dumps({**line, "completion": "a\u2028b\x85c"}, ensure_ascii=False), encoding="utf-8")
+    assert [one.completion for one in kept_completions(tmp_path)] == ["a\u2028b\x85c"]
     path.write_text("\n".join(json.dumps({**one, "completion": "x"}) for one in many))
     assert len(kept_completions(tmp_path)) == 64
     path.write_text("x" * (2 << 20))

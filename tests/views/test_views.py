@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -30,6 +31,7 @@ from poise_core.render.markdown import fenced
 from poise_core.render.terminal import render_candidate, render_leaderboard, render_lineage, render_selection
 from poise_core.render.terminal.style import sparkline
 from poise_core.tracking.pages import generation_page
+from poise_core.tracking.plan import plan_runs
 from poise_core.views import find_candidate, leaderboard, lineage, other_protocols, view_candidate
 from poise_core.views.lineage import selection_report
 
@@ -215,6 +217,31 @@ def test_an_untuned_baseline_is_named_below_the_leaderboard_and_on_mlflows_page(
     assert said in generation_page(untuned, [rows[0].candidate_id])
     assert "never tuned" not in text(render_leaderboard(rows, protocol, evidence=tuned))
     assert "never tuned" not in generation_page(tuned, [rows[0].candidate_id])
+
+
+def test_gradings_without_a_verdict_are_shown_wherever_scores_are(tmp_path: Path) -> None:
+    protocol, archive = samples.make_protocol(), Archive(tmp_path / "archive").initialise()
+    given = {"GRPO": {"right": 9, "cut_off": 1}, "AV": {"right": 7, "timed_out": 2, "failed": 1}, "SA": None}
+    for name, graded in given.items():
+        samples.add_candidate(archive, protocol, f"{name.lower()}-0", name, 0 if name == "GRPO" else 1)
+        evaluation = samples.make_evaluation(protocol, 0.5, 0)
+        results = tuple(dataclasses.replace(one, graded=graded) for one in evaluation.benchmarks)
+        evaluation = dataclasses.replace(evaluation, benchmarks=results)
+        archive.append("evaluations", evaluation_rows(f"{name.lower()}-0", protocol.digest, evaluation))
+    evidence = RunEvidence.load(archive, protocol)
+    rows = leaderboard(evidence)
+    # three benchmarks: of AV 2 x 3 timed out and 1 x 3 failed; SA was scored before this was counted
+    said = "Of 60 completions the grader timed out on 6 (AV 6) and the grader failed on 3 (AV 3), which count as wrong."
+    assert said in text(render_leaderboard(rows, protocol), 200)
+    shown = text(render_candidate(view_candidate(evidence, "AV"), code=False), 200)
+    assert "the grader timed out on 6 (add 2, chain 2, mod 2)" in shown
+    assert "timed out" not in text(render_candidate(view_candidate(evidence, "GRPO"), code=False))
+    assert "timed out" not in text(render_leaderboard([row for row in rows if row.name != "AV"], protocol))
+    json.dumps(view_candidate(evidence, "AV").to_dict(), allow_nan=False)
+    metrics = {plan.name: {name: value for name, value, _ in plan.metrics} for plan in plan_runs(evidence)}
+    assert (metrics["AV"]["evaluation/timed_out"], metrics["AV"]["evaluation/failed"]) == (6, 3)
+    assert (metrics["GRPO"]["evaluation/timed_out"], metrics["GRPO"]["evaluation/cut_off"]) == (0, 3)
+    assert "evaluation/timed_out" not in metrics["SA"]
 
 
 def test_an_empty_archive_is_a_sentence(tmp_path: Path) -> None:

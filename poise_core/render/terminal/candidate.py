@@ -18,7 +18,13 @@ from poise_core.escaping import markdown_page
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import distinguishable
 from poise_core.evidence.promotion import Stability
-from poise_core.render.lines import EXAMINATION_HEAD, examination_cells, examination_headline, examination_notes
+from poise_core.render.lines import (
+    EXAMINATION_HEAD,
+    examination_cells,
+    examination_headline,
+    examination_notes,
+    grading_note,
+)
 from poise_core.render.terminal.ablation import render_ablation
 from poise_core.render.terminal.style import STYLES, plain_table, sparkline
 from poise_core.views.candidate import CandidateView
@@ -130,6 +136,8 @@ def _scores(view: CandidateView) -> RenderableType:
     for name, delta in view.deltas.items():
         verdict = distinguishable(delta)
         lines.append(Text(f"to {name}: {format_interval(delta, signed=True)} {verdict}", style=STYLES[verdict]))
+    if note := grading_note(view.graded):
+        lines.append(Text(note, style="yellow"))
     return Group(*lines)
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from poise_core.config.protocol import Protocol
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.run_evidence import STOPPED_AT, RunEvidence
-from poise_core.render.lines import untuned_note
+from poise_core.render.lines import grading_note, untuned_note
 from poise_core.render.terminal.style import STYLES, plain_table
 from poise_core.views.leaderboard import LeaderboardRow
 
@@ -132,6 +132,8 @@ def _notes(
         ]
         if steady:
             notes.append(f"Claims hold for trainings that do not collapse: {'; '.join(steady)} (95 %).")
+    graded = {row.name: row.graded for row in rows if row.status == "evaluated"}
+    notes += filter(None, [grading_note(graded)])
     if evidence and evidence.untuned:
         notes.append(untuned_note(evidence.untuned))
     if evidence and evidence.protocol.unsealed:
