@@ -402,6 +402,8 @@ def test_lessons_of_a_run_are_literature_of_a_later_one(laboratory: Laboratory, 
     notes = {note.title.split(",")[0]: note for note in load_notes(str(tmp_path / "notes"))}
     refuted, fine = notes[str(first["name"])], notes[str(second["name"])]
     assert "REFUTED on sealed problems" in refuted.text
+    assert refuted.title == f"{first['name']}, refuted after an earlier run"
+    assert (fine.expires, fine.protocol) == (dt.date(2026, 3, 31), briefs.protocol.digest)
     assert "43.21" not in refuted.text
     assert "Claim: better than the baseline: Overall +100.00" in fine.text
     assert f"Evidence: evaluations of {second['candidate_id']}, protocol {briefs.protocol.digest}" in fine.text
