@@ -421,8 +421,10 @@ def test_a_planted_secret_is_found_nowhere(
     assert planted not in json.dumps(server.requests)
 
 
-def answering(folder: Path, stop: threading.Event) -> threading.Thread:
-    """A program that answers the files of a bridge as the script does."""
+def answering(
+    folder: Path, stop: threading.Event, answer_of: Callable[[str, str], Any] = answer_to
+) -> threading.Thread:
+    """A program that answers the files of a bridge: form and prompt to an answer, by default as the script does."""
 
     def work() -> None:
         while not stop.is_set():
@@ -430,7 +432,7 @@ def answering(folder: Path, stop: threading.Event) -> threading.Thread:
                 question = None if path.name.endswith(".answer.json") else json.loads(path.read_text())
                 if question is not None and not (answer := folder / question["answer_file"]).exists():
                     prompt = "\n".join(text for _, text in question["messages"])
-                    answer.write_text(json.dumps(answer_to(question["form"], prompt)))
+                    answer.write_text(json.dumps(answer_of(question["form"], prompt)))
             time.sleep(0.05)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -465,6 +467,63 @@ def test_a_run_by_the_bridge_and_its_recorded_exchange_again(
         {key: found for key, found in contents(one.run.archive).items() if key != "calls"} for one in (first, again)
     )
     assert mine == theirs
+
+
+SAME = {"parent", "parent_scores", "parent_code", "parent_trajectory", "evidence", "benchmark_levels", "curves", "archive",
+        "difference_to_the_parents_file", "file", "your_draft", "equations", "failure_boundaries"}  # fmt: skip
+"""Data that holds what was measured and answered; what is said around it may be reworded without recording the run anew."""
+
+
+@pytest.mark.slow
+def test_the_recorded_run_by_the_bridge_again(
+    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/agents/bridge-run.jsonl.xz: a run of the preset smoke whose questions somebody read and answered.
+
+    Its measurements stand in for training; bridge, prompts, tools, gate of the tools and records are real. The same
+    is asked, word for word where numbers stand, every answer serves once, and the same candidates come of it.
+    """
+    from write_exchanges import about, read_record, sections
+
+    monkeypatch.setattr(bridge, "SETTLED_SECONDS", 0.02)
+    monkeypatch.setattr(bridge, "POLL_SECONDS", 0.02)
+    recorded = read_record()
+    recorded.teach(laboratory, monkeypatch)
+    folder, stop, left = tmp_path / "questions", threading.Event(), list(recorded.questions)
+    different: list[str] = []
+
+    def answer_of(form: str, prompt: str) -> Any:
+        user = prompt[prompt.index(_BEGINS[form]) :]
+        same = next((one for one in left if one.about == about(form, user)), None)
+        if same is None:
+            different.append(f"asked anew: {about(form, user)}")
+            return {}
+        left.remove(same)
+        mine, theirs = sections(user), sections(same.user)
+        different.extend(f"{same.scope}: {name}" for name in SAME & theirs.keys() if mine.get(name) != theirs[name])
+        return same.answer
+
+    with bridge.Bridge(folder) as serving:
+        program = answering(folder, stop, answer_of)
+        evolution = open_evolution(tmp_path / "run", recorded.preset(serving.url))
+        evolve(evolution)
+        stop.set()
+        program.join()
+    assert (different, left) == ([], [])
+    rows = evolution.run.archive.rows
+    made = {row["candidate_id"]: row["source_digest"] for row in rows("candidates", arm="evolution")}
+    assert made == recorded.candidates
+    calls = rows("calls")
+    assert [row["outcome"] for row in calls if row["outcome"] != "ok"] == ["unsupported_output"]  # tools, refused once
+    assert len(calls) == len(recorded.questions) + 1
+    assert {row["written_by"] for row in rows("proposals")} == {"llm"}
+    assert evolution.run.archive.check() == []
+    told = "".join(row["request"] for row in calls)
+    assert "## run_gate\\nadmitted" in told  # by the real gate
+
+
+_BEGINS = {"ReflectionForm": "Reflect on ", "ProposalsForm": "Propose children", "ScreeningForm": "Judge every",
+           "ImplementationForm": "Write the candidate "}  # fmt: skip
 
 
 def test_a_bridge_serves_programs_of_this_machine_only(tmp_path: Path) -> None:
