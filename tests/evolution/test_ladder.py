@@ -26,9 +26,16 @@ from laboratory import (
     rewards,
 )
 
+from poise_core.config import LadderSpec
 from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.evidence.stopping import Measurement, Referee
 from poise_core.evolution import Evolution
+from poise_core.evolution.health import HealthWatch
+from poise_core.evolution.ladder import judged_by
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.run_directory import RunDirectory
+
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "laptop-64"
 
 
 def rows(evolution: Evolution, table: str, **equals: object) -> list[dict]:
@@ -111,6 +118,52 @@ def test_where_pass_at_k_counts_no_reward_ends_a_child(
     measure(evolution, child)
     assert [row["decision"] for row in rows(evolution, "rungs", candidate_id=child.candidate_id)][-1:] != ["stopped"]
     assert len({row["seed"] for row in rows(evolution, "evaluations", candidate_id=child.candidate_id)}) == 2
+
+
+@pytest.mark.slow
+def test_the_committed_run_reaches_evaluation() -> None:
+    """Its own ladder ended 18 children for their reward, though two thirds of its Overall is pass@32; today's ends none of them."""
+    run = RunDirectory.read(PUBLISHED)
+    preset, archive = run.current_preset, run.archive
+    protocol, ladder = preset.protocol, preset.ladder
+    assert not protocol.scored_by_reward
+    candidates = {row["candidate_id"]: row for row in archive.rows("candidates", arm="evolution")}
+    roots = [name for name, row in candidates.items() if not row["parent_ids"]]
+    found, steps = (
+        archive.evaluations(protocol=protocol.digest),
+        {name: archive.trajectory(name, protocol.digest) for name in candidates},
+    )
+    overalls = {name: {one.seed: one.overall for one in found.get(name, [])} for name in candidates}
+    seeds = range(preset.search.seeds_per_candidate)
+
+    measured = {name: Measurement.of(steps[name], overalls[name], ladder) for name in candidates}
+    generations = sorted({row["generation"] for row in candidates.values()})
+
+    def stopped_at_the_proxy(spec: LadderSpec) -> set[str]:
+        ended = set()
+        for number in generations[1:]:
+            earlier = {name: measured[name] for name, row in candidates.items() if row["generation"] < number}
+            referee = Referee.learn(spec, seeds, roots, earlier)
+            for name, row in candidates.items():
+                if row["generation"] == number and steps[name]:
+                    mine = Measurement.of({0: steps[name][0][: spec.proxy_steps]}, {}, spec)
+                    if referee.decide(mine, "proxy", [row["parent_ids"][0], *roots]).stop:
+                        ended.add(name)
+        return ended
+
+    recorded = {row["candidate_id"] for row in archive.rows("rungs", rung="proxy", decision="stopped")}
+    assert len(recorded) == 18
+    ended = stopped_at_the_proxy(ladder)
+    assert (
+        len(ended) == 17
+    )  # by the referee of today: the rule is the recorded one, so the curves are read as they were
+    assert ended < recorded
+    assert stopped_at_the_proxy(judged_by(ladder, protocol)) == set()
+    for name, row in candidates.items():
+        theirs = steps[row["parent_ids"][0]] if row["parent_ids"] else {}
+        watch = HealthWatch(preset.health, theirs, protocol.scored_by_reward, protocol.training.steps)
+        for seed, trained in steps[name].items():
+            watch.observe_all(seed, trained)  # raises where a training is stopped
 
 
 @pytest.mark.slow
