@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
-from llm_server import Fail, Hang, LoopbackServer, Say, asked_form, prompt_of
+from llm_server import Calls, Fail, Hang, LoopbackServer, Say, asked_form, prompt_of
 from script import (
     SOFT,
     answer_to,
@@ -540,22 +540,30 @@ def test_a_bridge_serves_programs_of_this_machine_only(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_model_tries_its_draft_before_it_answers(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
-    """The tools run in the gate's sandbox; the results come with the next question, and the last turn counts as it is."""
+    """It calls its tools, then names one by turns; they run in the gate's sandbox, and the last turn counts as it is."""
     good, asked = good_answers(), []
+    draft = implementation(1.0)["source"]
+    calls = Calls(
+        (
+            ("run_gate", {"source": draft}),
+            ("probe_numbers", {"source": draft}),
+            ("read_reference", {"algorithm": "DR-GRPO"}),
+        ),
+        "First I try it.",
+    )
 
     def script(body: dict[str, Any]) -> Any:
         if asked_form(body) != "ImplementationForm":
             return good(body)
         asked.append(prompt_of(body))
-        tools = [{"tool": "run_gate", "algorithm": ""}, {"tool": "probe_numbers", "algorithm": ""},
-                 {"tool": "read_reference", "algorithm": "DR-GRPO"}]  # fmt: skip
-        return {**implementation(1.0), "tries": tools if len(asked) != 2 else [{"tool": "run_gate", "algorithm": ""}]}
+        return calls if len(asked) == 1 else {**implementation(1.0), "tries": [{"tool": "run_gate", "algorithm": ""}]}
 
     evolution = open_evolution(tmp_path / "run", preset_for(serve(script)))
     evolve(evolution)
     assert len(asked) == 3  # two turns, then the answer is taken whatever it asks for
     assert "Turns with tools that are left: 2" in asked[0]
     assert '<data name="turn_1_results">' in asked[1]
+    assert "bound: float = 1.0" in asked[1].split('<data name="your_draft">')[1]
     assert "## run_gate\nadmitted" in asked[1]
     assert "right completions of mixed groups: advantage mean" in asked[1]
     assert "Dr. GRPO" in asked[1].split("## read_reference DR-GRPO")[1]
@@ -563,6 +571,8 @@ def test_a_model_tries_its_draft_before_it_answers(tmp_path: Path, laboratory: L
     assert "Turns with tools that are left: 0" in asked[2]
     (child,) = evolution.run.archive.rows("candidates", generation=1)
     assert "bound: float = 1.0" in child["source"]
+    kept = evolution.run.archive.rows("calls", role="implementer")
+    assert sorted(row["method"] for row in kept) == ["json_schema", "tools", "tools"]  # the last turn has no tools left
     replayed = open_evolution(tmp_path / "again", evolution.preset, replay=evolution.run.archive)
     evolve(replayed)
     assert contents(replayed.run.archive) == contents(evolution.run.archive)
