@@ -382,6 +382,7 @@ def test_the_schema_is_strict_and_the_fault_is_told(caller_for: Callable[..., Ca
     assert asked["schema"]["additionalProperties"] is False
     again = server.requests[1]["messages"][-1]["content"]
     assert "red: Field required" in again
+    assert '<data name="your_previous_answer">\n{"name": ""}\n</data>' in again
 
 
 def test_the_second_complaint_comes_with_a_tool(caller_for: Callable[..., Caller], serve: Serve) -> None:
