@@ -46,6 +46,12 @@ class Expectation(FrozenModel):
         verb = "fall" if self.direction == "no_fall" else "rise"
         return f"not to {verb}" + (f" by more than {self.size:g}" if self.size else "")
 
+    @property
+    def foretold(self) -> str:
+        """With its metric and, where one was given, its probability: ``Overall to increase by at least 2 (probability 0.6)``."""
+        chance = "" if self.probability is None else f" (probability {self.probability:g})"
+        return f"{self.metric} {self.claim}{chance}"
+
 
 class Proposal(FrozenModel):
     """One idea for a child, before any code exists (``composition`` or ``source`` may already fix the code)."""

@@ -277,7 +277,7 @@ CALLS = Table(
         Field("role", _TEXT, "proposer, screener, implementer or reflector"),
         Field("generation", _INT, "for the caps per generation"),
         Field("model", _TEXT, "`<provider>:<name>`"),
-        Field("method", _TEXT, "json_schema or function_calling"),
+        Field("method", _TEXT, "json_schema, function_calling, prompt, or tools where some could be called"),
         Field("attempt", _INT, "how often the same had been asked before"),
         Field("outcome", _TEXT, "a value of `poise_core.agents.llm.faults.Outcome`"),
         Field("message", _TEXT, "what was wrong, one line", nullable=True, counts=False),

@@ -120,6 +120,7 @@ def context(
     from poise_core.agents.llm.context import ContextTooSmallError, fit, slot_sections
     from poise_core.agents.llm.literature import LiteratureError, load_notes
     from poise_core.agents.llm.prompts import estimate_tokens
+    from poise_core.agents.llm.team import began_on
     from poise_core.evolution import ChildSlot, Evolution, default_roles
     from poise_core.run_directory import RunDirectory
 
@@ -132,7 +133,8 @@ def context(
         slot = ChildSlot(generation, 0, found, rows[found]["name"])
         settings = run.preset.agents
         try:
-            notes = load_notes(settings.literature_folder)
+            began, digest = began_on(run.archive), run.preset.protocol.digest
+            notes = load_notes(settings.literature_folder, today=began, protocol=digest)
             sections = slot_sections(evolution.context(slot), notes, settings.literature_notes)
             budget = tokens or settings.for_role("proposer").context_tokens or 0
             fitted = fit(sections, budget)

@@ -297,11 +297,12 @@ def lessons(briefs: Briefs, *, run: str, today: dt.date, days: int) -> str:
             "\n".join(
                 [
                     f"# {name}",
-                    f"title: {one_line(line.name)}, measured in an earlier run",
+                    f"title: {one_line(line.name)}, {'refuted after' if identity in refuted else 'measured in'} an earlier run",
                     f"source: run {one_line(run)}, protocol {briefs.protocol.digest}, {today.isoformat()}",
                     f"answers: {' '.join(line.diagnoses)}",
                     f"slots: {slots}",
                     f"expires: {(today + dt.timedelta(days=days)).isoformat()}",
+                    f"protocol: {briefs.protocol.digest}",
                     "",
                     f"Mechanism: {one_line(line.change) or 'not told'}",
                     "",

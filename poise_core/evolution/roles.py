@@ -78,5 +78,6 @@ def roles_for(
         "should_stop": should_stop,
         "allowance": allowance,
         "seed": preset.search.seed,
+        "protocol": preset.protocol.digest,
     }
     return Roles(roles.selector, *with_language_model(team, preset.agents, archive, **options))

@@ -26,6 +26,7 @@ from poise_core.agents.llm.context import fit, slot_sections
 from poise_core.agents.llm.faults import CallFailed, Outcome
 from poise_core.agents.llm.literature import load_notes
 from poise_core.agents.llm.prompts import estimate_tokens, load_prompt
+from poise_core.agents.llm.proposer import ModelProposer
 from poise_core.agents.llm.reflector import ModelReflector
 from poise_core.agents.reports import STEPS_SHOWN, gate_report, training_report, without_folders
 from poise_core.agents.roles import (
@@ -42,6 +43,7 @@ from poise_core.agents.variants import promising, variants
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate.identity import source_digest
 from poise_core.config import load_preset
+from poise_core.config.agents import AgentSettings
 from poise_core.environments.registry import described
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.noise import SeedNoise, floor_with_prior
@@ -148,9 +150,27 @@ def table(count: int = 63) -> tuple[Line, ...]:
     )  # fmt: skip
 
 
+def proposers_prompt(context: ProposalContext, tokens: int = 24_000) -> str:
+    """All that the proposer is told, system part and user part."""
+    told: list[str] = []
+
+    class Silent:
+        settings = AgentSettings(model="openai:x")
+
+        def ask(self, question: Any) -> Any:
+            told.extend(question.build(tokens))
+            raise CallFailed(Outcome.REFUSED, "no")
+
+    proposer = ModelProposer(cast(Any, Silent()), load_prompt("proposer"), load_notes(), None, 0)
+    with pytest.raises(CandidateFailure):
+        proposer.propose(context, 4, 0)
+    return "\n\n".join(told)
+
+
 def test_a_quiz_on_the_task_can_be_answered_from_the_proposers_prompt_alone() -> None:
-    context = place(reflection("entropy_collapse"), task=card(), table=table(), calibration=Calibration(((0.8, 0.3),)))
-    text = fit(slot_sections(context, load_notes()), 24_000).text
+    text = proposers_prompt(
+        place(reflection("entropy_collapse"), task=card(), table=table(), calibration=Calibration(((0.8, 0.3),)))
+    )
     quiz = {
         "What does long-chains ask for?": "chain5: five numbers from 1 to 9 added and subtracted from the left",
         "How is long-chains scored, and how much does it count?": (
@@ -204,6 +224,55 @@ def test_the_whole_prompt_keeps_its_budget_and_holds_task_and_table() -> None:
         assert fitted.tokens <= budget
         assert '<data name="task">' in fitted.text
         assert '<data name="archive">' in fitted.text
+
+
+def test_the_golden_prompt_shows_every_number_of_task_and_archive_within_its_budget() -> None:
+    """A simulated archive of 63 children; what has to stand there is computed from protocol and lines, not from the text."""
+    task, lines = card(), table()
+    text = proposers_prompt(place(reflection("kl_spike"), task=task, table=lines, directive="raise pass@32"))
+    assert estimate_tokens(text) <= 24_000
+    told = data_of(text)
+    training, protocol = task.protocol.training, task.protocol
+    numbers = {
+        "group size": f"group size {training.group_size} = {training.prompts_per_step * training.group_size} completions",
+        "updates": f"= {training.minibatches * training.inner_epochs} optimizer updates per batch",
+        "learning rate": f"learning rate {training.learning_rate:g},",
+        "steps": f"Training: {training.steps} steps; per step {training.prompts_per_step} prompts",
+        "length limit": f"length limit {training.max_completion_length} tokens",
+        "prompts": f"{protocol.environment.train_problems} of them",
+        "budget": f"generation {task.generation} of {task.generations}; {task.children_left} children are left",
+        "the seeds of a child": f"each trains with {task.seeds} seeds",
+        "what the noise rests on": f"learned from {task.measured} candidates",
+        "baseline's KL and its noise": "kl_end 0.21 (SD 0.02)",  # the root of 0.0004
+    }
+    for what, sign in numbers.items():
+        assert sign in told["task"], what
+    for one in protocol.benchmarks:
+        (row,) = [line.split(" | ") for line in told["task"].splitlines() if line.startswith(f"{one.name} | ")]
+        assert row[1:5] == ["+".join(one.kinds), row[2], f"{one.weight:g}", f"{one.problems}"]
+        assert one.metric_name in row[2]
+        assert f"{one.weight:g} {one.name}" in told["task"].split("Overall = ")[1].splitlines()[0]
+    overall = next(line for line in told["task"].splitlines() if line.startswith("Overall | ")).split(" | ")
+    assert overall[-3:] == ["55.9", "72.8 [71.0,74.7]", "1.2"]  # untrained, baseline, root of 1.44
+    chains = next(line for line in told["task"].splitlines() if line.startswith("long-chains | ")).split(" | ")
+    assert chains[-3:] == ["52.5", "22.5 [19.0,26.0]", "3"]
+    rows = {line.split("|")[0]: line.split("|")[1:] for line in told["archive"].splitlines()[1:]}
+    for one in lines:
+        if one.fate == "not taken":
+            assert one.change.split()[0] in told["ideas_not_taken"].split(f"{one.name}: ")[1]
+            continue
+        change, delta, moved, fate = rows.pop(one.name)
+        assert one.change.startswith(change.removesuffix(" ..."))
+        if one.delta is not None:
+            assert delta == f"{one.delta.estimate:+.1f} [{one.delta.low:+.1f},{one.delta.high:+.1f}]"
+            assert moved == ", ".join(one.telling)
+        assert fate == (f"{one.fate}, {one.reason}" if one.reason else one.fate)
+    assert rows == {}
+
+
+def data_of(text: str) -> dict[str, str]:
+    """The blocks of data of a prompt, by name."""
+    return dict(re.findall(r'<data name="(\w+)">\n(.*?)\n</data>', text, re.DOTALL))
 
 
 def test_calibration_by_hand() -> None:
@@ -337,8 +406,10 @@ def test_ten_planted_faults_are_visible_to_the_reflector() -> None:
         ),
     }  # fmt: skip
     assert len(faults) == 10
+    sound = seen(both)
     for fault, (shown, sign) in faults.items():
         assert sign in shown, fault
+        assert sign not in sound, fault  # it is the fault that shows, not the form
 
 
 # children without a model call
@@ -402,6 +473,8 @@ def test_lessons_of_a_run_are_literature_of_a_later_one(laboratory: Laboratory, 
     notes = {note.title.split(",")[0]: note for note in load_notes(str(tmp_path / "notes"))}
     refuted, fine = notes[str(first["name"])], notes[str(second["name"])]
     assert "REFUTED on sealed problems" in refuted.text
+    assert refuted.title == f"{first['name']}, refuted after an earlier run"
+    assert (fine.expires, fine.protocol) == (dt.date(2026, 3, 31), briefs.protocol.digest)
     assert "43.21" not in refuted.text
     assert "Claim: better than the baseline: Overall +100.00" in fine.text
     assert f"Evidence: evaluations of {second['candidate_id']}, protocol {briefs.protocol.digest}" in fine.text

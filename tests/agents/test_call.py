@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from call_samples import GOOD, Colour, outcomes, question, script_of
+from call_samples import GOOD, TOOL_CASES, Colour, outcomes, question, refusing_tools, script_of
 from langchain.chat_models import base
-from llm_server import Drip, Fail, Hang, Loop, LoopbackServer, NoChoices, Raw, Say, prompt_of
+from llm_server import Calls, Drip, Fail, Hang, Loop, LoopbackServer, NoChoices, Raw, Say, prompt_of
+from script import implementation
 
 from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
+from poise_core.agents.llm.forms import ImplementationForm
 from poise_core.agents.llm.preflight import AgentSettingsError, check_agents, say_unanswering
-from poise_core.agents.llm.question import Answer
+from poise_core.agents.llm.question import Answer, Question
 from poise_core.agents.llm.quirks import QUIRKS, SAYINGS, classify, outcome_of, quirk, room_for_output
+from poise_core.agents.llm.tools import offered, results, tools_for
 from poise_core.agents.llm.wire import run_bounded
 from poise_core.archive import Archive, ArchiveError
 from poise_core.config.agents import AgentSettings
@@ -379,12 +382,109 @@ def test_the_schema_is_strict_and_the_fault_is_told(caller_for: Callable[..., Ca
     assert asked["schema"]["additionalProperties"] is False
     again = server.requests[1]["messages"][-1]["content"]
     assert "red: Field required" in again
+    assert '<data name="your_previous_answer">\n{"name": ""}\n</data>' in again
 
 
 def test_the_second_complaint_comes_with_a_tool(caller_for: Callable[..., Caller], serve: Serve) -> None:
     server = serve(script_of(Say("no"), Say("no"), GOOD))
     caller_for(server).ask(question())
     assert ["tools" in body for body in server.requests] == [False, False, True]
+
+
+def with_tools(number: int = 0) -> Question[ImplementationForm]:
+    return question(kind=ImplementationForm, scope=f"gen-01/slot-{number}").with_tools(offered())
+
+
+MALFORMED = {
+    "arguments that are no JSON": (Calls((("run_gate", '{"source": "x'),)), ["its arguments are not a JSON object"]),
+    "arguments that nest too deeply": (Calls((("run_gate", "[" * 100_000),)), ["its arguments are not a JSON object"]),
+    "no arguments": (Calls((("run_gate", ""),)), ["it takes source, a text; the call gave none"]),
+    "no name": (Calls((("", "{}"),)), ["there is no such tool"]),
+}
+
+
+@pytest.mark.parametrize("case", [*TOOL_CASES, *MALFORMED])
+def test_whatever_a_model_calls_is_told_in_the_next_question(
+    case: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    calls, told = {**TOOL_CASES, **MALFORMED}[case]
+    server = serve(script_of(calls))
+    form = caller_for(server).ask(with_tools()).value
+    shown, at = results(form.tries, form.source, tools_for("X")).lower(), 0
+    for sign in told:
+        at = shown.find(sign.lower(), at)
+        assert at >= 0, (case, sign)
+        at += len(sign)
+    (row,) = archive.rows("calls")
+    assert (row["outcome"], row["method"]) == ("ok", "tools")
+    kept = json.loads(row["answer"])
+    assert [name for name, _ in kept["calls"]] == [name for name, _ in calls.calls]  # the record has all of them
+    assert kept["text"] == calls.text
+    asked = len(server.requests)
+    assert caller_for(server).ask(with_tools()).value == form  # and answers again from it
+    assert len(server.requests) == asked == 1
+
+
+def test_an_answer_that_calls_no_tool_is_final(caller_for: Callable[..., Caller], serve: Serve) -> None:
+    server = serve(script_of(implementation(1.0), Say(json.dumps(implementation(2.0)))))
+    bounds = [caller_for(server).ask(with_tools(number)).value.source for number in range(2)]
+    assert ["bound: float = 1.0" in bounds[0], "bound: float = 2.0" in bounds[1]] == [True, True]
+    (form, *tools) = [tool["function"] for tool in server.requests[0]["tools"]]
+    assert form["name"] == "ImplementationForm"
+    assert "tries" not in form["parameters"]["properties"]
+    assert [tool["name"] for tool in tools] == ["run_gate", "probe_numbers", "read_reference"]
+    assert tools[0]["parameters"]["required"] == ["source"]
+
+
+@pytest.mark.parametrize("odd", [Say("Let me think."), Calls((("run_gate", '["no object"]'),))])
+def test_what_neither_calls_nor_answers_is_asked_for_without_tools(
+    odd: Any, archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(script_of(odd, implementation(1.0)))
+    assert caller_for(server).ask(with_tools()).value.tries == []
+    assert [("tools" in body, "response_format" in body) for body in server.requests] == [(True, False), (False, True)]
+    assert outcomes(archive) == ["invalid_answer", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("refusal", "outcome"),
+    [
+        (Fail(400, '"auto" tool choice requires --enable-auto-tool-choice to be set'), "unsupported_output"),
+        (Fail(404, "No endpoints found that support tool use"), "unsupported_output"),
+        (Fail(400, "it is not what it should be"), "bad_request"),  # not every server has a word for it
+    ],
+)
+def test_a_server_that_refuses_tools_is_asked_by_turns_and_that_is_remembered(
+    refusal: Fail, outcome: str, archive: Archive, caller_for: Callable[..., Caller], serve: Serve, tmp_path: Path
+) -> None:
+    server = serve(refusing_tools(refusal))
+    caller = caller_for(server)
+    for number in range(2):
+        assert [one.tool for one in caller.ask(with_tools(number)).value.tries] == ["run_gate"]
+    assert outcomes(archive) == [outcome, "ok", "ok"]
+    caller_for(server).ask(with_tools(2))  # the run goes on in another process
+    assert [row["method"] for row in archive.rows("calls")].count("tools") == 1
+    server.script = lambda body: Fail(500)
+    again = Caller(Archive(tmp_path / "again").initialise(), caller.settings, replay=archive)
+    for number in (1, 0, 2):  # in another order than recorded
+        assert [one.tool for one in again.ask(with_tools(number)).value.tries] == ["run_gate"]
+
+
+def test_a_quirk_of_another_kind_is_no_refusal_of_tools(
+    archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(script_of(Fail(400, "temperature is not supported with this model"), implementation(1.0)))
+    caller = caller_for(server, temperature=0.5)
+    caller.ask(with_tools(0))
+    caller.ask(with_tools(1))
+    assert ["tools" in body for body in server.requests] == [True] * 3
+    assert {row["method"] for row in archive.rows("calls")} == {"tools"}
+
+
+def test_who_names_a_kind_of_output_gets_no_tools(caller_for: Callable[..., Caller], serve: Serve) -> None:
+    server = serve(script_of(implementation(1.0)))
+    caller_for(server, structured_output="json_schema").ask(with_tools())
+    assert "tools" not in server.requests[0]
 
 
 def test_overflow_halves_the_context_and_truncation_doubles_the_output(

@@ -1,5 +1,7 @@
 """What a prompt holds: by priority, within its budget, nothing sealed, and no text that could pass for an instruction."""
 
+import dataclasses
+import datetime as dt
 from pathlib import Path
 
 import pytest
@@ -8,11 +10,12 @@ from laboratory import Laboratory, establish_baseline, evolve, make_preset, open
 
 from poise_core.agents.briefing import TaskCard
 from poise_core.agents.llm.context import ContextTooSmallError, Section, boundaries_text, fit, slot_sections
-from poise_core.agents.llm.literature import LiteratureError, load_notes, retrieve
+from poise_core.agents.llm.literature import LiteratureError, Note, load_notes, retrieve
 from poise_core.agents.llm.prompts import PromptError, data_block, estimate_tokens, load_prompt
+from poise_core.agents.llm.team import began_on
 from poise_core.agents.roles import CandidateRecord, Tried
 from poise_core.agents.rules.diagnoses import DIAGNOSES
-from poise_core.archive import evaluation_rows
+from poise_core.archive import Archive, candidate_row, evaluation_rows
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evolution import ChildSlot, Evolution
 from poise_core.mechanisms.catalogue import SLOTS
@@ -190,6 +193,46 @@ def test_a_users_notes_are_added_and_replace_shipped_ones(tmp_path: Path) -> Non
         load_notes(str(tmp_path))
     with pytest.raises(LiteratureError, match="is not a folder"):
         load_notes(str(tmp_path / "none"))
+
+
+def test_a_note_expires_and_one_of_another_protocol_is_a_hint(tmp_path: Path) -> None:
+    """Measurements of an earlier run: not for ever, and not under whatever protocol."""
+    head = "title: OURS\nanswers: kl_spike\nexpires: 2026-03-31\nprotocol: aaaa\n\nClaim: +5.\n"
+    (tmp_path / "lessons.md").write_text(f"# ours\n{head}\n# gspo\n{head}")
+
+    def load(day: str, protocol: str = "aaaa") -> dict[str, Note]:
+        notes = load_notes(str(tmp_path), today=dt.date.fromisoformat(day), protocol=protocol)
+        return {note.name: note for note in notes}
+
+    last = load("2026-03-31")
+    assert (last["ours"].text, last["gspo"].title) == ("Claim: +5.", "OURS")
+    over = load("2026-04-01")
+    assert "ours" not in over
+    assert "GSPO" in over["gspo"].title  # the shipped note, which does not expire, is there again
+    elsewhere = load("2026-03-31", "bbbb")
+    assert elsewhere["ours"].text == (
+        "Measured under another protocol (aaaa; this run's is bbbb): a hint here, not a fact.\n\nClaim: +5."
+    )
+    assert elsewhere["dapo"].text == last["dapo"].text  # what is published is of no protocol
+    twin = dataclasses.replace(last["ours"], name="zz_twin")
+    pair = retrieve([elsewhere["ours"], twin], place(reflection("kl_spike")), 2)
+    assert {note.name for note in pair} == {"ours", "zz_twin"}
+    (tmp_path / "lessons.md").write_text(head.replace("2026-03-31", "soon"))
+    with pytest.raises(LiteratureError, match="expires: 'soon' is not a date"):
+        load_notes(str(tmp_path))
+
+
+def test_a_run_takes_the_notes_of_the_day_on_which_it_began(tmp_path: Path) -> None:
+    """Whether a note holds must not change while a run pauses, nor in its replay years later."""
+    archive = Archive(tmp_path).initialise()
+    assert began_on(archive) == dt.datetime.now(dt.UTC).date()
+    begin = dt.datetime(2026, 3, 31, 23, 59, tzinfo=dt.UTC)
+    row = candidate_row(
+        candidate_id="grpo-1", name="GRPO", source="x", source_digest="d", written_by="poise", generation=0, parent_ids=(),
+        mechanisms={},
+    )  # fmt: skip
+    archive.append("candidates", [{**row, "created_at": begin}])
+    assert began_on(archive) == dt.date(2026, 3, 31)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from laboratory import Laboratory, contents, evolve, make_preset, open_evolution
-from llm_server import Fail, Hang, LoopbackServer, Say, asked_form, prompt_of
+from llm_server import Calls, Fail, Hang, LoopbackServer, Say, asked_form, prompt_of
 from script import (
     SOFT,
     answer_to,
@@ -421,8 +421,10 @@ def test_a_planted_secret_is_found_nowhere(
     assert planted not in json.dumps(server.requests)
 
 
-def answering(folder: Path, stop: threading.Event) -> threading.Thread:
-    """A program that answers the files of a bridge as the script does."""
+def answering(
+    folder: Path, stop: threading.Event, answer_of: Callable[[str, str], Any] = answer_to
+) -> threading.Thread:
+    """A program that answers the files of a bridge: form and prompt to an answer, by default as the script does."""
 
     def work() -> None:
         while not stop.is_set():
@@ -430,7 +432,7 @@ def answering(folder: Path, stop: threading.Event) -> threading.Thread:
                 question = None if path.name.endswith(".answer.json") else json.loads(path.read_text())
                 if question is not None and not (answer := folder / question["answer_file"]).exists():
                     prompt = "\n".join(text for _, text in question["messages"])
-                    answer.write_text(json.dumps(answer_to(question["form"], prompt)))
+                    answer.write_text(json.dumps(answer_of(question["form"], prompt)))
             time.sleep(0.05)
 
     thread = threading.Thread(target=work, daemon=True)
@@ -467,6 +469,65 @@ def test_a_run_by_the_bridge_and_its_recorded_exchange_again(
     assert mine == theirs
 
 
+SAME = {"parent", "parent_scores", "parent_code", "parent_trajectory", "evidence", "benchmark_levels", "curves", "archive",
+        "difference_to_the_parents_file", "file", "your_draft", "equations", "failure_boundaries"}  # fmt: skip
+"""Data that holds what was measured and answered; what is said around it may be reworded without recording the run anew."""
+
+
+@pytest.mark.slow
+def test_the_recorded_run_by_the_bridge_again(
+    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """docs/agents/bridge-run.jsonl.xz: a run of the preset smoke whose questions somebody read and answered.
+
+    Its measurements stand in for training; bridge, prompts, tools, gate of the tools and records are real. The same
+    is asked, word for word where numbers stand, every answer serves once, and the same candidates come of it.
+    """
+    from write_exchanges import about, read_record, sections
+
+    monkeypatch.setattr(bridge, "SETTLED_SECONDS", 0.02)
+    monkeypatch.setattr(bridge, "POLL_SECONDS", 0.02)
+    recorded = read_record()
+    recorded.teach(laboratory, monkeypatch)
+    folder, stop, left = tmp_path / "questions", threading.Event(), list(recorded.questions)
+    different: list[str] = []
+
+    def answer_of(form: str, prompt: str) -> Any:
+        user = prompt[prompt.index(_BEGINS[form]) :]
+        same = next((one for one in left if one.about == about(form, user)), None)
+        if same is None:
+            different.append(f"asked anew: {about(form, user)}")
+            return {}
+        left.remove(same)
+        mine, theirs = sections(user), sections(same.user)
+        if form == "ScreeningForm":  # the table in place of these two
+            different.extend({"contract", "literature"} & mine.keys())
+        different.extend(f"{same.scope}: {name}" for name in SAME & theirs.keys() if mine.get(name) != theirs[name])
+        return same.answer
+
+    with bridge.Bridge(folder) as serving:
+        program = answering(folder, stop, answer_of)
+        evolution = open_evolution(tmp_path / "run", recorded.preset(serving.url))
+        evolve(evolution)
+        stop.set()
+        program.join()
+    assert (different, left) == ([], [])
+    rows = evolution.run.archive.rows
+    made = {row["candidate_id"]: row["source_digest"] for row in rows("candidates", arm="evolution")}
+    assert made == recorded.candidates
+    calls = rows("calls")
+    assert [row["outcome"] for row in calls if row["outcome"] != "ok"] == ["unsupported_output"]  # tools, refused once
+    assert len(calls) == len(recorded.questions) + 1
+    assert {row["written_by"] for row in rows("proposals")} == {"llm"}
+    assert evolution.run.archive.check() == []
+    told = "".join(row["request"] for row in calls)
+    assert "## run_gate\\nadmitted" in told  # by the real gate
+
+
+_BEGINS = {"ReflectionForm": "Reflect on ", "ProposalsForm": "Propose children", "ScreeningForm": "Judge every",
+           "ImplementationForm": "Write the candidate "}  # fmt: skip
+
+
 def test_a_bridge_serves_programs_of_this_machine_only(tmp_path: Path) -> None:
     with bridge.Bridge(tmp_path) as serving:
         for headers in ({"Host": "evil.example"}, {"Origin": "http://127.0.0.1"}):
@@ -481,22 +542,30 @@ def test_a_bridge_serves_programs_of_this_machine_only(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_model_tries_its_draft_before_it_answers(tmp_path: Path, laboratory: Laboratory, serve: Serve) -> None:
-    """The tools run in the gate's sandbox; the results come with the next question, and the last turn counts as it is."""
+    """It calls its tools, then names one by turns; they run in the gate's sandbox, and the last turn counts as it is."""
     good, asked = good_answers(), []
+    draft = implementation(1.0)["source"]
+    calls = Calls(
+        (
+            ("run_gate", {"source": draft}),
+            ("probe_numbers", {"source": draft}),
+            ("read_reference", {"algorithm": "DR-GRPO"}),
+        ),
+        "First I try it.",
+    )
 
     def script(body: dict[str, Any]) -> Any:
         if asked_form(body) != "ImplementationForm":
             return good(body)
         asked.append(prompt_of(body))
-        tools = [{"tool": "run_gate", "algorithm": ""}, {"tool": "probe_numbers", "algorithm": ""},
-                 {"tool": "read_reference", "algorithm": "DR-GRPO"}]  # fmt: skip
-        return {**implementation(1.0), "tries": tools if len(asked) != 2 else [{"tool": "run_gate", "algorithm": ""}]}
+        return calls if len(asked) == 1 else {**implementation(1.0), "tries": [{"tool": "run_gate", "algorithm": ""}]}
 
     evolution = open_evolution(tmp_path / "run", preset_for(serve(script)))
     evolve(evolution)
     assert len(asked) == 3  # two turns, then the answer is taken whatever it asks for
     assert "Turns with tools that are left: 2" in asked[0]
     assert '<data name="turn_1_results">' in asked[1]
+    assert "bound: float = 1.0" in asked[1].split('<data name="your_draft">')[1]
     assert "## run_gate\nadmitted" in asked[1]
     assert "right completions of mixed groups: advantage mean" in asked[1]
     assert "Dr. GRPO" in asked[1].split("## read_reference DR-GRPO")[1]
@@ -504,6 +573,8 @@ def test_a_model_tries_its_draft_before_it_answers(tmp_path: Path, laboratory: L
     assert "Turns with tools that are left: 0" in asked[2]
     (child,) = evolution.run.archive.rows("candidates", generation=1)
     assert "bound: float = 1.0" in child["source"]
+    kept = evolution.run.archive.rows("calls", role="implementer")
+    assert sorted(row["method"] for row in kept) == ["json_schema", "tools", "tools"]  # the last turn has no tools left
     replayed = open_evolution(tmp_path / "again", evolution.preset, replay=evolution.run.archive)
     evolve(replayed)
     assert contents(replayed.run.archive) == contents(evolution.run.archive)

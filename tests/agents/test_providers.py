@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from call_samples import GOOD, Colour, outcomes, question, script_of
+from call_samples import GOOD, TOOL_CASES, Colour, outcomes, question, refusing_tools, script_of
 from laboratory import Laboratory, evolve, make_preset, open_evolution
 from llm_server import Fail, Hang, Say
 from provider_servers import DIALECTS, INPUT_TOKENS, OUTPUT_TOKENS, ProviderServer
-from script import answer_to
+from script import answer_to, implementation
 
 from poise_core.agents.llm.call import Caller
 from poise_core.agents.llm.faults import AgentsUnusable, CallFailed
+from poise_core.agents.llm.forms import ImplementationForm
+from poise_core.agents.llm.tools import offered, results, tools_for
 from poise_core.archive import Archive
 from poise_core.config import Preset
 from poise_core.config.agents import AgentSettings
@@ -182,6 +184,48 @@ def test_every_role_is_carried_by_the_provider(tmp_path: Path, laboratory: Labor
     assert {row["outcome"] for row in rows("calls")} == {"ok"}
     assert {row["written_by"] for row in rows("candidates", generation=1)} == {"llm"}
     assert rows("evaluations", candidate_id=rows("candidates", generation=1)[0]["candidate_id"])
+
+
+@pytest.mark.slow
+def test_tools_are_called_as_each_protocol_has_it(
+    archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    """The answer's form and the tools are offered together; whatever a model calls, the run gets a form to go on with."""
+    server = serve(script_of(*(calls for calls, _ in TOOL_CASES.values()), implementation(2.0)))
+    caller = caller_for(server)
+    for number, (case, (_, told)) in enumerate(TOOL_CASES.items()):
+        asked = question(kind=ImplementationForm, scope=f"gen-01/slot-{number}").with_tools(offered())
+        form = caller.ask(asked).value
+        assert form.tries, case
+        shown, at = results(form.tries, form.source, tools_for("X")).lower(), 0
+        for sign in told:
+            at = shown.find(sign.lower(), at)
+            assert at >= 0, (case, sign)
+            at += len(sign)
+    final = question(kind=ImplementationForm, scope="gen-01/slot-99").with_tools(offered())
+    assert caller.ask(final).value == ImplementationForm.model_validate(implementation(2.0))
+    assert outcomes(archive) == ["ok"] * (len(TOOL_CASES) + 1)
+    assert {row["method"] for row in archive.rows("calls")} == {"tools"}
+    assert server.dialect.tool(server.requests[0]) == "ImplementationForm"
+    assert "tries" not in server.dialect.schema(server.requests[0])["properties"]
+    sent = json.dumps(server.requests[0])
+    assert all(name in sent for name in ("run_gate", "probe_numbers", "read_reference"))
+
+
+@pytest.mark.slow
+def test_a_server_that_refuses_tools_is_asked_by_turns_once_and_for_all(
+    archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(refusing_tools(Fail(400, "test-model does not support tools", "invalid_request_error")))
+    caller = caller_for(server)
+    for number in range(2):
+        asked = question(kind=ImplementationForm, scope=f"gen-01/slot-{number}").with_tools(offered())
+        assert [one.tool for one in caller.ask(asked).value.tries] == ["run_gate"]
+    assert outcomes(archive) == ["unsupported_output", "ok", "ok"]
+    later = caller_for(server)  # the run goes on in another process
+    later.ask(question(kind=ImplementationForm, scope="gen-02/slot-0").with_tools(offered()))
+    assert [row["method"] for row in archive.rows("calls")].count("tools") == 1
+    assert len(server.requests) == 4
 
 
 def form_of(schema: dict[str, Any]) -> str:

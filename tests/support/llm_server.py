@@ -27,6 +27,14 @@ class Say:
 
 
 @dataclass(frozen=True)
+class Calls:
+    """Tool calls: names and arguments, a document or, where a protocol has it, any text; and what is said beside them."""
+
+    calls: tuple[tuple[str, Any], ...]
+    text: str = ""
+
+
+@dataclass(frozen=True)
 class Fail:
     """An HTTP error."""
 
@@ -169,6 +177,14 @@ def _respond(handler: BaseHTTPRequestHandler, body: dict[str, Any], answer: Any,
         _json(handler, _completion(body, None if answer.null else []))
     elif isinstance(answer, Raw):
         _send(handler, 200, json.dumps(answer.document).encode(), {"Content-Type": answer.kind})
+    elif isinstance(answer, Calls):
+        made = [
+            {"name": name, "arguments": given if isinstance(given, str) else json.dumps(given)}
+            for name, given in answer.calls
+        ]
+        calls = [{"id": f"call_{n}", "type": "function", "function": one} for n, one in enumerate(made)]
+        message = {"role": "assistant", "content": answer.text or None, "tool_calls": calls}
+        _json(handler, _completion(body, [{"index": 0, "message": message, "finish_reason": "tool_calls"}]))
     elif isinstance(answer, bytes):
         _send(handler, 200, answer, {"Content-Type": "text/html"})
     else:

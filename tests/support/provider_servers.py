@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
-from llm_server import Fail, Hang, Say, Script, ScriptedServer
+from llm_server import Calls, Fail, Hang, Say, Script, ScriptedServer
 
 INPUT_TOKENS, OUTPUT_TOKENS = 120, 34
 """What every answer reports."""
@@ -27,22 +27,26 @@ class Dialect:
     environment: dict[str, str]  # variables that the client reads; {url} is filled in
     key_header: str
     takes: Callable[[str], bool]  # whether a path is the one for completions
-    answer: Callable[[dict[str, Any], Say, dict[str, Any] | None], list[dict[str, Any]]]  # body, text, tool arguments
+    answer: Callable[[dict[str, Any], Say, Calls | None], list[dict[str, Any]]]  # body, text, tool calls
+    tool: Callable[[dict[str, Any]], str]  # name of the first tool offered
     error: Callable[[Fail], dict[str, Any]]
     schema: Callable[[dict[str, Any]], dict[str, Any]]  # that the answer has to follow
     prompt: Callable[[dict[str, Any]], str]
 
 
-def _anthropic_answer(body: dict[str, Any], say: Say, arguments: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _anthropic_answer(body: dict[str, Any], say: Say, made: Calls | None) -> list[dict[str, Any]]:
     reasons = {"stop": "end_turn", "length": "max_tokens", "content_filter": "refusal"}
-    block: dict[str, Any] = {"type": "text", "text": say.text or ""}
+    blocks: list[dict[str, Any]] = [{"type": "text", "text": say.text or ""}]
     reason = reasons[say.finish]
-    if arguments is not None:
-        block = {"type": "tool_use", "id": "toolu_1", "name": body["tools"][0]["name"], "input": arguments}
-        reason = "tool_use"
+    if made is not None:
+        uses = [
+            {"type": "tool_use", "id": f"toolu_{n}", "name": name, "input": given}
+            for n, (name, given) in enumerate(made.calls)
+        ]
+        blocks, reason = [*([{"type": "text", "text": made.text}] if made.text else []), *uses], "tool_use"
     return [
         {
-            "id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "content": [block],
+            "id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "content": blocks,
             "stop_reason": reason, "stop_sequence": None,
             "usage": {"input_tokens": INPUT_TOKENS, "output_tokens": OUTPUT_TOKENS},
         }
@@ -59,15 +63,15 @@ def _anthropic_prompt(body: dict[str, Any]) -> str:
     return "\n".join(map(_text, [body.get("system", ""), *(one["content"] for one in body["messages"])]))
 
 
-def _google_answer(body: dict[str, Any], say: Say, arguments: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _google_answer(body: dict[str, Any], say: Say, made: Calls | None) -> list[dict[str, Any]]:
     reasons = {"stop": "STOP", "length": "MAX_TOKENS", "content_filter": "SAFETY"}
-    part: dict[str, Any] = {"text": say.text or ""}
-    if arguments is not None:
-        name = body["tools"][0]["functionDeclarations"][0]["name"]
-        part = {"functionCall": {"name": name, "args": arguments}}
+    parts: list[dict[str, Any]] = [{"text": say.text or ""}]
+    if made is not None:
+        uses = [{"functionCall": {"name": name, "args": given}} for name, given in made.calls]
+        parts = [*([{"text": made.text}] if made.text else []), *uses]
     total = INPUT_TOKENS + OUTPUT_TOKENS
     usage = {"promptTokenCount": INPUT_TOKENS, "candidatesTokenCount": OUTPUT_TOKENS, "totalTokenCount": total}
-    content = {"role": "model", "parts": [part]}
+    content = {"role": "model", "parts": parts}
     candidate = {"content": content, "finishReason": reasons[say.finish], "index": 0}
     return [{"candidates": [candidate], "usageMetadata": usage, "modelVersion": "test"}]
 
@@ -87,11 +91,11 @@ def _google_prompt(body: dict[str, Any]) -> str:
     return "\n".join(part.get("text", "") for part in parts)
 
 
-def _ollama_answer(body: dict[str, Any], say: Say, arguments: dict[str, Any] | None) -> list[dict[str, Any]]:
+def _ollama_answer(body: dict[str, Any], say: Say, made: Calls | None) -> list[dict[str, Any]]:
     message: dict[str, Any] = {"role": "assistant", "content": say.text or ""}
-    if arguments is not None:
-        call = {"function": {"name": body["tools"][0]["function"]["name"], "arguments": arguments}}
-        message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    if made is not None:
+        calls = [{"function": {"name": name, "arguments": given}} for name, given in made.calls]
+        message = {"role": "assistant", "content": made.text, "tool_calls": calls}
     head = {"model": body["model"], "created_at": "2026-01-01T00:00:00Z"}
     end = {
         **head, "message": {"role": "assistant", "content": ""}, "done": True,
@@ -123,6 +127,7 @@ DIALECTS = {
         "Authorization",
         lambda path: path.split("?")[0].endswith("/v1/messages"),
         _anthropic_answer,
+        lambda body: str(body["tools"][0]["name"]),
         lambda fail: {"type": "error", "error": {"type": fail.code, "message": fail.message}},
         _anthropic_schema,
         _anthropic_prompt,
@@ -134,6 +139,7 @@ DIALECTS = {
         "x-goog-api-key",
         lambda path: path.split("?")[0].endswith(":generateContent"),
         _google_answer,
+        lambda body: str(body["tools"][0]["functionDeclarations"][0]["name"]),
         lambda fail: {"error": {"code": fail.status, "message": fail.message, "status": fail.code.upper()}},
         _google_schema,
         _google_prompt,
@@ -145,6 +151,7 @@ DIALECTS = {
         "",
         lambda path: path == "/api/chat",
         _ollama_answer,
+        lambda body: str(body["tools"][0]["function"]["name"]),
         lambda fail: {"error": fail.message},
         _ollama_schema,
         _ollama_prompt,
@@ -174,9 +181,11 @@ class ProviderServer(ScriptedServer):
             self.closed.wait(answer.seconds)
             handler.close_connection = True
             return None
-        arguments = answer if isinstance(answer, dict) and body.get("tools") else None
-        say = answer if isinstance(answer, Say) else Say(json.dumps(answer))
-        return _send(handler, 200, self.dialect.answer(body, say, arguments), {})
+        made = answer if isinstance(answer, Calls) else None
+        if isinstance(answer, dict) and body.get("tools"):
+            made = Calls(((self.dialect.tool(body), answer),))
+        say = answer if isinstance(answer, Say) else Say("" if made else json.dumps(answer))
+        return _send(handler, 200, self.dialect.answer(body, say, made), {})
 
 
 def _send(

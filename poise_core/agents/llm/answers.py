@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from poise_core.agents.llm.faults import CallFailed, Outcome
+from poise_core.agents.llm.question import ToolCall, Tools
 from poise_core.agents.llm.secrets import redact
 from poise_core.agents.llm.wire import Reply
 
@@ -21,12 +22,18 @@ _BROKEN = {"error", "abort", "insufficient_system_resource"}  # OpenRouter, SGLa
 _DROPPED = {"title", "default", "minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum"}
 
 
-def answer_schema(kind: type[BaseModel]) -> dict[str, Any]:
+def answer_schema(kind: type[BaseModel], without: Sequence[str] = ()) -> dict[str, Any]:
     """JSON schema of an answer for strict structured output: no references, no open objects, every key required.
 
     Limits on lengths and numbers are left out, because not every server knows them; reading the answer checks them.
+
+    Args:
+        kind: of the answer.
+        without: fields that are not asked for.
     """
     document = kind.model_json_schema()
+    for name in without:
+        del document["properties"][name]
     definitions = document.pop("$defs", {})
     schema = _strict(document, definitions)
     schema["title"] = kind.__name__
@@ -56,8 +63,11 @@ def _strict(node: Any, definitions: dict[str, Any]) -> Any:
     return cleaned
 
 
-def read_answer(reply: Reply, kind: type[A]) -> A:
+def read_answer(reply: Reply, kind: type[A], tools: Tools[A] | None = None) -> A:
     """The answer in a reply: a tool call's arguments, or JSON in its text (also in a code block, or after reasoning).
+
+    With tools, calls of others than the answer's stand for what ``tools.read`` says; an answer beside them is not final, and
+    text is not read.
 
     Raises:
         CallFailed: EMPTY, REFUSED, TRUNCATED or INVALID, with what is wrong.
@@ -70,6 +80,10 @@ def read_answer(reply: Reply, kind: type[A]) -> A:
     text = reply.arguments or reply.text
     if reply.finish_reason in _BROKEN:
         raise CallFailed(Outcome.EMPTY, f"the server ended its answer with {reply.finish_reason!r}")
+    if tools is not None:
+        asked = [ToolCall(name, given) for name, given in reply.calls if name != kind.__name__]
+        if asked:
+            return tools.read(asked)
     if not text.strip():
         raise CallFailed(Outcome.EMPTY, "the reply holds neither text nor a tool call")
     try:

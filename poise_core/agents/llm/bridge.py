@@ -118,6 +118,10 @@ class Bridge:
         if not handler.path.rstrip("/").endswith("/chat/completions"):
             _fail(handler, 404, f"no such path: {handler.path}; this serves /v1/chat/completions")
             return
+        if len(body.get("tools") or ()) > 1:
+            # one file, one form: whoever offers tools beside the form asks by turns then, and the form has a place for them
+            _fail(handler, 400, "tools beside the form of the answer are not supported")
+            return
         stem = self._question(body, messages)
         text = self._answer(stem)
         if text is None:

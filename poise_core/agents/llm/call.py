@@ -86,6 +86,12 @@ class Caller:
         self._backoff = backoff_seconds
         self._models = ChatModels(should_stop)
         self._pace = Pace()
+        # models whose server has refused tools: asked by turns from then on, after a pause of the run, too
+        self._without_tools = {
+            row["model"]
+            for row in archive.rows("calls", method="tools")
+            if _takes_no_tools(Outcome(row["outcome"]), row["message"] or "")
+        }
 
     @property
     def should_stop(self) -> Callable[[], bool]:
@@ -127,12 +133,15 @@ class Caller:
     def _ask_model(self, question: Question[A], model: str, settings: ModelSettings, deadline: float) -> Answer[A]:
         wanted = settings.structured_output
         methods = ["json_schema", "function_calling", "prompt"] if wanted in ("auto", None) else [str(wanted)]
+        if question.tools and len(methods) > 1 and model not in self._without_tools:
+            methods.insert(0, "tools")
         course = _Course(settings.context_tokens or 0, settings.max_output_tokens or 0, methods)
-        schema = answer_schema(question.kind)
         failure: CallFailed | None = None
         while True:
             system, user = question.build(course.budget)
             user += course.complaint
+            tools = question.tools if course.methods[0] == "tools" else None
+            schema = answer_schema(question.kind, tools.without if tools else ())
             if course.methods[0] == "prompt":
                 user += f"\n\nAnswer with one JSON object of this JSON schema, and nothing else:\n{json.dumps(schema)}"
             messages = (
@@ -149,16 +158,22 @@ class Caller:
                 temperature=None if "temperature" in course.quirks else settings.temperature,
                 other_limit="limit" in course.quirks,
                 otherwise=tuple(sorted(course.quirks & {"strict", "stream"})),
+                tools=tools.documents if tools else (),
             )
             try:
                 return self._attempt(question, request, settings, deadline, course)
             except _NotRecorded:
+                if tools:  # when this was asked the recorded run knew already that its server takes no tools
+                    course.methods.pop(0)
+                    continue
                 if failure is None:
                     raise
                 raise failure from None  # the recorded run gave up here
             except CallFailed as error:
                 failure = error
                 said = (question.role, one_line(question.scope), error.outcome, error.message)
+                if tools and _takes_no_tools(error.outcome, error.message):
+                    self._without_tools.add(model)
                 try:
                     self._prepare_next(course, error, settings, deadline)
                 except CallFailed:
@@ -173,7 +188,7 @@ class Caller:
         rule = RULES[failure.outcome]
         if rule.retry == "ask" and course.asks < FORMAT_RETRIES:
             course.asks += 1
-            if course.asks == FORMAT_RETRIES and len(course.methods) > 1:
+            if (course.asks == FORMAT_RETRIES or course.methods[0] == "tools") and len(course.methods) > 1:
                 course.methods.pop(0)
             own = f"{data_block('your_previous_answer', course.previous, _SHOWN_AGAIN)}\n" if course.previous else ""
             course.complaint = (
@@ -197,6 +212,8 @@ class Caller:
             course.quirks.add(odd)
         elif failure.outcome is Outcome.UNSUPPORTED and len(course.methods) > 1:
             course.methods.pop(0)
+        elif failure.outcome is Outcome.BAD_REQUEST and course.methods[0] == "tools":
+            course.methods.pop(0)  # not every server has a word for what it does not know
         elif failure.outcome is Outcome.OVERFLOW and course.budget == settings.context_tokens:
             course.budget //= 2
         elif failure.outcome is Outcome.TRUNCATED and course.max_output == settings.max_output_tokens:
@@ -216,9 +233,9 @@ class Caller:
             if row is None:
                 break
             if row["answer"]:
-                course.previous = _said(Reply(**json.loads(row["answer"])))
+                course.previous = _said(Reply.from_json(row["answer"]))
             if RULES[Outcome(row["outcome"])].reply and row["answer"]:
-                return _answer(Reply(**json.loads(row["answer"])), question, request, call_id)
+                return _answer(Reply.from_json(row["answer"]), question, request, call_id)
             fault = CallFailed(Outcome(row["outcome"]), row["message"] or row["outcome"])
         if self._replay is not None:
             if fault is None:
@@ -274,7 +291,8 @@ class Caller:
         used = [0, 0]
         if reply is not None:
             counted = (reply.input_tokens, reply.output_tokens)
-            written = int(len(reply.text + reply.arguments) / CHARACTERS_PER_TOKEN)
+            called = "".join(given for _, given in reply.calls) or reply.arguments
+            written = int(len(reply.text + called) / CHARACTERS_PER_TOKEN)
             estimated = None in counted
             used = [guess if counted[0] is None else counted[0], written if counted[1] is None else counted[1]]
         elif failure is not None and failure.outcome is Outcome.TIMED_OUT:
@@ -297,7 +315,7 @@ class Caller:
             "prompt": question.prompt,
             "request_digest": request.digest,
             "request": json.dumps(asdict(request), sort_keys=True),
-            "answer": None if reply is None else json.dumps(asdict(reply), sort_keys=True),
+            "answer": None if reply is None else reply.to_json(),
             "replayed": False,
             "written_by": "llm",
         }
@@ -327,7 +345,13 @@ class _NotRecorded(Exception):
 
 
 def _answer(reply: Reply, question: Question[A], request: Request, call_id: str) -> Answer[A]:
-    return Answer(read_answer(reply, question.kind), call_id, question.prompt, request.model)
+    tools = question.tools if request.tools else None
+    return Answer(read_answer(reply, question.kind, tools), call_id, question.prompt, request.model)
+
+
+def _takes_no_tools(outcome: Outcome, message: str) -> bool:
+    """Whether a server that answers a question with tools so is asked without them, then and later."""
+    return outcome is Outcome.BAD_REQUEST or (outcome is Outcome.UNSUPPORTED and not quirk(message))
 
 
 def _said(reply: Reply) -> str:
@@ -342,4 +366,5 @@ def _without_secrets(reply: Reply) -> Reply:
         redact(reply.refusal),
         reply.input_tokens,
         reply.output_tokens,
+        tuple((redact(name), redact(given)) for name, given in reply.calls),
     )

@@ -174,7 +174,7 @@ def _proposal_text(record: CandidateRecord) -> str:
             f"hypothesis: {proposal.hypothesis}",
             f"change: {proposal.mechanism_change}",
             *(f"equation: {one}" for one in proposal.equations),
-            *(f"expected: {one.metric} {one.claim}, because {one.why}" for one in proposal.expectations),
+            *(f"expected: {one.foretold}, because {one.why}" for one in proposal.expectations),
         ]
     )
 

@@ -14,7 +14,7 @@ from poise_core.agents.llm.forms import ImplementationForm
 from poise_core.agents.llm.prompts import Prompt, estimate_tokens
 from poise_core.agents.llm.question import Question, failing_as
 from poise_core.agents.llm.screener import proposal_text
-from poise_core.agents.llm.tools import language_text, results, tools_for
+from poise_core.agents.llm.tools import language_text, offered, results, tools_for
 from poise_core.agents.roles import Attempt, Implementer, Proposal, ProposalContext
 from poise_core.escaping import prompt_name
 from poise_core.failures import CandidateFailure, FailureKind
@@ -66,12 +66,12 @@ class ModelImplementer:
                 partial(self._fill, proposal, context, tries, tuple(turns), most - turn),
             )
             with failing_as("implement", proposal.name):
-                form = self.caller.ask(question).value
+                form = self.caller.ask(question.with_tools(offered() if turn < most else None)).value
             if not form.tries or turn == most:
                 break
             source = _plain(form.source)
             training = context.task.protocol.training if context.task else None
-            told = results(form.tries, tools_for(source, proposal.name, self.caller.should_stop, training))
+            told = results(form.tries, source, tools_for(proposal.name, self.caller.should_stop, training))
             turns = [  # earlier drafts make room for the last one
                 *(one for one in turns if one.name.endswith("_results")),
                 Section("your_draft", source, 87),

@@ -1,18 +1,22 @@
 """Literature priors: short notes on known methods, chosen by the parent's diagnoses.
 
-A note is a head of ``key: value`` lines (title, source, answers, slots), an empty line, then text with the mechanism, its
-equation, what it fixes and when it hurts. ``answers`` lists diagnoses of ``poise_core.agents.rules.diagnoses.DIAGNOSES`` that
-the method addresses, ``slots`` the mechanism slots it changes. A Markdown file holds one note, named after the file, or
-several, each below a heading ``# name``.
+A note is a head of ``key: value`` lines (title, source, answers, slots, and expires and protocol where it is a measurement), an
+empty line, then text with the mechanism, its equation, what it fixes and when it hurts. ``answers`` lists diagnoses of
+``poise_core.agents.rules.diagnoses.DIAGNOSES`` that the method addresses, ``slots`` the mechanism slots it changes. A Markdown
+file holds one note, named after the file, or several, each below a heading ``# name``.
+
+A note whose date ``expires`` is over is left out: whoever wrote it no longer stands by it. One measured under another ``protocol``
+than the run's is handed over as a hint: its text begins by saying so, and of notes that suit equally well it comes last.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -38,13 +42,22 @@ class Note:
     answers: frozenset[str]
     slots: frozenset[str]
     text: str
+    expires: dt.date | None = None  # the last day on which it holds
+    protocol: str = ""  # under which it was measured
+    doubtful: bool = False  # measured under another protocol than the run's
 
 
-def load_notes(folder: str | None = None) -> tuple[Note, ...]:
+def load_notes(folder: str | None = None, *, today: dt.date | None = None, protocol: str = "") -> tuple[Note, ...]:
     """The shipped notes, by name; those of the user's folder are added, or replace one of the same name.
 
+    Args:
+        folder: the user's.
+        today: notes that expire before it are left out; without it none is. A run takes the day on which it began, so that its
+            questions stay the same however long it takes, and in a replay.
+        protocol: digest of the run's; notes of another one say that they are.
+
     Raises:
-        LiteratureError: the folder is missing, or a note has no title.
+        LiteratureError: the folder is missing, a note has no title, or its date cannot be read.
     """
     shipped = resources.files("poise_core") / "agents" / "llm" / "notes"
     notes: dict[str, Note] = {}
@@ -55,8 +68,16 @@ def load_notes(folder: str | None = None) -> tuple[Note, ...]:
         if not Path(folder).is_dir():
             raise LiteratureError(f"agents.literature_folder: {folder} is not a folder")
         for path in sorted(Path(folder).glob("*.md")):
-            notes |= _read_file(path.name, path.read_text(encoding="utf-8-sig", errors="replace"))
-    return tuple(notes[name] for name in sorted(notes))
+            found = _read_file(path.name, path.read_text(encoding="utf-8-sig", errors="replace"))
+            notes |= {name: one for name, one in found.items() if not (today and one.expires and one.expires < today)}
+    return tuple(_for_protocol(notes[name], protocol) for name in sorted(notes))
+
+
+def _for_protocol(note: Note, protocol: str) -> Note:
+    if not protocol or note.protocol in ("", protocol):
+        return note
+    said = f"Measured under another protocol ({note.protocol}; this run's is {protocol}): a hint here, not a fact."
+    return replace(note, text=f"{said}\n\n{note.text}", doubtful=True)
 
 
 def _read_file(file: str, text: str) -> dict[str, Note]:
@@ -72,7 +93,14 @@ def _read(where: str, name: str, text: str) -> Note:
     if not values.get("title") or not body.strip():
         raise LiteratureError(f"{where}: a note begins with lines such as 'title: NAME', then an empty line and text")
     answers, slots = (frozenset(values.get(key, "").replace(",", " ").split()) for key in _HEAD[2:])
-    return Note(name, values["title"], values.get("source", "unknown"), answers, slots, body.strip())
+    try:
+        expires = dt.date.fromisoformat(values["expires"].strip()) if values.get("expires") else None
+    except ValueError:
+        raise LiteratureError(
+            f"{where}: expires: {values['expires'][:40]!r} is not a date such as 2026-03-31"
+        ) from None
+    source, protocol = values.get("source", "unknown"), values.get("protocol", "").strip()
+    return Note(name, values["title"], source, answers, slots, body.strip(), expires, protocol)
 
 
 def retrieve(notes: Iterable[Note], context: ProposalContext, count: int) -> list[Note]:
@@ -100,7 +128,7 @@ def retrieve(notes: Iterable[Note], context: ProposalContext, count: int) -> lis
     points = [relevance(position) for position in range(len(ordered))]
     turn = context.generation * count % len(ordered) if ordered else 0
     turned = [*range(turn, len(ordered)), *range(turn)]
-    ranked = sorted(turned, key=lambda position: -round(points[position], 9))
+    ranked = sorted(turned, key=lambda position: (-round(points[position], 9), ordered[position].doubtful))
     if not wanted and not context.directive:
         first = [position for position in ranked[: (count + 1) // 2] if points[position] > 0]
         ranked = [*first, *(position for position in turned if position not in first)]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
@@ -15,6 +15,23 @@ from poise_core.agents.roles import ProposalContext
 from poise_core.failures import CandidateFailure, FailureKind
 
 A = TypeVar("A", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool call in a reply, as the model has made it."""
+
+    name: str
+    arguments: str  # JSON, or whatever else came
+
+
+@dataclass(frozen=True)
+class Tools(Generic[A]):
+    """Tools that a model may call in place of its answer."""
+
+    documents: tuple[dict[str, Any], ...]  # in OpenAI's form, which LangChain's ``bind_tools`` takes for every provider
+    read: Callable[[Sequence[ToolCall]], A]  # what the calls of one reply stand for
+    without: tuple[str, ...] = ()  # fields of the form by which a model without tool calls asks for them
 
 
 @dataclass(frozen=True)
@@ -28,6 +45,11 @@ class Question(Generic[A]):
     build: Callable[[int], tuple[str, str]]  # context budget in tokens -> system and user text
     prompt: str  # label of the prompt file
     model: str | None = None  # in place of the role's; that one is asked where this one fails
+    tools: Tools[A] | None = None  # for models that have tool calls
+
+    def with_tools(self, tools: Tools[A] | None) -> Question[A]:
+        """The same, with tools that may be called."""
+        return replace(self, tools=tools)
 
     @classmethod
     def about_slot(

@@ -72,7 +72,7 @@ def proposal_text(proposal: Proposal) -> str:
         f"hypothesis: {proposal.hypothesis}",
         f"change: {proposal.mechanism_change}",
         *(f"equation: {one}" for one in proposal.equations),
-        *(f"expected: {one.metric} to {one.direction}, because {one.why}" for one in proposal.expectations),
+        *(f"expected: {one.foretold}, because {one.why}" for one in proposal.expectations),
     ]
     if proposal.touches:
         lines.append(f"touches: {', '.join(proposal.touches)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 
 from poise_core.agents.llm.bandit import Bandit
@@ -21,6 +22,12 @@ Team = tuple[Proposer, Screener, Implementer, Reflector]
 """The four roles of a run."""
 
 
+def began_on(archive: Archive) -> dt.date:
+    """The day on which a run began, in UTC: that of its first candidate's row, today where there is none yet."""
+    rows = archive.rows("candidates")
+    return min((row["created_at"] for row in rows), default=dt.datetime.now(dt.UTC)).date()
+
+
 def with_language_model(
     team: Team,
     settings: AgentSettings,
@@ -30,6 +37,7 @@ def with_language_model(
     should_stop: Callable[[], bool] = lambda: False,
     allowance: Allowance | None = None,
     seed: int = 0,
+    protocol: str = "",
 ) -> Team:
     """The team with a language model behind every role for which the settings name one.
 
@@ -41,13 +49,14 @@ def with_language_model(
         should_stop: ends every wait.
         allowance: the cost budget of the models' calls.
         seed: of the search.
+        protocol: digest of the run's, for notes that were measured under another.
 
     Raises:
         PromptError, LiteratureError: a file of the user cannot be used.
     """
     proposer, screener, implementer, reflector = team
     caller = Caller(archive, settings, replay=replay, should_stop=should_stop, allowance=allowance)
-    notes = load_notes(settings.literature_folder)
+    notes = load_notes(settings.literature_folder, today=began_on(replay or archive), protocol=protocol)
     falls_back = settings.on_failure == "catalogue"
 
     def prompt(role: str) -> Prompt:

@@ -40,7 +40,7 @@ class Request:
     """What is asked of a model; equal requests have equal digests, wherever and through whichever server they are sent."""
 
     model: str  # provider:name
-    method: str  # "json_schema", "function_calling" or "prompt", where the schema is asked for in words
+    method: str  # "json_schema", "function_calling", "prompt", where the schema is asked for in words, or "tools"
     schema: dict[str, Any]  # JSON schema of the answer, with title and description
     messages: tuple[tuple[str, str], ...]  # role, text
     max_output_tokens: int
@@ -48,6 +48,9 @@ class Request:
     # whether the output limit goes under the name that is not this kind of server's usual one
     other_limit: bool = False
     otherwise: tuple[str, ...] = ()  # of quirks.QUIRKS: what else its server wants otherwise
+    tools: tuple[
+        dict[str, Any], ...
+    ] = ()  # that may be called in place of the answer, which is one more; for method "tools"
 
     @property
     def digest(self) -> str:
@@ -57,12 +60,15 @@ class Request:
             del fields["other_limit"]  # recorded requests keep their digests
         if not self.otherwise:
             del fields["otherwise"]
+        if not self.tools:
+            del fields["tools"]
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
     def characters(self) -> int:
         """Length of what is sent."""
-        return sum(len(text) for _, text in self.messages) + len(json.dumps(self.schema))
+        tools = len(json.dumps(self.tools)) if self.tools else 0
+        return sum(len(text) for _, text in self.messages) + len(json.dumps(self.schema)) + tools
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,20 @@ class Reply:
     refusal: str = ""
     input_tokens: int | None = None  # None: the server did not say
     output_tokens: int | None = None
+    calls: tuple[tuple[str, str], ...] = ()  # name and arguments of every tool call, where tools were offered
+
+    @classmethod
+    def from_json(cls, text: str) -> Reply:
+        """As the ledger keeps it."""
+        fields = json.loads(text)
+        return cls(**{**fields, "calls": tuple((name, given) for name, given in fields.get("calls", ()))})
+
+    def to_json(self) -> str:
+        """For the ledger; without tools it is what it was before there were any."""
+        fields = asdict(self)
+        if not self.calls:
+            del fields["calls"]
+        return json.dumps(fields, sort_keys=True)
 
 
 class ChatModels:
@@ -160,6 +180,10 @@ async def _invoke(model: Any, request: Request) -> Reply:
     strict = {"strict": True} if _provider(request.model) == "openai" and "strict" not in request.otherwise else {}
     if request.method == "prompt":
         return _read(await model.ainvoke(list(request.messages)))
+    if request.method == "tools":
+        # the answer's form comes first: a server that knows one tool only takes the first
+        bound = model.bind_tools([answer_tool(request.schema), *request.tools])
+        return _read(await bound.ainvoke(list(request.messages)), str(request.schema["title"]))
     structured = model.with_structured_output(request.schema, method=request.method, **strict)
     try:
         # the first step is the model; LangChain's parser after it takes the square of the length on text that is not JSON
@@ -177,12 +201,24 @@ async def _invoke(model: Any, request: Request) -> Reply:
     return _read(answer)
 
 
-def _read(message: Any) -> Reply:
+def answer_tool(schema: dict[str, Any]) -> dict[str, Any]:
+    """The form of an answer as a tool, in OpenAI's form."""
+    parameters = {key: value for key, value in schema.items() if key not in ("title", "description")}
+    function = {"name": schema["title"], "description": schema["description"], "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+def _read(message: Any, answer: str = "") -> Reply:
+    """The reply in LangChain's message; with ``answer``, the name of the answer's tool, all its tool calls are kept."""
     metadata, extra = message.response_metadata or {}, message.additional_kwargs or {}
     usage = message.usage_metadata or {}
     calls = message.tool_calls or []
     broken = getattr(message, "invalid_tool_calls", None) or []
-    arguments = json.dumps(calls[0]["args"]) if calls else str(broken[0].get("args") or "") if broken else ""
+    made = [
+        *((str(call.get("name") or ""), json.dumps(call["args"])) for call in calls),
+        *((str(call.get("name") or ""), str(call.get("args") or "")) for call in broken),
+    ]
+    arguments = next((given for name, given in made if name == answer or not answer), "")
     reason = str(metadata.get("finish_reason") or metadata.get("stop_reason") or metadata.get("done_reason") or "")
     return Reply(
         text=str(message.text),
@@ -191,6 +227,7 @@ def _read(message: Any) -> Reply:
         refusal=str(extra.get("refusal") or ""),
         input_tokens=usage.get("input_tokens"),
         output_tokens=usage.get("output_tokens"),
+        calls=tuple(made) if answer else (),
     )
 
 
