@@ -26,9 +26,9 @@ from poise_core.cli import app
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.kept import KeptCompletion
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.render.explorer import explorer_page
+from poise_core.render.explorer import columns, explorer_page
 from poise_core.run_directory import RunDirectory
-from poise_core.views.explorer import CURVE_POINTS, Place, curves, details, overview, source_diff, thinned, tree_places
+from poise_core.views.explorer import CURVE_POINTS, Place, curves, details, line_changes, overview, thinned, tree_places
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "docs" / "results" / "laptop-64"
@@ -101,15 +101,27 @@ def test_the_document_says_what_the_archive_says(evidence: RunEvidence) -> None:
     assert child["metrics"]["chain"] == pytest.approx(sum(scores) / 3, abs=1e-3)
     (detail,) = details(evidence, [samples.VM_AV])
     assert detail["source"] == evidence.candidates[samples.VM_AV]["source"]
-    assert detail["diff"].splitlines()[:2] == ["--- AV", "+++ VM-AV"]
+    before = evidence.candidates[samples.AV]["source"]
+    assert detail["changed"] == {"from": samples.AV, "lines": line_changes(before, detail["source"])}
+    assert detail["changed"]["lines"]
     assert "KL ended at 0.38 nats" in json.dumps(detail["reflection"])
     json.dumps([document, detail], allow_nan=False)
 
 
-def test_a_diff_is_unified_and_empty_between_equals() -> None:
-    expected = ["--- old", "+++ new", "@@ -1,2 +1,2 @@", " a", "-b", "+c"]
-    assert source_diff("a\nb\n", "a\nc\n", "old", "new").splitlines() == expected
-    assert source_diff("a\n", "a\n", "old", "new") == ""
+def test_changes_are_the_lines_that_differ_and_none_between_equals() -> None:
+    assert line_changes("a\nb\n", "a\nc\n") == [[1, 2, 1, 2]]
+    assert line_changes("a\nb\nc\nd", "b\nc\ne\nf\nd") == [[0, 1, 0, 0], [3, 3, 2, 4]]
+    assert line_changes("a\n", "a\n") == []
+
+
+def test_equal_places_of_records_stand_together() -> None:
+    assert columns([{"a": 1, "b": [2]}, None, {"a": "x"}]) == {
+        "d": 3,
+        "n": [1],
+        "k": {"a": [[], [1, "x"]], "b": [[2], {"l": [1], "i": [2]}]},
+    }
+    assert columns([1, {"a": 2}, []]) == [1, {"a": 2}, []]  # of different shapes
+    assert columns([]) == []
 
 
 # ---- the page
@@ -142,12 +154,27 @@ def hostile_archive(folder: Path, protocol: Protocol) -> Archive:
     return archive
 
 
+def rows_of(packed: Any) -> list[Any]:
+    """What ``columns`` was given."""
+    if isinstance(packed, list):
+        return packed
+    if "l" in packed:
+        items = iter(rows_of(packed["i"]))
+        return [None if length < 0 else [next(items) for _ in range(length)] for length in packed["l"]]
+    rows: list[Any] = [None if place in packed["n"] else {} for place in range(packed["d"])]
+    for name, (without, values) in packed["k"].items():
+        having = (row for place, row in enumerate(rows) if row is not None and place not in without)
+        for row, value in zip(having, rows_of(values), strict=True):
+            row[name] = value
+    return rows
+
+
 @pytest.mark.slow
 def test_details_are_unpacked_as_they_were(evidence: RunEvidence) -> None:
     page = page_of(evidence)
     (packed,) = re.findall(r'<script id="details-0" type="text/plain">(.*?)</script>', page)
     ids = [one["id"] for one in overview(evidence)["candidates"]]
-    assert json.loads(gzip.decompress(base64.b64decode(packed))) == list(details(evidence, ids))
+    assert rows_of(json.loads(gzip.decompress(base64.b64decode(packed)))) == list(details(evidence, ids))
 
 
 @pytest.mark.slow
