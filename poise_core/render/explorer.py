@@ -58,7 +58,9 @@ def explorer_page(
         "@POLICY@": policy,
         "@REFRESH@": refresh,
         "@TITLE@": html.escape(printable(title)),
-        "@OVERVIEW@": _json({**overview, "candidates": columns(overview["candidates"]), "title": title, "chunk": CHUNK}),
+        "@OVERVIEW@": _json(
+            {**overview, "candidates": columns(overview["candidates"]), "title": title, "chunk": CHUNK}
+        ),
         "@DETAILS@": "\n".join(_chunks(details)),
         "@PLOTLY@": plotly,
         "@SCRIPT@": script,
@@ -141,5 +143,5 @@ def _chunks(details: Iterable[Mapping[str, Any]]) -> Iterable[str]:
 
 def _chunk(number: int, part: list[Mapping[str, Any]]) -> str:
     text = json.dumps(columns(_printable(part)), allow_nan=False, separators=(",", ":"))
-    packed = gzip.compress(text.encode(), mtime=0)
+    packed = gzip.compress(text.encode(), 6, mtime=0)
     return f'<script id="details-{number}" type="text/plain">{base64.b64encode(packed).decode()}</script>'

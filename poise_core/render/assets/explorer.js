@@ -8,7 +8,8 @@ const CHUNK = run.chunk;
 const SYMBOLS = { baseline: "star", scored: "circle", reference: "diamond", stopped: "square", failed: "x", refused: "triangle-down", unfinished: "circle-open" };
 const LESS_IS_BETTER = new Set(["tokens", "completion length", "seed deviation", "generation"]);
 const ROWS = 200;
-const DRAWN = 1200; // candidates drawn one by one; of more, those that matter and an even choice of the rest
+const ALL_DRAWN = 1000; // candidates up to which each is drawn
+const DRAWN = 600; // of more: those that matter and an even choice of the rest
 const OFFERED = 300; // candidates that a list offers to choose from
 const UNPACKED = 24; // parts of the details that are kept unpacked
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8250df", "#999999"];
@@ -128,7 +129,7 @@ function markers(kept, x, y, more) {
 
 // Of many candidates those that matter (the baseline, `first`, the best with their ancestors) and evenly some of the rest.
 function drawable(kept, first) {
-  if (kept.length <= DRAWN) return kept;
+  if (kept.length <= ALL_DRAWN) return kept;
   const among = new Set(kept), own = new Set(first), value = (c) => metric(c, "delta") ?? -Infinity;
   const best = [...kept].sort((a, b) => value(b) - value(a)).slice(0, DRAWN / 8);
   if (run.baseline !== null && among.has(all[run.baseline])) own.add(all[run.baseline]);
@@ -146,7 +147,7 @@ function drawMany(place, note, kept, x, y, traces, more, label, first = []) {
     return [...(within.length > drawn.length ? [shade] : []), ...traces(drawn)];
   };
   plot(place, drawing(kept), more, label);
-  if (kept.length > DRAWN) place.on("plotly_relayout", (change) => {
+  if (kept.length > ALL_DRAWN) place.on("plotly_relayout", (change) => {
     if (!Object.keys(change).some((name) => /^[xy]axis/.test(name))) return;
     const inside = (axis, value) => value === null || (value - axis.range[0]) * (value - axis.range[1]) <= 0;
     const { xaxis, yaxis } = place._fullLayout;
@@ -268,8 +269,8 @@ const views = {
         more.failures && more.failures.length ? part("Failures", ...more.failures.map((one) => facts(one, ["row_key", "protocol", "candidate_id", "name"]))) : null,
         more.examination && more.examination.length ? part("Examination", ...more.examination.map((one) => facts(one, ["row_key", "protocol", "candidate_id"]))) : null,
         more.replication ? part("Replication", facts(more.replication, ["row_key", "protocol", "candidate_id"])) : null,
-        more.rungs && more.rungs.length ? part("Ladder", ...more.rungs.map((one) => facts(one, ["row_key", "protocol", "candidate_id"]))) : null,
-        more.verification ? part("Gate", facts(more.verification, ["row_key", "candidate_id", "fingerprint"])) : null),
+        more.rungs && more.rungs.length ? part("Ladder", table(["rung", "decision", "why", "Overall", "seeds", "steps", "tokens"], more.rungs.map((one) => [one.rung, one.decision, one.message, one.value === null ? "" : one.value.toFixed(1), one.seeds.length, one.steps, count(one.tokens)]))) : null,
+        more.verification ? part("Gate", ...gateOf(more.verification)) : null),
       names.length ? part("Training", place) : null,
       more.completions && more.completions.length ? part("Sample completions", el("p", { class: "soft" }, "The first that was right, wrong and malformed, and the longest; of training and of the search split."), ...completionsOf(more.completions)) : null,
       above ? part("Changes to the parent's file", diffOf(more.changed.lines, above.source, more.source, all[byId.get(more.changed.from)].name, c.name)) : null,
@@ -307,6 +308,12 @@ function selectOf(names, value, onchange, label) {
 function table(head, rows) {
   return el("table", {}, el("thead", {}, el("tr", {}, head.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) => (i ? el("td", {}, String(cell)) : el("th", { scope: "row" }, String(cell))))))));
+}
+function gateOf({ report, admitted, seconds, written_by }) {
+  const near = (found) => (found || []).slice(0, 3).map(([name, distance]) => `${name} ${distance}`).join(", ");
+  return [el("p", {}, `${admitted ? "Admitted" : "Refused"} after ${seconds.toFixed(1)} s by ${written_by}.`),
+    table(["check", "", "what it proves", "message"], (report.checks || []).map((one) => [one.name, one.passed ? "passed" : "failed", one.proves ?? "", one.message ?? ""])),
+    facts({ ...report, nearest: near(report.nearest), nearest_archived: near(report.nearest_archived) }, ["checks", "fingerprint", "candidate_name", "admitted", "seconds", "confinement"])];
 }
 const span = (d) => (d ? limits([d.estimate, d.low, d.high, d.seeds], true) : "");
 function ablationOf(found) {
