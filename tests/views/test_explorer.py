@@ -421,10 +421,7 @@ def test_the_page_has_every_detail_and_draws_the_diffs_that_python_does(browser:
     told = list(details(evidence, [one["id"] for one in document["candidates"]]))
     path.write_text(explorer_page("run", document, iter(told)))
     page = opened(browser, path, [])
-    assert (
-        page.evaluate("JSON.stringify(all)")
-        and json.loads(page.evaluate("JSON.stringify(all)")) == document["candidates"]
-    )
+    assert json.loads(page.evaluate("JSON.stringify(all)")) == document["candidates"]
     place = {one["id"]: i for i, one in enumerate(document["candidates"])}
     for number, one in enumerate(told):
         read = page.evaluate(f"detail({number}).then((found) => JSON.stringify(found))")
