@@ -231,7 +231,7 @@ def _proposal(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     said = {*row, "mechanism_change"}
     only = {name: value for name, value in row["content"].items() if name not in said}
-    return {**_told(row), "content": _told(only)}  # type: ignore[no-any-return]
+    return {**_told(row), "content": _told(only)}
 
 
 def _told(value: Any) -> Any:
