@@ -21,6 +21,7 @@ from poise_core.archive.rows import (
     reflection_row,
     selection_row,
     trajectory_rows,
+    trajectory_seeds,
     verification_row,
 )
 from poise_core.archive.schema import ABLATED, EVOLUTION_ARM, EXAMINED, SCHEMA_VERSION, TABLES, UNTRAINED_ARM
@@ -54,5 +55,6 @@ __all__ = [
     "reflection_row",
     "selection_row",
     "trajectory_rows",
+    "trajectory_seeds",
     "verification_row",
 ]

@@ -273,6 +273,14 @@ def trajectory_step(row: Row) -> dict[str, Any]:
     return {**standard, **row["metrics"]}
 
 
+def trajectory_seeds(rows: Iterable[Row]) -> dict[int, list[dict[str, Any]]]:
+    """The steps of every seed in order, flat and without absent metrics, from one candidate's rows in the table's order."""
+    seeds: dict[int, list[dict[str, Any]]] = {}
+    for row in rows:
+        seeds.setdefault(row["seed"], []).append(trajectory_step(row))
+    return seeds
+
+
 def reflection_row(
     *,
     candidate_id: str,

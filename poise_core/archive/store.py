@@ -22,7 +22,7 @@ from poise_core.archive.lineage import Lineage
 from poise_core.archive.locations import open_storage
 from poise_core.archive.parts import SCHEMA_FILE, part_name, part_values
 from poise_core.archive.reader import PartReader
-from poise_core.archive.rows import seed_evaluations, trajectory_step
+from poise_core.archive.rows import seed_evaluations, trajectory_seeds
 from poise_core.archive.schema import TABLES, Table
 from poise_core.archive.snapshot import WORTH, load_snapshot, snapshot_of, write_snapshot
 from poise_core.archive.typed import (
@@ -258,10 +258,7 @@ class Archive:
         Raises:
             ArchiveError: a file cannot be read.
         """
-        seeds: dict[int, list[dict[str, Any]]] = {}
-        for row in self.rows("trajectories", candidate_id=candidate_id, protocol=protocol):
-            seeds.setdefault(row["seed"], []).append(trajectory_step(row))
-        return seeds
+        return trajectory_seeds(self.rows("trajectories", candidate_id=candidate_id, protocol=protocol))
 
     def lineage(self) -> Lineage:
         """Return the parent links of all candidates.

@@ -13,14 +13,18 @@ import hashlib
 import html
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
 from poise_core.escaping import printable
 
 CHUNK = 50
-"""Candidates whose details are compressed together; a page unpacks one such part when it needs it."""
+"""Candidates whose details are compressed together; a page unpacks one such part when it needs it.
+
+One candidate's details are longer than what gzip looks back over (32 KiB). So that it meets what candidates have in common, equal
+places of all of them stand together: see ``columns``.
+"""
 
 _PLACE = re.compile("@[A-Z]+@")
 
@@ -54,7 +58,9 @@ def explorer_page(
         "@POLICY@": policy,
         "@REFRESH@": refresh,
         "@TITLE@": html.escape(printable(title)),
-        "@OVERVIEW@": _json({**overview, "title": title, "chunk": CHUNK}),
+        "@OVERVIEW@": _json(
+            {**overview, "candidates": columns(overview["candidates"]), "title": title, "chunk": CHUNK}
+        ),
         "@DETAILS@": "\n".join(_chunks(details)),
         "@PLOTLY@": plotly,
         "@SCRIPT@": script,
@@ -95,6 +101,29 @@ def _printable(value: Any) -> Any:
     return value
 
 
+def columns(values: Sequence[Any]) -> Any:
+    """JSON values of like shape with equal places beside each other, so that names stand once and like texts follow like.
+
+    Returns:
+        Of dictionaries ``{"d": count, "n": places that are null, "k": {name: [places without it, columns of the others]}}``; of
+        lists ``{"l": lengths, -1 for null, "i": columns of all their items}``; of anything else the values.
+    """
+    known = [value for value in values if value is not None]
+    if known and all(isinstance(value, Mapping) for value in known):
+        nulls = [place for place, value in enumerate(values) if value is None]
+        names = dict.fromkeys(name for value in known for name in value)
+        return {"d": len(values), "n": nulls, "k": {name: _column(values, name) for name in names}}
+    if known and all(isinstance(value, (list, tuple)) for value in known):
+        lengths = [-1 if value is None else len(value) for value in values]
+        return {"l": lengths, "i": columns([item for value in known for item in value])}
+    return list(values)
+
+
+def _column(values: Sequence[Any], name: str) -> list[Any]:
+    without = [place for place, value in enumerate(values) if value is not None and name not in value]
+    return [without, columns([value[name] for value in values if value is not None and name in value])]
+
+
 def _json(document: Any) -> str:
     """JSON that ends no script element and begins no comment: < and > are escapes."""
     text = json.dumps(_printable(document), allow_nan=False, separators=(",", ":"))  # ASCII
@@ -113,5 +142,6 @@ def _chunks(details: Iterable[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _chunk(number: int, part: list[Mapping[str, Any]]) -> str:
-    packed = gzip.compress(json.dumps(_printable(part), allow_nan=False).encode(), mtime=0)
+    text = json.dumps(columns(_printable(part)), allow_nan=False, separators=(",", ":"))
+    packed = gzip.compress(text.encode(), 6, mtime=0)
     return f'<script id="details-{number}" type="text/plain">{base64.b64encode(packed).decode()}</script>'

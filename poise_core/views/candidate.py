@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from poise_core.archive import Archive, ArchiveError
+from poise_core.archive import Archive, ArchiveError, trajectory_seeds
 from poise_core.archive.typed import (
     CandidateRow,
+    CompletionRow,
     ExaminationRow,
     FailureRow,
     ProposalRow,
@@ -89,15 +90,77 @@ def _find(records: Mapping[str, Row], wanted: str) -> str:
     raise ArchiveError(f"no candidate {wanted!r}; there are {', '.join(sorted(names)) or 'none'}")
 
 
-def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -> CandidateView:
+@dataclass(frozen=True)
+class Gathered:
+    """The rows of one candidate in the tables that ``RunEvidence`` does not hold."""
+
+    proposal: ProposalRow | None
+    verification: VerificationRow | None
+    reflection: ReflectionRow | None
+    failures: list[FailureRow]
+    rungs: list[RungRow]
+    trained: list[TrajectoryRow]
+    completions: list[CompletionRow]
+
+
+def gather(evidence: RunEvidence, candidates: Collection[str]) -> dict[str, Gathered]:
+    """The rows of several candidates, every table read once for all of them.
+
+    Args:
+        evidence: of the run.
+        candidates: ids, all of them known to the evidence.
+
+    Raises:
+        ArchiveError: a file cannot be read.
+    """
+    wanted, archive, digest = set(candidates), evidence.archive, evidence.protocol.digest
+    ideas = {evidence.candidates[one]["proposal_id"] for one in wanted} - {None, ""}
+    proposals = {row["proposal_id"]: row for row in archive.rows("proposals", proposal_id=ideas)} if ideas else {}
+    gates = _grouped(archive.rows("verifications", candidate_id=wanted))
+    taught = _grouped(archive.rows("reflections", candidate_id=wanted, protocol=digest))
+    failures = _grouped(archive.rows("failures", candidate_id=wanted, protocol=digest))
+    rungs = _grouped(row for row in evidence.rungs if row["candidate_id"] in wanted)
+    trained = _grouped(archive.rows("trajectories", candidate_id=wanted, protocol=digest))
+    kept = _grouped(archive.rows("completions", candidate_id=wanted, protocol=digest))
+    return {
+        one: Gathered(
+            proposals.get(evidence.candidates[one]["proposal_id"] or ""),
+            _only(gates.get(one, [])),
+            _only(taught.get(one, [])),
+            failures.get(one, []),
+            rungs.get(one, []),
+            trained.get(one, []),
+            kept.get(one, []),
+        )
+        for one in wanted
+    }
+
+
+def _grouped(rows: Iterable[AnyRow]) -> dict[str, list[AnyRow]]:
+    found: dict[str, list[AnyRow]] = {}
+    for row in rows:
+        found.setdefault(row["candidate_id"], []).append(row)  # type: ignore[index]  # a TypedDict of the archive
+    return found
+
+
+def view_candidate(
+    evidence: RunEvidence, wanted: str, *, level: float = 0.95, gathered: Gathered | None = None
+) -> CandidateView:
     """Collect what the archive holds of a candidate, given by its id, its name or the beginning of its id.
+
+    Args:
+        evidence: of the run.
+        wanted: the candidate.
+        level: confidence level of the intervals.
+        gathered: its rows, where they have been read for many candidates at once.
 
     Raises:
         ArchiveError: no such candidate, or a file cannot be read.
     """
-    archive, digest, records = evidence.archive, evidence.protocol.digest, evidence.candidates
-    candidate = _find(records, wanted)
+    records = evidence.candidates
+    candidate = wanted if wanted in records else _find(records, wanted)
     record = records[candidate]
+    rows = gathered or gather(evidence, [candidate])[candidate]
     evals = evidence.evaluations.get(candidate, [])
     deltas = {}
     for other in dict.fromkeys([*record["parent_ids"][:1], evidence.baseline or candidate]):
@@ -105,27 +168,25 @@ def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -
         if delta is not None:
             deltas[records[other]["name"]] = delta
     parent = record["parent_ids"][0] if record["parent_ids"] else ""
-    rungs = [row for row in evidence.rungs if row["candidate_id"] == candidate]
     replication = evidence.replications.get(candidate)
-    trained = archive.rows("trajectories", candidate_id=candidate, protocol=digest)
     return CandidateView(
         record=record,
         parents={key: records[key]["name"] for key in record["parent_ids"]},
         children={key: records[key]["name"] for key in evidence.lineage.children(candidate)},
-        proposal=_only(archive.rows("proposals", proposal_id=record["proposal_id"])) if record["proposal_id"] else None,
-        verification=_only(archive.rows("verifications", candidate_id=candidate)),
+        proposal=rows.proposal,
+        verification=rows.verification,
         seeds={evaluation.seed: evaluation.overall for evaluation in evals},
         benchmarks=benchmark_means(evals),
         parent_benchmarks=benchmark_means(evidence.evaluations.get(parent, [])),
         overall=evidence.overall(candidate, level),
         deltas=deltas,
-        curves=mean_curves(archive.trajectory(candidate, digest)),
-        reflection=_only(archive.rows("reflections", candidate_id=candidate, protocol=digest)),
-        failures=archive.rows("failures", candidate_id=candidate, protocol=digest),
+        curves=mean_curves(trajectory_seeds(rows.trained)),
+        reflection=rows.reflection,
+        failures=rows.failures,
         state=evidence.state(candidate),
-        rungs=sorted(rungs, key=lambda row: row["tokens"]),
+        rungs=sorted(rows.rungs, key=lambda row: row["tokens"]),
         replication=replication,
-        unconfined=missing_measures(trained),
+        unconfined=missing_measures(rows.trained),
         examination=list(evidence.examinations.get(candidate, ())),
         ablation=conclude_ablation(evidence, candidate),
         graded=graded_counts(evals),

@@ -17,17 +17,33 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from poise_core.archive import trajectory_seeds
+from poise_core.archive.typed import CompletionRow
 from poise_core.evaluation.kept import KINDS
 from poise_core.evaluation.results import benchmark_means
 from poise_core.evidence.credit import run_credit
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.views.arms import best_so_far
-from poise_core.views.candidate import curve_points, view_candidate
+from poise_core.views.candidate import Gathered, curve_points, gather, view_candidate
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 
 CURVE_POINTS = 40
 """Steps at which a curve is kept; a longer training is thinned out evenly, its last step always kept."""
+
+CURVE_LEVELS = 500
+"""Into how many parts of its range a curve's values are told apart: about as many as a drawing has pixels."""
+
+MANY = 2_000
+"""Candidates above which curves keep half as many steps: they are most of what such a page weighs."""
+
+TOGETHER = 50
+"""Candidates whose rows are read at once."""
+
+BOOKKEEPING = frozenset(
+    {"row_key", "protocol", "candidate_id", "proposal_id", "content_digest", "created_at", "fingerprint"}
+)
+"""Columns that the page has elsewhere, or that say nothing to a reader."""
 
 REFUSING = frozenset({"language", "implement", "verify"})
 """Stages before any training: a candidate that ends there was refused."""
@@ -100,8 +116,13 @@ def details(evidence: RunEvidence, candidates: Iterable[str]) -> Iterator[dict[s
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
     """
-    for candidate in candidates:
-        yield _detail(evidence, candidate) if candidate in evidence.candidates else {}
+    wanted = list(candidates)
+    points = CURVE_POINTS if len(wanted) <= MANY else CURVE_POINTS // 2
+    for start in range(0, len(wanted), TOGETHER):
+        part = wanted[start : start + TOGETHER]
+        rows = gather(evidence, [one for one in part if one in evidence.candidates])
+        for one in part:
+            yield _detail(evidence, one, rows[one], points) if one in rows else {}
 
 
 def tree_places(parents: Sequence[Sequence[int]], generations: Sequence[int]) -> list[Place]:
@@ -159,7 +180,6 @@ def _summary(evidence: RunEvidence, row: LeaderboardRow, spent: Mapping[str, int
         "change": record["change"] if record else "",
         "mechanisms": " ".join(mechanisms) if isinstance(mechanisms, dict) else str(mechanisms),
         "failure": dict(row.failure) if row.failure else None,
-        "created": _created(evidence, row),
     }
 
 
@@ -174,16 +194,14 @@ def outcome(row: LeaderboardRow) -> str:
     return row.status
 
 
-def _detail(evidence: RunEvidence, candidate: str) -> dict[str, Any]:
-    view = view_candidate(evidence, candidate)
+def _detail(evidence: RunEvidence, candidate: str, rows: Gathered, points: int) -> dict[str, Any]:
+    view = view_candidate(evidence, candidate, gathered=rows)
     plain = view.to_dict()
     record = plain.pop("record")
     parents = _parents(evidence, candidate)
-    above = evidence.candidates[parents[0]] if parents else None
+    above = evidence.candidates[parents[0]]["source"] if parents else None
     kept = (
-        "proposal",
         "verification",
-        "reflection",
         "failures",
         "rungs",
         "deltas",
@@ -192,31 +210,55 @@ def _detail(evidence: RunEvidence, candidate: str) -> dict[str, Any]:
         "ablation",
     )
     return {
-        **{name: plain[name] for name in kept},
+        **{name: _told(plain[name]) for name in kept},
+        "proposal": _proposal(plain["proposal"]),
+        "reflection": _told({name: plain["reflection"][name] for name in ("markdown", "written_by")})
+        if plain["reflection"]
+        else None,
         "unconfined": plain["unconfined"],
         "source": record["source"],
-        "diff": source_diff(above["source"], record["source"], above["name"], record["name"]) if above else "",
-        "benchmarks": benchmark_table(evidence, candidate),
-        "seeds": {str(seed): value for seed, value in plain["seeds"].items()},
-        "completions": completions(evidence, candidate),
-        "curves": curves(evidence.archive.trajectory(candidate, evidence.protocol.digest)),
+        "changed": {"from": parents[0], "lines": line_changes(above, record["source"])} if above is not None else None,
+        "benchmarks": _told(benchmark_table(evidence, candidate)),
+        "seeds": _told({str(seed): value for seed, value in plain["seeds"].items()}),
+        "completions": completions(rows.completions),
+        "curves": curves(trajectory_seeds(rows.trained), points),
     }
 
 
-def completions(evidence: RunEvidence, candidate: str) -> list[dict[str, Any]]:
+def _proposal(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """A proposal with what only its content says; its columns say the rest."""
+    if row is None:
+        return None
+    said = {*row, "mechanism_change"}
+    only = {name: value for name, value in row["content"].items() if name not in said}
+    return {**_told(row), "content": _told(only)}
+
+
+def _told(value: Any) -> Any:
+    """What the page tells of a row: no bookkeeping, and numbers to five significant digits."""
+    if isinstance(value, Mapping):
+        return {name: _told(item) for name, item in value.items() if name not in BOOKKEEPING}
+    if isinstance(value, float):
+        return _short(value)
+    return [_told(item) for item in value] if isinstance(value, list) else value
+
+
+def completions(rows: Sequence[CompletionRow]) -> list[dict[str, Any]]:
     """What was kept to be read of a candidate: of its first seed every kept step of training, and of each seed the search split."""
-    rows = evidence.archive.rows("completions", protocol=evidence.protocol.digest, candidate_id=candidate)
     first = min((row["seed"] for row in rows), default=0)
-    rows = [row for row in rows if row["origin"] == "search" or row["seed"] == first]
-    rows.sort(key=lambda row: (row["origin"], row["seed"], row["benchmark"], row["step"], KINDS.index(row["kind"])))
-    left_out = ("row_key", "protocol", "candidate_id", "written_by", "created_at", "content_digest")
-    return [{name: value for name, value in row.items() if name not in left_out} for row in rows]
+    kept = [row for row in rows if row["origin"] == "search" or row["seed"] == first]
+    kept.sort(key=lambda row: (row["origin"], row["seed"], row["benchmark"], row["step"], KINDS.index(row["kind"])))
+    left_out = BOOKKEEPING | {"written_by"}
+    return [{name: value for name, value in row.items() if name not in left_out} for row in kept]
 
 
-def source_diff(before: str, after: str, old: str, new: str) -> str:
-    """The unified diff between two candidate files; "" where they are equal."""
-    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), old, new, lineterm="", n=3)
-    return "\n".join(lines)
+def line_changes(before: str, after: str) -> list[list[int]]:
+    """Where two files differ, as [from, to, from, to]: lines of the first that lines of the second replace; nothing where equal.
+
+    The page has both files, so that it can draw the diff from these few numbers.
+    """
+    matched = difflib.SequenceMatcher(None, before.split("\n"), after.split("\n"))
+    return [list(lines) for kind, *lines in matched.get_opcodes() if kind != "equal"]
 
 
 def benchmark_table(evidence: RunEvidence, candidate: str) -> list[dict[str, Any]]:
@@ -234,44 +276,61 @@ def benchmark_table(evidence: RunEvidence, candidate: str) -> list[dict[str, Any
     ]
 
 
-def curves(seeds: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, list[float | None]]]:
-    """Metric -> steps with mean, lowest and highest over seeds; of at most ``CURVE_POINTS`` steps, non-finite points left out."""
-    drawn: dict[str, dict[str, list[float | None]]] = {}
+def curves(
+    seeds: Mapping[int, Sequence[Mapping[str, Any]]], points: int = CURVE_POINTS
+) -> dict[str, dict[str, list[float]]]:
+    """Metric -> steps with mean, lowest and highest over seeds; non-finite points are left out.
+
+    Values are rounded to less than a ``CURVE_LEVELS``th of what the curve spans, which no drawing shows.
+
+    Args:
+        seeds: seed -> its steps in order.
+        points: at most so many steps are kept.
+    """
+    drawn: dict[str, dict[str, list[float]]] = {}
     for name, recorded in curve_points(seeds).items():
         finite = {step: [value for value in values if math.isfinite(value)] for step, values in recorded.items()}
         by_step = {step: values for step, values in finite.items() if values}
         if not by_step:
             continue
-        steps = thinned(sorted(by_step))
-        drawn[name] = {
-            "step": [float(step) for step in steps],
-            "mean": [_short(statistics.fmean(by_step[step])) for step in steps],
-            "low": [_short(min(by_step[step])) for step in steps],
-            "high": [_short(max(by_step[step])) for step in steps],
-        }
+        steps = thinned(sorted(by_step), points)
+        low, high = [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]
+        mean = [
+            max(least, min(most, statistics.fmean(by_step[step])))
+            for step, least, most in zip(steps, low, high, strict=True)
+        ]
+        digits = _digits(min(low), max(high))
+        drawn[name] = {"step": [float(step) for step in steps]}
+        for part, values in (("mean", mean), ("low", low), ("high", high)):
+            drawn[name][part] = [round(value, digits) for value in values]
     return drawn
 
 
-def thinned(steps: Sequence[int]) -> list[int]:
-    """At most ``CURVE_POINTS`` of these, evenly spread, the first and the last among them."""
-    if len(steps) <= CURVE_POINTS:
+def _digits(low: float, high: float) -> int:
+    """Decimals by which a ``CURVE_LEVELS``th of the range is told apart; of a constant, its five leading digits."""
+    span = (high - low) / CURVE_LEVELS
+    step = span if 0.0 < span < math.inf else max(abs(low), abs(high)) * 1e-5
+    return min(300, math.ceil(-math.log10(step))) if 0.0 < step < math.inf else 0
+
+
+def thinned(steps: Sequence[int], points: int = CURVE_POINTS) -> list[int]:
+    """At most ``points`` of these, evenly spread, the first and the last among them."""
+    if len(steps) <= points:
         return list(steps)
     last = len(steps) - 1
-    return [steps[round(i * last / (CURVE_POINTS - 1))] for i in range(CURVE_POINTS)]
+    return [steps[round(i * last / (points - 1))] for i in range(points)]
 
 
 # ---- the run
 
 
 def _costs(evidence: RunEvidence, made: Sequence[LeaderboardRow], spent: Mapping[str, int]) -> dict[str, Any]:
-    """What had been spent when each candidate was made: tokens of trainings and evaluations' seconds, and dollars of models."""
-    trained = [row for row in made if row.candidate_id in spent]
-    tokens = list(accumulate(spent[row.candidate_id] for row in trained))
-    seconds = [sum(one.seconds or 0.0 for one in evidence.evaluations.get(row.candidate_id, ())) for row in trained]
+    """What had been spent when each trained candidate was made: tokens, hours of training and evaluation, dollars of models."""
+    trained = [row.candidate_id for row in made if row.candidate_id in spent]
+    seconds = (sum(evidence.measuring_seconds.get(one, (0.0, 0.0))) for one in trained)
     document: dict[str, Any] = {
-        "names": [row.name for row in trained],
-        "tokens": tokens,
-        "evaluation_seconds": [round(value, 1) for value in accumulate(seconds)],
+        "tokens": list(accumulate(spent[one] for one in trained)),
+        "hours": [round(value / 3600.0, 4) for value in accumulate(seconds)],
     }
     if evidence.archive.has("calls"):
         calls = sorted(evidence.archive.rows("calls"), key=lambda call: call["created_at"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import numpy as np
@@ -27,6 +31,7 @@ from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.tracking.runs import KEY_TAG
 from poise_core.tracking.sync import Tracker
+from poise_core.views.explorer import line_changes
 
 SEEDS = (0, 1, 2)
 GRPO, AV, VM_AV, SA, BROKEN, WAITING = (
@@ -268,3 +273,73 @@ def points(tracker: Tracker, run_id: str, metric: str) -> list[tuple[int, float]
 def artifact(tracker: Tracker, run_id: str, name: str) -> str:
     path = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=name, tracking_uri=tracker.uri)
     return Path(path).read_text(encoding="utf-8")
+
+
+# ---- a page of many candidates
+
+
+def many_candidates(
+    few: Sequence[dict[str, Any]], known: Sequence[dict[str, Any]], count: int, seed: int = 0
+) -> tuple[list[dict[str, Any]], Iterator[dict[str, Any]]]:
+    """Records and details for the page of a run of ``count``, each drawn from one of a few real ones with other numbers in it.
+
+    Every number of a text, a curve and a score is drawn anew, so that the candidates compress no better than real ones of as many
+    kinds of algorithm do. Candidates have eight siblings to a generation, and parents among all before.
+
+    Args:
+        few: ``candidates`` of a real run's ``overview``.
+        known: their ``details``.
+        count: candidates to make.
+    """
+    rng = np.random.default_rng(seed)
+    kinds = [i if i < len(few) else int(rng.integers(1, len(few))) for i in range(count)]
+    parents = [int(rng.integers(0, i)) if i else 0 for i in range(count)]
+    changes: dict[tuple[int, int], list[list[int]]] = {}
+
+    def noisy(value: Any) -> Any:
+        return round(float(value) * float(rng.normal(1.0, 0.05)), 4) if isinstance(value, float) else value
+
+    def record(i: int) -> dict[str, Any]:
+        own = few[kinds[i]]
+        limits = {name: [noisy(one) for one in own[name]] if own[name] else None for name in ("overall", "delta")}
+        return {
+            **own,
+            **limits,
+            **{"id": f"c-{i:05d}-{i * 7919 % 2**32:08x}", "name": f"{own['name']}-{i}", "generation": (i + 7) // 8},
+            **{"x": (i + 7) // 8, "y": float(i % 8 + rng.uniform(0, 4)), "parents": [parents[i]] if i else []},
+            "metrics": {name: noisy(value) for name, value in own["metrics"].items()},
+            "tokens": int(noisy(float(own["tokens"]))),
+            "change": _renumbered(own["change"] or "", rng),
+        }
+
+    records = [record(i) for i in range(count)]
+
+    def detail(i: int) -> dict[str, Any]:
+        own, above = known[kinds[i]], known[kinds[parents[i]]]
+        if not own:
+            return {}
+        text = json.loads(
+            _renumbered(json.dumps({name: own[name] for name in own if name not in ("curves", "changed")}), rng)
+        )
+        drawn = {
+            metric: {"step": curve["step"][::2]}
+            | {
+                part: (np.array(curve[part][::2]) * rng.normal(1.0, 0.05, len(curve[part][::2]))).round(3).tolist()
+                for part in ("mean", "low", "high")
+            }
+            for metric, curve in own["curves"].items()
+        }
+        pair = (kinds[parents[i]], kinds[i])
+        if pair not in changes and above:
+            changes[pair] = line_changes(above["source"], own["source"])
+        changed = {"from": records[parents[i]]["id"], "lines": changes[pair]} if i and above else None
+        return {**text, "changed": changed, "curves": drawn}
+
+    return records, map(detail, range(count))
+
+
+def _renumbered(text: str, rng: np.random.Generator) -> str:
+    """The text with other last digits in all its decimal fractions."""
+    return re.sub(
+        r"(?<=\.)\d+", lambda found: f"{rng.integers(1, 10 ** min(len(found[0]), 5))}".zfill(len(found[0])), text
+    )

@@ -1,13 +1,17 @@
 "use strict";
 // The page of `poise explore`. Every text of the run is data: it enters the page as text nodes only, and plots get it escaped.
 const run = JSON.parse(document.getElementById("overview").textContent);
-const all = run.candidates;
+const all = column(run.candidates);
 const byId = new Map(all.map((c, i) => [c.id, i]));
 const main = document.getElementById("main");
 const CHUNK = run.chunk;
 const SYMBOLS = { baseline: "star", scored: "circle", reference: "diamond", stopped: "square", failed: "x", refused: "triangle-down", unfinished: "circle-open" };
 const LESS_IS_BETTER = new Set(["tokens", "completion length", "seed deviation", "generation"]);
 const ROWS = 200;
+const ALL_DRAWN = 1000; // candidates up to which each is drawn
+const DRAWN = 600; // of more: those that matter and an even choice of the rest
+const OFFERED = 300; // candidates that a list offers to choose from
+const UNPACKED = 24; // parts of the details that are kept unpacked
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8250df", "#999999"];
 
 // ---- elements
@@ -35,18 +39,40 @@ function limits(interval, sign) {
 }
 const count = (value) => (value >= 1e6 ? (value / 1e6).toFixed(2) + " M" : value >= 1e4 ? Math.round(value / 1e3) + " k" : String(value));
 
-// ---- details, decompressed one chunk at a time
+// ---- details, decompressed one chunk at a time; they stand below this script, so that the first drawing does not wait for them
 
+const loaded = new Promise((done) => (document.readyState === "loading" ? addEventListener("DOMContentLoaded", done) : done()));
 const chunks = new Map();
 async function detail(index) {
   const number = Math.floor(index / CHUNK);
-  if (!chunks.has(number)) chunks.set(number, unpacked(document.getElementById("details-" + number).textContent));
-  return (await chunks.get(number))[index % CHUNK];
+  await loaded;
+  const found = chunks.get(number) || unpacked(document.getElementById("details-" + number).textContent);
+  chunks.delete(number); // the last one used stands last
+  chunks.set(number, found);
+  if (chunks.size > UNPACKED) chunks.delete(chunks.keys().next().value);
+  return (await found)[index % CHUNK];
 }
 async function unpacked(text) {
   const bytes = Uint8Array.from(atob(text.trim()), (one) => one.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return JSON.parse(await new Response(stream).text());
+  return column(JSON.parse(await new Response(stream).text()));
+}
+// What poise_core.render.explorer.columns made. Records have no prototype: a name in them may be any text.
+function column(packed) {
+  if (Array.isArray(packed)) return packed;
+  if (packed.l) {
+    const items = column(packed.i);
+    let at = 0;
+    return packed.l.map((length) => (length < 0 ? null : items.slice(at, (at += length))));
+  }
+  const rows = Array.from({ length: packed.d }, () => Object.create(null));
+  for (const place of packed.n) rows[place] = null;
+  for (const [name, [without, values]] of Object.entries(packed.k)) {
+    const missing = new Set(without), own = column(values);
+    let at = 0;
+    rows.forEach((row, place) => { if (row !== null && !missing.has(place)) row[name] = own[at++]; });
+  }
+  return rows;
 }
 
 // ---- metrics and filters
@@ -61,14 +87,10 @@ function metric(c, name) {
 }
 const words = document.getElementById("words"), chosen = document.getElementById("outcome"), from = document.getElementById("from");
 for (const name of [...new Set(all.map((c) => c.outcome))]) chosen.append(el("option", { value: name }, name));
+const searched = (c) => (c.text ??= [c.name, c.id, c.mechanisms, c.change, c.state, c.outcome, c.failure ? c.failure.kind + " " + c.failure.message : ""].join(" ").toLowerCase());
 function shown() {
-  const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean);
-  const kept = all.filter((c) => {
-    if (chosen.value && c.outcome !== chosen.value) return false;
-    if (c.generation < Number(from.value || 0)) return false;
-    const text = [c.name, c.id, c.mechanisms, c.change, c.state, c.outcome, c.failure ? c.failure.kind + " " + c.failure.message : ""].join(" ").toLowerCase();
-    return wanted.every((word) => text.includes(word));
-  });
+  const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean), first = Number(from.value || 0);
+  const kept = all.filter((c) => (!chosen.value || c.outcome === chosen.value) && c.generation >= first && wanted.every((word) => searched(c).includes(word)));
   document.getElementById("shown").textContent = `${kept.length} of ${all.length} shown`;
   return kept;
 }
@@ -105,50 +127,91 @@ function markers(kept, x, y, more) {
   });
 }
 
+// Of many candidates those that matter (the baseline, `first`, the best with their ancestors) and evenly some of the rest.
+function drawable(kept, first) {
+  if (kept.length <= ALL_DRAWN) return kept;
+  const among = new Set(kept), own = new Set(first), value = (c) => metric(c, "delta") ?? -Infinity;
+  const best = [...kept].sort((a, b) => value(b) - value(a)).slice(0, DRAWN / 8);
+  if (run.baseline !== null && among.has(all[run.baseline])) own.add(all[run.baseline]);
+  for (let c of best) for (; c && among.has(c) && !own.has(c) && own.size < DRAWN / 2; c = c.parents.length ? all[c.parents[0]] : null) own.add(c);
+  const rest = kept.filter((c) => !own.has(c)), every = rest.length / (DRAWN - own.size);
+  for (let at = 0; at < rest.length; at += every) own.add(rest[Math.floor(at)]);
+  return kept.filter((c) => own.has(c));
+}
+// Draw `kept` by `traces(drawn)` over a shade of where all of them are, and again what is left in the window when it is zoomed.
+function drawMany(place, note, kept, x, y, traces, more, label, first = []) {
+  const shade = { type: "histogram2d", x: kept.map(x), y: kept.map(y), nbinsx: 60, nbinsy: 60, colorscale: [[0, style("--back")], [1, style("--shade")]], showscale: false, hoverinfo: "skip" };
+  const drawing = (within) => {
+    const drawn = drawable(within, first.filter((c) => within.includes(c)));
+    note.textContent = within.length > drawn.length ? `${drawn.length} of ${within.length} are drawn: the best with their ancestors, and evenly some of the rest; the shade tells where all are. Zoom or filter to see the others.` : "";
+    return [...(within.length > drawn.length ? [shade] : []), ...traces(drawn)];
+  };
+  plot(place, drawing(kept), more, label);
+  if (kept.length > ALL_DRAWN) place.on("plotly_relayout", (change) => {
+    if (!Object.keys(change).some((name) => /^[xy]axis/.test(name))) return;
+    const inside = (axis, value) => value === null || (value - axis.range[0]) * (value - axis.range[1]) <= 0;
+    const { xaxis, yaxis } = place._fullLayout;
+    Plotly.react(place, drawing(kept.filter((c) => inside(xaxis, x(c)) && inside(yaxis, y(c)))), place.layout, place._context);
+  });
+}
+// Candidates that no other beats in both metrics, from one end to the other.
+function frontOf(known, x, y) {
+  const sign = (name) => (LESS_IS_BETTER.has(name) ? -1 : 1), one = (c) => sign(x) * metric(c, x), other = (c) => sign(y) * metric(c, y);
+  const front = [];
+  let highest = -Infinity, at = null;
+  for (const c of [...known].sort((a, b) => one(b) - one(a) || other(b) - other(a))) {
+    if (other(c) > highest || (other(c) === highest && one(c) === at)) front.push(c); // equals do not beat one another
+    if (other(c) > highest) { highest = other(c); at = one(c); }
+  }
+  return front.sort((a, b) => metric(a, x) - metric(b, x));
+}
+
 const views = {
   tree(kept) {
-    const place = el("div", { class: "plot" }), x = [], y = [], in_view = new Set(kept.map((c) => c.id));
-    for (const c of all) for (const [rank, parent] of c.parents.entries()) {
-      if (rank === 0 && in_view.has(c.id)) { x.push(all[parent].x, c.x, null); y.push(all[parent].y, c.y, null); }
-    }
-    main.replaceChildren(el("h2", {}, "The tree"), el("p", { class: "soft" }, "A column is a generation; colour is the difference to the baseline (blue is better), the sign is the outcome. A click opens a candidate."), place);
-    plot(place, [{ type: "scatter", mode: "lines", x, y, hoverinfo: "skip", showlegend: false, line: { color: style("--line"), width: 1 } },
-      ...markers(kept, (c) => c.x, (c) => c.y)], { xaxis: { title: { text: "generation" }, dtick: 1 }, yaxis: { visible: false, autorange: "reversed" } }, "Tree of candidates by generation.");
+    const place = el("div", { class: "plot" }), note = el("p", { class: "soft" });
+    main.replaceChildren(el("h2", {}, "The tree"), el("p", { class: "soft" }, "A column is a generation; colour is the difference to the baseline (blue is better), the sign is the outcome. A click opens a candidate."), place, note);
+    drawMany(place, note, kept, (c) => c.x, (c) => c.y, (drawn) => {
+      const x = [], y = [];
+      for (const c of drawn) if (c.parents.length) { const parent = all[c.parents[0]]; x.push(parent.x, c.x, null); y.push(parent.y, c.y, null); }
+      return [{ type: "scatter", mode: "lines", x, y, hoverinfo: "skip", showlegend: false, line: { color: style("--line"), width: 1 } }, ...markers(drawn, (c) => c.x, (c) => c.y)];
+    }, { xaxis: { title: { text: "generation" }, ...(all.at(-1)?.x > 30 ? {} : { dtick: 1 }) }, yaxis: { visible: false, autorange: "reversed" } }, "Tree of candidates by generation.");
   },
   plot(kept, query) {
     const x = query.get("x") || "tokens", y = query.get("y") || "Overall";
     const choose = (name, value) => el("label", {}, name + " ", selectOf(metricNames, value, (next) => go("plot", { x, y, [name]: next })));
-    const place = el("div", { class: "plot" }), known = kept.filter((c) => metric(c, x) !== null && metric(c, y) !== null);
-    const better = (name, one, other) => (LESS_IS_BETTER.has(name) ? one < other : one > other);
-    const front = known.filter((c) => !known.some((o) => o !== c && !better(x, metric(c, x), metric(o, x)) && !better(y, metric(c, y), metric(o, y)) &&
-      (better(x, metric(o, x), metric(c, x)) || better(y, metric(o, y), metric(c, y))))).sort((a, b) => metric(a, x) - metric(b, x));
+    const place = el("div", { class: "plot" }), note = el("p", { class: "soft" }), known = kept.filter((c) => metric(c, x) !== null && metric(c, y) !== null);
+    const front = frontOf(known, x, y);
     main.replaceChildren(el("h2", {}, "Two metrics"), el("p", { class: "noprint" }, choose("x", x), " ", choose("y", y)),
-      el("p", { class: "soft" }, `The line joins the ${front.length} candidates that no other beats in both. Bars are 95 % intervals.`), place);
+      el("p", { class: "soft" }, `The line joins the ${front.length} candidates that no other beats in both. Bars are 95 % intervals.`), place, note);
     const bars = (own, name) => { const of = (c) => (name === "Overall" ? c.overall : name === "delta" ? c.delta : null);
       return { type: "data", symmetric: false, visible: own.some((c) => of(c) && of(c)[1] !== null), thickness: 1, color: style("--soft"),
         array: own.map((c) => (of(c) && of(c)[2] !== null ? of(c)[2] - of(c)[0] : 0)), arrayminus: own.map((c) => (of(c) && of(c)[1] !== null ? of(c)[0] - of(c)[1] : 0)) }; };
-    plot(place, [{ type: "scatter", mode: "lines", name: "Pareto front", x: front.map((c) => metric(c, x)), y: front.map((c) => metric(c, y)), hoverinfo: "skip", line: { color: style("--mark"), width: 1, dash: "dot" } },
-      ...markers(known, (c) => metric(c, x), (c) => metric(c, y), (own) => ({ error_x: bars(own, x), error_y: bars(own, y) }))],
-      { xaxis: { title: { text: x } }, yaxis: { title: { text: y } } }, `${y} over ${x}.`);
+    drawMany(place, note, known, (c) => metric(c, x), (c) => metric(c, y), (drawn) => [{ type: "scatter", mode: "lines", name: "Pareto front", x: front.map((c) => metric(c, x)), y: front.map((c) => metric(c, y)), hoverinfo: "skip", line: { color: style("--mark"), width: 1, dash: "dot" } },
+      ...markers(drawn, (c) => metric(c, x), (c) => metric(c, y), (own) => ({ error_x: bars(own, x), error_y: bars(own, y) }))],
+      { xaxis: { title: { text: x } }, yaxis: { title: { text: y } } }, `${y} over ${x}.`, front);
   },
-  search() {
-    const one = el("div", { class: "plot half" }), two = el("div", { class: "plot half" }), three = run.cost.calls ? el("div", { class: "plot half" }) : null;
-    main.replaceChildren(el("h2", {}, "The search over what it spent"), el("p", { class: "soft" }, "Best is the shrunken estimate of the candidate that the run would name at that moment; it may fall."), one, el("h2", {}, "Cost"), el("div", { class: "columns" }, two, three));
-    const scored = all.filter((c) => c.overall && c.outcome !== "reference"), at = new Map(run.cost.names.map((name, i) => [name, run.cost.tokens[i]]));
+  search(kept) {
+    const half = () => el("div", { class: "plot half" }), one = half(), two = half(), hours = half(), three = run.cost.calls ? half() : null, note = el("p", { class: "soft" });
+    main.replaceChildren(el("h2", {}, "The search over what it spent"), el("p", { class: "soft" }, "Best is the shrunken estimate of the candidate that the run would name at that moment; it may fall."), one, note, el("h2", {}, "Cost"), el("div", { class: "columns" }, two, hours, three));
+    const spent = new Map(), scored = kept.filter((c) => c.overall && c.outcome !== "reference");
+    let sum = 0;
+    for (const c of all) if (c.tokens) spent.set(c, (sum += c.tokens));
     const beside = Object.entries(run.beside || {}).map(([name, steps], i) => ({ type: "scatter", mode: "lines", name: escaped(name), line: { shape: "hv", width: 2, color: PALETTE[(i + 1) % PALETTE.length] }, x: steps.map((s) => s.tokens), y: steps.map((s) => s.best) }));
-    plot(one, [{ type: "scatter", mode: "lines+markers", name: beside.length ? escaped(run.title) + ", best so far" : "best so far", line: { shape: "hv", width: 2, color: style("--mark") }, x: run.best.map((s) => s.tokens), y: run.best.map((s) => s.best) }, ...beside,
-      ...markers(scored, (c) => at.get(c.name) ?? null, (c) => c.overall[0])], { xaxis: { title: { text: "training tokens spent" } }, yaxis: { title: { text: "Overall, percent" } } }, "Overall over training tokens.");
-    plot(two, [{ type: "scatter", mode: "lines", name: "training tokens", y: run.cost.tokens, x: run.cost.tokens.map((_, i) => i + 1), text: run.cost.names.map(escaped), line: { color: style("--link") } }],
-      { xaxis: { title: { text: "candidates trained" } }, yaxis: { title: { text: "training tokens" } } }, "Training tokens over candidates.");
+    drawMany(one, note, scored, (c) => spent.get(c) ?? null, (c) => c.overall[0], (drawn) => [{ type: "scatter", mode: "lines+markers", name: beside.length ? escaped(run.title) + ", best so far" : "best so far", line: { shape: "hv", width: 2, color: style("--mark") }, x: run.best.map((s) => s.tokens), y: run.best.map((s) => s.best) }, ...beside,
+      ...markers(drawn, (c) => spent.get(c) ?? null, (c) => c.overall[0])], { xaxis: { title: { text: "training tokens spent" } }, yaxis: { title: { text: "Overall, percent" } } }, "Overall over training tokens.");
+    for (const [where, name, values] of [[two, "training tokens", run.cost.tokens], [hours, "hours of training and evaluation", run.cost.hours]])
+      plot(where, [{ type: "scatter", mode: "lines", name, y: values, x: values.map((_, i) => i + 1), line: { color: style("--link") } }],
+        { xaxis: { title: { text: "candidates trained" } }, yaxis: { title: { text: name } } }, `Sum of ${name} over candidates.`);
     if (three) plot(three, [{ type: "scatter", mode: "lines", name: "dollars", x: run.cost.calls.at, y: run.cost.calls.dollars, line: { color: style("--link"), shape: "hv" } }], { yaxis: { title: { text: "dollars for models" } } }, "Dollars over time.");
   },
   async curves(kept, query) {
     const picked = (query.get("ids") || [run.baseline, ...all.map((c, i) => i).filter((i) => all[i].overall).sort((a, b) => all[b].overall[0] - all[a].overall[0]).slice(0, 3)].filter((i) => i !== null).map((i) => all[i].id).join(",")).split(",").filter((id) => byId.has(id));
-    const ids = [...new Set(picked)], found = await Promise.all(ids.map((id) => detail(byId.get(id))));
+    const mine = turn, ids = [...new Set(picked)], found = await Promise.all(ids.map((id) => detail(byId.get(id))));
+    if (mine !== turn) return;
     const names = [...new Set(found.flatMap((one) => Object.keys(one.curves || {})))].sort(), name = query.get("m") && names.includes(query.get("m")) ? query.get("m") : names.includes("reward_mean") ? "reward_mean" : names[0];
     const place = el("div", { class: "plot" });
     main.replaceChildren(el("h2", {}, "Training curves"), el("p", { class: "noprint" }, el("label", {}, "metric ", selectOf(names, name, (m) => go("curves", { ids: ids.join(","), m }))), " ",
-      el("label", {}, "add ", selectOf(["", ...kept.filter((c) => c.tokens).map((c) => c.id)], "", (id) => go("curves", { ids: [...ids, id].join(","), m: name }), (id) => (id ? all[byId.get(id)].name : "a candidate")))),
+      el("label", {}, "add ", selectOf(["", ...offered(kept.filter((c) => c.tokens))], "", (id) => go("curves", { ids: [...ids, id].join(","), m: name }), (id) => (id ? all[byId.get(id)].name : "a candidate")))),
       el("p", {}, ids.map((id) => el("button", { class: "noprint", onclick: () => go("curves", { ids: ids.filter((one) => one !== id).join(","), m: name }), "aria-label": "remove " + all[byId.get(id)].name }, all[byId.get(id)].name + " ×"))),
       el("p", { class: "soft" }, "Lines are means over seeds, bands reach from the lowest to the highest seed."), place);
     const traces = found.flatMap((one, i) => { const curve = (one.curves || {})[name], color = PALETTE[i % PALETTE.length], label = escaped(all[byId.get(ids[i])].name); if (!curve) return [];
@@ -180,35 +243,37 @@ const views = {
   },
   failures(kept) {
     const failed = kept.filter((c) => c.failure), kinds = new Map();
-    for (const c of failed) { const key = `${c.failure.stage}: ${c.failure.kind}`; kinds.set(key, [...(kinds.get(key) || []), c]); }
+    for (const c of failed) { const key = `${c.failure.stage}: ${c.failure.kind}`; kinds.has(key) ? kinds.get(key).push(c) : kinds.set(key, [c]); }
     main.replaceChildren(el("h2", {}, "Failures and refusals"), failed.length ? null : el("p", {}, "None among what is shown."), ...[...kinds].sort((a, b) => b[1].length - a[1].length).map(([key, own]) =>
-      el("section", {}, el("h3", {}, `${key} (${own.length})`), el("dl", {}, own.slice(0, 100).flatMap((c) => [el("dt", {}, candidateLink(c)), el("dd", {}, c.failure.message)])))));
+      el("section", {}, el("h3", {}, `${key} (${own.length})`), el("dl", {}, own.slice(0, 100).flatMap((c) => [el("dt", {}, candidateLink(c)), el("dd", {}, c.failure.message)])), own.length > 100 ? el("p", { class: "soft" }, `The first 100 of ${own.length}; the filter above narrows them.`) : null)));
   },
   async candidate(kept, query, [id]) {
     const index = byId.get(id);
     if (index === undefined) { main.replaceChildren(el("p", {}, "There is no such candidate in this page.")); return; }
-    const c = all[index], more = await detail(index), children = all.filter((one) => one.parents.includes(index));
+    const mine = turn, c = all[index], more = await detail(index), children = all.filter((one) => one.parents.includes(index));
+    const above = more.changed && more.changed.lines.length && byId.has(more.changed.from) ? await detail(byId.get(more.changed.from)) : null;
+    if (mine !== turn) return;
     const part = (title, ...content) => el("section", {}, el("h3", {}, title), ...content);
     const place = el("div", { class: "plot half" }), names = Object.keys(more.curves || {}).sort();
     document.title = `${c.name} · ${run.title}`;
     main.replaceChildren(el("h2", {}, c.name, " ", el("span", { class: "soft" }, c.id)),
       el("p", { class: "noprint" }, link("#/compare/" + [c.parents.length ? all[c.parents[0]].id : all[run.baseline ?? index].id, c.id].map(encodeURIComponent).join("/"), "compare with the parent"), " · ", link("#/curves?ids=" + encodeURIComponent([run.baseline === null ? "" : all[run.baseline].id, c.id].filter(Boolean).join(",")), "curves beside the baseline")),
-      el("div", { class: "columns" },
+      el("div", { class: "flow" },
         part("At a glance", facts({ outcome: c.state || c.outcome, generation: c.generation, author: c.author, arm: c.arm, Overall: limits(c.overall), "to the baseline": limits(c.delta, true) + (c.verdict ? ` (${c.verdict})` : ""), "training tokens": c.tokens ? count(c.tokens) : null, mechanisms: c.mechanisms, change: c.change }),
           el("dl", {}, el("dt", {}, "parents"), el("dd", {}, listed(c.parents.map((p) => all[p]))), el("dt", {}, "children"), el("dd", {}, listed(children)))),
         more.benchmarks && more.benchmarks.length ? part("Benchmarks, percent", scores(more.benchmarks)) : null,
         more.deltas && Object.keys(more.deltas).length ? part("Paired differences of Overall", facts(Object.fromEntries(Object.entries(more.deltas).map(([name, d]) => ["to " + name, limits([d.estimate, d.low, d.high, d.seeds], true)])))) : null,
-        more.proposal ? part("Proposal", facts(more.proposal, ["proposal_id", "row_key", "protocol"])) : null,
+        more.proposal ? part("Proposal", facts({ ...more.proposal, ...more.proposal.content }, ["content", "arm", "generation", "slot", "index", "name", "parent_ids", "change", "direction", "call_id"])) : null,
         more.ablation ? part("Ablation", ...ablationOf(more.ablation)) : null,
-        more.reflection ? part("Reflection", facts(more.reflection, ["row_key", "protocol", "candidate_id"])) : null,
+        more.reflection ? part("Reflection", ...prose(more.reflection.markdown), el("p", { class: "soft" }, "written by " + more.reflection.written_by)) : null,
         more.failures && more.failures.length ? part("Failures", ...more.failures.map((one) => facts(one, ["row_key", "protocol", "candidate_id", "name"]))) : null,
         more.examination && more.examination.length ? part("Examination", ...more.examination.map((one) => facts(one, ["row_key", "protocol", "candidate_id"]))) : null,
         more.replication ? part("Replication", facts(more.replication, ["row_key", "protocol", "candidate_id"])) : null,
-        more.rungs && more.rungs.length ? part("Ladder", ...more.rungs.map((one) => facts(one, ["row_key", "protocol", "candidate_id"]))) : null,
-        more.verification ? part("Gate", facts(more.verification, ["row_key", "candidate_id", "fingerprint"])) : null),
+        more.rungs && more.rungs.length ? part("Ladder", table(["rung", "decision", "why", "Overall", "seeds", "steps", "tokens"], more.rungs.map((one) => [one.rung, one.decision, one.message, one.value === null ? "" : one.value.toFixed(1), one.seeds.length, one.steps, count(one.tokens)]))) : null,
+        more.verification ? part("Gate", ...gateOf(more.verification)) : null),
       names.length ? part("Training", place) : null,
       more.completions && more.completions.length ? part("Sample completions", el("p", { class: "soft" }, "The first that was right, wrong and malformed, and the longest; of training and of the search split."), ...completionsOf(more.completions)) : null,
-      more.diff ? part("Changes to the parent's file", diffOf(more.diff)) : null,
+      above ? part("Changes to the parent's file", diffOf(more.changed.lines, above.source, more.source, all[byId.get(more.changed.from)].name, c.name)) : null,
       more.source ? part("Source", el("pre", { tabindex: "0" }, highlighted(more.source))) : null);
     if (names.length) {
       const drawn = ["reward_mean", "entropy", "kl"].filter((name) => names.includes(name)).concat(names).slice(0, 1)[0], curve = more.curves[drawn];
@@ -216,9 +281,10 @@ const views = {
     }
   },
   async compare(kept, query, ids) {
-    const known = ids.filter((id) => byId.has(id)), pair = known.map((id) => all[byId.get(id)]), more = await Promise.all(known.map((id) => detail(byId.get(id))));
+    const mine = turn, known = ids.filter((id) => byId.has(id)), pair = known.map((id) => all[byId.get(id)]), more = await Promise.all(known.map((id) => detail(byId.get(id))));
+    if (mine !== turn) return;
     if (pair.length < 2) { main.replaceChildren(el("p", {}, "Two candidates are compared: #/compare/ONE/OTHER.")); return; }
-    const choose = (place) => selectOf(all.filter((c) => c.tokens || c.overall).map((c) => c.id), pair[place].id, (id) => { location.hash = "#/compare/" + [0, 1].map((i) => encodeURIComponent(i === place ? id : pair[i].id)).join("/"); }, (id) => all[byId.get(id)].name);
+    const choose = (place) => selectOf(offered(kept.filter((c) => c.tokens || c.overall), pair[place]), pair[place].id, (id) => { location.hash = "#/compare/" + [0, 1].map((i) => encodeURIComponent(i === place ? id : pair[i].id)).join("/"); }, (id) => all[byId.get(id)].name);
     const rows = metricNames.map((name) => [name, ...pair.map((c) => (name === "Overall" ? limits(c.overall) : name === "delta" ? limits(c.delta, true) : metric(c, name) === null ? "" : String(+metric(c, name).toFixed(2))))]);
     main.replaceChildren(el("h2", {}, "Side by side"), el("p", { class: "noprint" }, el("label", {}, "one ", choose(0)), " ", el("label", {}, "other ", choose(1))),
       el("section", {}, el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "metric"), pair.map((c) => el("th", { scope: "col", class: "n" }, candidateLink(c))))), el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row" }, row[0]), row.slice(1).map((text) => el("td", { class: "n" }, text))))))),
@@ -228,6 +294,11 @@ const views = {
 
 // ---- parts of pages
 
+// Ids that a list offers: the best of those that the filter keeps, and what is chosen.
+function offered(kept, own) {
+  const best = [...kept].sort((a, b) => (b.overall ? b.overall[0] : -1) - (a.overall ? a.overall[0] : -1)).slice(0, OFFERED);
+  return (own && !best.includes(own) ? [own, ...best] : best).map((c) => c.id);
+}
 function selectOf(names, value, onchange, label) {
   const made = el("select", {}, names.map((name) => el("option", { value: name }, label ? label(name) : name)));
   made.value = value;
@@ -237,6 +308,12 @@ function selectOf(names, value, onchange, label) {
 function table(head, rows) {
   return el("table", {}, el("thead", {}, el("tr", {}, head.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, i) => (i ? el("td", {}, String(cell)) : el("th", { scope: "row" }, String(cell))))))));
+}
+function gateOf({ report, admitted, seconds, written_by }) {
+  const near = (found) => (found || []).slice(0, 3).map(([name, distance]) => `${name} ${distance}`).join(", ");
+  return [el("p", {}, `${admitted ? "Admitted" : "Refused"} after ${seconds.toFixed(1)} s by ${written_by}.`),
+    table(["check", "", "what it proves", "message"], (report.checks || []).map((one) => [one.name, one.passed ? "passed" : "failed", one.proves ?? "", one.message ?? ""])),
+    facts({ ...report, nearest: near(report.nearest), nearest_archived: near(report.nearest_archived) }, ["checks", "fingerprint", "candidate_name", "admitted", "seconds", "confinement"])];
 }
 const span = (d) => (d ? limits([d.estimate, d.low, d.high, d.seeds], true) : "");
 function ablationOf(found) {
@@ -253,6 +330,17 @@ function completionsOf(rows) {
   return [...groups].map(([key, own]) => el("details", {}, el("summary", {}, `${key}: ${own.map((one) => one.kind).join(", ")}`), ...own.map((one) => el("dl", {},
     el("dt", {}, one.kind), el("dd", {}, `${one.tokens} tokens, ${one.correctness > 0 ? "right" : one.format_valid ? "wrong" : "no answer that parses"}${one.truncated ? ", cut off" : ""}`), el("dt", {}, "prompt"), el("dd", {}, one.prompt), el("dt", {}, "completion"), el("dd", {}, one.completion)))));
 }
+// Headings, lists and paragraphs of Markdown; everything else in it stays as it was written.
+function prose(text) {
+  const parts = [];
+  for (const line of text.split("\n")) {
+    const [, heading, item] = line.match(/^#{1,6} +(.*)$|^[-*] +(.*)$/) || [];
+    if (heading !== undefined) parts.push(el("h4", {}, heading));
+    else if (item === undefined) { if (line.trim()) parts.push(el("p", {}, line)); }
+    else { if (parts.at(-1)?.tagName !== "UL") parts.push(el("ul", {})); parts.at(-1).append(el("li", {}, item)); }
+  }
+  return parts;
+}
 const listed = (own) => (own.length ? own.flatMap((c, i) => (i ? [", ", candidateLink(c)] : [candidateLink(c)])) : "none");
 function facts(values, without) {
   const kept = Object.entries(values).filter(([name, value]) => !(without || []).includes(name) && value !== null && value !== "" && value !== undefined && !(Array.isArray(value) && !value.length));
@@ -267,8 +355,26 @@ function scores(rows) {
   return el("table", {}, el("thead", {}, el("tr", {}, ["benchmark", "mean", "baseline", "by seed"].map((name, i) => el("th", { scope: "col", class: i ? "n" : "" }, name)))),
     el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row" }, row.name), el("td", { class: "n" }, row.mean.toFixed(1)), el("td", { class: "n" }, row.baseline === null ? "" : row.baseline.toFixed(1)), el("td", { class: "n" }, Object.values(row.seeds).map((one) => one.toFixed(1)).join("  "))))));
 }
-function diffOf(text) {
-  return el("pre", { tabindex: "0" }, text.split("\n").map((line) => el("span", { class: line.startsWith("@@") || line.startsWith("+++") || line.startsWith("---") ? "place" : line.startsWith("+") ? "added" : line.startsWith("-") ? "removed" : "same" }, line + "\n")));
+// The unified diff, with 3 lines around every change, from where the files differ: [from, to, from, to] by line.
+function diffOf(changes, before, after, old, name) {
+  const was = before.split("\n"), is = after.split("\n"), hunks = [], lines = [];
+  for (const one of changes) { const last = hunks.at(-1); if (last && one[0] - last.at(-1)[1] <= 6) last.push(one); else hunks.push([one]); }
+  const add = (kind, mark, text) => lines.push(el("span", { class: kind }, mark + text + "\n"));
+  const range = (begin, end) => (end - begin === 1 ? `${begin + 1}` : `${end > begin ? begin + 1 : begin},${end - begin}`);
+  add("place", "--- ", old);
+  add("place", "+++ ", name);
+  for (const hunk of hunks) {
+    const [first, last] = [hunk[0], hunk.at(-1)], before_it = Math.min(3, first[0]), after_it = Math.min(3, was.length - last[1]);
+    add("place", "@@ ", `-${range(first[0] - before_it, last[1] + after_it)} +${range(first[2] - before_it, last[3] + after_it)} @@`);
+    let at = first[0] - before_it;
+    for (const [from, to, put, end] of hunk) {
+      for (; at < from; at++) add("same", " ", was[at]);
+      for (; at < to; at++) add("removed", "-", was[at]);
+      for (let i = put; i < end; i++) add("added", "+", is[i]);
+    }
+    for (const end = at + after_it; at < end; at++) add("same", " ", was[at]);
+  }
+  return el("pre", { tabindex: "0", class: "diff" }, lines);
 }
 const TOKEN = /("""[\s\S]*?"""|'''[\s\S]*?'''|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*')|(#[^\n]*)|\b(def|class|return|if|elif|else|for|in|while|import|from|as|with|and|or|not|is|None|True|False|lambda|pass|raise)\b|(@[A-Za-z_.]+)/g;
 function highlighted(source) {
@@ -291,6 +397,7 @@ async function show() {
   document.getElementById("views").replaceChildren(...Object.entries(NAMES).map(([key, label]) => el("a", { href: "#/" + key, "aria-current": key === name ? "page" : null }, label)));
   document.title = run.title;
   for (const old of main.querySelectorAll(".plot")) Plotly.purge(old);
+  if (document.readyState === "loading") main.replaceChildren(el("p", { class: "soft" }, "Reading the page ..."));
   try {
     await views[name](shown(), new URLSearchParams(query || ""), rest.map(decodeURIComponent));
   } catch (error) {
