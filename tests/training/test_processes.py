@@ -1,13 +1,24 @@
 """One process and two train to the same weights, under every ZeRO stage, with a group split between the processes."""
 
+import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_jobs import assert_same, job_of
 from training_samples import assert_weights_close, largest_move
+
+from poise_core.algorithms import algorithm_path
+from poise_core.config import ResourceSpec
+from poise_core.training import nodes
+from poise_core.training.launcher import train_candidate
 
 ALGORITHMS = ("grpo", "dapo", "gspo")  # sequence-mean, token-mean, sequence-level ratio
 STAGES = (0, 1, 2, 3)
@@ -79,3 +90,62 @@ def test_bfloat16_trains_alike_under_every_stage(results: Path, stage: int) -> N
         torch.testing.assert_close(two.pop(name)[0], one.pop(name)[0], atol=1e-4, rtol=2e-2, msg=name)
     moved = {name: value.float() for name, value in two.items()}
     assert_weights_close(moved, {name: value.float() for name, value in one.items()}, atol=2e-2)
+
+
+# --- several nodes
+
+
+RESOURCES = {"nodes": 2, "parallel_candidates": 1, "rendezvous": "127.0.0.1", "allow_shared_network": True}
+
+
+def node(run: Path, rank: int, **resources: Any) -> subprocess.Popen[str]:
+    """A node that serves: a process group of its own, as another machine would have."""
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom poise_core.cli.common import plain_errors\n"
+        "from poise_core.config import ResourceSpec\nfrom poise_core.training.nodes import take_part\n"
+        "with plain_errors(): take_part(Path(sys.argv[1]), ResourceSpec(**json.loads(sys.argv[2])))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(run), json.dumps({**RESOURCES, **resources})],
+        env={**os.environ, "POISE_NODE_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@contextmanager
+def leading(run: Path, monkeypatch: pytest.MonkeyPatch, **resources: Any) -> Iterator[ResourceSpec]:
+    spec = ResourceSpec(**{**RESOURCES, **resources})
+    monkeypatch.setenv("POISE_NODE_RANK", "0")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert not nodes.take_part(run, spec)
+    try:
+        yield spec
+    finally:
+        nodes.end_leading()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_two_nodes_train_to_the_weights_of_two_processes_on_one(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 may be on either node, and all files of the training pass through the folder that they share."""
+    algorithm = algorithm_path("vm_av")
+    (one,) = train_candidate(job_of(tiny_policy, tmp_path / "one", algorithm, processes_per_training=2))
+    run = tmp_path / "run"
+    other = node(run, 1)
+    with leading(run, monkeypatch):
+        rows: list[float] = []
+        job = job_of(tiny_policy, run / "first", algorithm, **RESOURCES)
+        (two,) = train_candidate(job, on_step=lambda _, row: rows.append(row["step"]))
+        (again,) = train_candidate(
+            job_of(tiny_policy, run / "second", algorithm, **RESOURCES)
+        )  # the same nodes serve on
+    assert other.wait(60) == 0, other.communicate()[1]
+    assert rows == [0, 1, 2, 3, 4, 5]
+    assert_same([two], [one])
+    assert_same([again], [one])
+    assert (job.folder / "train-node-1.log").exists()
+    assert "sharing the machine's was allowed" in two.confinement["network"]
