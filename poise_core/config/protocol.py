@@ -282,6 +282,12 @@ class Protocol(FrozenModel):
         return bool(self.environment.source or any(benchmark.source for benchmark in self.benchmarks))
 
     @property
+    def stops_sampling(self) -> bool:
+        """Whether texts end completions of the training or of a benchmark while they are sampled."""
+        prompts = (self.prompt, *(benchmark.prompt for benchmark in self.benchmarks))
+        return any(prompt.ends_sampling for prompt in prompts if prompt)
+
+    @property
     def problem_files(self) -> list[Path]:
         """The files beside the package that a process must read to ask and to judge the benchmarks."""
         sources = [benchmark.source for benchmark in self.benchmarks if benchmark.source]

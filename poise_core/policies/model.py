@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from types import MethodType
@@ -66,6 +67,40 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder, **_OFFLINE)
 
 
+class StopTexts:
+    """Texts that end a completion while it is sampled, wherever tokens begin and end.
+
+    The token that completes such a text is the last one of the completion: a policy learns to write the text, and nothing after it
+    counts. Every sampler ends completions by ``length_of``.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
+        self.texts = tuple(texts)
+        self._tokenizer = tokenizer
+        self._lasts = frozenset(text[-1] for text in texts)
+        self._known: dict[int, bool] = {}
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether the last of these tokens completes a text; none of those before it did."""
+        return self.may_end(ids[-1]) and any(text in self._decoded(ids) for text in self.texts)
+
+    def length_of(self, ids: Sequence[int]) -> int | None:
+        """Return how many of the tokens the completion has, the last one completing a text; None where none does."""
+        return next((count for count in range(1, len(ids) + 1) if self.ended(ids[:count])), None)
+
+    def may_end(self, token: int) -> bool:
+        """Whether a token holds the last character of a text, or a part of one; most do not and are never decoded again."""
+        if token not in self._known:
+            text = self._decoded([token])
+            # alone, a token may lose a space, and show a part of a character as U+FFFD
+            vague = "\ufffd" in text or not text or any(last.isspace() for last in self._lasts)
+            self._known[token] = vague or not self._lasts.isdisjoint(text)
+        return self._known[token]
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+
+
 @dataclass(frozen=True)
 class PromptCodec:
     """A tokenizer with the special ids that sampling needs."""
@@ -104,6 +139,11 @@ class PromptCodec:
         in_template = prompt is not None and prompt.chat  # the chat template brings its own beginning
         prefix = (int(begin),) if expected and not in_template else ()
         return cls(tokenizer=tokenizer, eos_ids=ends, pad_id=int(pad), prefix=prefix, prompt=prompt)
+
+    @cached_property
+    def stops(self) -> StopTexts | None:
+        """What ends a completion beside the end-of-sequence tokens, where the prompt says so."""
+        return StopTexts(self.tokenizer, self.prompt.stop) if self.prompt and self.prompt.ends_sampling else None
 
     def render(self, problem: str) -> str:
         """Return the prompt of a problem's text."""

@@ -14,6 +14,7 @@ TEMPLATES: dict[str, dict[str, Any]] = {
     "qwen-math": {
         "template": f"<|im_start|>system\n{_ASKED}<|im_end|>\n<|im_start|>user\n{{problem}}<|im_end|>\n<|im_start|>assistant\n",
         "stop": ("<|im_end|>", "<|endoftext|>"),
+        "stopping": "sampling",
     },
     "r1": {
         "template": "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. "
@@ -22,6 +23,7 @@ TEMPLATES: dict[str, dict[str, Any]] = {
         "respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>.\n"
         "User: {problem}\nAssistant: <think>",
         "stop": ("</answer>",),
+        "stopping": "sampling",
     },
 }
 """Templates by name. Their text, not their name, belongs to the protocol."""
@@ -58,6 +60,11 @@ class PromptSpec(BaseModel):
     stop: tuple[str, ...] = Field(
         (), description="texts that end a completion; the first one and what follows is not graded"
     )
+    stopping: Literal["sampling", "grading"] = Field(
+        "grading",
+        description="where a stop text works; sampling: the token that completes it is the last one of the completion; grading: "
+        "only the graded text ends there. A preset that says nothing gets sampling, runs of before have grading",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -79,7 +86,14 @@ class PromptSpec(BaseModel):
     @model_serializer(mode="wrap")
     def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = handler(self)
-        return document if self.stop else {key: value for key, value in document.items() if key != "stop"}
+        unsaid = set() if self.stop else {"stop"}
+        unsaid |= set() if self.ends_sampling else {"stopping"}  # digests of before stay
+        return {key: value for key, value in document.items() if key not in unsaid}
+
+    @property
+    def ends_sampling(self) -> bool:
+        """Whether a stop text ends a completion while it is sampled."""
+        return bool(self.stop) and self.stopping == "sampling"
 
     @model_validator(mode="after")
     def _fits(self) -> PromptSpec:

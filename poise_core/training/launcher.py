@@ -289,7 +289,7 @@ def _served(
     for name in (ASKED, ANSWERED):
         (exchange / name).mkdir(parents=True)
     environment = job.protocol.environment.absolute()
-    with slot_for(spec, job.resources, policy) as slot:
+    with slot_for(spec, job.resources, policy, stops=job.protocol.stops_sampling) as slot:
         slot.take(
             {
                 "do": "open",

@@ -161,7 +161,7 @@ def test_two_nodes_train_to_the_weights_of_two_processes_on_one(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_node_that_dies_is_no_failure_of_the_candidate_and_the_training_goes_on_with_another(
     tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
