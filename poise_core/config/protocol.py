@@ -194,11 +194,18 @@ class SamplerSpec(FrozenModel):
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="type of the weights that are handed over, and in which the engine computes"
     )
+    head: Literal["float32"] | None = Field(
+        None, description="type in which the engine's output head computes; by default the engine's own choice"
+    )
     importance: Literal["token", "sequence", "off"] = Field(
         "token",
         description="gradients are multiplied by exp(trainer - sampler) of each token's log-probability, or of the completion's",
     )
     cap: PositiveFloat = Field(2.0, description="largest importance weight")
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), ["head"] if self.head is None else [])
 
 
 class EvaluationSpec(FrozenModel):

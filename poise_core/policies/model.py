@@ -29,8 +29,9 @@ _OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False
 def load_model(folder: Path, spec: ModelSpec | None = None, *, configuration: Path | None = None) -> Any:
     """Load the causal language model of a policy folder, in evaluation mode (dropout off).
 
-    In half precision its output head computes logits in float32 from hidden states and weights in half precision: rounded logits
-    would change log-probabilities in the second digit, and token by token otherwise in sampling than in training.
+    In half precision its output head computes logits in float32 from hidden states and weights in half precision, unless the
+    specification says otherwise: rounded logits change log-probabilities in the second digit, and token by token otherwise in
+    sampling than in training.
 
     Args:
         folder: the folder with the weights, as safetensors.
@@ -46,7 +47,9 @@ def load_model(folder: Path, spec: ModelSpec | None = None, *, configuration: Pa
         folder, config=config, dtype=dtype, use_safetensors=True, **chosen, **_OFFLINE
     )
     head = model.get_output_embeddings()
-    if dtype != torch.float32 and isinstance(head, torch.nn.Linear):
+    rounds = spec is not None and spec.head == "model" and dtype != torch.float32
+    setattr(model, "rounds_logits", rounds)  # noqa: B010 - which score_completions asks
+    if dtype != torch.float32 and isinstance(head, torch.nn.Linear) and not rounds:
         setattr(head, "forward", MethodType(_float32_logits, head))  # noqa: B010 - a method, of this instance alone
     return model.eval()
 

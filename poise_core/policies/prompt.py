@@ -36,12 +36,23 @@ class ModelSpec(BaseModel):
 
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="type of weights and activations; with bfloat16 the optimizer keeps float32 weights, gradients are summed in "
-        "float32, and the output head computes its logits in float32",
+        description="type of weights and activations; with bfloat16 the optimizer keeps float32 weights, and gradients are summed "
+        "in float32",
+    )
+    head: Literal["float32", "model"] = Field(
+        "float32",
+        description="type of the logits that the output head computes; model: that of the weights, as most engines do",
     )
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         "sdpa", description="attention of transformers; flash_attention_2 and _3 need their packages and a GPU"
     )
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        if self.head == "float32":
+            del document["head"]  # digests of before stay
+        return document
 
 
 class PromptSpec(BaseModel):

@@ -108,12 +108,13 @@ class VllmSampler:
         Raises:
             SamplerFault: the environment is not installed, or the driver does not start.
         """
-        self._folder, self._dtype, self._parallel = folder, spec.dtype, resources.parallel
+        self._folder, self._dtype, self._parallel, self._head = folder, spec.dtype, resources.parallel, spec.head
         python = environment_python(resources)
         about = {
             "dtype": spec.dtype,
             "context": context,
             "stops": stops,
+            "head": spec.head,
             "parallel": resources.parallel,
             "memory_gib": resources.memory_gib,
             "memory_share": resources.memory_share,
@@ -170,6 +171,7 @@ class VllmSampler:
             "device": "cpu" if self._about["cpu"] else "cuda",
             "dtype": self._dtype,
             "parallel": str(self._parallel),
+            **({"head": self._head} if self._head else {}),
         }
 
     def close(self) -> None:

@@ -55,6 +55,8 @@ class _Engine:
             "enforce_eager": about["cpu"],
             "seed": 0,
         }
+        if about["head"]:
+            settings["hf_overrides"] = {"head_dtype": about["head"]}
         if about["cpu"]:
             settings["kv_cache_memory_bytes"] = int(about["memory_gib"] * 2**30)
         else:
