@@ -81,5 +81,28 @@ class SamplerFault(InfrastructureError):
         return type(self), (self.kind, self.message)
 
 
+class NodeFaultKind(StrEnum):
+    """What is wrong with a node of a training over several. None of it is a failure of the candidate that trains."""
+
+    MISSING = "missing"  # it has not reported in time
+    WRONG_COUNT = "wrong count"  # the nodes do not agree on how many they are, or which
+    NOT_SHARED = "not shared"  # a folder or file of the run is not there, or elsewhere
+    DIED = "died"  # it has fallen silent, or its part has ended for a reason of its own
+    NO_RENDEZVOUS = "no rendezvous"  # the processes of a training have not met in time
+    REFUSED = "refused"  # it could not start its part
+
+
+class NodeFault(InfrastructureError):
+    """A node of a training failed, which is a fault of the machine; the message is one line."""
+
+    def __init__(self, kind: NodeFaultKind, message: str) -> None:
+        super().__init__(f"nodes, {kind}: {message}")
+        self.kind, self.message = kind, message
+
+    def __reduce__(self) -> tuple[type, tuple[NodeFaultKind, str]]:
+        """Support pickling between processes."""
+        return type(self), (self.kind, self.message)
+
+
 class Cancelled(Exception):
     """The user or the orchestrator asked to stop; finished work is kept and the run can be resumed."""

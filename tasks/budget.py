@@ -46,7 +46,7 @@ class Budget:
     def kept(self, evolution: Evolution) -> Iterator[None]:
         """Stop the evolution when its time or its GPU-hours are up."""
         resources = evolution.run.current_preset.resources
-        hours, what = self.limit(resources.parallel_candidates * resources.processes_per_training)
+        hours, what = self.limit(resources.parallel_candidates * resources.training_processes)
 
         def stop() -> None:
             self._late.set()

@@ -170,9 +170,7 @@ def _bound(
             log_event(event)
             progress(event)
 
-        slot = partial(
-            hold_slots, resources.slots_limit, resources.processes_per_training, lambda: _open[run.path].stopped
-        )
+        slot = partial(hold_slots, resources.slots_limit, resources.training_processes, lambda: _open[run.path].stopped)
         evolution = Evolution(
             run,
             executor=executor,

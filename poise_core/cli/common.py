@@ -134,6 +134,20 @@ def resolve_preset(name: str, overrides: list[str] | None, **settings: int | Non
     return preset
 
 
+def serve_another_node(preset: Preset, run_directory: Path) -> None:
+    """Where one training goes over several nodes: announce this one as their leader, or serve until the leader's command ends.
+
+    Raises:
+        typer.Exit: this node has served.
+        poise_core.failures.NodeFault: something is wrong with the nodes.
+    """
+    if preset.resources.nodes > 1:
+        from poise_core.training.nodes import take_part
+
+        if take_part(run_directory, preset.resources):
+            raise typer.Exit
+
+
 def default_run_dir(preset: Preset) -> Path:
     """The run directory where none is given; the same command finds it again."""
     return Path("runs") / preset.name

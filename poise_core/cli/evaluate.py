@@ -22,6 +22,7 @@ from poise_core.cli.common import (
     resolve_preset,
     say,
     say_json,
+    serve_another_node,
     shared_network,
 )
 
@@ -63,6 +64,7 @@ def evaluate(
         chosen = resolved.protocol.seeds[: seeds or resolved.search.seeds_per_candidate]
         if seeds and seeds > len(chosen):
             raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
+        serve_another_node(resolved, run_dir or default_run_dir(resolved))
         from poise_core.evolution import Trials
         from poise_core.failures import CandidateFailure
         from poise_core.run_directory import RunDirectory

@@ -22,6 +22,7 @@ from poise_core.cli.common import (
     plain_errors,
     resolve_preset,
     say,
+    serve_another_node,
     shared_network,
     shown,
     view_console,
@@ -87,6 +88,7 @@ def evolve(
 
             say(dry_run_text(resolved, run_dir or default_run_dir(resolved)))
             return
+        serve_another_node(resolved, run_dir or default_run_dir(resolved))
         if forecast := check_and_forecast(resolved, asks=replay is None):
             count = resolved.search.generations
             say(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)

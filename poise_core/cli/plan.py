@@ -131,7 +131,7 @@ def dry_run_text(preset: Preset, folder: Path) -> str:
     lower = [name for name, there in (("proxy", proxy), ("first seed", len(seeds) > 1)) if there]
     rungs = f"rungs: {', '.join([*lower, 'all seeds'])}" if ladder.enabled else "no ladder"
     trainings = len(seeds) * (children + 1)
-    processes = resources.processes_per_training
+    processes = resources.training_processes
     stages = "select, propose, screen, implement, verify, train, evaluate, reflect"
     lines = [
         f"Preset      {preset.name}, protocol {protocol.digest}",

@@ -19,6 +19,7 @@ from poise_core.cli.common import (
     plain_errors,
     say,
     say_json,
+    serve_another_node,
     shared_network,
     view_console,
 )
@@ -71,6 +72,7 @@ def replicate(
     shared_network(allow_shared_network)
     with plain_errors():
         preset = with_overrides(RunDirectory.read(run_dir).current_preset, overrides or [])
+        serve_another_node(preset, run_dir)
         if preset.protocol.unsealed:
             say(f"poise: {preset.protocol.unsealed_note}", err=True)
         with RunDirectory.open(run_dir, preset) as run:
@@ -137,6 +139,7 @@ def ablate(
     shared_network(allow_shared_network)
     with plain_errors():
         preset = with_overrides(RunDirectory.read(run_dir).current_preset, overrides or [])
+        serve_another_node(preset, run_dir)
         with RunDirectory.open(run_dir, preset) as run:
             try:
                 found = find_candidate(run.archive, candidate)

@@ -75,7 +75,7 @@ def load_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pres
     Raises:
         PresetError: unknown preset, unknown key, wrong type or impossible combination.
     """
-    return _validated(_read_document(name_or_path), overrides)
+    return _validated(_read_document(name_or_path), overrides, new=True)
 
 
 def read_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Preset:
@@ -84,7 +84,7 @@ def read_preset(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Pres
     Raises:
         PresetError: see ``load_preset``.
     """
-    return _preset_of(_read_document(name_or_path), overrides)
+    return _preset_of(_read_document(name_or_path), overrides, new=True)
 
 
 def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
@@ -96,9 +96,12 @@ def with_overrides(preset: Preset, overrides: Sequence[str]) -> Preset:
     return _validated(preset.model_dump(mode="json"), overrides) if overrides else preset
 
 
-def _preset_of(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
+def _preset_of(document: dict[str, Any], overrides: Sequence[str], *, new: bool = False) -> Preset:
+    """Validate a document; with ``new``, one that a person has written and no run has kept."""
     for override in overrides:
         _apply_override(document, override)
+    if new:
+        _stop_while_sampling(document)
     try:
         return Preset.model_validate(_with_home(document))
     except RecursionError:
@@ -107,8 +110,20 @@ def _preset_of(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
         raise PresetError(_first_error(error)) from error
 
 
-def _validated(document: dict[str, Any], overrides: Sequence[str]) -> Preset:
-    preset = _preset_of(document, overrides)
+def _stop_while_sampling(document: dict[str, Any]) -> None:
+    """Have the stop texts of prompts end completions while they are sampled, as they did not in runs of before."""
+    protocol = document.get("protocol")
+    if not isinstance(protocol, dict):
+        return  # validation says what is wrong
+    benchmarks = protocol.get("benchmarks")
+    for owner in (protocol, *(benchmarks if isinstance(benchmarks, list) else ())):
+        prompt = owner.get("prompt") if isinstance(owner, dict) else None
+        if isinstance(prompt, dict) and prompt.get("stop"):
+            prompt.setdefault("stopping", "sampling")
+
+
+def _validated(document: dict[str, Any], overrides: Sequence[str], *, new: bool = False) -> Preset:
+    preset = _preset_of(document, overrides, new=new)
     try:
         digest = policy_digest(preset.protocol.policy)
     except PolicyNotFoundError as error:

@@ -104,10 +104,11 @@ class Preset(FrozenModel):
 
     @model_validator(mode="after")
     def _combinations(self) -> Preset:
-        training, processes = self.protocol.training, self.resources.processes_per_training
+        training, processes = self.protocol.training, self.resources.training_processes
         if training.batch_size // training.minibatches % processes:
+            said = "resources.processes_per_training" + (" x resources.nodes" if self.resources.nodes > 1 else "")
             raise ValueError(
-                f"resources.processes_per_training is {processes}, which does not divide the "
+                f"{said} is {processes}, which does not divide the "
                 f"{training.batch_size // training.minibatches} completions of a minibatch"
             )
         if self.search.seeds_per_candidate > len(self.protocol.seeds):

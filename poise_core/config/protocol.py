@@ -194,11 +194,18 @@ class SamplerSpec(FrozenModel):
     dtype: Literal["float32", "bfloat16"] = Field(
         "bfloat16", description="type of the weights that are handed over, and in which the engine computes"
     )
+    head: Literal["float32"] | None = Field(
+        None, description="type in which the engine's output head computes; by default the engine's own choice"
+    )
     importance: Literal["token", "sequence", "off"] = Field(
         "token",
         description="gradients are multiplied by exp(trainer - sampler) of each token's log-probability, or of the completion's",
     )
     cap: PositiveFloat = Field(2.0, description="largest importance weight")
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without(handler(self), ["head"] if self.head is None else [])
 
 
 class EvaluationSpec(FrozenModel):
@@ -280,6 +287,12 @@ class Protocol(FrozenModel):
     def has_sources(self) -> bool:
         """Whether problems come from a data set, a library or a class of the user's."""
         return bool(self.environment.source or any(benchmark.source for benchmark in self.benchmarks))
+
+    @property
+    def stops_sampling(self) -> bool:
+        """Whether texts end completions of the training or of a benchmark while they are sampled."""
+        prompts = (self.prompt, *(benchmark.prompt for benchmark in self.benchmarks))
+        return any(prompt.ends_sampling for prompt in prompts if prompt)
 
     @property
     def problem_files(self) -> list[Path]:

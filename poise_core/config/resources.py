@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from poise_core.config.protocol import FrozenModel
 
@@ -29,7 +29,17 @@ class ResourceSpec(FrozenModel):
     """The resources that a run may use, which change its duration but not its results."""
 
     parallel_candidates: PositiveInt = 2
-    processes_per_training: PositiveInt = 1
+    processes_per_training: PositiveInt = Field(1, description="processes of one training, on each of its nodes")
+    nodes: PositiveInt = Field(
+        1,
+        description="machines over which one training goes; each runs the same command, on storage that all of them share",
+    )
+    rendezvous: str | None = Field(
+        None,
+        description="HOST or HOST:PORT of the node where the run lives, as the others reach it; by default MASTER_ADDR and "
+        "MASTER_PORT of the scheduler, or its name and a free port",
+    )
+    rendezvous_seconds: PositiveFloat = Field(300.0, description="within which all nodes must have come")
     threads_per_process: PositiveInt = 1
     micro_batch_size: PositiveInt = Field(128, description="completions per forward pass of the update, per process")
     micro_batch_tokens: PositiveInt | None = Field(
@@ -76,3 +86,17 @@ class ResourceSpec(FrozenModel):
         "per process; none where nothing is given",
     )
     sampler: SamplerResources = Field(default_factory=SamplerResources)
+
+    @model_validator(mode="after")
+    def _nodes_fit(self) -> ResourceSpec:
+        if self.nodes > 1 and (self.parallel_candidates > 1 or self.dispatch == "pool"):
+            raise ValueError(
+                f"nodes is {self.nodes}: a training over several nodes has them for itself; set parallel_candidates to 1 and "
+                "dispatch to inline"
+            )
+        return self
+
+    @property
+    def training_processes(self) -> int:
+        """Processes of one training on all its nodes, each with a GPU where there are GPUs."""
+        return self.nodes * self.processes_per_training

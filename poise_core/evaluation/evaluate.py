@@ -147,6 +147,7 @@ def _benchmark(
         pad_id=codec.pad_id,
         key=(asked.noise_key(spec.name),),
         temperature=temperature if spec.metric == "pass" else 0.0,
+        stops=codec.stops,
     )
     sampled = sampler.sample(requests).completions
     texts = codec.decode(sampled.ids, sampled.mask)

@@ -150,7 +150,7 @@ def _sampled_elsewhere(
 ) -> None:
     """Have the sampler's process carry out the evaluation with the engine that sampled the training."""
     deadline = time.monotonic() + job.resources.evaluate_timeout_seconds * len(job.policies)
-    with slot_for(spec, job.resources, base) as slot:
+    with slot_for(spec, job.resources, base, stops=job.protocol.stops_sampling) as slot:
         slot.take({"do": "evaluate", "job": str(job_file)})
         while not slot.evaluated:
             time.sleep(POLL_SECONDS)

@@ -43,15 +43,17 @@ POLL_SECONDS = 0.005
 ASKED_BYTES = 1 << 20
 
 
-def make_sampler(spec: SamplerSpec, resources: SamplerResources, policy: Path, home: Path) -> Sampler:
-    """Return the sampler of a protocol, without a policy.
+def make_sampler(
+    spec: SamplerSpec, resources: SamplerResources, policy: Path, home: Path, *, stops: bool = False
+) -> Sampler:
+    """Return the sampler of a protocol, without a policy; with ``stops``, one that knows the words of its tokens.
 
     Raises:
         SamplerFault: it does not start, or has another version than the protocol asks for.
     """
     if spec.name == "vllm":
         context = resources.context or int(json.loads((policy / "config.json").read_text())["max_position_embeddings"])
-        return VllmSampler(spec, resources, home, context=context)
+        return VllmSampler(spec, resources, home, context=context, stops=stops)
     scripted = ScriptedSampler(memory_gib=resources.memory_gib, dtype=spec.dtype)
     if spec.version and scripted.identity()["version"] != spec.version:
         raise SamplerFault(
@@ -90,10 +92,14 @@ class Server:
         self._home, self._policy = Path(config["home"]), Path(config["policy"])
         self._expected = handover.policy_tensors(self._policy, self._spec.dtype)
         self._loads = 0
-        self._engine: Sampler = make_sampler(self._spec, self._resources, self._policy, self._home)
+        self._stops = bool(config.get("stops"))
+        self._engine: Sampler = self._made()
         self._job: _Training | None = None
         self._engine.load("base", self._policy)  # so that an engine has started before a training's time begins
         _tell(event="ready", identity=dict(self._engine.identity()))
+
+    def _made(self) -> Sampler:
+        return make_sampler(self._spec, self._resources, self._policy, self._home, stops=self._stops)
 
     def obey(self, command: dict[str, Any]) -> None:
         """Carry out a command of the launcher."""
@@ -143,6 +149,7 @@ class Server:
             pad_id=job.codec.pad_id,
             key=(asked.seed, asked.step, ROLLOUT),
             temperature=job.training.temperature,
+            stops=job.codec.stops,
         )
         sampled = self._sampled(requests, asked.version)
         tensors = _graded(job, requests, problems, sampled.completions)
@@ -171,7 +178,7 @@ class Server:
         for fresh in (False, True):
             if fresh:
                 self._engine.close()
-                self._engine = make_sampler(self._spec, self._resources, self._policy, self._home)
+                self._engine = self._made()
             self._engine.load(version, folder)
             found = self._engine.score(handover.canary_ids(vocabulary))
             if handover.same_canary(found, canary):

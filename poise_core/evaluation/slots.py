@@ -47,13 +47,14 @@ class RefusedRollout(Exception):
 class Slot:
     """One process with one engine, from the side of the launcher."""
 
-    def __init__(self, spec: SamplerSpec, resources: ResourceSpec, policy: Path) -> None:
+    def __init__(self, spec: SamplerSpec, resources: ResourceSpec, policy: Path, *, stops: bool = False) -> None:
         """Start the process.
 
         Args:
             spec: which engine.
             resources: its limits.
             policy: folder of the policy from which trainings start.
+            stops: whether texts end completions, for which the engine needs the tokenizer.
         """
         self.limits: SamplerResources = resources.sampler
         self.home = Path(tempfile.mkdtemp(prefix="poise-sampler-"))
@@ -64,6 +65,7 @@ class Slot:
             "home": str(self.home),
             "policy": str(policy),
             "threads": resources.threads_per_process,
+            "stops": stops,
         }
         write_atomically(self.home / "config.json", json.dumps(config))
         self.log = self.home / "sampler.log"
@@ -237,16 +239,16 @@ def _idle_slot(key: str) -> tuple[Slot | None, list[Slot]]:
 
 
 @contextmanager
-def slot_for(spec: SamplerSpec, resources: ResourceSpec, policy: Path) -> Iterator[Slot]:
+def slot_for(spec: SamplerSpec, resources: ResourceSpec, policy: Path, *, stops: bool = False) -> Iterator[Slot]:
     """Yield a slot with this engine: an idle one, or a new one, for which idle ones with another policy or engine are ended.
 
     After a fault it is ended, else kept for the next.
     """
-    key = json.dumps([spec.model_dump(mode="json"), resources.sampler.model_dump(mode="json"), str(policy)])
+    key = json.dumps([spec.model_dump(mode="json"), resources.sampler.model_dump(mode="json"), str(policy), stops])
     slot, others = _idle_slot(key)
     for other in others:
         other.end()
-    slot = slot or Slot(spec, resources, policy)
+    slot = slot or Slot(spec, resources, policy, stops=stops)
     try:
         yield slot
     except BaseException:

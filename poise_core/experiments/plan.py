@@ -219,7 +219,7 @@ def memory_parts(preset: Preset, shape: Shape, available: float | None) -> tuple
     """
     protocol, resources, training = preset.protocol, preset.resources, preset.protocol.training
     half = protocol.model is not None and protocol.model.dtype == "bfloat16"
-    processes, count = resources.processes_per_training, float(shape.parameters)
+    processes, count = resources.training_processes, float(shape.parameters)
     stage = max(resources.zero_stage, 1) if half else resources.zero_stage
     share = {level: 1 / processes if stage >= level else 1.0 for level in (1, 2, 3)}
     width = 2 if half else 4
@@ -265,7 +265,7 @@ def stated_rates(preset: Preset, shape: Shape, gpu: str, evaluated: Mapping[str,
     tokens = training.batch_size * (PROMPT_TOKENS + length)
     passes = 3 * training.inner_epochs * (4 / 3 if resources.gradient_checkpointing else 1) + 1  # and the reference
     passes += 1 if protocol.sampler is not None or width == 2 else 0  # log-probabilities anew
-    processes = resources.processes_per_training
+    processes = resources.training_processes
     update = tokens * passes * shape.forward(PROMPT_TOKENS + length) / (operations * processes)
     engines = resources.sampler.parallel if protocol.sampler is not None else processes
 
@@ -365,7 +365,7 @@ def plan_run(preset: Preset, gpu: str, hourly: float, rates: Rates | None = None
         parts,
         sampling,
         GPUS[gpu].memory,
-        preset.resources.parallel_candidates * preset.resources.processes_per_training,
+        preset.resources.parallel_candidates * preset.resources.training_processes,
         rates,
         sum(evaluated.values()),
         _prices(preset, rates, evaluated, hourly),
@@ -388,7 +388,7 @@ def _prices(preset: Preset, rates: Rates, evaluated: Mapping[str, int], hourly: 
     def price(trainings: float, evaluations: float, gates: float, side_by_side: int = 1) -> Price:
         """Of so many trainings, of which some are parts, and evaluations."""
         seconds = trainings * a_training + evaluations * rates.evaluation + gates * rates.gate
-        gpu = resources.processes_per_training * seconds / 3600
+        gpu = resources.training_processes * seconds / 3600
         tokens = trainings * trained + evaluations * asked
         return Price(tokens, gpu, seconds / 3600 / side_by_side, gpu * hourly)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import compress
 from pathlib import Path
 from types import MethodType
@@ -28,8 +29,9 @@ _OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False
 def load_model(folder: Path, spec: ModelSpec | None = None, *, configuration: Path | None = None) -> Any:
     """Load the causal language model of a policy folder, in evaluation mode (dropout off).
 
-    In half precision its output head computes logits in float32 from hidden states and weights in half precision: rounded logits
-    would change log-probabilities in the second digit, and token by token otherwise in sampling than in training.
+    In half precision its output head computes logits in float32 from hidden states and weights in half precision, unless the
+    specification says otherwise: rounded logits change log-probabilities in the second digit, and token by token otherwise in
+    sampling than in training.
 
     Args:
         folder: the folder with the weights, as safetensors.
@@ -45,7 +47,9 @@ def load_model(folder: Path, spec: ModelSpec | None = None, *, configuration: Pa
         folder, config=config, dtype=dtype, use_safetensors=True, **chosen, **_OFFLINE
     )
     head = model.get_output_embeddings()
-    if dtype != torch.float32 and isinstance(head, torch.nn.Linear):
+    rounds = spec is not None and spec.head == "model" and dtype != torch.float32
+    setattr(model, "rounds_logits", rounds)  # noqa: B010 - which score_completions asks
+    if dtype != torch.float32 and isinstance(head, torch.nn.Linear) and not rounds:
         setattr(head, "forward", MethodType(_float32_logits, head))  # noqa: B010 - a method, of this instance alone
     return model.eval()
 
@@ -64,6 +68,40 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, **_OFFLINE)
+
+
+class StopTexts:
+    """Texts that end a completion while it is sampled, wherever tokens begin and end.
+
+    The token that completes such a text is the last one of the completion: a policy learns to write the text, and nothing after it
+    counts. Every sampler ends completions by ``length_of``.
+    """
+
+    def __init__(self, tokenizer: Any, texts: Sequence[str]) -> None:
+        self.texts = tuple(texts)
+        self._tokenizer = tokenizer
+        self._lasts = frozenset(text[-1] for text in texts)
+        self._known: dict[int, bool] = {}
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether the last of these tokens completes a text; none of those before it did."""
+        return self.may_end(ids[-1]) and any(text in self._decoded(ids) for text in self.texts)
+
+    def length_of(self, ids: Sequence[int]) -> int | None:
+        """Return how many of the tokens the completion has, the last one completing a text; None where none does."""
+        return next((count for count in range(1, len(ids) + 1) if self.ended(ids[:count])), None)
+
+    def may_end(self, token: int) -> bool:
+        """Whether a token holds the last character of a text, or a part of one; most do not and are never decoded again."""
+        if token not in self._known:
+            text = self._decoded([token])
+            # alone, a token may lose a space, and show a part of a character as U+FFFD
+            vague = "\ufffd" in text or not text or any(last.isspace() for last in self._lasts)
+            self._known[token] = vague or not self._lasts.isdisjoint(text)
+        return self._known[token]
+
+    def _decoded(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
 
 @dataclass(frozen=True)
@@ -104,6 +142,11 @@ class PromptCodec:
         in_template = prompt is not None and prompt.chat  # the chat template brings its own beginning
         prefix = (int(begin),) if expected and not in_template else ()
         return cls(tokenizer=tokenizer, eos_ids=ends, pad_id=int(pad), prefix=prefix, prompt=prompt)
+
+    @cached_property
+    def stops(self) -> StopTexts | None:
+        """What ends a completion beside the end-of-sequence tokens, where the prompt says so."""
+        return StopTexts(self.tokenizer, self.prompt.stop) if self.prompt and self.prompt.ends_sampling else None
 
     def render(self, problem: str) -> str:
         """Return the prompt of a problem's text."""

@@ -14,6 +14,7 @@ TEMPLATES: dict[str, dict[str, Any]] = {
     "qwen-math": {
         "template": f"<|im_start|>system\n{_ASKED}<|im_end|>\n<|im_start|>user\n{{problem}}<|im_end|>\n<|im_start|>assistant\n",
         "stop": ("<|im_end|>", "<|endoftext|>"),
+        "stopping": "sampling",
     },
     "r1": {
         "template": "A conversation between User and Assistant. The User asks a question, and the Assistant solves it. "
@@ -22,6 +23,7 @@ TEMPLATES: dict[str, dict[str, Any]] = {
         "respectively, i.e., <think> reasoning process here </think> <answer> answer here </answer>.\n"
         "User: {problem}\nAssistant: <think>",
         "stop": ("</answer>",),
+        "stopping": "sampling",
     },
 }
 """Templates by name. Their text, not their name, belongs to the protocol."""
@@ -34,12 +36,23 @@ class ModelSpec(BaseModel):
 
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
-        description="type of weights and activations; with bfloat16 the optimizer keeps float32 weights, gradients are summed in "
-        "float32, and the output head computes its logits in float32",
+        description="type of weights and activations; with bfloat16 the optimizer keeps float32 weights, and gradients are summed "
+        "in float32",
+    )
+    head: Literal["float32", "model"] = Field(
+        "float32",
+        description="type of the logits that the output head computes; model: that of the weights, as most engines do",
     )
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         "sdpa", description="attention of transformers; flash_attention_2 and _3 need their packages and a GPU"
     )
+
+    @model_serializer(mode="wrap")
+    def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = handler(self)
+        if self.head == "float32":
+            del document["head"]  # digests of before stay
+        return document
 
 
 class PromptSpec(BaseModel):
@@ -57,6 +70,11 @@ class PromptSpec(BaseModel):
     system: str | None = Field(None, description="system message of the chat; by default the chat template's own")
     stop: tuple[str, ...] = Field(
         (), description="texts that end a completion; the first one and what follows is not graded"
+    )
+    stopping: Literal["sampling", "grading"] = Field(
+        "grading",
+        description="where a stop text works; sampling: the token that completes it is the last one of the completion; grading: "
+        "only the graded text ends there. A preset that says nothing gets sampling, runs of before have grading",
     )
 
     @model_validator(mode="before")
@@ -79,7 +97,14 @@ class PromptSpec(BaseModel):
     @model_serializer(mode="wrap")
     def _lean(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         document: dict[str, Any] = handler(self)
-        return document if self.stop else {key: value for key, value in document.items() if key != "stop"}
+        unsaid = set() if self.stop else {"stop"}
+        unsaid |= set() if self.ends_sampling else {"stopping"}  # digests of before stay
+        return {key: value for key, value in document.items() if key not in unsaid}
+
+    @property
+    def ends_sampling(self) -> bool:
+        """Whether a stop text ends a completion while it is sampled."""
+        return bool(self.stop) and self.stopping == "sampling"
 
     @model_validator(mode="after")
     def _fits(self) -> PromptSpec:

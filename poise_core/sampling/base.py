@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from poise_core.policies.model import StopTexts
     from poise_core.sampling.local import Completions
 
 
@@ -27,6 +28,7 @@ class Requests:
     pad_id: int
     key: tuple[int, ...]  # of the random numbers: equal keys give equal numbers
     temperature: float = 1.0  # 0: the most probable token
+    stops: StopTexts | None = None  # texts that end a completion, too
 
     @property
     def rows(self) -> int:

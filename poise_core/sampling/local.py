@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from poise_core.policies.model import PromptCodec, load_model
+from poise_core.policies.model import PromptCodec, StopTexts, load_model
 from poise_core.randomness import uniforms
 from poise_core.sampling.base import Requests, Sampled
 from poise_core.sampling.handover import sequence_logprobs
@@ -40,7 +40,7 @@ class Completions:
 
     ids: Tensor  # (B, T) int64, pad id outside the mask
     mask: Tensor  # (B, T) bool, True = sampled token, the end-of-sequence token included
-    truncated: Tensor  # (B,) bool, no end-of-sequence token within the length limit
+    truncated: Tensor  # (B,) bool, no end-of-sequence token and no stop text within the length limit
     logprobs: Tensor  # (B, T) float32, of the sampled tokens at the sampling temperature; 0 outside the mask
     entropies: Tensor  # (B, T) float32, nats; 0 outside the mask, and everywhere from a sampler that does not know them
 
@@ -85,6 +85,7 @@ class LocalSampler:
             pad_id=requests.pad_id,
             noise=noise,
             temperature=requests.temperature or 1.0,
+            stops=requests.stops,
         )
         return Sampled(self._version, completions)
 
@@ -212,6 +213,7 @@ def sample_completions(
     pad_id: int,
     noise: Tensor | None,
     temperature: float = 1.0,
+    stops: StopTexts | None = None,
     on_token: Callable[[int, int], None] | None = None,
 ) -> Completions:
     """Sample ``counts[i]`` completions of prompt i.
@@ -226,6 +228,7 @@ def sample_completions(
         pad_id: fills ids outside the mask.
         noise: (B, max_length) uniform numbers for inverse-CDF sampling, or None for greedy decoding.
         temperature: divides the logits.
+        stops: texts that end a completion, too.
         on_token: called with (position, live rows) after every decoding step; used by tests and benchmarks.
     """
     device = prompt_ids.device
@@ -245,7 +248,10 @@ def sample_completions(
         out_ids[live, position] = token
         out_logprobs[live, position] = logprob
         out_entropies[live, position] = entropy
-        finished = torch.isin(token, ends) & ~ended[live]  # a finished row stays until the batch is compacted
+        finished = torch.isin(token, ends)
+        if stops is not None:
+            finished |= _stopped(stops, out_ids[:, : position + 1], live, ~ended[live] & ~finished)
+        finished &= ~ended[live]  # a finished row stays until the batch is compacted
         ended[live] |= finished
         lengths[live] = torch.where(finished, position + 1, lengths[live])
         going = ~ended[live]
@@ -266,6 +272,16 @@ def sample_completions(
         logprobs=torch.where(mask, out_logprobs[:, :longest], zero),
         entropies=torch.where(mask, out_entropies[:, :longest], zero),
     )
+
+
+def _stopped(stops: StopTexts, ids: Tensor, live: Tensor, going: Tensor) -> Tensor:
+    """Mark, among the ``live`` rows of ``ids`` (B, t), those that are ``going`` and whose last token completes a stop text."""
+    lasts = ids[live, -1].tolist()
+    found = torch.zeros(len(live), dtype=torch.bool)
+    for place, alive in enumerate(going.tolist()):
+        if alive and stops.may_end(lasts[place]):
+            found[place] = stops.ended(ids[live[place]].tolist())
+    return found.to(ids.device)
 
 
 class _Decoding:

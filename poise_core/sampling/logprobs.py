@@ -27,6 +27,7 @@ def token_scores(
     temperature: float = 1.0,
     tokens: int | None = None,
     words: int | None = None,
+    rounded: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities of the chosen words and the entropies of the distributions, both (N,) float32.
 
@@ -41,17 +42,25 @@ def token_scores(
         temperature: divides the logits.
         tokens: tokens of a tile; by default as fits the device.
         words: words of a tile, likewise.
+        rounded: whether logits are rounded to the type of the weights, as a head that computes in it does.
     """
     own = TILE["cuda" if hidden.is_cuda else "cpu"]
     tile = (tokens or own[0], words or own[1])
-    scores: tuple[Tensor, Tensor] = _TokenScores.apply(hidden, weight, chosen, temperature, *tile)
+    scores: tuple[Tensor, Tensor] = _TokenScores.apply(hidden, weight, chosen, temperature, *tile, rounded)
     return scores
 
 
 class _TokenScores(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, chosen: Tensor, temperature: float, tokens: int, words: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        chosen: Tensor,
+        temperature: float,
+        tokens: int,
+        words: int,
+        rounded: bool,
     ) -> tuple[Tensor, Tensor]:
         count = len(hidden)
         kind = torch.promote_types(hidden.dtype, torch.float32)  # float64 only in checks of the gradient
@@ -61,7 +70,7 @@ class _TokenScores(torch.autograd.Function):
         picked = torch.zeros_like(total)  # z of the chosen word
         for columns in _tiles(len(weight), words):
             for rows in _tiles(count, tokens):
-                logits = _logits(hidden[rows], weight[columns], temperature)
+                logits = _logits(hidden[rows], weight[columns], temperature, rounded)
                 before, sum_before = largest[rows], total[rows]
                 now = torch.maximum(before, logits.amax(-1))
                 shift = torch.where(sum_before > 0, before - now, 0.0)  # of what was summed so far; 0 in the first tile
@@ -77,16 +86,16 @@ class _TokenScores(torch.autograd.Function):
         spread = total.log()
         entropy = spread - weighted / total
         ctx.save_for_backward(hidden, weight, chosen, largest, spread, entropy)
-        ctx.settings = (temperature, tokens, words)
+        ctx.settings = (temperature, tokens, words, rounded)
         return picked - largest - spread, entropy  # in this order: the logsumexp alone would round off the spread
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_logprob: Tensor, grad_entropy: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None, None]:
         hidden, weight, chosen, largest, spread, entropy = ctx.saved_tensors
-        temperature, tokens, words = ctx.settings
+        temperature, tokens, words, rounded = ctx.settings
         for_hidden, for_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden, dtype=largest.dtype) if for_hidden else None
         grad_weight = torch.empty_like(weight) if for_weight else None
@@ -94,7 +103,7 @@ class _TokenScores(torch.autograd.Function):
             part = weight[columns]
             grad_part = torch.zeros_like(part, dtype=largest.dtype) if for_weight else None
             for rows in _tiles(len(hidden), tokens):
-                logits_above = _logits(hidden[rows], part, temperature) - largest[rows].unsqueeze(-1)
+                logits_above = _logits(hidden[rows], part, temperature, rounded) - largest[rows].unsqueeze(-1)
                 log_probabilities = logits_above - spread[rows].unsqueeze(-1)
                 probabilities = log_probabilities.exp()
                 share = grad_logprob[rows].unsqueeze(-1) + grad_entropy[rows].unsqueeze(-1) * (
@@ -112,15 +121,16 @@ class _TokenScores(torch.autograd.Function):
                     grad_part += _product(grad_logits.T, hidden[rows])
             if grad_weight is not None and grad_part is not None:
                 grad_weight[columns] = grad_part.to(weight.dtype)
-        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None, None
 
 
 def _tiles(count: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, count)) for start in range(0, count, size))
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float) -> Tensor:
-    return _product(hidden, weight.T).div_(temperature)
+def _logits(hidden: Tensor, weight: Tensor, temperature: float, rounded: bool) -> Tensor:
+    product = _product(hidden, weight.T)
+    return (product.to(weight.dtype).to(product.dtype) if rounded else product).div_(temperature)
 
 
 def _product(left: Tensor, right: Tensor) -> Tensor:

@@ -92,7 +92,9 @@ def _scores(
 
     def scored(hidden: Tensor) -> Tensor:
         kept = hidden.flatten(0, 1).index_select(0, positions)
-        return torch.stack(token_scores(kept, head.weight, chosen, temperature=temperature), dim=-1).unsqueeze(0)
+        rounded = getattr(model, "rounds_logits", False)
+        scores = token_scores(kept, head.weight, chosen, temperature=temperature, rounded=rounded)
+        return torch.stack(scores, dim=-1).unsqueeze(0)
 
     with _replaced_forward(
         head, scored

@@ -54,7 +54,7 @@ class ScriptedSampler:
         if self._strikes("out of memory"):
             raise SamplerFault(FaultKind.OUT_OF_MEMORY, "the script says so")
         if self._strikes("endless"):
-            requests = replace(requests, eos_ids=())
+            requests = replace(requests, eos_ids=(), stops=None)
         sampled = self._local.sample(requests)
         if self._strikes("stale"):
             return replace(sampled, version="an older one")

@@ -21,6 +21,7 @@ from torch import Tensor
 from poise_core.config.protocol import SamplerSpec
 from poise_core.config.resources import SamplerResources
 from poise_core.failures import FaultKind, SamplerFault
+from poise_core.policies.model import StopTexts
 from poise_core.randomness import hash_key
 from poise_core.sampling import vllm_driver
 from poise_core.sampling.base import Requests, Sampled
@@ -92,7 +93,9 @@ def install(folder: Path, kind: str, *, report: Callable[[str], None] = print) -
 class VllmSampler:
     """An engine of vLLM, started with the first policy; later ones replace its weights."""
 
-    def __init__(self, spec: SamplerSpec, resources: SamplerResources, folder: Path, *, context: int) -> None:
+    def __init__(
+        self, spec: SamplerSpec, resources: SamplerResources, folder: Path, *, context: int, stops: bool = False
+    ) -> None:
         """Start the driver.
 
         Args:
@@ -100,15 +103,18 @@ class VllmSampler:
             resources: environment, memory, GPUs.
             folder: for the files that the driver answers with.
             context: longest prompt with its completion, in tokens.
+            stops: whether texts may end completions, for which the engine needs the tokenizer.
 
         Raises:
             SamplerFault: the environment is not installed, or the driver does not start.
         """
-        self._folder, self._dtype, self._parallel = folder, spec.dtype, resources.parallel
+        self._folder, self._dtype, self._parallel, self._head = folder, spec.dtype, resources.parallel, spec.head
         python = environment_python(resources)
         about = {
             "dtype": spec.dtype,
             "context": context,
+            "stops": stops,
+            "head": spec.head,
             "parallel": resources.parallel,
             "memory_gib": resources.memory_gib,
             "memory_share": resources.memory_share,
@@ -145,11 +151,12 @@ class VllmSampler:
             max_length=requests.max_length,
             eos_ids=requests.eos_ids,
             temperature=requests.temperature,
+            stop=list(requests.stops.texts) if requests.stops else [],
             out=str(out),
         )
         tensors = load_file(out)
         out.unlink()
-        return Sampled(answer["version"], _completions(tensors, requests.pad_id))
+        return Sampled(answer["version"], _completions(tensors, requests.pad_id, requests.stops))
 
     def score(self, ids: Sequence[int]) -> list[float]:
         """See ``Sampler.score``."""
@@ -164,6 +171,7 @@ class VllmSampler:
             "device": "cpu" if self._about["cpu"] else "cuda",
             "dtype": self._dtype,
             "parallel": str(self._parallel),
+            **({"head": self._head} if self._head else {}),
         }
 
     def close(self) -> None:
@@ -214,8 +222,14 @@ def _variables(folder: Path) -> dict[str, str]:
     }
 
 
-def _completions(tensors: dict[str, Tensor], pad_id: int) -> Completions:
-    """Return the rows of the driver, which come one after the other, as padded tensors."""
+def _completions(tensors: dict[str, Tensor], pad_id: int, stops: StopTexts | None = None) -> Completions:
+    """Return the rows of the driver, which come one after the other, as padded tensors.
+
+    The engine looks for stop texts in the text that it has decoded step by step, and may have gone on by a token; where a
+    completion ends is said by ``StopTexts``, as in the trainer's own sampler.
+    """
+    if stops is not None:
+        tensors = _ended(tensors, stops)
     lengths = tensors["lengths"]
     mask = torch.arange(max(1, int(lengths.max()))) < lengths.unsqueeze(-1)
     zeros = torch.zeros(mask.shape, dtype=torch.float32)
@@ -226,3 +240,22 @@ def _completions(tensors: dict[str, Tensor], pad_id: int) -> Completions:
         logprobs=zeros.masked_scatter(mask, tensors["logprobs"]),
         entropies=zeros,
     )
+
+
+def _ended(tensors: dict[str, Tensor], stops: StopTexts) -> dict[str, Tensor]:
+    """Cut the rows after the token that completes a stop text."""
+    sizes = tensors["lengths"].tolist()
+    rows = [row.tolist() for row in tensors["ids"].split(sizes)]
+    found = [stops.length_of(row) for row in rows]
+    lengths = torch.tensor([size if one is None else one for size, one in zip(sizes, found, strict=True)])
+    kept = [
+        piece[:length]
+        for name in ("ids", "logprobs")
+        for piece, length in zip(tensors[name].split(sizes), lengths.tolist(), strict=True)
+    ]
+    return {
+        "lengths": lengths,
+        "ids": torch.cat(kept[: len(rows)]),
+        "logprobs": torch.cat(kept[len(rows) :]),
+        "finished": tensors["finished"] | torch.tensor([one is not None for one in found]),
+    }

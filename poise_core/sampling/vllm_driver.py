@@ -49,12 +49,14 @@ class _Engine:
             "tensor_parallel_size": about["parallel"],
             "generation_config": "vllm",  # not the policy's own top-p and top-k
             "logprobs_mode": "processed_logprobs",  # at the sampling temperature
-            "skip_tokenizer_init": True,
+            "skip_tokenizer_init": not about["stops"],
             "disable_log_stats": True,
             "trust_remote_code": False,
             "enforce_eager": about["cpu"],
             "seed": 0,
         }
+        if about["head"]:
+            settings["hf_overrides"] = {"head_dtype": about["head"]}
         if about["cpu"]:
             settings["kv_cache_memory_bytes"] = int(about["memory_gib"] * 2**30)
         else:
@@ -78,7 +80,10 @@ class _Engine:
                     stop_token_ids=question["eos_ids"],
                     ignore_eos=True,  # the policy's own end tokens are among those
                     logprobs=0,
-                    detokenize=False,
+                    detokenize=bool(question["stop"]),
+                    stop=question["stop"] or None,
+                    include_stop_str_in_output=True,  # the text belongs to the completion, as in the trainer's own sampler
+                    skip_special_tokens=False,  # a stop text may be one
                 )
             )
         outputs = [output.outputs[0] for output in self._llm.generate(prompts, parameters, use_tqdm=False)]

@@ -26,6 +26,7 @@ from poise_core.sandbox.process_tree import cpu_seconds_of_tree, end_process_tre
 __all__ = [
     "GRANTED",
     "LEVELS",
+    "NETWORK_NEEDED",
     "ConfinedCommand",
     "Limits",
     "confined_command",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 GRANTED = "granted"
+NETWORK_NEEDED = "not asked for: the command needs the network"
 
 logger = logging.getLogger("poise.confinement")
 
@@ -253,7 +255,7 @@ def _granted(specification: Mapping[str, Any], level: str) -> dict[str, str]:
     refused = machine["user and network namespaces"] or "no private view of the file system can be mounted"
     isolated = level in ("namespaces", "bubblewrap")
     if specification["network"]:
-        network = "not asked for: the command needs the network"
+        network = NETWORK_NEEDED
     elif isolated or level == "network namespace" or (specification["seccomp"] and not specification["internet"]):
         network = GRANTED
     else:

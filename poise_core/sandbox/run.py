@@ -10,7 +10,7 @@ from pathlib import Path
 
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.sandbox import warm
-from poise_core.sandbox.command import GRANTED, Limits, confined_command
+from poise_core.sandbox.command import GRANTED, NETWORK_NEEDED, Limits, confined_command
 
 POLL_SECONDS = 0.1
 
@@ -30,11 +30,14 @@ def run_confined(
     readable: Sequence[Path] = (),
     limits: Limits,
     env: dict[str, str],
+    network: bool = False,
     on_start: Callable[[Mapping[str, str]], None] | None = None,
     on_poll: Callable[[], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> int:
     """Run a command confined until it ends, and return its exit status; its output goes to ``log``.
+
+    With ``network`` it keeps the machine's, which a training over several nodes needs.
 
     ``on_start`` is called before the start with the measures of confinement: measure -> "granted" or why it is missing.
     Whatever ends the wait (the limit, ``should_stop``, Ctrl-C, an exception of ``on_poll``), the whole process tree is ended
@@ -46,7 +49,7 @@ def run_confined(
         InfrastructureError: the process could not be started.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    confined = confined_command(command, writable=writable, readable=readable, env=env, limits=limits)
+    confined = confined_command(command, writable=writable, readable=readable, env=env, limits=limits, network=network)
     if on_start is not None:
         on_start(confined.granted)
     deadline = time.monotonic() + (limits.wall_seconds if limits.wall_seconds is not None else float("inf"))
@@ -93,7 +96,13 @@ def require_own_network(granted: Mapping[str, str], work: str, *, allowed: bool 
     """
     if granted["network"] == GRANTED:
         return dict(granted)
-    if not allowed and os.environ.get(ALLOW_SHARED_NETWORK) != "1":
+    allowed = allowed or os.environ.get(ALLOW_SHARED_NETWORK) == "1"
+    if not allowed and granted["network"] == NETWORK_NEEDED:
+        raise InfrastructureError(
+            f"{work} over several nodes is refused, because candidate code would share the network between them: accept it with "
+            f"--allow-shared-network or {ALLOW_SHARED_NETWORK}=1 (SECURITY.md)"
+        )
+    if not allowed:
         raise InfrastructureError(
             f"{work} is refused, because on this machine candidate code would share the network ({granted['network']}): "
             f"permit user namespaces, or accept it with --allow-shared-network or {ALLOW_SHARED_NETWORK}=1 (SECURITY.md)"

@@ -192,6 +192,7 @@ class Trainer:
                 pad_id=self.codec.pad_id,
                 noise=noise,
                 temperature=spec.temperature,
+                stops=self.codec.stops,
             )
         texts = self.codec.decode(sampled.ids, sampled.mask)
         verdicts = verify_all(self.environment, [problems[int(g)] for g in groups], texts)

@@ -96,7 +96,7 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         spent=spent,
         gpu_hours=sum(
             one.gpu_hours
-            for one in computed(evidence, preset.resources.processes_per_training)
+            for one in computed(evidence, preset.resources.training_processes)
             if one.candidate_id in names
         ),
         shared_network=tuple(name for name, missing in trained.items() if "network" in missing),

@@ -21,6 +21,7 @@ import jsonschema
 import pytest
 import yaml
 
+from poise_core.config import ResourceSpec, read_preset
 from poise_core.sandbox import seccomp
 
 ROOT = Path(__file__).parents[2]
@@ -499,6 +500,67 @@ def test_the_slurm_script_passes_a_stop_on_and_returns_the_status_of_the_worker(
     assert given.keys() >= {"PATH", "PREFECT_API_URL", "PREFECT_API_AUTH_STRING", "AWS_SECRET_ACCESS_KEY"}
     assert given.keys() & set(KEYS) == set()
     assert words.strip() == "worker start --type process --pool poise --work-queue candidates --limit 1 --name slurm-17"
+
+
+# --- one training over several nodes ---
+
+
+def settings_of(words: list[str]) -> ResourceSpec:
+    """The resources that the options of a command give to a preset."""
+    options = {word for word in words if word.startswith("resources.")}
+    options |= {word.removeprefix("--set=") for word in words if word.startswith("--set=")}
+    return read_preset("math-1x80", sorted(options)).resources
+
+
+def test_the_slurm_job_runs_one_command_on_all_nodes_that_meet_on_the_first(tmp_path: Path) -> None:
+    stubs = {
+        "srun": "env > given\nprintf '%s\\n' \"$@\" > words",
+        "scontrol": 'test "$*" = "show hostnames node[7-8]" && printf "node7\\nnode8\\n"',
+    }
+    for name, text in stubs.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "123456", "SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "node[7-8]"}
+    slurm |= {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = {**os.environ, **slurm, **dict.fromkeys(KEYS, "of a person")}
+    command = ["bash", INFRA / "slurm" / "training.sbatch"]
+    assert b"say what to run" in subprocess.run(command, env=environment, capture_output=True, check=False).stderr
+    subprocess.run([*command, "evolve", "--preset", "my.yaml"], env=environment, check=True)
+    words = (tmp_path / "words").read_text().split()
+    assert words[:5] == ["--kill-on-bad-exit=1", ".venv/bin/poise", "evolve", "--preset", "my.yaml"]
+    assert "--allow-shared-network" in words
+    spec = settings_of(words)
+    assert (spec.nodes, spec.processes_per_training, spec.training_processes) == (2, 8, 16)
+    given = dict(line.split("=", 1) for line in (tmp_path / "given").read_text().splitlines() if "=" in line)
+    assert (given["MASTER_ADDR"], given["MASTER_PORT"]) == ("node7", "23456")
+    assert given.keys() & set(KEYS) == set()
+
+
+def test_the_pods_of_the_job_are_confined_as_workers_and_meet_at_the_first() -> None:
+    documents = {(one["kind"], one["metadata"]["name"]): one for one in manifests()}
+    job, service = documents["Job", "poise-training"]["spec"], documents["Service", "poise-training"]["spec"]
+    pod, worker = job["template"]["spec"], documents["Deployment", "poise-worker-gpu"]["spec"]["template"]["spec"]
+    same = ("securityContext", "automountServiceAccountToken", "enableServiceLinks", "volumes")
+    assert {key: pod[key] for key in same} == {key: worker[key] for key in same}
+    (container,), (other,) = pod["containers"], worker["containers"]
+    assert {key: container[key] for key in ("image", "securityContext", "volumeMounts")} == {
+        key: other[key] for key in ("image", "securityContext", "volumeMounts")
+    }
+    labels = job["template"]["metadata"]["labels"]
+    assert service["selector"] == labels
+    assert service["clusterIP"] == "None"
+    spec = settings_of(container["args"])
+    variables = {one["name"]: one["value"] for one in container["env"]}
+    assert job["completionMode"] == "Indexed"
+    assert job["completions"] == job["parallelism"] == spec.nodes == int(variables["POISE_NODES"])
+    assert str(spec.processes_per_training) == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert (
+        variables["MASTER_ADDR"] == f"poise-training-0.{pod['subdomain']}"
+    )  # the name of a Job's pod, and its service
+    policy = documents["NetworkPolicy", "poise-training"]["spec"]
+    peers = [policy["podSelector"], *(peer["podSelector"] for rule in policy["ingress"] for peer in rule["from"])]
+    peers += [peer["podSelector"] for rule in policy["egress"] for peer in rule["to"]]
+    assert [peer["matchLabels"] for peer in peers] == [labels] * 3
 
 
 # --- DeepSpeed ---

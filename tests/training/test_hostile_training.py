@@ -15,6 +15,7 @@ from training_jobs import LONG, job_of, nothing_stays
 from training_samples import REINFORCE, protocol_of
 
 import poise_core.training.launcher as launcher
+import poise_core.training.results as results
 import poise_core.training.startup as startup
 from poise_core.config import ResourceSpec
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
@@ -287,9 +288,9 @@ def test_a_line_that_is_no_step(line: str, untrained: Path, tmp_path: Path) -> N
 def test_a_trajectory_without_ends_of_lines_does_not_fill_the_launchers_memory(tmp_path: Path) -> None:
     path = tmp_path / "seed-0" / "trajectory.jsonl"
     path.parent.mkdir()
-    path.write_text("1" * (launcher.LINE_CHARACTERS + 1))
+    path.write_text("1" * (results.LINE_CHARACTERS + 1))
     with pytest.raises(CandidateFailure, match="more than 1048576 characters"):
-        launcher._Follower(tmp_path, [0], lambda seed, row: None).poll()
+        results.Follower(tmp_path, [0], lambda seed, row: None).poll()
 
 
 def test_links_where_the_launcher_writes_lead_nowhere(untrained: Path, tmp_path: Path, monkeypatch) -> None:
@@ -311,8 +312,8 @@ def test_links_where_the_launcher_writes_lead_nowhere(untrained: Path, tmp_path:
 def test_what_any_start_lacked_stays_on_record(tmp_path: Path) -> None:
     """A training may go on on another machine: it was confined as badly as at its worst."""
     for granted in ({"network": GRANTED, "files": GRANTED}, {"network": "no", "files": GRANTED}, {"network": GRANTED}):
-        launcher._record_confinement(tmp_path, granted)
-    assert launcher._recorded_confinement(tmp_path)["network"] == "no"
+        results.record_confinement(tmp_path, granted)
+    assert results.recorded_confinement(tmp_path)["network"] == "no"
 
 
 @pytest.mark.parametrize(

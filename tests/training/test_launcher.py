@@ -18,6 +18,7 @@ import poise_core.training.launcher as launcher
 from poise_core.algorithms import algorithm_path
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
 from poise_core.training.launcher import TrainingJob, kept_completions, train_candidate
+from poise_core.training.results import Follower
 
 
 def workers() -> list[psutil.Process]:
@@ -109,7 +110,7 @@ def test_a_trajectory_that_starts_again_is_followed(tmp_path: Path) -> None:
     path.parent.mkdir()
     rows = [json.dumps({"step": float(step), "reward_mean": 1 / (step + 3)}) + "\n" for step in range(6)]
     seen: list[tuple[int, float]] = []
-    follower = launcher._Follower(tmp_path, [0, 1], lambda seed, row: seen.append((seed, row["step"])))
+    follower = Follower(tmp_path, [0, 1], lambda seed, row: seen.append((seed, row["step"])))
     follower.poll()
     assert seen == []
     path.write_text("".join(rows[:4]) + rows[4][:7])  # the last line is still being written

@@ -1,13 +1,33 @@
 """One process and two train to the same weights, under every ZeRO stage, with a group split between the processes."""
 
+import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from training_jobs import assert_same, job_of, nothing_stays
 from training_samples import assert_weights_close, largest_move
+
+from poise_core.algorithms import algorithm_path
+from poise_core.config import ResourceSpec
+from poise_core.failures import Cancelled, InfrastructureError, NodeFault, NodeFaultKind
+from poise_core.sandbox.command import NETWORK_NEEDED
+from poise_core.sandbox.run import require_own_network
+from poise_core.training import nodes, startup
+from poise_core.training.job import NO_RENDEZVOUS, Meeting
+from poise_core.training.launcher import train_candidate
 
 ALGORITHMS = ("grpo", "dapo", "gspo")  # sequence-mean, token-mean, sequence-level ratio
 STAGES = (0, 1, 2, 3)
@@ -79,3 +99,257 @@ def test_bfloat16_trains_alike_under_every_stage(results: Path, stage: int) -> N
         torch.testing.assert_close(two.pop(name)[0], one.pop(name)[0], atol=1e-4, rtol=2e-2, msg=name)
     moved = {name: value.float() for name, value in two.items()}
     assert_weights_close(moved, {name: value.float() for name, value in one.items()}, atol=2e-2)
+
+
+# --- several nodes
+
+
+RESOURCES = {"nodes": 2, "parallel_candidates": 1, "rendezvous": "127.0.0.1", "allow_shared_network": True}
+
+
+def node(run: Path, rank: int, **resources: Any) -> subprocess.Popen[str]:
+    """A node that serves: a process group of its own, as another machine would have."""
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom poise_core.cli.common import plain_errors\n"
+        "from poise_core.config import ResourceSpec\nfrom poise_core.training.nodes import take_part\n"
+        "with plain_errors(): take_part(Path(sys.argv[1]), ResourceSpec(**json.loads(sys.argv[2])))"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(run), json.dumps({**RESOURCES, **resources})],
+        env={**os.environ, "POISE_NODE_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@contextmanager
+def leading(run: Path, monkeypatch: pytest.MonkeyPatch, **resources: Any) -> Iterator[ResourceSpec]:
+    spec = ResourceSpec(**{**RESOURCES, **resources})
+    monkeypatch.setenv("POISE_NODE_RANK", "0")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert not nodes.take_part(run, spec)
+    try:
+        yield spec
+    finally:
+        nodes.end_leading()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_two_nodes_train_to_the_weights_of_two_processes_on_one(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 may be on either node, and all files of the training pass through the folder that they share."""
+    algorithm = algorithm_path("vm_av")
+    (one,) = train_candidate(job_of(tiny_policy, tmp_path / "one", algorithm, processes_per_training=2))
+    run = tmp_path / "run"
+    other = node(run, 1)
+    with leading(run, monkeypatch):
+        rows: list[float] = []
+        job = job_of(tiny_policy, run / "first", algorithm, **RESOURCES)
+        (two,) = train_candidate(job, on_step=lambda _, row: rows.append(row["step"]))
+        (again,) = train_candidate(
+            job_of(tiny_policy, run / "second", algorithm, **RESOURCES)
+        )  # the same nodes serve on
+    assert other.wait(60) == 0, other.communicate()[1]
+    assert rows == [0, 1, 2, 3, 4, 5]
+    assert_same([two], [one])
+    assert_same([again], [one])
+    assert (job.folder / "train-node-1.log").exists()
+    assert "sharing the machine's was allowed" in two.confinement["network"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(900)
+def test_a_node_that_dies_is_no_failure_of_the_candidate_and_the_training_goes_on_with_another(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    algorithm, run = algorithm_path("vm_av"), tmp_path / "run"
+    (expected,) = train_candidate(job_of(tiny_policy, tmp_path / "one", algorithm, processes_per_training=2))
+    other = node(run, 1)
+    job = job_of(tiny_policy, run, algorithm, **RESOURCES)
+
+    def kill(_: int, row: dict[str, float]) -> None:
+        if row["step"] == 3:
+            os.killpg(other.pid, signal.SIGKILL)
+
+    with leading(run, monkeypatch):
+        with nothing_stays(str(job.folder)), pytest.raises(NodeFault) as died:
+            train_candidate(job, on_step=kill)
+        assert died.value.kind == NodeFaultKind.DIED
+        other.wait()
+        with socket.socket() as taken:  # a port of somebody else: the nodes see the folder and not each other
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            other = node(run, 1)
+            place = f"127.0.0.1:{taken.getsockname()[1]}"
+            unmet = replace(job, resources=job.resources.model_copy(update={"rendezvous": place}))
+            with pytest.raises(NodeFault) as fault:
+                train_candidate(unmet)
+            assert fault.value.kind == NodeFaultKind.NO_RENDEZVOUS
+        (found,) = train_candidate(job)
+    assert other.wait(60) == 0, other.communicate()[1]
+    assert_same([found], [expected])
+
+
+@pytest.mark.exhaustive
+def test_processes_that_wait_for_others_in_vain_end_in_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    meeting = Meeting(2, f"127.0.0.1:{free_port()}", "lonely", 0.5, hosts=True)
+    assert startup.main(1, str(tmp_path / "none.json"), meeting) == NO_RENDEZVOUS
+    assert "the nodes have not met" in capfd.readouterr().err
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank"),
+    [
+        ({"POISE_NODE_RANK": "1"}, 1),
+        ({"SLURM_NODEID": "1", "SLURM_NNODES": "2"}, 1),
+        ({"JOB_COMPLETION_INDEX": "0", "POISE_NODES": "2"}, 0),
+        ({"POISE_NODE_RANK": "0", "SLURM_NODEID": "1", "SLURM_NNODES": "4"}, 0),  # ours wins
+    ],
+)
+def test_a_node_finds_its_rank(variables: dict[str, str], rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(variables, monkeypatch)
+    assert nodes.own_place(ResourceSpec(**RESOURCES)) == rank
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({}, "this node has no rank: set POISE_NODE_RANK"),
+        ({"SLURM_NODEID": "1", "SLURM_NNODES": "4"}, "resources.nodes is 2 and SLURM_NNODES is 4"),
+        ({"POISE_NODE_RANK": "2"}, "POISE_NODE_RANK is 2; it must be 0 to 1"),
+        ({"JOB_COMPLETION_INDEX": "-1"}, "JOB_COMPLETION_INDEX is -1"),
+    ],
+)
+def test_a_wrong_number_of_nodes_is_said(variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _set(variables, monkeypatch)
+    with pytest.raises(NodeFault, match=said) as fault:
+        nodes.own_place(ResourceSpec(**RESOURCES))
+    assert fault.value.kind == NodeFaultKind.WRONG_COUNT
+
+
+def _set(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POISE_NODE_RANK", "POISE_NODES", "SLURM_NODEID", "SLURM_NNODES", "JOB_COMPLETION_INDEX"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(nodes, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(nodes, "SILENT_SECONDS", 0.3)
+
+
+def _both(run: Path, other: ResourceSpec, own: ResourceSpec, place: Path | None = None) -> list[NodeFault]:
+    """What a node that serves and its leader raise."""
+    raised: list[NodeFault] = []
+
+    def serve() -> None:
+        try:
+            nodes._Follower((place or run) / nodes.FOLDER, 1, other).serve()
+        except NodeFault as fault:
+            raised.append(fault)
+
+    thread = threading.Thread(target=serve)
+    leader = nodes.Leader(run / nodes.FOLDER, own)
+    thread.start()
+    try:
+        leader.await_nodes(None)
+    except NodeFault as fault:
+        raised.append(fault)
+    finally:
+        leader.end()
+        thread.join()
+    return raised
+
+
+@pytest.mark.usefixtures("hasty")
+def test_nodes_meet_in_the_run_directory_whatever_an_earlier_run_has_left_there(tmp_path: Path) -> None:
+    spec = ResourceSpec(**RESOURCES, rendezvous_seconds=5)
+    for name in ("leader", "node-1"):
+        path = tmp_path / nodes.FOLDER / f"{name}.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(
+            json.dumps({"beat": 7, "run": "old", "open": False, "part": None, "fault": ["died", "long ago"]})
+        )
+    assert _both(tmp_path, spec, spec) == []
+
+
+@pytest.mark.usefixtures("hasty")
+def test_nodes_that_disagree_say_so_on_both_sides(tmp_path: Path) -> None:
+    spec = ResourceSpec(**RESOURCES, rendezvous_seconds=5)
+    faults = _both(tmp_path, spec.model_copy(update={"nodes": 3}), spec)
+    assert [fault.kind for fault in faults] == [NodeFaultKind.WRONG_COUNT] * 2
+    assert all("resources.nodes is 3 here and 2 where the run lives" in str(fault) for fault in faults)
+    (tmp_path / "elsewhere").symlink_to(tmp_path)
+    faults = _both(tmp_path, spec, spec, tmp_path / "elsewhere")
+    assert [fault.kind for fault in faults] == [NodeFaultKind.NOT_SHARED] * 2
+
+
+@pytest.mark.usefixtures("hasty")
+def test_who_does_not_come_is_missed(tmp_path: Path) -> None:
+    spec = ResourceSpec(**RESOURCES, rendezvous_seconds=0.2)
+    leader = nodes.Leader(tmp_path / nodes.FOLDER, spec)
+    with pytest.raises(NodeFault, match="node 1 of 2 did not report in") as fault:
+        leader.await_nodes(None)
+    assert fault.value.kind == NodeFaultKind.MISSING
+    with pytest.raises(Cancelled):
+        leader.await_nodes(lambda: True)
+    leader.end()
+    with pytest.raises(
+        NodeFault, match="no leading node has written"
+    ) as fault:  # another folder, as where it is not shared
+        nodes._Follower(tmp_path / "other", 1, spec).serve()
+    assert fault.value.kind == NodeFaultKind.NOT_SHARED
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_silent_leader_ends_the_nodes_that_serve_it(tmp_path: Path) -> None:
+    spec = ResourceSpec(**RESOURCES, rendezvous_seconds=5)
+    leader = nodes.Leader(tmp_path / nodes.FOLDER, spec)
+    follower = nodes._Follower(tmp_path / nodes.FOLDER, 1, spec)
+    follower._ear.hear()
+    time.sleep(0.05)
+    leader._voice._over.set()  # killed: it says nothing more
+    with pytest.raises(NodeFault, match="the leading node has given no sign of life") as fault:
+        follower.serve()
+    assert fault.value.kind == NodeFaultKind.DIED
+
+
+def test_nodes_are_refused_where_they_would_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("POISE_ALLOW_SHARED_NETWORK", raising=False)
+    for wrong in ({"parallel_candidates": 2}, {"dispatch": "pool"}):
+        with pytest.raises(ValueError, match="a training over several nodes has them for itself"):
+            ResourceSpec(**{**RESOURCES, **wrong})
+    job = job_of(tmp_path, tmp_path, "", **RESOURCES)
+    with pytest.raises(NodeFault, match="this command leads no nodes"):
+        nodes.current_leader(job.resources)
+    needed = {"network": NETWORK_NEEDED}
+    with pytest.raises(InfrastructureError, match=r"over several nodes is refused.*--allow-shared-network"):
+        require_own_network(needed, "training")
+    assert "sharing the machine's was allowed" in require_own_network(needed, "training", allowed=True)["network"]
+
+
+def test_where_nodes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert nodes.endpoint(ResourceSpec(rendezvous="a:1")) == "a:1"
+    host, _, port = nodes.endpoint(ResourceSpec()).partition(":")
+    assert host == socket.gethostname()
+    assert 0 < int(port) < 2**16
+    monkeypatch.setenv("MASTER_ADDR", "b")
+    monkeypatch.setenv("MASTER_PORT", "2")
+    assert nodes.endpoint(ResourceSpec()) == "b:2"
+    assert nodes.endpoint(ResourceSpec(rendezvous="a")).startswith("a:")
+    meeting = Meeting(4, "b:2", "n", 1.5, hosts=True)
+    assert Meeting.parse(meeting.words()) == meeting

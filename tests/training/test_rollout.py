@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from poise_core.config import load_preset
+from poise_core.config import Preset, load_preset, with_overrides
 from poise_core.policies.locate import tokenizer_digest
-from poise_core.policies.model import PromptCodec, load_model
-from poise_core.policies.prompt import PromptSpec
+from poise_core.policies.model import PromptCodec, StopTexts, load_model
+from poise_core.policies.prompt import ModelSpec, PromptSpec
 from poise_core.randomness import hash_key, uniforms
-from poise_core.sampling import local, scoring
+from poise_core.sampling import local, scoring, vllm
 from poise_core.sampling.local import Completions, sample_completions
 from poise_core.sampling.logprobs import token_scores
 from poise_core.sampling.scoring import PACKED_WIDTH, score_completions, separates_packed
@@ -159,6 +159,40 @@ def test_gradients_of_scores_in_tiles_are_exact() -> None:
     )
 
 
+@pytest.mark.parametrize("head", ["float32", "model"])
+def test_the_head_of_a_policy_in_bfloat16_computes_in_the_type_of_the_protocol(
+    tiny_policy: Path, head: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain and in tiles, and what is sampled has the log-probabilities of the same logits."""
+    codec, model = PromptCodec.load(tiny_policy), load_model(tiny_policy, ModelSpec(dtype="bfloat16", head=head))
+    ids, mask = codec.encode(PROMPTS)
+    places = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    logits = model(input_ids=ids, attention_mask=mask.long(), position_ids=places).logits
+    assert logits.dtype == (torch.bfloat16 if head == "model" else torch.float32)
+    assert torch.equal(logits, logits.bfloat16().to(logits.dtype)) == (head == "model")
+    found = sample(model, codec, PROMPTS, [1] * 4, uniforms(4, LENGTH, 3))
+    with torch.no_grad():
+        plain, _ = score_completions(model, ids, mask, found.ids, found.mask)
+        monkeypatch.setattr(scoring, "PLAIN_LOGITS", 0)
+        tiled, _ = score_completions(model, ids, mask, found.ids, found.mask)
+    torch.testing.assert_close(tiled, plain, atol=1e-5, rtol=0)
+    first = found.logprobs[:, 0]
+    expected = torch.log_softmax(logits[:, -1].float(), -1).gather(-1, found.ids[:, :1])[:, 0]
+    torch.testing.assert_close(first, expected, atol=1e-5, rtol=0)
+
+
+def test_the_type_of_the_head_is_hashed_where_it_is_not_the_usual_one() -> None:
+    usual = load_preset("smoke", ["protocol.model={dtype: bfloat16}", "protocol.sampler={name: scripted}"]).protocol
+    document = usual.model_dump(mode="json")
+    assert "head" not in document["model"]  # digests of before stay
+    assert "head" not in document["sampler"]
+    others = [
+        load_preset("smoke", [f"protocol.model={{dtype: bfloat16{one}}}", f"protocol.sampler={{name: scripted{two}}}"])
+        for one, two in ((", head: model", ""), ("", ", head: float32"), (", head: float32", ""))
+    ]
+    assert [one.protocol.digest == usual.digest for one in others] == [False, False, True]
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 def test_scores_in_tiles_are_finite_and_exact_at_extreme_logits(scale: float) -> None:
     hidden, weight = torch.eye(3) * scale, torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])
@@ -208,6 +242,107 @@ def test_any_of_several_tokens_ends_a_completion_and_is_left_out_of_its_text(mod
     last = sampled.ids[torch.arange(64), sampled.mask.sum(-1) - 1]
     assert {int(token) for token in last[~sampled.truncated]} == set(both.eos_ids)
     assert not any("1" in text for text in both.decode(sampled.ids, sampled.mask))
+
+
+class Words:
+    """A tokenizer of hand-made words, of which only the text counts."""
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+
+    def decode(self, ids: list[int], **_: object) -> str:
+        return "".join(self.words[i] for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "ids", "length"),
+    [
+        ("</a>", ("x", "</", "a", ">", "a>"), [0, 1, 2, 3, 0], 4),  # over three tokens
+        ("</a>", ("x", "</", "a", ">", "a>"), [0, 1, 4, 3], 3),  # the same text over two
+        ("</a>", ("x", "</a>\n\nUser", "a"), [0, 1, 0], 2),  # inside a token that goes on
+        ("</a>", ("</a", ">x"), [0, 0, 1, 1], 3),
+        ("</a>", ("</a", "b>"), [0, 1, 1], None),
+        ("\n\n", ("a", "\n", "b"), [0, 1, 2, 1, 1, 0], 5),
+        ("ab", ("a", "b", "ab"), [1, 0, 1, 2], 3),  # the first of two
+    ],
+)
+def test_a_stop_text_ends_with_the_token_that_completes_it(
+    text: str, words: tuple[str, ...], ids: list[int], length: int | None
+) -> None:
+    stops = StopTexts(Words(*words), (text,))
+    assert stops.length_of(ids) == length
+    assert [stops.ended(ids[:count]) for count in range(1, (length or len(ids)) + 1)] == [
+        count == length for count in range(1, (length or len(ids)) + 1)
+    ]
+    assert StopTexts(Words(*words), ("never", text)).length_of(ids) == length
+
+
+def test_sampling_ends_with_a_stop_text_and_draws_the_same_tokens_until_then(model, codec) -> None:
+    """Of the same numbers: rows with the text end with it, and are finished; the others are as without."""
+    noise = uniforms(64, LENGTH, 8)
+    plain = sample(model, codec, PROMPTS, [16] * 4, noise, temperature=SPREAD)
+    stopping = replace(codec, prompt=PromptSpec(stop=("11", "7"), stopping="sampling"))
+    found = sample(model, codec, PROMPTS, [16] * 4, noise, temperature=SPREAD, stops=stopping.stops)
+    cut = 0
+    for row in range(64):
+        drawn, kept = plain.ids[row, plain.mask[row]].tolist(), found.ids[row, found.mask[row]].tolist()
+        texts = [codec.tokenizer.decode(drawn[:count]) for count in range(1, len(drawn) + 1)]
+        places = [count for count, text in enumerate(texts, 1) if "11" in text or "7" in text]
+        if not places:
+            assert kept == drawn
+            assert bool(found.truncated[row]) == bool(plain.truncated[row])
+            continue
+        cut += 1
+        assert kept == drawn[: min(places)]
+        assert not found.truncated[row]
+        assert torch.equal(found.logprobs[row, : len(kept)], plain.logprobs[row, : len(kept)])
+        assert not found.logprobs[row, len(kept) :].any()  # nothing after it counts
+    assert 5 < cut < 60
+    small = local.sample_in_batches(
+        model,
+        *codec.encode(PROMPTS),
+        torch.tensor([16] * 4),
+        rows=5,
+        noise=noise,
+        pad_id=codec.pad_id,
+        max_length=LENGTH,
+        eos_ids=codec.eos_ids,
+        temperature=SPREAD,
+        stops=stopping.stops,
+    )
+    assert torch.equal(small.ids, found.ids)
+    assert all("11" not in text and "7" not in text for text in stopping.decode(found.ids, found.mask))
+
+
+def test_what_an_engine_has_drawn_after_a_stop_text_is_cut() -> None:
+    """Rows of 4, 2, 0 and 3 tokens; the text is "ab", and the second row was ended by a token."""
+    tensors = {
+        "lengths": torch.tensor([4, 2, 0, 3]),
+        "ids": torch.tensor([2, 0, 1, 2, 0, 2, 0, 1, 1]),
+        "logprobs": -torch.arange(1.0, 10.0),
+        "finished": torch.tensor([False, True, False, True]),
+    }
+    found = vllm._completions(tensors, 9, StopTexts(Words("a", "b", "c"), ("ab",)))
+    assert found.ids.tolist() == [[2, 0, 1], [0, 2, 9], [9, 9, 9], [0, 1, 9]]
+    assert found.mask.sum(-1).tolist() == [3, 2, 0, 2]
+    assert found.logprobs.tolist() == [[-1, -2, -3], [-5, -6, 0], [0, 0, 0], [-7, -8, 0]]
+    assert found.truncated.tolist() == [False, False, True, False]
+
+
+def test_stop_texts_of_presets_are_hashed_and_runs_of_before_keep_their_digest() -> None:
+    prompt = "protocol.prompt={template: '{problem}', stop: [x]}"
+    new, without = load_preset("smoke", [prompt]), load_preset("smoke", ["protocol.prompt={template: '{problem}'}"])
+    assert new.protocol.stops_sampling
+    assert not without.protocol.stops_sampling
+    old = load_preset("smoke", [prompt.replace("[x]", "[x], stopping: grading")])
+    kept = old.model_dump(mode="json")
+    assert kept["protocol"]["prompt"].keys() == {"template", "chat", "system", "stop"}  # as such runs were kept
+    assert Preset.model_validate(kept).protocol.digest == old.protocol.digest
+    other = load_preset("smoke", [prompt.replace("[x]", "[y]")])
+    assert len({one.protocol.digest for one in (new, without, old, other)}) == 4
+    assert not with_overrides(old, ["search.seed=3"]).protocol.stops_sampling  # of a run that is there
+    for name in ("r1", "qwen-math"):
+        assert PromptSpec.model_validate({"name": name}).ends_sampling
 
 
 def test_a_beginning_of_sequence_token_stands_before_every_prompt(codec) -> None:
