@@ -2,6 +2,7 @@
 # make test       install what is missing, then lint, types, import contracts and all tests but the exhaustive ones
 # make test-fast  the same without the slow tests
 # make test-all   make test, then the exhaustive tests: kill storms, a thousand compositions, stacks of real servers
+# make gpu-check  measure rollout and update with a real model on this machine (MODEL=... to name it), beside TRL where it is installed
 # make setup      only install
 # make clean      remove what the tools cache; runs/ and .venv stay
 
@@ -10,6 +11,7 @@ VENV ?= .venv
 PRESET ?= laptop
 RUN_DIR ?= runs/$(PRESET)
 WORKERS ?= 2
+MODEL ?= HuggingFaceTB/SmolLM2-135M-Instruct
 
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/pytest -n $(WORKERS) --dist loadgroup
@@ -32,7 +34,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE := 1
 export LANGSMITH_TRACING := false
 
-.PHONY: evolve test test-fast test-all test-exhaustive checks setup lint format types imports clean
+.PHONY: evolve test test-fast test-all test-exhaustive gpu-check checks setup lint format types imports clean
 
 evolve: setup
 	$(BIN)/poise evolve --preset "$(PRESET)" --run-dir "$(RUN_DIR)"
@@ -48,6 +50,9 @@ test-all: test
 
 test-exhaustive: setup
 	$(PYTEST) -m exhaustive
+
+gpu-check: setup
+	$(BIN)/python tests/benchmarks/bench_gpu.py --model "$(MODEL)" $(GPU_CHECK)
 
 # side by side: mypy keeps one processor busy for as long as the others take together
 checks: setup

@@ -80,6 +80,10 @@ class ResourceSpec(FrozenModel):
         "evaluate-candidate/evaluate-candidate",
         description="flow/deployment that is given the candidates under 'pool'; its work pool is where they train",
     )
+    gpus_per_candidate: PositiveInt | None = Field(
+        None,
+        description="GPUs that a training or evaluation, with its sampler, has for itself; by default all see all of the machine",
+    )
     slots_limit: str | None = Field(
         None,
         description="a global concurrency limit of Prefect, such as gpu: a training or evaluation holds one of its slots "
@@ -93,6 +97,11 @@ class ResourceSpec(FrozenModel):
             raise ValueError(
                 f"nodes is {self.nodes}: a training over several nodes has them for itself; set parallel_candidates to 1 and "
                 "dispatch to inline"
+            )
+        if self.gpus_per_candidate and (self.nodes > 1 or self.gpus_per_candidate < self.processes_per_training):
+            raise ValueError(
+                f"gpus_per_candidate is {self.gpus_per_candidate}: it must be at least processes_per_training, and belongs to "
+                "trainings on one node"
             )
         return self
 

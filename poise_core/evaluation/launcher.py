@@ -9,7 +9,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from poise_core.evaluation.slots import RefusedRollout, slot_for
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
+from poise_core.sandbox.allowlist import held_gpus
 from poise_core.sandbox.command import Limits
 from poise_core.sandbox.run import POLL_SECONDS, TimeLimitReached, log_tail, quiet_environment, run_confined
 
@@ -117,20 +118,34 @@ def _run(
         ),
         private=True,
     )
-    if job.protocol.sampler is not None:
-        _sampled_elsewhere(job, job.protocol.sampler, base, job_file, should_stop, on_poll)
-        return
+    with held_gpus(job.resources.gpus_per_candidate, should_stop) as gpus:
+        if job.protocol.sampler is not None:
+            _sampled_elsewhere(job, job.protocol.sampler, base, job_file, gpus, should_stop, on_poll)
+            return
+        readable = [
+            *job.protocol.problem_files,
+            *(file for policy in (base, *(Path(path) for _, path, _ in policies)) for file in policy_files(policy)),
+        ]
+        _confined(job, job_file, log, readable, gpus, should_stop, on_poll)
+
+
+def _confined(
+    job: EvaluationJob,
+    job_file: Path,
+    log: Path,
+    readable: list[Path],
+    gpus: Mapping[str, str],
+    should_stop: Callable[[], bool] | None,
+    on_poll: Callable[[], None],
+) -> None:
     try:
         status = run_confined(
             [sys.executable, "-I", "-m", "poise_core.evaluation.worker", str(job_file)],
             log=log,
-            writable=[folder],
-            readable=[
-                *job.protocol.problem_files,
-                *(file for policy in (base, *(Path(path) for _, path, _ in policies)) for file in policy_files(policy)),
-            ],
-            limits=Limits(wall_seconds=job.resources.evaluate_timeout_seconds * len(policies)),
-            env=quiet_environment(job.resources.threads_per_process),
+            writable=[job_file.parent],
+            readable=readable,
+            limits=Limits(wall_seconds=job.resources.evaluate_timeout_seconds * len(job.policies)),
+            env={**quiet_environment(job.resources.threads_per_process), **gpus},
             on_poll=on_poll,
             should_stop=should_stop,
         )
@@ -145,12 +160,13 @@ def _sampled_elsewhere(
     spec: SamplerSpec,
     base: Path,
     job_file: Path,
+    gpus: Mapping[str, str],
     should_stop: Callable[[], bool] | None,
     on_poll: Callable[[], None],
 ) -> None:
     """Have the sampler's process carry out the evaluation with the engine that sampled the training."""
     deadline = time.monotonic() + job.resources.evaluate_timeout_seconds * len(job.policies)
-    with slot_for(spec, job.resources, base, stops=job.protocol.stops_sampling) as slot:
+    with slot_for(spec, job.resources, base, stops=job.protocol.stops_sampling, gpus=gpus) as slot:
         slot.take({"do": "evaluate", "job": str(job_file)})
         while not slot.evaluated:
             time.sleep(POLL_SECONDS)

