@@ -312,7 +312,7 @@ function table(head, rows) {
 function gateOf({ report, admitted, seconds, written_by }) {
   const near = (found) => (found || []).slice(0, 3).map(([name, distance]) => `${name} ${distance}`).join(", ");
   return [el("p", {}, `${admitted ? "Admitted" : "Refused"} after ${seconds.toFixed(1)} s by ${written_by}.`),
-    table(["check", "", "what it proves", "message"], (report.checks || []).map((one) => [one.name, one.passed ? "passed" : "failed", one.proves ?? "", one.message ?? ""])),
+    table(["check", "result", "what it proves", "message"], (report.checks || []).map((one) => [one.name, one.passed ? "passed" : "failed", one.proves ?? "", one.message ?? ""])),
     facts({ ...report, nearest: near(report.nearest), nearest_archived: near(report.nearest_archived) }, ["checks", "fingerprint", "candidate_name", "admitted", "seconds", "confinement"])];
 }
 const span = (d) => (d ? limits([d.estimate, d.low, d.high, d.seeds], true) : "");
