@@ -112,7 +112,7 @@ def test_the_artifacts_of_a_hostile_run_are_inert(tmp_path: Path, monkeypatch: p
     )
     record = SimpleNamespace(replication=row, rows=[])
     monkeypatch.setattr(
-        tasks.replication, "Examination", lambda *_, **__: SimpleNamespace(examine=lambda *_, **__: record)
+        tasks.replication.Examination, "within", lambda *_, **__: SimpleNamespace(examine=lambda *_, **__: record)
     )
     monkeypatch.setattr(tasks.replication, "get_run_logger", lambda: logging.getLogger("examination"))
     tasks.reports.show_leaderboard.fn(hostile)
