@@ -194,6 +194,40 @@ def test_a_node_that_dies_is_no_failure_of_the_candidate_and_the_training_goes_o
 
 
 @pytest.mark.exhaustive
+@pytest.mark.timeout(600)
+def test_the_same_command_on_two_nodes_trains_and_scores_one_candidate(tmp_path: Path) -> None:
+    run, poise = tmp_path / "run", Path(sys.executable).with_name("poise")
+    words = [
+        "evaluate",
+        str(algorithm_path("grpo")),
+        "--preset",
+        "smoke",
+        "--seeds",
+        "1",
+        "--run-dir",
+        str(run),
+        "--json",
+    ]
+    words += ["--allow-shared-network", "--set", "protocol.training.steps=2", "--set", "resources.nodes=2"]
+    words += ["--set", "resources.parallel_candidates=1", "--set", "resources.rendezvous=127.0.0.1"]
+    started = [
+        subprocess.Popen(
+            [poise, *words],
+            env={**os.environ, "POISE_NODE_RANK": rank, "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("1", "0")
+    ]
+    (served, said), (result, trouble) = (one.communicate() for one in started)
+    assert [one.returncode for one in started] == [0, 0], said + trouble
+    assert json.loads(result)["overall"]["seeds"] == 1
+    assert served == said == ""
+    assert list(run.glob("candidates/*/train/train-node-1.log"))
+
+
+@pytest.mark.exhaustive
 def test_processes_that_wait_for_others_in_vain_end_in_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     meeting = Meeting(2, f"127.0.0.1:{free_port()}", "lonely", 0.5, hosts=True)
     assert startup.main(1, str(tmp_path / "none.json"), meeting) == NO_RENDEZVOUS
