@@ -309,15 +309,29 @@ class _Follower:
             self._voice.end()
         self._run, self._done = state["run"], ""
         path = self._folder / f"node-{self._rank}.json"
-        voice = _Voice(path, run=self._run, host=socket.gethostname(), part=None, status=None, missing={}, fault=None)
+        fault = self._disagreement(state)
+        voice = _Voice(
+            path,
+            run=self._run,
+            host=socket.gethostname(),
+            part=None,
+            status=None,
+            missing={},
+            fault=[fault.kind, fault.message] if fault else None,
+        )
         self._voice = voice
+        if fault:
+            raise self._told(voice, fault)
+        return voice
+
+    def _disagreement(self, state: Mapping[str, Any]) -> NodeFault | None:
         if state["nodes"] != self._resources.nodes:
             told = f"resources.nodes is {self._resources.nodes} here and {state['nodes']} where the run lives"
-            raise self._told(voice, NodeFault(NodeFaultKind.WRONG_COUNT, told))
+            return NodeFault(NodeFaultKind.WRONG_COUNT, told)
         if state["folder"] != str(self._folder):
             told = f"the run directory is {self._folder.parent} here and {Path(state['folder']).parent} where the run lives"
-            raise self._told(voice, NodeFault(NodeFaultKind.NOT_SHARED, told))
-        return voice
+            return NodeFault(NodeFaultKind.NOT_SHARED, told)
+        return None
 
     def _told(self, voice: _Voice, fault: NodeFault) -> NodeFault:
         """Tell the leader of a fault for long enough that it hears it."""
