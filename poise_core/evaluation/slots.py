@@ -263,9 +263,14 @@ def slot_for(
 
     After a fault it is ended, else kept for the next.
     """
-    key = json.dumps(
-        [spec.model_dump(mode="json"), resources.sampler.model_dump(mode="json"), str(policy), stops, gpus]
+    said = (
+        spec.model_dump(mode="json"),
+        resources.sampler.model_dump(mode="json"),
+        str(policy),
+        stops,
+        dict(gpus or {}),
     )
+    key = json.dumps(said)
     slot, others = _idle_slot(key, frozenset(",".join((gpus or {}).values()).split(",")) - {""})
     for other in others:
         other.end()

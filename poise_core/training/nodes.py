@@ -34,6 +34,7 @@ from poise_core.training.job import Meeting
 FOLDER = ".nodes"
 STARTUP = [sys.executable, "-I", "-m", "poise_core.training.startup"]
 BEAT_SECONDS, SILENT_SECONDS = 1.0, 30.0  # between two signs of life; after which a node is taken for dead
+TELL_SECONDS = 5.0  # for which a node repeats its fault before it ends
 GRACE_SECONDS = 10.0  # for a node to report that its part has ended, and for files to appear on shared storage
 _RANKS = (("POISE_NODE_RANK", "POISE_NODES"), ("SLURM_NODEID", "SLURM_NNODES"), ("JOB_COMPLETION_INDEX", "POISE_NODES"))
 
@@ -110,7 +111,14 @@ class _Voice:
 
     def say(self, **changes: Any) -> None:
         """Change the state and write it."""
+        self._write(changes, last=False)
+
+    def _write(self, changes: Mapping[str, Any], *, last: bool) -> None:
         with self._lock:
+            if self._over.is_set():
+                return  # the file may be another's by now
+            if last:
+                self._over.set()
             self._state.update(changes)
             self._beat += 1
             with contextlib.suppress(OSError):  # whoever listens hears that nothing comes
@@ -118,8 +126,7 @@ class _Voice:
 
     def end(self, **changes: Any) -> None:
         """Write a last state."""
-        self._over.set()
-        self.say(**changes)
+        self._write(changes, last=True)
 
     def _go_on(self) -> None:
         while not self._over.wait(BEAT_SECONDS):
@@ -302,20 +309,34 @@ class _Follower:
             self._voice.end()
         self._run, self._done = state["run"], ""
         path = self._folder / f"node-{self._rank}.json"
-        voice = _Voice(path, run=self._run, host=socket.gethostname(), part=None, status=None, missing={}, fault=None)
+        fault = self._disagreement(state)
+        voice = _Voice(
+            path,
+            run=self._run,
+            host=socket.gethostname(),
+            part=None,
+            status=None,
+            missing={},
+            fault=[fault.kind, fault.message] if fault else None,
+        )
         self._voice = voice
+        if fault:
+            raise self._told(voice, fault)
+        return voice
+
+    def _disagreement(self, state: Mapping[str, Any]) -> NodeFault | None:
         if state["nodes"] != self._resources.nodes:
             told = f"resources.nodes is {self._resources.nodes} here and {state['nodes']} where the run lives"
-            raise self._told(voice, NodeFault(NodeFaultKind.WRONG_COUNT, told))
+            return NodeFault(NodeFaultKind.WRONG_COUNT, told)
         if state["folder"] != str(self._folder):
             told = f"the run directory is {self._folder.parent} here and {Path(state['folder']).parent} where the run lives"
-            raise self._told(voice, NodeFault(NodeFaultKind.NOT_SHARED, told))
-        return voice
+            return NodeFault(NodeFaultKind.NOT_SHARED, told)
+        return None
 
     def _told(self, voice: _Voice, fault: NodeFault) -> NodeFault:
         """Tell the leader of a fault for long enough that it hears it."""
         voice.say(fault=[fault.kind, fault.message])
-        time.sleep(3 * BEAT_SECONDS)
+        time.sleep(TELL_SECONDS)
         voice.end()
         return fault
 

@@ -281,7 +281,8 @@ def _set(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(nodes, "POLL_SECONDS", 0.01)
-    monkeypatch.setattr(nodes, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(nodes, "TELL_SECONDS", 0.4)
+    monkeypatch.setattr(nodes, "SILENT_SECONDS", 1.0)
 
 
 def _both(run: Path, other: ResourceSpec, own: ResourceSpec, place: Path | None = None) -> list[NodeFault]:
