@@ -30,7 +30,7 @@ def loaded_after(module: str) -> tuple[set[str], set[str]]:
 @pytest.mark.parametrize(
     ("module", "rooms", "spared"),
     [
-        ("poise_core.config", {"config", "files", "policies", "trajectory"}, HEAVY | NUMERIC),
+        ("poise_core.config", {"config", "failures", "files", "policies", "trajectory"}, HEAVY | NUMERIC),
         ("poise_core.archive", {"archive", "evaluation", "failures", "files"}, HEAVY | {"scipy"}),
         (
             "poise_core.cli",
