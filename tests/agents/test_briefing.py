@@ -415,7 +415,7 @@ def test_ten_planted_faults_are_visible_to_the_reflector() -> None:
 # children without a model call
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_knock_outs_and_sweeps_are_edits_of_the_parents_file_that_the_gate_admits() -> None:
     source = algorithm_path("dapo").read_text()
     parent = CandidateRecord("c", "CHILD", source, generation=1, parent_ids=("p",))

@@ -474,7 +474,7 @@ SAME = {"parent", "parent_scores", "parent_code", "parent_trajectory", "evidence
 """Data that holds what was measured and answered; what is said around it may be reworded without recording the run anew."""
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_recorded_run_by_the_bridge_again(
     tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,7 +24,7 @@ def laboratory() -> Iterator[Laboratory]:
         yield made
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_champion_candidate_is_replicated_and_shown(
     tmp_path: Path, poise: Callable[..., Result], laboratory: Laboratory
 ) -> None:

@@ -28,6 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_pushed_once_wherever_it_is_to_go(
     folder: Path, tmp_path: Path, poise: Callable[..., Result], empty_store: Path
 ) -> None:

@@ -77,7 +77,7 @@ def test_a_chosen_reference_by_hand() -> None:
     assert (plain.estimate, plain.noise.variance) == (pytest.approx(-2.0), pytest.approx(2.0 * 2.0))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("threshold", [0.1, 0.5])
 def test_a_child_as_good_as_the_baseline_is_lost_as_often_as_stated_in_late_generations_too(threshold: float) -> None:
     """Whoever has more seeds was chosen by the first; what that seed seems to do to all must not be learned from them."""

@@ -114,7 +114,7 @@ def test_a_file_meets_the_same_probes_whenever_it_is_handed_in(
         assert 0 <= seeds["run", one] < 2**PROBE_SEED_BITS
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_order_in_which_children_finish_changes_nothing(tmp_path: Path, laboratory: Laboratory) -> None:
     """Once the ideas of the second slot depended on whether the first child had been scored already."""
     one_by_one, all_at_once = open_evolution(tmp_path / "a"), open_evolution(tmp_path / "b")

@@ -20,7 +20,7 @@ def run(example: str, *arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_candidate_is_verified_trained_and_scored(tmp_path: Path) -> None:
     first = run("01_write_a_candidate/evaluate.py", tmp_path / "run")
     seeds = re.findall(r"^seed (\d): Overall (\d+\.\d)$", first, re.MULTILINE)

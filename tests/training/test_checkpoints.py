@@ -40,7 +40,7 @@ def test_going_on_from_a_checkpoint_is_exact(tiny_policy: Path, device: torch.de
         assert torch.equal(weights_of(second)[name], value)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_checkpoint_that_was_being_written_is_not_used(
     tiny_policy: Path, device: torch.device, tmp_path: Path, monkeypatch
 ) -> None:

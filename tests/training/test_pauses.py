@@ -74,6 +74,7 @@ COLLAPSE = REINFORCE.replace(
 """Makes everything it samples likelier, right or wrong: entropy falls to nothing within a few steps."""
 
 
+@pytest.mark.exhaustive
 def test_a_rule_ends_a_real_training_early_and_names_the_cause(tiny_policy: Path, tmp_path: Path) -> None:
     training = job_of(tiny_policy, tmp_path, COLLAPSE, steps=400)
     watch = HealthWatch(HealthSpec(grace_steps=2, patience=3, entropy_floor=0.2, kl_limit=1e6, truncated_limit=2.0))

@@ -90,7 +90,7 @@ def only_slot() -> Slot:
     return slot
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_engine_is_reused_until_it_hangs(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
     script(monkeypatch, tmp_path / "script", {"fault": "hang", "version": "seed-7-step-0"})
     job = scripted(tiny_policy, tmp_path / "train")

@@ -295,7 +295,7 @@ def test_a_server_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.Monke
     assert server() != hung
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_fork_of_this_process_gets_a_server_of_its_own(tmp_path: Path) -> None:
     assert verify_file(written(tmp_path, BASE)).admitted
     own = warm.server_pid()
