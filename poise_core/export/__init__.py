@@ -55,10 +55,11 @@ trainer.train()""",
     ),
     "verl": Target(
         "verl",
-        "no version was run: a stub with the signatures of verl 0.9.1 and its reductions",
+        "verl 0.9.1: advantages, losses and gradients through its compute_advantage and ppo_loss",
         adapters.VERL,
         (
             "a completion counts as cut off where it fills max_response_length; all others count as valid",
+            "verl's padding, prompts of which no completion has a token, is not shown to the algorithm",
             "the ratio is to verl's old_log_prob; sampler corrections come as rollout_is_weights and multiply token losses",
         ),
         """\
@@ -68,7 +69,9 @@ trainer.train()""",
 
 python -m verl.trainer.main_ppo algorithm.adv_estimator={name} algorithm.use_kl_in_reward=False \\
   actor_rollout_ref.actor.policy_loss.loss_mode={name} actor_rollout_ref.actor.loss_agg_mode={mode} \\
-  actor_rollout_ref.actor.entropy_coeff=0 actor_rollout_ref.actor.use_kl_loss=False""",
+  actor_rollout_ref.actor.entropy_coeff=0 actor_rollout_ref.actor.use_kl_loss=False \\
+  '+algorithm.max_response_length=${{data.max_response_length}}' \\
+  'actor_rollout_ref.actor.loss_scale_factor=${{data.max_response_length}}'""",
     ),
     "prime-rl": Target(
         "prime-rl",
@@ -261,5 +264,7 @@ def _constants(reading: Reading, module: str, overrides: dict[str, Any], absent:
         or bool({"entropy", "kl"} & reading.dynamics)
         or reading.controller,
         "POISE_NEEDS_GRAD_NORM": "grad_norm" in read or reading.controller,
+        "POISE_ADVANTAGES_NEED_LIMIT": bool({"truncated", "max_completion_length"} & reading.advantages),
+        "POISE_LOSS_NEEDS_LIMIT": "max_completion_length" in reading.loss or reading.aggregation == "sequence-sum",
     }
     return "".join(f"{key} = {value!r}\n" for key, value in values.items())

@@ -408,31 +408,48 @@ _POISE_MODE = {"token-mean": "token-mean", "sequence-mean": "seq-mean-token-mean
 ]
 
 
+def _poise_verl_limit(value, needed, setting, width):
+    """The length limit. verl pads to the longest completion at hand, so that no width of a tensor tells it."""
+    if needed and (value is None or int(value) < width):
+        raise ValueError(f"the algorithm needs the length limit: set {setting}=${{data.max_response_length}}; it is {value}")
+    return int(value) if needed else width
+
+
 def poise_verl_advantages(token_level_rewards, response_mask, config=None, index=None, **kwargs):
     """Advantage estimator of verl: (B, T) rewards and mask, ``index`` names each row's prompt; gives (advantages, returns)."""
     if index is None:
         raise ValueError("the uid of every prompt is needed; verl passes it as index")
     numbers = {}
-    mask = response_mask.bool()
-    zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
-    correctness = (token_level_rewards.float() * mask).sum(-1)
+    groups = torch.tensor([numbers.setdefault(str(key), len(numbers)) for key in index], device=response_mask.device)
+    everything = response_mask.bool()
+    alive = torch.zeros(len(numbers), dtype=torch.bool, device=groups.device)
+    alive[groups[everything.any(-1)]] = True
+    rows = alive[groups]  # the others are verl's padding: groups of their own without a token
+    correctness = token_level_rewards.float().sum(-1)[rows]  # the token that has the reward may be masked
     if bool(((correctness < 0) | (correctness > 1)).any()):
         raise ValueError("the reward of a completion must lie in [0, 1]; set algorithm.use_kl_in_reward=False")
-    truncated = mask[:, -1]
+    mask = everything[rows]
+    zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
+    width = int((everything.any(0) * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).max())
+    limit = None if config is None else config.get("max_response_length", None)
+    limit = _poise_verl_limit(limit, POISE_ADVANTAGES_NEED_LIMIT, "+algorithm.max_response_length", width)
+    truncated = mask[:, limit - 1] if limit <= mask.shape[-1] else torch.zeros_like(mask[:, 0])
     batch = RolloutBatch(
         correctness=correctness,
         format_valid=~truncated,
         truncated=truncated,
-        group_ids=torch.tensor([numbers.setdefault(str(key), len(numbers)) for key in index], device=mask.device),
+        group_ids=groups[rows],
         completion_mask=mask,
         old_logprobs=zeros,
         ref_logprobs=zeros,
         entropies=zeros,
     )
-    values, trained, _ = poise_advantages(batch, _poise_dynamics(mask.shape[-1]))
+    values, trained, _ = poise_advantages(batch, _poise_dynamics(limit))
     if not torch.equal(trained, mask):
         raise ValueError("the algorithm takes completions or tokens out of training, for which verl has no place here")
-    return values, values
+    result = torch.zeros(everything.shape, dtype=torch.float32, device=mask.device)
+    result[rows] = values
+    return result, result.clone()
 
 
 def poise_verl_loss(
@@ -445,12 +462,15 @@ def poise_verl_loss(
         raise ValueError(f"set actor_rollout_ref.actor.loss_agg_mode={_POISE_MODE}; it is {loss_agg_mode}")
     mask = response_mask.bool()
     rows = _poise_rows(mask, log_prob, old_log_prob, advantages)
-    info = getattr(config, "global_batch_info", None) or {}
+    limit = None if config is None else config.loss_scale_factor
+    setting = "actor_rollout_ref.actor.loss_scale_factor"
+    limit = _poise_verl_limit(limit, POISE_LOSS_NEEDS_LIMIT, setting, mask.shape[-1])
+    info = {**({} if config is None else config.global_batch_info), "loss_scale_factor": limit}
 
     def reduce(token_loss, _):
         return agg_loss(loss_mat=token_loss, loss_mask=response_mask, loss_agg_mode=loss_agg_mode, **info)
 
-    loss, metrics = poise_loss(rows, mask, _poise_dynamics(mask.shape[-1]), reduce, rollout_is_weights)
+    loss, metrics = poise_loss(rows, mask, _poise_dynamics(limit), reduce, rollout_is_weights)
     return loss, {"actor/" + name: value.item() for name, value in metrics.items()}
 
 
