@@ -105,6 +105,7 @@ def test_exported_file_imports_torch_and_the_standard_library_only() -> None:
         ("grpo", "verl", ["nonsense"], "no mechanism 'nonsense'; it has group_std_scale"),
         ("grpo", "prime-rl", ["reference_kl"], "cannot average as sequence-mean"),
         ("grpo", "openrlhf", ["reference_kl"], "no place for compute_advantages"),
+        ("dr_grpo", "openrlhf", ["advantages"], "no length limit to divide by"),
         ("vm_av", "verl", ["reference_kl", "entropy_control"], "no format_valid"),
         ("dace", "verl", [], "no entropies"),
         ("dapo", "verl", [], "no place for a train_mask|no "),
@@ -238,6 +239,10 @@ def test_verl_gets_the_numbers_of_poise(name: str, stub_verl: types.ModuleType) 
     torch.testing.assert_close(loss.detach(), 2 * call.total, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logprobs.grad, 2 * call.grad_logprobs, rtol=1e-5, atol=1e-7)
     assert all(key.startswith("actor/") for key in metrics)
+    if candidate.loss_aggregation == "sequence-sum":
+        config.loss_scale_factor = None
+        with pytest.raises(ValueError, match="loss_scale_factor"):
+            stub_verl.losses[f"{name}_verl"](batch.old_logprobs, logprobs, values, mask.float(), mode, config, None)
     with pytest.raises(ValueError, match="loss_agg_mode"):
         stub_verl.losses[f"{name}_verl"](batch.old_logprobs, logprobs, values, mask.float(), "token-sum", None, None)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from poise_core.candidate.identity import candidate_name, source_digest
 from poise_core.escaping import one_line
-from poise_core.export import adapters
+from poise_core.export import adapters, trl_adapter
 from poise_core.export.candidate_source import PRELUDE, ExportError, Reading, inlined, read_source
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
@@ -41,7 +41,7 @@ TARGETS = {
     "trl": Target(
         "TRL",
         "TRL 1.16.0: advantages, losses and gradients through the methods of GRPOTrainer",
-        adapters.TRL,
+        trl_adapter.TRL,
         (
             "loss_type, scale_rewards and epsilon of GRPOConfig do not count; the loss and the reduction are the file's own",
             "without a reward function named format_valid, every completion that was not cut off counts as valid",
@@ -197,6 +197,8 @@ def _absent(reading: Reading, name: str, to: str, target: Target, without: Seque
         raise ExportError(f"{target.title} has a place for compute_advantages; drop --without advantages")
     if to == "prime-rl" and reading.aggregation != "token-mean":
         raise refuse(f"divides by tokens and so cannot average as {reading.aggregation}", "use --to trl or --to verl")
+    if to == "openrlhf" and reading.aggregation == "sequence-sum":
+        raise refuse("gives no length limit to divide by", "use --to trl or --to verl")
     if ADVANTAGES not in without:
         for field in _NEVER:
             if field in reading.advantages and field != "carry":
@@ -209,7 +211,8 @@ def _absent(reading: Reading, name: str, to: str, target: Target, without: Seque
         if field in reading.loss:
             raise refuse(f"gives compute_loss no {field}", "use --to trl")
     used = reading.loss if ADVANTAGES in without else reading.loss | reading.advantages
-    scalars = sorted((reading.dynamics & used) - {"max_completion_length", "controller"})
+    known = {"controller", "max_completion_length"} if to == "verl" else {"controller"}
+    scalars = sorted((reading.dynamics & used) - known)
     if scalars:
         raise refuse(f"has no dynamics.{scalars[0]}", "use --to trl")
     absent = tuple(field for field in ("entropies", "ref_logprobs", "controller") if field in reading.loss)
