@@ -15,6 +15,7 @@ import pytest
 import real_verl
 import torch
 from algorithm_batches import DYNAMICS, LIMIT, current_policy, loss_inputs, random_batch
+from gate_fixtures import WITH_TUPLES
 from typer.testing import CliRunner
 
 from poise_core.algorithms import algorithm_path, list_algorithms
@@ -45,6 +46,13 @@ def load(text: str, name: str = "exported_algorithm") -> types.ModuleType:
 
 def source_of(name: str) -> str:
     return algorithm_path(name).read_text()
+
+
+def test_tuples_of_hyperparameters_and_their_switches_are_exported() -> None:
+    for to in ("trl", "verl"):
+        module = load(export_candidate(WITH_TUPLES, "tuples", to, without=("clip",)).text)
+        assert (module._POISE_HP.clip, module._POISE_HP.weights) == ((1.0, 1e6), (-0.05, 0.02))
+    assert "clip: tuple[float, float] = (0.2, 0.28)" in paper(WITH_TUPLES, "tuples")
 
 
 def theirs(module: types.ModuleType, ours: object) -> object:

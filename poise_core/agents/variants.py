@@ -55,7 +55,7 @@ def _all(parent: CandidateRecord) -> Iterator[Proposal]:
             f"{name} earns its place: without it Overall falls",
             Expectation(metric="Overall", direction="decrease", why=f"{name} helps", probability=0.6),
         )  # fmt: skip
-    for key, value in defaults.items():
+    for key, value in defaults.items():  # tuples stay: which of their numbers to move, and whether alone, is not known
         if isinstance(value, bool) or not isinstance(value, float) or value == 0.0:
             continue
         for factor in FACTORS:

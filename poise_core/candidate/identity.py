@@ -24,6 +24,9 @@ BUILTINS = (
 MAX_NAMES = 64
 """Mechanisms, metrics, carried signals or controller values of one candidate, each."""
 
+MAX_TUPLE = 8
+"""Numbers in a tuple that is one hyperparameter."""
+
 _NAME = re.compile(r"(?!\.{1,2}$)[A-Za-z0-9_.-]{1,60}")  # "." and ".." would be folders where a name ends a path
 
 

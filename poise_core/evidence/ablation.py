@@ -86,7 +86,10 @@ def pairs(switches: Switches) -> list[Version]:
 
 
 def moved_numbers(switches: Switches, factors: Sequence[float]) -> list[Version]:
-    """Every number of the file multiplied by each factor, one at a time; whole numbers stay whole and above zero."""
+    """Every number of the file multiplied by each factor, one at a time; whole numbers stay whole and above zero.
+
+    Tuples are left alone: a number of one may mean nothing, or be out of order, without the others.
+    """
     found = []
     for name, value in switches.defaults.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or value == 0:
@@ -106,7 +109,9 @@ def _distinct(found: Sequence[Version | None]) -> list[Version]:
 def limits(said: Switches) -> str:
     """What an ablation of this file cannot do, as a sentence; "" where it can do all."""
     fixed = [name for name in said.mechanisms if name not in said.switchable]
-    numbers = "its numbers are moved one at a time all the same" if moved_numbers(said, NEAR) else "it has no numbers"
+    tuples = any(isinstance(value, tuple) for value in said.defaults.values())
+    none = "it has no numbers outside tuples, which are left alone" if tuples else "it has no numbers"
+    numbers = "its numbers are moved one at a time all the same" if moved_numbers(said, NEAR) else none
     if not said.mechanisms:
         return (
             f"MECHANISMS of this file is empty, so no mechanism can be switched off; {numbers}. To ablate one, give it a "

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 from call_samples import place, reflection
+from gate_fixtures import WITH_TUPLES
 from laboratory import Laboratory, evolve, make_preset, open_evolution
 
 from poise_core.agents.briefing import (
@@ -438,6 +439,14 @@ def test_knock_outs_and_sweeps_are_edits_of_the_parents_file_that_the_gate_admit
     assert any(run_checks(str(one.source), one.name).admitted for one in outs)
     tried = tuple(Tried(one.name, "evaluated", source_digest=source_digest(str(one.source))) for one in found)
     assert variants(dataclasses.replace(context, avoid=tried), 5) == []
+
+
+def test_a_tuple_is_switched_off_by_a_knock_out_and_left_alone_by_sweeps() -> None:
+    parent = CandidateRecord("c", "CHILD", WITH_TUPLES, generation=1, parent_ids=("p",))
+    found = variants(ProposalContext(parent), 100)
+    assert [one.direction for one in found] == ["knock-out", "knock-out"]
+    assert "clip = (1.0, 1000000.0)" in found[0].mechanism_change
+    assert "weights: tuple[float, ...] = (0.0,)\n" in str(found[1].source)
 
 
 @pytest.mark.slow

@@ -56,6 +56,18 @@ def edited(*edits: tuple[str, str]) -> str:
     return source
 
 
+WITH_TUPLES = edited(
+    (MECHANISMS, 'MECHANISMS = {"clip": {"clip": (1.0, 1e6)}, "weights": {"weights": (0.0,)}}\n'),
+    ("    clip_eps: float = 0.2\n",
+     "    clip: tuple[float, float] = (0.2, 0.28)\n    weights: tuple[float, ...] = (-0.05, 0.02)\n"),
+    ("    clipped = ratio.clamp(1.0 - hp.clip_eps, 1.0 + hp.clip_eps)\n",
+     "    low, high = hp.clip\n    clipped = ratio.clamp(1.0 - low, 1.0 + high)\n"
+     "    penalty = sum(w * (ratio - 1.0).abs() for w in hp.weights) / len(hp.weights) * max(hp.clip)\n"),
+    ("token_loss=-surrogate)", "token_loss=penalty - surrogate)"),
+)  # fmt: skip
+"""Sound as well; two hyperparameters are tuples, each with a switch."""
+
+
 GRPO_IN_OTHER_WORDS = '''"""GRPO written out by hand: other names, other operations, the same algorithm."""
 
 from dataclasses import dataclass

@@ -18,13 +18,18 @@ from gate_fixtures import (
     RATIO,
     RETURN,
     UNMASKED,
+    WITH_TUPLES,
     edited,
     in_a_fresh_process,
 )
 
 from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.candidate import budget
+from poise_core.candidate.loading import load_candidate_source
+from poise_core.candidate.switches import Switches
+from poise_core.evidence.ablation import limits, moved_numbers
 from poise_core.failures import FailureKind
+from poise_core.verification.checks.interface import _numbers
 from poise_core.verification.drawn import Draw
 from poise_core.verification.fingerprint import scenario
 from poise_core.verification.gate import CHECKS, run_checks
@@ -204,6 +209,52 @@ def test_messages_tell_the_author_what_to_change(change: tuple[str, str], messag
     report = run_checks(edited(change))
     assert not report.admitted
     assert message in report.message
+
+
+@pytest.mark.slow
+def test_tuples_of_hyperparameters_and_switches_that_set_them_are_admitted() -> None:
+    report = run_checks(WITH_TUPLES)
+    assert report.admitted, report.message
+    assert not any(check.note for check in report.checks), "both switches show on ordinary probes"
+    switches = Switches.of(WITH_TUPLES)
+    off = switches.without(["weights"])
+    assert off is not None
+    assert off.numbers == {"weights": (0.0,)}
+    assert off.source == WITH_TUPLES.replace("(-0.05, 0.02)", "(0.0,)").replace(
+        '{"clip": {"clip": (1.0, 1e6)}, "weights": {"weights": (0.0,)}}',
+        "{\n    'clip': {'clip': (1.0, 1000000.0)},\n}",
+    )
+    assert switches.with_numbers({"clip": (0.1, 0.3)}) == WITH_TUPLES.replace("(0.2, 0.28)", "(0.1, 0.3)")
+    assert moved_numbers(switches, (2.0,)) == [], "numbers of a tuple are not moved one at a time"
+    alone = "MECHANISMS = {}\n\n\nclass Hyperparameters:\n    x: tuple[float, ...] = (1.0,)\n"
+    assert "it has no numbers outside tuples, which are left alone" in limits(Switches.of(alone))
+
+
+def test_probes_reach_the_numbers_of_a_tuple() -> None:
+    candidate = load_candidate_source(WITH_TUPLES, "tuples").with_overrides(clip=(300.0, 400.0))
+    assert _numbers(candidate)[:4] == [300.0, 400.0, -0.05, 0.02]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            ("(1.0, 1e6)", "1e6"),
+            "MECHANISMS['clip'] sets clip to 1000000.0, but its default is (0.2, 0.28); use the same type",
+        ),
+        (("(1.0, 1e6)", "[1.0, 1e6]"), "use the same type"),
+        (("(1.0, 1e6)", "(1.0, 1e6, 0.0)"), "MECHANISMS['clip']: clip is set to 3 numbers, but has 2"),
+        (("(1.0, 1e6)", "(1.0, 1e999)"), "MECHANISMS['clip']: clip holds inf; use a finite number"),
+        (("(1.0, 1e6)", "(1.0, 'a')"), "MECHANISMS['clip']: clip holds a str"),
+        (("(1.0, 1e6)", "(0.2, 0.28)"), "changes nothing: these are the defaults"),
+        (('"weights": (0.0,)', '"weights": ()'), "MECHANISMS['weights']: weights has 0 numbers; a tuple has one to 8"),
+        (('"weights": (0.0,)', '"weights": ((0.0,),)'), "MECHANISMS['weights']: weights holds a tuple"),
+    ],
+)
+def test_a_switch_on_a_tuple_sets_another_tuple(change: tuple[str, str], message: str) -> None:
+    old, new = change
+    assert WITH_TUPLES.count(old) == 1
+    assert message in run_checks(WITH_TUPLES.replace(old, new)).message
 
 
 @pytest.mark.slow

@@ -262,12 +262,31 @@ def test_it_refuses_at_module_level(code: str, message: str) -> None:
     [
         ("    clip_eps: float", "clip_eps needs a default"),
         ("    clip_eps: float = 0.1 + 0.1", "clip_eps needs a default"),
-        ("    clip_eps: object = 3", "must be annotated with float, int, bool or str"),
+        ("    clip_eps: object = 3", "must be annotated with float, int, bool, str or a tuple of numbers"),
         (
             "    clip_eps: list = 3",
-            "clip_eps holds several numbers; write a field for each, such as clip_eps_low: float = 0.1",
+            "clip_eps holds several numbers; write a tuple of float, int or bool, such as clip_eps: tuple[float, float]",
         ),
-        ("    clip_eps: tuple[float, float] = (0.2, 0.28)", "or a tuple as a constant at module level"),
+        ("    clip_eps: list[float] = (0.2, 0.28)", "write a tuple of float, int or bool"),
+        ("    clip_eps: float = (0.2, 0.28)", "write a tuple of float, int or bool"),
+        ("    clip_eps: tuple = (0.2, 0.28)", "write a tuple of float, int or bool"),
+        ("    clip_eps: tuple[()] = ()", "write a tuple of float, int or bool"),
+        ("    clip_eps: tuple[str, ...] = ('a',)", "write a tuple of float, int or bool"),
+        ("    clip_eps: tuple[float, None] = (0.2, 0.28)", "write a tuple of float, int or bool"),
+        ("    clip_eps: tuple[tuple[float, float], ...] = ((0.2, 0.28),)", "write a tuple of float, int or bool"),
+        ("    clip_eps: tuple[float, ...] = ((0.2, 0.28),)", "a tuple of plain finite numbers"),
+        ("    clip_eps: tuple[float, ...] = (0.2, 'a')", "a tuple of plain finite numbers"),
+        ("    clip_eps: tuple[float, ...] = (0.2, None)", "a tuple of plain finite numbers"),
+        ("    clip_eps: tuple[float, ...] = [0.2, 0.28]", "a tuple of plain finite numbers"),
+        ("    clip_eps: tuple[float, ...] = (0.2, float('nan'))", "a tuple of plain finite numbers"),
+        ("    clip_eps: tuple[float, ...] = (0.2, -1e999)", "a tuple of plain finite numbers"),
+        ("    clip_eps: tuple[float, ...] = (0.2, 0.1 + 0.1)", "a tuple of plain finite numbers"),
+        ("    clip_eps: tuple[float, float]", "a tuple of plain finite numbers"),
+        ("    clip_eps: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8, 9)", "holds 9 numbers; a tuple has one to 8"),
+        ("    clip_eps: tuple[int, ...] = ()", "holds 0 numbers; a tuple has one to 8"),
+        ("    clip_eps: tuple[int, ...] = (10000000,)", "exceeds 1000000"),
+        ("    clip_eps: tuple[float, float] = (0.2, 0.28, 0.3)", "is annotated with 2 numbers and has 3"),
+        ("    clip_eps: tuple[float] = (0.2, 0.28)", "is annotated with 1 numbers and has 2"),
         ("    _clip: float = 0.2", "begins with an underscore"),
         ("    clip_eps = 0.2", "holds lines like name: float = 0.1"),
         ("    def method(self):\n        return 1", "holds lines like name: float = 0.1"),
@@ -276,6 +295,70 @@ def test_it_refuses_at_module_level(code: str, message: str) -> None:
 def test_it_refuses_other_hyperparameters(line: str, message: str) -> None:
     with pytest.raises(LanguageError) as error:
         check_language(edited(("    clip_eps: float = 0.2", line)))
+    assert message in str(error.value)
+
+
+def with_tuples(code: str) -> str:
+    """The base with some lines at the top of compute_advantages, which may use three tuples of ``hp``."""
+    tuples = (
+        "    clip: tuple[float, float] = (0.2, 0.28)\n    steps: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)\n"
+        "    flags: tuple[bool, float, int] = True, -1e3, 2\n"
+    )
+    field = "    clip_eps: float = 0.2\n"
+    lines = "".join(f"    {line}\n" for line in code.splitlines())
+    return edited((field, field + tuples), (ADVANTAGE, lines + ADVANTAGE))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = batch.correctness.clamp(hp.clip[0], hp.clip[-1]) * hp.clip[1]",
+        "low, high = hp.clip\nx = batch.correctness * low + high",
+        "a, b, c = hp.flags if hp.flags[0] else hp.steps[:3]",
+        "total = 0.0\nfor step in hp.steps:\n    total += step * 2",
+        "x = sum(w * batch.correctness for w in hp.clip) / len(hp.clip) - max(hp.clip) + min(hp.clip) * sum(hp.clip)",
+        "for i in range(len(hp.steps)):\n    for j in range(hp.steps[0]):\n        pass",
+        "x = torch.tensor(hp.clip) * 3.0\ny = torch.zeros(hp.steps[0], 2)",
+        "x = hp.clip\nx = torch.tensor(x)\ny = x * 2.0",
+        "x = hp.clip\ny = x[0] * 2.0 ** hp.clip[1]",
+        "x = sum(a * b for a, b in zip(hp.clip, hp.steps))",
+        "x = dynamics.step in hp.steps and hp.clip < (0.3, 0.3)",
+    ],
+)
+def test_hyperparameters_may_be_tuples_of_numbers(code: str) -> None:
+    check_language(with_tuples(code))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("x = hp.clip * 10**9", "hp.clip holds several numbers, and an operator would repeat or join them"),
+        ("x = 1000000 * hp.clip", "hp.clip holds several numbers, and an operator"),
+        ("x = hp.clip + hp.steps", "take one, such as hp.steps[0], or write torch.tensor(hp.steps)"),
+        ("x = batch.correctness - hp.clip", "hp.clip holds several numbers, and an operator"),
+        ("x = 2.0 ** hp.clip", "hp.clip holds several numbers, and an operator"),
+        ("x = hp.clip\ny = x\nz = y * 1000000", "y holds several numbers, and an operator"),
+        ("x, y = hp.clip, 3\nz = x * y", "x holds several numbers, and an operator"),
+        ("x: tuple[float, float] = hp.clip\ny = x * 3", "x holds several numbers, and an operator"),
+        ("x = hp.clip if hp.flags[0] else hp.steps\ny = x * 3", "x holds several numbers, and an operator"),
+        ("for x in (hp.clip, hp.steps):\n    y = x * 3", "x holds several numbers, and an operator"),
+        ("x = [pair * 3 for pair in (hp.clip, hp.steps)]", "pair holds several numbers, and an operator"),
+        ("x = hp.steps[:2] * 1000000", "hp.steps[:2] holds several numbers, and an operator"),
+        ("x = list(hp.steps) * 1000000", "list(hp.steps) holds several numbers, and an operator"),
+        ("n = 3\nn *= hp.clip", "hp.clip holds several numbers, and an operator"),
+        ("x = torch.zeros(hp.steps)", "hp.steps holds several numbers and zeros takes sizes"),
+        ("x = torch.full(size=hp.steps, fill_value=1.0)", "hp.steps holds several numbers and full takes sizes"),
+        ("x = batch.correctness.repeat(hp.steps)", "hp.steps holds several numbers and repeat takes sizes"),
+        ("for i in range(hp.steps):\n    pass", "hp.steps holds several numbers and range takes sizes"),
+        ("hp.clip[0] = 1.0", "assign to a name, or to an element"),
+        ("x = hp.clip\nx[0] = 1.0", "assigning into x changes something"),
+        ("x = hp.clip.index(0.2)", ".index is not among"),
+        ("x = torch.clamp(batch.correctness, *hp.clip)", "Starred is not allowed"),
+    ],
+)
+def test_a_tuple_of_hyperparameters_is_not_repeated_and_is_no_size(code: str, message: str) -> None:
+    with pytest.raises(LanguageError) as error:
+        check_language(with_tuples(code))
     assert message in str(error.value)
 
 

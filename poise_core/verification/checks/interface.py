@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from poise_core.candidate.calls import ContractViolation
-from poise_core.candidate.identity import name_fault
+from poise_core.candidate.identity import MAX_TUPLE, name_fault
 from poise_core.candidate.loading import Candidate
 from poise_core.verification.drawn import Draw
 from poise_core.verification.fingerprint import differs, observe_one_by_one
@@ -144,8 +144,9 @@ def _numbers(candidate: Candidate) -> list[float]:
     """The numbers that a file names: its hyperparameters' and those in its code, the former first."""
     own = [getattr(candidate.hyperparameters, f.name) for f in dataclasses.fields(candidate.hyperparameters)]
     written = [node.value for node in ast.walk(ast.parse(candidate.source)) if isinstance(node, ast.Constant)]
+    flat = [one for value in own for one in (value if isinstance(value, tuple) else (value,))]
     return [
-        float(value) for value in (*own, *written) if isinstance(value, int | float) and not isinstance(value, bool)
+        float(value) for value in (*flat, *written) if isinstance(value, int | float) and not isinstance(value, bool)
     ]
 
 
@@ -177,12 +178,28 @@ def _check_hyperparameters(candidate: Candidate) -> None:
         raise ContractViolation("Hyperparameters is not a frozen dataclass; decorate it with @dataclass(frozen=True)")
     for field in dataclasses.fields(cls):
         value = getattr(candidate.hyperparameters, field.name)
+        if isinstance(value, tuple):
+            if fault := _tuple_fault(value):
+                raise ContractViolation(f"Hyperparameters.{field.name} {fault}")
+            continue
         if not isinstance(value, bool | int | float | str):
             raise ContractViolation(
-                f"Hyperparameters.{field.name} is a {type(value).__name__}; use a bool, int, float or str"
+                f"Hyperparameters.{field.name} is a {type(value).__name__}; use a bool, int, float, str or a tuple of numbers"
             )
         if isinstance(value, float) and not math.isfinite(value):
             raise ContractViolation(f"Hyperparameters.{field.name} is {value}; use a finite number such as 1e6")
+
+
+def _tuple_fault(value: tuple[object, ...]) -> str:
+    """What is wrong with the tuple of a hyperparameter, after its name; "" where nothing is."""
+    if not 1 <= len(value) <= MAX_TUPLE:
+        return f"has {len(value)} numbers; a tuple has one to {MAX_TUPLE} of them"
+    for one in value:
+        if not isinstance(one, bool | int | float):
+            return f"holds a {type(one).__name__}; a tuple holds bools, ints and floats alone"
+        if isinstance(one, float) and not math.isfinite(one):
+            return f"holds {one}; use a finite number such as 1e6"
+    return ""
 
 
 def _check_mechanisms(candidate: Candidate) -> None:
@@ -200,7 +217,21 @@ def _check_mechanisms(candidate: Candidate) -> None:
         for key, value in overrides.items():
             if key not in defaults:
                 raise ContractViolation(f"MECHANISMS[{name!r}] overrides {key!r}, which Hyperparameters does not have")
-            if isinstance(value, str | bool) != isinstance(defaults[key], str | bool):
+            if any(isinstance(value, kind) != isinstance(defaults[key], kind) for kind in (str | bool, tuple)):
                 raise ContractViolation(
                     f"MECHANISMS[{name!r}] sets {key} to {value!r}, but its default is {defaults[key]!r}; use the same type"
                 )
+            if isinstance(value, tuple):
+                _check_switched_tuple(candidate, f"MECHANISMS[{name!r}]: {key}", key, value)
+
+
+def _check_switched_tuple(candidate: Candidate, place: str, key: str, value: tuple[object, ...]) -> None:
+    """Refuse a tuple that could not be the default of this field either: its length is the annotation's where that names one."""
+    if fault := _tuple_fault(value):
+        raise ContractViolation(f"{place} {fault}")
+    length = len(getattr(candidate.hyperparameters, key))
+    kinds = next(str(f.type) for f in dataclasses.fields(candidate.hyperparameters) if f.name == key)
+    if "..." not in kinds and len(value) != length:
+        raise ContractViolation(
+            f"{place} is set to {len(value)} numbers, but has {length}; give as many, or annotate it with tuple[float, ...]"
+        )

@@ -1,4 +1,4 @@
-"""The part of the check `language` that follows values into names: aliases of a function's arguments, and strings.
+"""The part of the check `language` that follows values into names: aliases of a function's arguments, strings, tuples of ``hp``.
 
 A local is no alias where every assignment to it makes a new object: a literal, a list or dict display, a
 comprehension, arithmetic, or a call, except of a function of the file that may return one of its arguments. Some tensor methods
@@ -9,6 +9,7 @@ cases on the probes, and the gate and the trainer pass copies.
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -132,3 +133,58 @@ def _bound_to_text(node: ast.AST, texts: Texts) -> Iterator[str]:
             positional = [*first, *args][::-1]
             pairs = [*zip(positional, defaults[::-1], strict=False), *zip(named, others, strict=True)]
             yield from (one.arg for one, default in pairs if default is not None and texts.holds(default))
+
+
+@dataclass(frozen=True)
+class Tuples:
+    """What is a whole tuple of ``hp``, as far as a file shows; an element of one is a number."""
+
+    fields: frozenset[str] = frozenset()  # of Hyperparameters
+    names: frozenset[str] = frozenset()
+
+    def holds(self, node: ast.expr) -> bool:
+        """Whether the value is all of a tuple of ``hp``, a slice of it, or a list of its elements."""
+        match node:
+            case ast.Name(id=name):
+                return name in self.names
+            case ast.Attribute(value=ast.Name(id="hp"), attr=name):
+                return name in self.fields
+            case ast.Subscript(value=value, slice=ast.Slice()):
+                return self.holds(value)
+            case ast.IfExp(body=body, orelse=orelse):
+                return self.holds(body) or self.holds(orelse)
+            case ast.BoolOp(values=parts) | ast.Call(func=ast.Name(id="tuple" | "list" | "sorted"), args=parts):
+                return any(map(self.holds, parts))
+            case _:
+                return False
+
+    def within(self, function: ast.FunctionDef) -> Tuples:
+        """With the names of a function that are bound once, to such a tuple; a name that is bound again may hold a tensor then."""
+        stores = Counter(
+            part.id for part in ast.walk(function) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+        )
+        found = self
+        while True:
+            names = found.names | {
+                name for part in ast.walk(function) for name in _bound_to_tuple(part, found) if stores[name] == 1
+            }
+            if names == found.names:
+                return found
+            found = Tuples(self.fields, names)
+
+
+def _bound_to_tuple(node: ast.AST, tuples: Tuples) -> Iterator[str]:
+    match node:
+        case ast.Assign(targets=targets, value=value) if tuples.holds(value):
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
+            for target, value in zip(targets, values, strict=False):
+                if isinstance(target, ast.Name) and tuples.holds(value):
+                    yield target.id
+        case ast.AnnAssign(target=ast.Name(id=name), value=value) if value is not None and tuples.holds(value):
+            yield name
+        case (
+            ast.For(target=ast.Name(id=name), iter=ast.Tuple(elts=values))
+            | ast.comprehension(target=ast.Name(id=name), iter=ast.Tuple(elts=values))
+        ) if any(map(tuples.holds, values)):
+            yield name

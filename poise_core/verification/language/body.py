@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from poise_core.verification.language import bounds, scopes, vocabulary
-from poise_core.verification.language.aliasing import Texts
+from poise_core.verification.language.aliasing import Texts, Tuples
 
 _ADVICE = {
     "While": "a while loop may never end; use torch operations or a for loop over a range",
@@ -53,6 +53,7 @@ class BodyReader:
         self.returning_arguments: frozenset[str] = frozenset()  # functions that may return one of their arguments
         self.aliases: frozenset[str] = frozenset()  # locals that may refer to an argument
         self.texts = Texts()
+        self.tuples = Tuples()
 
     def refuse(self, node: ast.AST, message: str) -> None:
         """Record that a node is outside the language."""
@@ -101,6 +102,7 @@ class BodyReader:
                 self.target(target)
             case ast.AugAssign(target=target, op=op, value=value):
                 self.operator(node, op)
+                self.findings.extend(bounds.tuple_findings(node, self.tuples))
                 if self.texts.holds(value) or self.texts.holds(target):
                     self.refuse(node, "operators on strings are not allowed; write texts out")
                 self.expression(value)
@@ -190,6 +192,7 @@ class BodyReader:
             self.refuse_construct(node)
             return
         self.findings.extend(bounds.size_findings(node))
+        self.findings.extend(bounds.tuple_findings(node, self.tuples))
         match node:
             case ast.Name(id=name):
                 self.name(node, name)

@@ -6,6 +6,7 @@ import ast
 import math
 from collections.abc import Iterator
 
+from poise_core.verification.language.aliasing import Tuples
 from poise_core.verification.language.vocabulary import names
 
 MAX_INTEGER = 1_000_000
@@ -62,6 +63,28 @@ def size_findings(node: ast.expr) -> Iterator[Finding]:
                            if isinstance(part, ast.Constant) and isinstance(part.value, int) and abs(part.value) > 1]  # fmt: skip
                 if math.prod(abs(number) for number in written) > MAX_ELEMENTS:
                     yield node.lineno, f"{name} asks for more than {MAX_ELEMENTS} elements; derive sizes from the batch"
+
+
+def tuple_findings(node: ast.AST, tuples: Tuples) -> Iterator[Finding]:
+    """Yield the operators that would repeat or join a tuple of ``hp``, and the sizes that are a whole one."""
+    match node:
+        case ast.BinOp(left=left, right=right) | ast.AugAssign(target=left, value=right):
+            for side in filter(tuples.holds, (left, right)):
+                text = ast.unparse(side)
+                yield (
+                    node.lineno,
+                    f"{text} holds several numbers, and an operator would repeat or join them, not compute with them; "
+                    f"take one, such as {text}[0], or write torch.tensor({text})",
+                )
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name), args=arguments, keywords=keywords):
+            values = [*arguments, *(keyword.value for keyword in keywords)]
+            for value in values if name in _SIZED else ():
+                if tuples.holds(value):
+                    yield (
+                        node.lineno,
+                        f"{ast.unparse(value)} holds several numbers and {name} takes sizes; take one of them, such as "
+                        f"{ast.unparse(value)}[0], or a size from the batch",
+                    )
 
 
 def loop_findings(function: ast.FunctionDef) -> Iterator[Finding]:
@@ -158,7 +181,7 @@ def _small_exponent(node: ast.expr) -> bool:
             return _small_exponent(operand)
         case ast.Constant(value=int() | float() as value):
             return abs(value) <= MAX_EXPONENT
-        case ast.Attribute() | ast.Name():
+        case ast.Attribute() | ast.Name() | ast.Subscript(value=ast.Attribute(value=ast.Name(id="hp"))):
             return True
         case _:
             return False

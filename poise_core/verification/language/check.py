@@ -8,11 +8,13 @@ one, the alternative. A file that passes is run unchanged.
 from __future__ import annotations
 
 import ast
+import math
 import unicodedata
 
+from poise_core.candidate.identity import MAX_TUPLE
 from poise_core.escaping import is_printable
 from poise_core.verification.language import bounds, scopes, vocabulary
-from poise_core.verification.language.aliasing import Texts, find_aliases, returns_given
+from poise_core.verification.language.aliasing import Texts, Tuples, find_aliases, returns_given
 from poise_core.verification.language.body import BodyReader
 from poise_core.verification.language.vocabulary import LanguageError
 
@@ -98,13 +100,15 @@ class _ModuleReader(BodyReader):
     """A reader of a whole file: imports, constants, hyperparameters and functions, in their order."""
 
     def module(self, tree: ast.Module) -> None:
-        self.fields = frozenset(
-            line.target.id
+        fields = {
+            line.target.id: line.value
             for node in tree.body
             if isinstance(node, ast.ClassDef)
             for line in node.body
             if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
-        )
+        }
+        self.fields = frozenset(fields)
+        self.tuples = Tuples(frozenset(name for name, value in fields.items() if isinstance(value, ast.Tuple)))
         for position, node in enumerate(tree.body):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 self.imports(node)
@@ -209,14 +213,15 @@ class _ModuleReader(BodyReader):
             if line.target.id.startswith("_"):
                 self.refuse(line, f"{line.target.id} begins with an underscore; rename it")
             if isinstance(line.value, ast.Tuple | ast.List) or _is_several(line.annotation):
-                self.refuse(
-                    line,
-                    f"{line.target.id} holds several numbers; write a field for each, such as {line.target.id}_low: float = 0.1, "
-                    "which a mechanism and a sweep can change one by one, or a tuple as a constant at module level",
-                )
+                if fault := _tuple_fault(line.target.id, line.annotation, line.value):
+                    self.refuse(line, fault)
+                elif line.value is not None:
+                    self.expression(line.value)
                 continue
             if not isinstance(line.annotation, ast.Name) or line.annotation.id not in ("float", "int", "bool", "str"):
-                self.refuse(line, f"{line.target.id} must be annotated with float, int, bool or str")
+                self.refuse(
+                    line, f"{line.target.id} must be annotated with float, int, bool, str or a tuple of numbers"
+                )
             if line.value is None or not _is_number_or_text(line.value):
                 self.refuse(
                     line, f"{line.target.id} needs a default written as a plain number, True, False or a string"
@@ -255,6 +260,7 @@ class _ModuleReader(BodyReader):
         assigned = frozenset(scopes.assigned_names(node))
         self.locals, self.aliases = self.parameters | assigned, find_aliases(node, self.returning_arguments)
         around, self.texts = self.texts, self.texts.within(node)
+        whole, self.tuples = self.tuples, self.tuples.within(node)
         for name in sorted(assigned):
             self.is_free(node, name)
         for position, statement in enumerate(node.body):
@@ -262,7 +268,7 @@ class _ModuleReader(BodyReader):
                 self.statement(statement)
         self.findings.extend(bounds.loop_findings(node))
         self.parameters, self.locals, self.aliases = frozenset(), frozenset(), frozenset()
-        self.texts = around
+        self.texts, self.tuples = around, whole
         if self.is_free(node, node.name):
             self.functions[node.name] = node  # only now: a function cannot call itself
             if returns_given(node, self.returning_arguments):
@@ -276,6 +282,38 @@ def _is_docstring(node: ast.stmt) -> bool:
 def _is_several(annotation: ast.expr) -> bool:
     named = annotation.value if isinstance(annotation, ast.Subscript) else annotation
     return isinstance(named, ast.Name) and named.id in ("tuple", "list", "dict", "set")
+
+
+def _tuple_fault(name: str, annotation: ast.expr, value: ast.expr | None) -> str:
+    """What is wrong with a field that holds several numbers; "" for ``tuple[float, float] = (0.1, 0.2)`` and its like."""
+    form = f"such as {name}: tuple[float, float] = (0.1, 0.2), or tuple[float, ...] for any length"
+    match annotation:
+        case ast.Subscript(
+            value=ast.Name(id="tuple"), slice=ast.Tuple(elts=[ast.Name(id=kind), ast.Constant(value=end)])
+        ):
+            kinds, count = [kind], 0 if end is ... else -1
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=[*parts]) | parts):
+            parts = parts if isinstance(parts, list) else [parts]
+            kinds, count = [getattr(part, "id", "") for part in parts], len(parts)
+        case _:
+            kinds, count = [], -1
+    if count < 0 or not kinds or not all(kind in ("float", "int", "bool") for kind in kinds):
+        return f"{name} holds several numbers; write a tuple of float, int or bool, {form}"
+    if not isinstance(value, ast.Tuple) or not all(_is_finite_number(part) for part in value.elts):
+        return f"{name} needs a default written as a tuple of plain finite numbers, {form}"
+    if not 1 <= len(value.elts) <= MAX_TUPLE:
+        return f"{name} holds {len(value.elts)} numbers; a tuple has one to {MAX_TUPLE} of them"
+    if count and count != len(value.elts):
+        return f"{name} is annotated with {count} numbers and has {len(value.elts)}; make them agree, {form}"
+    return ""
+
+
+def _is_finite_number(node: ast.expr) -> bool:
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        node = node.operand
+    if not isinstance(node, ast.Constant) or not isinstance(node.value, bool | int | float):
+        return False
+    return not isinstance(node.value, float) or math.isfinite(node.value)
 
 
 def _is_number_or_text(node: ast.expr) -> bool:
