@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 from collections.abc import Mapping, Sequence
 
 import pytest
@@ -25,11 +26,12 @@ from gate_fixtures import (
 
 from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.candidate import budget
+from poise_core.candidate.calls import ContractViolation
 from poise_core.candidate.loading import load_candidate_source
 from poise_core.candidate.switches import Switches
 from poise_core.evidence.ablation import limits, moved_numbers
 from poise_core.failures import FailureKind
-from poise_core.verification.checks.interface import _numbers
+from poise_core.verification.checks.interface import _numbers, check_interface
 from poise_core.verification.drawn import Draw
 from poise_core.verification.fingerprint import scenario
 from poise_core.verification.gate import CHECKS, run_checks
@@ -255,6 +257,20 @@ def test_a_switch_on_a_tuple_sets_another_tuple(change: tuple[str, str], message
     old, new = change
     assert WITH_TUPLES.count(old) == 1
     assert message in run_checks(WITH_TUPLES.replace(old, new)).message
+
+
+@pytest.mark.parametrize(
+    ("default", "message"),
+    [
+        ("(0.2, (0.28,))", "Hyperparameters.clip holds a tuple; a tuple holds bools, ints and floats alone"),
+        ("(0.2, float('nan'))", "Hyperparameters.clip holds nan; use a finite number"),
+        ("(0.2,) * 9", "Hyperparameters.clip has 9 numbers; a tuple has one to 8"),
+    ],
+)
+def test_the_interface_looks_at_tuples_without_the_language(default: str, message: str) -> None:
+    candidate = load_candidate_source(WITH_TUPLES.replace("(0.2, 0.28)", default), "tuples")
+    with pytest.raises(ContractViolation, match=re.escape(message)):
+        check_interface(candidate)
 
 
 @pytest.mark.slow
