@@ -515,7 +515,7 @@ def settings_of(words: list[str]) -> ResourceSpec:
 def test_the_slurm_job_runs_one_command_on_all_nodes_that_meet_on_the_first(tmp_path: Path) -> None:
     stubs = {
         "srun": "env > given\nprintf '%s\\n' \"$@\" > words",
-        "scontrol": 'test "$*" = "show hostnames node[7-8]" && printf "node7\\nnode8\\n"',
+        "scontrol": 'test "$*" = "show hostnames node[7-8]" && echo node7 && seq -f "node%.0f" 8 99999',
     }
     for name, text in stubs.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
