@@ -65,7 +65,7 @@ class Slot:
             stops: whether texts end completions, for which the engine needs the tokenizer.
             gpus: the variable that shows the engine its GPUs; by default it sees all.
         """
-        self.gpus = frozenset(",".join((gpus or {}).values()).split(",")) - {""}
+        self.gpus = _shown_gpus(gpus)
         self.limits: SamplerResources = resources.sampler
         self.home = Path(tempfile.mkdtemp(prefix="poise-sampler-"))
         self._lock = hold(self.home)
@@ -235,6 +235,11 @@ _idle: dict[str, list[Slot]] = {}
 _guard = threading.Lock()
 
 
+def _shown_gpus(gpus: Mapping[str, str] | None) -> frozenset[str]:
+    """The GPUs that the variable of ``held_gpus`` names; none where it hands out none."""
+    return frozenset(",".join((gpus or {}).values()).split(",")) - {""}
+
+
 def _idle_slot(key: str, gpus: frozenset[str]) -> tuple[Slot | None, list[Slot]]:
     """Take an idle slot with this engine out of the idle ones; where there is none, all whose place another engine may take, which
     are those that share a GPU with it, or all where GPUs are not handed out."""
@@ -271,7 +276,7 @@ def slot_for(
         dict(gpus or {}),
     )
     key = json.dumps(said)
-    slot, others = _idle_slot(key, frozenset(",".join((gpus or {}).values()).split(",")) - {""})
+    slot, others = _idle_slot(key, _shown_gpus(gpus))
     for other in others:
         other.end()
     slot = slot or Slot(spec, resources, policy, stops=stops, gpus=gpus)
