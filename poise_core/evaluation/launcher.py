@@ -22,8 +22,8 @@ from poise_core.evaluation.slots import RefusedRollout, slot_for
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.files import write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
-from poise_core.sandbox.allowlist import held_gpus
 from poise_core.sandbox.command import Limits
+from poise_core.sandbox.gpus import held_gpus
 from poise_core.sandbox.run import POLL_SECONDS, TimeLimitReached, log_tail, quiet_environment, run_confined
 
 

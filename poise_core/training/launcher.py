@@ -33,8 +33,8 @@ from poise_core.failures import (
 )
 from poise_core.files import read_untrusted, write_atomically
 from poise_core.policies.locate import policy_files, resolve_policy
-from poise_core.sandbox.allowlist import held_gpus
 from poise_core.sandbox.command import Limits
+from poise_core.sandbox.gpus import held_gpus
 from poise_core.sandbox.kernel import memory_bytes
 from poise_core.sandbox.run import (
     TimeLimitReached,

@@ -23,8 +23,8 @@ import poise_core.training.launcher as launcher
 from poise_core.algorithms import algorithm_path
 from poise_core.config import ResourceSpec
 from poise_core.failures import Cancelled, CandidateFailure, FailureKind, InfrastructureError
-from poise_core.sandbox import allowlist
-from poise_core.sandbox.allowlist import held_gpus
+from poise_core.sandbox import gpus
+from poise_core.sandbox.gpus import held_gpus
 from poise_core.training.launcher import TrainingJob, kept_completions, train_candidate
 from poise_core.training.results import Follower
 
@@ -198,7 +198,7 @@ def test_a_file_that_is_no_candidate_and_a_worker_that_leaves_nothing(tiny_polic
 def three_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 5,GPU-a/b")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(allowlist, "GPU_POLL_SECONDS", 0.005)
+    monkeypatch.setattr(gpus, "GPU_POLL_SECONDS", 0.005)
 
 
 @pytest.mark.usefixtures("three_gpus")
@@ -231,7 +231,7 @@ def test_no_gpu_is_handed_out_twice(monkeypatch: pytest.MonkeyPatch) -> None:
         assert second == {"CUDA_VISIBLE_DEVICES": "GPU-a/b"}
         with pytest.raises(Cancelled), held_gpus(1, lambda: True):
             pass
-        code = "from poise_core.sandbox.allowlist import held_gpus\nwith held_gpus(1, lambda: True): pass"
+        code = "from poise_core.sandbox.gpus import held_gpus\nwith held_gpus(1, lambda: True): pass"
         other = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "TMPDIR": tempfile.gettempdir()},
@@ -248,7 +248,7 @@ def test_no_gpu_is_handed_out_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         pass
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert allowlist.visible_gpus() == []
+    assert gpus.visible_gpus() == []
 
 
 @pytest.mark.usefixtures("three_gpus")
