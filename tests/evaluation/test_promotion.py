@@ -86,15 +86,20 @@ def test_nothing_to_compare_is_nothing_declared() -> None:
 
 @pytest.mark.exhaustive
 def test_null_runs_in_miniature_declare_hardly_anything() -> None:
-    """The ladder and unequal noise too; how rare it is can be told more sharply below."""
+    """The ladder and unequal noise too; how rare it is can be told more sharply below. Rare collapses break it, as docs/evidence.md
+    says: three seeds do not see them, and then such a child is better."""
     rows = study(runs=12, seeds=[3], children=30, seed=7)
+    sound, unstable = (
+        [row for row in rows if (row.noise == "a tenth collapse") == collapse] for collapse in (False, True)
+    )
     declared, uncorrected = (
-        [sum(bool(getattr(run, kind)) for run in row.runs) for row in rows] for kind in ("declared", "uncorrected")
+        [sum(bool(getattr(run, kind)) for run in row.runs) for row in sound] for kind in ("declared", "uncorrected")
     )
     assert max(declared) <= 3  # of 12; P(more) < 0.0002 at a true rate of 2.5 %
     # without the correction about 0.35 of all runs declare one; P(under 8 of 48) < 0.005
     assert sum(uncorrected) >= 8
     assert sum(uncorrected) > sum(declared)
+    assert min(sum(bool(run.declared) for run in row.runs) for row in unstable) >= 1
 
 
 @pytest.mark.slow

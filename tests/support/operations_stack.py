@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,17 @@ class Operations:
         self.wait(self.healthy, START_SECONDS)
         self.prefect("work-pool", "create", "poise", "--type", "process")
         self.prefect("deploy", "--all")
+        self.postpone()
         self.worker = self.start("worker", "start", "--pool", "poise")
+
+    def postpone(self) -> None:
+        """Let the nightly schedule come due in twelve hours: at its own time a night of the tree's own run would begin beside."""
+        name = "nightly-generation"
+        nightly = self.call("GET", f"/deployments/name/{name}/{name}")
+        for one in nightly["schedules"]:
+            at = datetime.now(UTC) + timedelta(hours=12)
+            cron = {"cron": f"{at.minute} {at.hour} * * *", "timezone": "UTC"}
+            self.call("PATCH", f"/deployments/{nightly['id']}/schedules/{one['id']}", {"schedule": cron})
 
     def healthy(self) -> bool:
         try:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import pytest
+import torch
 from gate_fixtures import (
     ADVANTAGE,
     BASE,
@@ -362,11 +363,23 @@ def test_a_thread_that_draws_random_numbers_now_and_then_is_not_the_candidate() 
     assert report.admitted, report.message
 
 
-def test_what_a_candidate_draws_itself_is_refused_each_time() -> None:
-    draws = edited((RATIO, RATIO + "    random.random()\n"), ("import torch\n", "import random\n\nimport torch\n"))
-    report = run_checks(draws, static=False)
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("random.random()", "Python's random state"),
+        pytest.param("torch.manual_seed(0)", "torch's random state", id="to the same state each time"),
+        pytest.param("torch.set_num_threads(3)", "torch's number of threads", marks=pytest.mark.slow),
+        pytest.param("torch.sinh = torch.cosh", "torch.sinh", marks=pytest.mark.slow),
+    ],
+)
+def test_what_a_candidate_moves_itself_is_refused(line: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "sinh", torch.sinh)  # put back at the end
+    threads = torch.get_num_threads()
+    moves = edited((RATIO, f"{RATIO}    {line}\n"), ("import torch\n", "import random\n\nimport torch\n"))
+    report = run_checks(moves, static=False)
+    torch.set_num_threads(threads)
     assert [result.name for result in report.failed] == ["pure"]
-    assert "the candidate changes Python's random state" in report.message
+    assert f"the candidate changes {what}" in report.message
 
 
 def test_nothing_of_a_drawn_probe_is_constant() -> None:
