@@ -127,7 +127,23 @@ BUILT_IN = (
 )
 OPERATORS = ("+", "-", "*", "/", "//", "%", "**", "@", "&", "|", "^", "<", "==", "is", "in", "not in", "and", "or")
 TEXTS = ("'1'", "'x'", "'os'", "'%s'", "'{0.__class__}'", "'cpu'", "'mean'", "'meta'", "''", "'__builtins__'", "'fro'")
-NUMBERS = ("0", "1", "2", "0.5", "-1.0", "True", "None", "hp.clip_eps", "dynamics.progress", "...", "3", "1e6")
+NUMBERS = (
+    "0",
+    "1",
+    "2",
+    "0.5",
+    "-1.0",
+    "True",
+    "None",
+    "hp.clip_eps",
+    "dynamics.progress",
+    "...",
+    "3",
+    "1e6",
+    "hp.pair[0]",
+    "hp.pair",
+)
+PAIR = "pair: tuple[float, float] = (0.1, 0.3)"
 
 
 @dataclass
@@ -196,6 +212,12 @@ class Writer:
             f"group_mean({one}, batch.group_ids)",
             f"({one}).to({two})",
             f"max(({one},))",
+            f"hp.pair[{one}]",
+            f"hp.pair[{self.choose(('0', '1', '-1', ':1', '::-1'))}]",
+            f"[{one} for {name} in hp.pair]",
+            f"{self.choose(BUILT_IN)}(hp.pair)",
+            f"tuple({name} * 2.0 for {name} in hp.pair)",
+            "helper(hp.pair)",
         )  # fmt: skip
         return self.choose(self.odd(one, two, name)) if self.bait() else self.choose(sound)
 
@@ -238,6 +260,12 @@ class Writer:
             f"{name}.__class__.__base__.__subclasses__()",
             f"b'{one[:1]}'",
             f"2j * {one}",
+            f"hp.pair {self.choose(OPERATORS)} {one}",
+            f"{one} {self.choose(OPERATORS)} hp.pair",
+            f"hp.pair[:1] {self.choose(OPERATORS)} {one}",
+            f"({one}).{self.choose(('reshape', 'expand', 'repeat', 'new_zeros', 'view'))}(hp.pair)",
+            f"torch.{self.choose(('zeros', 'ones', 'full'))}(hp.pair)",
+            f"hp.pair.{self.choose(('index', 'count', '__add__', '__class__', '_replace'))}({one})",
         )  # fmt: skip
 
     # ---- statements
@@ -257,6 +285,7 @@ class Writer:
             f"{name}.append({value})",
             f"{name}.update({value})",
             f"({name}, ({other}, c)) = {value}",
+            f"{name}, {other} = hp.pair",
             "pass",
         )  # fmt: skip
         compound = (
@@ -328,6 +357,24 @@ class Writer:
         )  # fmt: skip
         return self.choose(odd) if self.bait() else self.choose(sound)
 
+    def several(self) -> str:
+        """A field that holds several numbers."""
+        value = self.expression(1)
+        odd = (
+            f"pair: tuple[{value}, ...] = (0.1, 0.3)", f"pair: tuple[float, float] = ({value}, 0.3)",
+            f"pair: tuple[float] = {value}",
+            "pair: list[float] = [0.1, 0.3]", f"pair: {self.choose(FORBIDDEN)}[float, float] = (0.1, 0.3)",
+            "pair: tuple[float, ...] = (0.1,) * 3", f"pair: tuple[float, ...] = tuple({value})", "pair: tuple = (0.1, 0.3)",
+            "pair: tuple[float, ...] = (*(0.1,), 0.3)", "pair: tuple[float, ...] = (0, 1, 2, 3, 4, 5, 6, 7, 8)",
+            "pair: tuple[tuple[float], float] = ((0.1,), 0.3)", f"pair: 'tuple[{value}, float]' = (0.1, 0.3)",
+            "pair: tuple[str, float] = ('x', 0.3)", "pair: tuple[float, float] = (1e400, 0.3)", "pair: tuple[()] = ()",
+        )  # fmt: skip
+        sound = (
+            PAIR, PAIR, "pair: tuple[float, ...] = (0.1, -0.3)", "pair: tuple[int, bool, float] = (2, True, 0.3)",
+            "pair: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)", "pair: tuple[float] = (0.1,)",
+        )  # fmt: skip
+        return self.choose(odd) if self.bait() else self.choose(sound)
+
     def program(self) -> str:
         """A whole file."""
         bound = [f"{name} = {self.choose(TENSORS + NUMBERS[:6])}" for name in NAMES]
@@ -339,7 +386,9 @@ class Writer:
         )
         where = self.choose(("advantages", "advantages", "helper", "loss"))
         hyper = self.attribute() if self.bait() else "width"
-        return program(body, "\n\n".join(lines), where, imports=imports, field=f"{hyper}: float = 0.5")
+        return program(
+            body, "\n\n".join(lines), where, imports=imports, fields=(f"{hyper}: float = 0.5", self.several())
+        )
 
 
 def indented(code: str) -> str:
@@ -347,7 +396,9 @@ def indented(code: str) -> str:
     return "\n".join(f"    {line}" for line in code.splitlines())
 
 
-def program(body: str, module: str, where: str, *, imports: str = "", field: str = "width: float = 0.5") -> str:
+def program(
+    body: str, module: str, where: str, *, imports: str = "", fields: Sequence[str] = ("width: float = 0.5", PAIR)
+) -> str:
     """A sound candidate with the statements at the top of one function, and lines at module level."""
     code = indented(body) + "\n"
     if where == "helper":
@@ -357,7 +408,7 @@ def program(body: str, module: str, where: str, *, imports: str = "", field: str
     helper = "def helper(v):\n" + (code if where == "helper" else "") + "    return v\n\n\n"
     source = edited(
         ("import torch\n", f"import torch\n{imports}\n"),
-        ("    clip_eps: float = 0.2\n", f"    clip_eps: float = 0.2\n    {field}\n"),
+        ("    clip_eps: float = 0.2\n", "".join(f"    {field}\n" for field in ("clip_eps: float = 0.2", *fields))),
         ("\nLOSS_AGGREGATION", f"\n{module}\n\nLOSS_AGGREGATION"),
         ("\n\ndef compute_advantages", f"\n\n{helper}def compute_advantages"),
         *edits,
