@@ -132,7 +132,7 @@ def test_choices_need_a_model_beside_which_they_are_made() -> None:
         AgentSettings.model_validate({"model": "openai:a", "choices": {"models": ["b"]}})
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_two_models_and_two_prompts_propose_and_a_run_that_goes_on_chooses_again(
     tmp_path: Path, laboratory: Laboratory, serve: Any
 ) -> None:

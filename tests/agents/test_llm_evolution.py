@@ -255,7 +255,7 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("early_fault", [False, True])
+@pytest.mark.parametrize("early_fault", [pytest.param(False, marks=pytest.mark.exhaustive), True])
 def test_nothing_is_paid_twice_when_a_run_is_killed_after_each_answer(
     tmp_path: Path, laboratory: Laboratory, serve: Serve, monkeypatch: pytest.MonkeyPatch, early_fault: bool
 ) -> None:

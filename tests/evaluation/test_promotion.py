@@ -102,7 +102,7 @@ def test_null_runs_in_miniature_declare_hardly_anything() -> None:
     assert min(sum(bool(run.declared) for run in row.runs) for row in unstable) >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_false_champion_is_as_rare_as_promised() -> None:
     """Twelve children that equal the baseline, 400 times. All problems are equally hard and noise is that of seeds, so that
     intervals are exact and the promise is kept with nothing to spare: half of ALPHA, since only errors upward count.

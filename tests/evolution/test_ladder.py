@@ -299,7 +299,7 @@ def test_a_child_that_is_better_than_its_parent_ends_behind_the_leader(tmp_path:
     assert decided[other.candidate_id]["decision"] == "promoted"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_child_whose_dynamics_forecast_a_low_overall_ends_at_the_proxy(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:

@@ -220,7 +220,7 @@ def test_a_killed_tuning_goes_on_where_it_stood(tmp_path: Path, whole: tuple[Tun
     assert found.record.model_dump(exclude=same) == expected.record.model_dump(exclude=same)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_larger_budget_goes_on_and_another_protocol_is_refused(tmp_path: Path) -> None:
     laboratory = Numbers()
     first = tuned_in(tmp_path / "tune", laboratory, 20)

@@ -145,6 +145,7 @@ def test_an_early_fault_goes_through_the_stages_again_as_it_would_in_order(
     assert runs[f"gen-01/{child}/reflect"].state.is_completed()
 
 
+@pytest.mark.exhaustive
 def test_children_train_side_by_side(tmp_path: Path, laboratory: Laboratory) -> None:
     together = threading.Barrier(2, timeout=60)
 
@@ -195,6 +196,7 @@ def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages.train, "retry_delay_seconds", [0.0])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("no_delays")
 def test_faults_of_the_machine_are_retried(tmp_path: Path, laboratory: Laboratory) -> None:
     faults: dict[str, int] = {}

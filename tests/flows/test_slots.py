@@ -32,6 +32,7 @@ def test_nothing_is_asked_without_a_limit() -> None:
         pass
 
 
+@pytest.mark.exhaustive
 def test_who_comes_second_waits(limit: str) -> None:
     inside, held = [], threading.Event()
 

@@ -285,7 +285,7 @@ def drawn_overalls(some: World, count: int = 600, seeds: int = 6) -> np.ndarray:
     return np.array(found)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_replayed_noise_has_the_measured_size_and_is_unequal_where_that_was() -> None:
     even = drawn_overalls(world(1.5))
     assert even.std() == pytest.approx(1.5, rel=0.1)
@@ -347,7 +347,7 @@ def test_who_knows_the_optimum_has_no_regret(monkeypatch: pytest.MonkeyPatch) ->
     assert (curve >= -1e-9).all()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_selector_that_sees_the_truth_is_better_than_one_that_sees_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     some = world(4.0)
     greedy = ReplayArm("greedy", selector="greedy", plateau=False)

@@ -98,7 +98,7 @@ def test_of_two_that_were_confirmed_the_search_decides(tracker: Tracker, run: tu
     assert better[0].overall == max(plan.overall for plan in plan_versions(RunEvidence.load(archive, protocol)))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_an_undeclared_candidate_gets_no_alias_even_when_it_replicates(tracker: Tracker, run: tuple) -> None:
     archive, protocol = run
     samples.add_candidate(archive, protocol, samples.SA, "SA", 2, (samples.GRPO,), 0.31)

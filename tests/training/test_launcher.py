@@ -167,7 +167,7 @@ def test_a_candidate_that_diverges_in_one_of_two_processes(tiny_policy: Path, tm
     assert failure.message == "the loss is not finite at step 0"
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_candidate_that_hangs_and_starts_processes(tiny_policy: Path, tmp_path: Path) -> None:
     source = REINFORCE.replace("advantage = hp", "while dynamics.step > 0: pass\n    advantage = hp") + (
         "\n__builtins__ = torch.__builtins__  # past the wall of built-ins\n\n\n"

@@ -180,7 +180,7 @@ def test_the_memory_of_a_process_would_show_a_text_that_is_in_it(tmp_path: Path)
     assert json.loads(report.message.partition("FOUND ")[2].rpartition(" END")[0])["secret"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_threads_ask_at_the_same_time(tmp_path: Path) -> None:
     def verified(number: int) -> str:
         folder = tmp_path / str(number)
@@ -251,7 +251,7 @@ def test_a_process_that_nobody_watches_any_more_is_ended(tmp_path: Path) -> None
     os.close(writing)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_server_that_is_killed_is_the_machines_fault_and_replaced(tmp_path: Path) -> None:
     """Nothing of it is left; whoever was waiting is told, and whoever asks next gets another."""
     killed: list[psutil.Process] = []
