@@ -224,7 +224,7 @@ def test_random_compositions_are_admitted() -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("seed", (11, 12, 13, 14))
+@pytest.mark.parametrize("seed", [11, 12, 13, 14])
 def test_a_thousand_random_compositions_are_admitted(seed: int) -> None:
     """A check that rejects an honest algorithm is a bug of the check."""
     assert in_a_fresh_process(compositions, seed, 250) == []
