@@ -43,9 +43,11 @@ from poise_core.agents.rules.reflector import RuleReflector
 from poise_core.agents.variants import promising, variants
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate.identity import source_digest
+from poise_core.candidate.switches import Switches
 from poise_core.config import load_preset
 from poise_core.config.agents import AgentSettings
 from poise_core.environments.registry import described
+from poise_core.evidence.ablation import limits
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.noise import SeedNoise, floor_with_prior
 from poise_core.evolution import ChildSlot
@@ -447,6 +449,10 @@ def test_a_tuple_is_switched_off_by_a_knock_out_and_left_alone_by_sweeps() -> No
     assert [one.direction for one in found] == ["knock-out", "knock-out"]
     assert "clip = (1.0, 1000000.0)" in found[0].mechanism_change
     assert "weights: tuple[float, ...] = (0.0,)\n" in str(found[1].source)
+    said = limits(Switches.of(WITH_TUPLES))  # by poise ablate
+    assert said == "numbers within the tuples clip, weights are left alone"
+    shown = load_prompt("implementer").fill(name="X", turns="0", mechanisms="m", data="")[0]
+    assert "clip: tuple[float, float] = (0.2, 0.28)" in shown
 
 
 @pytest.mark.slow
