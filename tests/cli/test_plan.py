@@ -19,7 +19,16 @@ from poise_core.cli import app
 from poise_core.config import Preset, load_preset, read_preset
 from poise_core.environments.sources import CACHE
 from poise_core.evolution import Trials
-from poise_core.experiments.plan import Rates, Shape, completions_of, measured_rates, memory_parts, plan_run, shape_of
+from poise_core.experiments.plan import (
+    Plan,
+    Rates,
+    Shape,
+    completions_of,
+    measured_rates,
+    memory_parts,
+    plan_run,
+    shape_of,
+)
 from poise_core.run_directory import RunDirectory
 
 QWEN_MATH = {
@@ -97,6 +106,62 @@ def test_tokens_hours_and_the_ladders_savings(policy: str) -> None:
     assert side_by_side.gpu_hours == pytest.approx(ladder.prices["generation"].gpu_hours)
 
 
+def test_the_examination_is_priced_by_its_own_plan(policy: str, tmp_path: Path) -> None:
+    rates = Rates(start=0.0, step=90.0, evaluation=900.0, gate=0.0, how="by hand", length=1000.0)
+
+    def planned(*overrides: str) -> Plan:
+        return plan_run(preset_of("math-1x80", policy, "examination.procedural=[]", *overrides), "h100", 2.0, rates)
+
+    found = planned("examination.choice_seeds=3")
+    # 4 seeds of both sides; 3 rates x 3 seeds of both to choose, then 4 of both at the best ones: 8 + 18 + 8
+    assert (found.examined.trainings, found.examined.evaluations) == (34, 34)
+    assert found.examined.conditions == ("primary", "pass@1", "pass@8", "pass@32", "greedy", "collapse", "rates")
+    price = found.prices["examination"]
+    assert price.hours == pytest.approx(34 * (160 * 90 + 900) / 3600)
+    assert (price.gpu_hours, price.dollars) == pytest.approx((price.hours, 2 * price.hours))
+    completions = (15 + 15 + 20) * 32 + 250 + 136 + 337 + 256
+    assert price.tokens == pytest.approx(34 * (160 * 512 * 1000 + completions * 1500))  # limits of 3,072 and 2,048
+    assert planned("resources.parallel_candidates=4").prices["examination"].hours == pytest.approx(
+        22 * (160 * 90 + 900) / 3600 / 2  # one seed chooses by default; there are two sides
+    )
+    alone = planned("examination.rates=[]", "examination.seeds=5")
+    assert alone.examined.trainings == 10
+    # another policy: here and of the same shape, here with twice the layers, and not here
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "config.json").write_text(json.dumps({**QWEN_MATH, "num_hidden_layers": 56}))
+    (tmp_path / "twin").mkdir()
+    (tmp_path / "twin" / "config.json").write_text(json.dumps(QWEN_MATH))
+    of = {
+        name: planned("examination.rates=[]", f'examination.policies=["{tmp_path / name}"]')
+        for name in ("twin", "deep", "gone")
+    }
+    assert [one.examined.trainings for one in of.values()] == [16, 16, 16]
+    assert [one.examined.as_own for one in of.values()] == [(), (), (str(tmp_path / "gone"),)]
+    hours = {name: one.prices["examination"].hours for name, one in of.items()}
+    assert hours["twin"] == hours["gone"] == pytest.approx(16 * (160 * 90 + 900) / 3600)
+    assert 1.2 * hours["twin"] < hours["deep"] < 1.6 * hours["twin"]  # half of the work, with 1.9 times the weights
+
+
+def test_problems_drawn_for_the_examination_cost_an_evaluation_alone(policy: str) -> None:
+    drawn = {"metric": "accuracy", "weight": 1.0, "source": {"reasoning_gym": {"gsm_symbolic": {}}}}
+    changes = [
+        f"protocol.benchmarks={json.dumps([{'name': 'fresh', 'problems': 256, **drawn}])}",
+        f"examination.procedural={json.dumps([{'name': 'drawn', 'problems': 512, **drawn}])}",
+        "examination.rates=[]",
+    ]
+    rates = Rates(start=0.0, step=90.0, evaluation=900.0, gate=0.0, how="by hand", length=1000.0)
+    found = plan_run(preset_of("math-1x80", policy, *changes), "h100", 2.0, rates)
+    assert (found.examined.trainings, found.examined.evaluations) == (8, 16)
+    price = found.prices["examination"]
+    assert price.tokens == pytest.approx(8 * (160 * 512 * 1000 + 256 * 1500) + 8 * 512 * 1500)
+    # 256 at once of a mean of 1,024 tokens behind 160 of the prompt: 1,024 decoding steps for 256 of them, 2,048 for 512
+    reading = 2 * (WEIGHTS + 256 * (160 + 512) * 28_672 / 2) / (3.35e12 * 0.5)
+    computing = 256 * (2 * WEIGHTS + 2 * 28 * 12 * 128 * (160 + 512)) / (989e12 * 0.4)
+    step = 0.012 + reading + computing
+    drawn_seconds = 900 * (60 + 2048 * step) / (60 + 1024 * step)
+    assert price.hours == pytest.approx((8 * (160 * 90 + 900) + 8 * drawn_seconds) / 3600)
+
+
 def test_the_command_needs_a_configuration_only_and_says_what_does_not_fit(policy: str) -> None:
     def ran(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, ["plan", *arguments])
@@ -104,10 +169,15 @@ def test_the_command_needs_a_configuration_only_and_says_what_does_not_fit(polic
 
     status, output = ran("paper", "--gpu", "a100", "--hourly", "1", "--set", f"protocol.policy={policy}", "--json")
     assert status == 0
-    assert json.loads(output)["parameters"] == WEIGHTS
+    plain = json.loads(output)
+    assert plain["parameters"] == WEIGHTS
+    assert plain["examined"]["trainings"] == 22
+    assert plain["prices"]["examination"]["dollars"] == pytest.approx(plain["prices"]["examination"]["gpu_hours"])
     status, output = ran("paper", "--set", f"protocol.policy={policy}")
     assert status == 0
     assert "Not sealed: the search reads the report's problems of aime24" in output
+    assert re.search(r"^examination, 22 trainings at most +\d", output, re.MULTILINE)
+    assert "4 seeds and 1 to choose rates x0.333, x1, x3" in output
     status, output = ran("math-1x80", "--gpu", "rtx4090", "--set", f"protocol.policy={policy}")
     assert status == 1
     assert "do not fit into 24 GB" in output
