@@ -369,9 +369,11 @@ class SourceEnvironment:
                     break
                 for entry in _gym_set(kind, sets[kind], max(64, 2 * wanted), first + attempt):
                     problem = _gym_problem(kind, sets[kind], entry)
-                    if own < wanted and problem.prompt not in found and self._in(problem, split):
+                    if problem.prompt not in found and self._in(problem, split):
                         found[problem.prompt] = problem
                         own += 1
+                    if own == wanted:
+                        break  # some sets take a tenth of a second for an entry
             if own < wanted:
                 raise ValueError(f"reasoning_gym {kind} has no {wanted} distinct problems for the {split} split")
         return list(found.values())

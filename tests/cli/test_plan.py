@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 
 from poise_core.algorithms import algorithm_path
 from poise_core.cli import app
-from poise_core.config import Preset, load_preset, read_preset
+from poise_core.config import Preset, load_preset, read_preset, shipped_presets
 from poise_core.environments.sources import CACHE
 from poise_core.evolution import Trials
 from poise_core.experiments.plan import (
@@ -29,6 +30,7 @@ from poise_core.experiments.plan import (
     plan_run,
     shape_of,
 )
+from poise_core.policies.locate import resolve_policy
 from poise_core.run_directory import RunDirectory
 
 QWEN_MATH = {
@@ -269,3 +271,88 @@ def test_the_gpu_check_measures_a_tiny_model_on_a_processor(tmp_path: Path) -> N
         assert any(line.startswith((f"| {other} |", f"- {other}: ")) for line in lines), (
             "a side that is not there says why"
         )
+
+
+# --- every preset
+
+
+def with_local_data(name: str, folder: Path, *changes: str) -> list[str]:
+    """Options that put a shipped policy, and rows of one's own, in the place of what a preset names of the hub."""
+    protocol = read_preset(name).protocol
+    options = list(changes)
+    if "/" in protocol.policy and not any(one.startswith("protocol.policy=") for one in changes):
+        options.append("protocol.policy=arithmetic-a")
+    owners = {"environment": protocol.environment, **{f"benchmarks.{one.name}": one for one in protocol.benchmarks}}
+    for place, owner in owners.items():
+        if owner.source is not None and owner.source.dataset is not None:
+            file = folder / ("train.jsonl" if place == "environment" else "benchmark.jsonl")
+            keys = {"dataset": str(file), "revision": "null", "subset": "null"}
+            options += [f"protocol.{place}.source.{key}={value}" for key, value in keys.items()]
+    return [part for option in options for part in ("--set", option)]
+
+
+def write_rows(folder: Path, training: int) -> None:
+    """Rows with all columns that the presets read, of 60 problems for a benchmark and so many for the training."""
+    for file, count, sign in (("train.jsonl", training, "+"), ("benchmark.jsonl", 60, "*")):
+        rows = [
+            {
+                "problem": f"What is {n} {sign} 2?", "level": f"Level {n % 3 + 3}", "final_answer": [str(value)],
+                "answer": str(value), "solution": f"It is \\boxed{{{value}}}.",
+            }
+            for n in range(count)
+            for value in [n + 2 if sign == "+" else 2 * n]
+        ]  # fmt: skip
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("name", shipped_presets())
+def test_every_preset_is_planned_and_tried_dry_without_a_network(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    write_rows(tmp_path, 7000)
+    options = with_local_data(name, tmp_path)
+    protocol, search = read_preset(name).protocol, read_preset(name).search
+    dry = CliRunner().invoke(
+        app, ["evolve", "--preset", name, "--run-dir", str(tmp_path / "run"), "--dry-run", *options]
+    )
+    assert dry.exit_code == 0, dry.output
+    trainings = search.seeds_per_candidate * (search.generations * search.parents + 1)
+    assert f"{trainings:,} trainings, at most " in dry.output
+    assert not (tmp_path / "run").exists()
+    priced = CliRunner().invoke(app, ["plan", name, "--json", *options])
+    assert priced.exit_code == 0, priced.output
+    plain = json.loads(priced.output)
+    sizes = {one.name: one.problems or 60 for one in protocol.benchmarks}
+    if name != "paper":  # halves of 60; which is the larger depends on the hash
+        assert 0 < plain["evaluated"] <= sum(sizes[one.name] * one.samples for one in protocol.benchmarks)
+    else:
+        assert plain["evaluated"] == 3 * 60 * 32 + 3 * 60
+    assert {"candidate", "child", "generation", "run", "examination"} == plain["prices"].keys()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["paper", "math-olmo-1x80", "gsm8k-1x24", "smol-cpu"])
+def test_every_real_preset_validates_its_problems(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few of its problems, and a chat template that the shipped policy lacks."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    write_rows(tmp_path, 80)
+    shutil.copytree(resolve_policy("arithmetic-a"), tmp_path / "policy")
+    tokenizer = tmp_path / "policy" / "tokenizer_config.json"
+    chat = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "chat_template": chat}))
+    preset = read_preset(name)
+    source = preset.protocol.environment.source
+    small = [f"protocol.policy={tmp_path / 'policy'}", "protocol.environment.train_problems=50"]
+    small += ["protocol.environment.source.draw=50"] if source and source.draw else []
+    small += [f"protocol.benchmarks.{one.name}.problems=8" for one in preset.protocol.benchmarks]
+    drawn = [one.model_copy(update={"problems": 8}).model_dump(mode="json") for one in preset.examination.procedural]
+    small.append(f"examination.procedural={json.dumps(drawn)}")
+    found = CliRunner().invoke(
+        app, ["env", "validate", name, "--json", *with_local_data(name, tmp_path, *small)], catch_exceptions=False
+    )
+    reports = json.loads(found.stdout) if found.exit_code < 2 else []
+    assert [one["name"] for one in reports] == [
+        "training", *(one.name for one in preset.protocol.benchmarks), *(one["name"] for one in drawn)
+    ], found.output  # fmt: skip
+    assert all(one["problems"] and not one["golds_failed"] for one in reports), found.output
