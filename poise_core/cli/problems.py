@@ -14,6 +14,7 @@ from poise_core.cli.common import (
     UNUSABLE,
     JsonOption,
     SetOption,
+    codec_of,
     existing_file,
     fail,
     plain_errors,
@@ -24,10 +25,8 @@ from poise_core.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from poise_core.config import Preset
     from poise_core.config.problems import GraderSpec
     from poise_core.grading import Row, Verdict
-    from poise_core.policies.model import PromptCodec
 
 _CHUNK = 256
 PresetArgument = Annotated[str, typer.Argument(help="A shipped preset, or the path of a YAML file.")]
@@ -159,7 +158,7 @@ def validate(
         from poise_core.environments.validate import validate as look
 
         loaded = resolve_preset(preset, set_)
-        codec, context = _codec(loaded)
+        codec, context = codec_of(loaded)
         try:
             reports = look(
                 loaded.protocol,
@@ -220,7 +219,7 @@ def play(
         from poise_core.environments.sources import SourceEnvironment
 
         loaded = resolve_preset(preset, set_)
-        protocol, (codec, _) = loaded.protocol, _codec(loaded)
+        protocol, (codec, _) = loaded.protocol, codec_of(loaded)
         try:
             if benchmark:
                 specs = {spec.name: spec for spec in protocol.benchmarks}
@@ -261,16 +260,3 @@ def _typed() -> str:
             break
         lines.append(line.rstrip("\n"))
     return "\n".join(lines)
-
-
-def _codec(preset: Preset) -> tuple[PromptCodec, int | None]:
-    """The tokenizer of a preset's policy with its template, and the tokens that the policy can see."""
-    from poise_core.policies.locate import resolve_policy
-    from poise_core.policies.model import PromptCodec
-
-    folder = resolve_policy(preset.protocol.policy)
-    configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    try:
-        return PromptCodec.load(folder, preset.protocol.prompt), configuration.get("max_position_embeddings")
-    except ValueError as error:
-        raise fail(error, UNUSABLE) from error

@@ -66,7 +66,12 @@ def read_rows(source: SourceSpec) -> Read:
     test, read = row_filter(source.where) if source.where else (lambda row: True, set())
     for path in sorted(read):
         if not any(column(row, path) is not None for row in rows):
-            raise ValueError(f"where is {source.where!r}, but {name} has no column {path}; it has {', '.join(rows[0])}")
+            lacks = (
+                f"no value of {path} in any row"
+                if path in rows[0]
+                else f"no column {path}; it has {', '.join(rows[0])}"
+            )
+            raise ValueError(f"where is {source.where!r}, but {name} has {lacks}")
     kept: dict[str, dict[str, Any]] = {}
     unanswered: list[int] = []
     filtered = repeated = 0
