@@ -65,7 +65,7 @@ def grade(
         else:
             mark = f" EXPECTED {'right' if expected else 'wrong'}" if differs else ""
             found = "-" if verdict.extracted is None else _short(verdict.extracted)
-            more = f"  ({verdict.message})" if verdict.message else ""
+            more = f"  ({_short(verdict.message, 200)})" if verdict.message else ""
             say(
                 f"{name}  {verdict.outcome}  gold {_short(row.gold)}  found {found}  {verdict.seconds:.3f} s{more}{mark}"
             )
@@ -79,10 +79,13 @@ def grade(
 def _grader(text: str) -> GraderSpec:
     from pydantic import ValidationError
 
-    from poise_core.config.problems import GraderSpec, parse_document
+    from poise_core.config.problems import GraderSpec, parse_document, pinned_callable
 
     try:
-        return GraderSpec.model_validate(parse_document(text, "--grader"))
+        spec = GraderSpec.model_validate(parse_document(text, "--grader"))
+        if spec.function:
+            pinned_callable(spec.function)  # a file that is not there, or lacks the function
+        return spec
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -242,7 +245,9 @@ def play(
         found = ""
         if isinstance(environment, SourceEnvironment):
             (verdict,) = environment.grade([problem], [answer])
-            found = f", found {_short(verdict.extracted or '-')}" + (f" ({verdict.message})" if verdict.message else "")
+            found = f", found {_short(verdict.extracted or '-')}" + (
+                f" ({_short(verdict.message, 200)})" if verdict.message else ""
+            )
             environment.close()
         say(
             f"{outcome.how or ('right' if outcome.correctness == 1 else 'wrong')}: correctness {outcome.correctness:g}, "

@@ -6,6 +6,7 @@ import ast
 import hashlib
 import os
 import re
+import symtable
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -181,12 +182,31 @@ def pinned_callable(reference: str) -> str:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has another digest than the reference says.
+        ValueError: it has another digest than the reference says, is no Python, or binds no such name; it is not run for that.
     """
     match = CALLABLE.fullmatch(reference)
     if match is None or not match["where"].endswith(".py"):
         return reference
-    return f"{match['where']}:{match['name']}#{file_digest(Path(match['where']), match['digest'] or '')}"
+    path = Path(match["where"])
+    digest = file_digest(path, match["digest"] or "")
+    names = _names_in(path)
+    if names is not None and match["name"] not in names:
+        has = ", ".join(sorted(name for name in names if not name.startswith("_"))[:10]) or "none"
+        raise ValueError(f"{path} has no {match['name']}; its names are {has}")
+    return f"{path}:{match['name']}#{digest}"
+
+
+def _names_in(path: Path) -> set[str] | None:
+    """Names that the file of a module binds, nested in ifs or not; None where it takes all of another module's."""
+    source = path.read_bytes()
+    try:
+        tree = ast.parse(source)
+        table = symtable.symtable(source, str(path), "exec")  # type: ignore[arg-type]  # it takes bytes as compile does
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: it is no Python: {error}") from error
+    if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree)):
+        return None
+    return {one.get_name() for one in table.get_symbols() if one.is_assigned() or one.is_imported()}
 
 
 def _absolute_callable(reference: str) -> str:

@@ -261,6 +261,26 @@ def test_a_class_of_ones_own_by_its_module_or_file(tmp_path: Path) -> None:
         get_environment(spec.model_copy(update={"source": SourceSpec(environment="pathlib:Path")}))
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("def other():\n    pass\n_own = 1\n", r"mine\.py has no score; its names are other$"),
+        ("def score(:\n", r"mine\.py: it is no Python: invalid syntax"),
+        ("if True:\n    from math import sqrt as score\n", ""),
+        ("from math import *\n", ""),  # what it binds is known where it runs
+    ],
+)
+def test_a_function_that_the_file_lacks_is_told_when_the_preset_is_read(tmp_path: Path, code: str, told: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    change = f"protocol.environment.source.grader={{name: function, function: '{file}:score'}}"
+    if told:
+        with pytest.raises(PresetError, match=told):
+            load_preset(EXAMPLE, [change])
+    else:
+        assert load_preset(EXAMPLE, [change]).protocol.environment.source is not None
+
+
 def test_overlap_is_found_through_other_numbers_and_notation() -> None:
     def problem(text: str) -> Problem:
         return Problem(text, "1", "all")
