@@ -132,6 +132,45 @@ class SourceSpec(_Frozen):
                 found.append(Path(match["where"]).resolve())
         return found
 
+    @property
+    def title(self) -> str:
+        """Where the problems come from, in a few words and without folders."""
+        if self.reasoning_gym is not None:
+            return f"reasoning-gym ({', '.join(self.reasoning_gym)})"
+        if self.dataset is not None:
+            return Path(self.dataset).name if self.is_file else self.dataset
+        return (self.environment or "").partition("#")[0].rpartition(":")[2]
+
+    @property
+    def described(self) -> str:
+        """What the problems are and how they are graded, for whoever designs algorithms; no problem is quoted."""
+        parts = [self.title]
+        if self.reasoning_gym is not None:
+            settings = [f"{name} {config}" for name, config in self.reasoning_gym.items() if config]
+            parts = [self.title + (f" with {'; '.join(settings)}" if settings else "") + ", drawn from a seed"]
+        if self.where:
+            parts.append(f"rows where {self.where}")
+        if self.max_characters:
+            parts.append(f"of at most {self.max_characters} characters")
+        if self.environment is not None:
+            return ", ".join(parts)  # its class grades
+        where = {
+            "boxed": "in the last \\boxed{}",
+            "hash": "after ####",
+            "tag": "in <answer> tags",
+            "whole": "the whole completion",
+        }
+        how = {
+            "math": f"equal as mathematics, {where[self.grader.answer]}",
+            "exact": f"equal as text, {where[self.grader.answer]}",
+            "numeric": f"equal as a number, {where[self.grader.answer]}",
+            "choice": f"the same letter, {where[self.grader.answer]}",
+            "regex": f"what the last match of {self.grader.pattern!r} holds",
+            "function": "right by a function of the user's",
+        }
+        graded = "right by reasoning-gym's own score" if self.reasoning_gym is not None else how[self.grader.name]
+        return f"{', '.join(parts)}; an answer counts that is {graded}"
+
     def pinned(self) -> SourceSpec:
         """Return the same source with the digests of its local file and of its functions' files.
 
