@@ -329,6 +329,7 @@ def test_validate_finds_a_gold_that_is_wrong_by_its_own_grader(tmp_path: Path) -
     assert "the gold answer is" in done.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [["evolve"], ["evaluate", "poise_core/algorithms/grpo.py"]])
 def test_a_run_on_prompts_that_do_not_fit_is_not_begun(tmp_path: Path, command: list[str]) -> None:
     """The shipped policy sees 256 tokens; prompts of 17 characters, a token each, and completions of 240 are more."""
