@@ -23,7 +23,7 @@ from poise_core.candidate import calls
 from poise_core.candidate.loading import load_candidate_source
 from poise_core.cli import app
 from poise_core.contract import Dynamics, LossInputs, RolloutBatch
-from poise_core.export import ExportError, export_candidate
+from poise_core.export import TARGETS, ExportError, export_candidate
 from poise_core.export.paper import paper
 from poise_core.reductions import aggregate_loss
 
@@ -48,10 +48,16 @@ def source_of(name: str) -> str:
     return algorithm_path(name).read_text()
 
 
-def test_tuples_of_hyperparameters_and_their_switches_are_exported() -> None:
-    for to in ("trl", "verl"):
-        module = load(export_candidate(WITH_TUPLES, "tuples", to, without=("clip",)).text)
-        assert (module._POISE_HP.clip, module._POISE_HP.weights) == ((1.0, 1e6), (-0.05, 0.02))
+def test_tuples_of_hyperparameters_and_their_switches_are_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("openrlhf", "openrlhf.models", "openrlhf.models.loss"):
+        stub = types.ModuleType(name)
+        stub.__path__, stub.__spec__ = [], importlib.util.spec_from_loader(name, None)
+        stub.PolicyLoss = type("PolicyLoss", (), {"forward": None})
+        monkeypatch.setitem(sys.modules, name, stub)
+    for to in TARGETS:
+        without = ["clip", "advantages"] if to == "openrlhf" else ["clip"]
+        module = load(export_candidate(WITH_TUPLES, "tuples", to, without=without).text)
+        assert (module._POISE_HP.clip, module._POISE_HP.weights) == ((1.0, 1e6), (-0.05, 0.02)), to
     assert "clip: tuple[float, float] = (0.2, 0.28)" in paper(WITH_TUPLES, "tuples")
 
 

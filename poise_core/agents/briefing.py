@@ -43,6 +43,7 @@ class TaskCard:
     generations: int = 1
     children_left: int = 0  # this generation's included
     calls_left: str = ""  # of the budgets of language models, at the beginning of this generation
+    sizes: Mapping[str, int] = field(default_factory=dict)  # problems of benchmarks that take all of their source
 
     def text(self) -> str:
         """The card, about 700 tokens."""
@@ -66,7 +67,7 @@ class TaskCard:
             f"{training.inner_epochs} passes = {updates} optimizer updates per batch; learning rate "
             f"{training.learning_rate:g}, warm-up {training.warmup_steps} steps, weight decay {training.weight_decay:g}; "
             f"gradient norm clipped at {training.max_grad_norm:g}; sampled at temperature {training.temperature:g}; "
-            f"length limit {training.max_completion_length} tokens.",
+            f"length limit {training.max_completion_length} tokens{self._other_limit()}.",
             "Overall = "
             + " + ".join(f"{one.weight:g} {one.name}" for one in protocol.benchmarks)
             + " (percent, higher is better).",
@@ -77,7 +78,9 @@ class TaskCard:
         lines.append(" | ".join(["Overall", "", "", "1", "", *self._scores("Overall")]))
         for one in protocol.benchmarks:
             drawn = f", {one.samples} completions each at temperature 1" if one.metric == "pass" else ", greedy"
-            kinds = "+".join(one.kinds)
+            if one.max_completion_length:
+                drawn += f", at most {one.max_completion_length} tokens"
+            kinds = "+".join(one.kinds) or (one.source.title if one.source else "the training's source")
             lines.append(
                 " | ".join(
                     [
@@ -85,7 +88,7 @@ class TaskCard:
                         kinds,
                         one.metric_name + drawn,
                         f"{one.weight:g}",
-                        f"{one.problems}",
+                        f"{one.problems or self.sizes.get(one.name) or 'all'}",
                         *self._scores(one.name),
                     ]
                 )
@@ -103,6 +106,10 @@ class TaskCard:
             + (f" {self.calls_left}" if self.calls_left else "")
         )
         return "\n".join(lines)
+
+    def _other_limit(self) -> str:
+        limit = self.protocol.evaluation_length
+        return f", of benchmarks {limit}" if limit != self.protocol.training.max_completion_length else ""
 
     def _noise_source(self) -> str:
         with_guess = f"learned from {self.measured} candidates" if self.measured > 1 else "so far mostly a guess"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from poise_core.escaping import one_line, printable, printable_json, without_cre
 
 if TYPE_CHECKING:
     from poise_core.config import Preset
+    from poise_core.policies.model import PromptCodec
     from poise_core.render import ViewConsole
 
 REFUSED, UNUSABLE, FAULT, STOPPED = 1, 2, 3, 130
@@ -132,6 +134,37 @@ def resolve_preset(name: str, overrides: list[str] | None, **settings: int | Non
         except ValueError as error:
             raise PresetError(str(error)) from error
     return preset
+
+
+def codec_of(preset: Preset) -> tuple[PromptCodec, int | None]:
+    """The tokenizer of a preset's policy with its template, and the tokens that the policy can see, completion included."""
+    from poise_core.policies.locate import resolve_policy
+    from poise_core.policies.model import PromptCodec
+
+    folder = resolve_policy(preset.protocol.policy)
+    configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        return PromptCodec.load(folder, preset.protocol.prompt), configuration.get("max_position_embeddings")
+    except ValueError as error:
+        raise fail(error, UNUSABLE) from error
+
+
+def refuse_misfit(preset: Preset, run_directory: Path) -> None:
+    """Refuse to begin a run on rows of a data set whose prompts and completions do not fit into what its policy sees.
+
+    A run that is there goes on as it began. Problems that are drawn or come from a user's class are not looked at.
+    """
+    from poise_core.run_directory import RunDirectory
+
+    protocol = preset.protocol
+    sources = [protocol.environment.source, *(one.source for one in protocol.benchmarks)]
+    if RunDirectory.exists(run_directory) or not any(one is not None and one.dataset for one in sources):
+        return
+    from poise_core.environments.validate import misfit
+
+    codec, context = codec_of(preset)
+    if context and (line := misfit(protocol, lambda text: len(codec.encode([text])[0][0]), context)):
+        raise fail(line, UNUSABLE)
 
 
 def serve_another_node(preset: Preset, run_directory: Path) -> None:

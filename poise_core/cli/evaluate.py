@@ -19,6 +19,7 @@ from poise_core.cli.common import (
     existing_file,
     fail,
     plain_errors,
+    refuse_misfit,
     resolve_preset,
     say,
     say_json,
@@ -64,6 +65,7 @@ def evaluate(
         chosen = resolved.protocol.seeds[: seeds or resolved.search.seeds_per_candidate]
         if seeds and seeds > len(chosen):
             raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
+        refuse_misfit(resolved, run_dir or default_run_dir(resolved))
         serve_another_node(resolved, run_dir or default_run_dir(resolved))
         from poise_core.evolution import Trials
         from poise_core.failures import CandidateFailure

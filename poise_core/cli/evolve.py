@@ -20,6 +20,7 @@ from poise_core.cli.common import (
     default_run_dir,
     fail,
     plain_errors,
+    refuse_misfit,
     resolve_preset,
     say,
     serve_another_node,
@@ -88,6 +89,7 @@ def evolve(
 
             say(dry_run_text(resolved, run_dir or default_run_dir(resolved)))
             return
+        refuse_misfit(resolved, run_dir or default_run_dir(resolved))
         serve_another_node(resolved, run_dir or default_run_dir(resolved))
         if forecast := check_and_forecast(resolved, asks=replay is None):
             count = resolved.search.generations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_module
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +28,8 @@ def plan(
     json: JsonOption = False,
     overrides: SetOption = None,
 ) -> None:
-    """What a run will need: memory of a GPU by part, tokens, GPU-hours, hours and money of a candidate, a generation, the run.
+    """What a run will need: memory of a GPU by part, tokens, GPU-hours, hours and money of a candidate, a generation,
+    the run, and the examination of a champion candidate.
 
     Without --measure it needs no network, and of the policy only its config.json. Exit status 1: it does not fit into the GPU.
 
@@ -100,18 +102,36 @@ def plan_text(preset: Preset, found: Plan, gpu: str, hourly: float) -> str:
         "child": f"child, expected ({found.saved:.0%} saved)",
         "generation": f"generation of {search.parents}",
         "run": f"run, {search.generations} generations + baseline",
+        "examination": f"examination, {found.examined.trainings} trainings at most",
     }
     for name, label in names.items():
         price = found.prices[name]
         lines.append(
             f"{label:34}{price.tokens / 1e6:10.2f} M{price.gpu_hours:14.2f}{price.hours:9.2f}{price.dollars:10.2f}"
         )
+    lines += _examination_lines(preset, found)
     lines.append(
         f"At a time: {found.gpus} x {gpu}, {hourly:g} dollars an hour each; language models, which poise evolve forecasts, extra"
     )
     if preset.protocol.unsealed:
         lines.append(preset.protocol.unsealed_note)
     return "\n".join(lines)
+
+
+def _examination_lines(preset: Preset, found: Plan) -> list[str]:
+    settings, examined = preset.examination, found.examined
+    choice = f" and {settings.choice_seeds} to choose rates {_factors(settings.rates)}" if settings.rates else ""
+    lines = [
+        f"Examination of one champion candidate beside the baseline, apart from the run: {settings.seeds} seeds{choice};",
+        f"            {', '.join(examined.conditions)}; {examined.evaluations} evaluations",
+    ]
+    if examined.as_own:
+        lines.append(f"            not here and priced as {preset.protocol.policy}: {', '.join(examined.as_own)}")
+    return lines
+
+
+def _factors(rates: Sequence[float]) -> str:
+    return ", ".join(f"x{rate:.3g}" for rate in rates)
 
 
 def dry_run_text(preset: Preset, folder: Path) -> str:

@@ -14,6 +14,7 @@ from poise_core.cli.common import (
     UNUSABLE,
     JsonOption,
     SetOption,
+    codec_of,
     existing_file,
     fail,
     plain_errors,
@@ -24,10 +25,8 @@ from poise_core.cli.common import (
 )
 
 if TYPE_CHECKING:
-    from poise_core.config import Preset
     from poise_core.config.problems import GraderSpec
     from poise_core.grading import Row, Verdict
-    from poise_core.policies.model import PromptCodec
 
 _CHUNK = 256
 PresetArgument = Annotated[str, typer.Argument(help="A shipped preset, or the path of a YAML file.")]
@@ -66,7 +65,7 @@ def grade(
         else:
             mark = f" EXPECTED {'right' if expected else 'wrong'}" if differs else ""
             found = "-" if verdict.extracted is None else _short(verdict.extracted)
-            more = f"  ({verdict.message})" if verdict.message else ""
+            more = f"  ({_short(verdict.message, 200)})" if verdict.message else ""
             say(
                 f"{name}  {verdict.outcome}  gold {_short(row.gold)}  found {found}  {verdict.seconds:.3f} s{more}{mark}"
             )
@@ -80,10 +79,13 @@ def grade(
 def _grader(text: str) -> GraderSpec:
     from pydantic import ValidationError
 
-    from poise_core.config.problems import GraderSpec, parse_document
+    from poise_core.config.problems import GraderSpec, parse_document, pinned_callable
 
     try:
-        return GraderSpec.model_validate(parse_document(text, "--grader"))
+        spec = GraderSpec.model_validate(parse_document(text, "--grader"))
+        if spec.function:
+            pinned_callable(spec.function)  # a file that is not there, or lacks the function
+        return spec
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -159,7 +161,7 @@ def validate(
         from poise_core.environments.validate import validate as look
 
         loaded = resolve_preset(preset, set_)
-        codec, context = _codec(loaded)
+        codec, context = codec_of(loaded)
         try:
             reports = look(
                 loaded.protocol,
@@ -220,7 +222,7 @@ def play(
         from poise_core.environments.sources import SourceEnvironment
 
         loaded = resolve_preset(preset, set_)
-        protocol, (codec, _) = loaded.protocol, _codec(loaded)
+        protocol, (codec, _) = loaded.protocol, codec_of(loaded)
         try:
             if benchmark:
                 specs = {spec.name: spec for spec in protocol.benchmarks}
@@ -243,7 +245,9 @@ def play(
         found = ""
         if isinstance(environment, SourceEnvironment):
             (verdict,) = environment.grade([problem], [answer])
-            found = f", found {_short(verdict.extracted or '-')}" + (f" ({verdict.message})" if verdict.message else "")
+            found = f", found {_short(verdict.extracted or '-')}" + (
+                f" ({_short(verdict.message, 200)})" if verdict.message else ""
+            )
             environment.close()
         say(
             f"{outcome.how or ('right' if outcome.correctness == 1 else 'wrong')}: correctness {outcome.correctness:g}, "
@@ -261,16 +265,3 @@ def _typed() -> str:
             break
         lines.append(line.rstrip("\n"))
     return "\n".join(lines)
-
-
-def _codec(preset: Preset) -> tuple[PromptCodec, int | None]:
-    """The tokenizer of a preset's policy with its template, and the tokens that the policy can see."""
-    from poise_core.policies.locate import resolve_policy
-    from poise_core.policies.model import PromptCodec
-
-    folder = resolve_policy(preset.protocol.policy)
-    configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    try:
-        return PromptCodec.load(folder, preset.protocol.prompt), configuration.get("max_position_embeddings")
-    except ValueError as error:
-        raise fail(error, UNUSABLE) from error

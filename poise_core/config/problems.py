@@ -6,6 +6,7 @@ import ast
 import hashlib
 import os
 import re
+import symtable
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -131,6 +132,45 @@ class SourceSpec(_Frozen):
                 found.append(Path(match["where"]).resolve())
         return found
 
+    @property
+    def title(self) -> str:
+        """Where the problems come from, in a few words and without folders."""
+        if self.reasoning_gym is not None:
+            return f"reasoning-gym ({', '.join(self.reasoning_gym)})"
+        if self.dataset is not None:
+            return Path(self.dataset).name if self.is_file else self.dataset
+        return (self.environment or "").partition("#")[0].rpartition(":")[2]
+
+    @property
+    def described(self) -> str:
+        """What the problems are and how they are graded, for whoever designs algorithms; no problem is quoted."""
+        parts = [self.title]
+        if self.reasoning_gym is not None:
+            settings = [f"{name} {config}" for name, config in self.reasoning_gym.items() if config]
+            parts = [self.title + (f" with {'; '.join(settings)}" if settings else "") + ", drawn from a seed"]
+        if self.where:
+            parts.append(f"rows where {self.where}")
+        if self.max_characters:
+            parts.append(f"of at most {self.max_characters} characters")
+        if self.environment is not None:
+            return ", ".join(parts)  # its class grades
+        where = {
+            "boxed": "in the last \\boxed{}",
+            "hash": "after ####",
+            "tag": "in <answer> tags",
+            "whole": "the whole completion",
+        }
+        how = {
+            "math": f"equal as mathematics, {where[self.grader.answer]}",
+            "exact": f"equal as text, {where[self.grader.answer]}",
+            "numeric": f"equal as a number, {where[self.grader.answer]}",
+            "choice": f"the same letter, {where[self.grader.answer]}",
+            "regex": f"what the last match of {self.grader.pattern!r} holds",
+            "function": "right by a function of the user's",
+        }
+        graded = "right by reasoning-gym's own score" if self.reasoning_gym is not None else how[self.grader.name]
+        return f"{', '.join(parts)}; an answer counts that is {graded}"
+
     def pinned(self) -> SourceSpec:
         """Return the same source with the digests of its local file and of its functions' files.
 
@@ -181,12 +221,31 @@ def pinned_callable(reference: str) -> str:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it has another digest than the reference says.
+        ValueError: it has another digest than the reference says, is no Python, or binds no such name; it is not run for that.
     """
     match = CALLABLE.fullmatch(reference)
     if match is None or not match["where"].endswith(".py"):
         return reference
-    return f"{match['where']}:{match['name']}#{file_digest(Path(match['where']), match['digest'] or '')}"
+    path = Path(match["where"])
+    digest = file_digest(path, match["digest"] or "")
+    names = _names_in(path)
+    if names is not None and match["name"] not in names:
+        has = ", ".join(sorted(name for name in names if not name.startswith("_"))[:10]) or "none"
+        raise ValueError(f"{path} has no {match['name']}; its names are {has}")
+    return f"{path}:{match['name']}#{digest}"
+
+
+def _names_in(path: Path) -> set[str] | None:
+    """Names that the file of a module binds, nested in ifs or not; None where it takes all of another module's."""
+    source = path.read_bytes()
+    try:
+        tree = ast.parse(source)
+        table = symtable.symtable(source, str(path), "exec")  # type: ignore[arg-type]  # it takes bytes as compile does
+    except (SyntaxError, ValueError) as error:
+        raise ValueError(f"{path}: it is no Python: {error}") from error
+    if any(isinstance(node, ast.ImportFrom) and node.names[0].name == "*" for node in ast.walk(tree)):
+        return None
+    return {one.get_name() for one in table.get_symbols() if one.is_assigned() or one.is_imported()}
 
 
 def _absolute_callable(reference: str) -> str:

@@ -85,6 +85,19 @@ def _load_environment(file: EnvironmentFile) -> Environment:
     return checked_environment(file.instance(f"poise_environment_{digest}"), f"{file.path}: {file.class_name}")
 
 
+def described_problems(protocol: Protocol, kinds: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Descriptions of the training's kinds of problems, and of its prompts and answers; no problem is quoted."""
+    environment = protocol.environment
+    if environment.source is None:
+        return described(environment.name, kinds)
+    told = f"Training prompts: {environment.train_problems} problems of {environment.source.described}."
+    own = described((environment.source.environment or "").partition("#")[0], ())[1]
+    if protocol.prompt is not None and protocol.prompt.template != "{problem}":
+        chat = " in the chat template of the policy" if protocol.prompt.chat else ""
+        own += f"\nEach problem is put to the policy{chat} as: {' '.join(protocol.prompt.template.split())[:600]}"
+    return {}, f"{told}\n{own}".replace("\n\n", "\n").strip()
+
+
 def described(name: str, kinds: Sequence[str]) -> tuple[dict[str, str], str]:
     """Descriptions of kinds of problems, and of what a completion must look like; no problem is quoted.
 

@@ -66,7 +66,12 @@ def read_rows(source: SourceSpec) -> Read:
     test, read = row_filter(source.where) if source.where else (lambda row: True, set())
     for path in sorted(read):
         if not any(column(row, path) is not None for row in rows):
-            raise ValueError(f"where is {source.where!r}, but {name} has no column {path}; it has {', '.join(rows[0])}")
+            lacks = (
+                f"no value of {path} in any row"
+                if path in rows[0]
+                else f"no column {path}; it has {', '.join(rows[0])}"
+            )
+            raise ValueError(f"where is {source.where!r}, but {name} has {lacks}")
     kept: dict[str, dict[str, Any]] = {}
     unanswered: list[int] = []
     filtered = repeated = 0
@@ -369,9 +374,11 @@ class SourceEnvironment:
                     break
                 for entry in _gym_set(kind, sets[kind], max(64, 2 * wanted), first + attempt):
                     problem = _gym_problem(kind, sets[kind], entry)
-                    if own < wanted and problem.prompt not in found and self._in(problem, split):
+                    if problem.prompt not in found and self._in(problem, split):
                         found[problem.prompt] = problem
                         own += 1
+                    if own == wanted:
+                        break  # some sets take a tenth of a second for an entry
             if own < wanted:
                 raise ValueError(f"reasoning_gym {kind} has no {wanted} distinct problems for the {split} split")
         return list(found.values())

@@ -168,6 +168,44 @@ def validate(
     return reports
 
 
+def misfit(protocol: Protocol, tokens: Tokens, context: int) -> str:
+    """Return one line on completions, or prompts of data sets, that do not fit into what the policy sees; "" where all fit.
+
+    Raises:
+        ValueError: problems cannot be loaded.
+    """
+    for spec in (None, *protocol.benchmarks):
+        name, room = spec.name if spec else "training", _room(protocol, spec, context)
+        if room < 1:
+            return (
+                f"{name}: completions may have {context - room} tokens, and the policy sees {context}, the prompt among them; "
+                "lower max_completion_length"
+            )
+        source = (spec.source if spec else None) or protocol.environment.source
+        if source is None or source.dataset is None:
+            continue
+        if spec is None:
+            problems = training_problems(protocol.environment, 0)
+        else:
+            problems = benchmark_environment(protocol, spec).problems("search", spec.kinds, 0, name)
+        over = sum(tokens(problem.prompt) > room for problem in problems)
+        if over:
+            return (
+                f"{name}: {over} of {len(problems)} prompts have more than the {room} tokens that completions of {context - room} "
+                f"leave of the {context} which the policy sees; poise env validate shows them, and max_characters of the source "
+                "leaves them out"
+            )
+    return ""
+
+
+def _room(protocol: Protocol, spec: BenchmarkSpec | None, context: int) -> int:
+    """Tokens that a prompt may have beside the longest completion: of a benchmark, or of the training."""
+    longest = (spec.max_completion_length if spec else None) or (
+        protocol.evaluation_length if spec else protocol.training.max_completion_length
+    )
+    return context - longest
+
+
 def _report(
     name: str,
     environment: Environment,
@@ -189,11 +227,8 @@ def _report(
     if tokens is not None:
         lengths = sorted(tokens(problem.prompt) for problem in problems)
         report.longest, report.median = lengths[-1], lengths[len(lengths) // 2]
-        longest = (spec.max_completion_length if spec else None) or (
-            protocol.evaluation_length if spec else protocol.training.max_completion_length
-        )
         if context is not None:
-            report.limit = context - longest
+            report.limit = _room(protocol, spec, context)
             report.over = [
                 f"{tokens(problem.prompt)} tokens: {_head(problem.prompt)}"
                 for problem in problems

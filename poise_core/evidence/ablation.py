@@ -109,7 +109,8 @@ def _distinct(found: Sequence[Version | None]) -> list[Version]:
 def limits(said: Switches) -> str:
     """What an ablation of this file cannot do, as a sentence; "" where it can do all."""
     fixed = [name for name in said.mechanisms if name not in said.switchable]
-    tuples = any(isinstance(value, tuple) for value in said.defaults.values())
+    tuples = [name for name, value in said.defaults.items() if isinstance(value, tuple)]
+    alone = f"numbers within the tuples {', '.join(tuples)} are left alone" if tuples else ""
     none = "it has no numbers outside tuples, which are left alone" if tuples else "it has no numbers"
     numbers = "its numbers are moved one at a time all the same" if moved_numbers(said, NEAR) else none
     if not said.mechanisms:
@@ -122,7 +123,7 @@ def limits(said: Switches) -> str:
             f"{', '.join(fixed)} cannot be switched off, since the defaults that MECHANISMS overrides are no plain values; "
             f"{numbers}. Write these defaults as literals"
         )
-    return ""
+    return alone
 
 
 # what follows from the measurements

@@ -84,6 +84,39 @@ def conditions_of(settings: ExaminationSpec, protocol: Protocol) -> list[Conditi
     return found + [Condition(f"policy:{PurePath(name).name}", "policy", policy=name) for name in others]
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a condition needs of both sides, candidate and baseline, once for every seed: a training and its evaluation."""
+
+    rates: tuple[float, ...] = (1.0,)  # factors on the learning rate, of which the choice takes one
+    policy: str = ""  # "": that of the protocol
+    choice: bool = False  # with the seeds of the choice, on the search split
+    procedural: bool = False  # an evaluation alone, of the policies of the primary condition
+
+    @property
+    def certain(self) -> bool:
+        """Whether it is needed whatever the choice; the best of several rates may be that of the primary condition."""
+        return len(self.rates) == 1
+
+    def seeds(self, settings: ExaminationSpec) -> int:
+        """How many seeds it is done with."""
+        return settings.choice_seeds if self.choice else settings.seeds
+
+
+def work_of(condition: Condition, settings: ExaminationSpec) -> list[Work]:
+    """The work of a condition in its order; empty for one that is computed from what others have measured."""
+    match condition.kind:
+        case "primary":
+            return [Work()]
+        case "procedural":
+            return [Work(procedural=True)]
+        case "rates":
+            return [*(Work((rate,), choice=True) for rate in settings.rates), Work(settings.rates)]
+        case "policy":
+            return [Work(policy=condition.policy)]
+    return []
+
+
 def level_of(condition: Condition | str, planned: Sequence[str]) -> float:
     """Confidence level of a condition's interval, among all that were planned."""
     name = condition if isinstance(condition, str) else condition.name

@@ -18,6 +18,7 @@ from poise_core.agents.roles import Reflection
 from poise_core.archive import UNTRAINED_ARM
 from poise_core.archive.typed import AblationRow
 from poise_core.config import Preset
+from poise_core.config.protocol import Protocol
 from poise_core.escaping import one_line
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means
 from poise_core.evidence.credit import credit, credit_lines, mechanisms_of
@@ -48,7 +49,7 @@ class Briefs:
     def _task_card(self, generation: int) -> TaskCard:
         floors, root = self.history.floors(generation), self._root()
         search = self.preset.search
-        problems, form = _described(self.protocol.environment.name, self._kinds())
+        problems, form = _described(self.protocol, self._kinds())
         record = (
             self.history.record(root["candidate_id"], generation) if root and root["generation"] < generation else None
         )
@@ -73,6 +74,7 @@ class Briefs:
             max(search.generations, generation),
             (max(search.generations, generation) - generation + 1) * search.parents,
             self._calls_left(generation),
+            {one.name: len(one.correct) for one in first.benchmarks} if (first := self._first()) else {},
         )
 
     def _kinds(self) -> list[str]:
@@ -82,12 +84,17 @@ class Briefs:
     def _root(self) -> Mapping[str, Any] | None:
         return next((row for row in self.history.candidates() if not row["parent_ids"]), None)
 
-    def _untrained(self) -> dict[str, float]:
+    def _first(self) -> SeedEvaluation | None:
+        """The untrained policy's evaluation, where there is one."""
         for row in self.archive.rows("candidates", arm=UNTRAINED_ARM):
             found = self.archive.evaluations(protocol=self.protocol.digest, candidate_id=row["candidate_id"])
             if evaluations := found.get(row["candidate_id"]):
-                return {"Overall": evaluations[0].overall, **benchmark_means(evaluations[:1])}
-        return {}
+                return evaluations[0]
+        return None
+
+    def _untrained(self) -> dict[str, float]:
+        first = self._first()
+        return {"Overall": first.overall, **benchmark_means([first])} if first else {}
 
     def _run_levels(self, candidate_id: str) -> dict[str, float]:
         trajectories = self.archive.trajectory(candidate_id, self.protocol.digest).values()
@@ -253,11 +260,11 @@ def _strength(delta: Interval) -> float:
     return abs(delta.estimate) / width if width > 0 else 0.0
 
 
-def _described(environment: str, kinds: Sequence[str]) -> tuple[dict[str, str], str]:
-    """Descriptions of the kinds of problems and of the form of an answer, of a shipped environment or the user's file."""
-    from poise_core.environments.registry import described
+def _described(protocol: Protocol, kinds: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Descriptions of the kinds of problems and of the form of an answer, of an environment or of where its problems come from."""
+    from poise_core.environments.registry import described_problems
 
-    return described(environment, kinds)
+    return described_problems(protocol, kinds)
 
 
 LESSONS = 40

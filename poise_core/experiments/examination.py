@@ -40,6 +40,7 @@ from poise_core.evidence.examination import (
     compare,
     conditions_of,
     level_of,
+    work_of,
 )
 from poise_core.evidence.format import format_duration, format_interval
 from poise_core.evolution.records import CandidateRef
@@ -136,17 +137,15 @@ class Examination(Replication):
         for condition in conditions:
             if not condition.trains or self._contains(condition):
                 continue
-            if condition.kind == "rates":
-                variants = [self.variant(plan, rate=rate) for rate in plan.settings.rates]
-                choice = sum(self.to_train(side, plan, one, choice=True) for side in sides for one in variants)
-                most = sum(max(self.to_train(side, plan, one) for one in variants) for side in sides)
-                certain, possible = certain + choice, possible + most
-                parts.append(f"{condition.name} {choice} and up to {most} more")
-            else:
-                variant = self.variant(plan, policy=condition.policy)
-                needed = sum(self.to_train(side, plan, variant) for side in sides)
-                certain += needed
-                parts.append(f"{condition.name} {needed}")
+            needed = {True: 0, False: 0}
+            for work in work_of(condition, plan.settings):
+                variants = [self.variant(plan, rate=rate, policy=work.policy) for rate in work.rates]
+                needed[work.certain] += sum(
+                    max(self.to_train(side, plan, one, choice=work.choice) for one in variants) for side in sides
+                )
+            certain, possible = certain + needed[True], possible + needed[False]
+            more = f" and up to {needed[False]} more" if condition.kind == "rates" else ""
+            parts.append(f"{condition.name} {needed[True]}{more}")
         if not certain + possible:
             return ""
         seconds = self._seconds_per_training(plan.baseline)

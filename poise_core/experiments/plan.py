@@ -19,7 +19,8 @@ from poise_core.config import Preset
 from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.environments.registry import benchmark_environment
 from poise_core.environments.sources import is_prepared
-from poise_core.policies.locate import resolve_policy
+from poise_core.evidence.examination import Work, conditions_of, work_of
+from poise_core.policies.locate import PolicyNotFoundError, resolve_policy
 
 T = TypeVar("T")
 
@@ -147,6 +148,16 @@ class Price:
 
 
 @dataclass(frozen=True)
+class Examined:
+    """What the examination of one champion candidate carries out beside the baseline, at most."""
+
+    conditions: tuple[str, ...]
+    trainings: int  # of both sides
+    evaluations: int
+    as_own: tuple[str, ...]  # policies that are not here, priced as that of the protocol
+
+
+@dataclass(frozen=True)
 class Plan:
     """A run's memory and price."""
 
@@ -157,7 +168,8 @@ class Plan:
     gpus: int  # that work at the same time
     rates: Rates
     evaluated: int  # completions of an evaluation
-    prices: dict[str, Price]  # candidate (all seeds), child (expected, on the ladder), generation, run
+    prices: dict[str, Price]  # candidate (all seeds), child (expected, on the ladder), generation, run, examination
+    examined: Examined
 
     @property
     def total(self) -> float:
@@ -174,6 +186,7 @@ class Plan:
         """For JSON."""
         prices = {name: vars(price) for name, price in self.prices.items()}
         own = {**vars(self), "shape": vars(self.shape), "rates": vars(self.rates), "prices": prices}
+        own["examined"] = vars(self.examined)
         return {**own, "parameters": self.shape.parameters, "total": self.total, "saved": self.saved}
 
 
@@ -358,8 +371,10 @@ def plan_run(preset: Preset, gpu: str, hourly: float, rates: Rates | None = None
     """
     shape = shape_of(preset.protocol.policy)
     evaluated = completions_of(preset.protocol)
-    rates = rates or stated_rates(preset, shape, gpu, evaluated)
+    stated = stated_rates(preset, shape, gpu, evaluated)
+    rates = rates or stated
     parts, sampling = memory_parts(preset, shape, GPUS[gpu].memory)
+    examination, examined = _examination(preset, gpu, hourly, rates, stated)
     return Plan(
         shape,
         parts,
@@ -368,30 +383,87 @@ def plan_run(preset: Preset, gpu: str, hourly: float, rates: Rates | None = None
         preset.resources.parallel_candidates * preset.resources.training_processes,
         rates,
         sum(evaluated.values()),
-        _prices(preset, rates, evaluated, hourly),
+        {**_prices(preset, rates, evaluated, hourly), "examination": examination},
+        examined,
     )
+
+
+@dataclass(frozen=True)
+class _Tariff:
+    """What trainings and evaluations cost under one protocol."""
+
+    preset: Preset
+    rates: Rates
+    evaluated: Mapping[str, int]
+    hourly: float
+
+    def price(self, trainings: float, evaluations: float, gates: float, side_by_side: float = 1) -> Price:
+        """Of so many trainings, of which some are parts, and evaluations."""
+        protocol, rates = self.preset.protocol, self.rates
+        training = protocol.training
+        trained = training.steps * training.batch_size * rates.length
+        asked = sum(
+            self.evaluated[one.name]
+            * rates.length
+            * (one.max_completion_length or protocol.evaluation_length)
+            / training.max_completion_length
+            for one in protocol.benchmarks
+        )
+        a_training = rates.start + training.steps * rates.step
+        seconds = trainings * a_training + evaluations * rates.evaluation + gates * rates.gate
+        gpu = self.preset.resources.training_processes * seconds / 3600
+        tokens = trainings * trained + evaluations * asked
+        return Price(tokens, gpu, seconds / 3600 / side_by_side, gpu * self.hourly)
+
+
+def _examination(preset: Preset, gpu: str, hourly: float, rates: Rates, stated: Rates) -> tuple[Price, Examined]:
+    """Return the price of an examination: all work of all its conditions, for the candidate and the baseline.
+
+    The sealed problems of a benchmark count as many as those of the search. Another policy, and other problems, take the time of
+    ``rates`` times what the stated rates of both say; the two sides work side by side where the preset has room for two.
+
+    Args:
+        rates: of the preset as it is, stated or measured.
+        stated: of the same by the data sheet.
+    """
+    settings = preset.examination
+    conditions = conditions_of(settings, preset.protocol)
+    together = min(2, preset.resources.parallel_candidates)
+    total, trainings, evaluations, missing = Price(0.0, 0.0, 0.0, 0.0), 0, 0, []
+    for work in [work for condition in conditions for work in work_of(condition, settings)]:
+        asked = _asked(preset, work)
+        try:
+            shape = shape_of(asked.protocol.policy)
+        except PolicyNotFoundError:
+            missing.append(work.policy)
+            shape = shape_of(preset.protocol.policy)
+        evaluated = completions_of(asked.protocol)
+        own = stated_rates(asked, shape, gpu, evaluated)
+        scaled = replace(
+            rates,
+            step=rates.step * own.step / stated.step,
+            evaluation=rates.evaluation * own.evaluation / stated.evaluation,
+        )
+        both = 2 * work.seeds(settings)
+        trained = 0 if work.procedural else both
+        total = _sum(total, _Tariff(asked, scaled, evaluated, hourly).price(trained, both, 0, together))
+        trainings, evaluations = trainings + trained, evaluations + both
+    names = tuple(one.name for one in conditions)
+    return total, Examined(names, trainings, evaluations, tuple(dict.fromkeys(missing)))
+
+
+def _asked(preset: Preset, work: Work) -> Preset:
+    """The preset with the policy and the benchmarks of this work."""
+    changes: dict[str, Any] = {"policy": work.policy} if work.policy else {}
+    if work.procedural:
+        changes["benchmarks"] = preset.examination.procedural
+    return preset.model_copy(update={"protocol": preset.protocol.model_copy(update=changes)})
 
 
 def _prices(preset: Preset, rates: Rates, evaluated: Mapping[str, int], hourly: float) -> dict[str, Price]:
     protocol, search, ladder, resources = preset.protocol, preset.search, preset.ladder, preset.resources
     training, seeds = protocol.training, search.seeds_per_candidate
-    trained = training.steps * training.batch_size * rates.length
-    asked = sum(
-        evaluated[one.name]
-        * rates.length
-        * (one.max_completion_length or protocol.evaluation_length)
-        / training.max_completion_length
-        for one in protocol.benchmarks
-    )
-    a_training = rates.start + training.steps * rates.step
-
-    def price(trainings: float, evaluations: float, gates: float, side_by_side: int = 1) -> Price:
-        """Of so many trainings, of which some are parts, and evaluations."""
-        seconds = trainings * a_training + evaluations * rates.evaluation + gates * rates.gate
-        gpu = resources.training_processes * seconds / 3600
-        tokens = trainings * trained + evaluations * asked
-        return Price(tokens, gpu, seconds / 3600 / side_by_side, gpu * hourly)
-
+    price = _Tariff(preset, rates, evaluated, hourly).price
     trainings, evaluations = float(seeds), float(seeds)
     if ladder.enabled:
         proxy = ladder.proxy_steps / training.steps

@@ -43,9 +43,11 @@ from poise_core.agents.rules.reflector import RuleReflector
 from poise_core.agents.variants import promising, variants
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate.identity import source_digest
-from poise_core.config import load_preset
+from poise_core.candidate.switches import Switches
+from poise_core.config import load_preset, read_preset
 from poise_core.config.agents import AgentSettings
-from poise_core.environments.registry import described
+from poise_core.environments.registry import described, described_problems
+from poise_core.evidence.ablation import limits
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.noise import SeedNoise, floor_with_prior
 from poise_core.evolution import ChildSlot
@@ -130,6 +132,33 @@ def card(**changes: Any) -> TaskCard:
         "calls_left": "Of the language models' budget 3.2 dollars are left.",
     }
     return TaskCard(**{**given, **changes})
+
+
+def test_the_card_says_what_rows_of_a_data_set_are_and_quotes_none() -> None:
+    protocol = read_preset("math-1x80").protocol
+    problems, form = described_problems(protocol, [])
+    text = card(protocol=protocol, problems=problems, form=form, sizes={"aime24": 15}).text()
+    for part in (
+        "Training prompts: 5000 problems of DigitalLearningGmbH/MATH-lighteval, rows where level >= 3, of at most 1800 "
+        "characters; an answer counts that is equal as mathematics, in the last \\boxed{}.",
+        "as: <|im_start|>system Please reason step by step, and put your final answer within \\boxed{}.<|im_end|>",
+        "length limit 2048 tokens, of benchmarks 3072.",
+        "aime24 | math-ai/aime24 | pass@32, 32 completions each at temperature 1 | 0.175 | 15 |",
+        "math500 | HuggingFaceH4/MATH-500 | acc@1, greedy | 0.15 | all |",
+        "fresh | reasoning-gym (gsm_symbolic, polynomial_equations, prime_factorization, simple_equations) | acc@1, greedy | 0.1 "
+        "| 256 |",
+    ):
+        assert part in text
+    assert "scratchpad" not in text  # of the shipped environment
+    drawn = described_problems(read_preset("smol-cpu").protocol, [])[1]
+    assert "64 problems of reasoning-gym (chain_sum) with chain_sum {'min_terms': 2," in drawn
+    assert "right by reasoning-gym's own score" in drawn
+    assert "in the chat template of the policy as: {problem} Answer with the number only." in drawn
+    own = "protocol.environment.source={environment: 'examples/03_your_own_prompts/change.py:ChangeEnvironment'}"
+    told = described_problems(read_preset("smoke", [own]).protocol, [])[1]
+    assert told.startswith("Training prompts: 128 problems of ChangeEnvironment.\n")
+    assert len(told.splitlines()) > 1  # the class says the rest
+    assert described_problems(load_preset("laptop").protocol, ["add3"]) == described("arithmetic", ["add3"])
 
 
 def table(count: int = 63) -> tuple[Line, ...]:
@@ -447,6 +476,10 @@ def test_a_tuple_is_switched_off_by_a_knock_out_and_left_alone_by_sweeps() -> No
     assert [one.direction for one in found] == ["knock-out", "knock-out"]
     assert "clip = (1.0, 1000000.0)" in found[0].mechanism_change
     assert "weights: tuple[float, ...] = (0.0,)\n" in str(found[1].source)
+    said = limits(Switches.of(WITH_TUPLES))  # by poise ablate
+    assert said == "numbers within the tuples clip, weights are left alone"
+    shown = load_prompt("implementer").fill(name="X", turns="0", mechanisms="m", data="")[0]
+    assert "clip: tuple[float, float] = (0.2, 0.28)" in shown
 
 
 @pytest.mark.slow

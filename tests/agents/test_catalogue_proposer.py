@@ -8,6 +8,7 @@ import math
 from collections import Counter
 
 import pytest
+from gate_fixtures import WITH_TUPLES
 
 from poise_core.agents.catalogue.compositions import composition_of_record, wanted_answers
 from poise_core.agents.catalogue.implementer import CatalogueImplementer
@@ -68,6 +69,15 @@ def test_the_baseline_file_is_mutated_in_one_or_two_slots() -> None:
         metrics = [e.metric for e in proposal.expectations]
         assert len(set(metrics)) == len(metrics)
         assert set(metrics) <= {*RUN_METRICS, "Overall"}
+
+
+def test_a_parent_with_a_tuple_is_mutated_as_grpo_and_the_proposals_say_so() -> None:
+    parent = CandidateRecord("c", "CHILD", WITH_TUPLES, generation=1, parent_ids=("p",))
+    proposals = CatalogueProposer().propose(ProposalContext(parent), 4, seed=0)
+    assert len(proposals) == 4
+    for proposal in proposals:
+        assert "everything in which CHILD differs from GRPO" in proposal.mechanism_change
+        assert "tuple" not in CatalogueImplementer().implement(proposal, ProposalContext(parent))
 
 
 def test_equal_seeds_give_equal_proposals_and_others_differ() -> None:

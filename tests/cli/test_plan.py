@@ -6,6 +6,7 @@ import argparse
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -16,10 +17,20 @@ from typer.testing import CliRunner
 
 from poise_core.algorithms import algorithm_path
 from poise_core.cli import app
-from poise_core.config import Preset, load_preset, read_preset
+from poise_core.config import Preset, load_preset, read_preset, shipped_presets
 from poise_core.environments.sources import CACHE
 from poise_core.evolution import Trials
-from poise_core.experiments.plan import Rates, Shape, completions_of, measured_rates, memory_parts, plan_run, shape_of
+from poise_core.experiments.plan import (
+    Plan,
+    Rates,
+    Shape,
+    completions_of,
+    measured_rates,
+    memory_parts,
+    plan_run,
+    shape_of,
+)
+from poise_core.policies.locate import resolve_policy
 from poise_core.run_directory import RunDirectory
 
 QWEN_MATH = {
@@ -97,6 +108,62 @@ def test_tokens_hours_and_the_ladders_savings(policy: str) -> None:
     assert side_by_side.gpu_hours == pytest.approx(ladder.prices["generation"].gpu_hours)
 
 
+def test_the_examination_is_priced_by_its_own_plan(policy: str, tmp_path: Path) -> None:
+    rates = Rates(start=0.0, step=90.0, evaluation=900.0, gate=0.0, how="by hand", length=1000.0)
+
+    def planned(*overrides: str) -> Plan:
+        return plan_run(preset_of("math-1x80", policy, "examination.procedural=[]", *overrides), "h100", 2.0, rates)
+
+    found = planned("examination.choice_seeds=3")
+    # 4 seeds of both sides; 3 rates x 3 seeds of both to choose, then 4 of both at the best ones: 8 + 18 + 8
+    assert (found.examined.trainings, found.examined.evaluations) == (34, 34)
+    assert found.examined.conditions == ("primary", "pass@1", "pass@8", "pass@32", "greedy", "collapse", "rates")
+    price = found.prices["examination"]
+    assert price.hours == pytest.approx(34 * (160 * 90 + 900) / 3600)
+    assert (price.gpu_hours, price.dollars) == pytest.approx((price.hours, 2 * price.hours))
+    completions = (15 + 15 + 20) * 32 + 250 + 136 + 337 + 256
+    assert price.tokens == pytest.approx(34 * (160 * 512 * 1000 + completions * 1500))  # limits of 3,072 and 2,048
+    assert planned("resources.parallel_candidates=4").prices["examination"].hours == pytest.approx(
+        22 * (160 * 90 + 900) / 3600 / 2  # one seed chooses by default; there are two sides
+    )
+    alone = planned("examination.rates=[]", "examination.seeds=5")
+    assert alone.examined.trainings == 10
+    # another policy: here and of the same shape, here with twice the layers, and not here
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "config.json").write_text(json.dumps({**QWEN_MATH, "num_hidden_layers": 56}))
+    (tmp_path / "twin").mkdir()
+    (tmp_path / "twin" / "config.json").write_text(json.dumps(QWEN_MATH))
+    of = {
+        name: planned("examination.rates=[]", f'examination.policies=["{tmp_path / name}"]')
+        for name in ("twin", "deep", "gone")
+    }
+    assert [one.examined.trainings for one in of.values()] == [16, 16, 16]
+    assert [one.examined.as_own for one in of.values()] == [(), (), (str(tmp_path / "gone"),)]
+    hours = {name: one.prices["examination"].hours for name, one in of.items()}
+    assert hours["twin"] == hours["gone"] == pytest.approx(16 * (160 * 90 + 900) / 3600)
+    assert 1.2 * hours["twin"] < hours["deep"] < 1.6 * hours["twin"]  # half of the work, with 1.9 times the weights
+
+
+def test_problems_drawn_for_the_examination_cost_an_evaluation_alone(policy: str) -> None:
+    drawn = {"metric": "accuracy", "weight": 1.0, "source": {"reasoning_gym": {"gsm_symbolic": {}}}}
+    changes = [
+        f"protocol.benchmarks={json.dumps([{'name': 'fresh', 'problems': 256, **drawn}])}",
+        f"examination.procedural={json.dumps([{'name': 'drawn', 'problems': 512, **drawn}])}",
+        "examination.rates=[]",
+    ]
+    rates = Rates(start=0.0, step=90.0, evaluation=900.0, gate=0.0, how="by hand", length=1000.0)
+    found = plan_run(preset_of("math-1x80", policy, *changes), "h100", 2.0, rates)
+    assert (found.examined.trainings, found.examined.evaluations) == (8, 16)
+    price = found.prices["examination"]
+    assert price.tokens == pytest.approx(8 * (160 * 512 * 1000 + 256 * 1500) + 8 * 512 * 1500)
+    # 256 at once of a mean of 1,024 tokens behind 160 of the prompt: 1,024 decoding steps for 256 of them, 2,048 for 512
+    reading = 2 * (WEIGHTS + 256 * (160 + 512) * 28_672 / 2) / (3.35e12 * 0.5)
+    computing = 256 * (2 * WEIGHTS + 2 * 28 * 12 * 128 * (160 + 512)) / (989e12 * 0.4)
+    step = 0.012 + reading + computing
+    drawn_seconds = 900 * (60 + 2048 * step) / (60 + 1024 * step)
+    assert price.hours == pytest.approx((8 * (160 * 90 + 900) + 8 * drawn_seconds) / 3600)
+
+
 def test_the_command_needs_a_configuration_only_and_says_what_does_not_fit(policy: str) -> None:
     def ran(*arguments: str) -> tuple[int, str]:
         result = CliRunner().invoke(app, ["plan", *arguments])
@@ -104,10 +171,15 @@ def test_the_command_needs_a_configuration_only_and_says_what_does_not_fit(polic
 
     status, output = ran("paper", "--gpu", "a100", "--hourly", "1", "--set", f"protocol.policy={policy}", "--json")
     assert status == 0
-    assert json.loads(output)["parameters"] == WEIGHTS
+    plain = json.loads(output)
+    assert plain["parameters"] == WEIGHTS
+    assert plain["examined"]["trainings"] == 22
+    assert plain["prices"]["examination"]["dollars"] == pytest.approx(plain["prices"]["examination"]["gpu_hours"])
     status, output = ran("paper", "--set", f"protocol.policy={policy}")
     assert status == 0
     assert "Not sealed: the search reads the report's problems of aime24" in output
+    assert re.search(r"^examination, 22 trainings at most +\d", output, re.MULTILINE)
+    assert "4 seeds and 1 to choose rates x0.333, x1, x3" in output
     status, output = ran("math-1x80", "--gpu", "rtx4090", "--set", f"protocol.policy={policy}")
     assert status == 1
     assert "do not fit into 24 GB" in output
@@ -199,3 +271,88 @@ def test_the_gpu_check_measures_a_tiny_model_on_a_processor(tmp_path: Path) -> N
         assert any(line.startswith((f"| {other} |", f"- {other}: ")) for line in lines), (
             "a side that is not there says why"
         )
+
+
+# --- every preset
+
+
+def with_local_data(name: str, folder: Path, *changes: str) -> list[str]:
+    """Options that put a shipped policy, and rows of one's own, in the place of what a preset names of the hub."""
+    protocol = read_preset(name).protocol
+    options = list(changes)
+    if "/" in protocol.policy and not any(one.startswith("protocol.policy=") for one in changes):
+        options.append("protocol.policy=arithmetic-a")
+    owners = {"environment": protocol.environment, **{f"benchmarks.{one.name}": one for one in protocol.benchmarks}}
+    for place, owner in owners.items():
+        if owner.source is not None and owner.source.dataset is not None:
+            file = folder / ("train.jsonl" if place == "environment" else "benchmark.jsonl")
+            keys = {"dataset": str(file), "revision": "null", "subset": "null"}
+            options += [f"protocol.{place}.source.{key}={value}" for key, value in keys.items()]
+    return [part for option in options for part in ("--set", option)]
+
+
+def write_rows(folder: Path, training: int) -> None:
+    """Rows with all columns that the presets read, of 60 problems for a benchmark and so many for the training."""
+    for file, count, sign in (("train.jsonl", training, "+"), ("benchmark.jsonl", 60, "*")):
+        rows = [
+            {
+                "problem": f"What is {n} {sign} 2?", "level": f"Level {n % 3 + 3}", "final_answer": [str(value)],
+                "answer": str(value), "solution": f"It is \\boxed{{{value}}}.",
+            }
+            for n in range(count)
+            for value in [n + 2 if sign == "+" else 2 * n]
+        ]  # fmt: skip
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize("name", shipped_presets())
+def test_every_preset_is_planned_and_tried_dry_without_a_network(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    write_rows(tmp_path, 7000)
+    options = with_local_data(name, tmp_path)
+    protocol, search = read_preset(name).protocol, read_preset(name).search
+    dry = CliRunner().invoke(
+        app, ["evolve", "--preset", name, "--run-dir", str(tmp_path / "run"), "--dry-run", *options]
+    )
+    assert dry.exit_code == 0, dry.output
+    trainings = search.seeds_per_candidate * (search.generations * search.parents + 1)
+    assert f"{trainings:,} trainings, at most " in dry.output
+    assert not (tmp_path / "run").exists()
+    priced = CliRunner().invoke(app, ["plan", name, "--json", *options])
+    assert priced.exit_code == 0, priced.output
+    plain = json.loads(priced.output)
+    sizes = {one.name: one.problems or 60 for one in protocol.benchmarks}
+    if name != "paper":  # halves of 60; which is the larger depends on the hash
+        assert 0 < plain["evaluated"] <= sum(sizes[one.name] * one.samples for one in protocol.benchmarks)
+    else:
+        assert plain["evaluated"] == 3 * 60 * 32 + 3 * 60
+    assert {"candidate", "child", "generation", "run", "examination"} == plain["prices"].keys()
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", ["paper", "math-olmo-1x80", "gsm8k-1x24", "smol-cpu"])
+def test_every_real_preset_validates_its_problems(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few of its problems, and a chat template that the shipped policy lacks."""
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    write_rows(tmp_path, 80)
+    shutil.copytree(resolve_policy("arithmetic-a"), tmp_path / "policy")
+    tokenizer = tmp_path / "policy" / "tokenizer_config.json"
+    chat = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    tokenizer.write_text(json.dumps({**json.loads(tokenizer.read_text()), "chat_template": chat}))
+    preset = read_preset(name)
+    source = preset.protocol.environment.source
+    small = [f"protocol.policy={tmp_path / 'policy'}", "protocol.environment.train_problems=50"]
+    small += ["protocol.environment.source.draw=50"] if source and source.draw else []
+    small += [f"protocol.benchmarks.{one.name}.problems=8" for one in preset.protocol.benchmarks]
+    drawn = [one.model_copy(update={"problems": 8}).model_dump(mode="json") for one in preset.examination.procedural]
+    small.append(f"examination.procedural={json.dumps(drawn)}")
+    found = CliRunner().invoke(
+        app, ["env", "validate", name, "--json", *with_local_data(name, tmp_path, *small)], catch_exceptions=False
+    )
+    reports = json.loads(found.stdout) if found.exit_code < 2 else []
+    assert [one["name"] for one in reports] == [
+        "training", *(one.name for one in preset.protocol.benchmarks), *(one["name"] for one in drawn)
+    ], found.output  # fmt: skip
+    assert all(one["problems"] and not one["golds_failed"] for one in reports), found.output

@@ -129,6 +129,7 @@ def test_whole_solutions_csv_and_columns_by_other_names(tmp_path: Path) -> None:
         ([*rows_of(2), {"problem": "", "answer": "3"}], {}, "row 3 has no problem"),
         (rows_of(3), {"where": "level > 9"}, "which no row with an answer passes"),
         (rows_of(3), {"where": "levl > 2"}, "has no column levl"),
+        (rows_of(3, year=None), {"where": "year > 2"}, "has no value of year in any row"),
         (rows_of(3), {"draw": 4}, "draw is 4, but only 3 rows are left"),
         ([], {}, "holds no rows"),
     ],
@@ -260,6 +261,26 @@ def test_a_class_of_ones_own_by_its_module_or_file(tmp_path: Path) -> None:
         get_environment(spec.model_copy(update={"source": SourceSpec(environment="pathlib:Path")}))
 
 
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("def other():\n    pass\n_own = 1\n", r"mine\.py has no score; its names are other$"),
+        ("def score(:\n", r"mine\.py: it is no Python: invalid syntax"),
+        ("if True:\n    from math import sqrt as score\n", ""),
+        ("from math import *\n", ""),  # what it binds is known where it runs
+    ],
+)
+def test_a_function_that_the_file_lacks_is_told_when_the_preset_is_read(tmp_path: Path, code: str, told: str) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    change = f"protocol.environment.source.grader={{name: function, function: '{file}:score'}}"
+    if told:
+        with pytest.raises(PresetError, match=told):
+            load_preset(EXAMPLE, [change])
+    else:
+        assert load_preset(EXAMPLE, [change]).protocol.environment.source is not None
+
+
 def test_overlap_is_found_through_other_numbers_and_notation() -> None:
     def problem(text: str) -> Problem:
         return Problem(text, "1", "all")
@@ -306,6 +327,33 @@ def test_validate_finds_a_gold_that_is_wrong_by_its_own_grader(tmp_path: Path) -
     done = CliRunner().invoke(app, ["env", "play", "smoke"], input="#1\n")
     assert done.exit_code == 0, done.output
     assert "the gold answer is" in done.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["evolve"], ["evaluate", "poise_core/algorithms/grpo.py"]])
+def test_a_run_on_prompts_that_do_not_fit_is_not_begun(tmp_path: Path, command: list[str]) -> None:
+    """The shipped policy sees 256 tokens; prompts of 17 characters, a token each, and completions of 240 are more."""
+    rows = [{"problem": f"{n} + 1000000000000 =", "answer": "7"} for n in range(1, 61)]
+    source = f"protocol.environment.source.dataset={written(tmp_path, rows)}"
+    run = str(tmp_path / "run")
+
+    def told(*changes: str) -> str:
+        options = [part for change in (source, *changes) for part in ("--set", change)]
+        done = CliRunner().invoke(app, [*command, "--preset", EXAMPLE, "--run-dir", run, *options])
+        assert done.exit_code == 2, done.output
+        assert not Path(run).exists()
+        (line,) = done.stderr.splitlines()
+        return line
+
+    assert "training: completions may have 300 tokens, and the policy sees 256" in told(
+        "protocol.training.max_completion_length=300"
+    )
+    line = told("protocol.training.max_completion_length=240", "protocol.environment.train_problems=1000")
+    assert re.search(
+        r"training: \d+ of \d+ prompts have more than the 16 tokens that completions of 240 leave of the 256", line
+    )
+    line = told("protocol.benchmarks.own.max_completion_length=240")
+    assert line.startswith("poise: own: ")
 
 
 def test_shipped_presets_pin_what_they_fetch_and_only_the_paper_reads_its_report() -> None:

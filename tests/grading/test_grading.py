@@ -537,3 +537,12 @@ def test_the_command_judges_a_file_and_tells_what_was_expected_otherwise(tmp_pat
         done = CliRunner().invoke(app, ["grade", str(file)])
         assert (done.exit_code, told in done.output) == (2, True), done.output
     assert CliRunner().invoke(app, ["grade", str(file), "--grader", "{name: regex}"]).exit_code == 2
+    file.write_text(json.dumps(rows[0]))
+    mine = tmp_path / "mine.py"
+    mine.write_text("def raises(**asked):\n    raise RuntimeError('one\\ntwo')\n")
+    done = CliRunner().invoke(app, ["grade", str(file), "--grader", f"{{name: function, function: '{mine}:raises'}}"])
+    assert "failed" in done.stdout
+    assert "(RuntimeError: one two)" in done.stdout  # of a row, one line
+    done = CliRunner().invoke(app, ["grade", str(file), "--grader", f"{{name: function, function: '{mine}:raise'}}"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "mine.py has no raise; its names are raises" in done.stderr
