@@ -2,7 +2,7 @@
 
     pip install -e '.[bench]' -c constraints.txt
     python tests/benchmarks/bench_trl.py [--rounds 3] [--steps 40] [--plot docs/images/trl_rewards.svg]
-    python tests/benchmarks/bench_trl.py --model FOLDER --steps 12 --keep KEPT [--plot PLOT] [--prompts 8 --group 4 --length 24]
+    python tests/benchmarks/bench_trl.py --model FOLDER --steps 12 --keep KEPT [--plot PLOT] [--prompts 8 --group 4 --length 16]
 
 Without ``--model`` three regimes of a shipped policy, 32 prompts x 8 completions per step, one update per step, on all cores:
 
@@ -41,7 +41,9 @@ MOMENTS = 0.95  # decay of Adam's second moment in POISE's trainer
 REGIMES = {"fixed": 32, "natural": 32, "roomy": 128}  # name -> longest completion, tokens
 MIXTURE = {"add2": 1.0, "sub2": 1.0, "mul1": 1.0, "chain4": 1.0}
 TINY = {"prompts": 32, "group": 8, "rate": 3e-4}
-GYM = {"number_format": {"min_num_candidates": 2, "max_num_candidates": 2}}
+GYM = {"letter_counting": {"min_words": 1, "max_words": 2}}
+THRESHOLD = 0.01
+"""Score of reasoning-gym from which a completion is right: it says the answer, also in a sentence, and ends within the limit."""
 
 
 def share_of_sevens(completion: str) -> float:
@@ -59,6 +61,8 @@ class Setting:
     group: int
     length: int  # of the longest completion, tokens
     rate: float
+    temperature: float = 1.0
+    template: str = "{problem}"
     gym: dict[str, Any] | None = None
 
     def problem_set(self) -> tuple[Any, Any]:
@@ -68,15 +72,17 @@ class Setting:
 
         if self.gym is None:
             return EnvironmentSpec(mixture=MIXTURE, train_problems=4096), None
-        return EnvironmentSpec(source={"reasoning_gym": self.gym}, train_problems=512), PromptSpec(chat=True)
+        source = {"reasoning_gym": self.gym, "grader": {"threshold": THRESHOLD}}
+        return EnvironmentSpec(source=source, train_problems=512), PromptSpec(chat=True, template=self.template)
 
 
 def setting_of(options: argparse.Namespace, regime: str) -> Setting:
     given = {"prompts": options.prompts, "group": options.group, "length": options.length, "rate": options.rate}
     given = {name: value for name, value in given.items() if value is not None}
     if options.model:
-        ours = {"prompts": 8, "group": 4, "length": 24, "rate": 1e-5, **given}
-        return Setting(regime, str(options.model.resolve()), options.steps, gym=json.loads(options.gym), **ours)
+        given = {"prompts": 8, "group": 4, "length": 16, "rate": 1e-5, **given}
+        given |= {"temperature": options.temperature, "template": options.template, "gym": json.loads(options.gym)}
+        return Setting(regime, str(options.model.resolve()), options.steps, **given)
     return Setting(regime, "arithmetic-a", options.steps, **{**TINY, "length": REGIMES[regime], **given})
 
 
@@ -102,6 +108,7 @@ def run_poise(setting: Setting, seed: int) -> Record:
         inner_epochs=1,
         learning_rate=setting.rate,
         max_completion_length=setting.length,
+        temperature=setting.temperature,
     )
     spec, prompt = setting.problem_set()
     codec, environment = PromptCodec.load(policy, prompt), get_environment(spec)
@@ -170,6 +177,7 @@ def run_trl(setting: Setting, seed: int) -> Record:
         max_completion_length=setting.length,
         generation_kwargs={"min_new_tokens": setting.length} if setting.regime == "fixed" else None,
         learning_rate=setting.rate,
+        temperature=setting.temperature,
         beta=KL_COEF,
         gradient_checkpointing=False,
         bf16=False,
@@ -358,6 +366,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, help="per step")
     parser.add_argument("--group", type=int, help="completions of a prompt")
     parser.add_argument("--length", type=int, help="longest completion, tokens")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of a real model")
+    parser.add_argument("--template", default="{problem}", help="the user's message, for a real model")
     parser.add_argument("--rate", type=float, help="learning rate")
     parser.add_argument(
         "--keep", type=Path, help="folder with the results of every side and seed; the same command goes on"

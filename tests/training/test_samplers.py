@@ -714,7 +714,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 def test_vllm_draws_from_the_same_distribution_as_the_local_sampler(
     engine: VllmSampler, wide_policy: Path, tmp_path: Path
 ) -> None:
@@ -801,7 +801,7 @@ def ended_by_texts(engine: VllmSampler, local: LocalSampler, policy: Path, reque
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("head", ["float32", None])
 def test_the_head_of_a_policy_in_half_precision_computes_as_the_trainers(
     wide_policy: Path, tmp_path: Path, head: Literal["float32"] | None
@@ -828,7 +828,7 @@ def test_the_head_of_a_policy_in_half_precision_computes_as_the_trainers(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_vllm_trains_and_evaluates(engine: VllmSampler, wide_policy: Path, tmp_path: Path, processes: int) -> None:
     """The whole way: weights to the engine at every step, completions back, and the policy's benchmarks at the end."""
