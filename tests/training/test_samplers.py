@@ -421,9 +421,24 @@ class TellingSlot(Slot):
     """A slot without a process, which tells what it is given to tell."""
 
     def __init__(self, *events: dict[str, Any], busy_seconds: float | None = None) -> None:
-        self._events, self._limit, self._longest, self.broken = deque(events), 600.0, 1.0, False
+        self._events, self._what, self._limit, self._longest = deque(events), "its start", 600.0, 1.0
+        self.broken = False
         self._since = None if busy_seconds is None else time.monotonic() - busy_seconds
         self._process, self.identity = SimpleNamespace(poll=lambda: None), {}  # type: ignore[assignment]
+
+
+def test_an_engine_that_ended_or_takes_too_long_is_told_by_its_slot(tmp_path: Path) -> None:
+    slow = TellingSlot(busy_seconds=601)
+    with pytest.raises(SamplerFault, match="its start took more than 600 s") as caught:
+        slow.poll()
+    assert (caught.value.kind, slow.broken) == (FaultKind.HUNG, True)
+    TellingSlot(busy_seconds=590).poll()
+    dead = TellingSlot()
+    dead._process, dead.log = SimpleNamespace(poll=lambda: -9), tmp_path / "sampler.log"  # type: ignore[assignment]
+    dead.log.write_text("loading\nKilled\n")
+    with pytest.raises(SamplerFault, match="ended with status -9; its log ends: Killed") as caught:
+        dead.poll()
+    assert (caught.value.kind, dead.broken) == (FaultKind.DIED, True)
 
 
 @pytest.mark.parametrize(("finite", "kind"), [(True, FailureKind.CRASHED), (False, FailureKind.DIVERGED)])
