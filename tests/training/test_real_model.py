@@ -228,7 +228,13 @@ def test_processes_and_stages_train_alike(
 
 def test_vllm_samples_it_and_ends_completions_by_texts(made: Path) -> None:
     """Its words hold the stop texts within them; the trainer's own pass over the completions agrees with the engine."""
-    limits = SamplerResources(environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"), memory_gib=0.5, context=128)
+    limits = SamplerResources(
+        environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"),
+        memory_gib=0.5,
+        context=128,
+        start_seconds=1500,
+        timeout_seconds=1500,
+    )
     try:
         environment_python(limits)
     except SamplerFault as fault:

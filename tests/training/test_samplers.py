@@ -821,25 +821,30 @@ def ended_by_texts(engine: VllmSampler, local: LocalSampler, policy: Path, reque
 def test_the_head_of_a_policy_in_half_precision_computes_as_the_trainers(
     wide_policy: Path, tmp_path: Path, head: Literal["float32"] | None
 ) -> None:
-    """bfloat16 has steps of 2^-5 between 4 and 8, where these logits are: an engine that rounds them differs by that."""
+    """bfloat16 has 8 significant bits: logits above 1/8 that it rounds are multiples of 2^-10, and so are their differences."""
     resources = SamplerResources(environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"), memory_gib=0.5)
     spec = REAL.model_copy(update={"dtype": "bfloat16", "head": head})
     try:
         engine = VllmSampler(spec, resources, tmp_path, context=64)
     except SamplerFault as fault:
         pytest.skip(fault.message)
+    codec = PromptCodec.load(wide_policy)
+    prompts = prompt_tokens(codec, ["12%5="])
+    requests = Requests(prompts, 200, 1, codec.eos_ids, codec.pad_id, key=(5, 6), temperature=2.0)
     try:
         engine.load("first", wide_policy)
         assert engine.identity().get("head") == head
-        ids = handover.canary_ids(load_model(wide_policy).config.vocab_size)
-        scores = torch.tensor(engine.score(ids))
+        model = load_model(wide_policy, ModelSpec(dtype="bfloat16", head="float32" if head else "model"))
+        assert handover.same_canary(engine.score(handover.canary_ids(model.config.vocab_size)), handover.canary(model))
+        drawn = engine.sample(requests).completions
     finally:
         engine.close()
-    apart = {}
-    for own in ("float32", "model"):
-        model = load_model(wide_policy, ModelSpec(dtype="bfloat16", head=own))
-        apart[own] = float((scores - torch.tensor(handover.sequence_logprobs(model, ids))).abs().mean())
-    print(head, apart)
+    first = dict(zip(drawn.ids[:, 0].tolist(), drawn.logprobs[:, 0].tolist(), strict=True))
+    assert len(first) >= 4
+    # at one place log-probabilities differ as the logits do, which the temperature has halved
+    apart = torch.tensor([2 * (value - max(first.values())) * 2**10 for value in first.values()])
+    from_multiple = (apart - apart.round()).abs()
+    assert bool((from_multiple < 0.02).all()) is (head is None), "the engine's own choice rounds, float32 does not"
 
 
 @pytest.mark.exhaustive
