@@ -58,7 +58,7 @@ class FaultKind(StrEnum):
     """What is wrong with a sampler. None of it is a failure of the candidate that trains."""
 
     DIED = "died"  # its process has ended
-    HUNG = "hung"  # a request took longer than resources.sampler_timeout_seconds
+    HUNG = "hung"  # its start or a rollout took longer than resources.sampler allows
     GARBAGE = "garbage"  # what it has loaded computes other numbers than the weights that were handed over
     OUT_OF_MEMORY = "out of memory"
     STALE = "stale"  # another version answered than the one that was asked

@@ -318,8 +318,14 @@ def main(config_file: str) -> int:
         _tell(event="fault", kind=FaultKind.OUT_OF_MEMORY, message=str(error).splitlines()[0])
     except Exception as error:
         traceback.print_exc()
-        _tell(event="fault", kind=FaultKind.DIED, message=f"{type(error).__name__}: {error}")
+        _tell_of(error)
     return 1
+
+
+def _tell_of(error: Exception) -> None:
+    """Tell of an error that nothing on its way has named."""
+    kind = FaultKind.DISK_FULL if handover.is_full(error) else FaultKind.DIED
+    _tell(event="fault", kind=kind, message=f"{type(error).__name__}: {error}")
 
 
 if __name__ == "__main__":

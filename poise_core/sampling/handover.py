@@ -171,14 +171,14 @@ class disk_space:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         """Name the fault."""
-        if error is not None and _is_full(error):
+        if error is not None and is_full(error):
             self._path.unlink(missing_ok=True)
             raise SamplerFault(
                 FaultKind.DISK_FULL, f"no space for {self._path}; free some, the same command goes on"
             ) from error
 
 
-def _is_full(error: BaseException) -> bool:
+def is_full(error: BaseException) -> bool:
     """Whether a write failed for want of space; safetensors tells it in words only."""
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -131,6 +131,8 @@ def _answer(engine: _Engine, question: dict[str, Any]) -> dict[str, Any]:
 
 def _kind(error: BaseException) -> str:
     text = f"{type(error).__name__} {error}".lower()
+    if "no space left" in text:
+        return "disk full"
     return "out of memory" if "out of memory" in text or "outofmemory" in text else "died"
 
 

@@ -26,7 +26,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -133,78 +132,45 @@ def run_poise(options: argparse.Namespace, *, vllm: bool = False) -> list[Step]:
 
 
 def run_trl(options: argparse.Namespace) -> list[Step]:
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
+    from bench_trl import texts_of, train_with_trl
 
-    from poise_core.environments import get_environment
-    from poise_core.environments.base import Problem
+    from poise_core.environments import get_environment, verify_all
     from poise_core.environments.prompts import training_problems
     from poise_core.policies.locate import resolve_policy
-    from poise_core.policies.model import PromptCodec, load_model, load_tokenizer
+    from poise_core.policies.model import PromptCodec, load_model
     from poise_core.policies.prompt import ModelSpec
 
     protocol = preset_of(options, vllm=False).protocol
     policy = resolve_policy(options.model)
     codec, environment = PromptCodec.load(policy, protocol.prompt), get_environment(protocol.environment)
-    rows = [asdict(one) for one in training_problems(protocol.environment, 0)]
-    texts = {codec.render(row["prompt"]): row for row in rows}
-    clock: dict[str, list[float]] = {"ends": [], "rollouts": []}
+    problems = training_problems(protocol.environment, 0)
 
-    def reward(completions, prompts, **_):
-        asked_for = [Problem(**texts[prompt]) for prompt in prompts]
-        return [environment.verify(*pair).correctness for pair in zip(asked_for, completions, strict=True)]
-
-    class Clock(TrainerCallback):
-        def on_train_begin(self, *args, **kwargs):
-            clock["ends"].append(time.perf_counter())
-
-        def on_step_end(self, *args, **kwargs):
-            clock["ends"].append(time.perf_counter())
-
-    class Timed(GRPOTrainer):
-        def _generate_and_score_completions(self, inputs):
-            started = time.perf_counter()
-            found = super()._generate_and_score_completions(inputs)
-            clock["rollouts"].append(time.perf_counter() - started)
-            return found
+    def graded(rows, completions):
+        asked = [problems[row] for row in rows]
+        return [one.correctness for one in verify_all(environment, asked, texts_of(codec, completions))]
 
     own = {"use_vllm": True, "vllm_mode": "colocate"} if importlib.util.find_spec("vllm") else {}
     batch = options.prompts * options.group
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Timed(
-            model=load_model(policy, ModelSpec(dtype=options.dtype)),
-            processing_class=load_tokenizer(policy),
-            reward_funcs=reward,
-            train_dataset=Dataset.from_list([{"prompt": text} for text in texts]),
-            callbacks=[Clock()],
-            args=GRPOConfig(
-                output_dir=folder,
-                max_steps=options.steps + WARM_UP_STEPS,
-                per_device_train_batch_size=min(batch, options.trl_batch),
-                gradient_accumulation_steps=max(1, batch // options.trl_batch),
-                num_generations=options.group,
-                max_completion_length=options.length,
-                learning_rate=1e-6,
-                lr_scheduler_type="constant",
-                beta=0.01,
-                loss_type="grpo",
-                gradient_checkpointing=options.checkpointing,
-                bf16=options.dtype == "bfloat16",
-                logging_steps=1,
-                report_to="none",
-                save_strategy="no",
-                disable_tqdm=True,
-                **own,
-            ),
-        )
-        trainer.train()
-    logged = [entry for entry in trainer.state.log_history if "completions/mean_length" in entry]
-    prompt = float(codec.encode([row["prompt"] for row in rows[:64]])[1].sum(-1).float().mean()) * batch
-    whole = [after - before for before, after in zip(clock["ends"], clock["ends"][1:], strict=False)]
+    found = train_with_trl(
+        load_model(policy, ModelSpec(dtype=options.dtype)),
+        codec.tokenizer,
+        [codec.render(problem.prompt) for problem in problems],
+        graded,
+        max_steps=options.steps + WARM_UP_STEPS,
+        per_device_train_batch_size=min(batch, options.trl_batch),
+        gradient_accumulation_steps=max(1, batch // options.trl_batch),
+        num_generations=options.group,
+        max_completion_length=options.length,
+        learning_rate=1e-6,
+        beta=0.01,
+        gradient_checkpointing=options.checkpointing,
+        bf16=options.dtype == "bfloat16",
+        **own,
+    )
+    prompt = float(codec.encode([problem.prompt for problem in problems[:64]])[1].sum(-1).float().mean()) * batch
     return [
-        Step(rollout, total - rollout, entry["completions/mean_length"] * batch, prompt)
-        for rollout, total, entry in zip(clock["rollouts"], whole, logged, strict=False)
+        Step(rollout, total - rollout, length * batch, prompt)
+        for rollout, total, length in zip(found["rollouts"], found["seconds"], found["lengths"], strict=False)
     ]
 
 

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -24,8 +26,11 @@ from torch import Tensor
 
 from poise_core.algorithms import algorithm_path
 from poise_core.config.protocol import EnvironmentSpec
+from poise_core.config.resources import SamplerResources
 from poise_core.environments.prompts import training_problems
+from poise_core.failures import SamplerFault
 from poise_core.randomness import uniforms
+from poise_core.sampling.vllm import environment_python
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(3000), pytest.mark.xdist_group("real-model")]
 
@@ -62,7 +67,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(made: Path, name: str, steps: int, **resources: Any) -> list[str]:
+def command(
+    made: Path, name: str, steps: int, protocol: Mapping[str, Any] = MappingProxyType({}), **resources: Any
+) -> list[str]:
     document = {
         "name": name,
         "protocol": {
@@ -78,6 +85,7 @@ def command(made: Path, name: str, steps: int, **resources: Any) -> list[str]:
             },
             "benchmarks": [{"name": "sums", "kinds": ["sums"], "problems": 2, "metric": "accuracy", "weight": 1.0}],
             "seeds": [0],
+            **protocol,
         },
         "search": {"seeds_per_candidate": 1},
         "resources": {
@@ -108,8 +116,11 @@ def seed_folder(made: Path, name: str) -> Path:
     return folder
 
 
-def trained(made: Path, name: str, steps: int, **resources: Any) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
-    done = subprocess.run(command(made, name, steps, **resources), capture_output=True, text=True, timeout=2500)
+def trained(
+    made: Path, name: str, steps: int, protocol: Mapping[str, Any] = MappingProxyType({}), **resources: Any
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    asked = command(made, name, steps, protocol, **resources)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=2500)
     assert done.returncode == 0, done.stderr[-3000:]
     assert 0 <= json.loads(done.stdout)["overall"]["estimate"] <= 100
     return result(made, name)
@@ -213,6 +224,36 @@ def test_processes_and_stages_train_alike(
     # a first update of Adam is +-RATE: where a gradient is zero but for rounding its sign, and 2 RATE, may differ
     assert max(float(difference.max()) for difference in moved) <= 2.1 * RATE
     assert float(torch.cat([difference.flatten() for difference in moved]).mean()) < 0.05 * RATE
+
+
+def test_vllm_samples_it_and_ends_completions_by_texts(made: Path) -> None:
+    """Its words hold the stop texts within them; the trainer's own pass over the completions agrees with the engine."""
+    limits = SamplerResources(
+        environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"),
+        memory_gib=0.5,
+        context=128,
+        start_seconds=1500,
+        timeout_seconds=1500,
+    )
+    try:
+        environment_python(limits)
+    except SamplerFault as fault:
+        pytest.skip(fault.message)
+    protocol = {
+        "sampler": {"name": "vllm", "version": "0.32.0", "dtype": "float32", "head": "float32"},
+        "prompt": {"chat": True, "template": TEMPLATE, "stop": [" the", ","], "stopping": "sampling"},
+    }
+    _, (row,) = trained(made, "vllm", 1, protocol, sampler=limits.model_dump(mode="json"))
+    assert 0 < row["sampler_gap"] < 1e-3, "float32 through 30 layers on both sides, sums in other orders"
+    assert row["sampler_ess"] == pytest.approx(1.0, abs=1e-6)
+    assert row["truncated"] < 1
+    folder = seed_folder(made, "vllm")
+    identity = json.loads((folder.parent / "sampler.json").read_text())
+    assert (identity["engine"], identity["version"].partition("+")[0], identity["head"]) == (
+        "vllm",
+        "0.32.0",
+        "float32",
+    )
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(made: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -11,10 +12,12 @@ import sys
 import threading
 import time
 import zipfile
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -41,15 +44,18 @@ from poise_core.evaluation.evaluate import evaluate_policy
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.launcher import evaluate_policies
 from poise_core.evaluation.slots import Slot, end_slots, slot_for
-from poise_core.failures import FaultKind, SamplerFault
+from poise_core.failures import CandidateFailure, FailureKind, FaultKind, InfrastructureError, SamplerFault
 from poise_core.policies.model import PromptCodec, load_model
-from poise_core.sampling import handover, vllm
+from poise_core.policies.prompt import ModelSpec, PromptSpec
+from poise_core.sampling import handover, vllm, vllm_driver
 from poise_core.sampling.base import Requests, Sampled
 from poise_core.sampling.local import LocalSampler, padded_left, prompt_tokens, rows_within
 from poise_core.sampling.scoring import score_completions
 from poise_core.sampling.scripted import SCRIPT, ScriptedSampler
 from poise_core.sampling.vllm import VllmSampler, environment_python
+from poise_core.sandbox.run import TimeLimitReached
 from poise_core.testbed.recipes import build_policy
+from poise_core.training import launcher
 from poise_core.training.batches import GlobalBatch, Rendezvous, importance_weights, mismatch
 from poise_core.training.job import TrainingJob
 from poise_core.training.launcher import train_candidate
@@ -379,6 +385,108 @@ def test_a_full_disk_at_the_hand_over_is_named(tiny_policy: Path, tmp_path: Path
         subprocess.run(["umount", str(small)], check=True)
 
 
+def test_an_answer_that_is_of_another_step_or_was_changed_is_not_trained_on(tmp_path: Path) -> None:
+    exchange = opened(tmp_path)
+    path = exchange / handover.ANSWERED / "seed-0-step-1.json"
+    handover.answer(exchange, path.stem, {"ids": torch.arange(3)}, {"version": path.stem})
+    tensors, about = handover.await_rollout(exchange, 0, 1)
+    assert (tensors["ids"].tolist(), about["version"]) == ([0, 1, 2], path.stem)
+    path.write_text(json.dumps({**about, "version": "seed-0-step-0"}))
+    with pytest.raises(SamplerFault, match="seed-0-step-0 answered where seed-0-step-1 was asked") as caught:
+        handover.await_rollout(exchange, 0, 1)
+    assert caught.value.kind is FaultKind.STALE
+    tensors_file = path.with_suffix(".safetensors")
+    tensors_file.write_bytes(tensors_file.read_bytes()[:-1] + b"\7")
+    with pytest.raises(SamplerFault, match="another checksum") as caught:
+        handover.await_rollout(exchange, 0, 1)
+    assert caught.value.kind is FaultKind.CORRUPT
+
+
+def test_a_full_disk_or_memory_within_the_engine_is_named_as_such(tmp_path: Path, monkeypatch) -> None:
+    kinds = [
+        (OSError(errno.ENOSPC, "No space left on device"), FaultKind.DISK_FULL),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), FaultKind.DISK_FULL),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), FaultKind.OUT_OF_MEMORY),
+        (RuntimeError("another"), FaultKind.DIED),
+    ]
+    assert [vllm_driver._kind(error) for error, _ in kinds] == [kind for _, kind in kinds]
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(server, "_tell", lambda **event: told.append(event))
+    for error, _ in (kinds[0], kinds[3]):
+        server._tell_of(error)
+    assert [event["kind"] for event in told] == [FaultKind.DISK_FULL, FaultKind.DIED]
+
+
+class TellingSlot(Slot):
+    """A slot without a process, which tells what it is given to tell."""
+
+    def __init__(self, *events: dict[str, Any], busy_seconds: float | None = None) -> None:
+        self._events, self._what, self._limit, self._longest = deque(events), "its start", 600.0, 1.0
+        self.broken = False
+        self._since = None if busy_seconds is None else time.monotonic() - busy_seconds
+        self._process, self.identity = SimpleNamespace(poll=lambda: None), {}  # type: ignore[assignment]
+
+
+def test_an_engine_that_ended_or_takes_too_long_is_told_by_its_slot(tmp_path: Path) -> None:
+    slow = TellingSlot(busy_seconds=601)
+    with pytest.raises(SamplerFault, match="its start took more than 600 s") as caught:
+        slow.poll()
+    assert (caught.value.kind, slow.broken) == (FaultKind.HUNG, True)
+    TellingSlot(busy_seconds=590).poll()
+    dead = TellingSlot()
+    dead._process, dead.log = SimpleNamespace(poll=lambda: -9), tmp_path / "sampler.log"  # type: ignore[assignment]
+    dead.log.write_text("loading\nKilled\n")
+    with pytest.raises(SamplerFault, match="ended with status -9; its log ends: Killed") as caught:
+        dead.poll()
+    assert (caught.value.kind, dead.broken) == (FaultKind.DIED, True)
+
+
+@pytest.mark.parametrize(("finite", "kind"), [(True, FailureKind.CRASHED), (False, FailureKind.DIVERGED)])
+def test_weights_that_the_sampler_refuses_are_the_candidates_failure(
+    tmp_path: Path, finite: bool, kind: FailureKind
+) -> None:
+    slot = TellingSlot({"event": "refused", "message": "tensor 'more' is no part of the policy", "finite": finite})
+    with pytest.raises(CandidateFailure, match="'more' is no part of the policy") as caught:
+        launcher._look_at(slot, tmp_path)
+    assert (caught.value.kind, slot.broken) == (kind, True)
+
+
+@pytest.mark.parametrize("fault", FaultKind)
+def test_every_fault_that_a_sampler_tells_is_the_machines(tmp_path: Path, fault: FaultKind) -> None:
+    with pytest.raises(InfrastructureError) as caught:
+        launcher._look_at(TellingSlot({"event": "fault", "kind": str(fault), "message": "why"}), tmp_path)
+    assert isinstance(caught.value, SamplerFault)
+    assert (caught.value.kind, str(caught.value)) == (fault, f"sampler, {fault}: why")
+
+
+def test_a_limit_that_is_reached_in_a_rollout_without_end_is_the_samplers(
+    tiny_policy: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """The longest rollout took 1 s: below 10 s nothing is stuck, and who computes itself at its limit is too slow."""
+    job = scripted(tiny_policy, tmp_path)
+    started: list[Path] = []
+
+    def limited(argv: list[str], *, log: Path, **_: Any) -> int:
+        started.append(log)
+        raise TimeLimitReached("the limit of 5 s was reached")
+
+    monkeypatch.setattr(launcher, "run_confined", limited)
+
+    def ends_with(slot: Slot | None) -> BaseException:
+        with pytest.raises((SamplerFault, CandidateFailure)) as caught:
+            launcher._confined(job, [0], tmp_path, tiny_policy, [], None, slot, None, {}, None)  # type: ignore[arg-type]
+        return caught.value
+
+    stuck = ends_with(TellingSlot(busy_seconds=11))
+    assert isinstance(stuck, SamplerFault)
+    assert stuck.kind is FaultKind.HUNG
+    for slot in (TellingSlot(busy_seconds=9), TellingSlot(), None):
+        slow = ends_with(slot)
+        assert isinstance(slow, CandidateFailure)
+        assert slow.kind is FailureKind.TIMED_OUT
+    assert started
+
+
 # ---- the trainer with a server in another thread
 
 
@@ -613,7 +721,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
     """vLLM with the tiny policy, in the environment of ``poise sampler install`` or of POISE_SAMPLER_ENVIRONMENT."""
     resources = SamplerResources(environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"), memory_gib=0.5)
     try:
-        sampler = VllmSampler(REAL, resources, tmp_path_factory.mktemp("engine"), context=64)
+        sampler = VllmSampler(REAL, resources, tmp_path_factory.mktemp("engine"), context=64, stops=True)
     except SamplerFault as fault:
         pytest.skip(fault.message)
     yield sampler
@@ -621,7 +729,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmSampler]:
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
 def test_vllm_draws_from_the_same_distribution_as_the_local_sampler(
     engine: VllmSampler, wide_policy: Path, tmp_path: Path
 ) -> None:
@@ -677,10 +785,70 @@ def test_vllm_draws_from_the_same_distribution_as_the_local_sampler(
         greedy = replace(requests, temperature=0.0, samples=1)
         one, other = engine.sample(greedy).completions, local.sample(greedy).completions
         assert codec.decode(one.ids, one.mask) == codec.decode(other.ids, other.mask)
+        ended_by_texts(engine, local, wide_policy, requests)
+
+
+def ended_by_texts(engine: VllmSampler, local: LocalSampler, policy: Path, requests: Requests) -> None:
+    """Texts of one, two and three characters, each a token of this policy, end completions where the trainer's own sampler does."""
+    codec = PromptCodec.load(policy, PromptSpec(stop=("7", "11", "234"), stopping="sampling"))
+    assert codec.stops is not None
+    asked = replace(requests, stops=codec.stops)
+    found = engine.sample(asked).completions
+    texts = codec.tokenizer.batch_decode([ids[mask] for ids, mask in zip(found.ids, found.mask, strict=True)])
+    stopped = [any(text in completion for text in codec.stops.texts) for completion in texts]
+    assert {text for text in codec.stops.texts if any(text in one for one in texts)} >= {"7", "11"}
+    for completion, stop in zip(texts, stopped, strict=True):
+        if stop:
+            assert completion.endswith(codec.stops.texts), "the token that completes the text is the last one"
+            assert not any(text in completion[:-1] for text in codec.stops.texts)
+    ends = (torch.isin(found.ids, torch.tensor(codec.eos_ids)) & found.mask).any(-1)
+    assert torch.equal(~found.truncated, ends | torch.tensor(stopped))
+    codes = [prompt for prompt in requests.prompts for _ in range(requests.samples)]
+    ids, mask = padded_left(codes, codec.pad_id)
+    with torch.no_grad():
+        scored, _ = score_completions(local._model, ids, mask, found.ids, found.mask, temperature=1.5)
+    torch.testing.assert_close(found.logprobs, scored, atol=1e-4, rtol=0)
+    greedy = replace(asked, temperature=0.0, samples=1)
+    one, other = engine.sample(greedy).completions, local.sample(greedy).completions
+    assert torch.equal(one.ids, other.ids)
+    assert torch.equal(one.mask, other.mask)
+    assert torch.equal(one.truncated, other.truncated)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("head", ["float32", None])
+def test_the_head_of_a_policy_in_half_precision_computes_as_the_trainers(
+    wide_policy: Path, tmp_path: Path, head: Literal["float32"] | None
+) -> None:
+    """bfloat16 has 8 significant bits: logits above 1/8 that it rounds are multiples of 2^-10, and so are their differences."""
+    resources = SamplerResources(environment=os.environ.get("POISE_SAMPLER_ENVIRONMENT"), memory_gib=0.5)
+    spec = REAL.model_copy(update={"dtype": "bfloat16", "head": head})
+    try:
+        engine = VllmSampler(spec, resources, tmp_path, context=64)
+    except SamplerFault as fault:
+        pytest.skip(fault.message)
+    codec = PromptCodec.load(wide_policy)
+    prompts = prompt_tokens(codec, ["12%5="])
+    requests = Requests(prompts, 200, 1, codec.eos_ids, codec.pad_id, key=(5, 6), temperature=2.0)
+    try:
+        engine.load("first", wide_policy)
+        assert engine.identity().get("head") == head
+        model = load_model(wide_policy, ModelSpec(dtype="bfloat16", head="float32" if head else "model"))
+        assert handover.same_canary(engine.score(handover.canary_ids(model.config.vocab_size)), handover.canary(model))
+        drawn = engine.sample(requests).completions
+    finally:
+        engine.close()
+    first = dict(zip(drawn.ids[:, 0].tolist(), drawn.logprobs[:, 0].tolist(), strict=True))
+    assert len(first) >= 4
+    # at one place log-probabilities differ as the logits do, which the temperature has halved
+    apart = torch.tensor([2 * (value - max(first.values())) * 2**10 for value in first.values()])
+    from_multiple = (apart - apart.round()).abs()
+    assert bool((from_multiple < 0.02).all()) is (head is None), "the engine's own choice rounds, float32 does not"
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("processes", [1, 2])
 def test_vllm_trains_and_evaluates(engine: VllmSampler, wide_policy: Path, tmp_path: Path, processes: int) -> None:
     """The whole way: weights to the engine at every step, completions back, and the policy's benchmarks at the end."""
