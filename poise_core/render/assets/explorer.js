@@ -12,6 +12,7 @@ const ALL_DRAWN = 1000; // candidates up to which each is drawn
 const DRAWN = 600; // of more: those that matter and an even choice of the rest
 const OFFERED = 300; // candidates that a list offers to choose from
 const UNPACKED = 24; // parts of the details that are kept unpacked
+const BANDS = "Lines are means over seeds, bands reach from the lowest to the highest seed.";
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8250df", "#999999"];
 
 // ---- elements
@@ -127,6 +128,12 @@ function markers(kept, x, y, more) {
   });
 }
 
+// The mean of a curve over seeds, and behind it the band from the lowest to the highest; nothing without a curve.
+function banded(curve, name, color) {
+  if (!curve) return [];
+  const band = { x: [...curve.step, ...[...curve.step].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself", fillcolor: color + "33", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
+  return [{ type: "scatter", mode: "lines", ...band }, { type: "scatter", mode: "lines", x: curve.step, y: curve.mean, name: escaped(name), line: { color, width: 2 } }];
+}
 // Of many candidates those that matter (the baseline, `first`, the best with their ancestors) and evenly some of the rest.
 function drawable(kept, first) {
   if (kept.length <= ALL_DRAWN) return kept;
@@ -213,10 +220,8 @@ const views = {
     main.replaceChildren(el("h2", {}, "Training curves"), el("p", { class: "noprint" }, el("label", {}, "metric ", selectOf(names, name, (m) => go("curves", { ids: ids.join(","), m }))), " ",
       el("label", {}, "add ", selectOf(["", ...offered(kept.filter((c) => c.tokens))], "", (id) => go("curves", { ids: [...ids, id].join(","), m: name }), (id) => (id ? all[byId.get(id)].name : "a candidate")))),
       el("p", {}, ids.map((id) => el("button", { class: "noprint", onclick: () => go("curves", { ids: ids.filter((one) => one !== id).join(","), m: name }), "aria-label": "remove " + all[byId.get(id)].name }, all[byId.get(id)].name + " ×"))),
-      el("p", { class: "soft" }, "Lines are means over seeds, bands reach from the lowest to the highest seed."), place);
-    const traces = found.flatMap((one, i) => { const curve = (one.curves || {})[name], color = PALETTE[i % PALETTE.length], label = escaped(all[byId.get(ids[i])].name); if (!curve) return [];
-      return [{ x: [...curve.step, ...[...curve.step].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself", fillcolor: color + "22", line: { width: 0 }, hoverinfo: "skip", showlegend: false, type: "scatter" },
-        { x: curve.step, y: curve.mean, name: label, mode: "lines", line: { color, width: 2 }, type: "scatter" }]; });
+      el("p", { class: "soft" }, BANDS), place);
+    const traces = found.flatMap((one, i) => banded((one.curves || {})[name], all[byId.get(ids[i])].name, PALETTE[i % PALETTE.length]));
     plot(place, traces, { xaxis: { title: { text: "training step" } }, yaxis: { title: { text: name || "" } } }, `${name} over training steps.`);
   },
   table(kept, query) {
@@ -254,7 +259,8 @@ const views = {
     const above = more.changed && more.changed.lines.length && byId.has(more.changed.from) ? await detail(byId.get(more.changed.from)) : null;
     if (mine !== turn) return;
     const part = (title, ...content) => el("section", {}, el("h3", {}, title), ...content);
-    const place = el("div", { class: "plot half" }), names = Object.keys(more.curves || {}).sort();
+    const place = el("div", { class: "plot half" }), names = Object.keys(more.curves || {}).sort(), first = ["reward_mean", "entropy", "kl", ...names].find((name) => names.includes(name));
+    const draw = (name) => plot(place, banded(more.curves[name], c.name, PALETTE[0]), { showlegend: false, xaxis: { title: { text: "training step" } }, yaxis: { title: { text: name } } }, `${name} over training steps.`);
     document.title = `${c.name} · ${run.title}`;
     main.replaceChildren(el("h2", {}, c.name, " ", el("span", { class: "soft" }, c.id)),
       el("p", { class: "noprint" }, link("#/compare/" + [c.parents.length ? all[c.parents[0]].id : all[run.baseline ?? index].id, c.id].map(encodeURIComponent).join("/"), "compare with the parent"), " · ", link("#/curves?ids=" + encodeURIComponent([run.baseline === null ? "" : all[run.baseline].id, c.id].filter(Boolean).join(",")), "curves beside the baseline")),
@@ -271,14 +277,11 @@ const views = {
         more.replication ? part("Replication", facts(more.replication, ["row_key", "protocol", "candidate_id"])) : null,
         more.rungs && more.rungs.length ? part("Ladder", table(["rung", "decision", "why", "Overall", "seeds", "steps", "tokens"], more.rungs.map((one) => [one.rung, one.decision, one.message, one.value === null ? "" : one.value.toFixed(1), one.seeds.length, one.steps, count(one.tokens)]))) : null,
         more.verification ? part("Gate", ...gateOf(more.verification)) : null),
-      names.length ? part("Training", place) : null,
+      names.length ? part("Training", el("p", { class: "noprint" }, el("label", {}, "metric ", selectOf(names, first, draw))), el("p", { class: "soft" }, BANDS), place) : null,
       more.completions && more.completions.length ? part("Sample completions", el("p", { class: "soft" }, "The first that was right, wrong and malformed, and the longest; of training and of the search split."), ...completionsOf(more.completions)) : null,
       above ? part("Changes to the parent's file", diffOf(more.changed.lines, above.source, more.source, all[byId.get(more.changed.from)].name, c.name)) : null,
       more.source ? part("Source", el("pre", { tabindex: "0" }, highlighted(more.source))) : null);
-    if (names.length) {
-      const drawn = ["reward_mean", "entropy", "kl"].filter((name) => names.includes(name)).concat(names).slice(0, 1)[0], curve = more.curves[drawn];
-      plot(place, [{ x: curve.step, y: curve.mean, type: "scatter", mode: "lines", name: drawn, line: { color: style("--link") } }], { xaxis: { title: { text: "training step" } }, yaxis: { title: { text: drawn } } }, `${drawn} over training steps.`);
-    }
+    if (names.length) draw(first);
   },
   async compare(kept, query, ids) {
     const mine = turn, known = ids.filter((id) => byId.has(id)), pair = known.map((id) => all[byId.get(id)]), more = await Promise.all(known.map((id) => detail(byId.get(id))));
