@@ -36,8 +36,8 @@ CURVE_LEVELS = 500
 MANY = 2_000
 """Candidates above which curves keep half as many steps: they are most of what such a page weighs."""
 
-TOGETHER = 50
-"""Candidates whose rows are read at once."""
+TOGETHER = 500
+"""Candidates whose rows are read at once; a compacted table is read through for each such part."""
 
 BOOKKEEPING = frozenset(
     {"row_key", "protocol", "candidate_id", "proposal_id", "content_digest", "created_at", "fingerprint"}
