@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import pyarrow.compute as pc
+
 from poise_core.archive.encoding import content_digests
 from poise_core.archive.errors import ArchiveError
 from poise_core.archive.lineage import Lineage
 from poise_core.archive.parts import compacted_table
 from poise_core.archive.reader import PartReader
-from poise_core.archive.schema import CANDIDATES, TABLES, Table
+from poise_core.archive.schema import ABLATED, CANDIDATES, TABLES, Table
 from poise_core.archive.snapshot import SNAPSHOT_FILE, load_snapshot, snapshot_of
 from poise_core.archive.storage import Storage
 
-_OF_CANDIDATES = ("verifications", "evaluations", "trajectories", "reflections", "selections")
+_OF_CANDIDATES = (
+    "verifications",
+    "evaluations",
+    "trajectories",
+    "reflections",
+    "selections",
+    "completions",
+    "ablations",
+)
 
 
 def find_faults(storage: Storage, reader: PartReader) -> list[str]:
@@ -81,7 +91,12 @@ def _reference_faults(reader: PartReader) -> list[str]:
     known = set(reader.select(CANDIDATES, {}, unsealed=False)["candidate_id"].to_pylist())
     faults = []
     for name in _OF_CANDIDATES:
-        named = set(reader.select(TABLES[name], {}, unsealed=True)["candidate_id"].to_pylist())
+        data = reader.select(TABLES[name], {}, unsealed=True)
+        if (
+            name == "evaluations"
+        ):  # versions of an ablation are no candidates, and are scored before they have their row
+            data = data.filter(pc.invert(pc.starts_with(data["protocol"], ABLATED)))
+        named = set(data["candidate_id"].to_pylist())
         faults += [f"{name} holds {missing}, which candidates lacks" for missing in sorted(named - known)]
     try:
         lineage_of(reader)

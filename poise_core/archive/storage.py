@@ -169,6 +169,14 @@ class Storage:
         Raises:
             ArchiveError: the folder is missing or cannot be read.
         """
+        return {name: size for name, (size, _) in self.stamps(table).items()}
+
+    def stamps(self, table: str) -> dict[str, tuple[int, int]]:
+        """Return the same files with their sizes in bytes and when they were written, in nanoseconds since 1970.
+
+        Raises:
+            ArchiveError: the folder is missing or cannot be read.
+        """
         try:
             # a table without compacted files has no such folder, which is no error
             selector = fs.FileSelector(self.path(table), allow_not_found="/" in table)
@@ -179,8 +187,8 @@ class Storage:
             ) from None
         except OSError as error:
             raise ArchiveError(f"{self.shown(table)}: cannot be listed: {one_line(error)}") from error
-        files = ((info.base_name, info.size) for info in found if info.type == fs.FileType.File)
-        return {name: size for name, size in files if not name.startswith(".")}
+        files = ((info.base_name, (info.size, info.mtime_ns)) for info in found if info.type == fs.FileType.File)
+        return {name: stamp for name, stamp in files if not name.startswith(".")}
 
     def exists(self, table: str, name: str) -> bool:
         """Whether the file exists.

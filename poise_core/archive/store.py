@@ -6,6 +6,7 @@ example ``pandas.read_parquet("RUN_DIR/archive/candidates")``.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from poise_core.archive.encoding import Row, build_table, to_parquet
 from poise_core.archive.errors import ArchiveConflictError, ArchiveError, ArchiveRowError
 from poise_core.archive.lineage import Lineage
 from poise_core.archive.locations import open_storage
-from poise_core.archive.parts import SCHEMA_FILE, part_name, part_values
+from poise_core.archive.parts import SCHEMA_FILE, compacted_table, part_name, part_values
 from poise_core.archive.reader import PartReader
 from poise_core.archive.rows import seed_evaluations, trajectory_seeds
 from poise_core.archive.schema import TABLES, Table
@@ -309,6 +310,18 @@ class Archive:
                 present = {name: sizes[name] for name in names if name in sizes}
                 written += [table.name] if write_snapshot(self._storage, table, data, present) else []
         return written
+
+    def revision(self) -> str:
+        """Return a text that is another one whenever rows were added, or files exchanged; no file is opened for it.
+
+        Raises:
+            ArchiveError: a folder is missing or cannot be listed.
+        """
+        found = hashlib.sha256()
+        for table in filter(lambda table: self.has(table.name), TABLES.values()):
+            for folder in (table.name, compacted_table(table)):
+                found.update(repr((folder, sorted(self._storage.stamps(folder).items()))).encode())
+        return found.hexdigest()
 
     def check(self) -> list[str]:
         """Check the whole archive: every file opens, digests match, and no row refers to a missing candidate.

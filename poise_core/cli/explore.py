@@ -47,6 +47,10 @@ def explore(
         found = details(evidence, [one["id"] for one in document["candidates"]])
         return explorer_page(run_dir.resolve().name, document, found, refresh_seconds=refresh_seconds)
 
+    def revision() -> tuple[str, ...]:
+        runs = [RunDirectory.read(path) for path in (run_dir, *(beside or ()))]
+        return tuple(text for run in runs for text in (run.archive.revision(), run.current_preset.model_dump_json()))
+
     with plain_errors():
         digest = RunDirectory.read(run_dir).preset.protocol.digest
         for other in beside or ():
@@ -60,9 +64,16 @@ def explore(
             from poise_core.render.explorer_server import serve_pages
 
             try:
-                serve_pages(lambda: page(REFRESH_SECONDS), port, on_ready=lambda url: say(f"{url} (Ctrl-C stops)"))
+                serve_pages(
+                    lambda: page(REFRESH_SECONDS),
+                    port,
+                    revision=revision,
+                    on_ready=lambda url: say(f"{url} (Ctrl-C stops)"),
+                )
             except KeyboardInterrupt:
                 raise typer.Exit(STOPPED) from None
+            except OSError as error:
+                raise fail(f"port {port}: {error.strerror or error}; --port 0 takes a free one", UNUSABLE) from error
             return
         place = out or run_dir / PAGE
         text = page()

@@ -21,6 +21,7 @@ import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -90,12 +91,14 @@ class Credit:
     candidates: int  # scored ones that it rests on
     left_out: int = 0  # made, and without a score: refused, failed, stopped or unfinished
     misfit: float = 0.0  # standard deviation of what mechanisms do not explain, percent points
+    bare: int = 0  # scored with one seed before there was a noise floor: no interval
 
     @property
     def sentence(self) -> str:
         """The result in one line."""
         if not self.mechanisms:
-            return f"{self.candidates} scored candidates are too few to credit mechanisms; {FEWEST} are needed"
+            bare = f", and {self.bare} without an interval," if self.bare else ""
+            return f"{self.candidates} scored candidates{bare} are too few to credit mechanisms; {FEWEST} are needed"
         parts = []
         for verdict in ("pays", "costs"):
             found = [one for one in self.mechanisms if one.verdict == verdict]
@@ -149,7 +152,7 @@ def credit(
     varied = np.flatnonzero(np.abs(design).sum(axis=0)) if usable else np.array([], dtype=int)
     never = tuple(name for i, name in enumerate(names) if i not in set(varied.tolist()))
     if len(usable) < FEWEST or not len(varied):
-        return Credit((), (), never, len(usable), left_out)
+        return Credit((), (), never, len(usable), left_out, bare=len(gains) - len(usable))
     design, has = design[:, varied], has[:, varied]
     kept = [names[i] for i in varied]
     gained = np.array([delta.estimate for _, delta in usable.values()])
@@ -233,6 +236,7 @@ def credit_lines(found: Credit) -> list[str]:
     return lines + [f"cannot be told apart: {one.sentence}" for one in found.confounded[:TOLD]]
 
 
+@lru_cache(maxsize=20_000)  # pages and prompts ask for all of a run again and again
 def mechanisms_of(source: str) -> tuple[str, ...]:
     """Names in the table ``MECHANISMS`` of a candidate's file; none where it cannot be read."""
     try:

@@ -22,7 +22,7 @@ from poise_core.config.protocol import Protocol
 from poise_core.escaping import one_line
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means
 from poise_core.evidence.credit import credit, credit_lines, mechanisms_of
-from poise_core.evidence.format import format_interval, spell_interval
+from poise_core.evidence.format import counted_seeds, format_interval, spell_interval
 from poise_core.evidence.intervals import Interval, delta_between, distinguishable, paired_delta
 from poise_core.evidence.noise import Floors
 from poise_core.evolution.history import History
@@ -203,7 +203,8 @@ class Briefs:
             if own:
                 own.sort(key=lambda row: (not row["dropped"], len(row["dropped"]), -abs(row["delta"] or 0.0)))
                 name = names.get(candidate, candidate)
-                head = f"{name}, each version trained with the same {len(own[0]['seeds'])} seeds; Overall to {name}'s:"
+                seeds = counted_seeds(len(own[0]["seeds"]))
+                head = f"{name}, each version trained with the same {seeds}; Overall to {name}'s:"
                 parts.append("\n".join([head, *(f"- {_version(row)}" for row in own[:VERSIONS])]))
         return "\n\n".join(parts)
 

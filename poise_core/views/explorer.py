@@ -7,7 +7,6 @@ candidate's own page shows; it is by far the larger part, and a page reads it on
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from poise_core.archive import trajectory_seeds
 from poise_core.archive.typed import CompletionRow
 from poise_core.evaluation.kept import KINDS
 from poise_core.evaluation.results import benchmark_means
-from poise_core.evidence.credit import run_credit
+from poise_core.evidence.credit import mechanisms_of, run_credit
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.views.arms import best_so_far
@@ -37,8 +36,8 @@ CURVE_LEVELS = 500
 MANY = 2_000
 """Candidates above which curves keep half as many steps: they are most of what such a page weighs."""
 
-TOGETHER = 50
-"""Candidates whose rows are read at once."""
+TOGETHER = 500
+"""Candidates whose rows are read at once; a compacted table is read through for each such part."""
 
 BOOKKEEPING = frozenset(
     {"row_key", "protocol", "candidate_id", "proposal_id", "content_digest", "created_at", "fingerprint"}
@@ -154,7 +153,6 @@ def tree_places(parents: Sequence[Sequence[int]], generations: Sequence[int]) ->
 
 def _summary(evidence: RunEvidence, row: LeaderboardRow, spent: Mapping[str, int]) -> dict[str, Any]:
     record = evidence.candidates.get(row.candidate_id)
-    mechanisms = json.loads(record["mechanisms"]) if record and record["mechanisms"] else {}
     stability = evidence.stability(row.candidate_id)
     return {
         "id": row.candidate_id,
@@ -178,7 +176,7 @@ def _summary(evidence: RunEvidence, row: LeaderboardRow, spent: Mapping[str, int
         ),
         "tokens": spent.get(row.candidate_id, 0),
         "change": record["change"] if record else "",
-        "mechanisms": " ".join(mechanisms) if isinstance(mechanisms, dict) else str(mechanisms),
+        "mechanisms": ", ".join(mechanisms_of(record["source"])) if record else "",
         "failure": dict(row.failure) if row.failure else None,
     }
 

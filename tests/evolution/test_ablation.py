@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -128,6 +129,7 @@ def test_no_version_counts_as_a_candidate_and_every_view_shows_them(tmp_path: Pa
     evidence = evolution.run.evidence()
     assert [row.to_dict() for row in leaderboard(evidence)] == before
     assert other_protocols(evidence) == []
+    assert evolution.run.archive.check() == []
     assert laboratory.splits == {"search"}
     assert evidence.counted() == "1 tried of 5 planned"
     shown = view_candidate(evidence, "ABCD").to_dict()["ablation"]
@@ -371,6 +373,8 @@ def test_credit_finds_what_pays_and_names_what_cannot_be_told_apart() -> None:
     # h, which no candidate kept, is -1 in every row and not "never varied"
     assert "h" in by_name
     assert credit({}, ["g"]).sentence == "0 scored candidates are too few to credit mechanisms; 4 are needed"
+    bare = credit({"one seed": (("a",), Interval(1.0, -math.inf, math.inf, 1))}, ["g"])
+    assert bare.sentence.startswith("0 scored candidates, and 1 without an interval, are too few")
 
 
 @pytest.mark.exhaustive

@@ -7,12 +7,15 @@ import difflib
 import gzip
 import hashlib
 import json
+import queue
 import re
 import shutil
+import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,29 +190,72 @@ def test_the_command_writes_the_page_and_says_where(tmp_path: Path) -> None:
     assert (missing.exit_code, missing.output.count("\n")) == (2, 1)
 
 
-def test_served_pages_are_for_this_machine_alone(evidence: RunEvidence) -> None:
+@contextmanager
+def served(page: Callable[[], str], revision: Callable[[], object]) -> Iterator[str]:
+    """The address at which it answers."""
     from poise_core.render.explorer_server import serve_pages
 
-    ready = threading.Event()
-    address = []
+    address: queue.Queue[str] = queue.Queue()
+    options = {"revision": revision, "on_ready": address.put}
+    threading.Thread(target=serve_pages, args=(page, 0), kwargs=options, daemon=True).start()
+    yield address.get(timeout=10)
 
-    def on_ready(url: str) -> None:
-        address.append(url)
-        ready.set()
 
-    thread = threading.Thread(
-        target=serve_pages, args=(lambda: "<p>page</p>", 0), kwargs={"on_ready": on_ready}, daemon=True
-    )
-    thread.start()
-    assert ready.wait(10)
-    assert urllib.request.urlopen(address[0]).read() == b"<p>page</p>"
-    for request, status in (
-        (urllib.request.Request(address[0], headers={"Host": "example.org:80"}), 403),
-        (urllib.request.Request(address[0] + "other"), 404),
-    ):
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(request)
-        assert refused.value.code == status
+def test_served_pages_are_for_this_machine_alone() -> None:
+    with served(lambda: "<p>page</p>", lambda: 0) as address:
+        assert urllib.request.urlopen(address).read() == b"<p>page</p>"
+        for request, status in (
+            (urllib.request.Request(address, headers={"Host": "example.org:80"}), 403),
+            (urllib.request.Request(address + "other"), 404),
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request)
+            assert refused.value.code == status
+
+
+def test_a_served_page_is_made_again_when_the_archive_has_changed(tmp_path: Path) -> None:
+    protocol, made = samples.make_protocol(), list[int]()
+    archive = hostile_archive(tmp_path, protocol)
+
+    def page() -> str:
+        made.append(len(Archive(tmp_path / "archive").rows("rungs")))
+        if len(made) == 2:  # a row that comes while a page is made is in the next one
+            archive.append("rungs", [samples.rung(protocol, samples.SA, "proxy", "stopped")])
+        return str(made[-1])
+
+    with served(page, lambda: Archive(tmp_path / "archive").revision()) as address:
+
+        def read() -> str:
+            return urllib.request.urlopen(address).read().decode()
+
+        assert [read(), read()] == ["0", "0"]
+        archive.refresh_snapshots()
+        assert (read(), made) == ("0", [0]), "nobody has added a row"
+        archive.append("rungs", [samples.rung(protocol, samples.AV, "proxy", "promoted")])
+        assert [read(), read(), read()] == ["1", "2", "2"]
+        assert made == [0, 1, 2]
+        (path,) = (tmp_path / "archive" / "rungs").glob(f"*{samples.AV}*")
+        content = path.read_bytes()
+        path.unlink()
+        assert read() == "1"
+        path.write_bytes(content)  # the same name and size, from another moment
+        assert read() == "2"
+        archive.compact(lambda _: None)
+        assert read() == "2"
+        archive.append("rungs", [samples.rung(protocol, samples.GRPO, "proxy", "promoted")])
+        assert read() == "3", "beside the compacted file"
+        shutil.rmtree(tmp_path / "archive")
+        with pytest.raises(urllib.error.HTTPError) as unreadable:
+            read()
+        assert unreadable.value.code == 503
+
+
+def test_a_port_that_is_taken_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        refused = CliRunner().invoke(app, ["explore", str(PUBLISHED), "--serve", "--port", port])
+    assert (refused.exit_code, refused.output.count("\n")) == (2, 1)
+    assert f"port {port}: " in refused.output
 
 
 # ---- in a browser

@@ -12,6 +12,7 @@ const ALL_DRAWN = 1000; // candidates up to which each is drawn
 const DRAWN = 600; // of more: those that matter and an even choice of the rest
 const OFFERED = 300; // candidates that a list offers to choose from
 const UNPACKED = 24; // parts of the details that are kept unpacked
+const BANDS = "Lines are means over seeds, bands reach from the lowest to the highest seed.";
 const PALETTE = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8250df", "#999999"];
 
 // ---- elements
@@ -23,9 +24,11 @@ function el(tag, attributes, ...children) {
     else if (name === "class") made.className = value;
     else if (value !== null && value !== undefined) made.setAttribute(name, value);
   }
-  for (const child of children.flat()) if (child !== null && child !== undefined) made.append(child);
+  made.append(...present(children));
   return made;
 }
+const present = (children) => children.flat().filter((one) => one !== null && one !== undefined);
+const fill = (...children) => main.replaceChildren(...present(children));
 const link = (hash, text) => el("a", { href: hash }, text);
 const candidateHash = (c) => "#/candidate/" + encodeURIComponent(c.id);
 const candidateLink = (c) => link(candidateHash(c), c.name);
@@ -85,6 +88,7 @@ function metric(c, name) {
   if (name === "generation") return c.generation;
   return c.metrics[name] ?? null;
 }
+const shortly = (c, name) => { const value = metric(c, name); return value === null ? "" : name === "tokens" ? count(value) : name === "generation" ? String(value) : value.toFixed(name === "seed deviation" ? 2 : 1); };
 const words = document.getElementById("words"), chosen = document.getElementById("outcome"), from = document.getElementById("from");
 for (const name of [...new Set(all.map((c) => c.outcome))]) chosen.append(el("option", { value: name }, name));
 const searched = (c) => (c.text ??= [c.name, c.id, c.mechanisms, c.change, c.state, c.outcome, c.failure ? c.failure.kind + " " + c.failure.message : ""].join(" ").toLowerCase());
@@ -100,17 +104,30 @@ function shown() {
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 function layout(more) {
   const axis = { gridcolor: style("--line"), zerolinecolor: style("--line"), automargin: true };
-  return { paper_bgcolor: style("--back"), plot_bgcolor: style("--back"), font: { color: style("--ink"), size: 13 }, margin: { l: 60, r: 20, t: 30, b: 50 },
-    hovermode: "closest", legend: { orientation: "h", y: 1.08 }, ...more, xaxis: { ...axis, ...more.xaxis }, yaxis: { ...axis, ...more.yaxis } };
+  return { paper_bgcolor: style("--back"), plot_bgcolor: style("--back"), font: { color: style("--ink"), size: 13 }, margin: { l: 60, r: 20, t: 30, b: 60 },
+    hovermode: "closest", uirevision: "kept", legend: { orientation: "h", y: 1.08 }, ...more, xaxis: { ...axis, ...more.xaxis, title: { standoff: 8, ...more.xaxis?.title } }, yaxis: { ...axis, ...more.yaxis } };
 }
+// `traces` makes them, in the colours of that moment.
 function plot(place, traces, more, label) {
   place.setAttribute("role", "group");
   place.setAttribute("aria-label", label + " The table view has the same numbers.");
-  Plotly.newPlot(place, traces, layout(more), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
+  Plotly.newPlot(place, traces(), layout(more), { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["lasso2d", "select2d"] });
+  place.again = () => Plotly.react(place, traces(), layout(more), place._context);
   place.on("plotly_click", (event) => {
     const index = event.points[0].customdata;
     if (index !== undefined && index !== null) location.hash = candidateHash(all[index]);
   });
+}
+// Paper is white, and as wide as it is: plots take the light colours, and are scaled as pictures are.
+function printing(begins) {
+  document.documentElement.classList.toggle("printing", begins);
+  for (const place of main.querySelectorAll(".plot")) {
+    if (!place.again) continue;
+    place.again();
+    const { width, height } = place._fullLayout;
+    place.style.setProperty("--ratio", `${width} / ${height}`);
+    for (const picture of place.querySelectorAll(".main-svg")) begins ? picture.setAttribute("viewBox", `0 0 ${width} ${height}`) : picture.removeAttribute("viewBox");
+  }
 }
 const hover = (c) =>
   [`<b>${escaped(c.name)}</b>  ${escaped(c.state || c.outcome)}`, c.overall ? "Overall " + limits(c.overall) : "", c.delta ? "to the baseline " + limits(c.delta, true) : "",
@@ -118,15 +135,22 @@ const hover = (c) =>
 const deltas = all.filter((c) => c.outcome === "scored").map((c) => metric(c, "delta")).filter((value) => value !== null);
 const reach = Math.max(1, ...deltas.map(Math.abs));
 function markers(kept, x, y, more) {
+  const hollow = (c) => (metric(c, "delta") === null && !SYMBOLS[c.outcome].endsWith("-open") ? "-open" : "");
   return Object.keys(SYMBOLS).filter((name) => kept.some((c) => c.outcome === name)).map((name, place) => {
     const own = kept.filter((c) => c.outcome === name);
     return { type: "scatter", mode: "markers", name, x: own.map(x), y: own.map(y), customdata: own.map((c) => byId.get(c.id)), text: own.map(hover), hoverinfo: "text",
-      marker: { symbol: SYMBOLS[name], size: name === "baseline" ? 15 : 10, line: { width: 1, color: style("--soft") }, color: own.map((c) => metric(c, "delta") ?? 0),
-        cmin: -reach, cmax: reach, colorscale: "RdBu", reversescale: true, showscale: place === 0, colorbar: { title: { text: "delta", side: "right" }, thickness: 12 } },
+      marker: { symbol: own.map((c) => SYMBOLS[name] + hollow(c)), size: name === "baseline" ? 15 : 10, line: { width: 1, color: style("--soft") }, color: own.map((c) => metric(c, "delta") ?? 0),
+        cmin: -reach, cmax: reach, colorscale: ["--low", "--lower", "--even", "--higher", "--high"].map((name, i) => [i / 4, style(name)]), showscale: place === 0, colorbar: { title: { text: "delta", side: "top" }, thickness: 12 } },
       ...(more ? more(own) : {}) };
   });
 }
 
+// The mean of a curve over seeds, and behind it the band from the lowest to the highest; nothing without a curve.
+function banded(curve, name, color) {
+  if (!curve) return [];
+  const band = { x: [...curve.step, ...[...curve.step].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself", fillcolor: color + "33", line: { width: 0 }, hoverinfo: "skip", showlegend: false };
+  return [{ type: "scatter", mode: "lines", ...band }, { type: "scatter", mode: "lines", x: curve.step, y: curve.mean, name: escaped(name), line: { color, width: 2 } }];
+}
 // Of many candidates those that matter (the baseline, `first`, the best with their ancestors) and evenly some of the rest.
 function drawable(kept, first) {
   if (kept.length <= ALL_DRAWN) return kept;
@@ -140,18 +164,20 @@ function drawable(kept, first) {
 }
 // Draw `kept` by `traces(drawn)` over a shade of where all of them are, and again what is left in the window when it is zoomed.
 function drawMany(place, note, kept, x, y, traces, more, label, first = []) {
-  const shade = { type: "histogram2d", x: kept.map(x), y: kept.map(y), nbinsx: 60, nbinsy: 60, colorscale: [[0, style("--back")], [1, style("--shade")]], showscale: false, hoverinfo: "skip" };
-  const drawing = (within) => {
+  const shade = () => ({ type: "histogram2d", x: kept.map(x), y: kept.map(y), nbinsx: 60, nbinsy: 60, colorscale: [[0, style("--back")], [1, style("--shade")]], showscale: false, hoverinfo: "skip" });
+  let within = kept;
+  const drawing = () => {
     const drawn = drawable(within, first.filter((c) => within.includes(c)));
     note.textContent = within.length > drawn.length ? `${drawn.length} of ${within.length} are drawn: the best with their ancestors, and evenly some of the rest; the shade tells where all are. Zoom or filter to see the others.` : "";
-    return [...(within.length > drawn.length ? [shade] : []), ...traces(drawn)];
+    return [...(within.length > drawn.length ? [shade()] : []), ...traces(drawn)];
   };
-  plot(place, drawing(kept), more, label);
+  plot(place, drawing, more, label);
   if (kept.length > ALL_DRAWN) place.on("plotly_relayout", (change) => {
     if (!Object.keys(change).some((name) => /^[xy]axis/.test(name))) return;
     const inside = (axis, value) => value === null || (value - axis.range[0]) * (value - axis.range[1]) <= 0;
     const { xaxis, yaxis } = place._fullLayout;
-    Plotly.react(place, drawing(kept.filter((c) => inside(xaxis, x(c)) && inside(yaxis, y(c)))), place.layout, place._context);
+    within = kept.filter((c) => inside(xaxis, x(c)) && inside(yaxis, y(c)));
+    Plotly.react(place, drawing(), place.layout, place._context);
   });
 }
 // Candidates that no other beats in both metrics, from one end to the other.
@@ -169,19 +195,20 @@ function frontOf(known, x, y) {
 const views = {
   tree(kept) {
     const place = el("div", { class: "plot" }), note = el("p", { class: "soft" });
-    main.replaceChildren(el("h2", {}, "The tree"), el("p", { class: "soft" }, "A column is a generation; colour is the difference to the baseline (blue is better), the sign is the outcome. A click opens a candidate."), place, note);
+    const columns = kept.map((c) => c.x), ends = columns.length ? [columns.reduce((a, b) => Math.min(a, b)) - 0.7, columns.reduce((a, b) => Math.max(a, b)) + 0.7] : [0, 1];
+    fill(el("h2", {}, "The tree"), el("p", { class: "soft" }, "A column is a generation; colour is the difference to the baseline (blue is better), the sign is the outcome; hollow ones have no such difference. A click opens a candidate."), place, note);
     drawMany(place, note, kept, (c) => c.x, (c) => c.y, (drawn) => {
       const x = [], y = [];
       for (const c of drawn) if (c.parents.length) { const parent = all[c.parents[0]]; x.push(parent.x, c.x, null); y.push(parent.y, c.y, null); }
       return [{ type: "scatter", mode: "lines", x, y, hoverinfo: "skip", showlegend: false, line: { color: style("--line"), width: 1 } }, ...markers(drawn, (c) => c.x, (c) => c.y)];
-    }, { xaxis: { title: { text: "generation" }, ...(all.at(-1)?.x > 30 ? {} : { dtick: 1 }) }, yaxis: { visible: false, autorange: "reversed" } }, "Tree of candidates by generation.");
+    }, { xaxis: { title: { text: "generation" }, range: ends, ...(ends[1] - ends[0] > 32 ? {} : { dtick: 1 }) }, yaxis: { visible: false, autorange: "reversed" } }, "Tree of candidates by generation.");
   },
   plot(kept, query) {
     const x = query.get("x") || "tokens", y = query.get("y") || "Overall";
     const choose = (name, value) => el("label", {}, name + " ", selectOf(metricNames, value, (next) => go("plot", { x, y, [name]: next })));
     const place = el("div", { class: "plot" }), note = el("p", { class: "soft" }), known = kept.filter((c) => metric(c, x) !== null && metric(c, y) !== null);
     const front = frontOf(known, x, y);
-    main.replaceChildren(el("h2", {}, "Two metrics"), el("p", { class: "noprint" }, choose("x", x), " ", choose("y", y)),
+    fill(el("h2", {}, "Two metrics"), el("p", { class: "noprint" }, choose("x", x), " ", choose("y", y)),
       el("p", { class: "soft" }, `The line joins the ${front.length} candidates that no other beats in both. Bars are 95 % intervals.`), place, note);
     const bars = (own, name) => { const of = (c) => (name === "Overall" ? c.overall : name === "delta" ? c.delta : null);
       return { type: "data", symmetric: false, visible: own.some((c) => of(c) && of(c)[1] !== null), thickness: 1, color: style("--soft"),
@@ -192,7 +219,7 @@ const views = {
   },
   search(kept) {
     const half = () => el("div", { class: "plot half" }), one = half(), two = half(), hours = half(), three = run.cost.calls ? half() : null, note = el("p", { class: "soft" });
-    main.replaceChildren(el("h2", {}, "The search over what it spent"), el("p", { class: "soft" }, "Best is the shrunken estimate of the candidate that the run would name at that moment; it may fall."), one, note, el("h2", {}, "Cost"), el("div", { class: "columns" }, two, hours, three));
+    fill(el("h2", {}, "The search over what it spent"), el("p", { class: "soft" }, "Best is the shrunken estimate of the candidate that the run would name at that moment; it may fall."), one, note, el("h2", {}, "Cost"), el("div", { class: "columns" }, two, hours, three));
     const spent = new Map(), scored = kept.filter((c) => c.overall && c.outcome !== "reference");
     let sum = 0;
     for (const c of all) if (c.tokens) spent.set(c, (sum += c.tokens));
@@ -200,9 +227,9 @@ const views = {
     drawMany(one, note, scored, (c) => spent.get(c) ?? null, (c) => c.overall[0], (drawn) => [{ type: "scatter", mode: "lines+markers", name: beside.length ? escaped(run.title) + ", best so far" : "best so far", line: { shape: "hv", width: 2, color: style("--mark") }, x: run.best.map((s) => s.tokens), y: run.best.map((s) => s.best) }, ...beside,
       ...markers(drawn, (c) => spent.get(c) ?? null, (c) => c.overall[0])], { xaxis: { title: { text: "training tokens spent" } }, yaxis: { title: { text: "Overall, percent" } } }, "Overall over training tokens.");
     for (const [where, name, values] of [[two, "training tokens", run.cost.tokens], [hours, "hours of training and evaluation", run.cost.hours]])
-      plot(where, [{ type: "scatter", mode: "lines", name, y: values, x: values.map((_, i) => i + 1), line: { color: style("--link") } }],
+      plot(where, () => [{ type: "scatter", mode: "lines", name, y: values, x: values.map((_, i) => i + 1), line: { color: style("--link") } }],
         { xaxis: { title: { text: "candidates trained" } }, yaxis: { title: { text: name } } }, `Sum of ${name} over candidates.`);
-    if (three) plot(three, [{ type: "scatter", mode: "lines", name: "dollars", x: run.cost.calls.at, y: run.cost.calls.dollars, line: { color: style("--link"), shape: "hv" } }], { yaxis: { title: { text: "dollars for models" } } }, "Dollars over time.");
+    if (three) plot(three, () => [{ type: "scatter", mode: "lines", name: "dollars", x: run.cost.calls.at, y: run.cost.calls.dollars, line: { color: style("--link"), shape: "hv" } }], { yaxis: { title: { text: "dollars for models" } } }, "Dollars over time.");
   },
   async curves(kept, query) {
     const picked = (query.get("ids") || [run.baseline, ...all.map((c, i) => i).filter((i) => all[i].overall).sort((a, b) => all[b].overall[0] - all[a].overall[0]).slice(0, 3)].filter((i) => i !== null).map((i) => all[i].id).join(",")).split(",").filter((id) => byId.has(id));
@@ -210,13 +237,11 @@ const views = {
     if (mine !== turn) return;
     const names = [...new Set(found.flatMap((one) => Object.keys(one.curves || {})))].sort(), name = query.get("m") && names.includes(query.get("m")) ? query.get("m") : names.includes("reward_mean") ? "reward_mean" : names[0];
     const place = el("div", { class: "plot" });
-    main.replaceChildren(el("h2", {}, "Training curves"), el("p", { class: "noprint" }, el("label", {}, "metric ", selectOf(names, name, (m) => go("curves", { ids: ids.join(","), m }))), " ",
+    fill(el("h2", {}, "Training curves"), el("p", { class: "noprint" }, el("label", {}, "metric ", selectOf(names, name, (m) => go("curves", { ids: ids.join(","), m }))), " ",
       el("label", {}, "add ", selectOf(["", ...offered(kept.filter((c) => c.tokens))], "", (id) => go("curves", { ids: [...ids, id].join(","), m: name }), (id) => (id ? all[byId.get(id)].name : "a candidate")))),
       el("p", {}, ids.map((id) => el("button", { class: "noprint", onclick: () => go("curves", { ids: ids.filter((one) => one !== id).join(","), m: name }), "aria-label": "remove " + all[byId.get(id)].name }, all[byId.get(id)].name + " ×"))),
-      el("p", { class: "soft" }, "Lines are means over seeds, bands reach from the lowest to the highest seed."), place);
-    const traces = found.flatMap((one, i) => { const curve = (one.curves || {})[name], color = PALETTE[i % PALETTE.length], label = escaped(all[byId.get(ids[i])].name); if (!curve) return [];
-      return [{ x: [...curve.step, ...[...curve.step].reverse()], y: [...curve.high, ...[...curve.low].reverse()], fill: "toself", fillcolor: color + "22", line: { width: 0 }, hoverinfo: "skip", showlegend: false, type: "scatter" },
-        { x: curve.step, y: curve.mean, name: label, mode: "lines", line: { color, width: 2 }, type: "scatter" }]; });
+      el("p", { class: "soft" }, BANDS), place);
+    const traces = () => found.flatMap((one, i) => banded((one.curves || {})[name], all[byId.get(ids[i])].name, PALETTE[i % PALETTE.length]));
     plot(place, traces, { xaxis: { title: { text: "training step" } }, yaxis: { title: { text: name || "" } } }, `${name} over training steps.`);
   },
   table(kept, query) {
@@ -225,42 +250,43 @@ const views = {
     const sorted = [...kept].sort((a, b) => { const one = value(a), other = value(b); if (one === null || other === null) return (one === null) - (other === null); return (one < other ? -1 : one > other ? 1 : 0) * (up ? 1 : -1); });
     const head = (name, numeric) => el("th", { scope: "col", class: numeric ? "n" : "", "aria-sort": by === name ? (up ? "ascending" : "descending") : "none" }, el("button", { type: "button", onclick: () => go("table", { by: name, up: by === name && !up ? "1" : "0" }) }, name));
     const rows = sorted.slice(0, most).map((c) => el("tr", {}, el("td", {}, candidateLink(c)), el("td", {}, c.state || c.outcome), el("td", { class: "n" }, limits(c.overall)), el("td", { class: "n " + (c.verdict === "better" ? "good" : c.verdict === "worse" ? "bad" : "") }, limits(c.delta, true)),
-      columns.map((name) => el("td", { class: "n" }, metric(c, name) === null ? "" : name === "tokens" ? count(c.tokens) : String(+metric(c, name).toFixed(2))))));
-    main.replaceChildren(el("h2", {}, "Candidates"), el("section", {}, el("table", {}, el("caption", {}, `Intervals are 95 %; deltas are paired with the baseline by seed and problem. ${run.counted}.`),
+      columns.map((name) => el("td", { class: "n" }, shortly(c, name)))));
+    fill(el("h2", {}, "Candidates"), el("section", {}, el("table", { class: "candidates" }, el("caption", {}, `Intervals are 95 %; deltas are paired with the baseline by seed and problem. ${run.counted}.`),
       el("thead", {}, el("tr", {}, head("name"), head("outcome"), head("Overall", true), head("delta", true), columns.map((name) => head(name, true)))), el("tbody", {}, rows)),
       sorted.length > most ? el("p", {}, el("button", { onclick: () => go("table", { by, up: up ? "1" : "0", rows: most + 1000 }) }, `show more of ${sorted.length}`)) : null));
   },
   credit() {
     const found = run.credit, own = found.mechanisms, place = el("div", { class: "plot" });
-    main.replaceChildren(el("h2", {}, "Credit of mechanisms"), el("p", {}, found.says + "."),
+    fill(el("h2", {}, "Credit of mechanisms"), el("p", {}, found.says + "."),
       el("p", { class: "soft" }, `What having a mechanism is worth in points of Overall, by a ridge regression over ${found.candidates} scored candidates; bars are 95 %. ${found.left_out} without a score are left out. An ablation tells for one candidate what each does.`),
       ...(own.length ? [place, el("section", {}, table(["mechanism", "credit", "having it", "without", "verdict"], own.map((one) => [(one.in_baseline ? one.name + " (baseline's)" : one.name), limits([one.credit, one.low, one.high, one.having], true), one.having, one.lacking, one.verdict])))] : []),
       found.confounded.length ? el("section", {}, el("h3", {}, "Cannot be told apart"), el("ul", {}, found.confounded.map((one) => el("li", {}, one.says)))) : null);
     if (own.length) { const rows = [...own].reverse();
       place.style.height = Math.max(360, 22 * rows.length + 90) + "px";
-      plot(place, [{ type: "scatter", mode: "markers", x: rows.map((one) => one.credit), y: rows.map((one) => escaped(one.name)), text: rows.map((one) => one.verdict), marker: { color: rows.map((one) => (one.verdict === "pays" ? style("--good") : one.verdict === "costs" ? style("--bad") : style("--soft"))), size: 9 },
-        error_x: { type: "data", symmetric: false, array: rows.map((one) => one.high - one.credit), arrayminus: rows.map((one) => one.credit - one.low), thickness: 1, color: style("--soft") } }], { xaxis: { title: { text: "points of Overall" } }, yaxis: { automargin: true } }, "Credit of every mechanism."); }
+      plot(place, () => [{ type: "scatter", mode: "markers", x: rows.map((one) => one.credit), y: rows.map((one) => escaped(one.name)), text: rows.map((one) => one.verdict), marker: { color: rows.map((one) => (one.verdict === "pays" ? style("--good") : one.verdict === "costs" ? style("--bad") : style("--soft"))), size: 9 },
+        error_x: { type: "data", symmetric: false, array: rows.map((one) => one.high - one.credit), arrayminus: rows.map((one) => one.credit - one.low), thickness: 1, color: style("--soft") } }], { xaxis: { title: { text: "points of Overall" }, zerolinecolor: style("--soft") }, yaxis: { range: [-0.8, rows.length - 0.2] } }, "Credit of every mechanism."); }
   },
   failures(kept) {
     const failed = kept.filter((c) => c.failure), kinds = new Map();
     for (const c of failed) { const key = `${c.failure.stage}: ${c.failure.kind}`; kinds.has(key) ? kinds.get(key).push(c) : kinds.set(key, [c]); }
-    main.replaceChildren(el("h2", {}, "Failures and refusals"), failed.length ? null : el("p", {}, "None among what is shown."), ...[...kinds].sort((a, b) => b[1].length - a[1].length).map(([key, own]) =>
+    fill(el("h2", {}, "Failures and refusals"), failed.length ? null : el("p", {}, "None among what is shown."), ...[...kinds].sort((a, b) => b[1].length - a[1].length).map(([key, own]) =>
       el("section", {}, el("h3", {}, `${key} (${own.length})`), el("dl", {}, own.slice(0, 100).flatMap((c) => [el("dt", {}, candidateLink(c)), el("dd", {}, c.failure.message)])), own.length > 100 ? el("p", { class: "soft" }, `The first 100 of ${own.length}; the filter above narrows them.`) : null)));
   },
   async candidate(kept, query, [id]) {
     const index = byId.get(id);
-    if (index === undefined) { main.replaceChildren(el("p", {}, "There is no such candidate in this page.")); return; }
+    if (index === undefined) { fill(el("p", {}, "There is no such candidate in this page.")); return; }
     const mine = turn, c = all[index], more = await detail(index), children = all.filter((one) => one.parents.includes(index));
     const above = more.changed && more.changed.lines.length && byId.has(more.changed.from) ? await detail(byId.get(more.changed.from)) : null;
     if (mine !== turn) return;
     const part = (title, ...content) => el("section", {}, el("h3", {}, title), ...content);
-    const place = el("div", { class: "plot half" }), names = Object.keys(more.curves || {}).sort();
+    const place = el("div", { class: "plot half" }), names = Object.keys(more.curves || {}).sort(), first = ["reward_mean", "entropy", "kl", ...names].find((name) => names.includes(name));
+    const draw = (name) => plot(place, () => banded(more.curves[name], c.name, PALETTE[0]), { showlegend: false, xaxis: { title: { text: "training step" } }, yaxis: { title: { text: name } } }, `${name} over training steps.`);
     document.title = `${c.name} · ${run.title}`;
-    main.replaceChildren(el("h2", {}, c.name, " ", el("span", { class: "soft" }, c.id)),
+    fill(el("h2", {}, c.name, " ", el("span", { class: "soft" }, c.id)),
       el("p", { class: "noprint" }, link("#/compare/" + [c.parents.length ? all[c.parents[0]].id : all[run.baseline ?? index].id, c.id].map(encodeURIComponent).join("/"), "compare with the parent"), " · ", link("#/curves?ids=" + encodeURIComponent([run.baseline === null ? "" : all[run.baseline].id, c.id].filter(Boolean).join(",")), "curves beside the baseline")),
       el("div", { class: "flow" },
-        part("At a glance", facts({ outcome: c.state || c.outcome, generation: c.generation, author: c.author, arm: c.arm, Overall: limits(c.overall), "to the baseline": limits(c.delta, true) + (c.verdict ? ` (${c.verdict})` : ""), "training tokens": c.tokens ? count(c.tokens) : null, mechanisms: c.mechanisms, change: c.change }),
-          el("dl", {}, el("dt", {}, "parents"), el("dd", {}, listed(c.parents.map((p) => all[p]))), el("dt", {}, "children"), el("dd", {}, listed(children)))),
+        part("At a glance", facts({ outcome: c.state || c.outcome, generation: c.generation, author: c.author, arm: c.arm, Overall: limits(c.overall), "to the baseline": limits(c.delta, true) + (c.verdict ? ` (${c.verdict})` : ""), "training tokens": c.tokens ? count(c.tokens) : null, mechanisms: c.mechanisms, change: c.change,
+          parents: el("span", {}, listed(c.parents.map((p) => all[p]))), children: el("span", {}, listed(children)) })),
         more.benchmarks && more.benchmarks.length ? part("Benchmarks, percent", scores(more.benchmarks)) : null,
         more.deltas && Object.keys(more.deltas).length ? part("Paired differences of Overall", facts(Object.fromEntries(Object.entries(more.deltas).map(([name, d]) => ["to " + name, limits([d.estimate, d.low, d.high, d.seeds], true)])))) : null,
         more.proposal ? part("Proposal", facts({ ...more.proposal, ...more.proposal.content }, ["content", "arm", "generation", "slot", "index", "name", "parent_ids", "change", "direction", "call_id"])) : null,
@@ -271,22 +297,19 @@ const views = {
         more.replication ? part("Replication", facts(more.replication, ["row_key", "protocol", "candidate_id"])) : null,
         more.rungs && more.rungs.length ? part("Ladder", table(["rung", "decision", "why", "Overall", "seeds", "steps", "tokens"], more.rungs.map((one) => [one.rung, one.decision, one.message, one.value === null ? "" : one.value.toFixed(1), one.seeds.length, one.steps, count(one.tokens)]))) : null,
         more.verification ? part("Gate", ...gateOf(more.verification)) : null),
-      names.length ? part("Training", place) : null,
+      names.length ? part("Training", el("p", { class: "noprint" }, el("label", {}, "metric ", selectOf(names, first, draw))), el("p", { class: "soft" }, BANDS), place) : null,
       more.completions && more.completions.length ? part("Sample completions", el("p", { class: "soft" }, "The first that was right, wrong and malformed, and the longest; of training and of the search split."), ...completionsOf(more.completions)) : null,
       above ? part("Changes to the parent's file", diffOf(more.changed.lines, above.source, more.source, all[byId.get(more.changed.from)].name, c.name)) : null,
       more.source ? part("Source", el("pre", { tabindex: "0" }, highlighted(more.source))) : null);
-    if (names.length) {
-      const drawn = ["reward_mean", "entropy", "kl"].filter((name) => names.includes(name)).concat(names).slice(0, 1)[0], curve = more.curves[drawn];
-      plot(place, [{ x: curve.step, y: curve.mean, type: "scatter", mode: "lines", name: drawn, line: { color: style("--link") } }], { xaxis: { title: { text: "training step" } }, yaxis: { title: { text: drawn } } }, `${drawn} over training steps.`);
-    }
+    if (names.length) draw(first);
   },
   async compare(kept, query, ids) {
     const mine = turn, known = ids.filter((id) => byId.has(id)), pair = known.map((id) => all[byId.get(id)]), more = await Promise.all(known.map((id) => detail(byId.get(id))));
     if (mine !== turn) return;
-    if (pair.length < 2) { main.replaceChildren(el("p", {}, "Two candidates are compared: #/compare/ONE/OTHER.")); return; }
+    if (pair.length < 2) { fill(el("p", {}, "Two candidates are compared: #/compare/ONE/OTHER.")); return; }
     const choose = (place) => selectOf(offered(kept.filter((c) => c.tokens || c.overall), pair[place]), pair[place].id, (id) => { location.hash = "#/compare/" + [0, 1].map((i) => encodeURIComponent(i === place ? id : pair[i].id)).join("/"); }, (id) => all[byId.get(id)].name);
-    const rows = metricNames.map((name) => [name, ...pair.map((c) => (name === "Overall" ? limits(c.overall) : name === "delta" ? limits(c.delta, true) : metric(c, name) === null ? "" : String(+metric(c, name).toFixed(2))))]);
-    main.replaceChildren(el("h2", {}, "Side by side"), el("p", { class: "noprint" }, el("label", {}, "one ", choose(0)), " ", el("label", {}, "other ", choose(1))),
+    const rows = metricNames.map((name) => [name, ...pair.map((c) => (name === "Overall" ? limits(c.overall) : name === "delta" ? limits(c.delta, true) : shortly(c, name)))]);
+    fill(el("h2", {}, "Side by side"), el("p", { class: "noprint" }, el("label", {}, "one ", choose(0)), " ", el("label", {}, "other ", choose(1))),
       el("section", {}, el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "metric"), pair.map((c) => el("th", { scope: "col", class: "n" }, candidateLink(c))))), el("tbody", {}, rows.map((row) => el("tr", {}, el("th", { scope: "row" }, row[0]), row.slice(1).map((text) => el("td", { class: "n" }, text))))))),
       el("div", { class: "columns" }, pair.map((c, i) => el("section", {}, el("h3", {}, c.name), el("p", { class: "soft" }, c.change || ""), more[i].source ? el("pre", { tabindex: "0" }, highlighted(more[i].source)) : null))));
   },
@@ -311,8 +334,9 @@ function table(head, rows) {
 }
 function gateOf({ report, admitted, seconds, written_by }) {
   const near = (found) => (found || []).slice(0, 3).map(([name, distance]) => `${name} ${distance}`).join(", ");
+  const checks = report.checks || [], told = checks.some((one) => one.message) ? [(one) => one.message ?? ""] : [];
   return [el("p", {}, `${admitted ? "Admitted" : "Refused"} after ${seconds.toFixed(1)} s by ${written_by}.`),
-    table(["check", "result", "what it proves", "message"], (report.checks || []).map((one) => [one.name, one.passed ? "passed" : "failed", one.proves ?? "", one.message ?? ""])),
+    table(["check", "result", "what it proves", ...told.map(() => "message")], checks.map((one) => [one.name, one.passed ? "passed" : "failed", one.proves ?? "", ...told.map((text) => text(one))])),
     facts({ ...report, nearest: near(report.nearest), nearest_archived: near(report.nearest_archived) }, ["checks", "fingerprint", "candidate_name", "admitted", "seconds", "confinement"])];
 }
 const span = (d) => (d ? limits([d.estimate, d.low, d.high, d.seeds], true) : "");
@@ -347,6 +371,8 @@ function facts(values, without) {
   return el("dl", {}, kept.flatMap(([name, value]) => [el("dt", {}, name.replace(/_/g, " ")), el("dd", {}, plain(value))]));
 }
 function plain(value) {
+  if (value instanceof Node) return value;
+  if (Array.isArray(value) && value.every((one) => typeof one === "number")) return value.map(plain).join(", ");
   if (Array.isArray(value)) return el("span", {}, value.map((one, i) => [i ? el("br") : null, plain(one)]).flat());
   if (value && typeof value === "object") return facts(value);
   return typeof value === "number" && !Number.isInteger(value) ? String(+value.toPrecision(5)) : String(value);
@@ -397,11 +423,11 @@ async function show() {
   document.getElementById("views").replaceChildren(...Object.entries(NAMES).map(([key, label]) => el("a", { href: "#/" + key, "aria-current": key === name ? "page" : null }, label)));
   document.title = run.title;
   for (const old of main.querySelectorAll(".plot")) Plotly.purge(old);
-  if (document.readyState === "loading") main.replaceChildren(el("p", { class: "soft" }, "Reading the page ..."));
+  if (document.readyState === "loading") fill(el("p", { class: "soft" }, "Reading the page ..."));
   try {
     await views[name](shown(), new URLSearchParams(query || ""), rest.map(decodeURIComponent));
   } catch (error) {
-    if (mine === turn) main.replaceChildren(el("p", { class: "bad" }, "This view cannot be shown: " + error.message));
+    if (mine === turn) fill(el("p", { class: "bad" }, "This view cannot be shown: " + error.message));
     throw error;
   }
 }
@@ -410,6 +436,9 @@ about.textContent = `protocol ${run.protocol} · policy ${run.policy} · ${all.l
 document.getElementById("filter").addEventListener("submit", (event) => event.preventDefault());
 let waiting = 0;
 for (const one of [words, chosen, from]) one.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(show, 150); });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", show);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { if (!document.documentElement.classList.contains("printing")) show(); });
+addEventListener("beforeprint", () => printing(true));
+addEventListener("afterprint", () => printing(false));
+matchMedia("print").addEventListener("change", (media) => printing(media.matches));
 addEventListener("hashchange", () => { show(); main.focus({ preventScroll: true }); scrollTo(0, 0); });
 show();
