@@ -152,6 +152,7 @@ def ablate(
             except AblationRefused as error:
                 raise fail(error, UNUSABLE) from error
             Tracker.for_run(run).sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True)
+            say_behind(run)
     if json:
         say_json(json_module.dumps(ablation.to_dict(), indent=1, ensure_ascii=False))
         return

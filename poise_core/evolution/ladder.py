@@ -19,6 +19,7 @@ from poise_core.archive import EVOLUTION_ARM
 from poise_core.archive.typed import RungRow
 from poise_core.config import LadderSpec
 from poise_core.config.protocol import Protocol
+from poise_core.evidence.format import counted_seeds
 from poise_core.evidence.racing import Decision
 from poise_core.evidence.stopping import Measurement, Referee, Rung
 from poise_core.evolution.health import HealthWatch
@@ -95,7 +96,7 @@ class Ladder:
             raise failure
         if rung == self.rungs[-1]:
             measured = self.measure(candidate, rung)
-            self._record(candidate, rung, measured, "finished", f"measured with {len(self.seeds)} seeds")
+            self._record(candidate, rung, measured, "finished", f"measured with {counted_seeds(len(self.seeds))}")
             return
         with self.trials.announced("race", candidate.name, candidate.generation) as say:
             measured = self.measure(candidate, rung)

@@ -42,7 +42,7 @@ from poise_core.evidence.ablation import (
     pairs,
     simpler,
 )
-from poise_core.evidence.format import format_interval
+from poise_core.evidence.format import counted_seeds, format_interval
 from poise_core.evolution.events import Event, announced
 from poise_core.evolution.records import load_record, write_record
 from poise_core.experiments.replication import Remeasurement
@@ -192,8 +192,8 @@ class AblationStudy(Remeasurement):
         listed = ", ".join(f"{name} {len(found)}" for name, found in kinds.items() if found)
         said = limits(switches)
         return (
-            f"ablation of {self.candidate_ref().name}: up to {len(keys)} versions ({listed}) with {len(seeds)} seeds each, "
-            f"within {budget} trainings" + (f"; {said}" if said else "")
+            f"ablation of {self.candidate_ref().name}: up to {len(keys)} versions ({listed}) with "
+            f"{counted_seeds(len(seeds))} each, within {budget} trainings" + (f"; {said}" if said else "")
         )
 
     # the measurement
@@ -306,7 +306,7 @@ class AblationStudy(Remeasurement):
                 results = self.executor.evaluate(scored, should_stop=self._stopping)
             for result in results:
                 self.archive.append("evaluations", evaluation_rows(one.identity, filed, result))
-            done(f"{len(seeds)} seeds")
+            done(counted_seeds(len(seeds)))
 
     def _file_equal(self, one: _Gated, seeds: Sequence[int], say: Callable[[str], None]) -> None:
         """A version that trains exactly as something else has its scores, or its failure."""
