@@ -48,8 +48,9 @@ test-fast: checks
 test-all: test
 	$(MAKE) --no-print-directory test-exhaustive
 
+# one worker more: these tests also wait, for servers, for limits and for what they have killed
 test-exhaustive: setup
-	$(PYTEST) -m exhaustive
+	$(BIN)/pytest -n $$(($(WORKERS) + 1)) --dist loadgroup -m exhaustive
 
 gpu-check: setup
 	$(BIN)/python tests/benchmarks/bench_gpu.py --model "$(MODEL)" $(GPU_CHECK)
