@@ -223,8 +223,8 @@ class TestStack:
         for process in processes_of(stack):
             with suppress(psutil.NoSuchProcess):  # PostgreSQL's own come and go
                 commands.append(" ".join(process.cmdline()))
-                found = process.net_connections("inet")
-                listening |= {one.laddr for one in found if one.status == psutil.CONN_LISTEN}
+                connections = process.net_connections("inet")
+                listening |= {one.laddr for one in connections if one.status == psutil.CONN_LISTEN}
         assert {address.ip for address in listening} == {"127.0.0.1"}
         assert {address.port for address in listening} == {stack.postgres, stack.prefect, stack.mlflow}
         at_start = (stack.folder.parent / "arguments").read_text()
