@@ -92,9 +92,8 @@ def _reference_faults(reader: PartReader) -> list[str]:
     faults = []
     for name in _OF_CANDIDATES:
         data = reader.select(TABLES[name], {}, unsealed=True)
-        if (
-            name == "evaluations"
-        ):  # versions of an ablation are no candidates, and are scored before they have their row
+        if name == "evaluations":
+            # versions of an ablation are no candidates, and are scored before they have their row
             data = data.filter(pc.invert(pc.starts_with(data["protocol"], ABLATED)))
         named = set(data["candidate_id"].to_pylist())
         faults += [f"{name} holds {missing}, which candidates lacks" for missing in sorted(named - known)]

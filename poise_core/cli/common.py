@@ -163,7 +163,7 @@ def refuse_misfit(preset: Preset, run_directory: Path) -> None:
     from poise_core.environments.validate import misfit
 
     codec, context = codec_of(preset)
-    if context and (line := misfit(protocol, lambda text: len(codec.encode([text])[0][0]), context)):
+    if context and (line := misfit(protocol, codec.prompt_tokens, context)):
         raise fail(line, UNUSABLE)
 
 

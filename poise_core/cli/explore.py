@@ -39,21 +39,21 @@ def explore(
     from poise_core.run_directory import RunDirectory
     from poise_core.views.explorer import PAGE, details, overview
 
+    others = beside or []
+
     def page(refresh_seconds: int = 0) -> str:
         evidence = RunDirectory.read(run_dir).evidence()
-        document = overview(
-            evidence, {path.resolve().name: RunDirectory.read(path).evidence() for path in beside or ()}
-        )
+        document = overview(evidence, {path.resolve().name: RunDirectory.read(path).evidence() for path in others})
         found = details(evidence, [one["id"] for one in document["candidates"]])
         return explorer_page(run_dir.resolve().name, document, found, refresh_seconds=refresh_seconds)
 
     def revision() -> tuple[str, ...]:
-        runs = [RunDirectory.read(path) for path in (run_dir, *(beside or ()))]
+        runs = [RunDirectory.read(path) for path in (run_dir, *others)]
         return tuple(text for run in runs for text in (run.archive.revision(), run.current_preset.model_dump_json()))
 
     with plain_errors():
         digest = RunDirectory.read(run_dir).preset.protocol.digest
-        for other in beside or ():
+        for other in others:
             if RunDirectory.read(other).preset.protocol.digest != digest:
                 raise fail(f"{other}: another protocol; numbers of two protocols are never drawn together", UNUSABLE)
         try:

@@ -165,7 +165,7 @@ def validate(
         try:
             reports = look(
                 loaded.protocol,
-                lambda text: len(codec.encode([text])[0][0]),
+                codec.prompt_tokens,
                 context,
                 lambda what: typer.echo(f"looking at {what}", err=True),
                 procedural=loaded.examination.procedural,

@@ -343,9 +343,15 @@ class Protocol(FrozenModel):
 
     @property
     def evaluation_length(self) -> int:
-        """The longest completion of a benchmark, in tokens."""
+        """The longest completion of a benchmark that names no limit of its own, in tokens."""
         own = self.evaluation.max_completion_length if self.evaluation else None
         return own or self.training.max_completion_length
+
+    def length_limit(self, benchmark: BenchmarkSpec | None = None) -> int:
+        """The longest completion of a benchmark, by default of the training, in tokens."""
+        if benchmark is None:
+            return self.training.max_completion_length
+        return benchmark.max_completion_length or self.evaluation_length
 
     @property
     def tuning_digest(self) -> str:

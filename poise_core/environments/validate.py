@@ -175,7 +175,7 @@ def misfit(protocol: Protocol, tokens: Tokens, context: int) -> str:
         ValueError: problems cannot be loaded.
     """
     for spec in (None, *protocol.benchmarks):
-        name, room = spec.name if spec else "training", _room(protocol, spec, context)
+        name, room = spec.name if spec else "training", context - protocol.length_limit(spec)
         if room < 1:
             return (
                 f"{name}: completions may have {context - room} tokens, and the policy sees {context}, the prompt among them; "
@@ -196,14 +196,6 @@ def misfit(protocol: Protocol, tokens: Tokens, context: int) -> str:
                 "leaves them out"
             )
     return ""
-
-
-def _room(protocol: Protocol, spec: BenchmarkSpec | None, context: int) -> int:
-    """Tokens that a prompt may have beside the longest completion: of a benchmark, or of the training."""
-    longest = (spec.max_completion_length if spec else None) or (
-        protocol.evaluation_length if spec else protocol.training.max_completion_length
-    )
-    return context - longest
 
 
 def _report(
@@ -228,7 +220,7 @@ def _report(
         lengths = sorted(tokens(problem.prompt) for problem in problems)
         report.longest, report.median = lengths[-1], lengths[len(lengths) // 2]
         if context is not None:
-            report.limit = _room(protocol, spec, context)
+            report.limit = context - protocol.length_limit(spec)
             report.over = [
                 f"{tokens(problem.prompt)} tokens: {_head(problem.prompt)}"
                 for problem in problems

@@ -142,7 +142,7 @@ def _benchmark(
     requests = Requests(
         prompts=prompt_tokens(codec, [problem.prompt for problem in problems]),
         samples=spec.samples,
-        max_length=spec.max_completion_length or protocol.evaluation_length,
+        max_length=protocol.length_limit(spec),
         eos_ids=codec.eos_ids,
         pad_id=codec.pad_id,
         key=(asked.noise_key(spec.name),),

@@ -48,7 +48,7 @@ class Briefs:
 
     def _task_card(self, generation: int) -> TaskCard:
         floors, root = self.history.floors(generation), self._root()
-        search = self.preset.search
+        search, untrained = self.preset.search, self._untrained()
         problems, form = _described(self.protocol, self._kinds())
         record = (
             self.history.record(root["candidate_id"], generation) if root and root["generation"] < generation else None
@@ -64,7 +64,7 @@ class Briefs:
             search.seeds_per_candidate,
             problems,
             form,
-            self._untrained(),
+            {"Overall": untrained.overall, **benchmark_means([untrained])} if untrained else {},
             baseline,
             root["name"] if root and baseline else "",
             self._run_levels(root["candidate_id"]) if root and baseline else {},
@@ -74,7 +74,7 @@ class Briefs:
             max(search.generations, generation),
             (max(search.generations, generation) - generation + 1) * search.parents,
             self._calls_left(generation),
-            {one.name: len(one.correct) for one in first.benchmarks} if (first := self._first()) else {},
+            {one.name: len(one.correct) for one in untrained.benchmarks} if untrained else {},
         )
 
     def _kinds(self) -> list[str]:
@@ -84,17 +84,13 @@ class Briefs:
     def _root(self) -> Mapping[str, Any] | None:
         return next((row for row in self.history.candidates() if not row["parent_ids"]), None)
 
-    def _first(self) -> SeedEvaluation | None:
+    def _untrained(self) -> SeedEvaluation | None:
         """The untrained policy's evaluation, where there is one."""
         for row in self.archive.rows("candidates", arm=UNTRAINED_ARM):
             found = self.archive.evaluations(protocol=self.protocol.digest, candidate_id=row["candidate_id"])
             if evaluations := found.get(row["candidate_id"]):
                 return evaluations[0]
         return None
-
-    def _untrained(self) -> dict[str, float]:
-        first = self._first()
-        return {"Overall": first.overall, **benchmark_means([first])} if first else {}
 
     def _run_levels(self, candidate_id: str) -> dict[str, float]:
         trajectories = self.archive.trajectory(candidate_id, self.protocol.digest).values()

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from poise_core.config import Preset
 from poise_core.config.protocol import BenchmarkSpec, Protocol
 from poise_core.environments.registry import benchmark_environment
 from poise_core.environments.sources import is_prepared
-from poise_core.evidence.examination import Work, conditions_of, work_of
+from poise_core.evidence.examination import conditions_of, work_of
 from poise_core.policies.locate import PolicyNotFoundError, resolve_policy
 
 T = TypeVar("T")
@@ -292,8 +292,8 @@ def stated_rates(preset: Preset, shape: Shape, gpu: str, evaluated: Mapping[str,
     rollout = sampling(training.batch_size, length, engines)
     evaluation = START_SECONDS
     for benchmark in protocol.benchmarks:
-        limit = benchmark.max_completion_length or protocol.evaluation_length
-        evaluation += sampling(evaluated[benchmark.name], limit * LENGTH_SHARE, resources.sampler.parallel)
+        mean = protocol.length_limit(benchmark) * LENGTH_SHARE
+        evaluation += sampling(evaluated[benchmark.name], mean, resources.sampler.parallel)
     how = (
         f"data sheet of {gpu}; updates at {USE:.0%} of its operations, decoding at {READ:.0%} of its bandwidth and "
         f"{DECODE_SECONDS * 1000:g} ms a step, {RUNNING} completions at once, completions of a third of their limit"
@@ -374,7 +374,8 @@ def plan_run(preset: Preset, gpu: str, hourly: float, rates: Rates | None = None
     stated = stated_rates(preset, shape, gpu, evaluated)
     rates = rates or stated
     parts, sampling = memory_parts(preset, shape, GPUS[gpu].memory)
-    examination, examined = _examination(preset, gpu, hourly, rates, stated)
+    tariff = _Tariff(preset, rates, evaluated, hourly)
+    examination, examined = _examination(tariff, gpu, shape, stated)
     return Plan(
         shape,
         parts,
@@ -383,7 +384,7 @@ def plan_run(preset: Preset, gpu: str, hourly: float, rates: Rates | None = None
         preset.resources.parallel_candidates * preset.resources.training_processes,
         rates,
         sum(evaluated.values()),
-        {**_prices(preset, rates, evaluated, hourly), "examination": examination},
+        {**_prices(tariff), "examination": examination},
         examined,
     )
 
@@ -403,10 +404,7 @@ class _Tariff:
         training = protocol.training
         trained = training.steps * training.batch_size * rates.length
         asked = sum(
-            self.evaluated[one.name]
-            * rates.length
-            * (one.max_completion_length or protocol.evaluation_length)
-            / training.max_completion_length
+            self.evaluated[one.name] * rates.length * protocol.length_limit(one) / training.max_completion_length
             for one in protocol.benchmarks
         )
         a_training = rates.start + training.steps * rates.step
@@ -416,54 +414,57 @@ class _Tariff:
         return Price(tokens, gpu, seconds / 3600 / side_by_side, gpu * self.hourly)
 
 
-def _examination(preset: Preset, gpu: str, hourly: float, rates: Rates, stated: Rates) -> tuple[Price, Examined]:
+def _examination(tariff: _Tariff, gpu: str, shape: Shape, stated: Rates) -> tuple[Price, Examined]:
     """Return the price of an examination: all work of all its conditions, for the candidate and the baseline.
 
     The sealed problems of a benchmark count as many as those of the search. Another policy, and other problems, take the time of
-    ``rates`` times what the stated rates of both say; the two sides work side by side where the preset has room for two.
+    the tariff's rates times what the stated rates of both say; the two sides work side by side where the preset has room for two.
 
     Args:
-        rates: of the preset as it is, stated or measured.
-        stated: of the same by the data sheet.
+        tariff: of the preset as it is, with stated or measured rates.
+        gpu: a key of ``GPUS``.
+        shape: of the preset's policy.
+        stated: rates of the preset as it is, by the data sheet.
     """
+    preset = tariff.preset
     settings = preset.examination
     conditions = conditions_of(settings, preset.protocol)
     together = min(2, preset.resources.parallel_candidates)
-    total, trainings, evaluations, missing = Price(0.0, 0.0, 0.0, 0.0), 0, 0, []
-    for work in [work for condition in conditions for work in work_of(condition, settings)]:
-        asked = _asked(preset, work)
+    missing: list[str] = []
+
+    @cache
+    def tariff_of(policy: str, procedural: bool) -> _Tariff:
+        changes: dict[str, Any] = {"policy": policy} if policy else {}
+        if procedural:
+            changes["benchmarks"] = settings.procedural
+        asked = preset.model_copy(update={"protocol": preset.protocol.model_copy(update=changes)})
+        evaluated = completions_of(asked.protocol) if procedural else tariff.evaluated
         try:
-            shape = shape_of(asked.protocol.policy)
+            own_shape = shape_of(policy) if policy else shape
         except PolicyNotFoundError:
-            missing.append(work.policy)
-            shape = shape_of(preset.protocol.policy)
-        evaluated = completions_of(asked.protocol)
-        own = stated_rates(asked, shape, gpu, evaluated)
+            missing.append(policy)
+            own_shape = shape
+        own, rates = stated_rates(asked, own_shape, gpu, evaluated), tariff.rates
         scaled = replace(
             rates,
             step=rates.step * own.step / stated.step,
             evaluation=rates.evaluation * own.evaluation / stated.evaluation,
         )
+        return replace(tariff, preset=asked, rates=scaled, evaluated=evaluated)
+
+    total, trainings, evaluations = Price(0.0, 0.0, 0.0, 0.0), 0, 0
+    for work in [work for condition in conditions for work in work_of(condition, settings)]:
         both = 2 * work.seeds(settings)
         trained = 0 if work.procedural else both
-        total = _sum(total, _Tariff(asked, scaled, evaluated, hourly).price(trained, both, 0, together))
+        total = _sum(total, tariff_of(work.policy, work.procedural).price(trained, both, 0, together))
         trainings, evaluations = trainings + trained, evaluations + both
-    names = tuple(one.name for one in conditions)
-    return total, Examined(names, trainings, evaluations, tuple(dict.fromkeys(missing)))
+    return total, Examined(tuple(one.name for one in conditions), trainings, evaluations, tuple(missing))
 
 
-def _asked(preset: Preset, work: Work) -> Preset:
-    """The preset with the policy and the benchmarks of this work."""
-    changes: dict[str, Any] = {"policy": work.policy} if work.policy else {}
-    if work.procedural:
-        changes["benchmarks"] = preset.examination.procedural
-    return preset.model_copy(update={"protocol": preset.protocol.model_copy(update=changes)})
-
-
-def _prices(preset: Preset, rates: Rates, evaluated: Mapping[str, int], hourly: float) -> dict[str, Price]:
+def _prices(tariff: _Tariff) -> dict[str, Price]:
+    preset, price = tariff.preset, tariff.price
     protocol, search, ladder, resources = preset.protocol, preset.search, preset.ladder, preset.resources
     training, seeds = protocol.training, search.seeds_per_candidate
-    price = _Tariff(preset, rates, evaluated, hourly).price
     trainings, evaluations = float(seeds), float(seeds)
     if ladder.enabled:
         proxy = ladder.proxy_steps / training.steps

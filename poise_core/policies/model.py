@@ -172,6 +172,10 @@ class PromptCodec:
             mask[i, width - len(row) :] = True
         return ids, mask
 
+    def prompt_tokens(self, problem: str) -> int:
+        """Return how many tokens the prompt of a problem has."""
+        return int(self.encode([problem])[0].shape[1])
+
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Return the texts of completions, given (B, T) ids and mask, without end-of-sequence tokens; stop texts cut."""
         kept = (mask & ~torch.isin(ids, torch.tensor(self.eos_ids, device=ids.device))).tolist()

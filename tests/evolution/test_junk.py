@@ -313,8 +313,9 @@ def test_junk_is_that_candidates_failure(empty_store: Path) -> None:
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
-def test_much_junk(empty_store: Path) -> None:
-    assert in_a_fresh_process(failures_of_junk, 120, False, empty_store) == []
+@pytest.mark.parametrize("half", [1, 2])  # for two workers; each draws runs of its own
+def test_much_junk(empty_store: Path, half: int) -> None:
+    assert in_a_fresh_process(failures_of_junk, 60, False, empty_store) == [], half
 
 
 # ---- what the archive refuses

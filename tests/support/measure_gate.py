@@ -57,9 +57,8 @@ def main() -> None:
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
             walls.append(time.monotonic() - started)
             used.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        spent = (
-            f"{statistics.median(used):.1f} s of processor time, " if warm == "0" else ""
-        )  # a fork is no child of ours
+        # a fork is no child of ours, so its processor time is not counted
+        spent = f"{statistics.median(used):.1f} s of processor time, " if warm == "0" else ""
         print(f"the whole gate {how}: {spent}{min(walls):.2f} s on the clock at best")
 
 
