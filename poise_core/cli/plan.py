@@ -13,7 +13,8 @@ from poise_core.cli.common import UNUSABLE, JsonOption, SetOption, fail, plain_e
 
 if TYPE_CHECKING:
     from poise_core.config import Preset
-    from poise_core.experiments.plan import Plan, Rates
+    from poise_core.experiments.plan import Plan
+    from poise_core.experiments.rates import Rates
 
 
 def plan(
@@ -41,7 +42,8 @@ def plan(
     """
     with plain_errors():
         from poise_core.config import read_preset
-        from poise_core.experiments.plan import GPUS, HOURLY, plan_run
+        from poise_core.experiments.plan import HOURLY, plan_run
+        from poise_core.experiments.rates import GPUS
         from poise_core.policies.locate import PolicyNotFoundError
 
         loaded = resolve_preset(preset, overrides) if measure else read_preset(preset, overrides or [])
@@ -71,7 +73,7 @@ def _measured(preset: Preset) -> Rates:
     """Rates of this machine, from a run in a folder that is removed."""
     import tempfile
 
-    from poise_core.experiments.plan import completions_of, measured_rates
+    from poise_core.experiments.rates import completions_of, measured_rates
     from poise_core.failures import CandidateFailure
 
     with tempfile.TemporaryDirectory(prefix="poise-plan-") as folder:
@@ -140,7 +142,7 @@ def dry_run_text(preset: Preset, folder: Path) -> str:
     Raises:
         RunDirectoryError: the folder holds a run that cannot be read, or one of another protocol.
     """
-    from poise_core.experiments.plan import completions_of
+    from poise_core.experiments.rates import completions_of
 
     protocol, search, resources, ladder = preset.protocol, preset.search, preset.resources, preset.ladder
     training, seeds = protocol.training, protocol.seeds[: search.seeds_per_candidate]

@@ -204,7 +204,7 @@ def missing(side: str, options: argparse.Namespace) -> str:
 
 def peak_operations(dtype: str) -> tuple[str, float]:
     """The device as the plan knows it, and its operations a second in this type."""
-    from poise_core.experiments.plan import GPUS
+    from poise_core.experiments.rates import GPUS
 
     name = "".join(asked("name")[:1]) if has_gpu() else "cpu"
     plain = re.sub(r"[^a-z0-9]", "", name.lower())
@@ -213,7 +213,7 @@ def peak_operations(dtype: str) -> tuple[str, float]:
 
 
 def row_of(side: str, steps: list[Step], peak: float, options: argparse.Namespace) -> list[str]:
-    from poise_core.experiments.plan import shape_of
+    from poise_core.experiments.rates import shape_of
 
     shape, (_, operations) = shape_of(options.model), peak_operations(options.dtype)
     rows = options.prompts * options.group
@@ -237,7 +237,7 @@ def row_of(side: str, steps: list[Step], peak: float, options: argparse.Namespac
 def table(options: argparse.Namespace) -> str:
     import torch
 
-    from poise_core.experiments.plan import shape_of
+    from poise_core.experiments.rates import shape_of
 
     device, operations = peak_operations(options.dtype)
     lines = [

@@ -20,16 +20,8 @@ from poise_core.cli import app
 from poise_core.config import Preset, load_preset, read_preset, shipped_presets
 from poise_core.environments.sources import CACHE
 from poise_core.evolution import Trials
-from poise_core.experiments.plan import (
-    Plan,
-    Rates,
-    Shape,
-    completions_of,
-    measured_rates,
-    memory_parts,
-    plan_run,
-    shape_of,
-)
+from poise_core.experiments.plan import Plan, plan_run
+from poise_core.experiments.rates import Rates, Shape, completions_of, measured_rates, memory_parts, shape_of
 from poise_core.policies.locate import resolve_policy
 from poise_core.run_directory import RunDirectory
 
