@@ -16,7 +16,17 @@ import numpy as np
 from poise_core.config import LadderSpec, load_preset
 from poise_core.evidence.format import format_limits
 from poise_core.files import write_atomically
-from studies.simulation import BASELINE, COLLAPSE, GRPO_SEED_STD, PANEL_SEED_STDS, Evolution, World, share, simulate
+from studies.simulation import (
+    BASELINE,
+    COLLAPSE,
+    FIRST_TESTBED,
+    GRPO_SEED_STD,
+    PANEL_SEED_STDS,
+    Evolution,
+    World,
+    share,
+    simulate,
+)
 
 CHILDREN = 63
 WORLDS: dict[str, tuple[tuple[float, ...], float]] = {
@@ -39,7 +49,7 @@ class Row:
 
 def study(runs: int, seeds: Sequence[int], children: int = CHILDREN, seed: int = 0) -> list[Row]:
     """All settings; every run has problems of its own."""
-    preset = load_preset("laptop")
+    preset = load_preset(FIRST_TESTBED)
     ladders = {
         "all seeds": None,
         "the ladder": LadderSpec(enabled=True),

@@ -22,7 +22,7 @@ from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
 from poise_core.search.selection import ParentSelector
 from studies.drawing import Series, line_chart
-from studies.simulation import GRPO_SEED_STD, World, share, simulate
+from studies.simulation import FIRST_TESTBED, GRPO_SEED_STD, World, share, simulate
 
 CHILDREN = 63
 EFFECT = 3.0
@@ -71,7 +71,7 @@ def study(
 
 def measure(arm: str, name: str, count: int, runs: int, children: int, effect: float, seed: int) -> Row:
     """One setting: an arm, a way to spend, a number of seeds."""
-    preset, thresholds = load_preset("laptop"), LADDERS[name]
+    preset, thresholds = load_preset(FIRST_TESTBED), LADDERS[name]
     ladder = None
     if thresholds is not None:
         proxy, first, leader = thresholds

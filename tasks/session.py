@@ -12,7 +12,8 @@ from pathlib import Path
 
 from poise_core.agents.llm.ledger import Allowance
 from poise_core.archive import Archive
-from poise_core.config import Preset, load_preset, with_overrides
+from poise_core.config import Preset, PresetError, load_preset, with_overrides
+from poise_core.environments.validate import misfit_of_rows
 from poise_core.evolution import (
     CandidateRef,
     ChildProcesses,
@@ -112,11 +113,18 @@ def chosen_preset(run_dir: str | Path, preset: str, overrides: Sequence[str] = (
 
     Raises:
         RunDirectoryError: the files of the run cannot be read.
-        PresetError: the preset or a change cannot be used.
+        PresetError: the preset or a change cannot be used, or prompts of a new run do not fit into what its policy sees.
     """
     if RunDirectory.exists(run_dir):
         return with_overrides(RunDirectory.read(run_dir).current_preset, overrides)
-    return load_preset(preset, overrides)
+    loaded = load_preset(preset, overrides)
+    try:
+        line = misfit_of_rows(loaded.protocol)
+    except ValueError as error:
+        raise PresetError(str(error)) from error
+    if line:
+        raise PresetError(line)
+    return loaded
 
 
 def next_generation(run_dir: str | Path) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -138,13 +137,10 @@ def resolve_preset(name: str, overrides: list[str] | None, **settings: int | Non
 
 def codec_of(preset: Preset) -> tuple[PromptCodec, int | None]:
     """The tokenizer of a preset's policy with its template, and the tokens that the policy can see, completion included."""
-    from poise_core.policies.locate import resolve_policy
-    from poise_core.policies.model import PromptCodec
+    from poise_core.environments import validate
 
-    folder = resolve_policy(preset.protocol.policy)
-    configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     try:
-        return PromptCodec.load(folder, preset.protocol.prompt), configuration.get("max_position_embeddings")
+        return validate.codec_of(preset.protocol)
     except ValueError as error:
         raise fail(error, UNUSABLE) from error
 
@@ -154,16 +150,16 @@ def refuse_misfit(preset: Preset, run_directory: Path) -> None:
 
     A run that is there goes on as it began. Problems that are drawn or come from a user's class are not looked at.
     """
+    from poise_core.environments.validate import misfit_of_rows
     from poise_core.run_directory import RunDirectory
 
-    protocol = preset.protocol
-    sources = [protocol.environment.source, *(one.source for one in protocol.benchmarks)]
-    if RunDirectory.exists(run_directory) or not any(one is not None and one.dataset for one in sources):
+    if RunDirectory.exists(run_directory):
         return
-    from poise_core.environments.validate import misfit
-
-    codec, context = codec_of(preset)
-    if context and (line := misfit(protocol, codec.prompt_tokens, context)):
+    try:
+        line = misfit_of_rows(preset.protocol)
+    except ValueError as error:
+        raise fail(error, UNUSABLE) from error
+    if line:
         raise fail(line, UNUSABLE)
 
 

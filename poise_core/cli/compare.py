@@ -262,7 +262,8 @@ def record_table(
 ) -> None:
     """Record a table of random compositions, each trained and scored, on which searches can be replayed.
 
-    The order of the compositions is random, so a part of a recording is a valid, smaller one. Killed, the same command goes on.
+    The order of the compositions is random, so a part of a recording is a valid, smaller one. Killed, the same command goes on;
+    with the table alone, on another machine too: cells that it holds with all seeds are not trained again.
 
     Examples:
 
@@ -273,8 +274,8 @@ def record_table(
     from poise_core.archive import ArchiveError
     from poise_core.archive.cells import write_cells
     from poise_core.cli.common import resolve_preset
+    from poise_core.experiments.recording import finished_cells, joined, table_of_run, table_secret
     from poise_core.experiments.recording import record_table as record
-    from poise_core.experiments.recording import table_of_run
     from poise_core.run_directory import RunDirectory
 
     with plain_errors():
@@ -289,15 +290,24 @@ def record_table(
             if len(chosen) < seeds:
                 raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
             folder = (run_dir or Path("runs") / f"{resolved.name}-table").absolute()
-            with RunDirectory.open(folder, resolved) as run, progress_bar("cells", cells + 1) as advance:
+            known = finished_cells(out, resolved.protocol, chosen, design_seed)
+            asked = range(cells + 1)
+            with (
+                RunDirectory.open(folder, resolved, table_secret(design_seed)) as run,
+                progress_bar("cells", len(set(asked) - set(known))) as advance,
+            ):
+
+                def write() -> None:
+                    write_cells(out, *joined(table_of_run(run, cells), known))
 
                 def save(done: int) -> None:
                     advance(1)
                     if done % SAVE_EVERY == 0:
-                        write_cells(out, *table_of_run(run, cells))
+                        write()
 
-                scored = record(run, cells, chosen, design_seed=design_seed, on_cell=save)
-                write_cells(out, *table_of_run(run, cells))
+                scored = record(run, cells, chosen, design_seed=design_seed, known=known, on_cell=save)
+                scored += sum(number in asked and found[0].failure is None for number, found in known.items())
+                write()
         except ArchiveError as error:
             raise fail(error, UNUSABLE) from error
     say(f"{scored} of {cells + 1} cells have a score: {out}")

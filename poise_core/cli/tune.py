@@ -13,6 +13,7 @@ from poise_core.cli.common import (
     SetOption,
     fail,
     plain_errors,
+    refuse_misfit,
     resolve_preset,
     say,
     view_console,
@@ -66,6 +67,7 @@ def tune(
         resolved = resolve_preset(preset, overrides)
         folder = (run_dir or Path("runs") / f"{resolved.name}-tune").absolute()
         require_usable_place(folder)
+        refuse_misfit(resolved, folder)
         try:
             tuning = Tuning(resolved, folder, trainings, seeds, fresh_seeds, say=tell)
             tell(_what(tuning))

@@ -5,9 +5,11 @@ Nothing here is an error: what is wrong is collected as lines, so that one call 
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from poise_core.config.problems import GraderSpec
 from poise_core.config.protocol import BenchmarkSpec, Protocol
@@ -15,6 +17,10 @@ from poise_core.environments.base import Environment, Problem, Split, verify_all
 from poise_core.environments.prompts import training_problems
 from poise_core.environments.registry import benchmark_environment, get_environment
 from poise_core.environments.sources import SourceEnvironment, read_rows, words
+from poise_core.policies.locate import resolve_policy
+
+if TYPE_CHECKING:
+    from poise_core.policies.model import PromptCodec
 
 NGRAM = 5
 """Words of the pieces by which problems are compared."""
@@ -166,6 +172,32 @@ def validate(
         ]
         reports.append(report)
     return reports
+
+
+def codec_of(protocol: Protocol) -> tuple[PromptCodec, int | None]:
+    """The tokenizer of a protocol's policy with its template, and the tokens that the policy can see, completion included.
+
+    Raises:
+        ValueError: the policy has no tokenizer that can be used, or the template does not suit it.
+    """
+    from poise_core.policies.model import PromptCodec  # which loads torch
+
+    folder = resolve_policy(protocol.policy)
+    configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return PromptCodec.load(folder, protocol.prompt), configuration.get("max_position_embeddings")
+
+
+def misfit_of_rows(protocol: Protocol) -> str:
+    """``misfit`` of a protocol with rows of data sets, by its policy's tokenizer; "" where problems are drawn or of a class.
+
+    Raises:
+        ValueError: see ``codec_of`` and ``misfit``.
+    """
+    sources = [protocol.environment.source, *(one.source for one in protocol.benchmarks)]
+    if not any(one is not None and one.dataset for one in sources):
+        return ""
+    codec, context = codec_of(protocol)
+    return misfit(protocol, codec.prompt_tokens, context) if context else ""
 
 
 def misfit(protocol: Protocol, tokens: Tokens, context: int) -> str:

@@ -8,22 +8,26 @@ goes on where its files stand. The table itself (``poise_core.archive.cells``) i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
 import statistics
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from poise_core.agents.catalogue.compositions import read_composition
 from poise_core.algorithms import display_name
-from poise_core.archive import UNTRAINED_ARM
-from poise_core.archive.cells import CellRow, TableHead
+from poise_core.archive import UNTRAINED_ARM, ArchiveError
+from poise_core.archive.cells import CellRow, TableHead, read_cells
 from poise_core.config import LadderSpec
+from poise_core.config.protocol import Protocol
+from poise_core.evaluation.problems import ProblemSecret
 from poise_core.evolution import CandidateRef, Trials
 from poise_core.evolution.events import Observer
 from poise_core.failures import CandidateFailure
@@ -54,12 +58,21 @@ def draw_design(count: int, seed: int = 0) -> Iterator[Composition]:
             yield composition
 
 
+def table_secret(design_seed: int = 0) -> ProblemSecret:
+    """The secret of every recording of a design, known to all: one that goes on elsewhere asks the same problems.
+
+    A recording claims nothing of a candidate, so nobody has to be kept from its problems.
+    """
+    return ProblemSecret(hashlib.sha256(f"poise/table/{design_seed}".encode()).digest())
+
+
 def record_table(
     run: RunDirectory,
     cells: int,
     seeds: Sequence[int],
     *,
     design_seed: int = 0,
+    known: Collection[int] = (),
     observer: Observer | None = None,
     on_cell: Callable[[int], None] = lambda done: None,
 ) -> int:
@@ -70,11 +83,12 @@ def record_table(
         cells: random compositions.
         seeds: of the trainings, the same for all cells.
         design_seed: of the random compositions.
+        known: numbers of cells that were measured elsewhere; they are passed over.
         observer: called with every event.
         on_cell: called in this thread with the number of cells that are done.
 
     Returns:
-        How many cells, the baseline among them, have a score; the others were refused or failed.
+        How many of the cells that were not known, the baseline among them, have a score; the others were refused or failed.
 
     Raises:
         InfrastructureError, Cancelled: see ``poise_core.evolution.trials.Trials``; the same call goes on.
@@ -82,7 +96,7 @@ def record_table(
     stop = threading.Event()
     options: dict[str, Any] = {} if observer is None else {"observer": observer}
     trials = Trials(run, should_stop=stop.is_set, **options)
-    jobs = _jobs(trials, cells, design_seed)
+    jobs = _jobs(trials, cells, design_seed, frozenset(known))
     scored = done = 0
     with ThreadPoolExecutor(run.preset.resources.parallel_candidates) as pool:
         open_jobs: set[Future[bool]] = set()
@@ -101,10 +115,12 @@ def record_table(
             raise
 
 
-def _jobs(trials: Trials, cells: int, design_seed: int) -> Iterator[CandidateRef]:
-    yield _baseline(trials)
+def _jobs(trials: Trials, cells: int, design_seed: int, known: Collection[int]) -> Iterator[CandidateRef]:
+    if 0 not in known:
+        yield _baseline(trials)
     for number, composition in enumerate(draw_design(cells, design_seed), 1):
-        yield _cell(trials, number, composition)
+        if number not in known:
+            yield _cell(trials, number, composition)
 
 
 def _baseline(trials: Trials) -> CandidateRef:
@@ -135,6 +151,43 @@ def _measure(trials: Trials, candidate: CandidateRef, seeds: tuple[int, ...]) ->
 
 
 # ---- the table of a run
+
+
+def finished_cells(
+    path: Path, protocol: Protocol, seeds: Sequence[int], design_seed: int = 0
+) -> dict[int, list[CellRow]]:
+    """The cells of a table that a recording need not measure again: refused, failed, or scored with all of these seeds.
+
+    So a recording goes on from its table alone, on another machine too. Of a missing file there are none.
+
+    Raises:
+        poise_core.archive.ArchiveError: the file cannot be read, is of another protocol or of another design.
+    """
+    if not path.exists():
+        return {}
+    head, rows = read_cells(path)
+    if head.protocol != protocol.digest:
+        raise ArchiveError(
+            f"{path}: a table of protocol {head.protocol}, this is {protocol.digest}; tables are not mixed, name another file"
+        )
+    cells: dict[int, list[CellRow]] = {}
+    for row in rows:
+        if row.design in ("baseline", "random"):
+            cells.setdefault(row.cell, []).append(row)
+    drawn = dict(enumerate(draw_design(max(cells, default=0), design_seed), 1))
+    for number, found in cells.items():
+        recorded = read_composition(found[0].composition)
+        if number and (recorded is None or recorded.key != drawn[number].key):
+            raise ArchiveError(
+                f"{path}: cell {number} is another composition than design {design_seed} draws; name another file, or the "
+                "design with which it was recorded"
+            )
+    wanted = set(seeds)
+    return {
+        number: found
+        for number, found in cells.items()
+        if found[0].failure or wanted <= {row.seed for row in found if row.overall is not None}
+    }
 
 
 def table_of_run(run: RunDirectory, planned: int = 0) -> tuple[TableHead, list[CellRow]]:
@@ -182,6 +235,16 @@ def table_of_run(run: RunDirectory, planned: int = 0) -> tuple[TableHead, list[C
     weights = {spec.name: spec.weight for spec in protocol.benchmarks}
     proxy = (ladder.proxy_steps, ladder.proxy_window)
     return TableHead(run.preset.name, protocol.digest, weights, baseline, planned, *proxy), rows
+
+
+def joined(
+    table: tuple[TableHead, list[CellRow]], known: Mapping[int, Sequence[CellRow]]
+) -> tuple[TableHead, list[CellRow]]:
+    """The table of a recording that has passed over ``known`` cells, with these cells in it."""
+    head, rows = table
+    here = [row for row in rows if row.cell not in known]
+    whole = [*here, *(row for found in known.values() for row in found)]
+    return replace(head, baseline=0 if 0 in known else head.baseline), whole
 
 
 def _composition(candidate: Mapping[str, Any]) -> Composition | None:

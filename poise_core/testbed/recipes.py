@@ -155,6 +155,9 @@ _SKILLS = {"direct": 0.3, "scratchpad": 0.7}
 _HABITS = {"direct": 0.45, "scratchpad": 0.28, "ramble": 0.05, "malformed": 0.22}
 _MIXTURE = {"add2": 1.0, "add3": 2.0, "sub2": 1.0, "mul1": 1.2, "chain4": 1.0, "mod": 1.0}
 
+_WIDE_MIXTURE = {"add3": 1.5, "sub3": 1.5, "mul1": 1.0, "mul3": 1.5, "chain4": 0.7, "chain5": 1.3, "mod": 1.0}
+_RARE_SCRATCHPADS = {"direct": 0.67, "scratchpad": 0.06, "ramble": 0.05, "malformed": 0.22}
+
 RECIPES = {
     "arithmetic-a": Recipe(
         hidden_size=64,
@@ -188,5 +191,39 @@ RECIPES = {
         seed=2,
         max_completion_length=36,
     ),
+    "arithmetic-c": Recipe(
+        hidden_size=80,
+        layers=3,
+        heads=4,
+        intermediate_size=224,
+        mixture=_WIDE_MIXTURE,
+        skills=_SKILLS,
+        habits=_RARE_SCRATCHPADS,
+        slip=0.02,
+        steps=2700,
+        habit_steps=300,
+        batch_size=128,
+        learning_rate=3e-3,
+        seed=4,
+        max_completion_length=36,
+    ),
+    "arithmetic-d": Recipe(
+        hidden_size=96,
+        layers=3,
+        heads=4,
+        intermediate_size=256,
+        mixture=_WIDE_MIXTURE,
+        skills=_SKILLS,
+        habits=_RARE_SCRATCHPADS,
+        slip=0.02,
+        steps=2300,
+        habit_steps=300,
+        batch_size=128,
+        learning_rate=2e-3,
+        seed=7,
+        max_completion_length=36,
+    ),
 }
-"""The shipped base policies. No demonstration has five-term chains or the longer kinds, so their reward is sparse at first."""
+"""The shipped base policies. ``arithmetic-a`` and ``arithmetic-b`` write their steps in a quarter of their completions and were
+shown neither chains of five terms nor differences of three digits, so those are hopeless at first; ``arithmetic-c`` and
+``arithmetic-d`` know both and seldom write steps, so sampled accuracy has a long way to go."""

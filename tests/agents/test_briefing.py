@@ -57,6 +57,7 @@ from poise_core.render.markdown import render_nightly_report
 from poise_core.verification import CheckResult, VerificationReport
 from poise_core.verification.gate import run_checks
 from poise_core.views.nightly import NightlyRun, nightly_report
+from studies.simulation import FIRST_TESTBED
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_a_training_that_did_no_step_says_so() -> None:
 def card(**changes: Any) -> TaskCard:
     noise = {"Overall": SeedNoise(1.44, 8.0), "long-chains": SeedNoise(9.0, 8.0), "kl_end": SeedNoise(0.0004, 8.0)}
     given: dict[str, Any] = {
-        "protocol": load_preset("laptop").protocol,
+        "protocol": load_preset(FIRST_TESTBED).protocol,
         "seeds": 3,
         "problems": described("arithmetic", ["add3", "chain5"])[0],
         "form": described("arithmetic", [])[1],
@@ -158,7 +159,7 @@ def test_the_card_says_what_rows_of_a_data_set_are_and_quotes_none() -> None:
     told = described_problems(read_preset("smoke", [own]).protocol, [])[1]
     assert told.startswith("Training prompts: 128 problems of ChangeEnvironment.\n")
     assert len(told.splitlines()) > 1  # the class says the rest
-    assert described_problems(load_preset("laptop").protocol, ["add3"]) == described("arithmetic", ["add3"])
+    assert described_problems(load_preset(FIRST_TESTBED).protocol, ["add3"]) == described("arithmetic", ["add3"])
 
 
 def table(count: int = 63) -> tuple[Line, ...]:
@@ -210,7 +211,7 @@ def test_a_quiz_on_the_task_can_be_answered_from_the_proposers_prompt_alone() ->
         "What does the untrained policy score there, and GRPO?": "52.5 | 22.5 [19.0,26.0]",
         "How many completions has a group?": "16 prompts with group size 8 = 128 completions",
         "How many updates has a batch?": "optimizer updates per batch",
-        "What is the learning rate?": f"learning rate {load_preset('laptop').protocol.training.learning_rate:g}",
+        "What is the learning rate?": f"learning rate {load_preset(FIRST_TESTBED).protocol.training.learning_rate:g}",
         "How long may a completion be?": "length limit 32 tokens",
         "How much does Overall differ between seeds?": "72.8 [71.0,74.7] | 1.2",
         "What is left of the budget?": "generation 2 of 5; 8 children are left to train",

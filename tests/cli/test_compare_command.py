@@ -63,6 +63,12 @@ def test_a_recording_of_six_cells_is_a_table_to_replay_on(
     again = poise(*given, timeout=300)
     assert again.stdout == done.stdout
     assert read_cells(tmp_path / "table.parquet") == (head, rows)
+    elsewhere = poise(*given, "--run-dir", "runs/another", timeout=300)
+    assert elsewhere.stdout == done.stdout, "nothing is left to do for whoever has the table"
+    secrets = [(tmp_path / "runs" / name / "secret").read_text() for name in ("smoke-table", "another")]
+    assert secrets[0] == secrets[1], "it asks the same problems"
+    assert not list((tmp_path / "runs" / "another" / "candidates").glob("*/train"))
+    assert read_cells(tmp_path / "table.parquet") == (head, rows)
     replayed = poise(
         "compare-search", "--table", "table.parquet", "--replays", 4, "--trainings", 8, "--json", timeout=300
     )

@@ -33,6 +33,7 @@ from poise_core.policies.prompt import ModelSpec
 from poise_core.run_directory import RunDirectory
 from poise_core.sandbox import command as sandbox
 from poise_core.surroundings import have_a_home, put_own_packages_first, settle_proxies
+from studies.simulation import FIRST_TESTBED
 
 COMMANDS = (
     "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "compare-search", "cost", "context",
@@ -312,17 +313,20 @@ def test_a_preset_takes_over_from_those_that_it_extends(extending: None) -> None
 
 
 def test_laptop_64_is_laptop_with_more_seeds() -> None:
-    """It is the protocol of the published run with more problems, more samples, a tuned baseline and another trainer."""
     laptop, more = load_preset("laptop"), load_preset("laptop-64")
+    assert more.protocol.model_copy(update={"seeds": laptop.protocol.seeds}) == laptop.protocol
+
+
+def test_the_first_testbed_is_that_of_the_published_run() -> None:
+    """Its protocol with more problems, more samples and another trainer: digests do not change under those who have results."""
+    first = load_preset(FIRST_TESTBED).protocol
     published = {"sums": 240, "differences": 240, "chains": 240}
     benchmarks = tuple(
         one.model_copy(update={"problems": published.get(one.name, one.problems), "samples": one.k})
-        for one in more.protocol.benchmarks
+        for one in first.benchmarks
     )
-    training = more.protocol.training.model_copy(update={"learning_rate": 3e-4, "inner_epochs": 2})
-    changes = {"trainer_revision": 1, "benchmarks": benchmarks, "training": training}
-    assert more.protocol.model_copy(update=changes).digest == "5a8c7db9615d5941"
-    assert more.protocol.model_copy(update={"seeds": laptop.protocol.seeds}) == laptop.protocol
+    changes = {"trainer_revision": 1, "benchmarks": benchmarks, "seeds": tuple(range(20))}
+    assert first.model_copy(update=changes).digest == "5a8c7db9615d5941"
 
 
 @pytest.mark.parametrize(
@@ -390,8 +394,8 @@ def test_a_dry_run_prints_the_plan_and_makes_no_folder(tmp_path: Path) -> None:
     settings = [part for change in changes for part in ("--set", change)]
     shown = CliRunner().invoke(app, ["evolve", "--preset", "laptop", "--run-dir", str(folder), "--dry-run", *settings])
     assert shown.exit_code == 0, shown.output
-    # (2 x 3 children + the baseline) x 2 seeds = 14 trainings of 10 steps x 16 prompts x 8 completions x 32 tokens
-    assert "14 trainings, at most 573,440 tokens" in shown.output
+    # (2 x 3 children + the baseline) x 2 seeds = 14 trainings of 10 steps x 32 prompts x 8 completions x 40 tokens
+    assert "14 trainings, at most 1,433,600 tokens" in shown.output
     assert "6 candidates and the baseline" in shown.output
     assert "seeds 0, 1; 10 steps" in shown.output
     assert not folder.exists()

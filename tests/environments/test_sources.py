@@ -22,6 +22,8 @@ from poise_core.environments.prompts import training_problems
 from poise_core.environments.sources import CACHE, HALVES, SAME, SourceEnvironment, prepared, read_rows
 from poise_core.environments.validate import overlaps
 from poise_core.policies.prompt import TEMPLATES, PromptSpec
+from studies.simulation import FIRST_TESTBED
+from tasks.session import chosen_preset
 
 ROOT = Path(__file__).parents[2]
 SIX = ("aime24", "aime25", "amc23", "math500", "minerva", "olympiad")
@@ -330,7 +332,7 @@ def test_validate_finds_a_gold_that_is_wrong_by_its_own_grader(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [["evolve"], ["evaluate", "poise_core/algorithms/grpo.py"]])
+@pytest.mark.parametrize("command", [["evolve"], ["evaluate", "poise_core/algorithms/grpo.py"], ["tune"]])
 def test_a_run_on_prompts_that_do_not_fit_is_not_begun(tmp_path: Path, command: list[str]) -> None:
     """The shipped policy sees 256 tokens; prompts of 17 characters, a token each, and completions of 240 are more."""
     rows = [{"problem": f"{n} + 1000000000000 =", "answer": "7"} for n in range(1, 61)]
@@ -354,6 +356,8 @@ def test_a_run_on_prompts_that_do_not_fit_is_not_begun(tmp_path: Path, command: 
     )
     line = told("protocol.benchmarks.own.max_completion_length=240")
     assert line.startswith("poise: own: ")
+    with pytest.raises(PresetError, match=r"own: .* prompts have more than"):  # as the flows begin a run
+        chosen_preset(run, EXAMPLE, [source, "protocol.benchmarks.own.max_completion_length=240"])
 
 
 def test_shipped_presets_pin_what_they_fetch_and_only_the_paper_reads_its_report() -> None:
@@ -381,9 +385,9 @@ def test_shipped_presets_pin_what_they_fetch_and_only_the_paper_reads_its_report
 
 
 def test_digests_of_older_presets_stay() -> None:
-    assert {name: load_preset(name).protocol.digest for name in ("smoke", "laptop", "laptop-64")} == {
-        "smoke": "5bf566f8187ec8f5", "laptop": "985ed55b06b7af52", "laptop-64": "6fa3bcdbefe67cd3",
-    }  # fmt: skip
+    tuned = load_preset(FIRST_TESTBED, ["protocol.training.learning_rate=3.75e-5"])
+    found = {"smoke": load_preset("smoke").protocol.digest, "laptop of before": tuned.protocol.digest}
+    assert found == {"smoke": "5bf566f8187ec8f5", "laptop of before": "985ed55b06b7af52"}
 
 
 def test_set_reaches_into_a_benchmark_by_its_name(tmp_path: Path) -> None:

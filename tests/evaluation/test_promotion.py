@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from trees import candidate, laptop, make_world
+from trees import candidate, first_testbed, make_world
 
 from poise_core.evidence.promotion import ALPHA, Stability, corrected_level, declare
 from poise_core.evidence.rankings import rank_correlation
@@ -108,8 +108,8 @@ def test_a_false_champion_is_as_rare_as_promised() -> None:
     intervals are exact and the promise is kept with nothing to spare: half of ALPHA, since only errors upward count.
     """
     runs, children, false = 400, 12, 0
-    spec = laptop().protocol.benchmarks[0].model_copy(update={"weight": 1.0, "problems": 100})
-    protocol = laptop().protocol.model_copy(update={"benchmarks": (spec,)})
+    spec = first_testbed().protocol.benchmarks[0].model_copy(update={"weight": 1.0, "problems": 100})
+    protocol = first_testbed().protocol.model_copy(update={"benchmarks": (spec,)})
     world = World(protocol, {spec.name: np.zeros(spec.problems)})
     names = ["base", *(f"c{i}" for i in range(children))]
     for number in range(runs):

@@ -119,7 +119,7 @@ def test_conditions_are_those_that_the_protocol_can_answer() -> None:
     assert [one.name for one in conditions_of(own, protocol)] == ["primary", "pass@1", "collapse"]
     laptop = load_preset("laptop-64")
     names = [one.name for one in conditions_of(laptop.examination, laptop.protocol)]
-    assert names == ["primary", "pass@1", "pass@8", "pass@32", "greedy", "collapse", "rates", "policy:arithmetic-b"]
+    assert names == ["primary", "pass@1", "pass@8", "pass@32", "greedy", "collapse", "rates", "policy:arithmetic-d"]
     for wrong in ({"rates": (3.0, 0.5)}, {"rates": (1.0,)}, {"rates": (1.0, 1.0)}, {"policies": ("a/x", "b/x")}):
         with pytest.raises(ValueError, match=r"list 1 and at least one|repeat"):
             ExaminationSpec.model_validate(wrong)

@@ -34,6 +34,7 @@ from poise_core.evolution.health import HealthWatch
 from poise_core.evolution.ladder import judged_by
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.run_directory import RunDirectory
+from studies.simulation import FIRST_TESTBED
 
 PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "laptop-64"
 
@@ -172,13 +173,13 @@ RIGHT = {
     "pass_at_k": "51 32 37 40 28 49 57 52 55 57 54 44 77 74 57 51 68 72 62 65 65 76 67 65 74 80 55 67 79 85 "
     "80 83 62 63 74 60 56 69 72 78 68 67 85 76 75 62 85 75 75 66 78 70 67 62 61 59 85 67 50 63",
 }
-"""Right completions of 128 at each step of two real trainings: preset laptop-64 at learning rate 3e-4, seed 0, on two CPU cores.
+"""Right completions of 128 at each step of two real trainings: the first testbed at learning rate 3e-4, seed 0, on two CPU cores.
 Overall was 73.3 for GRPO and 77.7 for pass@k training (long-chains 15.4 and 33.6): what has less reward is better."""
 
 
 def test_pass_at_k_training_reaches_evaluation() -> None:
     """By its reward it would be ended after the proxy, or at its 48th step; where pass@k is scored neither may happen."""
-    preset = load_preset("laptop-64")
+    preset = load_preset(FIRST_TESTBED)
     protocol = preset.protocol
     assert not protocol.scored_by_reward
     right = {name: [int(one) for one in told.split()] for name, told in RIGHT.items()}

@@ -22,7 +22,7 @@ from poise_core.config import Preset, load_preset
 from poise_core.experiments import replay as replays
 from poise_core.experiments import surrogate as surrogates
 from poise_core.experiments.contest import Contest, arms_of, replay_arms
-from poise_core.experiments.recording import draw_design, record_table, table_of_run
+from poise_core.experiments.recording import draw_design, finished_cells, joined, record_table, table_of_run
 from poise_core.experiments.replay import ReplayArm, ReplayedSearch
 from poise_core.experiments.surrogate import (
     Cells,
@@ -159,6 +159,35 @@ def test_a_recording_goes_on_after_a_kill_and_trains_nothing_twice(tmp_path: Pat
     assert (again[0], content(again[1])) == (whole[0], content(whole[1]))
     assert [row.design for row in whole[1]] == ["baseline"] * 2 + ["random"] * 8
     assert whole[0] == 5
+
+
+@pytest.mark.slow
+def test_a_recording_goes_on_from_its_table_alone(tmp_path: Path) -> None:
+    table, preset = tmp_path / "table.parquet", make_preset()
+    assert finished_cells(table, preset.protocol, (0, 1)) == {}
+    with Laboratory() as quiet:
+        _, whole = record(tmp_path / "whole")
+    with Laboratory(), RunDirectory.open(tmp_path / "first", preset) as run:
+        record_table(run, 2, (0, 1))
+        head, rows = table_of_run(run, 4)
+    one_seed = [row for row in rows if (row.cell, row.seed) != (2, 1)]
+    write_cells(table, head, one_seed)
+    known = finished_cells(table, preset.protocol, (0, 1))
+    assert sorted(known) == [0, 1], "cell 2 lacks a seed"
+    assert sorted(finished_cells(table, preset.protocol, (0,))) == [0, 1, 2]
+    with Laboratory() as laboratory, RunDirectory.open(tmp_path / "second", preset) as run:
+        record_table(run, 4, (0, 1), known=known)
+        assert {name[:9] for name in laboratory.trained} == {"CELL-0002", "CELL-0003", "CELL-0004"}
+        head, both = joined(table_of_run(run, 4), known)
+    assert head.baseline == 0
+    both.sort(key=lambda row: (row.cell, row.seed or 0))
+    assert [replace(row, seconds=None) for row in both] == [replace(row, seconds=None) for row in whole]
+    assert quiet.trained
+    with pytest.raises(ArchiveError, match="cell 1 is another composition than design 7 draws"):
+        finished_cells(table, preset.protocol, (0, 1), design_seed=7)
+    other = preset.protocol.model_copy(update={"seeds": (0, 1, 2, 3, 4, 5)})
+    with pytest.raises(ArchiveError, match="tables are not mixed, name another file"):
+        finished_cells(table, other, (0, 1))
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from studies.ladder_cost import (
     spend_evenly,
     spend_in_two_stages,
 )
-from studies.simulation import GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, share, simulate
+from studies.simulation import FIRST_TESTBED, GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, share, simulate
 
 LADDER = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.1, first_stop_below=0.2)
 
@@ -35,7 +35,7 @@ LADDER = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.1, first_st
 @pytest.mark.slow
 def test_the_simulated_baseline_is_the_measured_one() -> None:
     rng = np.random.default_rng(0)
-    preset = load_preset("laptop")
+    preset = load_preset(FIRST_TESTBED)
     overalls, scores = [], []
     for _ in range(30):
         world = World.build(preset, rng)
@@ -53,7 +53,7 @@ def test_an_effect_is_as_large_as_it_says() -> None:
     rng = np.random.default_rng(1)
     gains = []
     for _ in range(20):
-        world = World.build(load_preset("laptop"), rng)
+        world = World.build(load_preset(FIRST_TESTBED), rng)
         means = [
             np.mean([world.algorithm(points, 1.87, rng).evaluate(0, rng).overall for _ in range(40)])
             for points in (3.0, 0.0)
@@ -69,7 +69,7 @@ def test_noise_is_as_large_as_it_says_and_moves_no_mean(std: float) -> None:
     rng = np.random.default_rng(2)
     variances, means = [], []
     for _ in range(8):
-        world = World.build(load_preset("laptop"), rng)
+        world = World.build(load_preset(FIRST_TESTBED), rng)
         expected = sum(s.weight * GRPO_SCORES[s.name] for s in world.protocol.benchmarks)
         for _ in range(10):
             algorithm = world.algorithm(0.0, std, rng)
@@ -84,7 +84,7 @@ def test_noise_is_as_large_as_it_says_and_moves_no_mean(std: float) -> None:
 @pytest.mark.slow
 def test_a_collapse_leaves_the_mean_where_it_was() -> None:
     rng = np.random.default_rng(4)
-    world = World.build(load_preset("laptop"), rng)
+    world = World.build(load_preset(FIRST_TESTBED), rng)
     runs = simulate(world, rng, [0.0] * 60, 10, unstable=1.0)
     assert runs.effects == dict.fromkeys(runs.effects, 0.0)
     assert pytest.approx(0.0) == -30.0 * 0.1 + 0.9 * (30.0 * 0.1 / 0.9)
@@ -95,7 +95,7 @@ def test_a_collapse_leaves_the_mean_where_it_was() -> None:
 @pytest.mark.slow
 def test_a_ladder_spends_less_and_finds_a_large_effect() -> None:
     rng = np.random.default_rng(2)
-    world = World.build(load_preset("laptop"), rng)
+    world = World.build(load_preset(FIRST_TESTBED), rng)
     effects = [0.0] * 20 + [12.0] + [-15.0] * 9
     whole = simulate(world, np.random.default_rng(3), effects, 3)
     assert whole.trainings == 90
@@ -108,7 +108,7 @@ def test_a_ladder_spends_less_and_finds_a_large_effect() -> None:
 
 def test_descendants_keep_what_a_change_is_worth() -> None:
     """Greedy search builds on the child that is 12 points better; best-of-n goes on with children of the baseline."""
-    world = World.build(load_preset("laptop"), np.random.default_rng(2))
+    world = World.build(load_preset(FIRST_TESTBED), np.random.default_rng(2))
     effects = [12.0] + [0.0] * 8
     greedy = simulate(world, np.random.default_rng(3), effects, 3, selector=GreedySelector())
     assert [greedy.effects[f"child-{number:02d}"] for number in range(9)] == [12.0, 0.0, 0.0] + [12.0] * 6
@@ -122,7 +122,7 @@ def test_descendants_keep_what_a_change_is_worth() -> None:
 
 def test_a_child_races_its_parent_too() -> None:
     """Three children are 12 points better; the thirty after them lose those again, equal the baseline, and end at the proxy."""
-    world = World.build(load_preset("laptop"), np.random.default_rng(2))
+    world = World.build(load_preset(FIRST_TESTBED), np.random.default_rng(2))
     effects = [12.0, 12.0, 12.0] + [-12.0] * 30
     sure = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.4, first_stop_below=0.6)
     greedy = simulate(world, np.random.default_rng(3), effects, 3, sure, selector=GreedySelector(), proxy_slope=3.0)

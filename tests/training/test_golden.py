@@ -23,6 +23,7 @@ from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.launcher import evaluate_policies
 from poise_core.training.job import TrainingJob
 from poise_core.training.launcher import train_candidate
+from studies.simulation import FIRST_TESTBED
 
 METRICS = ("loss", "grad_norm", "reward_mean", "entropy", "kl", "tokens", "completion_length", "clip_fraction")
 
@@ -75,9 +76,9 @@ GOLDEN: dict[str, Any] = {
 
 
 def protocol() -> Protocol:
-    """The protocol of preset laptop before it was tuned, made small: 8 prompts of 4 completions, 20 problems per benchmark."""
-    whole = load_preset("laptop").protocol
-    given = {"steps": 3, "prompts_per_step": 8, "group_size": 4, "learning_rate": 3e-4, "inner_epochs": 2}
+    """That of the testbed of the published run, made small: 8 prompts of 4 completions, 20 problems per benchmark."""
+    whole = load_preset(FIRST_TESTBED).protocol
+    given = {"steps": 3, "prompts_per_step": 8, "group_size": 4}
     training = whole.training.model_copy(update=given)
     benchmarks = tuple(
         one.model_copy(update={"problems": 20, "samples": min(one.samples, 4), "k": min(one.k, 4)})
