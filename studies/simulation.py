@@ -37,18 +37,18 @@ FIRST_TESTBED = str(Path(__file__).parent / "data" / "first_testbed.yaml")
 GRPO_SCORES = {
     "products": 75.8, "long-chains": 24.7, "remainders": 86.7, "sums": 96.3, "differences": 94.6, "chains": 83.3,
 }  # fmt: skip
-"""Percent; GRPO of the first testbed (docs/testbed.md), five seeds on ``arithmetic-a``."""
+"""Percent; GRPO in ``docs/results/first_testbed.md``, five seeds on ``arithmetic-a``."""
 
 GRPO_SEED_STD = 0.9
-"""Percent points of Overall between seeds: GRPO's six seeds in ``docs/results/laptop-64``. The table of ``docs/testbed.md`` has
-1.87, of an older trainer."""
+"""Percent points of Overall between seeds: GRPO's six seeds in ``docs/results/laptop-64``. The table of
+``docs/results/first_testbed.md`` has 1.87, of an older trainer."""
 
 ANSWER_SHARE = 0.6
 """Of the variance between seeds, what a seed does to single problems: 61 % of V with six seeds in the headline run, mean of the 17
 candidates that have them (``poise leaderboard docs/results/laptop-64``). The rest moves all problems together."""
 
 PANEL_SEED_STDS = (0.66, 1.78, 1.57, 1.87, 1.95, 1.29, 1.05, 2.17, 0.75, 2.83, 1.47, 2.42, 5.32, 2.66, 3.00)
-"""The column "seed std" of ``docs/testbed.md``: 15 algorithms, with the older trainer."""
+"""The column "seed std" of ``docs/results/first_testbed.md``: 15 algorithms, with the older trainer."""
 
 DIFFICULTY_STD = 2.0
 """Of problems in logits: most are nearly always or nearly never solved, as pass@32 and greedy answers show."""

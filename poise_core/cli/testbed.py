@@ -41,6 +41,12 @@ def calibrate(
         "runs/calibrate"
     ),
     write: Annotated[Path | None, typer.Option(help="Markdown page whose measured part is replaced.")] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet file with every evaluation; what is in it is not trained again, on another machine neither."
+        ),
+    ] = None,
     allow_shared_network: SharedNetworkOption = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="key=value, as for evolve.")] = None,
 ) -> None:
@@ -52,8 +58,14 @@ def calibrate(
     """
     from poise_core.algorithms import list_algorithms
     from poise_core.testbed.calibration import render
+    from poise_core.testbed.panel import TUNED_BASELINE
 
-    names = tuple(algorithm or list_algorithms())
+    loaded = _load(preset, [])
+    tuned = (TUNED_BASELINE,) if loaded.baseline_numbers else ()
+    names = tuple(algorithm or [*list_algorithms(), *tuned])
+    if unknown := [name for name in names if name not in (*list_algorithms(), *tuned)]:
+        say(f"poise calibrate: --algorithm {unknown[0]}: there are {', '.join([*list_algorithms(), *tuned])}", err=True)
+        raise typer.Exit(2)
     rates = sorted(set(rate or []))
     settings = [*(overrides or []), *shared_network(allow_shared_network)]
     summaries, protocols = [], []
@@ -61,7 +73,7 @@ def calibrate(
         own_seeds = other_seeds if i else seeds
         loaded = _load(preset, [*settings, *([f"protocol.policy={name}"] if name else [])])
         protocols.append(loaded.protocol)
-        summaries.append(_judge(loaded, names, own_seeds, run_dir, rates, rate_seeds))
+        summaries.append(_judge(loaded, names, own_seeds, run_dir, rates, rate_seeds, record))
     shown = "".join(f" --policy {name}" for name in policy or [])
     shown = (
         "".join(f" --rate {factor:g}" for factor in rates) + (f" --rate-seeds {rate_seeds}" if rates else "") + shown
@@ -84,11 +96,19 @@ def _load(preset: str, overrides: list[str]) -> Preset:
 
 
 def _judge(
-    preset: Preset, names: Sequence[str], seeds: int, folder: Path, rates: Sequence[float], rate_seeds: int
+    preset: Preset,
+    names: Sequence[str],
+    seeds: int,
+    folder: Path,
+    rates: Sequence[float],
+    rate_seeds: int,
+    record: Path | None,
 ) -> Summary:
     """Train the panel on one base policy, with a bar on the terminal, and sum up."""
+    from poise_core.archive import ArchiveError
+    from poise_core.archive.measured import Measured
     from poise_core.testbed.calibration import summarize
-    from poise_core.testbed.panel import PanelRun
+    from poise_core.testbed.panel import TUNED_BASELINE, PanelRun
 
     protocol = preset.protocol
     trainings = len(names) * (seeds + (len(rates) * rate_seeds if len(rates) > 1 else 0))
@@ -96,13 +116,13 @@ def _judge(
         progress_bar(f"training on {protocol.policy}", trainings) as advance,
         ThreadPoolExecutor(preset.resources.parallel_candidates) as pool,
     ):
-        run = PanelRun(preset, folder, pool, on_training=lambda: advance(1))
         try:
+            run = PanelRun(preset, folder, pool, lambda: advance(1), Measured(record))
             panel = run.run(names, seeds, rates, rate_seeds)
-        except ValueError as error:
+        except (ValueError, ArchiveError) as error:
             say(f"poise calibrate: {error}", err=True)
             raise typer.Exit(2) from error
-    baseline = preset.search.baseline
+    baseline = TUNED_BASELINE if TUNED_BASELINE in names else preset.search.baseline
     return summarize(
         protocol.policy, protocol, panel.search, panel.report, panel.untrained, baseline, panel.failed, panel.rates
     )

@@ -16,14 +16,23 @@ from threading import Event
 import numpy as np
 
 from poise_core.algorithms import algorithm_path
+from poise_core.archive.measured import Measured
 from poise_core.config import Preset
 from poise_core.config.protocol import Protocol
 from poise_core.environments import Split
 from poise_core.evaluation.launcher import EvaluationJob, evaluate_policies
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.failures import CandidateFailure
+from poise_core.files import write_atomically
+from poise_core.mechanisms.known import with_numbers
 from poise_core.policies.locate import resolve_policy
 from poise_core.training.launcher import TrainingJob, train_candidate
+
+TUNED_BASELINE = "tuned"
+"""The name in a panel of the preset's baseline with the numbers that ``poise tune`` has found; its file has the defaults."""
+
+UNTRAINED = "untrained"
+"""The name of the base policy in the record of a panel."""
 
 MOST_FACTORS = 7
 """Learning rates at which one algorithm is tried at most."""
@@ -70,7 +79,12 @@ class PanelRun:
     """The trainings of a panel in a folder; what is finished there is not redone."""
 
     def __init__(
-        self, preset: Preset, folder: Path, pool: Executor, on_training: Callable[[], None] | None = None
+        self,
+        preset: Preset,
+        folder: Path,
+        pool: Executor,
+        on_training: Callable[[], None] | None = None,
+        measured: Measured | None = None,
     ) -> None:
         """Prepare.
 
@@ -79,7 +93,9 @@ class PanelRun:
             folder: where the trainings lie, by protocol and algorithm.
             pool: runs one algorithm per worker.
             on_training: called after each training.
+            measured: what is known already, and where to put what is measured.
         """
+        self._measured = measured or Measured()
         self._preset, self._folder, self._pool = preset, folder, pool
         self._on_training = on_training or (lambda: None)
         self._stop = Event()
@@ -112,7 +128,7 @@ class PanelRun:
             best = {name: rates[name].best if chosen_by else 1.0 for name in algorithms if name not in failed}
             found = self._all(list(best.items()), tuple(listed[chosen_by : chosen_by + seeds]), sealed=True)
             where, protocol = self._folder / self._preset.protocol.digest / "base", self._preset.protocol
-            untrained = self.evaluate(where, protocol, "search", ((0, resolve_policy(protocol.policy)),))[0]
+            untrained = self._untrained(where, protocol)
         except BaseException:
             self._stop.set()
             raise
@@ -158,24 +174,50 @@ class PanelRun:
         training = preset.protocol.training
         training = training.model_copy(update={"learning_rate": training.learning_rate * factor})
         protocol = preset.protocol.model_copy(update={"training": training})
+        source = self._source(name)
+        splits: tuple[Split, ...] = ("search", "report") if sealed else ("search",)
+        known = {split: self._measured.get(protocol.digest, name, source, split, seeds) for split in splits}
+        if isinstance(known["search"], str):
+            return known["search"]
+        kept = {split: one for split, one in known.items() if isinstance(one, list)}
+        if len(kept) == len(splits):
+            return kept
         place = self._folder / protocol.digest / name / f"seeds-{seeds[0]}-{seeds[-1]}"
+        file = place / f"{name}.py"
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomically(file, source)
 
         def finished(_: int, row: dict[str, float]) -> None:
             if row["step"] == training.steps - 1:
                 self._on_training()
 
-        job = TrainingJob(algorithm_path(name), name, place / "train", protocol, preset.resources, seeds)
+        job = TrainingJob(file, name, place / "train", protocol, preset.resources, seeds)
         try:
             done = train_candidate(job, on_step=finished, should_stop=self._stop.is_set)
         except CandidateFailure as failure:
-            return f"{failure.kind}: {failure.message}"
+            message = f"{failure.kind}: {failure.message}"
+            self._measured.put(protocol.digest, name, source, "search", seeds, message)
+            return message
         policies = tuple((one.seed, one.policy_folder) for one in done)
-        found: dict[Split, list[SeedEvaluation]] = {
-            "search": self.evaluate(place / "evaluate", protocol, "search", policies)
-        }
-        if sealed:
-            found["report"] = self.evaluate(place / "evaluate", protocol, "report", policies)
+        found: dict[Split, list[SeedEvaluation]] = {}
+        for split in splits:
+            found[split] = self.evaluate(place / "evaluate", protocol, split, policies)
+            self._measured.put(protocol.digest, name, source, split, seeds, found[split])
         return found
+
+    def _source(self, name: str) -> str:
+        """The algorithm's file, of the tuned baseline with its tuned numbers."""
+        if name == TUNED_BASELINE:
+            return with_numbers(self._preset.search.baseline, self._preset.baseline_numbers).source
+        return algorithm_path(name).read_text(encoding="utf-8")
+
+    def _untrained(self, where: Path, protocol: Protocol) -> SeedEvaluation:
+        known = self._measured.get(protocol.digest, UNTRAINED, "", "search", (0,))
+        if isinstance(known, list):
+            return known[0]
+        found = self.evaluate(where, protocol, "search", ((0, resolve_policy(protocol.policy)),))
+        self._measured.put(protocol.digest, UNTRAINED, "", "search", (0,), found)
+        return found[0]
 
     def evaluate(
         self, where: Path, protocol: Protocol, split: Split, policies: tuple[tuple[int, Path], ...]

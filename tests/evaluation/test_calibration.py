@@ -1,6 +1,7 @@
 """Calibration with several learning rates: which one an algorithm is measured at, by which seeds, and how the page says so."""
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +10,13 @@ from typing import Any
 import pytest
 from archive_samples import make_evaluation, make_preset
 
+from poise_core.archive import ArchiveError
+from poise_core.archive.measured import Measured
 from poise_core.config import Preset
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.testbed import panel
 from poise_core.testbed.calibration import render, requirements, summarize
-from poise_core.testbed.panel import MOST_FACTORS, PanelRun, Rates
+from poise_core.testbed.panel import MOST_FACTORS, TUNED_BASELINE, Panel, PanelRun, Rates
 
 RATE = 1e-3
 
@@ -92,6 +95,39 @@ def test_one_rate_chooses_nothing_and_takes_the_first_seeds(
     }  # fmt: skip
     with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="lists 6 seeds, 7 are asked for: 3 to choose"):
         PanelRun(preset(), tmp_path, pool).run(["grpo"], 4, [1.0, 2.0])
+
+
+def test_what_a_record_holds_is_not_trained_again(
+    tmp_path: Path, trained: list[tuple[str, float, tuple[int, ...], str]]
+) -> None:
+    file, panel_of = tmp_path / "record.parquet", ("grpo", "rloo", "dcbe", TUNED_BASELINE)
+
+    def run(folder: str, record: Path, algorithms: Sequence[str] = panel_of, tuned: float = 0.03) -> Panel:
+        document = preset().model_dump(mode="json")
+        document["baseline"]["hyperparameters"] = {"kl_coef": tuned}
+        with ThreadPoolExecutor(2) as pool:
+            whole = PanelRun(Preset.model_validate(document), tmp_path / folder, pool, measured=Measured(record))
+            return whole.run(algorithms, 2, [0.5, 1.0], choosing=2)
+
+    first = run("one", file, panel_of[:2])
+    count = len(trained)
+    second = run("two", file)
+    assert not {name for name, *_ in trained[count:]} & {"grpo", "rloo"}
+    assert {name for name, *_ in trained[count:]} == {TUNED_BASELINE}
+    assert {name: second.search[name] for name in first.search} == first.search
+    assert second.report["grpo"] == first.report["grpo"]
+    assert second.failed == (("dcbe", "diverged: the loss is nan"),)
+    assert "kl_coef: float = 0.03" in next((tmp_path / "two").rglob("tuned.py")).read_text()
+    count = len(trained)
+    third = run("three", file)
+    assert (third.search, third.report, third.untrained) == (second.search, second.report, second.untrained)
+    assert (third.rates, third.failed) == (second.rates, second.failed)
+    assert len(trained) == count
+    run("four", file, tuned=0.1)
+    assert {name for name, *_ in trained[count:]} == {TUNED_BASELINE}, "other numbers are another file"
+    file.write_bytes(b"something else")
+    with pytest.raises(ArchiveError, match="cannot be read as the record of a calibration"):
+        Measured(file)
 
 
 def test_the_next_rate_lies_beyond_the_best_one_and_there_is_an_end() -> None:
