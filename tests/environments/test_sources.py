@@ -283,6 +283,35 @@ def test_a_function_that_the_file_lacks_is_told_when_the_preset_is_read(tmp_path
         assert load_preset(EXAMPLE, [change]).protocol.environment.source is not None
 
 
+@pytest.mark.parametrize(
+    ("reference", "told"),
+    [
+        ("made_up_grader:scor", r"made_up_grader has no scor; its names are score$"),
+        ("made_up_package.inner:scor", r"made_up_package\.inner has no scor; its names are score$"),
+        ("made_up_package.iner:score", r"there is no module made_up_package\.iner here"),
+        ("made_up_pakage.inner:score", r"there is no module made_up_pakage here"),
+        ("made_up_package.inner:score", ""),
+        ("made_up_lazy:score", ""),  # what its __getattr__ makes is known where it runs
+        ("math:sqrt", ""),  # has no source
+    ],
+)
+def test_a_function_that_a_module_lacks_is_told_and_nothing_is_imported_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str, told: str
+) -> None:
+    code = "raise SystemExit('imported')\ndef score():\n    pass\n"
+    (tmp_path / "made_up_package").mkdir()
+    for name in ("made_up_grader.py", "made_up_package/__init__.py", "made_up_package/inner.py"):
+        (tmp_path / name).write_text(code)
+    (tmp_path / "made_up_lazy.py").write_text("def __getattr__(name):\n    return print\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    change = f"protocol.environment.source.grader={{name: function, function: '{reference}'}}"
+    if told:
+        with pytest.raises(PresetError, match=told):
+            load_preset(EXAMPLE, [change])
+    else:
+        assert load_preset(EXAMPLE, [change]).protocol.environment.source is not None
+
+
 def test_overlap_is_found_through_other_numbers_and_notation() -> None:
     def problem(text: str) -> Problem:
         return Problem(text, "1", "all")
