@@ -7,6 +7,7 @@ A ``CandidateFailure`` becomes a row of the archive's ``failures`` table and is 
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Generic, TypeVar
 
 from poise_core.escaping import printable
 
@@ -54,6 +55,23 @@ class InfrastructureError(Exception):
     """Something outside the candidate failed (a process was killed, a disk is full), so the work is retried."""
 
 
+_Kind = TypeVar("_Kind", bound=StrEnum)
+
+
+class _TypedFault(InfrastructureError, Generic[_Kind]):
+    """A fault of a part of the machine, of one of its kinds; the message is one line."""
+
+    part = ""
+
+    def __init__(self, kind: _Kind, message: str) -> None:
+        super().__init__(f"{self.part}, {kind}: {message}")
+        self.kind, self.message = kind, message
+
+    def __reduce__(self) -> tuple[type, tuple[_Kind, str]]:
+        """Support pickling between processes."""
+        return type(self), (self.kind, self.message)
+
+
 class FaultKind(StrEnum):
     """What is wrong with a sampler. None of it is a failure of the candidate that trains."""
 
@@ -69,16 +87,10 @@ class FaultKind(StrEnum):
     NOT_INSTALLED = "not installed"
 
 
-class SamplerFault(InfrastructureError):
+class SamplerFault(_TypedFault[FaultKind]):
     """The sampler failed, which is a fault of the machine; the message is one line."""
 
-    def __init__(self, kind: FaultKind, message: str) -> None:
-        super().__init__(f"sampler, {kind}: {message}")
-        self.kind, self.message = kind, message
-
-    def __reduce__(self) -> tuple[type, tuple[FaultKind, str]]:
-        """Support pickling between processes."""
-        return type(self), (self.kind, self.message)
+    part = "sampler"
 
 
 class NodeFaultKind(StrEnum):
@@ -92,16 +104,10 @@ class NodeFaultKind(StrEnum):
     REFUSED = "refused"  # it could not start its part
 
 
-class NodeFault(InfrastructureError):
+class NodeFault(_TypedFault[NodeFaultKind]):
     """A node of a training failed, which is a fault of the machine; the message is one line."""
 
-    def __init__(self, kind: NodeFaultKind, message: str) -> None:
-        super().__init__(f"nodes, {kind}: {message}")
-        self.kind, self.message = kind, message
-
-    def __reduce__(self) -> tuple[type, tuple[NodeFaultKind, str]]:
-        """Support pickling between processes."""
-        return type(self), (self.kind, self.message)
+    part = "nodes"
 
 
 class Cancelled(Exception):
