@@ -67,12 +67,16 @@ def copy_batch(batch: RolloutBatch) -> RolloutBatch:
 
 def handed_batch(candidate: Candidate, batch: RolloutBatch) -> RolloutBatch:
     """The batch as a candidate gets it: copies, zeros outside ``completion_mask``, NaN where it reads nothing."""
-    mask = batch.completion_mask
-    return replace(
-        copy_batch(batch),
-        old_logprobs=_zero_outside(mask, batch.old_logprobs),
-        ref_logprobs=_if_read(candidate.reads_reference, _zero_outside(mask, batch.ref_logprobs)),
-        entropies=_zero_outside(mask, batch.entropies),
+    outside = ~batch.completion_mask
+    return RolloutBatch(
+        correctness=batch.correctness.clone(),
+        format_valid=batch.format_valid.clone(),
+        truncated=batch.truncated.clone(),
+        group_ids=batch.group_ids.clone(),
+        completion_mask=batch.completion_mask.clone(),
+        old_logprobs=_zero(outside, batch.old_logprobs),
+        ref_logprobs=_if_read(candidate.reads_reference, outside, batch.ref_logprobs),
+        entropies=_zero(outside, batch.entropies),
     )
 
 
@@ -82,17 +86,17 @@ def handed_inputs(candidate: Candidate, inputs: LossInputs, completion_mask: Ten
     Advantages are zero where ``inputs.mask`` is False; all else of shape (B, T) is zero outside ``completion_mask``, and
     NaN where the candidate reads nothing. ``logprobs`` and ``entropies`` keep their graph.
     """
-    return replace(
-        inputs,
-        logprobs=_zero_outside(completion_mask, inputs.logprobs),
-        entropies=_if_read(candidate.reads_entropies, _zero_outside(completion_mask, inputs.entropies)),
-        old_logprobs=_zero_outside(completion_mask, inputs.old_logprobs),
-        ref_logprobs=_if_read(candidate.reads_reference, _zero_outside(completion_mask, inputs.ref_logprobs)),
-        advantages=_zero_outside(inputs.mask, inputs.advantages),
-        carry={
-            name: _zero_outside(completion_mask, value) if value.dim() == 2 else value
-            for name, value in inputs.carry.items()
-        },
+    outside = ~completion_mask
+    return LossInputs(
+        logprobs=_zero(outside, inputs.logprobs),
+        entropies=_if_read(candidate.reads_entropies, outside, inputs.entropies),
+        old_logprobs=_zero(outside, inputs.old_logprobs),
+        ref_logprobs=_if_read(candidate.reads_reference, outside, inputs.ref_logprobs),
+        advantages=_zero(~inputs.mask, inputs.advantages),
+        mask=inputs.mask,
+        carry={name: _zero(outside, value) if value.dim() == 2 else value for name, value in inputs.carry.items()},
+        correctness=inputs.correctness,
+        format_valid=inputs.format_valid,
     )
 
 
@@ -101,12 +105,12 @@ def train_mask(advantages: Advantages, completion_mask: Tensor) -> Tensor:
     return completion_mask if advantages.train_mask is None else advantages.train_mask & completion_mask
 
 
-def _zero_outside(mask: Tensor, values: Tensor) -> Tensor:
-    return torch.where(mask, values, torch.zeros_like(values))
+def _zero(outside: Tensor, values: Tensor) -> Tensor:
+    return values.masked_fill(outside, 0)
 
 
-def _if_read(read: bool, values: Tensor) -> Tensor:
-    return values if read else torch.full_like(values, math.nan)
+def _if_read(read: bool, outside: Tensor, values: Tensor) -> Tensor:
+    return _zero(outside, values) if read else torch.full_like(values, math.nan)
 
 
 def own_inputs(inputs: LossInputs) -> LossInputs:

@@ -36,6 +36,7 @@ class Candidate:
 
     name: str
     source: str
+    tree: ast.Module  # of the source; not to be changed
     loss_aggregation: str
     mechanisms: Mapping[str, Mapping[str, Any]]
     hyperparameters: Any
@@ -218,6 +219,7 @@ def load_candidate_source(source: str, name: str, *, wall: bool = True) -> Candi
     return Candidate(
         name=name,
         source=source,
+        tree=tree,
         loss_aggregation=members["LOSS_AGGREGATION"],
         mechanisms=members["MECHANISMS"],
         hyperparameters=hyperparameters,

@@ -6,6 +6,7 @@ only where it is a name of the allowed kind.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -120,6 +121,8 @@ def require_finite(what: str, values: Tensor, inside: Tensor) -> None:
         NotFinite: with the first place where they are not.
     """
     values = values.detach()
+    if math.isfinite(float(values.sum())):  # so is every number, inside or not; one operator instead of six
+        return
     bad = ~torch.isfinite(values) & inside
     if bool(bad.any()):
         where = [int(index) for index in bad.nonzero()[0]]

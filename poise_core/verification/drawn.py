@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,13 +115,15 @@ class Draw:
         mask = torch.arange(length).expand(shape) < lengths.unsqueeze(-1)
         correctness = (torch.rand(rows, generator=draw) < rng.uniform(0.3, 0.7)).float()
         labels = list(range(len(sizes))) if rng.random() < 0.5 else rng.sample(range(1000), len(sizes))
-        first, groups = 0, []
+        first, groups, mixed = 0, [], []
         for label, size in zip(labels, sizes, strict=True):
             groups += [label] * size
             if size > 1:
-                one, other = rng.sample(range(first, first + size), 2)
-                correctness[one], correctness[other] = 1.0, 0.0
+                mixed.append(rng.sample(range(first, first + size), 2))
             first += size
+        if mixed:
+            right, wrong = torch.tensor(mixed).T
+            correctness.index_fill_(0, right, 1.0).index_fill_(0, wrong, 0.0)
         valid = (correctness > 0) | (torch.rand(rows, generator=draw) < rng.uniform(0.3, 0.8))
         spread, power = rng.uniform(1.5, 4.0), rng.choice((1, 2, 3))  # sampled tokens are often nearly certain
         old = -(torch.rand(shape, generator=draw) ** power) * spread - rng.uniform(0.01, 0.06)
@@ -147,20 +150,29 @@ class Draw:
         size, length = self.group(rng, 5, 8), rng.randint(8, 16)
         probe = self.rollout("an ordinary batch", purpose, [size] * rng.randint(5, 7), length, dynamics=dynamics)
         batch = probe.batch
-        correctness, valid = batch.correctness.clone(), batch.format_valid.clone()
-        mask, truncated = batch.completion_mask.clone(), batch.truncated.clone()
-        failed, passed, other = rng.sample(sorted(set(batch.group_ids.tolist())), 3)
-        rows = batch.group_ids == failed
-        correctness[rows] = 0.0
-        valid[rows] = torch.arange(size) % 2 == 0
-        truncated[rows] &= ~valid[rows]
-        rows = batch.group_ids == passed
-        correctness[rows], valid[rows], truncated[rows] = 1.0, True, False
-        for group in (failed, other):
-            wrong = ((batch.group_ids == group) & (correctness == 0)).nonzero().flatten()
-            row = int(wrong[-1])
-            valid[row], mask[row], truncated[row] = False, True, True
-        return probe.with_batch(correctness=correctness, format_valid=valid, completion_mask=mask, truncated=truncated)
+        groups, correctness = (
+            batch.group_ids.tolist(),
+            batch.correctness.tolist(),
+        )  # lists: a tensor's entries cost more
+        valid, truncated = batch.format_valid.tolist(), batch.truncated.tolist()
+        failed, passed, other = rng.sample(sorted(set(groups)), 3)
+        rows: dict[int, list[int]] = {group: [] for group in groups}
+        for row, group in enumerate(groups):
+            rows[group].append(row)
+        for place, row in enumerate(rows[failed]):
+            correctness[row], valid[row] = 0.0, place % 2 == 0
+            truncated[row] = truncated[row] and not valid[row]
+        for row in rows[passed]:
+            correctness[row], valid[row], truncated[row] = 1.0, True, False
+        full = [max(row for row in rows[group] if correctness[row] == 0) for group in (failed, other)]
+        for row in full:
+            valid[row], truncated[row] = False, True
+        return probe.with_batch(
+            correctness=torch.tensor(correctness),
+            format_valid=torch.tensor(valid),
+            completion_mask=batch.completion_mask.index_fill(0, torch.tensor(full), True),
+            truncated=torch.tensor(truncated),
+        )
 
     def log_ratios(self, name: str, purpose: str, sign: str) -> Probe:
         """Draw an ordinary batch far from the policy that sampled it; the signs are +, - or both."""
@@ -214,16 +226,14 @@ class Draw:
 
     # what the checks use
 
-    def scenario(self, number: int) -> tuple[Probe, ...]:
-        """Draw a short training of five probes of the kinds of the fingerprint's scenario."""
+    def scenario(self, number: int) -> Iterator[Probe]:
+        """Draw, one by one, a short training of five probes of the kinds of the fingerprint's scenario."""
         purposes = [f"scenario {number} probe {index}" for index in range(5)]
-        return (
-            self.ordinary(purposes[0], self.start(purposes[0])),
-            self.ordinary(purposes[1], self.dynamics(purposes[1], 0.04, 0.15)),
-            self.uneven(purposes[2], drift=0.6),
-            self.log_ratios("far off-policy", purposes[3], "both"),
-            self.graded(purposes[4], self.late(purposes[4])),
-        )
+        yield self.ordinary(purposes[0], self.start(purposes[0]))
+        yield self.ordinary(purposes[1], self.dynamics(purposes[1], 0.04, 0.15))
+        yield self.uneven(purposes[2], drift=0.6)
+        yield self.log_ratios("far off-policy", purposes[3], "both")
+        yield self.graded(purposes[4], self.late(purposes[4]))
 
     def states(self) -> list[Dynamics]:
         """Draw the states of a training on which a controller is tried, in their order, the last one extreme."""
@@ -248,36 +258,36 @@ class Draw:
         state = replace(probe.dynamics, max_completion_length=limit)
         return replace(probe, name="a length limit that no completion comes near", dynamics=state)
 
-    def reach(self, numbers: Sequence[float]) -> Iterator[tuple[bool, Probe]]:
-        """Draw probes far from the ordinary ones, for mechanisms that act seldom: long trainings, large groups, long completions.
+    def reach(self, numbers: Sequence[float]) -> Iterator[tuple[bool, Callable[[], Probe]]]:
+        """Name probes far from the ordinary ones, for mechanisms that act seldom: long trainings, large groups, long completions.
 
         Args:
             numbers: those that stand in the candidate's file: thresholds, numbers of steps, of completions or of tokens.
 
         Yields:
-            Whether the probe lies within the conditions, and the probe, whose name says what is special in it.
+            Whether the probe lies within the conditions, and what draws it; its name says what is special in it.
         """
         near = sorted({round(number) for number in numbers if 2 <= number <= 1_000_000})[:12]
         steps, size, limit = self.conditions.steps, self.conditions.group_size, self.conditions.max_completion_length
         for step in [round(steps * share) for share in (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 0.98)] if steps else []:
-            yield True, self._at_step(step, steps or 1)
+            yield True, partial(self._at_step, step, steps or 1)
         if limit:
-            yield True, self._long(min(limit, LONGEST), limit)
+            yield True, partial(self._long, min(limit, LONGEST), limit)
         for number in range(8):
-            yield size is None or size <= LARGEST_GROUP, self._unusual(number)
+            yield size is None or size <= LARGEST_GROUP, partial(self._unusual, number)
         for step in (*near, 500, 5_000, 100_000):
             for at, of in ((step, 2 * step), (step + 1, 40 * step), (2 * step, 2 * step + step // 20 + 1)):
-                yield steps is None or at < steps, self._at_step(at, of)
+                yield steps is None or at < steps, partial(self._at_step, at, of)
         for group in (*near, 16, 32, LARGEST_GROUP):
             for rate in (0.1, 0.5, 0.9):
                 if group < LARGEST_GROUP:
-                    yield size is None or group + 1 <= size, self._of_groups(group + 1, rate)
+                    yield size is None or group + 1 <= size, partial(self._of_groups, group + 1, rate)
                 if 2 * group <= LARGEST_GROUP:
-                    yield size is None or 2 * group <= size, self._of_groups(2 * group, rate)
+                    yield size is None or 2 * group <= size, partial(self._of_groups, 2 * group, rate)
         for length in (*near, 64, 512):
             if length <= LONGEST:
-                yield limit is None or length <= limit, self._long(length, length)
-                yield limit is None or 2 * length <= limit, self._long(min(2 * length, LONGEST), 2 * length)
+                yield limit is None or length <= limit, partial(self._long, length, length)
+                yield limit is None or 2 * length <= limit, partial(self._long, min(2 * length, LONGEST), 2 * length)
 
     def _at_step(self, step: int, steps: int) -> Probe:
         purpose = f"step {step} of {steps}"

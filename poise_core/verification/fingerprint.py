@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -49,6 +49,11 @@ class Observation:
     gradient: Tensor  # (2 B T + B T,) d loss / d logprobs, d loss / d entropies per trained token, and the train mask
     rest: Tensor  # (B T + 1,) advantages of trained tokens, and the loss
 
+    @cached_property
+    def size(self) -> float:
+        """The norm of ``gradient``, by which differences from it are measured."""
+        return float(self.gradient.norm())
+
 
 @lru_cache(maxsize=1)
 def scenario() -> tuple[Probe, ...]:
@@ -78,21 +83,19 @@ def observe(candidate: Candidate, disguise: Draw | None = None, in_order: bool =
 
 
 def observe_one_by_one(
-    candidate: Candidate, probes: Sequence[Probe], disguise: Draw | None = None, in_order: bool = False
+    candidate: Candidate, probes: Iterable[Probe], disguise: Draw | None = None, in_order: bool = False
 ) -> Iterator[Observation]:
     """Observe the candidate on these probes one at a time, for a caller that may stop early."""
     state: Mapping[str, float] = {}
     for index, plain in enumerate(probes):
-        rows, columns = plain.logprobs.shape
-        place = torch.arange(rows)
-        probe = plain
+        columns, probe, place = plain.logprobs.shape[1], plain, None
         if disguise is not None:
             probe, place = _disguised(plain, disguise, f"disguise of probe {index}", in_order)
         dynamics = replace(probe.dynamics, controller=state)
         run = run_candidate(candidate, replace(probe, dynamics=dynamics), max_length=columns)
 
-        def seen(values: Tensor, place: Tensor = place, columns: int = columns) -> Tensor:
-            return values[place, :columns]
+        def seen(values: Tensor, place: Tensor | None = place, columns: int = columns) -> Tensor:
+            return values if place is None else values[place, :columns]
 
         tokens = run.mask.sum().clamp(min=1)
         inside = run.mask.float()
@@ -154,12 +157,18 @@ def _squash(values: Tensor) -> Tensor:
 
 def distance(first: Sequence[Observation], second: Sequence[Observation]) -> float:
     """Return the largest relative difference of the gradients on any probe: 0 for equal updates, 1 or more for unrelated ones."""
-    return max(_relative(one.gradient, other.gradient) for one, other in zip(first, second, strict=True))
+    return max(_apart(one, other) for one, other in zip(first, second, strict=True))
+
+
+def _apart(first: Observation, second: Observation) -> float:
+    """The relative difference of two gradients."""
+    scale = max(first.size, second.size)
+    return float((first.gradient - second.gradient).norm()) / scale if scale > 0 else 0.0
 
 
 def differs(first: Observation, second: Observation, threshold: float) -> bool:
     """Whether gradient, advantages or loss of one probe differ by more than a relative threshold."""
-    return _relative(first.gradient, second.gradient) > threshold or _relative(first.rest, second.rest) > threshold
+    return _apart(first, second) > threshold or _relative(first.rest, second.rest) > threshold
 
 
 def _relative(first: Tensor, second: Tensor) -> float:
@@ -182,7 +191,7 @@ def fingerprint(observations: tuple[Observation, ...]) -> str:
     gradient = torch.cat([observation.gradient for observation in observations])
     everything = torch.cat([gradient, *(observation.rest for observation in observations)])
     quanta = torch.round(_directions(everything.numel(), 1) @ everything / QUANTUM).to(torch.int64)
-    digest = hashlib.sha256(" ".join(str(int(value)) for value in quanta).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(" ".join(str(value) for value in quanta.tolist()).encode()).hexdigest()[:16]
     sketch = (_directions(gradient.numel(), 2) @ gradient).to(torch.float32)
     return f"{digest}.{base64.urlsafe_b64encode(sketch.numpy().astype('<f4').tobytes()).decode()}"
 

@@ -38,7 +38,7 @@ def run_candidate(candidate: Candidate, probe: Probe, max_length: int | None = N
     """
     advantages = call_advantages(candidate, probe.batch, probe.dynamics)
     mask = claimed_mask(advantages, probe.batch)
-    inputs = loss_inputs(candidate, probe, advantages, torch.arange(mask.shape[0]))
+    inputs = loss_inputs(candidate, probe, advantages)
     call = loss_and_gradient(candidate, inputs, probe.dynamics, mask, max_length)
     return Run(advantages, mask, call.inputs, call.outputs, call.total, call.grad_logprobs, call.grad_entropies)
 
@@ -68,36 +68,57 @@ def ties_alone(batch: RolloutBatch, one: Tensor, other: Tensor) -> bool:
     return torch.equal(place[rows].bincount(minlength=1), place[others].bincount(minlength=1))
 
 
-def loss_inputs(candidate: Candidate, probe: Probe, advantages: Advantages, rows: Tensor) -> LossInputs:
-    """The micro-batch of the given rows as the candidate is handed it."""
+def loss_inputs(candidate: Candidate, probe: Probe, advantages: Advantages, rows: Tensor | None = None) -> LossInputs:
+    """The micro-batch of the given rows, by default of all in their order, as the candidate is handed it."""
     batch = probe.batch
+
+    def taken(values: Tensor) -> Tensor:
+        return values if rows is None else values[rows]
+
     inputs = LossInputs(
-        logprobs=probe.logprobs[rows],
-        entropies=probe.entropies[rows],
-        old_logprobs=batch.old_logprobs[rows],
-        ref_logprobs=batch.ref_logprobs[rows],
-        advantages=advantages.values[rows],
-        mask=claimed_mask(advantages, batch)[rows],
-        carry={key: value[rows] for key, value in advantages.carry.items()},
-        correctness=batch.correctness[rows],
-        format_valid=batch.format_valid[rows],
+        logprobs=taken(probe.logprobs),
+        entropies=taken(probe.entropies),
+        old_logprobs=taken(batch.old_logprobs),
+        ref_logprobs=taken(batch.ref_logprobs),
+        advantages=taken(advantages.values),
+        mask=taken(claimed_mask(advantages, batch)),
+        carry={key: taken(value) for key, value in advantages.carry.items()},
+        correctness=taken(batch.correctness),
+        format_valid=taken(batch.format_valid),
     )
-    return handed_inputs(candidate, inputs, batch.completion_mask[rows])
+    return handed_inputs(candidate, inputs, taken(batch.completion_mask))
+
+
+def denominators(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens that train, and the completions with one among them; scalars."""
+    return mask.sum(), mask.any(-1).sum()
 
 
 def loss_and_gradient(
-    candidate: Candidate, inputs: LossInputs, dynamics: Dynamics, whole_mask: Tensor, max_length: int | None = None
+    candidate: Candidate,
+    inputs: LossInputs,
+    dynamics: Dynamics,
+    whole_mask: Tensor,
+    max_length: int | None = None,
+    counts: tuple[Tensor, Tensor] | None = None,
 ) -> LossCall:
     """The micro-batch's share of the total loss and its gradients, with the denominators of ``whole_mask``.
 
-    ``max_length`` is the T of the length limit, by default that of ``whole_mask``.
+    Args:
+        candidate: the candidate.
+        inputs: from ``loss_inputs``.
+        dynamics: of the step.
+        whole_mask: (B, T) bool, the tokens of the whole batch that train.
+        max_length: T of the length limit, by default that of ``whole_mask``.
+        counts: ``denominators(whole_mask)``, for a caller that has them already.
     """
+    tokens, sequences = counts or denominators(whole_mask)
     return call_loss(
         candidate,
         inputs,
         dynamics,
-        token_count=whole_mask.sum(),
-        sequence_count=whole_mask.any(-1).sum(),
+        token_count=tokens,
+        sequence_count=sequences,
         max_length=max_length or whole_mask.shape[1],
     )
 

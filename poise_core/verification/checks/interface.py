@@ -6,7 +6,9 @@ import ast
 import dataclasses
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
+from typing import Generic, TypeVar
 
 from poise_core.candidate.calls import ContractViolation
 from poise_core.candidate.identity import MAX_TUPLE, name_fault
@@ -30,7 +32,7 @@ def check_interface(candidate: Candidate) -> None:
     Raises:
         ContractViolation: with the message for the author.
     """
-    if not (ast.get_docstring(ast.parse(candidate.source)) or "").strip():
+    if not (ast.get_docstring(candidate.tree) or "").strip():
         raise ContractViolation("the file has no docstring; begin it with the idea, its source and the equations")
     functions = {
         "compute_advantages": candidate.advantages_function,
@@ -56,12 +58,19 @@ def check_switches(candidate: Candidate, draw: Draw) -> tuple[list[str], list[st
     """
     notes: list[str] = []
     unreached: list[str] = []
+    if not candidate.mechanisms:
+        return notes, unreached
+    live = live_hyperparameters(candidate.tree)
+
+    # what the mechanisms share, drawn and observed when the first of them asks
+    scenarios = _Kept(_Observed(candidate, draw.scenario(number)) for number in range(SCENARIOS))
+    far = _Kept(_far_from_ordinary(candidate, draw))
     for name, overrides in candidate.mechanisms.items():
-        _require_switch(candidate, name, overrides)
+        _require_switch(candidate, name, overrides, live)
         try:
-            if any(_changes(candidate, overrides, draw.scenario(number)) for number in range(SCENARIOS)):
+            if any(_changes(candidate, overrides, own) for own in scenarios):
                 continue
-            inside, where = _where_it_shows(candidate, overrides, draw)
+            inside, where = _where_it_shows(candidate, overrides, far)
             notes.append(f"mechanism {name!r} {where}")
             unreached += [] if inside else [name]
         except ContractViolation as violation:
@@ -71,13 +80,14 @@ def check_switches(candidate: Candidate, draw: Draw) -> tuple[list[str], list[st
 
 def hidden_from(candidate: Candidate, probes: Sequence[Probe]) -> list[str]:
     """The mechanisms whose switch shows on none of these probes."""
-    return [name for name, overrides in candidate.mechanisms.items() if not _changes(candidate, overrides, probes)]
+    own = _Observed(candidate, probes)
+    return [name for name, overrides in candidate.mechanisms.items() if not _changes(candidate, overrides, own)]
 
 
-def _require_switch(candidate: Candidate, name: str, overrides: Mapping[str, object]) -> None:
-    """Refuse a switch that sets the defaults, or hyperparameters on which no result depends."""
+def _require_switch(candidate: Candidate, name: str, overrides: Mapping[str, object], live: set[str]) -> None:
+    """Refuse a switch that sets the defaults, or hyperparameters on which no result depends: those that are not ``live``."""
     changed = {key for key, value in overrides.items() if value != getattr(candidate.hyperparameters, key)}
-    if not changed & live_hyperparameters(ast.parse(candidate.source)):
+    if not changed & live:
         why = "no result depends on these hyperparameters" if changed else "these are the defaults"
         raise ContractViolation(
             f"switching mechanism {name!r} off ({_overrides(overrides)}) changes nothing: {why}; remove it from "
@@ -85,11 +95,19 @@ def _require_switch(candidate: Candidate, name: str, overrides: Mapping[str, obj
         )
 
 
-def _where_it_shows(candidate: Candidate, overrides: Mapping[str, object], draw: Draw) -> tuple[bool, str]:
-    """Whether the conditions reach a probe on which a switch has an effect, and which; far from ordinary ones are tried."""
-    probes = list(draw.reach(_numbers(candidate)))
-    for inside, probe in sorted(probes, key=lambda pair: not pair[0]):
-        if _changes(candidate, overrides, (probe,)):
+def _far_from_ordinary(candidate: Candidate, draw: Draw) -> Iterator[tuple[bool, _Observed]]:
+    """Probes far from the ordinary ones, those within the conditions first, each with whether it lies within them."""
+    for inside, drawn in sorted(draw.reach(_numbers(candidate)), key=lambda pair: not pair[0]):
+        yield inside, _Observed(candidate, (one() for one in (drawn,)))
+
+
+def _where_it_shows(
+    candidate: Candidate, overrides: Mapping[str, object], far: Iterable[tuple[bool, _Observed]]
+) -> tuple[bool, str]:
+    """Whether the conditions reach a probe on which a switch has an effect, and which."""
+    for inside, own in far:
+        if _changes(candidate, overrides, own):
+            (probe,) = own.probes
             beyond = "" if inside else ", which this training does not reach"
             return inside, f"acts seldom: shown at {probe.name}{beyond}"
     return False, "was not reached on any probe, so nothing shows yet that it acts"
@@ -143,17 +161,43 @@ def _names(node: ast.expr) -> set[str]:
 def _numbers(candidate: Candidate) -> list[float]:
     """The numbers that a file names: its hyperparameters' and those in its code, the former first."""
     own = [getattr(candidate.hyperparameters, f.name) for f in dataclasses.fields(candidate.hyperparameters)]
-    written = [node.value for node in ast.walk(ast.parse(candidate.source)) if isinstance(node, ast.Constant)]
+    written = [node.value for node in ast.walk(candidate.tree) if isinstance(node, ast.Constant)]
     flat = [one for value in own for one in (value if isinstance(value, tuple) else (value,))]
     return [
         float(value) for value in (*flat, *written) if isinstance(value, int | float) and not isinstance(value, bool)
     ]
 
 
-def _changes(candidate: Candidate, overrides: Mapping[str, object], probes: Sequence[Probe]) -> bool:
-    others = observe_one_by_one(candidate.with_overrides(**overrides), probes)
-    own = observe_one_by_one(candidate, probes)
-    return any(differs(one, other, EFFECT) for one, other in zip(own, others, strict=True))
+_T = TypeVar("_T")
+
+
+class _Kept(Generic[_T]):
+    """What an iterator yields, each asked of it when it is first needed, and kept for who iterates next."""
+
+    def __init__(self, source: Iterable[_T]) -> None:
+        self._source, self._kept = iter(source), list[_T]()
+
+    def __iter__(self) -> Iterator[_T]:
+        for index in count():
+            if index == len(self._kept):
+                try:
+                    self._kept.append(next(self._source))
+                except StopIteration:
+                    return
+            yield self._kept[index]
+
+
+class _Observed:
+    """What a candidate does on some probes."""
+
+    def __init__(self, candidate: Candidate, probes: Iterable[Probe]) -> None:
+        self.probes = _Kept(probes)
+        self.observations = _Kept(observe_one_by_one(candidate, self.probes))
+
+
+def _changes(candidate: Candidate, overrides: Mapping[str, object], own: _Observed) -> bool:
+    others = observe_one_by_one(candidate.with_overrides(**overrides), own.probes)
+    return any(differs(one, other, EFFECT) for one, other in zip(own.observations, others, strict=True))
 
 
 def _overrides(overrides: Mapping[str, object]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from typing import Any
 
@@ -23,6 +25,7 @@ from poise_core.verification.drawn import Draw, permuted
 from poise_core.verification.harness import (
     Run,
     claimed_mask,
+    denominators,
     loss_and_gradient,
     loss_inputs,
     run_candidate,
@@ -77,7 +80,7 @@ def _to_mask(candidate: Candidate, wide: Probe) -> str:
             if not _same(plain, values(replace(given, **batch)), inside):
                 found.append(f"batch.{name}")
         advantages = call_advantages(candidate, wide.batch, wide.dynamics)
-        inputs = loss_inputs(candidate, wide, advantages, torch.arange(inside.shape[0]))
+        inputs = loss_inputs(candidate, wide, advantages)
         before = losses(inputs)
         for name in ("logprobs", "old_logprobs", "ref_logprobs", "entropies", "advantages"):
             rows: dict[str, Any] = {name: _spoiled(getattr(inputs, name), inside)}
@@ -119,7 +122,7 @@ def _compare_padded(candidate: Candidate, clean: Run, wide: Probe, columns: int)
         inside = clean.mask if value.dim() == 2 else torch.ones_like(value, dtype=torch.bool)
         if found is None or found.dim() != value.dim() or not _same(value, found[..., : value.shape[-1]], inside):
             raise ContractViolation(f"{change} changes Advantages.carry[{key!r}]; {reduce}")
-    inputs = loss_inputs(candidate, wide, advantages, torch.arange(mask.shape[0]))
+    inputs = loss_inputs(candidate, wide, advantages)
     call = loss_and_gradient(candidate, inputs, wide.dynamics, mask, max_length=length)
     if not _same(clean.outputs.token_loss.detach(), call.outputs.token_loss.detach()[:, :length], clean.mask):
         raise ContractViolation(f"{change} changes token_loss of trained tokens; {reduce}")
@@ -133,9 +136,13 @@ def _compare_padded(candidate: Candidate, clean: Run, wide: Probe, columns: int)
 
 def _same(first: Tensor, second: Tensor, inside: Tensor, tolerance: float = TOLERANCE) -> bool:
     """Equal within the tolerance relative to the largest entry, NaN equal to NaN, outside ``inside`` anything."""
-    first, second = (torch.where(inside, values, torch.zeros_like(values)).float() for values in (first, second))
-    finite = first[torch.isfinite(first)]
-    scale = max(1e-6, float(finite.abs().max()) if finite.numel() else 0.0)
+    outside = ~inside
+    first, second = (values.masked_fill(outside, 0).float() for values in (first, second))
+    largest = float(first.abs().max()) if first.numel() else 0.0
+    if not math.isfinite(largest):
+        finite = first[torch.isfinite(first)]
+        largest = float(finite.abs().max()) if finite.numel() else 0.0
+    scale = max(1e-6, largest)
     return torch.allclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
@@ -233,19 +240,22 @@ def check_micro_batches(candidate: Candidate, draw: Draw) -> None:
 def _compare_split(
     candidate: Candidate, probe: Probe, whole: Run, parts: list[Tensor], how: str, trimmed: bool
 ) -> None:
-    total = torch.zeros(())
+    total, counts = torch.zeros(()), denominators(whole.mask)
+    order, begin = torch.cat(parts), 0
     gradients = [torch.zeros_like(whole.grad_logprobs), torch.zeros_like(whole.grad_entropies)]
-    for part in parts:
-        inputs = loss_inputs(candidate, probe, whole.advantages, part)
-        length = inputs.mask.shape[1]
-        if trimmed:  # the trainer cuts columns that no completion of a micro-batch needs
-            used = probe.batch.completion_mask[part].any(0).nonzero()
-            length = int(used.max()) + 1 if used.numel() else 1
-            inputs = _trim(inputs, length)
-        call = loss_and_gradient(candidate, inputs, probe.dynamics, whole.mask)
+    sizes = [len(part) for part in parts]
+    lengths = [whole.mask.shape[1]] * len(parts)
+    if trimmed:  # the trainer cuts columns that no completion of a micro-batch needs
+        lengths = [max(1, *part) for part in _used_columns(probe.batch.completion_mask[order], sizes)]
+    handed = loss_inputs(candidate, probe, whole.advantages, order)
+    for inputs, size, length in zip(_split(handed, sizes), sizes, lengths, strict=True):
+        call = loss_and_gradient(candidate, _trim(inputs, length), probe.dynamics, whole.mask, counts=counts)
         total += call.total
         for gradient, grad in zip(gradients, (call.grad_logprobs, call.grad_entropies), strict=True):
-            gradient[part, :length] = grad
+            gradient[begin : begin + size, :length] = grad
+        begin += size
+    place = order.argsort()
+    gradients = [gradient[place] for gradient in gradients]
     everywhere = torch.ones_like(whole.mask)
     advice = (
         "compute_loss may combine numbers of one completion only, and not count padded columns; compute what needs the batch "
@@ -265,7 +275,27 @@ def _compare_split(
             raise ContractViolation(f"splitting a step into {how} changes the gradient of {name}; {advice}")
 
 
+def _used_columns(mask: Tensor, sizes: list[int]) -> Iterator[list[int]]:
+    """For every part of so many completions, up to which column each of them has tokens."""
+    columns = torch.where(mask, torch.arange(1, mask.shape[1] + 1), 0).amax(-1)
+    return (part.tolist() for part in columns.split(sizes))
+
+
+def _split(inputs: LossInputs, sizes: list[int]) -> Iterator[LossInputs]:
+    """The parts of so many completions, one after the other."""
+    columns = {f.name: getattr(inputs, f.name).split(sizes) for f in fields(inputs) if f.name != "carry"}
+    carry = {key: value.split(sizes) for key, value in inputs.carry.items()}
+    for index in range(len(sizes)):
+        yield LossInputs(
+            **{name: parts[index] for name, parts in columns.items()},
+            carry={key: parts[index] for key, parts in carry.items()},
+        )
+
+
 def _trim(inputs: LossInputs, length: int) -> LossInputs:
+    if length == inputs.mask.shape[1]:
+        return inputs
+
     def cut(values: Tensor) -> Tensor:
         return values[:, :length] if values.dim() == 2 else values
 

@@ -170,8 +170,7 @@ def _check_inputs(candidate: Candidate, probe: Probe, run: Run) -> None:
     with torch.no_grad():
         guarded("compute_advantages", lambda: candidate.compute_advantages(batch, dynamics))
     _expect_untouched("compute_advantages", "batch", batch, given)
-    rows = torch.arange(run.mask.shape[0])
-    original = loss_inputs(candidate, probe, run.advantages, rows)
+    original = loss_inputs(candidate, probe, run.advantages)
     inputs = own_inputs(original)
     guarded("compute_loss", lambda: candidate.compute_loss(inputs, dynamics))
     _expect_untouched("compute_loss", "inputs", inputs, original)
