@@ -153,7 +153,7 @@ class Draw:
         groups, correctness = (
             batch.group_ids.tolist(),
             batch.correctness.tolist(),
-        )  # lists: a tensor's entries cost more
+        )
         valid, truncated = batch.format_valid.tolist(), batch.truncated.tolist()
         failed, passed, other = rng.sample(sorted(set(groups)), 3)
         rows: dict[int, list[int]] = {group: [] for group in groups}

@@ -73,7 +73,9 @@ def loss_inputs(candidate: Candidate, probe: Probe, advantages: Advantages, rows
     batch = probe.batch
 
     def taken(values: Tensor) -> Tensor:
-        return values if rows is None else values[rows]
+        return (
+            values.clone() if rows is None else values[rows]
+        )  # a copy: what a candidate did to it would reach other calls
 
     inputs = LossInputs(
         logprobs=taken(probe.logprobs),
