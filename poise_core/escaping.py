@@ -48,6 +48,8 @@ def printable(text: str) -> str:
     Those are controls (with them the escape sequences), formats (with them what changes the direction of writing), halves of
     surrogate pairs, separators other than the line end, fillers, tags and selectors.
     """
+    if text.isascii() and text.replace("\n", "").replace("\t", "").isprintable():
+        return text  # as most are; to search them by expressions takes much longer
     return _HIDDEN.sub(REPLACEMENT, _PRESENTATION.sub("", text.replace("\r\n", "\n")))
 
 

@@ -134,6 +134,15 @@ def test_no_hidden_character_is_forgotten() -> None:
             assert unprintable(character) or character == "\r", hex(
                 number
             )  # which the reader of files has turned to a LF
+    ascii_text = "".join(map(chr, range(128)))
+    assert escaping.printable(ascii_text) == "".join(
+        one if one in "\t\n" or " " <= one <= "~" else "\ufffd" for one in ascii_text
+    )
+    assert all(
+        escaping.printable(f"a{one}b") != f"a{one}b"
+        for one in ascii_text
+        if one not in "\t\n" and not " " <= one <= "~"
+    )
     honest = "naïve π ✓ 中文 – “quoted”\tα_t ≤ 1e-4\n"
     assert escaping.printable(honest) == honest
     assert escaping.printable("⚠\ufe0f a\r\nb") == "⚠ a\nb"

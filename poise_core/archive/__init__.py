@@ -26,6 +26,7 @@ from poise_core.archive.rows import (
 )
 from poise_core.archive.schema import ABLATED, EVOLUTION_ARM, EXAMINED, SCHEMA_VERSION, TABLES, UNTRAINED_ARM
 from poise_core.archive.store import Archive
+from poise_core.archive.trajectories import Trained
 
 __all__ = [
     "ABLATED",
@@ -42,6 +43,7 @@ __all__ = [
     "ArchiveRowError",
     "CompactedTable",
     "Lineage",
+    "Trained",
     "TreeNode",
     "candidate_row",
     "check_location",

@@ -84,8 +84,10 @@ class CompactedFiles:
             found.append(rows)
         return pa.concat_tables([table.schema.empty_table(), *found])
 
-    def groups(self, table: Table, name: str) -> Iterator[pa.Table]:
-        """Yield the rows of a file, one row group at a time.
+    def groups(
+        self, table: Table, name: str, columns: Sequence[str] | None = None, condition: pc.Expression | None = None
+    ) -> Iterator[pa.Table]:
+        """Yield the rows of a file that match, one row group at a time, all columns by default.
 
         Raises:
             ArchiveError: the file cannot be read.
@@ -93,8 +95,26 @@ class CompactedFiles:
         with self._named(table, name) as path:
             data = ds.dataset(path, table.schema, format="parquet", filesystem=self._storage.filesystem)
             for fragment in data.get_fragments():
-                for group in fragment.split_by_row_group():
-                    yield group.to_table(schema=table.schema)
+                for group in fragment.split_by_row_group(condition, schema=table.schema):
+                    yield group.to_table(
+                        schema=table.schema, columns=None if columns is None else list(columns), filter=condition
+                    )
+
+    def scan(
+        self, table: Table, names: Sequence[str], columns: Sequence[str], condition: pc.Expression
+    ) -> Iterator[pa.Table]:
+        """Yield columns of the rows of these files that match, a part of a file at a time; every row once, as ``load`` does.
+
+        Raises:
+            ArchiveError: a file cannot be read.
+        """
+        for position, name in enumerate(names):
+            if not position:
+                yield from self.groups(table, name, columns, condition)
+                continue
+            before = self.all_ids(table, names[:position])
+            for rows in self.groups(table, name, [*dict.fromkeys([*columns, "row_key"])], condition):
+                yield rows.filter(pc.invert(pc.is_in(part_ids(table, rows["row_key"]), before))).select(list(columns))
 
     def uncovered(self, table: Table, names: Sequence[str], parts: Sequence[str]) -> list[str]:
         """Return the parts, by file name, whose rows are in none of these files.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -41,11 +42,39 @@ def build_table(table: Table, rows: Sequence[Row]) -> pa.Table:
     return pa.table(columns, schema=table.schema)
 
 
+def to_rows(data: pa.Table) -> list[dict[str, Any]]:
+    """Return a table as one dictionary per row, as ``to_pylist`` does, many values at a time; maps become dictionaries."""
+    columns = [_values(data[name]) for name in data.column_names]
+    return [dict(zip(data.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    kind = column.type
+    if pa.types.is_timestamp(
+        kind
+    ):  # the rows of one append share theirs, and making one takes longer than the rest of a row
+        found = column.combine_chunks().dictionary_encode()
+        moments = [*found.dictionary.to_pylist(), None]
+        return [moments[code] for code in found.indices.fill_null(-1).to_pylist()]
+    if pa.types.is_list(kind) and pa.types.is_integer(kind.value_type) and not column.null_count:
+        return [own for chunk in column.chunks for own in _lists(chunk)]
+    return list(column.to_pylist(maps_as_pydicts="strict"))
+
+
+def _lists(chunk: pa.Array) -> list[list[int]]:
+    offsets = chunk.offsets.to_pylist()
+    items = chunk.values[offsets[0] : offsets[-1]]
+    if items.null_count:
+        return list(chunk.to_pylist())
+    values, first = items.to_numpy().tolist(), offsets[0]
+    return [values[start - first : end - first] for start, end in itertools.pairwise(offsets)]
+
+
 def content_digests(table: Table, data: pa.Table) -> list[str]:
     """Return the digest of each row over the columns that count; equal content gives equal digests."""
     names = [field.name for field in table.fields if field.counts and field.name in data.column_names]
     digests = []
-    for row in data.select(names).to_pylist(maps_as_pydicts="strict"):
+    for row in to_rows(data.select(names)):
         # an absent column counts as null, so that rows stay comparable when a later schema adds one
         text = json.dumps({name: value for name, value in row.items() if value is not None}, sort_keys=True)
         digests.append(hashlib.sha256(text.encode()).hexdigest()[:16])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,15 +13,20 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from poise_core.archive.compacted import CompactedFiles
+from poise_core.archive.encoding import to_rows
 from poise_core.archive.errors import ArchiveError, ArchiveMissingError, ArchiveRowError
+from poise_core.archive.packed import PackedRows
 from poise_core.archive.parts import SCHEMA_FILE, part_name, part_name_of, part_values
-from poise_core.archive.schema import CANDIDATES, COMPACTED_VERSION, TRAJECTORIES, Table
-from poise_core.archive.snapshot import WORTH, load_snapshot, snapshot_of
+from poise_core.archive.rows import seed_evaluations
+from poise_core.archive.schema import CANDIDATES, COMPACTED_VERSION, EVALUATIONS, TRAJECTORIES, Table
+from poise_core.archive.snapshot import WORTH, load_snapshot, scan_snapshot, snapshot_of, snapshot_sizes
 from poise_core.archive.storage import Storage, one_line
+from poise_core.evaluation.results import SeedEvaluation
 
 _Found = TypeVar("_Found")
 _ATTEMPTS = 5
 _FEW = 8  # files that are read one after the other: a scan by Arrow's threads costs more than so few files do
+_TOGETHER = 1000  # files whose rows are read before any of them is handed on
 _MEMO_ROWS = 2000  # longer answers are not kept; the table they come from is
 
 
@@ -39,7 +44,7 @@ class _Memo:
     """The answers that were made from a table in memory; a decision asks the same dozens of times between two appends."""
 
     data: pa.Table
-    rows: dict[Hashable, list[dict[str, Any]]]
+    answers: dict[Hashable, Any]
 
 
 class PartReader:
@@ -52,6 +57,78 @@ class PartReader:
         self._memos: dict[str, _Memo] = {}
         self._lock = threading.Lock()
         self._checked: set[str] = set()
+
+    def scan(
+        self, table: Table, columns: Sequence[str], equals: Mapping[str, Any], unsealed: bool
+    ) -> Iterator[pa.Table]:
+        """Yield columns of the rows that match, some rows at a time and in no order, and keep none of them.
+
+        Raises:
+            ArchiveMissingError: a compaction has removed a file meanwhile; the caller begins again (``settled``).
+            ArchiveError: a file is missing, truncated or no Parquet; the message names it.
+            ArchiveRowError: the table lacks a column.
+        """
+        self.check_version(table)
+        condition = _condition(table, equals, unsealed)
+        names = self.names(table, equals, unsealed)  # the parts first, as in ``_matching``
+        compacted = self.compacted_names(table, equals, unsealed)
+        yield from self.compacted.scan(table, compacted, columns, condition)
+        fresh = self.compacted.uncovered(table, compacted, names)
+        if len(fresh) > WORTH and snapshot_of(table):
+            known, present = snapshot_sizes(self._storage, table), self._storage.sizes(table.name)
+            held = {name for name in fresh if name in known and present.get(name) == known[name]}
+            rows = scan_snapshot(self._storage, table, columns, held, condition) if held else None
+            if rows is not None:
+                yield rows
+                fresh = [name for name in fresh if name not in held]
+        others = {column: value for column, value in equals.items() if column not in table.part_keys}
+        rest = _condition(table, others, unsealed=True) if others else None  # the names of parts have said the rest
+        for start in range(0, len(fresh), _TOGETHER):
+            yield self.load(table, fresh[start : start + _TOGETHER], columns, rest)
+
+    def columns(self, table: Table, names: Sequence[str], equals: Mapping[str, Any], unsealed: bool) -> pa.Table:
+        """Return columns of the rows that match, ordered by their keys, and keep nothing of them.
+
+        Raises:
+            ArchiveError: as ``select``.
+            ArchiveRowError: as ``select``.
+        """
+        read = [*dict.fromkeys([*names, *table.keys])]
+        _terms(
+            table, dict.fromkeys(read, ()), unsealed=True
+        )  # a column that the table lacks is refused in its own words
+        found = self.settled(lambda: list(self.scan(table, read, equals, unsealed)))
+        schema = pa.schema([table.schema.field(name) for name in read])
+        rows = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in found)])
+        return rows.sort_by([(key, "ascending") for key in table.keys]).select(list(names))
+
+    def packed(
+        self,
+        table: Table,
+        by: str,
+        groups: Sequence[Collection[str]],
+        columns: Sequence[str],
+        equals: Mapping[str, Any],
+    ) -> PackedRows:
+        """Return columns of the rows whose ``by`` is in one of the groups, the table read once; the sealed split stays closed.
+
+        Raises:
+            ArchiveError: as ``select``.
+            ArchiveRowError: as ``select``.
+        """
+        wanted = [value for group in groups for value in group]
+        owner = pa.array([number for number, group in enumerate(groups) for _ in group], pa.int32())
+        known = pa.array(wanted, pa.string())
+        read = [*dict.fromkeys([*columns, by, *table.keys])]
+
+        def pack() -> PackedRows:
+            found = PackedRows(table, read, len(groups))
+            for rows in self.scan(table, read, {**equals, by: wanted}, unsealed=False):
+                if rows.num_rows:
+                    found.add(rows, owner.take(pc.index_in(rows[by].combine_chunks(), value_set=known)))
+            return found
+
+        return self.settled(pack)
 
     def select(self, table: Table, equals: Mapping[str, Any], unsealed: bool) -> pa.Table:
         """Return the rows that match, ordered by their keys.
@@ -70,19 +147,44 @@ class PartReader:
             ArchiveRowError: the table lacks a column.
         """
         if table is TRAJECTORIES:  # read anew every time, so no answer would be asked for again
-            return list(self.select(table, equals, unsealed).to_pylist(maps_as_pydicts="strict"))
+            return to_rows(self.select(table, equals, unsealed))
+        data, answers, asked = self._answers(table, equals, unsealed)
+        rows = answers.get(asked)
+        if rows is None:
+            rows = to_rows(_chosen(data, table, equals, unsealed))
+            if len(rows) > _MEMO_ROWS:
+                return rows
+            answers[asked] = rows
+        return [_copy(row) for row in rows]
+
+    def evaluations(self, equals: Mapping[str, Any], unsealed: bool) -> dict[str, list[SeedEvaluation]]:
+        """Return ``seed_evaluations`` of what ``rows`` returns; made once, and handed out until the table has other rows.
+
+        Raises:
+            ArchiveError: as ``rows``.
+        """
+        data, answers, asked = self._answers(EVALUATIONS, equals, unsealed)
+        found = answers.get(("evaluations", asked))
+        if found is None:
+            chosen = _chosen(data, EVALUATIONS, equals, unsealed)
+            starts = range(0, chosen.num_rows, _MEMO_ROWS)
+            found = seed_evaluations(row for start in starts for row in to_rows(chosen.slice(start, _MEMO_ROWS)))
+            answers["evaluations", asked] = found
+        return {name: list(evaluations) for name, evaluations in found.items()}
+
+    def _answers(
+        self, table: Table, equals: Mapping[str, Any], unsealed: bool
+    ) -> tuple[pa.Table, dict[Hashable, Any], Hashable]:
+        """The table in memory, the answers that were made from it, and the key of this one among them."""
         data = self._read(table, equals, unsealed)
         memo = self._memos.get(table.name)
         if memo is None or memo.data is not data:
             memo = self._memos[table.name] = _Memo(data, {})
-        asked = (unsealed, *sorted((column, tuple(_values(value))) for column, value in equals.items()))
-        rows = memo.rows.get(asked)
-        if rows is None:
-            rows = list(_chosen(data, table, equals, unsealed).to_pylist(maps_as_pydicts="strict"))
-            if len(rows) > _MEMO_ROWS:
-                return rows
-            memo.rows[asked] = rows
-        return [_copy(row) for row in rows]
+        return (
+            data,
+            memo.answers,
+            (unsealed, *sorted((column, tuple(_values(value))) for column, value in equals.items())),
+        )
 
     def _read(self, table: Table, equals: Mapping[str, Any], unsealed: bool) -> pa.Table:
         self.check_version(table)
@@ -200,16 +302,23 @@ class PartReader:
         usable, rows = snapshot.of_parts(wanted, self._storage.sizes(table.name))
         return known | usable, pa.concat_tables([data, rows]).combine_chunks() if usable else data
 
-    def load(self, table: Table, names: Sequence[str]) -> pa.Table:
-        """Return the rows of these parts, from their own files."""
-        if not names:
-            return table.schema.empty_table()
+    def load(
+        self,
+        table: Table,
+        names: Sequence[str],
+        columns: Sequence[str] | None = None,
+        condition: pc.Expression | None = None,
+    ) -> pa.Table:
+        """Return the rows of these parts that match, from their own files, with all columns by default."""
+        wanted = table.schema.names if columns is None else list(columns)
         if len(names) <= _FEW:
-            return pa.concat_tables([self.open(table, name) for name in names])
+            rows = pa.concat_tables([table.schema.empty_table(), *(self.open(table, name) for name in names)])
+            return (rows if condition is None else rows.filter(condition)).select(wanted)
         paths = [self._storage.path(table.name, name) for name in names]
         try:
             # a column that a part lacks, because an earlier version wrote it, reads as null
-            return ds.dataset(paths, table.schema, format="parquet", filesystem=self._storage.filesystem).to_table()
+            data = ds.dataset(paths, table.schema, format="parquet", filesystem=self._storage.filesystem)
+            return data.to_table(columns=wanted, filter=condition)
         except (pa.ArrowException, OSError):
             for name in names:  # the error does not always name the file
                 self.open(table, name)

@@ -28,7 +28,7 @@ from poise_core.evaluation.kept import KeptCompletion
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.failures import CandidateFailure, plain_name
 
-_STEP_COLUMNS = tuple(
+STEP_COLUMNS = tuple(
     field.name
     for field in TRAJECTORIES.own_fields
     if field.name not in ("protocol", "candidate_id", "seed", "confinement", "metrics")
@@ -179,40 +179,36 @@ def evaluation_rows(candidate_id: str, protocol: str, evaluation: SeedEvaluation
 def seed_evaluations(rows: Iterable[Row]) -> dict[str, list[SeedEvaluation]]:
     """Undo ``evaluation_rows``: evaluations by candidate, seeds in order, benchmarks by name.
 
-    The rows must be of one split and one protocol.
+    The rows must be of one split and one protocol. They are gone through once, and none is kept.
     """
-    grouped: dict[str, dict[int, list[Row]]] = {}
+    found: dict[str, dict[int, tuple[Row, list[BenchmarkResult]]]] = {}
     for row in rows:
-        grouped.setdefault(row["candidate_id"], {}).setdefault(row["seed"], []).append(row)
+        seeds = found.setdefault(row["candidate_id"], {})
+        if row["seed"] not in seeds:
+            seeds[row["seed"]] = ({name: row.get(name) for name in ("split", "overall", "seconds", "problems")}, [])
+        seeds[row["seed"]][1].append(_benchmark_result(row))
     return {
-        candidate: [_seed_evaluation(seed, members) for seed, members in sorted(seeds.items())]
-        for candidate, seeds in grouped.items()
+        candidate: [_seed_evaluation(seed, *seeds[seed]) for seed in sorted(seeds)]
+        for candidate, seeds in found.items()
     }
 
 
-def _seed_evaluation(seed: int, rows: Sequence[Row]) -> SeedEvaluation:
-    benchmarks = tuple(
-        BenchmarkResult(
-            name=row["benchmark"],
-            metric=row["metric"],
-            score=row["score"],
-            correct=tuple(row["correct"]),
-            samples=row["samples"],
-            format_valid=row["format_valid"],
-            completion_length=row["completion_length"],
-            graded=row.get("graded"),
-        )
-        for row in rows
+def _benchmark_result(row: Row) -> BenchmarkResult:
+    return BenchmarkResult(
+        name=row["benchmark"],
+        metric=row["metric"],
+        score=row["score"],
+        correct=tuple(row["correct"]),
+        samples=row["samples"],
+        format_valid=row["format_valid"],
+        completion_length=row["completion_length"],
+        graded=row.get("graded"),
     )
-    seconds = rows[0]["seconds"]
-    return SeedEvaluation(
-        seed,
-        rows[0]["split"],
-        rows[0]["overall"],
-        benchmarks,
-        math.nan if seconds is None else seconds,
-        rows[0].get("problems") or "",
-    )
+
+
+def _seed_evaluation(seed: int, first: Row, benchmarks: Sequence[BenchmarkResult]) -> SeedEvaluation:
+    seconds = math.nan if first["seconds"] is None else first["seconds"]
+    return SeedEvaluation(seed, first["split"], first["overall"], tuple(benchmarks), seconds, first["problems"] or "")
 
 
 def completion_rows(
@@ -248,7 +244,7 @@ def trajectory_rows(
     for values in steps:
         if "step" not in values:
             raise ArchiveRowError(f"trajectories: a row of {candidate_id}, seed {seed}, has no step")
-        own = {name: value for name, value in values.items() if name in _STEP_COLUMNS}
+        own = {name: value for name, value in values.items() if name in STEP_COLUMNS}
         for name in ("step", "tokens"):
             if own.get(name) is not None:
                 try:
@@ -260,7 +256,7 @@ def trajectory_rows(
         other = {
             name: float(value)
             for name, value in values.items()
-            if name not in _STEP_COLUMNS and name != "seed" and value is not None
+            if name not in STEP_COLUMNS and name != "seed" and value is not None
         }
         keys = {"protocol": protocol, "candidate_id": candidate_id, "seed": seed, "written_by": "poise"}
         rows.append(cast("TrajectoryRow", {**own, **keys, "confinement": confined, "metrics": other}))
@@ -269,7 +265,7 @@ def trajectory_rows(
 
 def trajectory_step(row: Row) -> dict[str, Any]:
     """Undo ``trajectory_rows`` for one row: the step's metrics by name."""
-    standard = {name: row[name] for name in _STEP_COLUMNS if row[name] is not None}
+    standard = {name: row[name] for name in STEP_COLUMNS if row[name] is not None}
     return {**standard, **row["metrics"]}
 
 

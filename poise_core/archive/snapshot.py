@@ -9,11 +9,12 @@ The file is hidden, so other readers of the folder ignore it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from poise_core.archive.errors import ArchiveError
@@ -61,6 +62,30 @@ def load_snapshot(storage: Storage, table: Table) -> Snapshot | None:
         schema = table.schema.append(pa.field(_PART, pa.string()))
         return Snapshot(sizes, rows.select(schema.names).cast(schema))
     except (pa.ArrowException, OSError, ValueError, KeyError):
+        return None
+
+
+def snapshot_sizes(storage: Storage, table: Table) -> dict[str, int]:
+    """The parts that the table's snapshot holds, with their bytes; none where there is no snapshot that this version can use."""
+    try:
+        schema = pq.read_schema(storage.path(table.name, SNAPSHOT_FILE), filesystem=storage.filesystem)
+        metadata = schema.metadata or {}
+        usable = int(metadata.get(b"poise.schema_version", b"0")) == SCHEMA_VERSION and _PART in schema.names
+        return dict(json.loads(metadata[_SIZES])) if usable else {}
+    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return {}
+
+
+def scan_snapshot(
+    storage: Storage, table: Table, columns: Sequence[str], parts: Collection[str], condition: pc.Expression
+) -> pa.Table | None:
+    """Columns of the rows of these parts that match, from the snapshot; None where that is no longer readable."""
+    path, wanted = storage.path(table.name, SNAPSHOT_FILE), pc.field(_PART).isin(pa.array(sorted(parts), pa.string()))
+    schema = table.schema.append(pa.field(_PART, pa.string()))
+    try:
+        data = ds.dataset(path, schema, format="parquet", filesystem=storage.filesystem)
+        return data.to_table(columns=list(columns), filter=condition & wanted)
+    except (pa.ArrowException, OSError):
         return None
 
 

@@ -7,25 +7,27 @@ example ``pandas.read_parquet("RUN_DIR/archive/candidates")``.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
 from poise_core.archive.checking import find_faults, lineage_of
 from poise_core.archive.compaction import CompactedTable, compact_table
-from poise_core.archive.encoding import Row, build_table, to_parquet
+from poise_core.archive.encoding import Row, build_table, to_parquet, to_rows
 from poise_core.archive.errors import ArchiveConflictError, ArchiveError, ArchiveRowError
 from poise_core.archive.lineage import Lineage
 from poise_core.archive.locations import open_storage
 from poise_core.archive.parts import SCHEMA_FILE, compacted_table, part_name, part_values
 from poise_core.archive.reader import PartReader
-from poise_core.archive.rows import seed_evaluations, trajectory_seeds
-from poise_core.archive.schema import TABLES, Table
+from poise_core.archive.rows import STEP_COLUMNS, trajectory_seeds
+from poise_core.archive.schema import TABLES, TRAJECTORIES, Table
 from poise_core.archive.snapshot import WORTH, load_snapshot, snapshot_of, write_snapshot
+from poise_core.archive.trajectories import Trained, trained_steps
 from poise_core.archive.typed import (
     AblationRow,
     CallRow,
@@ -160,13 +162,21 @@ class Archive:
         return [dict(zip(spec.part_keys, part_values(name) or (), strict=True)) for name in names]
 
     def read(
-        self, table: str, columns: Sequence[str] | None = None, *, unsealed: bool = False, **equals: Any
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        *,
+        keep: bool = True,
+        unsealed: bool = False,
+        **equals: Any,
     ) -> pa.Table:
         """Return the rows of a table, ordered by their keys.
 
         Args:
             table: name of a table.
             columns: names of columns; all columns by default.
+            keep: whether the whole table may stay in memory for whoever reads it next, as any table but ``trajectories`` does.
+                Without it no other column is read, which serves long rows that are looked through once.
             unsealed: also read the ``report`` split of ``evaluations``, whose files are not opened otherwise.
             **equals: column = value, or column = collection of values; only rows that match all of them are returned.
 
@@ -174,8 +184,77 @@ class Archive:
             ArchiveError: a file is missing, truncated or no Parquet; the message names it.
         """
         spec = _table(table)
+        if columns is not None and (not keep or spec is TRAJECTORIES):
+            return self._reader.columns(spec, columns, equals, unsealed)
         data = self._reader.select(spec, equals, unsealed)
         return data.select(list(columns)) if columns is not None else data
+
+    def totals(self, table: str, by: str, *sums: Sequence[str], **equals: Any) -> dict[str, tuple[float, ...]]:
+        """Return for each value of a column of texts the sums of other columns over its rows, which are read once.
+
+        Args:
+            table: name of a table.
+            by: the column of texts.
+            *sums: columns of numbers, whose numbers are added up together, row by row in the order of keys; an absent one is 0.
+            **equals: as in ``read``.
+
+        Raises:
+            ArchiveError: a file is missing, truncated or no Parquet; the message names it.
+        """
+        names = [by, *dict.fromkeys(name for one in sums for name in one)]
+        data = self._reader.columns(_table(table), names, equals, unsealed=False)
+        groups = data[by].combine_chunks().dictionary_encode()
+        codes = groups.indices.to_numpy()
+        numbers = {name: data[name].fill_null(0).to_numpy() for name in names[1:]}
+        totals = [
+            np.bincount(np.repeat(codes, len(one)), np.stack([numbers[name] for name in one], axis=1).ravel()).tolist()
+            for one in sums
+        ]
+        return dict(zip(groups.dictionary.to_pylist(), zip(*totals, strict=True), strict=True))
+
+    def rows_of(
+        self,
+        table: str,
+        groups: Sequence[Collection[str]],
+        columns: Sequence[str] | None = None,
+        *,
+        by: str,
+        **equals: Any,
+    ) -> Iterator[list[dict[str, Any]]]:
+        """Yield for each group the rows whose column ``by`` is in it, as ``rows`` gives them.
+
+        The table is read once, however many groups there are, and only one group's rows are dictionaries at a time; the others
+        wait in compressed form.
+
+        Args:
+            table: name of a table.
+            groups: values of ``by``; no value may be in two groups.
+            columns: names of columns, and ``by`` and the key columns are there besides; all columns by default.
+            by: a column of texts.
+            **equals: as in ``read``.
+
+        Raises:
+            ArchiveError: a file is missing, truncated or no Parquet; the message names it.
+        """
+        spec = _table(table)
+        packed = self._reader.packed(spec, by, groups, spec.schema.names if columns is None else columns, equals)
+        for number in range(len(groups)):
+            yield to_rows(packed.group(number))
+
+    def trained(self, groups: Sequence[Collection[str]], protocol: str) -> Iterator[dict[str, Trained]]:
+        """Yield for each group of candidates the steps of their trainings, by candidate; read as ``rows_of`` reads.
+
+        Args:
+            groups: candidate ids; none may be in two groups.
+            protocol: digest of the protocol.
+
+        Raises:
+            ArchiveError: a file is missing, truncated or no Parquet; the message names it.
+        """
+        columns = [*STEP_COLUMNS, "confinement", "metrics"]
+        packed = self._reader.packed(TRAJECTORIES, "candidate_id", groups, columns, {"protocol": protocol})
+        for number in range(len(groups)):
+            yield trained_steps(packed.group(number))
 
     @overload
     def rows(self, table: Literal["candidates"], *, unsealed: bool = False, **equals: Any) -> list[CandidateRow]: ...
@@ -235,7 +314,7 @@ class Archive:
     def evaluations(
         self, *, protocol: str, candidate_id: str | None = None, split: str = "search", unsealed: bool = False
     ) -> dict[str, list[SeedEvaluation]]:
-        """Return the evaluations of each candidate, with seeds in order.
+        """Return the evaluations of each candidate, with seeds in order. They are shared by all who ask, and never changed.
 
         Args:
             protocol: digest of the protocol; evaluations under different protocols are never returned together.
@@ -251,7 +330,7 @@ class Archive:
         equals = {"protocol": protocol, "split": split}
         if candidate_id is not None:
             equals["candidate_id"] = candidate_id
-        return seed_evaluations(self.rows("evaluations", unsealed=unsealed, **equals))
+        return self._reader.evaluations(equals, unsealed)
 
     def trajectory(self, candidate_id: str, protocol: str) -> dict[int, list[dict[str, Any]]]:
         """Return the steps of every seed of a candidate in order, as in ``trajectory.jsonl``: flat, without absent metrics.

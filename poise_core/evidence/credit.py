@@ -180,28 +180,63 @@ def credit(
 def _posterior(design: Array, gained: Array, deviations: Array) -> tuple[Array, Array, float]:
     """Mean and standard deviation of every credit, and the misfit, at the tau and misfit of the highest evidence.
 
+    The noise N of the gains is diagonal but for the baseline that they share, and credits are few. So everything follows from
+    X' N^-1 X = Q diag(l) Q' and b = X' N^-1 y, one eigendecomposition for each misfit, and no matrix has candidates on both sides:
+
+        log |N + tau^2 X X'|                 = log |N| + sum log(1 + tau^2 l)
+        y' (N + tau^2 X X')^-1 y             = y' N^-1 y - sum (Q' b)^2 / (l + tau^-2)
+        covariance and mean of the posterior = Q diag(1 / (l + tau^-2)) Q', and the same times b
+
+    (Sherman-Morrison for N, the matrix determinant lemma and Woodbury for the rest.)
+
     Args:
         design: (candidates, mechanisms), -1, 0 or 1.
         gained: (candidates,) percent points.
         deviations: (candidates,) standard errors of the same.
     """
-    shared = 0.5 * np.outer(deviations, deviations)
-    shared[np.diag_indices_from(shared)] = deviations**2
-    gram = design @ design.T
-    best: tuple[float, float, float] = (-math.inf, 0.0, 0.0)
-    for tau, misfit in itertools.product(_SCALES, (0.0, *_SCALES)):
-        covariance = shared + misfit**2 * np.eye(len(gained)) + tau**2 * gram
-        sign, determinant = np.linalg.slogdet(covariance)
-        if sign <= 0:
-            continue
-        likelihood = -0.5 * float(determinant + gained @ np.linalg.solve(covariance, gained))
+    fits = [_Fit.of(design, gained, deviations, float(misfit)) for misfit in (0.0, *_SCALES)]
+    best: tuple[float, float, _Fit] = (-math.inf, float(_SCALES[0]), fits[0])
+    for tau, fit in itertools.product(_SCALES, fits):
+        likelihood = fit.likelihood(float(tau))
         if likelihood > best[0] + 1e-9:
-            best = (likelihood, float(tau), float(misfit))
-    _, tau, misfit = best
-    covariance = shared + misfit**2 * np.eye(len(gained)) + tau**2 * gram
-    gain = tau**2 * np.linalg.solve(covariance, design).T  # (mechanisms, candidates)
-    variance = tau**2 * (1.0 - np.einsum("mc,cm->m", gain, design))
-    return gain @ gained, np.sqrt(np.maximum(variance, 0.0)), misfit
+            best = (likelihood, float(tau), fit)
+    _, tau, fit = best
+    variances = 1.0 / (fit.values + tau**-2)
+    mean, variance = fit.vectors @ (variances * fit.projected), fit.vectors**2 @ variances
+    same = np.unique(design, axis=1, return_inverse=True)[
+        1
+    ].ravel()  # equal columns have equal credits, to the last digit
+    mean, variance = ((np.bincount(same, one) / np.bincount(same))[same] for one in (mean, variance))
+    return mean, np.sqrt(variance), fit.misfit
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What the data say under one misfit, whatever tau is; m mechanisms."""
+
+    misfit: float  # percent points
+    values: Array  # (m,) l, none below zero
+    vectors: Array  # (m, m) Q, one in each column
+    projected: Array  # (m,) Q' b
+    fixed: float  # log |N| + y' N^-1 y
+
+    @classmethod
+    def of(cls, design: Array, gained: Array, deviations: Array, misfit: float) -> _Fit:
+        own = 0.5 * deviations**2 + misfit**2  # (candidates,) N = diag(own) + deviations deviations' / 2
+        shared = 0.5 / (1.0 + 0.5 * float(deviations @ (deviations / own)))
+        along = deviations / own
+        level, seen = float(along @ gained), along @ design
+        weighted = design / own[:, None]
+        values, vectors = np.linalg.eigh(design.T @ weighted - shared * np.outer(seen, seen))
+        projected = vectors.T @ (gained @ weighted - shared * level * seen)
+        determinant = float(np.log(own).sum()) - math.log(2.0 * shared)
+        fixed = determinant + float(gained @ (gained / own)) - shared * level**2
+        return cls(misfit, np.maximum(values, 0.0), vectors, projected, fixed)
+
+    def likelihood(self, tau: float) -> float:
+        """Log of the marginal likelihood, but for a constant."""
+        explained = float((self.projected**2 / (self.values + tau**-2)).sum())
+        return -0.5 * (self.fixed + float(np.log1p(tau**2 * self.values).sum()) - explained)
 
 
 def _confounded(names: Sequence[str], design: Array) -> list[Confounded]:

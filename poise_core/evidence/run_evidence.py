@@ -131,21 +131,12 @@ class RunEvidence:
     @cached_property
     def training_tokens(self) -> Mapping[str, int]:
         """Completion tokens that each candidate's trainings have sampled, all seeds."""
-        data = self.archive.read("trajectories", ["candidate_id", "tokens"], protocol=self.protocol.digest)
-        spent: dict[str, int] = {}
-        for candidate, tokens in zip(data["candidate_id"].to_pylist(), data["tokens"].to_pylist(), strict=True):
-            spent[candidate] = spent.get(candidate, 0) + (tokens or 0)
-        return spent
+        return {candidate: int(tokens) for candidate, (tokens, _) in self._trainings.items()}
 
     @cached_property
     def measuring_seconds(self) -> Mapping[str, tuple[float, float]]:
         """Seconds that each candidate's trainings and evaluations have taken by the clock, without starts; all seeds."""
-        columns = ["candidate_id", "seconds_rollout", "seconds_update"]
-        data = self.archive.read("trajectories", columns, protocol=self.protocol.digest)
-        spent: dict[str, tuple[float, float]] = {}
-        for candidate, rollout, update in zip(*(data[name].to_pylist() for name in columns), strict=True):
-            trained, evaluated = spent.get(candidate, (0.0, 0.0))
-            spent[candidate] = (trained + (rollout or 0.0) + (update or 0.0), evaluated)
+        spent = {candidate: (seconds, 0.0) for candidate, (_, seconds) in self._trainings.items()}
         for candidate, evaluations in self.evaluations.items():
             trained, _ = spent.get(candidate, (0.0, 0.0))
             known = [one.seconds for one in evaluations if not math.isnan(one.seconds)]
@@ -154,6 +145,12 @@ class RunEvidence:
                 known = known[:1]
             spent[candidate] = (trained, sum(known))
         return spent
+
+    @cached_property
+    def _trainings(self) -> Mapping[str, tuple[float, ...]]:
+        """Candidate -> completion tokens and seconds of all steps of its trainings."""
+        seconds = ("seconds_rollout", "seconds_update")
+        return self.archive.totals("trajectories", "candidate_id", ("tokens",), seconds, protocol=self.protocol.digest)
 
     # the statistics
 

@@ -26,6 +26,9 @@ One candidate's details are longer than what gzip looks back over (32 KiB). So t
 places of all of them stand together: see ``columns``.
 """
 
+_WITHOUT_TEXT = frozenset({int, float, bool, type(None)})
+"""Types of which long lists are: most of a page is the numbers of its curves."""
+
 _PLACE = re.compile("@[A-Z]+@")
 
 
@@ -97,7 +100,7 @@ def _printable(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {printable(str(name)): _printable(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_printable(item) for item in value]
+        return value if _WITHOUT_TEXT.issuperset(map(type, value)) else [_printable(item) for item in value]
     return value
 
 
@@ -142,6 +145,6 @@ def _chunks(details: Iterable[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _chunk(number: int, part: list[Mapping[str, Any]]) -> str:
-    text = json.dumps(columns(_printable(part)), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(_printable(columns(part)), allow_nan=False, separators=(",", ":"))
     packed = gzip.compress(text.encode(), 6, mtime=0)
     return f'<script id="details-{number}" type="text/plain">{base64.b64encode(packed).decode()}</script>'

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from poise_core.evidence.intervals import Interval
-from poise_core.search.shrinkage import pooled_variance, seed_variance, shrink
+from poise_core.search.shrinkage import PooledVariance, pooled_variance, seed_variance, shrink
 
 Array = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
@@ -157,15 +157,51 @@ def shrunken_scores(nodes: Sequence[NodeRecord]) -> dict[str, float]:
     return {node.candidate_id: value for node, value in zip(nodes, values, strict=True) if value == value}
 
 
+def best_scores(nodes: Sequence[NodeRecord], counts: Sequence[int]) -> list[float | None]:
+    """The highest of the ``shrunken_scores`` of the first nodes, for every number of them that is asked for; None without any.
+
+    Records are read once, so that a run may be looked at after each of its generations.
+    """
+    found = _Overalls.of(nodes)
+    best: list[float | None] = []
+    for count in counts:
+        values = shrink(found.raw[:count], found.seeds[:count], found.variance(count))
+        known = values[np.isfinite(values)]
+        best.append(float(known.max()) if known.size else None)
+    return best
+
+
 def overalls(nodes: Sequence[NodeRecord]) -> tuple[Array, Array, float | None]:
     """(n,) Overall, NaN where there is none; (n,) seeds behind it, at least 1; the variance between seeds."""
-    raw = np.array([_estimate(node) for node in nodes], np.float64)
-    seeds = np.array([max(node.overall.seeds, 1) if node.overall else 1 for node in nodes], np.float64)
-    scored = [node for node in nodes if node.scored]
-    own = pooled_variance([node.seed_overalls for node in scored])
-    if own is None:
-        own = seed_variance([node.overall for node in scored if node.overall is not None])
-    return raw, seeds, own
+    found = _Overalls.of(nodes)
+    return found.raw, found.seeds, found.variance(len(nodes))
+
+
+@dataclass(frozen=True)
+class _Overalls:
+    """What the shrinkage of the first nodes of a list rests on, however many these are."""
+
+    raw: Array  # (n,) Overall, NaN where there is none
+    seeds: Array  # (n,) seeds behind it, at least 1
+    pooled: PooledVariance
+    intervals: Sequence[tuple[int, Interval]]  # row and Overall of the nodes with two seeds or more
+
+    @classmethod
+    def of(cls, nodes: Sequence[NodeRecord]) -> _Overalls:
+        several = [(row, o) for row, node in enumerate(nodes) if node.scored and (o := node.overall) and o.seeds > 1]
+        return cls(
+            np.array([_estimate(node) for node in nodes], np.float64),
+            np.array([max(node.overall.seeds, 1) if node.overall else 1 for node in nodes], np.float64),
+            PooledVariance.of([node.seed_overalls if node.scored else () for node in nodes]),
+            several,
+        )
+
+    def variance(self, count: int) -> float | None:
+        """Between seeds, of the first ``count`` nodes; from their intervals where they do not name their seeds."""
+        own = self.pooled.of_first(count)
+        if own is not None:
+            return own
+        return seed_variance([overall for row, overall in self.intervals if row < count])
 
 
 def without_loops(parent: Indices) -> Indices:

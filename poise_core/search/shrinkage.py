@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,15 +56,38 @@ def posterior(values: Array, seeds: Array, variance: float | None) -> Posterior:
 
 def pooled_variance(seeds: Sequence[Sequence[float]]) -> float | None:
     """Variance between the numbers of one candidate, pooled over candidates by degrees of freedom; None without a pair."""
-    by_length: dict[int, list[Sequence[float]]] = {}
-    for one in seeds:
-        if len(one) > 1 and all(map(math.isfinite, one)):
-            by_length.setdefault(len(one), []).append(one)
-    freedom = sum((length - 1) * len(groups) for length, groups in by_length.items())
-    if not freedom:
-        return None
-    squares = sum((length - 1) * float(np.array(g).var(axis=1, ddof=1).sum()) for length, g in by_length.items())
-    return squares / freedom
+    return PooledVariance.of(seeds).of_first(len(seeds))
+
+
+@dataclass(frozen=True)
+class PooledVariance:
+    """``pooled_variance`` of the first candidates of a list, however many, without going through them again."""
+
+    by_length: Mapping[int, tuple[npt.NDArray[np.int64], Array]]  # seeds -> rows of candidates with so many, variances
+
+    @classmethod
+    def of(cls, seeds: Sequence[Sequence[float]]) -> PooledVariance:
+        """Of every candidate's numbers; one that has fewer than two, or one that is not finite, does not count."""
+        rows: dict[int, list[int]] = {}
+        for row, one in enumerate(seeds):
+            if len(one) > 1 and all(map(math.isfinite, one)):
+                rows.setdefault(len(one), []).append(row)
+        return cls(
+            {
+                length: (np.array(found, np.int64), np.array([seeds[row] for row in found]).var(axis=1, ddof=1))
+                for length, found in rows.items()
+            }
+        )
+
+    def of_first(self, count: int) -> float | None:
+        """Of the first ``count`` candidates; None without a pair."""
+        known = {
+            length: variances[: np.searchsorted(rows, count)] for length, (rows, variances) in self.by_length.items()
+        }
+        freedom = sum((length - 1) * len(variances) for length, variances in known.items())
+        if not freedom:
+            return None
+        return sum((length - 1) * float(variances.sum()) for length, variances in known.items()) / freedom
 
 
 def seed_variance(overalls: Sequence[Interval]) -> float | None:

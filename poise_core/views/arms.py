@@ -7,8 +7,10 @@ with more candidates known, a high score may turn out to be noise.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ from scipy.special import stdtrit
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.history import History
-from poise_core.search.nodes import NodeRecord, shrunken_scores
+from poise_core.search.nodes import best_scores
 
 Array = npt.NDArray[np.float64]
 
@@ -51,15 +53,15 @@ class ArmCurve:
 def best_so_far(evidence: RunEvidence) -> list[Step]:
     """A run's steps, generation 0 (the baseline) first; empty before the baseline has a score."""
     spent = evidence.training_tokens
-    nodes = History(evidence.archive, evidence.protocol).nodes(10**9)
-    steps = []
-    for generation in range(max((node.generation for node in nodes), default=-1) + 1):
-        made: Sequence[NodeRecord] = [node for node in nodes if node.generation <= generation]
-        scores = shrunken_scores(made)
-        if scores:
-            tokens = sum(spent.get(node.candidate_id, 0) for node in made)
-            steps.append(Step(generation, tokens, max(scores.values())))
-    return steps
+    nodes = sorted(History(evidence.archive, evidence.protocol).nodes(10**9), key=lambda node: node.generation)
+    generations = range(max((node.generation for node in nodes), default=-1) + 1)
+    made = [bisect_right(nodes, generation, key=lambda node: node.generation) for generation in generations]
+    tokens = list(accumulate((spent.get(node.candidate_id, 0) for node in nodes), initial=0))
+    return [
+        Step(generation, tokens[count], best)
+        for generation, count, best in zip(generations, made, best_scores(nodes, made), strict=True)
+        if best is not None
+    ]
 
 
 def compare_arms(runs: Mapping[str, Sequence[Sequence[Step]]], level: float = 0.95) -> list[ArmCurve]:

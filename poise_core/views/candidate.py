@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from poise_core.archive import Archive, ArchiveError, trajectory_seeds
 from poise_core.archive.typed import (
     CandidateRow,
-    CompletionRow,
     ExaminationRow,
     FailureRow,
     ProposalRow,
     ReflectionRow,
     RungRow,
-    TrajectoryRow,
     VerificationRow,
 )
 from poise_core.evaluation.results import benchmark_means, graded_counts
@@ -44,9 +42,9 @@ class CandidateView:
     parent_benchmarks: dict[str, float]
     overall: Interval | None
     deltas: dict[str, Interval]  # name of the parent and of the baseline -> paired difference
-    curves: dict[str, dict[int, float]]  # metric -> step -> mean over seeds
     reflection: ReflectionRow | None
     failures: list[FailureRow]
+    curves: dict[str, dict[int, float]] = field(default_factory=dict)  # metric -> step -> mean over seeds
     state: str = ""  # see RunEvidence.state
     rungs: list[RungRow] = field(default_factory=list)  # of the ladder, from below
     replication: Mapping[str, Any] | None = None
@@ -92,47 +90,83 @@ def _find(records: Mapping[str, Row], wanted: str) -> str:
 
 @dataclass(frozen=True)
 class Gathered:
-    """The rows of one candidate in the tables that ``RunEvidence`` does not hold."""
+    """The rows of one candidate in the tables that ``RunEvidence`` does not hold, those of its trainings aside."""
 
     proposal: ProposalRow | None
     verification: VerificationRow | None
     reflection: ReflectionRow | None
     failures: list[FailureRow]
     rungs: list[RungRow]
-    trained: list[TrajectoryRow]
-    completions: list[CompletionRow]
 
 
-def gather(evidence: RunEvidence, candidates: Collection[str]) -> dict[str, Gathered]:
-    """The rows of several candidates, every table read once for all of them.
+def gather(evidence: RunEvidence, groups: Sequence[Collection[str]]) -> Iterator[dict[str, Gathered]]:
+    """Yield for each group of candidates their rows, by candidate; every table is read once for all of them.
 
     Args:
         evidence: of the run.
-        candidates: ids, all of them known to the evidence.
+        groups: ids, all of them known to the evidence, none in two groups.
 
     Raises:
         ArchiveError: a file cannot be read.
     """
-    wanted, archive, digest = set(candidates), evidence.archive, evidence.protocol.digest
-    ideas = {evidence.candidates[one]["proposal_id"] for one in wanted} - {None, ""}
-    proposals = {row["proposal_id"]: row for row in archive.rows("proposals", proposal_id=ideas)} if ideas else {}
-    gates = _grouped(archive.rows("verifications", candidate_id=wanted))
-    taught = _grouped(archive.rows("reflections", candidate_id=wanted, protocol=digest))
-    failures = _grouped(archive.rows("failures", candidate_id=wanted, protocol=digest))
-    rungs = _grouped(row for row in evidence.rungs if row["candidate_id"] in wanted)
-    trained = _grouped(archive.rows("trajectories", candidate_id=wanted, protocol=digest))
-    kept = _grouped(archive.rows("completions", candidate_id=wanted, protocol=digest))
+    archive, digest = evidence.archive, evidence.protocol.digest
+    ideas: list[set[str]] = [
+        {evidence.candidates[one]["proposal_id"] or "" for one in group} - {""} for group in groups
+    ]
+    first: list[
+        set[str]
+    ] = []  # of several files of one idea, which may be in several groups, the row is read with the first
+    for own in ideas:
+        first.append(own.difference(*first))
+    again = {idea for asked, read in zip(ideas, first, strict=True) for idea in asked - read}
+    failures, rungs = _grouped(evidence.failures), _grouped(evidence.rungs)
+    kept: dict[str, Any] = {}
+    for group, proposals, verifications, reflections in zip(
+        groups,
+        archive.rows_of("proposals", first, by="proposal_id"),
+        archive.rows_of("verifications", groups, by="candidate_id"),
+        archive.rows_of("reflections", groups, by="candidate_id", protocol=digest),
+        strict=True,
+    ):
+        told = kept | {row["proposal_id"]: row for row in proposals}
+        kept = {idea: row for idea, row in told.items() if idea in again}
+        yield _gathered(evidence, group, told, verifications, reflections, failures, rungs)
+
+
+def _gather_one(evidence: RunEvidence, candidate: str) -> Gathered:
+    """As ``gather``, by tables that stay in memory for the next candidate."""
+    archive, digest = evidence.archive, evidence.protocol.digest
+    idea = evidence.candidates[candidate]["proposal_id"]
+    return _gathered(
+        evidence,
+        [candidate],
+        {row["proposal_id"]: row for row in archive.rows("proposals", proposal_id=idea)} if idea else {},
+        archive.rows("verifications", candidate_id=candidate),
+        archive.rows("reflections", candidate_id=candidate, protocol=digest),
+        _grouped(row for row in evidence.failures if row["candidate_id"] == candidate),
+        _grouped(row for row in evidence.rungs if row["candidate_id"] == candidate),
+    )[candidate]
+
+
+def _gathered(
+    evidence: RunEvidence,
+    candidates: Collection[str],
+    proposals: Mapping[str, Any],
+    verifications: Iterable[Any],
+    reflections: Iterable[Any],
+    failures: Mapping[str, list[FailureRow]],
+    rungs: Mapping[str, list[RungRow]],
+) -> dict[str, Gathered]:
+    gates, taught = _grouped(verifications), _grouped(reflections)
     return {
         one: Gathered(
             proposals.get(evidence.candidates[one]["proposal_id"] or ""),
             _only(gates.get(one, [])),
             _only(taught.get(one, [])),
-            failures.get(one, []),
+            sorted(failures.get(one, []), key=lambda row: (row["stage"], row["attempt"])),
             rungs.get(one, []),
-            trained.get(one, []),
-            kept.get(one, []),
         )
-        for one in wanted
+        for one in candidates
     }
 
 
@@ -143,24 +177,38 @@ def _grouped(rows: Iterable[AnyRow]) -> dict[str, list[AnyRow]]:
     return found
 
 
-def view_candidate(
-    evidence: RunEvidence, wanted: str, *, level: float = 0.95, gathered: Gathered | None = None
-) -> CandidateView:
+def view_candidate(evidence: RunEvidence, wanted: str, *, level: float = 0.95) -> CandidateView:
     """Collect what the archive holds of a candidate, given by its id, its name or the beginning of its id.
 
     Args:
         evidence: of the run.
         wanted: the candidate.
         level: confidence level of the intervals.
-        gathered: its rows, where they have been read for many candidates at once.
 
     Raises:
         ArchiveError: no such candidate, or a file cannot be read.
     """
+    candidate = wanted if wanted in evidence.candidates else _find(evidence.candidates, wanted)
+    view = describe(evidence, candidate, _gather_one(evidence, candidate), level=level)
+    trained = evidence.archive.rows("trajectories", candidate_id=candidate, protocol=evidence.protocol.digest)
+    return replace(
+        view,
+        curves=mean_curves(trajectory_seeds(trained)),
+        unconfined=missing_measures(row["confinement"] for row in trained),
+    )
+
+
+def describe(evidence: RunEvidence, candidate: str, rows: Gathered, *, level: float = 0.95) -> CandidateView:
+    """The view of a candidate but for what its trainings say: its curves, and what they were not confined by.
+
+    Args:
+        evidence: of the run.
+        candidate: its id.
+        rows: from ``gather``.
+        level: confidence level of the intervals.
+    """
     records = evidence.candidates
-    candidate = wanted if wanted in records else _find(records, wanted)
     record = records[candidate]
-    rows = gathered or gather(evidence, [candidate])[candidate]
     evals = evidence.evaluations.get(candidate, [])
     deltas = {}
     for other in dict.fromkeys([*record["parent_ids"][:1], evidence.baseline or candidate]):
@@ -168,7 +216,6 @@ def view_candidate(
         if delta is not None:
             deltas[records[other]["name"]] = delta
     parent = record["parent_ids"][0] if record["parent_ids"] else ""
-    replication = evidence.replications.get(candidate)
     return CandidateView(
         record=record,
         parents={key: records[key]["name"] for key in record["parent_ids"]},
@@ -180,43 +227,35 @@ def view_candidate(
         parent_benchmarks=benchmark_means(evidence.evaluations.get(parent, [])),
         overall=evidence.overall(candidate, level),
         deltas=deltas,
-        curves=mean_curves(trajectory_seeds(rows.trained)),
         reflection=rows.reflection,
         failures=rows.failures,
         state=evidence.state(candidate),
         rungs=sorted(rows.rungs, key=lambda row: row["tokens"]),
-        replication=replication,
-        unconfined=missing_measures(rows.trained),
+        replication=evidence.replications.get(candidate),
         examination=list(evidence.examinations.get(candidate, ())),
         ablation=conclude_ablation(evidence, candidate),
         graded=graded_counts(evals),
     )
 
 
-def missing_measures(trajectories: Iterable[TrajectoryRow]) -> dict[str, str]:
-    """The measures of confinement that were missing where these steps were trained: measure -> why."""
-    records = {row["confinement"] for row in trajectories if row.get("confinement")}
-    found = [json.loads(record).items() for record in sorted(filter(None, records))]
+def missing_measures(records: Iterable[str | None]) -> dict[str, str]:
+    """The measures of confinement that were missing in trainings, of which these are the records: measure -> why."""
+    found = [json.loads(record).items() for record in sorted({record for record in records if record})]
     return {measure: str(text) for measures in found for measure, text in measures if text != GRANTED}
 
 
-def mean_curves(seeds: dict[int, list[dict[str, Any]]]) -> dict[str, dict[int, float]]:
+def mean_curves(seeds: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, dict[int, float]]:
     """Mean over seeds of every metric at every step that it was recorded at; one bad seed makes the mean NaN."""
-    return {
-        name: {step: statistics.fmean(values) for step, values in sorted(by_step.items())}
-        for name, by_step in curve_points(seeds).items()
-    }
-
-
-def curve_points(seeds: Mapping[int, Sequence[Mapping[str, Any]]]) -> dict[str, dict[int, list[float]]]:
-    """Metric -> step -> the values of the seeds that recorded it there."""
     points: dict[str, dict[int, list[float]]] = {}
     for rows in seeds.values():
         for row in rows:
             for name, value in row.items():
                 if name not in ("step", "seed"):
                     points.setdefault(name, {}).setdefault(row["step"], []).append(float(value))
-    return points
+    return {
+        name: {step: statistics.fmean(values) for step, values in sorted(by_step.items())}
+        for name, by_step in points.items()
+    }
 
 
 def _only(rows: list[AnyRow]) -> AnyRow | None:

@@ -10,21 +10,22 @@ import difflib
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from poise_core.archive import trajectory_seeds
-from poise_core.archive.typed import CompletionRow
+import numpy as np
+
+from poise_core.archive import Trained
 from poise_core.evaluation.kept import KINDS
 from poise_core.evaluation.results import benchmark_means
 from poise_core.evidence.credit import mechanisms_of, run_credit
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.views.arms import best_so_far
-from poise_core.views.candidate import Gathered, curve_points, gather, view_candidate
+from poise_core.views.candidate import CandidateView, describe, gather, missing_measures
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 
 CURVE_POINTS = 40
@@ -37,7 +38,22 @@ MANY = 2_000
 """Candidates above which curves keep half as many steps: they are most of what such a page weighs."""
 
 TOGETHER = 500
-"""Candidates whose rows are read at once; a compacted table is read through for each such part."""
+"""Candidates whose rows are in memory at once; those of the others wait in compressed form."""
+
+COMPLETION = (
+    "seed",
+    "origin",
+    "benchmark",
+    "step",
+    "kind",
+    "prompt",
+    "completion",
+    "correctness",
+    "format_valid",
+    "truncated",
+    "tokens",
+)
+"""What the page tells of a completion, in the order of the table's columns."""
 
 BOOKKEEPING = frozenset(
     {"row_key", "protocol", "candidate_id", "proposal_id", "content_digest", "created_at", "fingerprint"}
@@ -117,11 +133,25 @@ def details(evidence: RunEvidence, candidates: Iterable[str]) -> Iterator[dict[s
     """
     wanted = list(candidates)
     points = CURVE_POINTS if len(wanted) <= MANY else CURVE_POINTS // 2
-    for start in range(0, len(wanted), TOGETHER):
-        part = wanted[start : start + TOGETHER]
-        rows = gather(evidence, [one for one in part if one in evidence.candidates])
+    parts = [wanted[start : start + TOGETHER] for start in range(0, len(wanted), TOGETHER)]
+    known = [[one for one in part if one in evidence.candidates] for part in parts]
+    digest = evidence.protocol.digest
+    for part, rows, trained, kept in zip(
+        parts,
+        gather(evidence, known),
+        evidence.archive.trained(known, digest),
+        evidence.archive.rows_of("completions", known, COMPLETION, by="candidate_id", protocol=digest),
+        strict=True,
+    ):
+        read: dict[str, list[Any]] = {}
+        for row in kept:
+            read.setdefault(row["candidate_id"], []).append(row)
         for one in part:
-            yield _detail(evidence, one, rows[one], points) if one in rows else {}
+            if one in rows:
+                view = describe(evidence, one, rows[one])
+                yield _detail(evidence, view, trained.get(one), read.get(one, []), points)
+            else:
+                yield {}
 
 
 def tree_places(parents: Sequence[Sequence[int]], generations: Sequence[int]) -> list[Place]:
@@ -192,12 +222,12 @@ def outcome(row: LeaderboardRow) -> str:
     return row.status
 
 
-def _detail(evidence: RunEvidence, candidate: str, rows: Gathered, points: int) -> dict[str, Any]:
-    view = view_candidate(evidence, candidate, gathered=rows)
-    plain = view.to_dict()
-    record = plain.pop("record")
-    parents = _parents(evidence, candidate)
+def _detail(
+    evidence: RunEvidence, view: CandidateView, trained: Trained | None, read: Sequence[Mapping[str, Any]], points: int
+) -> dict[str, Any]:
+    record, parents = view.record, view.record["parent_ids"]
     above = evidence.candidates[parents[0]]["source"] if parents else None
+    plain = replace(view, reflection=None).to_dict()  # of the reflection the page tells the text alone
     kept = (
         "verification",
         "failures",
@@ -210,16 +240,14 @@ def _detail(evidence: RunEvidence, candidate: str, rows: Gathered, points: int) 
     return {
         **{name: _told(plain[name]) for name in kept},
         "proposal": _proposal(plain["proposal"]),
-        "reflection": _told({name: plain["reflection"][name] for name in ("markdown", "written_by")})
-        if plain["reflection"]
-        else None,
-        "unconfined": plain["unconfined"],
+        "reflection": {name: view.reflection[name] for name in ("markdown", "written_by")} if view.reflection else None,
+        "unconfined": missing_measures(trained.confinement) if trained else {},
         "source": record["source"],
         "changed": {"from": parents[0], "lines": line_changes(above, record["source"])} if above is not None else None,
-        "benchmarks": _told(benchmark_table(evidence, candidate)),
-        "seeds": _told({str(seed): value for seed, value in plain["seeds"].items()}),
-        "completions": completions(rows.completions),
-        "curves": curves(trajectory_seeds(rows.trained), points),
+        "benchmarks": _told(benchmark_table(evidence, record["candidate_id"])),
+        "seeds": _told({str(seed): value for seed, value in view.seeds.items()}),
+        "completions": completions(read),
+        "curves": curves(trained, points) if trained else {},
     }
 
 
@@ -241,13 +269,12 @@ def _told(value: Any) -> Any:
     return [_told(item) for item in value] if isinstance(value, list) else value
 
 
-def completions(rows: Sequence[CompletionRow]) -> list[dict[str, Any]]:
+def completions(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What was kept to be read of a candidate: of its first seed every kept step of training, and of each seed the search split."""
     first = min((row["seed"] for row in rows), default=0)
     kept = [row for row in rows if row["origin"] == "search" or row["seed"] == first]
     kept.sort(key=lambda row: (row["origin"], row["seed"], row["benchmark"], row["step"], KINDS.index(row["kind"])))
-    left_out = BOOKKEEPING | {"written_by"}
-    return [{name: value for name, value in row.items() if name not in left_out} for row in kept]
+    return [{name: row[name] for name in COMPLETION} for row in kept]
 
 
 def line_changes(before: str, after: str) -> list[list[int]]:
@@ -274,34 +301,39 @@ def benchmark_table(evidence: RunEvidence, candidate: str) -> list[dict[str, Any
     ]
 
 
-def curves(
-    seeds: Mapping[int, Sequence[Mapping[str, Any]]], points: int = CURVE_POINTS
-) -> dict[str, dict[str, list[float]]]:
+def curves(trained: Trained, points: int = CURVE_POINTS) -> dict[str, dict[str, list[float]]]:
     """Metric -> steps with mean, lowest and highest over seeds; non-finite points are left out.
 
     Values are rounded to less than a ``CURVE_LEVELS``th of what the curve spans, which no drawing shows.
 
     Args:
-        seeds: seed -> its steps in order.
+        trained: the steps of a candidate.
         points: at most so many steps are kept.
     """
     drawn: dict[str, dict[str, list[float]]] = {}
-    for name, recorded in curve_points(seeds).items():
-        finite = {step: [value for value in values if math.isfinite(value)] for step, values in recorded.items()}
-        by_step = {step: values for step, values in finite.items() if values}
-        if not by_step:
+    seeds, row_of = np.unique(trained.seed, return_inverse=True)
+    steps, place = np.unique(trained.step, return_inverse=True)
+    for name, (rows, values) in trained.metrics.items():
+        table = np.full((len(seeds), len(steps)), np.nan)
+        table[row_of[rows], place[rows]] = np.where(np.isfinite(values), values, np.nan)
+        recorded = np.flatnonzero((~np.isnan(table)).any(axis=0))
+        if not recorded.size:
             continue
-        steps = thinned(sorted(by_step), points)
-        low, high = [min(by_step[step]) for step in steps], [max(by_step[step]) for step in steps]
-        mean = [
-            max(least, min(most, statistics.fmean(by_step[step])))
-            for step, least, most in zip(steps, low, high, strict=True)
-        ]
+        kept = thinned(recorded.tolist(), points)
+        table = table[:, kept]
+        low, high = np.fmin.reduce(table).tolist(), np.fmax.reduce(table).tolist()
         digits = _digits(min(low), max(high))
-        drawn[name] = {"step": [float(step) for step in steps]}
-        for part, values in (("mean", mean), ("low", low), ("high", high)):
-            drawn[name][part] = [round(value, digits) for value in values]
+        lines = [low] if len(seeds) == 1 else [[_mean(column) for column in table.T.tolist()], low, high]
+        rounded = [[round(value, digits) for value in line] for line in lines]
+        mean, low, high = rounded * 3 if len(seeds) == 1 else rounded
+        drawn[name] = {"step": steps[kept].astype(np.float64).tolist(), "mean": mean, "low": low, "high": high}
     return drawn
+
+
+def _mean(values: Sequence[float]) -> float:
+    """Of those that are not NaN; between the lowest and the highest, whatever rounding does."""
+    known = [value for value in values if value == value]
+    return max(min(known), min(max(known), statistics.fmean(known)))
 
 
 def _digits(low: float, high: float) -> int:
@@ -331,7 +363,9 @@ def _costs(evidence: RunEvidence, made: Sequence[LeaderboardRow], spent: Mapping
         "hours": [round(value / 3600.0, 4) for value in accumulate(seconds)],
     }
     if evidence.archive.has("calls"):
-        calls = sorted(evidence.archive.rows("calls"), key=lambda call: call["created_at"])
+        columns = ["created_at", "replayed", "dollars"]
+        calls = evidence.archive.read("calls", columns, keep=False).to_pylist()
+        calls.sort(key=lambda call: call["created_at"])
         paid = list(accumulate(0.0 if call["replayed"] else call["dollars"] or 0.0 for call in calls))
         document["calls"] = {"at": [call["created_at"].isoformat() for call in calls], "dollars": paid}
     return document

@@ -76,12 +76,8 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
     children = children_of(rows, run.generation)
     names = {row.candidate_id: row.name for row in children}
     reflections = evidence.archive.rows("reflections", protocol=evidence.protocol.digest, candidate_id=list(names))
-    trained = {
-        names[one]: missing_measures(
-            evidence.archive.rows("trajectories", candidate_id=one, protocol=evidence.protocol.digest)
-        )
-        for one in names
-    }
+    (trained,) = evidence.archive.trained([list(names)], evidence.protocol.digest)
+    unconfined = {names[one]: missing_measures(found.confinement) for one, found in trained.items()}
     calls = [row for row in evidence.archive.rows("calls") if row["created_at"] >= run.began and not row["replayed"]]
     spent = Spent()
     for call in calls:
@@ -99,7 +95,7 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
             for one in computed(evidence, preset.resources.training_processes)
             if one.candidate_id in names
         ),
-        shared_network=tuple(name for name, missing in trained.items() if "network" in missing),
+        shared_network=tuple(name for name in names.values() if "network" in unconfined.get(name, ())),
         examination=tuple(evidence.examinations.get(run.examined, ())),
         examined_name=evidence.candidates[run.examined]["name"] if run.examined in evidence.candidates else "",
         untuned=evidence.untuned,

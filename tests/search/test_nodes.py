@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trees import lucky, node
 
 from poise_core.evidence.noise import winsorized
-from poise_core.search.nodes import NodeTable, shrunken_scores
+from poise_core.search.nodes import NodeTable, best_scores, shrunken_scores
 from poise_core.search.shrinkage import posterior, shrink
 
 
@@ -54,6 +54,23 @@ def test_a_single_seed_borrows_the_variance_of_the_others() -> None:
     # se 1 with three seeds is a variance of 3; one seed has noise 3, the others 1
     assert (60.0 - shrunk["lucky"]) / (60.0 - 48.0) > (shrunk["a"] - 40.0) / (48.0 - 40.0)
     assert shrunken_scores([lucky("lucky", 60.0)]) == {"lucky": 60.0}
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["seeds are named", "intervals alone"])
+def test_the_best_of_the_first_nodes_is_the_best_of_their_shrunken_scores(named: bool) -> None:
+    """For every number of first nodes, to the last digit, with unscored ones and single seeds among them."""
+    rng = np.random.default_rng(4)
+    nodes = []
+    for number in range(40):
+        seeds = int(rng.integers(0, 4)) if number > 2 else 0
+        values = tuple(rng.normal(50.0, 6.0, seeds).tolist())
+        mean = float(np.mean(values)) if seeds else None
+        half = float(rng.uniform(1.0, 5.0)) if seeds > 1 else math.inf
+        nodes.append(node(str(number), mean, half=half, seeds=seeds, seed_overalls=values if named else ()))
+    expected = [max(shrunken_scores(nodes[:count]).values(), default=None) for count in range(41)]
+    assert best_scores(nodes, range(41)) == expected
+    assert expected[:4] == [None] * 4
+    assert len(set(expected)) > 20
 
 
 def test_a_collapse_does_not_pass_for_spread() -> None:

@@ -7,13 +7,16 @@ import difflib
 import gzip
 import hashlib
 import json
+import math
 import queue
 import re
 import shutil
 import socket
+import statistics
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,13 +28,27 @@ import pytest
 from typer.testing import CliRunner
 
 from poise_core.archive import Archive, candidate_row, completion_rows, trajectory_rows
+from poise_core.archive.encoding import build_table
+from poise_core.archive.schema import TRAJECTORIES
+from poise_core.archive.trajectories import trained_steps
 from poise_core.cli import app
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.kept import KeptCompletion
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.render.explorer import columns, explorer_page
 from poise_core.run_directory import RunDirectory
-from poise_core.views.explorer import CURVE_POINTS, Place, curves, details, line_changes, overview, thinned, tree_places
+from poise_core.views.candidate import mean_curves, view_candidate
+from poise_core.views.explorer import (
+    CURVE_LEVELS,
+    CURVE_POINTS,
+    Place,
+    curves,
+    details,
+    line_changes,
+    overview,
+    thinned,
+    tree_places,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "docs" / "results" / "laptop-64"
@@ -52,6 +69,60 @@ def page_of(evidence: RunEvidence, title: str = "a run", **options: Any) -> str:
 # ---- the document
 
 
+def test_every_table_is_read_once_for_all_candidates(evidence: RunEvidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many parts of a run are in memory one after the other; trainings twice, for what they cost and for their curves."""
+    from poise_core.archive.reader import PartReader
+    from poise_core.views import explorer
+
+    reads: Counter[str] = Counter()
+    scan = PartReader.scan
+
+    def counting(reader: PartReader, table: Any, *arguments: Any, **named: Any) -> Any:
+        reads[table.name] += 1
+        return scan(reader, table, *arguments, **named)
+
+    monkeypatch.setattr(PartReader, "scan", counting)
+    whole = page_of(evidence)
+    monkeypatch.setattr(explorer, "TOGETHER", 1)
+    reads.clear()
+    assert page_of(replace(evidence)) == whole
+    assert reads == dict.fromkeys(("calls", "proposals", "verifications", "reflections", "completions"), 1) | {
+        "trajectories": 2
+    }
+
+
+def curves_by_rows(seeds: dict[int, list[dict[str, Any]]]) -> dict[str, dict[str, list[float]]]:
+    """The double of ``curves``: one number after the other."""
+    points: dict[str, dict[int, list[float]]] = {}
+    for rows in seeds.values():
+        for row in rows:
+            for name in row.keys() - {"step"}:
+                points.setdefault(name, {}).setdefault(row["step"], [])
+                points[name][row["step"]] += [row[name]] if math.isfinite(row[name]) else []
+    found = {}
+    for name, by_step in points.items():
+        steps = thinned(sorted(step for step, values in by_step.items() if values))
+        if steps:
+            low, high = min(min(by_step[step]) for step in steps), max(max(by_step[step]) for step in steps)
+            step = (high - low) / CURVE_LEVELS or max(abs(low), abs(high)) * 1e-5
+            digits = math.ceil(-math.log10(step)) if step else 0
+            found[name] = {"step": [float(step) for step in steps]} | {
+                part: [round(float(of(by_step[step])), digits) for step in steps]
+                for part, of in (("mean", statistics.fmean), ("low", min), ("high", max))
+            }
+    return found
+
+
+def test_the_published_run_is_drawn_as_number_by_number() -> None:
+    evidence = RunDirectory.read(PUBLISHED).evidence()
+    ids = sorted(evidence.candidates)
+    for one, told in zip(ids, details(evidence, ids), strict=True):
+        seeds = evidence.archive.trajectory(one, evidence.protocol.digest)
+        assert told["curves"] == curves_by_rows(seeds), one
+        assert list(told["curves"]) == list(mean_curves(seeds)), "in the order in which steps name them"
+        assert told["unconfined"] == view_candidate(evidence, one).unconfined
+
+
 def test_a_leaf_takes_the_next_row_and_a_parent_the_middle_of_its_children() -> None:
     #   0 - 1 - 3      rows: 3 -> 0, 4 -> 1, so 1 -> 0.5; 2 -> 2; 0 -> (0.5 + 2) / 2; 5 is a root of its own
     #     \   \ 4
@@ -66,12 +137,17 @@ def test_a_long_line_of_descent_is_laid_out() -> None:
     assert {place.row for place in places} == {0.0}
 
 
+def drawn(seeds: dict[int, list[dict[str, float]]]) -> dict[str, dict[str, list[float]]]:
+    rows = [row for seed, steps in seeds.items() for row in trajectory_rows("c", "p", seed, steps)]
+    return curves(trained_steps(build_table(TRAJECTORIES, rows))["c"])
+
+
 def test_curves_have_the_mean_and_the_range_of_the_seeds() -> None:
     seeds = {
         0: [{"step": 0, "reward_mean": 0.2}, {"step": 1, "reward_mean": 0.6}],
         1: [{"step": 0, "reward_mean": 0.4}, {"step": 1, "reward_mean": float("nan")}],
     }
-    assert curves(seeds) == {
+    assert drawn(seeds) == {
         "reward_mean": {"step": [0.0, 1.0], "mean": [0.3, 0.6], "low": [0.2, 0.6], "high": [0.4, 0.6]}
     }
 
