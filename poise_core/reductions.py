@@ -19,37 +19,24 @@ def _compact(group_ids: Tensor) -> tuple[Tensor, int]:
     return inverse, int(unique.numel())
 
 
-def _sum_by_group(values: Tensor, groups: tuple[Tensor, int], where: Tensor | None) -> Tensor:
-    inverse, count = groups
-    kept = values if where is None else torch.where(where, values, torch.zeros_like(values))
-    return torch.zeros(count, dtype=values.dtype, device=values.device).index_add_(0, inverse, kept)[inverse]
-
-
-def _count_by_group(groups: tuple[Tensor, int], where: Tensor | None) -> Tensor:
-    return _sum_by_group(torch.ones(groups[0].shape, dtype=torch.float32, device=groups[0].device), groups, where)
-
-
-def _mean_by_group(
-    values: Tensor, groups: tuple[Tensor, int], where: Tensor | None, count: Tensor, empty: float
-) -> Tensor:
-    mean = _sum_by_group(values, groups, where) / count.clamp(min=1.0)
-    return torch.where(count > 0, mean, torch.full_like(mean, empty))
-
-
 def group_sum(values: Tensor, group_ids: Tensor, where: Tensor | None = None) -> Tensor:
     """Sum of each group, given back to its members. (B,) -> (B,); a group with nothing in ``where`` gets 0."""
-    return _sum_by_group(values, _compact(group_ids), where)
+    inverse, groups = _compact(group_ids)
+    kept = values if where is None else torch.where(where, values, torch.zeros_like(values))
+    return torch.zeros(groups, dtype=values.dtype, device=values.device).index_add_(0, inverse, kept)[inverse]
 
 
 def group_count(group_ids: Tensor, where: Tensor | None = None) -> Tensor:
     """Number of completions of each group (those in ``where``), as float32. (B,) -> (B,)."""
-    return _count_by_group(_compact(group_ids), where)
+    ones = torch.ones(group_ids.shape, dtype=torch.float32, device=group_ids.device)
+    return group_sum(ones, group_ids, where)
 
 
 def group_mean(values: Tensor, group_ids: Tensor, where: Tensor | None = None, empty: float = 0.0) -> Tensor:
     """Mean of each group, given back to its members. (B,) -> (B,); ``empty`` where a group has none."""
-    groups = _compact(group_ids)
-    return _mean_by_group(values, groups, where, _count_by_group(groups, where), empty)
+    count = group_count(group_ids, where)
+    mean = group_sum(values, group_ids, where) / count.clamp(min=1.0)
+    return torch.where(count > 0, mean, torch.full_like(mean, empty))
 
 
 def group_std(values: Tensor, group_ids: Tensor, where: Tensor | None = None, correction: int = 1) -> Tensor:
@@ -58,11 +45,9 @@ def group_std(values: Tensor, group_ids: Tensor, where: Tensor | None = None, co
     ``correction=1`` is the sample deviation (``torch.std``'s default, used by GRPO implementations); ``correction=0`` the
     population deviation. A group whose divisor would not be positive gets 0.
     """
-    groups = _compact(group_ids)
-    count = _count_by_group(groups, where)
-    deviation = values - _mean_by_group(values, groups, where, count, 0.0)
-    divisor = count - correction
-    variance = _sum_by_group(deviation * deviation, groups, where) / divisor.clamp(min=1.0)
+    deviation = values - group_mean(values, group_ids, where)
+    divisor = group_count(group_ids, where) - correction
+    variance = group_sum(deviation * deviation, group_ids, where) / divisor.clamp(min=1.0)
     return torch.where(divisor > 0, variance, torch.zeros_like(variance)).sqrt()
 
 
@@ -72,7 +57,7 @@ def _extreme(values: Tensor, group_ids: Tensor, where: Tensor | None, empty: flo
     kept = values if where is None else torch.where(where, values, torch.full_like(values, neutral))
     start = torch.full((groups,), neutral, dtype=values.dtype, device=values.device)
     found = start.scatter_reduce(0, inverse, kept, reduce=reduce)[inverse]
-    return torch.where(_count_by_group((inverse, groups), where) > 0, found, torch.full_like(found, empty))
+    return torch.where(group_count(group_ids, where) > 0, found, torch.full_like(found, empty))
 
 
 def group_max(values: Tensor, group_ids: Tensor, where: Tensor | None = None, empty: float = 0.0) -> Tensor:
@@ -189,10 +174,11 @@ def aggregate_loss(
     Raises:
         ValueError: if ``aggregation`` is not one of the allowed names.
     """
+    rows = mask.any(-1)
+    tokens = mask.sum() if token_count is None else torch.as_tensor(token_count)
+    sequences = rows.sum() if sequence_count is None else torch.as_tensor(sequence_count)
     if aggregation == "token-mean":
-        tokens = mask.sum() if token_count is None else torch.as_tensor(token_count)
         return masked_sum(token_loss, mask) / tokens.clamp(min=1)
-    sequences = mask.any(-1).sum() if sequence_count is None else torch.as_tensor(sequence_count)
     if aggregation == "sequence-mean":
         return masked_mean(token_loss, mask, dim=-1).sum() / sequences.clamp(min=1)
     if aggregation == "sequence-sum":

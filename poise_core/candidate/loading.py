@@ -16,6 +16,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ class Candidate:
 
     name: str
     source: str
-    tree: ast.Module  # of the source; not to be changed
     loss_aggregation: str
     mechanisms: Mapping[str, Mapping[str, Any]]
     hyperparameters: Any
@@ -44,6 +44,11 @@ class Candidate:
     loss_function: Callable[..., LossOutputs]
     controller_function: Callable[..., dict[str, float]] | None
     reads: frozenset[str]  # attribute names that the source reads, for the costs that only some candidates need
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        """Of the source; not to be changed."""
+        return ast.parse(self.source)
 
     @property
     def reads_reference(self) -> bool:
@@ -219,7 +224,6 @@ def load_candidate_source(source: str, name: str, *, wall: bool = True) -> Candi
     return Candidate(
         name=name,
         source=source,
-        tree=tree,
         loss_aggregation=members["LOSS_AGGREGATION"],
         mechanisms=members["MECHANISMS"],
         hyperparameters=hyperparameters,

@@ -199,10 +199,13 @@ class PanelRun:
             self._measured.put(protocol.digest, name, source, "search", seeds, message)
             return message
         policies = tuple((one.seed, one.policy_folder) for one in done)
-        found: dict[Split, list[SeedEvaluation]] = {}
-        for split in splits:
-            found[split] = self.evaluate(place / "evaluate", protocol, split, policies)
-            self._measured.put(protocol.digest, name, source, split, seeds, found[split])
+        found: dict[Split, list[SeedEvaluation]] = {
+            "search": self.evaluate(place / "evaluate", protocol, "search", policies)
+        }
+        if sealed:
+            found["report"] = self.evaluate(place / "evaluate", protocol, "report", policies)
+        for split, evaluations in found.items():
+            self._measured.put(protocol.digest, name, source, split, seeds, evaluations)
         return found
 
     def _source(self, name: str) -> str:

@@ -151,14 +151,14 @@ def test_a_replication_that_was_begun_keeps_its_seeds(tmp_path: Path, laboratory
 
 
 ALLOWED = {
-    "poise_core/archive/store.py",  # the seal itself
+    "poise_core/archive/reader.py",  # the seal itself
     "poise_core/archive/checking.py",  # the check of an archive's files
     "poise_core/experiments/replication.py",
     "poise_core/testbed/panel.py",  # calibration of the testbed, in a directory of its own
 }
 
 
-MENTIONS = ALLOWED - {"poise_core/archive/store.py", "poise_core/archive/checking.py"} | {
+MENTIONS = ALLOWED - {"poise_core/archive/reader.py", "poise_core/archive/checking.py"} | {
     # names the splits, or checks a name
     "poise_core/environments/base.py",
     "poise_core/evaluation/results.py",
