@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -37,10 +38,15 @@ def workers() -> list[psutil.Process]:
 
 @pytest.mark.slow
 def test_killed_and_cancelled_trainings_go_on_exactly(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
-    algorithm = algorithm_path("vm_av")  # it has a controller
-    expected = train_candidate(job_of(tiny_policy, tmp_path / "whole", algorithm, seeds=(0, 1)))
+    def whole_or_broken(folder: str) -> TrainingJob:
+        """With steps long enough that whoever looks now and then sees the fourth of six before the last is done."""
+        job = job_of(tiny_policy, tmp_path / folder, algorithm_path("vm_av"), seeds=(0, 1))  # it has a controller
+        training = job.protocol.training.model_copy(update={"prompts_per_step": 64, "group_size": 8})
+        return replace(job, protocol=job.protocol.model_copy(update={"training": training}))
+
+    expected = train_candidate(whole_or_broken("whole"))
     assert [len(one.trajectory()) for one in expected] == [6, 6]
-    job = job_of(tiny_policy, tmp_path / "broken", algorithm, seeds=(0, 1))
+    job = whole_or_broken("broken")
     seen: list[tuple[int, float]] = []
 
     def kill_in_the_middle(seed: int, row: dict[str, float]) -> None:
