@@ -32,9 +32,10 @@ class PackedRows:
                 self._packed[one["values"]].append(sink.getvalue())
             begin += one["counts"]
 
-    def group(self, number: int) -> pa.Table:
-        """Return the rows of a group, ordered by the table's keys."""
-        parts = [ipc.open_stream(buffer).read_all() for buffer in self._packed[number]]
+    def take(self, number: int) -> pa.Table:
+        """Return the rows of a group, ordered by the table's keys, and keep them no longer."""
+        packed, self._packed[number] = self._packed[number], []
+        parts = [ipc.open_stream(buffer).read_all() for buffer in packed]
         schema = pa.schema([self._table.schema.field(name) for name in self._columns])
         found = pa.concat_tables([schema.empty_table(), *(part.select(self._columns).cast(schema) for part in parts)])
         return found.sort_by([(key, "ascending") for key in self._table.keys])

@@ -100,7 +100,10 @@ class PartReader:
         found = self.settled(lambda: list(self.scan(table, read, equals, unsealed)))
         schema = pa.schema([table.schema.field(name) for name in read])
         rows = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in found)])
-        return rows.sort_by([(key, "ascending") for key in table.keys]).select(list(names))
+        chosen = rows.sort_by([(key, "ascending") for key in table.keys]).select(list(names))
+        del rows, found
+        _give_back()
+        return chosen
 
     def packed(
         self,
@@ -128,7 +131,9 @@ class PartReader:
                     found.add(rows, owner.take(pc.index_in(rows[by].combine_chunks(), value_set=known)))
             return found
 
-        return self.settled(pack)
+        packed = self.settled(pack)
+        _give_back()
+        return packed
 
     def select(self, table: Table, equals: Mapping[str, Any], unsealed: bool) -> pa.Table:
         """Return the rows that match, ordered by their keys.
@@ -170,6 +175,8 @@ class PartReader:
             starts = range(0, chosen.num_rows, _MEMO_ROWS)
             found = seed_evaluations(row for start in starts for row in to_rows(chosen.slice(start, _MEMO_ROWS)))
             answers["evaluations", asked] = found
+            del chosen
+            _give_back()
         return {name: list(evaluations) for name, evaluations in found.items()}
 
     def _answers(
@@ -267,6 +274,7 @@ class PartReader:
         """Return the names of all parts, sorted, also of those that are only in compacted files."""
         names = {name for name in self._listed(table) if len(part_values(name) or ()) == len(table.part_keys)}
         held = self.compacted.all_ids(table, self.compacted.names(table))
+        _give_back()
         return sorted(names.union(map(part_name_of, held.to_pylist())))
 
     def cached(self, table: Table, names: Sequence[str], compacted: Sequence[str]) -> pa.Table:
@@ -378,6 +386,11 @@ class PartReader:
 
 def _chosen(data: pa.Table, table: Table, equals: Mapping[str, Any], unsealed: bool) -> pa.Table:
     return data.filter(_mask(data, table, equals, unsealed)).sort_by([(key, "ascending") for key in table.keys])
+
+
+def _give_back() -> None:
+    """What a pass over a large table has freed goes back to the system; Arrow would keep hundreds of megabytes of it."""
+    pa.default_memory_pool().release_unused()
 
 
 def _copy(value: Any) -> Any:

@@ -7,6 +7,7 @@ example ``pandas.read_parquet("RUN_DIR/archive/candidates")``.
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -45,6 +46,8 @@ from poise_core.archive.typed import (
     VerificationRow,
 )
 from poise_core.evaluation.results import SeedEvaluation
+
+_AT_ONCE = 500  # candidates whose steps are dictionaries at once
 
 
 class Archive:
@@ -220,7 +223,7 @@ class Archive:
         *,
         by: str,
         **equals: Any,
-    ) -> Iterator[list[dict[str, Any]]]:
+    ) -> Iterator[list[Any]]:
         """Yield for each group the rows whose column ``by`` is in it, as ``rows`` gives them.
 
         The table is read once, however many groups there are, and only one group's rows are dictionaries at a time; the others
@@ -239,7 +242,7 @@ class Archive:
         spec = _table(table)
         packed = self._reader.packed(spec, by, groups, spec.schema.names if columns is None else columns, equals)
         for number in range(len(groups)):
-            yield to_rows(packed.group(number))
+            yield to_rows(packed.take(number))
 
     def trained(self, groups: Sequence[Collection[str]], protocol: str) -> Iterator[dict[str, Trained]]:
         """Yield for each group of candidates the steps of their trainings, by candidate; read as ``rows_of`` reads.
@@ -254,7 +257,7 @@ class Archive:
         columns = [*STEP_COLUMNS, "confinement", "metrics"]
         packed = self._reader.packed(TRAJECTORIES, "candidate_id", groups, columns, {"protocol": protocol})
         for number in range(len(groups)):
-            yield trained_steps(packed.group(number))
+            yield trained_steps(packed.take(number))
 
     @overload
     def rows(self, table: Literal["candidates"], *, unsealed: bool = False, **equals: Any) -> list[CandidateRow]: ...
@@ -339,6 +342,20 @@ class Archive:
             ArchiveError: a file cannot be read.
         """
         return trajectory_seeds(self.rows("trajectories", candidate_id=candidate_id, protocol=protocol))
+
+    def trajectories(
+        self, candidates: Collection[str], protocol: str, **equals: Any
+    ) -> Iterator[tuple[str, dict[int, list[dict[str, Any]]]]]:
+        """Yield the candidates that have a trajectory, each with its own, by id; read as ``rows_of`` reads.
+
+        Raises:
+            ArchiveError: a file cannot be read.
+        """
+        wanted = sorted(candidates)
+        groups = [wanted[start : start + _AT_ONCE] for start in range(0, len(wanted), _AT_ONCE)]
+        for rows in self.rows_of("trajectories", groups, by="candidate_id", protocol=protocol, **equals):
+            for name, own in itertools.groupby(rows, key=lambda row: row["candidate_id"]):
+                yield name, trajectory_seeds(own)
 
     def lineage(self) -> Lineage:
         """Return the parent links of all candidates.

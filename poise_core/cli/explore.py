@@ -81,4 +81,4 @@ def explore(
             write_atomically(place, text)
         except OSError as error:
             raise fail(f"{place}: cannot be written: {error.strerror or error}", UNUSABLE) from error
-        say(f"{place}  ({len(text.encode()) / 1e6:.1f} MB)")
+        say(f"{place}  ({place.stat().st_size / 1e6:.1f} MB)")

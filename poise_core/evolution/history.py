@@ -112,11 +112,11 @@ class History:
             for one in evaluations
             if one.seed == first
         }
-        for node in nodes:
-            steps = self.archive.trajectory(node.candidate_id, self.protocol.digest).get(first, [])
-            found = proxy_dynamics(steps, ladder.proxy_steps, ladder.proxy_window)
+        names = [node.candidate_id for node in nodes]
+        for name, seeds in self.archive.trajectories(names, self.protocol.digest, seed=first):
+            found = proxy_dynamics(seeds[first], ladder.proxy_steps, ladder.proxy_window)
             if found is not None:
-                dynamics[node.candidate_id] = found
+                dynamics[name] = found
         forecasts = forecast_each({node.candidate_id: node.generation for node in nodes}, dynamics, overalls)
         return [
             replace(node, stopped=True, forecast=forecasts.get(node.candidate_id))
@@ -187,8 +187,7 @@ class History:
         known = {row["candidate_id"] for row in self.candidates() if row["generation"] < generation} | {candidate_id}
         evaluations = {name: found for name, found in self.evaluations().items() if name in known}
         runs: dict[str, dict[str, dict[int, float]]] = {name: {} for name in RUN_METRICS}
-        for name in sorted(evaluations):
-            trajectories = self.archive.trajectory(name, self.protocol.digest)
+        for name, trajectories in self.archive.trajectories(evaluations, self.protocol.digest):
             for metric, found in runs.items():
                 values = {seed: run_metric(rows, metric) for seed, rows in trajectories.items()}
                 found[name] = {seed: value for seed, value in values.items() if value is not None}

@@ -142,12 +142,10 @@ class Ladder:
                 known = [row["candidate_id"] for row in rows if row["generation"] < generation]
                 roots = [row["candidate_id"] for row in rows if not row["generation"]]
                 found = self.archive.evaluations(protocol=self.protocol.digest)
-                measured = {}
-                for name in known:
-                    steps = self.archive.trajectory(name, self.protocol.digest)
-                    measured[name] = Measurement.of(
-                        steps, {one.seed: one.overall for one in found.get(name, [])}, self.spec
-                    )
+                overalls = {name: {one.seed: one.overall for one in found.get(name, [])} for name in known}
+                measured = {name: Measurement.of({}, overalls[name], self.spec) for name in known}
+                for name, steps in self.archive.trajectories(known, self.protocol.digest):
+                    measured[name] = Measurement.of(steps, overalls[name], self.spec)
                 self._referees[generation] = Referee.learn(self.spec, self.seeds, roots, measured)
             return self._referees[generation]
 

@@ -6,6 +6,7 @@ Pure: nothing here knows MLflow; ``poise_core.tracking.runs`` carries the plans 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ _REGISTERED = ("candidate.py", "reflection.md", "verification.json")
 # then two of Tol's muted scheme); the grey is for the base policy
 _COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#882255", "#999933")
 _GREY = "#999999"
+
+_AT_ONCE = 500  # candidates whose completions are dictionaries at once
 
 _STATUSES = {
     "evaluated": "FINISHED",
@@ -110,6 +113,7 @@ class _Known:
     scores: Mapping[str, Mapping[int, Sequence[Row]]]  # candidate -> seed -> one row per benchmark
     registered: frozenset[str]  # candidates that are versions of the registered model
     compute: Mapping[str, Compute]  # of candidates that were trained or scored
+    completions: Mapping[str, str]  # candidate -> the page of those that were kept to be read, where there are any
 
     @classmethod
     def read(cls, evidence: RunEvidence, processes: int) -> _Known:
@@ -134,7 +138,19 @@ class _Known:
             scores=scores,
             registered=frozenset(version.candidate_id for version in plan_versions(evidence)),
             compute={one.candidate_id: one for one in computed(evidence, processes)},
+            completions=_completion_pages(evidence),
         )
+
+
+def _completion_pages(evidence: RunEvidence) -> dict[str, str]:
+    names = list(evidence.candidates)
+    groups = [names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE)]
+    pages: dict[str, str] = {}
+    digest = evidence.protocol.digest
+    for rows in evidence.archive.rows_of("completions", groups, by="candidate_id", protocol=digest):
+        for candidate, kept in itertools.groupby(rows, key=lambda row: row["candidate_id"]):
+            pages[candidate] = render_completions_page(list(kept), evidence.candidates[candidate]["name"])
+    return pages
 
 
 def _plans_of(record: Row, known: _Known) -> list[RunPlan]:
@@ -267,8 +283,8 @@ def _add_texts(plan: RunPlan, record: Row, known: _Known) -> None:
         plan.texts["reflection.md"] = markdown_page(reflection["markdown"])
         note.append(markdown(reflection["summary"]))
         plan.end = max(plan.end, _milliseconds(reflection["created_at"]))
-    if kept := known.evidence.archive.rows("completions", protocol=plan.tags["protocol"], candidate_id=candidate):
-        plan.texts["completions.md"] = render_completions_page(kept, record["name"])
+    if candidate in known.completions:
+        plan.texts["completions.md"] = known.completions[candidate]
     if failure and plan.status == "FAILED":
         plan.tags["failure"] = failure["kind"]
         head = f"{failure['kind']} in {failure['stage']}:"

@@ -37,7 +37,7 @@ CURVE_LEVELS = 500
 MANY = 2_000
 """Candidates above which curves keep half as many steps: they are most of what such a page weighs."""
 
-TOGETHER = 500
+TOGETHER = 200
 """Candidates whose rows are in memory at once; those of the others wait in compressed form."""
 
 COMPLETION = (

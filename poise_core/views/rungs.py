@@ -95,17 +95,17 @@ def _known(evidence: RunEvidence, ladder: LadderSpec) -> _Known:
         for row in evidence.rungs
         if row["rung"] == "proxy" and (overall := row.get("stopped_overall")) is not None
     }
-    for name in dict.fromkeys((*evidence.evaluations, *at_stop)):
-        if name not in generations:
-            continue
+    names = [name for name in dict.fromkeys((*evidence.evaluations, *at_stop)) if name in generations]
+    for name in names:
         own = {one.seed: one.overall for one in evidence.evaluations.get(name, ())}
         rest = [overall for seed, overall in own.items() if seed != first]
         firsts[name] = own.get(first, math.nan)
         others[name] = sum(rest) / len(rest) if rest else math.nan
-        if ladder.proxy_steps:
-            steps = evidence.archive.trajectory(name, evidence.protocol.digest).get(first, [])
-            rewards[name] = proxy_reward(steps, ladder.proxy_steps, ladder.proxy_window)
-            if (found := proxy_dynamics(steps, ladder.proxy_steps, ladder.proxy_window)) is not None:
+    if ladder.proxy_steps:
+        rewards = dict.fromkeys(names, proxy_reward([], ladder.proxy_steps, ladder.proxy_window))
+        for name, seeds in evidence.archive.trajectories(names, evidence.protocol.digest, seed=first):
+            rewards[name] = proxy_reward(seeds[first], ladder.proxy_steps, ladder.proxy_window)
+            if (found := proxy_dynamics(seeds[first], ladder.proxy_steps, ladder.proxy_window)) is not None:
                 dynamics[name] = found
     means = {name: sum(one.overall for one in evals) / len(evals) for name, evals in evidence.evaluations.items()}
     parents = {
