@@ -19,7 +19,12 @@ from poise_core.archive.encoding import to_rows
 from poise_core.archive.reader import PartReader
 from poise_core.archive.schema import Table
 from poise_core.archive.trajectories import Trained
+from poise_core.config import LadderSpec
 from poise_core.evaluation.kept import KeptCompletion
+from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.evolution.history import History
+from poise_core.tracking.plan import plan_runs
+from poise_core.views.rungs import rung_report
 
 IDS = [samples.GRPO, samples.AV, samples.VM_AV, samples.SA, samples.BROKEN, samples.WAITING]
 GROUPS = [[samples.SA, samples.GRPO], [], [samples.WAITING], [samples.AV, "nobody-0123456789", samples.VM_AV]]
@@ -123,6 +128,36 @@ def test_trainings_are_the_same_as_one_at_a_time(archive: Archive, digest: str) 
                     assert mine == pytest.approx(row, rel=0, abs=0, nan_ok=True)
             names = list(dict.fromkeys(name for rows in steps.values() for row in rows for name in row))
             assert [name for name in names if name != "step"] == list(found[one].metrics), "in the order of the rows"
+
+
+def test_trajectories_of_many_are_those_of_each(archive: Archive, digest: str) -> None:
+    expected = {one: steps for one in sorted(IDS) if (steps := archive.trajectory(one, digest))}
+    found = dict(archive.trajectories(IDS, digest))
+    assert list(found) == list(expected)
+    assert repr(found) == repr(expected)  # NaN is not equal to itself
+    second = dict(archive.trajectories(IDS, digest, seed=1))
+    assert repr(second) == repr({one: {1: steps[1]} for one, steps in expected.items() if 1 in steps})
+
+
+def test_who_asks_for_all_trainings_reads_them_once(
+    archive: Archive, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evidence = RunEvidence.load(archive, samples.make_protocol())
+    reads = counted(monkeypatch)
+    report = rung_report(evidence, LadderSpec(proxy_steps=5, proxy_window=2))
+    assert report.correlations["proxy -> first"].pairs == 4
+    assert reads["trajectories"] == 2, "what they cost, and their first steps"
+    reads.clear()
+    assert History(archive, evidence.protocol).floors(9).runs["entropy_end"].candidates >= 3
+    assert reads["trajectories"] == 1
+    reads.clear()
+    one = KeptCompletion("training", 0, "right", "2 + 2 = ", "four", 1.0, True, False, 1)
+    archive.append("completions", completion_rows(samples.AV, digest, 0, "train", [one]))
+    shown = {plan.tags["candidate"]: text for plan in plan_runs(evidence) if (text := plan.texts.get("completions.md"))}
+    assert list(shown) == [samples.AV]
+    assert "2 + 2 =" in shown[samples.AV]
+    assert "four" in shown[samples.AV]
+    assert reads["completions"] == 1
 
 
 def test_a_metric_that_some_steps_lack_keeps_its_place(tmp_path: Path) -> None:

@@ -198,7 +198,8 @@ def main() -> None:
     making.start()
     making.join()
     assert not making.exitcode, "the run could not be made"
-    print(f"{len(RunDirectory.read(options.folder).archive.parts('candidates')):,} candidates, load average {os.getloadavg()[0]:.1f}")
+    candidates = len(RunDirectory.read(options.folder).archive.parts("candidates"))
+    print(f"{candidates:,} candidates, load average {os.getloadavg()[0]:.1f}")
     print("| command | wall s | processor s | peak GB |\n|---|---|---|---|")
     for command in COMMANDS:
         program = [sys.executable, "-c", "from poise_core.cli import app; app()", command, str(options.folder)]
