@@ -13,7 +13,7 @@ from pathlib import Path
 from poise_core.agents.llm.ledger import Allowance
 from poise_core.archive import Archive
 from poise_core.config import Preset, PresetError, load_preset, with_overrides
-from poise_core.environments.validate import misfit_of_rows
+from poise_core.environments.validate import require_fit
 from poise_core.evolution import (
     CandidateRef,
     ChildProcesses,
@@ -119,11 +119,9 @@ def chosen_preset(run_dir: str | Path, preset: str, overrides: Sequence[str] = (
         return with_overrides(RunDirectory.read(run_dir).current_preset, overrides)
     loaded = load_preset(preset, overrides)
     try:
-        line = misfit_of_rows(loaded.protocol)
+        require_fit(loaded.protocol)
     except ValueError as error:
         raise PresetError(str(error)) from error
-    if line:
-        raise PresetError(line)
     return loaded
 
 

@@ -50,9 +50,8 @@ def to_rows(data: pa.Table) -> list[dict[str, Any]]:
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
     kind = column.type
-    if pa.types.is_timestamp(
-        kind
-    ):  # the rows of one append share theirs, and making one takes longer than the rest of a row
+    if pa.types.is_timestamp(kind):
+        # the rows of one append share theirs, and making one takes longer than the rest of a row
         found = column.combine_chunks().dictionary_encode()
         moments = [*found.dictionary.to_pylist(), None]
         return [moments[code] for code in found.indices.fill_null(-1).to_pylist()]

@@ -6,10 +6,9 @@ trains nothing of what is in it, on another machine too.
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,6 +17,8 @@ import pyarrow.parquet as pq
 from poise_core.archive.encoding import to_parquet
 from poise_core.archive.errors import ArchiveError
 from poise_core.archive.storage import one_line
+from poise_core.candidate.identity import source_digest
+from poise_core.environments.base import Split
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.files import write_atomically
 
@@ -26,8 +27,29 @@ _COLUMNS = {
     "split": pa.string(), "seed": pa.int64(), "evaluation": pa.string(), "failure": pa.string(),
 }  # fmt: skip
 
-Found = list[SeedEvaluation] | str
-"""The evaluations in the order of the seeds, or why there are none."""
+Found = Mapping[Split, Sequence[SeedEvaluation]] | str
+"""The evaluations of each split in the order of the seeds, or why there are none."""
+
+
+@dataclass(frozen=True)
+class Trainings:
+    """Which trainings are meant: of an algorithm's file, with these seeds together, under one protocol."""
+
+    protocol: str  # digest
+    algorithm: str
+    source: str  # of its file
+    seeds: tuple[int, ...]
+
+    def row(self, split: str, seed: int) -> dict[str, object]:
+        """The columns that name one evaluation of them; a failure, which is that of all seeds, has the first and no split."""
+        return {
+            "protocol": self.protocol,
+            "algorithm": self.algorithm,
+            "source_digest": source_digest(self.source)[:16],
+            "seeds": " ".join(map(str, self.seeds)),
+            "split": split,
+            "seed": seed,
+        }
 
 
 class Measured:
@@ -52,28 +74,31 @@ class Measured:
             raise ArchiveError(f"{path}: no record of a calibration; name another file")
         self._rows = {_key(row): row for row in rows}
 
-    def get(self, protocol: str, algorithm: str, source: str, split: str, seeds: Sequence[int]) -> Found | None:
-        """What is known of an algorithm's file with these seeds; None where any of it is missing."""
-        base = _row(protocol, algorithm, source, seeds)
-        failed = self._rows.get(_key({**base, "split": "", "seed": seeds[0]}))
+    def get(self, trainings: Trainings, splits: Sequence[Split]) -> dict[Split, list[SeedEvaluation]] | str | None:
+        """What is known of these trainings on these splits; None where any of it is missing."""
+        failed = self._rows.get(_key(trainings.row("", trainings.seeds[0])))
         if failed is not None:
             return str(failed["failure"])
-        rows = [self._rows.get(_key({**base, "split": split, "seed": seed})) for seed in seeds]
-        known = [SeedEvaluation.from_json(str(row["evaluation"])) for row in rows if row is not None]
-        return known if len(known) == len(rows) else None
+        found: dict[Split, list[SeedEvaluation]] = {}
+        for split in splits:
+            rows = [self._rows.get(_key(trainings.row(split, seed))) for seed in trainings.seeds]
+            found[split] = [SeedEvaluation.from_json(str(row["evaluation"])) for row in rows if row is not None]
+        return found if all(len(one) == len(trainings.seeds) for one in found.values()) else None
 
-    def put(self, protocol: str, algorithm: str, source: str, split: str, seeds: Sequence[int], found: Found) -> None:
+    def put(self, trainings: Trainings, found: Found) -> None:
         """Add what was measured, and write the file; completions that were kept to read are left out.
 
         Raises:
             OSError: it could not be written; an earlier file stays.
         """
-        base = _row(protocol, algorithm, source, seeds)
         if isinstance(found, str):
-            rows = [{**base, "split": "", "seed": seeds[0], "failure": found}]
+            rows = [{**trainings.row("", trainings.seeds[0]), "failure": found}]
         else:
-            lean = [replace(one, benchmarks=tuple(replace(b, kept=()) for b in one.benchmarks)) for one in found]
-            rows = [{**base, "split": split, "seed": one.seed, "evaluation": one.to_json()} for one in lean]
+            rows = [
+                {**trainings.row(split, one.seed), "evaluation": _lean(one).to_json()}
+                for split, evaluations in found.items()
+                for one in evaluations
+            ]
         with self._lock:
             self._rows |= {_key(row): row for row in rows}
             if self.path is not None:
@@ -83,15 +108,9 @@ class Measured:
                 write_atomically(self.path, bytes(to_parquet(pa.table(columns))))
 
 
-def _row(protocol: str, algorithm: str, source: str, seeds: Sequence[int]) -> dict[str, object]:
-    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
-    return {"protocol": protocol, "algorithm": algorithm, "source_digest": digest, "seeds": _span(seeds)}
+def _lean(evaluation: SeedEvaluation) -> SeedEvaluation:
+    return replace(evaluation, benchmarks=tuple(replace(one, kept=()) for one in evaluation.benchmarks))
 
 
-def _span(seeds: Sequence[int]) -> str:
-    """The seeds that were trained together; a failure is that of all of them."""
-    return " ".join(map(str, seeds))
-
-
-def _key(row: dict[str, object]) -> tuple[str, ...]:
+def _key(row: Mapping[str, object]) -> tuple[str, ...]:
     return tuple(str(row[name]) for name in ("protocol", "algorithm", "source_digest", "seeds", "split", "seed"))

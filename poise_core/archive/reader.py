@@ -94,9 +94,8 @@ class PartReader:
             ArchiveRowError: as ``select``.
         """
         read = [*dict.fromkeys([*names, *table.keys])]
-        _terms(
-            table, dict.fromkeys(read, ()), unsealed=True
-        )  # a column that the table lacks is refused in its own words
+        # a column that the table lacks is refused in its own words
+        _terms(table, dict.fromkeys(read, ()), unsealed=True)
         found = self.settled(lambda: list(self.scan(table, read, equals, unsealed)))
         schema = pa.schema([table.schema.field(name) for name in read])
         rows = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for part in found)])
@@ -187,11 +186,8 @@ class PartReader:
         memo = self._memos.get(table.name)
         if memo is None or memo.data is not data:
             memo = self._memos[table.name] = _Memo(data, {})
-        return (
-            data,
-            memo.answers,
-            (unsealed, *sorted((column, tuple(_values(value))) for column, value in equals.items())),
-        )
+        asked = (unsealed, *sorted((column, tuple(_values(value))) for column, value in equals.items()))
+        return data, memo.answers, asked
 
     def _read(self, table: Table, equals: Mapping[str, Any], unsealed: bool) -> pa.Table:
         self.check_version(table)

@@ -47,7 +47,7 @@ from poise_core.archive.typed import (
 )
 from poise_core.evaluation.results import SeedEvaluation
 
-_AT_ONCE = 500  # candidates whose steps are dictionaries at once
+_AT_ONCE = 500  # candidates whose rows are dictionaries at once
 
 
 class Archive:
@@ -351,11 +351,22 @@ class Archive:
         Raises:
             ArchiveError: a file cannot be read.
         """
+        for name, rows in self.by_candidate("trajectories", candidates, protocol, **equals):
+            yield name, trajectory_seeds(rows)
+
+    def by_candidate(
+        self, table: str, candidates: Collection[str], protocol: str, **equals: Any
+    ) -> Iterator[tuple[str, list[Any]]]:
+        """Yield the candidates that have rows under a protocol, each with these, by id; read as ``rows_of`` reads.
+
+        Raises:
+            ArchiveError: a file cannot be read.
+        """
         wanted = sorted(candidates)
         groups = [wanted[start : start + _AT_ONCE] for start in range(0, len(wanted), _AT_ONCE)]
-        for rows in self.rows_of("trajectories", groups, by="candidate_id", protocol=protocol, **equals):
+        for rows in self.rows_of(table, groups, by="candidate_id", protocol=protocol, **equals):
             for name, own in itertools.groupby(rows, key=lambda row: row["candidate_id"]):
-                yield name, trajectory_seeds(own)
+                yield name, list(own)
 
     def lineage(self) -> Lineage:
         """Return the parent links of all candidates.

@@ -68,12 +68,8 @@ def copy_batch(batch: RolloutBatch) -> RolloutBatch:
 def handed_batch(candidate: Candidate, batch: RolloutBatch) -> RolloutBatch:
     """The batch as a candidate gets it: copies, zeros outside ``completion_mask``, NaN where it reads nothing."""
     outside = ~batch.completion_mask
-    return RolloutBatch(
-        correctness=batch.correctness.clone(),
-        format_valid=batch.format_valid.clone(),
-        truncated=batch.truncated.clone(),
-        group_ids=batch.group_ids.clone(),
-        completion_mask=batch.completion_mask.clone(),
+    return replace(
+        copy_batch(batch),
         old_logprobs=_zero(outside, batch.old_logprobs),
         ref_logprobs=_if_read(candidate.reads_reference, outside, batch.ref_logprobs),
         entropies=_zero(outside, batch.entropies),
@@ -87,16 +83,14 @@ def handed_inputs(candidate: Candidate, inputs: LossInputs, completion_mask: Ten
     NaN where the candidate reads nothing. ``logprobs`` and ``entropies`` keep their graph.
     """
     outside = ~completion_mask
-    return LossInputs(
+    return replace(
+        inputs,
         logprobs=_zero(outside, inputs.logprobs),
         entropies=_if_read(candidate.reads_entropies, outside, inputs.entropies),
         old_logprobs=_zero(outside, inputs.old_logprobs),
         ref_logprobs=_if_read(candidate.reads_reference, outside, inputs.ref_logprobs),
         advantages=_zero(~inputs.mask, inputs.advantages),
-        mask=inputs.mask,
         carry={name: _zero(outside, value) if value.dim() == 2 else value for name, value in inputs.carry.items()},
-        correctness=inputs.correctness,
-        format_valid=inputs.format_valid,
     )
 
 

@@ -146,21 +146,16 @@ def codec_of(preset: Preset) -> tuple[PromptCodec, int | None]:
 
 
 def refuse_misfit(preset: Preset, run_directory: Path) -> None:
-    """Refuse to begin a run on rows of a data set whose prompts and completions do not fit into what its policy sees.
-
-    A run that is there goes on as it began. Problems that are drawn or come from a user's class are not looked at.
-    """
-    from poise_core.environments.validate import misfit_of_rows
+    """Refuse to begin a run whose prompts do not fit (``require_fit``); one that is there goes on as it began."""
+    from poise_core.environments.validate import require_fit
     from poise_core.run_directory import RunDirectory
 
     if RunDirectory.exists(run_directory):
         return
     try:
-        line = misfit_of_rows(preset.protocol)
+        require_fit(preset.protocol)
     except ValueError as error:
         raise fail(error, UNUSABLE) from error
-    if line:
-        raise fail(line, UNUSABLE)
 
 
 def serve_another_node(preset: Preset, run_directory: Path) -> None:

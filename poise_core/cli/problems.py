@@ -79,7 +79,8 @@ def grade(
 def _grader(text: str) -> GraderSpec:
     from pydantic import ValidationError
 
-    from poise_core.config.problems import GraderSpec, parse_document, pinned_callable
+    from poise_core.config.problems import GraderSpec, parse_document
+    from poise_core.config.user_files import pinned_callable
 
     try:
         spec = GraderSpec.model_validate(parse_document(text, "--grader"))

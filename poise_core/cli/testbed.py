@@ -13,6 +13,7 @@ from rich.progress import Progress
 from poise_core.cli.common import SharedNetworkOption, progress_bar, say, shared_network, view_console
 
 if TYPE_CHECKING:
+    from poise_core.archive.measured import Measured
     from poise_core.config import Preset
     from poise_core.testbed.calibration import Summary
 
@@ -44,7 +45,7 @@ def calibrate(
     record: Annotated[
         Path | None,
         typer.Option(
-            help="Parquet file with every evaluation; what is in it is not trained again, on another machine neither."
+            help="Parquet file with every evaluation; what is in it is not trained again, here or on another machine."
         ),
     ] = None,
     allow_shared_network: SharedNetworkOption = False,
@@ -57,23 +58,25 @@ def calibrate(
     Example: poise calibrate --preset laptop --rate 0.5 --rate 1 --rate 2 --policy arithmetic-a --policy arithmetic-b
     """
     from poise_core.algorithms import list_algorithms
+    from poise_core.archive import ArchiveError
+    from poise_core.archive.measured import Measured
     from poise_core.testbed.calibration import render
     from poise_core.testbed.panel import TUNED_BASELINE
 
-    loaded = _load(preset, [])
-    tuned = (TUNED_BASELINE,) if loaded.baseline_numbers else ()
-    names = tuple(algorithm or [*list_algorithms(), *tuned])
-    if unknown := [name for name in names if name not in (*list_algorithms(), *tuned)]:
-        say(f"poise calibrate: --algorithm {unknown[0]}: there are {', '.join([*list_algorithms(), *tuned])}", err=True)
-        raise typer.Exit(2)
+    try:
+        measured = Measured(record)
+    except ArchiveError as error:
+        say(f"poise calibrate: {error}", err=True)
+        raise typer.Exit(2) from error
     rates = sorted(set(rate or []))
     settings = [*(overrides or []), *shared_network(allow_shared_network)]
     summaries, protocols = [], []
     for i, name in enumerate(policy or [""]):
         own_seeds = other_seeds if i else seeds
         loaded = _load(preset, [*settings, *([f"protocol.policy={name}"] if name else [])])
+        names = algorithm or [*list_algorithms(), *([TUNED_BASELINE] if loaded.baseline_numbers else [])]
         protocols.append(loaded.protocol)
-        summaries.append(_judge(loaded, names, own_seeds, run_dir, rates, rate_seeds, record))
+        summaries.append(_judge(loaded, names, own_seeds, run_dir, rates, rate_seeds, measured))
     shown = "".join(f" --policy {name}" for name in policy or [])
     shown = (
         "".join(f" --rate {factor:g}" for factor in rates) + (f" --rate-seeds {rate_seeds}" if rates else "") + shown
@@ -102,11 +105,9 @@ def _judge(
     folder: Path,
     rates: Sequence[float],
     rate_seeds: int,
-    record: Path | None,
+    measured: Measured,
 ) -> Summary:
     """Train the panel on one base policy, with a bar on the terminal, and sum up."""
-    from poise_core.archive import ArchiveError
-    from poise_core.archive.measured import Measured
     from poise_core.testbed.calibration import summarize
     from poise_core.testbed.panel import TUNED_BASELINE, PanelRun
 
@@ -116,10 +117,10 @@ def _judge(
         progress_bar(f"training on {protocol.policy}", trainings) as advance,
         ThreadPoolExecutor(preset.resources.parallel_candidates) as pool,
     ):
+        run = PanelRun(preset, folder, pool, lambda: advance(1), measured)
         try:
-            run = PanelRun(preset, folder, pool, lambda: advance(1), Measured(record))
             panel = run.run(names, seeds, rates, rate_seeds)
-        except (ValueError, ArchiveError) as error:
+        except ValueError as error:
             say(f"poise calibrate: {error}", err=True)
             raise typer.Exit(2) from error
     baseline = TUNED_BASELINE if TUNED_BASELINE in names else preset.search.baseline

@@ -18,8 +18,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from poise_core.config.problems import GraderSpec, SourceSpec, column, file_digest, row_filter
+from poise_core.config.problems import GraderSpec, SourceSpec, column, row_filter
 from poise_core.config.protocol import ALL, EnvironmentSpec, Protocol
+from poise_core.config.user_files import file_digest
 from poise_core.environments.base import Outcome, Problem, Split, split_of
 from poise_core.files import json_lines, write_atomically
 from poise_core.grading import GradingPool, Row, Verdict

@@ -187,17 +187,20 @@ def codec_of(protocol: Protocol) -> tuple[PromptCodec, int | None]:
     return PromptCodec.load(folder, protocol.prompt), configuration.get("max_position_embeddings")
 
 
-def misfit_of_rows(protocol: Protocol) -> str:
-    """``misfit`` of a protocol with rows of data sets, by its policy's tokenizer; "" where problems are drawn or of a class.
+def require_fit(protocol: Protocol) -> None:
+    """Refuse rows of data sets whose prompts and completions do not fit into what the policy sees, by its tokenizer.
+
+    Problems that are drawn or come from a user's class are not looked at.
 
     Raises:
-        ValueError: see ``codec_of`` and ``misfit``.
+        ValueError: they do not fit; see ``codec_of`` and ``misfit`` for the rest.
     """
     sources = [protocol.environment.source, *(one.source for one in protocol.benchmarks)]
     if not any(one is not None and one.dataset for one in sources):
-        return ""
+        return
     codec, context = codec_of(protocol)
-    return misfit(protocol, codec.prompt_tokens, context) if context else ""
+    if context and (line := misfit(protocol, codec.prompt_tokens, context)):
+        raise ValueError(line)
 
 
 def misfit(protocol: Protocol, tokens: Tokens, context: int) -> str:

@@ -203,9 +203,8 @@ def _posterior(design: Array, gained: Array, deviations: Array) -> tuple[Array, 
     _, tau, fit = best
     variances = 1.0 / (fit.values + tau**-2)
     mean, variance = fit.vectors @ (variances * fit.projected), fit.vectors**2 @ variances
-    same = np.unique(design, axis=1, return_inverse=True)[
-        1
-    ].ravel()  # equal columns have equal credits, to the last digit
+    # equal columns have equal credits, to the last digit
+    same = np.unique(design, axis=1, return_inverse=True)[1].ravel()
     mean, variance = ((np.bincount(same, one) / np.bincount(same))[same] for one in (mean, variance))
     return mean, np.sqrt(variance), fit.misfit
 

@@ -17,7 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from poise_core.config.problems import CALLABLE, GraderSpec
+from poise_core.config.problems import GraderSpec
+from poise_core.config.user_files import CALLABLE
 from poise_core.grading.answers import find_answer, last_box, normalized
 
 SLOW = frozenset({"math", "regex", "function"})

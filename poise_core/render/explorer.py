@@ -68,9 +68,8 @@ def explorer_page(
         "@SCRIPT@": script,
     }
     pieces, end, text = list[str](), 0, _asset("explorer.html")
-    for found in _PLACE.finditer(
-        text
-    ):  # what is filled in is not searched, and the details, by far the most, are joined once
+    # what is filled in is not searched, and the details, by far the most, are joined once
+    for found in _PLACE.finditer(text):
         pieces.append(text[end : found.start()])
         pieces += _chunks(details) if found.group() == "@DETAILS@" else [filled[found.group()]]
         end = found.end()

@@ -16,7 +16,7 @@ from threading import Event
 import numpy as np
 
 from poise_core.algorithms import algorithm_path
-from poise_core.archive.measured import Measured
+from poise_core.archive.measured import Measured, Trainings
 from poise_core.config import Preset
 from poise_core.config.protocol import Protocol
 from poise_core.environments import Split
@@ -99,6 +99,7 @@ class PanelRun:
         self._preset, self._folder, self._pool = preset, folder, pool
         self._on_training = on_training or (lambda: None)
         self._stop = Event()
+        self._sources: dict[str, str] = {}
 
     def run(self, algorithms: Sequence[str], seeds: int, factors: Sequence[float] = (), choosing: int = 3) -> Panel:
         """Train and evaluate every algorithm.
@@ -109,7 +110,7 @@ class PanelRun:
         factors it is the preset's rate and the first seeds.
 
         Raises:
-            ValueError: the protocol lists fewer seeds.
+            ValueError: the protocol lists fewer seeds, or an algorithm is not shipped.
             InfrastructureError: a process failed for a reason that is not the algorithm's.
         """
         listed, chosen_by = self._preset.protocol.seeds, choosing if len(factors) > 1 else 0
@@ -118,6 +119,7 @@ class PanelRun:
                 f"the protocol lists {len(listed)} seeds, {chosen_by + seeds} are asked for"
                 + (f": {chosen_by} to choose the learning rate and {seeds} others to measure" if chosen_by else "")
             )
+        self._sources = {name: self._source(name) for name in algorithms}
         search: dict[str, list[SeedEvaluation]] = {}
         report: dict[str, list[SeedEvaluation]] = {}
         rates: dict[str, Rates] = {}
@@ -127,8 +129,7 @@ class PanelRun:
                 rates, failed = self._choose(algorithms, tuple(listed[:chosen_by]), factors)
             best = {name: rates[name].best if chosen_by else 1.0 for name in algorithms if name not in failed}
             found = self._all(list(best.items()), tuple(listed[chosen_by : chosen_by + seeds]), sealed=True)
-            where, protocol = self._folder / self._preset.protocol.digest / "base", self._preset.protocol
-            untrained = self._untrained(where, protocol)
+            untrained = self._untrained()
         except BaseException:
             self._stop.set()
             raise
@@ -174,18 +175,14 @@ class PanelRun:
         training = preset.protocol.training
         training = training.model_copy(update={"learning_rate": training.learning_rate * factor})
         protocol = preset.protocol.model_copy(update={"training": training})
-        source = self._source(name)
-        splits: tuple[Split, ...] = ("search", "report") if sealed else ("search",)
-        known = {split: self._measured.get(protocol.digest, name, source, split, seeds) for split in splits}
-        if isinstance(known["search"], str):
-            return known["search"]
-        kept = {split: one for split, one in known.items() if isinstance(one, list)}
-        if len(kept) == len(splits):
-            return kept
+        trainings = Trainings(protocol.digest, name, self._sources[name], seeds)
+        known = self._measured.get(trainings, ("search", "report") if sealed else ("search",))
+        if known is not None:
+            return known
         place = self._folder / protocol.digest / name / f"seeds-{seeds[0]}-{seeds[-1]}"
         file = place / f"{name}.py"
         place.mkdir(parents=True, exist_ok=True)
-        write_atomically(file, source)
+        write_atomically(file, trainings.source)
 
         def finished(_: int, row: dict[str, float]) -> None:
             if row["step"] == training.steps - 1:
@@ -196,7 +193,7 @@ class PanelRun:
             done = train_candidate(job, on_step=finished, should_stop=self._stop.is_set)
         except CandidateFailure as failure:
             message = f"{failure.kind}: {failure.message}"
-            self._measured.put(protocol.digest, name, source, "search", seeds, message)
+            self._measured.put(trainings, message)
             return message
         policies = tuple((one.seed, one.policy_folder) for one in done)
         found: dict[Split, list[SeedEvaluation]] = {
@@ -204,23 +201,24 @@ class PanelRun:
         }
         if sealed:
             found["report"] = self.evaluate(place / "evaluate", protocol, "report", policies)
-        for split, evaluations in found.items():
-            self._measured.put(protocol.digest, name, source, split, seeds, evaluations)
+        self._measured.put(trainings, found)
         return found
 
     def _source(self, name: str) -> str:
         """The algorithm's file, of the tuned baseline with its tuned numbers."""
-        if name == TUNED_BASELINE:
+        if name == TUNED_BASELINE and self._preset.baseline_numbers:
             return with_numbers(self._preset.search.baseline, self._preset.baseline_numbers).source
         return algorithm_path(name).read_text(encoding="utf-8")
 
-    def _untrained(self, where: Path, protocol: Protocol) -> SeedEvaluation:
-        known = self._measured.get(protocol.digest, UNTRAINED, "", "search", (0,))
-        if isinstance(known, list):
-            return known[0]
-        found = self.evaluate(where, protocol, "search", ((0, resolve_policy(protocol.policy)),))
-        self._measured.put(protocol.digest, UNTRAINED, "", "search", (0,), found)
-        return found[0]
+    def _untrained(self) -> SeedEvaluation:
+        protocol = self._preset.protocol
+        none = Trainings(protocol.digest, UNTRAINED, "", (0,))
+        found = self._measured.get(none, ("search",))
+        if not isinstance(found, dict):
+            where = self._folder / protocol.digest / "base"
+            found = {"search": self.evaluate(where, protocol, "search", ((0, resolve_policy(protocol.policy)),))}
+            self._measured.put(none, found)
+        return found["search"][0]
 
     def evaluate(
         self, where: Path, protocol: Protocol, split: Split, policies: tuple[tuple[int, Path], ...]

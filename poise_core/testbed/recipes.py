@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -158,71 +158,47 @@ _MIXTURE = {"add2": 1.0, "add3": 2.0, "sub2": 1.0, "mul1": 1.2, "chain4": 1.0, "
 _WIDE_MIXTURE = {"add3": 1.5, "sub3": 1.5, "mul1": 1.0, "mul3": 1.5, "chain4": 0.7, "chain5": 1.3, "mod": 1.0}
 _RARE_SCRATCHPADS = {"direct": 0.67, "scratchpad": 0.06, "ramble": 0.05, "malformed": 0.22}
 
+_SMALL = Recipe(
+    hidden_size=64,
+    layers=3,
+    heads=4,
+    intermediate_size=192,
+    mixture=_MIXTURE,
+    skills=_SKILLS,
+    habits=_HABITS,
+    slip=0.02,
+    steps=2700,
+    habit_steps=300,
+    batch_size=128,
+    learning_rate=3e-3,
+    seed=1,
+    max_completion_length=36,
+)
+
+_LARGE = Recipe(
+    hidden_size=96,
+    layers=3,
+    heads=4,
+    intermediate_size=256,
+    mixture=_MIXTURE,
+    skills=_SKILLS,
+    habits=_HABITS,
+    slip=0.02,
+    steps=2300,
+    habit_steps=300,
+    batch_size=128,
+    learning_rate=2e-3,
+    seed=2,
+    max_completion_length=36,
+)
+
 RECIPES = {
-    "arithmetic-a": Recipe(
-        hidden_size=64,
-        layers=3,
-        heads=4,
-        intermediate_size=192,
-        mixture=_MIXTURE,
-        skills=_SKILLS,
-        habits=_HABITS,
-        slip=0.02,
-        steps=2700,
-        habit_steps=300,
-        batch_size=128,
-        learning_rate=3e-3,
-        seed=1,
-        max_completion_length=36,
+    "arithmetic-a": _SMALL,
+    "arithmetic-b": _LARGE,
+    "arithmetic-c": replace(
+        _SMALL, hidden_size=80, intermediate_size=224, mixture=_WIDE_MIXTURE, habits=_RARE_SCRATCHPADS, seed=4
     ),
-    "arithmetic-b": Recipe(
-        hidden_size=96,
-        layers=3,
-        heads=4,
-        intermediate_size=256,
-        mixture=_MIXTURE,
-        skills=_SKILLS,
-        habits=_HABITS,
-        slip=0.02,
-        steps=2300,
-        habit_steps=300,
-        batch_size=128,
-        learning_rate=2e-3,
-        seed=2,
-        max_completion_length=36,
-    ),
-    "arithmetic-c": Recipe(
-        hidden_size=80,
-        layers=3,
-        heads=4,
-        intermediate_size=224,
-        mixture=_WIDE_MIXTURE,
-        skills=_SKILLS,
-        habits=_RARE_SCRATCHPADS,
-        slip=0.02,
-        steps=2700,
-        habit_steps=300,
-        batch_size=128,
-        learning_rate=3e-3,
-        seed=4,
-        max_completion_length=36,
-    ),
-    "arithmetic-d": Recipe(
-        hidden_size=96,
-        layers=3,
-        heads=4,
-        intermediate_size=256,
-        mixture=_WIDE_MIXTURE,
-        skills=_SKILLS,
-        habits=_RARE_SCRATCHPADS,
-        slip=0.02,
-        steps=2300,
-        habit_steps=300,
-        batch_size=128,
-        learning_rate=2e-3,
-        seed=7,
-        max_completion_length=36,
-    ),
+    "arithmetic-d": replace(_LARGE, mixture=_WIDE_MIXTURE, habits=_RARE_SCRATCHPADS, seed=7),
 }
 """The shipped base policies. ``arithmetic-a`` and ``arithmetic-b`` write their steps in a quarter of their completions and were
 shown neither chains of five terms nor differences of three digits, so those are hopeless at first; ``arithmetic-c`` and

@@ -6,7 +6,6 @@ Pure: nothing here knows MLflow; ``poise_core.tracking.runs`` carries the plans 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,8 +32,6 @@ _REGISTERED = ("candidate.py", "reflection.md", "verification.json")
 # then two of Tol's muted scheme); the grey is for the base policy
 _COLORS = ("#000000", "#e69f00", "#56b4e9", "#009e73", "#0072b2", "#d55e00", "#cc79a7", "#882255", "#999933")
 _GREY = "#999999"
-
-_AT_ONCE = 500  # candidates whose completions are dictionaries at once
 
 _STATUSES = {
     "evaluated": "FINISHED",
@@ -138,19 +135,11 @@ class _Known:
             scores=scores,
             registered=frozenset(version.candidate_id for version in plan_versions(evidence)),
             compute={one.candidate_id: one for one in computed(evidence, processes)},
-            completions=_completion_pages(evidence),
+            completions={
+                name: render_completions_page(kept, evidence.candidates[name]["name"])
+                for name, kept in archive.by_candidate("completions", evidence.candidates, digest)
+            },
         )
-
-
-def _completion_pages(evidence: RunEvidence) -> dict[str, str]:
-    names = list(evidence.candidates)
-    groups = [names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE)]
-    pages: dict[str, str] = {}
-    digest = evidence.protocol.digest
-    for rows in evidence.archive.rows_of("completions", groups, by="candidate_id", protocol=digest):
-        for candidate, kept in itertools.groupby(rows, key=lambda row: row["candidate_id"]):
-            pages[candidate] = render_completions_page(list(kept), evidence.candidates[candidate]["name"])
-    return pages
 
 
 def _plans_of(record: Row, known: _Known) -> list[RunPlan]:

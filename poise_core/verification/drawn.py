@@ -150,10 +150,7 @@ class Draw:
         size, length = self.group(rng, 5, 8), rng.randint(8, 16)
         probe = self.rollout("an ordinary batch", purpose, [size] * rng.randint(5, 7), length, dynamics=dynamics)
         batch = probe.batch
-        groups, correctness = (
-            batch.group_ids.tolist(),
-            batch.correctness.tolist(),
-        )
+        groups, correctness = batch.group_ids.tolist(), batch.correctness.tolist()
         valid, truncated = batch.format_valid.tolist(), batch.truncated.tolist()
         failed, passed, other = rng.sample(sorted(set(groups)), 3)
         rows: dict[int, list[int]] = {group: [] for group in groups}

@@ -162,8 +162,7 @@ def distance(first: Sequence[Observation], second: Sequence[Observation]) -> flo
 
 def _apart(first: Observation, second: Observation) -> float:
     """The relative difference of two gradients."""
-    scale = max(first.size, second.size)
-    return float((first.gradient - second.gradient).norm()) / scale if scale > 0 else 0.0
+    return _relative(first.gradient, second.gradient, max(first.size, second.size))
 
 
 def differs(first: Observation, second: Observation, threshold: float) -> bool:
@@ -171,8 +170,10 @@ def differs(first: Observation, second: Observation, threshold: float) -> bool:
     return _apart(first, second) > threshold or _relative(first.rest, second.rest) > threshold
 
 
-def _relative(first: Tensor, second: Tensor) -> float:
-    scale = max(float(first.norm()), float(second.norm()))
+def _relative(first: Tensor, second: Tensor, scale: float | None = None) -> float:
+    """The norm of the difference, relative to ``scale``, by default the larger norm of the two."""
+    if scale is None:
+        scale = max(float(first.norm()), float(second.norm()))
     return float((first - second).norm()) / scale if scale > 0 else 0.0
 
 

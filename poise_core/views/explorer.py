@@ -25,7 +25,7 @@ from poise_core.evidence.credit import mechanisms_of, run_credit
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.views.arms import best_so_far
-from poise_core.views.candidate import CandidateView, describe, gather, missing_measures
+from poise_core.views.candidate import CandidateView, describe, gather, missing_measures, rows_by_candidate
 from poise_core.views.leaderboard import LeaderboardRow, leaderboard
 
 CURVE_POINTS = 40
@@ -143,9 +143,7 @@ def details(evidence: RunEvidence, candidates: Iterable[str]) -> Iterator[dict[s
         evidence.archive.rows_of("completions", known, COMPLETION, by="candidate_id", protocol=digest),
         strict=True,
     ):
-        read: dict[str, list[Any]] = {}
-        for row in kept:
-            read.setdefault(row["candidate_id"], []).append(row)
+        read = rows_by_candidate(kept)
         for one in part:
             if one in rows:
                 view = describe(evidence, one, rows[one])

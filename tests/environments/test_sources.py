@@ -263,6 +263,16 @@ def test_a_class_of_ones_own_by_its_module_or_file(tmp_path: Path) -> None:
         get_environment(spec.model_copy(update={"source": SourceSpec(environment="pathlib:Path")}))
 
 
+def assert_told_of_the_function(reference: str, told: str) -> None:
+    """Reading a preset with this function says what is wrong with it; nothing where ``told`` is empty."""
+    change = f"protocol.environment.source.grader={{name: function, function: '{reference}'}}"
+    if told:
+        with pytest.raises(PresetError, match=told):
+            load_preset(EXAMPLE, [change])
+    else:
+        assert load_preset(EXAMPLE, [change]).protocol.environment.source is not None
+
+
 @pytest.mark.parametrize(
     ("code", "told"),
     [
@@ -275,12 +285,7 @@ def test_a_class_of_ones_own_by_its_module_or_file(tmp_path: Path) -> None:
 def test_a_function_that_the_file_lacks_is_told_when_the_preset_is_read(tmp_path: Path, code: str, told: str) -> None:
     file = tmp_path / "mine.py"
     file.write_text(code)
-    change = f"protocol.environment.source.grader={{name: function, function: '{file}:score'}}"
-    if told:
-        with pytest.raises(PresetError, match=told):
-            load_preset(EXAMPLE, [change])
-    else:
-        assert load_preset(EXAMPLE, [change]).protocol.environment.source is not None
+    assert_told_of_the_function(f"{file}:score", told)
 
 
 @pytest.mark.parametrize(
@@ -304,12 +309,7 @@ def test_a_function_that_a_module_lacks_is_told_and_nothing_is_imported_for_it(
         (tmp_path / name).write_text(code)
     (tmp_path / "made_up_lazy.py").write_text("def __getattr__(name):\n    return print\n")
     monkeypatch.syspath_prepend(tmp_path)
-    change = f"protocol.environment.source.grader={{name: function, function: '{reference}'}}"
-    if told:
-        with pytest.raises(PresetError, match=told):
-            load_preset(EXAMPLE, [change])
-    else:
-        assert load_preset(EXAMPLE, [change]).protocol.environment.source is not None
+    assert_told_of_the_function(reference, told)
 
 
 def test_overlap_is_found_through_other_numbers_and_notation() -> None:

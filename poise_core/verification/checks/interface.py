@@ -98,7 +98,7 @@ def _require_switch(candidate: Candidate, name: str, overrides: Mapping[str, obj
 def _far_from_ordinary(candidate: Candidate, draw: Draw) -> Iterator[tuple[bool, _Observed]]:
     """Probes far from the ordinary ones, those within the conditions first, each with whether it lies within them."""
     for inside, drawn in sorted(draw.reach(_numbers(candidate)), key=lambda pair: not pair[0]):
-        yield inside, _Observed(candidate, (one() for one in (drawn,)))
+        yield inside, _Observed(candidate, [drawn()])
 
 
 def _where_it_shows(

@@ -90,9 +90,7 @@ def unprintable(text: str) -> str:
 
     These are the characters that ``poise_core.escaping.printable`` replaces, and private ones; line ends and tabs are allowed.
     """
-    if text.isascii() and is_printable(
-        text.replace("\r", "")
-    ):  # as nearly every text; one search for all its characters
+    if text.isascii() and is_printable(text.replace("\r", "")):  # as nearly every text, by one search
         return ""
     for character in text:
         if (character != "\r" and not is_printable(character)) or unicodedata.category(character) == "Co":
