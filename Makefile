@@ -2,6 +2,7 @@
 # make test       install what is missing, then lint, types, import contracts and all tests but the exhaustive ones
 # make test-fast  the same without the slow tests
 # make test-all   make test, then the exhaustive tests: kill storms, a thousand compositions, stacks of real servers
+# make test-tools install what some exhaustive tests need beside Python packages; without it they are skipped: Chromium, vLLM
 # make gpu-check  measure rollout and update with a real model on this machine (MODEL=... to name it), beside TRL where it is installed
 # make setup      only install
 # make clean      remove what the tools cache; runs/ and .venv stay
@@ -34,7 +35,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export HF_HUB_OFFLINE := 1
 export LANGSMITH_TRACING := false
 
-.PHONY: evolve test test-fast test-all test-exhaustive gpu-check checks setup lint format types imports clean
+.PHONY: evolve test test-fast test-all test-exhaustive test-tools gpu-check checks setup lint format types imports clean
 
 evolve: setup
 	$(BIN)/poise evolve --preset "$(PRESET)" --run-dir "$(RUN_DIR)"
@@ -51,6 +52,10 @@ test-all: test
 # one worker more: these tests also wait, for servers, for limits and for what they have killed
 test-exhaustive: setup
 	$(BIN)/pytest -n $$(($(WORKERS) + 1)) --dist loadgroup -m exhaustive
+
+test-tools: setup
+	command -v chromium >/dev/null || { apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends chromium; }
+	$(BIN)/poise sampler install
 
 gpu-check: setup
 	$(BIN)/python tests/benchmarks/bench_gpu.py --model "$(MODEL)" $(GPU_CHECK)

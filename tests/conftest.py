@@ -1,5 +1,6 @@
 """Settings of every test: no telemetry, no look-ups, no servers or stores from outside, one thread."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -19,6 +20,9 @@ os.environ.update(
 os.fsync = lambda handle: os.fstat(handle) and None
 for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "MLFLOW_TRACKING_URI", "PREFECT_API_AUTH_STRING"):
     os.environ.pop(name, None)
+
+
+collect_ignore = [] if importlib.util.find_spec("trl") else ["trl/test_trl.py"]  # test_export.py runs it where TRL is
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

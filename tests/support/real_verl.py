@@ -7,16 +7,14 @@ As a program, ``real_verl.py FOLDER``, this file answers the cases of ``FOLDER/c
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from real_policy import cache_folder, pip
+from kept_packages import kept_packages
 
 VERSION = "0.9.1"
 PACKAGES = (
@@ -27,17 +25,7 @@ PACKAGES = (
 
 def packages() -> Path:
     """The folder with verl and what it needs; the test is skipped where the package index cannot be had."""
-    digest = hashlib.sha256(repr((PACKAGES, sys.version_info[:2])).encode()).hexdigest()[:8]
-    cache = cache_folder()
-    folder, work = cache / f"verl-{VERSION}-{digest}", cache / f"making-verl-{os.getpid()}"
-    if not folder.is_dir():
-        try:
-            pip("install", "--no-deps", "--quiet", "--target", str(work), *PACKAGES)
-            if not folder.exists():  # whole, or absent; another process may have been faster
-                work.rename(folder)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    return folder
+    return kept_packages(f"verl-{VERSION}", PACKAGES)
 
 
 def run(folder: Path) -> None:
