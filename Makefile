@@ -51,7 +51,7 @@ test-all: test
 
 # one worker more: these tests also wait, for servers, for limits and for what they have killed
 test-exhaustive: setup
-	$(BIN)/pytest -n $$(($(WORKERS) + 1)) --dist loadgroup -m exhaustive
+	$(BIN)/pytest -n $$(($(WORKERS) + 1)) --dist loadgroup -m exhaustive --durations 40
 
 test-tools: setup
 	command -v chromium >/dev/null || { apt-get update --quiet=2 && apt-get install --quiet=2 --yes --no-install-recommends chromium; }
