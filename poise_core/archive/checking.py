@@ -88,14 +88,15 @@ def _snapshot_fault(storage: Storage, reader: PartReader, table: Table) -> str |
 
 
 def _reference_faults(reader: PartReader) -> list[str]:
-    known = set(reader.select(CANDIDATES, {}, unsealed=False)["candidate_id"].to_pylist())
+    known = set(reader.columns(CANDIDATES, ["candidate_id"], {}, unsealed=False)["candidate_id"].to_pylist())
     faults = []
     for name in _OF_CANDIDATES:
-        data = reader.select(TABLES[name], {}, unsealed=True)
+        columns = ["candidate_id", "protocol"] if name == "evaluations" else ["candidate_id"]
+        data = reader.columns(TABLES[name], columns, {}, unsealed=True)
         if name == "evaluations":
             # versions of an ablation are no candidates, and are scored before they have their row
             data = data.filter(pc.invert(pc.starts_with(data["protocol"], ABLATED)))
-        named = set(data["candidate_id"].to_pylist())
+        named = set(pc.unique(data["candidate_id"]).to_pylist())
         faults += [f"{name} holds {missing}, which candidates lacks" for missing in sorted(named - known)]
     try:
         lineage_of(reader)

@@ -29,7 +29,7 @@ from poise_core.run_directory import RunDirectory
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "docs" / "results" / "laptop-64"
 SIBLINGS = 8
-COMMANDS = ("explore", "leaderboard", "lineage", "rungs", "credit", "show")
+COMMANDS = ("explore", "leaderboard", "lineage", "rungs", "credit", "show", "archive check")
 KEPT = ("right", "wrong", "longest")
 COMPUTED = ("row_key", "content_digest")
 
@@ -202,7 +202,7 @@ def main() -> None:
     print(f"{candidates:,} candidates, load average {os.getloadavg()[0]:.1f}")
     print("| command | wall s | processor s | peak GB |\n|---|---|---|---|")
     for command in COMMANDS:
-        program = [sys.executable, "-c", "from poise_core.cli import app; app()", command, str(options.folder)]
+        program = [sys.executable, "-c", "from poise_core.cli import app; app()", *command.split(), str(options.folder)]
         print("| `poise {}` | {:.1f} | {:.1f} | {:.2f} |".format(command, *measured(program)), flush=True)
 
 
