@@ -1,4 +1,4 @@
-"""The rate of false champion candidates, in evolutions where every child equals GRPO plus seed noise.
+"""The rate of false champion candidates, in evolutions where every child equals the baseline plus seed noise.
 
 ``python -m studies.null_runs`` writes ``docs/results/null_runs.md``. Champion candidates are declared by the code of
 ``poise leaderboard``; training and evaluation are simulated (``studies.simulation``).
@@ -16,25 +16,18 @@ import numpy as np
 from poise_core.config import LadderSpec, load_preset
 from poise_core.evidence.format import format_limits
 from poise_core.files import write_atomically
-from studies.simulation import (
-    BASELINE,
-    COLLAPSE,
-    FIRST_TESTBED,
-    GRPO_SEED_STD,
-    PANEL_SEED_STDS,
-    Evolution,
-    World,
-    share,
-    simulate,
-)
+from studies.simulation import BASELINE, COLLAPSE, Evolution, Measured, World, described_proxy, present, share, simulate
 
 CHILDREN = 63
-WORLDS: dict[str, tuple[tuple[float, ...], float]] = {
-    "GRPO's seed noise": ((GRPO_SEED_STD,), 0.0),
-    "seed noise of the panel": (PANEL_SEED_STDS, 0.0),
-    "a tenth collapse": ((GRPO_SEED_STD,), 0.1),
-}
-"""Name -> standard deviations of the children, and the share of those whose trainings collapse now and then."""
+
+
+def worlds(measured: Measured) -> dict[str, tuple[tuple[float, ...], float]]:
+    """Name -> standard deviations of the children, and the share of those whose trainings collapse now and then."""
+    return {
+        "the baseline's seed noise": ((measured.seed_std,), 0.0),
+        "seed noise of the panel": (measured.panel_stds, 0.0),
+        "a tenth collapse": ((measured.seed_std,), 0.1),
+    }
 
 
 @dataclass(frozen=True)
@@ -47,43 +40,45 @@ class Row:
     runs: list[Evolution]
 
 
-def study(runs: int, seeds: Sequence[int], children: int = CHILDREN, seed: int = 0) -> list[Row]:
+def study(measured: Measured, runs: int, seeds: Sequence[int], children: int = CHILDREN, seed: int = 0) -> list[Row]:
     """All settings; every run has problems of its own."""
-    preset = load_preset(FIRST_TESTBED)
     ladders = {
         "all seeds": None,
         "the ladder": LadderSpec(enabled=True),
         "that of laptop-64": load_preset("laptop-64").ladder,
     }
     rows = []
-    for noise, (stds, unstable) in WORLDS.items():
+    for noise, (stds, unstable) in worlds(measured).items():
         for count in seeds:
             for name, ladder in ladders.items():
                 found = []
                 for number in range(runs):
                     rng = np.random.default_rng([seed, number, count])
-                    world = World.build(preset, rng)
+                    world = World.build(measured, rng)
                     found.append(simulate(world, rng, [0.0] * children, count, ladder, stds, unstable=unstable))
                 rows.append(Row(noise, name, count, found))
     return rows
 
 
-def render(rows: Sequence[Row], children: int, command: str) -> str:
+def render(measured: Measured, rows: Sequence[Row], children: int, command: str) -> str:
     """The page."""
+    panel = measured.panel_stds
     lines = [
         "# Null runs",
         "",
         f"Made by `{command}`.",
         "",
-        f"Every child of every simulated evolution equals GRPO: {children} children, true difference 0. Trained policies differ by "
-        f"the seed noise measured on the testbed, {GRPO_SEED_STD} points of Overall for GRPO; in the second world every child has "
-        "the noise of one of the panel's 15 algorithms, 0.66 to 5.32 points, and the baseline GRPO's. In the third a tenth of the "
-        f"children collapse: one training in {1 / COLLAPSE[0]:.0f} of theirs loses {-COLLAPSE[1]:.0f} points, and the others gain "
-        "what makes their mean GRPO's. Declared is what `poise leaderboard` would call champion candidate; a replication on the "
-        "sealed split still lies ahead of it.",
+        f"Every child of every simulated evolution equals the baseline: {children} children, true difference 0. "
+        f"Trained policies differ by the seed noise measured on the testbed, {measured.seed_std:.2f} points of "
+        "Overall for the baseline; in the second world every child has the noise of one of the panel's "
+        f"{len(panel)} algorithms, {min(panel):.2f} to {max(panel):.2f} points, and the baseline its own. In the "
+        f"third a tenth of the children collapse: one training in {1 / COLLAPSE[0]:.0f} of theirs loses "
+        f"{-COLLAPSE[1]:.0f} points, and the others gain what makes their mean the baseline's. Declared is what "
+        "`poise leaderboard` would call champion candidate; an examination on the sealed split still lies ahead "
+        "of it.",
         "",
         "| noise | children train with | seeds | runs | runs with a false champion candidate | with plain 95 % intervals | "
-        "best mean is not GRPO | whole trainings per run |",
+        "best mean is not the baseline | whole trainings per run |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -98,10 +93,11 @@ def render(rows: Sequence[Row], children: int, command: str) -> str:
         )
     lines += [
         "",
-        "All are children of GRPO. A proxy's reward says nothing of Overall here, as on the testbed; ladders have the thresholds "
-        "of the default and of preset laptop-64. Intervals are Clopper-Pearson at 95 %. The last column but one is the practice "
-        "of naming the highest mean. Where trainings collapse, no number of seeds that a search can afford sees it: claims hold "
-        "for trainings that do not, and the worst seed stands beside every champion with how likely a worse one is.",
+        f"All are children of the baseline. {described_proxy(measured)} Ladders have the thresholds of the default"
+        " and of preset laptop-64, and judge the proxy by its reward. Intervals are Clopper-Pearson at 95 %. The "
+        "last column but one is the practice of naming the highest mean. Where trainings collapse, no number of "
+        "seeds that a search can afford sees it: claims hold for trainings that do not, and the worst seed stands"
+        " beside every champion with how likely a worse one is.",
         "",
     ]
     return "\n".join(lines)
@@ -118,7 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = "python -m studies.null_runs"
     if (given.runs, given.children, given.seeds) != (100, CHILDREN, [3, 6]):
         command += f" --runs {given.runs} --children {given.children} --seeds {' '.join(map(str, given.seeds))}"
-    page = render(study(given.runs, given.seeds, given.children), given.children, command)
+    measured = present()
+    page = render(measured, study(measured, given.runs, given.seeds, given.children), given.children, command)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(given.out, page)
     print(page)

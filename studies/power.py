@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from poise_core.config import LadderSpec, load_preset
+from poise_core.config import LadderSpec
 from poise_core.evidence.format import format_limits
 from poise_core.files import write_atomically
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
 from poise_core.search.selection import ParentSelector
 from studies.drawing import Series, line_chart
-from studies.simulation import FIRST_TESTBED, GRPO_SEED_STD, World, share, simulate
+from studies.simulation import Measured, World, described_proxy, present, share, simulate
 
 CHILDREN = 63
 EFFECT = 3.0
@@ -58,20 +58,22 @@ class Row:
 
 
 def study(
-    runs: int, seeds: Sequence[int], children: int = CHILDREN, effect: float = EFFECT, seed: int = 0
+    measured: Measured, runs: int, seeds: Sequence[int], children: int = CHILDREN, effect: float = EFFECT, seed: int = 0
 ) -> list[Row]:
     """All settings; the better change stands at a random place of the evolution."""
     return [
-        measure(arm, name, count, runs, children, effect, seed)
+        measure(measured, arm, name, count, runs, children, effect, seed)
         for name in LADDERS
         for count in seeds
         for arm in SELECTORS
     ]
 
 
-def measure(arm: str, name: str, count: int, runs: int, children: int, effect: float, seed: int) -> Row:
+def measure(
+    measured: Measured, arm: str, name: str, count: int, runs: int, children: int, effect: float, seed: int
+) -> Row:
     """One setting: an arm, a way to spend, a number of seeds."""
-    preset, thresholds = load_preset(FIRST_TESTBED), LADDERS[name]
+    thresholds = LADDERS[name]
     ladder = None
     if thresholds is not None:
         proxy, first, leader = thresholds
@@ -83,7 +85,7 @@ def measure(arm: str, name: str, count: int, runs: int, children: int, effect: f
         better = int(rng.integers(children))
         effects = [effect if child == better else 0.0 for child in range(children)]
         run = simulate(
-            World.build(preset, rng), rng, effects, count, ladder, uncorrected=False, selector=SELECTORS[arm]
+            World.build(measured, rng), rng, effects, count, ladder, uncorrected=False, selector=SELECTORS[arm]
         )
         found += any(run.effects[child] > 0 for child in run.declared)
         false += any(run.effects[child] <= 0 for child in run.declared)
@@ -91,21 +93,21 @@ def measure(arm: str, name: str, count: int, runs: int, children: int, effect: f
     return Row(arm, name, count, runs, found, false, spent)
 
 
-def render(rows: Sequence[Row], children: int, effect: float, command: str, drawing: str) -> str:
+def render(measured: Measured, rows: Sequence[Row], children: int, effect: float, command: str, drawing: str) -> str:
     """The page."""
     lines = [
         "# Power",
         "",
         f"Made by `{command}`.",
         "",
-        f"{children} children, three per generation. One change, proposed at a random place, is truly worth {effect:+g} points of "
-        "Overall; whatever descends from it keeps them, and no other change does anything. Seed noise as measured on the testbed "
-        f"({GRPO_SEED_STD} points). Found: a child that has the change is declared champion candidate. Arms differ in how parents "
-        "are chosen and propose the same changes: what a better proposer would add is not in here. A ladder's two numbers are the "
-        "probabilities of being better than the parent and the baseline below which a child ends at the proxy and after one seed; "
-        "with a leader it also ends after one seed where it is better than the best of earlier generations with less than that. "
-        "A proxy's reward says nothing of Overall, as on the testbed. Budget counts whole trainings, a proxy as 0.43 of one (its "
-        "tokens).",
+        f"{children} children, three per generation. One change, proposed at a random place, is truly worth "
+        f"{effect:+g} points of Overall; whatever descends from it keeps them, and no other change does anything. "
+        f"Seed noise as measured on the testbed ({measured.seed_std:.2f} points). Found: a child that has the "
+        "change is declared champion candidate. Arms differ in how parents are chosen and propose the same "
+        "changes: what a better proposer would add is not in here. A ladder's two numbers are the probabilities "
+        "of being better than the parent and the baseline below which a child ends at the proxy and after one "
+        "seed; with a leader it also ends after one seed where it is better than the best of earlier generations "
+        f"with less than that. {described_proxy(measured)} Budget counts whole trainings.",
         "",
         f"![share of runs that find the better change, against whole trainings]({drawing})",
         "",
@@ -146,9 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if (given.runs, given.children, given.effect, given.seeds) != (100, CHILDREN, EFFECT, [3, 5, 8]):
         command += f" --runs {given.runs} --children {given.children} --effect {given.effect:g}"
         command += f" --seeds {' '.join(map(str, given.seeds))}"
-    rows = study(given.runs, given.seeds, given.children, given.effect)
+    measured = present()
+    rows = study(measured, given.runs, given.seeds, given.children, given.effect)
     drawing = given.out.with_suffix(".svg")
-    page = render(rows, given.children, given.effect, command, drawing.name)
+    page = render(measured, rows, given.children, given.effect, command, drawing.name)
     given.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(given.out, page)
     write_atomically(drawing, draw(rows))

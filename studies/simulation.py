@@ -1,7 +1,7 @@
 """Simulated evolutions: children whose true difference to the baseline is known, judged by the code that judges real ones.
 
-What is simulated is the outcome of training and evaluation, calibrated to the testbed of the published run (``FIRST_TESTBED``): its
-benchmarks, GRPO's score on each of them, and its seed standard deviation of Overall, which includes the drawing of answers
+What is simulated is the outcome of training and evaluation, as measured on a testbed (``Measured``): its benchmarks, the
+baseline's score on each of them, and its seed standard deviation of Overall, which includes the drawing of answers
 and is realised as stated, whatever its size. Problems have difficulties of their own, shared by all policies, and algorithms have
 problems that suit them. Racing, noise, intervals, correction and declaration are real.
 """
@@ -9,46 +9,107 @@ problems that suit them. Racing, noise, intervals, correction and declaration ar
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.parquet as pq
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
-from poise_core.config import LadderSpec, Preset
+from poise_core.config import LadderSpec, load_preset
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
-from poise_core.evidence.intervals import Interval
+from poise_core.evidence.intervals import Interval, variance_parts
 from poise_core.evidence.promotion import Declaration, declare
 from poise_core.evidence.stopping import Measurement, Referee
 from poise_core.search.arms import RootSelector
 from poise_core.search.nodes import NodeRecord
 from poise_core.search.selection import ParentSelector
+from poise_core.testbed.panel import TUNED_BASELINE
 
 Array = npt.NDArray[np.float64]
 
 FIRST_TESTBED = str(Path(__file__).parent / "data" / "first_testbed.yaml")
-"""The preset of the testbed that is simulated."""
+"""The preset of the testbed of the published run ``docs/results/laptop-64``."""
 
-GRPO_SCORES = {
-    "products": 75.8, "long-chains": 24.7, "remainders": 86.7, "sums": 96.3, "differences": 94.6, "chains": 83.3,
-}  # fmt: skip
-"""Percent; GRPO in ``docs/results/first_testbed.md``, five seeds on ``arithmetic-a``."""
+CALIBRATION = Path(__file__).parents[1] / "docs" / "results" / "calibration.parquet"
+"""What ``poise calibrate`` has measured on the present testbed."""
 
-GRPO_SEED_STD = 0.9
-"""Percent points of Overall between seeds: GRPO's six seeds in ``docs/results/laptop-64``. The table of
-``docs/results/first_testbed.md`` has 1.87, of an older trainer."""
 
-ANSWER_SHARE = 0.6
-"""Of the variance between seeds, what a seed does to single problems: 61 % of V with six seeds in the headline run, mean of the 17
-candidates that have them (``poise leaderboard docs/results/laptop-64``). The rest moves all problems together."""
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on a testbed, and is simulated."""
 
-PANEL_SEED_STDS = (0.66, 1.78, 1.57, 1.87, 1.95, 1.29, 1.05, 2.17, 0.75, 2.83, 1.47, 2.42, 5.32, 2.66, 3.00)
-"""The column "seed std" of ``docs/results/first_testbed.md``: 15 algorithms, with the older trainer."""
+    preset: str
+    scores: Mapping[str, float]  # of the baseline on every benchmark, percent
+    seed_std: float  # of the baseline's Overall between seeds, percent points
+    answer_share: (
+        float  # of the variance between seeds, what a seed does to single problems; the rest moves all together
+    )
+    panel_stds: tuple[float, ...]  # as ``seed_std``, of each algorithm of the panel
+    proxy_std: float  # of the proxy's reward between seeds, percent points
+    proxy_slope: float  # what a point of Overall is worth in the proxy's reward
+    proxy_share: float  # of a whole training's tokens, in the proxy
+
+
+FIRST = Measured(
+    preset=FIRST_TESTBED,
+    # GRPO in ``docs/results/first_testbed.md``, five seeds on ``arithmetic-a``
+    scores={
+        "products": 75.8, "long-chains": 24.7, "remainders": 86.7, "sums": 96.3, "differences": 94.6, "chains": 83.3,
+    },
+    # GRPO's six seeds in ``docs/results/laptop-64``; the table of ``docs/results/first_testbed.md`` has 1.87, of an older trainer
+    seed_std=0.9,
+    # 61 % of V with six seeds in the headline run, mean of the 17 candidates that have them
+    answer_share=0.6,
+    # the column "seed std" of ``docs/results/first_testbed.md``: 15 algorithms, with the older trainer
+    panel_stds=(0.66, 1.78, 1.57, 1.87, 1.95, 1.29, 1.05, 2.17, 0.75, 2.83, 1.47, 2.42, 5.32, 2.66, 3.00),
+    proxy_std=2.5,  # assumed
+    # not shown to be worth anything (``docs/results/laptop-64.md``): a proxy costs its tokens and loses children at random
+    proxy_slope=0.0,
+    proxy_share=0.43,  # the first 30 of 60 steps: completions are short at first
+)  # fmt: skip
+
+
+@cache
+def present() -> Measured:
+    """Return what was measured of preset ``laptop-64``: the tuned GRPO, and 20 algorithms at the preset's learning rate.
+
+    Raises:
+        OSError: the record of the calibration is missing.
+    """
+    protocol = load_preset("laptop").protocol
+    found: dict[str, dict[int, SeedEvaluation]] = {}
+    for row in pq.read_table(
+        CALIBRATION, filters=[("protocol", "==", protocol.digest), ("split", "==", "search")]
+    ).to_pylist():
+        evaluation = SeedEvaluation.from_json(row["evaluation"])
+        found.setdefault(row["algorithm"], {})[evaluation.seed] = evaluation
+    panel = {name: list(own.values()) for name, own in found.items()}
+    baseline = panel.pop(TUNED_BASELINE)
+    parts = [one for own in panel.values() if (one := variance_parts(own, baseline, protocol)) is not None]
+    return Measured(
+        preset="laptop-64",
+        scores={
+            spec.name: statistics.fmean(
+                result.score for one in baseline for result in one.benchmarks if result.name == spec.name
+            )
+            for spec in protocol.benchmarks
+        },
+        seed_std=statistics.stdev(one.overall for one in baseline),
+        answer_share=statistics.median(one.rest / (one.rest + one.seed) for one in parts),
+        panel_stds=tuple(statistics.stdev(one.overall for one in own) for own in panel.values()),
+        # 21 algorithms with three seeds each: ``python -m studies.short_trainings`` on the trainings of the calibration
+        proxy_std=2.5,
+        proxy_slope=0.25,
+        proxy_share=0.24,
+    )
+
 
 DIFFICULTY_STD = 2.0
 """Of problems in logits: most are nearly always or nearly never solved, as pass@32 and greedy answers show."""
@@ -57,40 +118,45 @@ COLLAPSE = (0.1, -30.0)
 """Chance of a collapse of one training of an unstable child, and what it does to Overall; its other trainings gain what makes
 the mean 0."""
 
-PROXY_STD = 2.5
-"""Seed standard deviation of the proxy's reward, percent points; assumed."""
-
-PROXY_SLOPE = 0.0
-"""What a point of Overall is worth in the proxy's reward: on the testbed it is not shown to be worth anything
-(``docs/results/laptop-64.md``), so a proxy costs its tokens, loses children at random, and finds nothing."""
-
-PROXY_SHARE = 0.43
-"""Of a whole training's tokens, in the first 30 of 60 steps: completions are short at first. GRPO, one seed on the testbed."""
-
 BASELINE = "GRPO"
 
 MECHANISMS = (8, 4)
 """Slots, and choices per slot, of the catalogue that children change one choice of; none of them does anything."""
 
 
+def described_proxy(measured: Measured) -> str:
+    """One sentence on what a proxy costs and tells, for the pages of the studies."""
+    tells = (
+        f"a point of Overall is worth {measured.proxy_slope:g} points of its reward"
+        if measured.proxy_slope
+        else "its reward says nothing of Overall"
+    )
+    cost, apart = (
+        f"{measured.proxy_share:g} of a whole training's tokens",
+        f"between seeds it differs by {measured.proxy_std:g}",
+    )
+    return f"A proxy costs {cost}; {tells}, {apart}."
+
+
 @dataclass(frozen=True)
 class World:
     """One simulated testbed; children differ from the baseline by a shift in logits, equal on all benchmarks."""
 
+    measured: Measured
     protocol: Protocol
     ease: dict[str, Array]  # benchmark -> logit of every problem for the baseline
     _spreads: dict[tuple[float, float], Spread] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def build(cls, preset: Preset, rng: np.random.Generator) -> World:
-        """Draw the problems' difficulties so that the baseline's expected scores are GRPO's."""
-        ease = {}
-        for spec in preset.protocol.benchmarks:
+    def build(cls, measured: Measured, rng: np.random.Generator) -> World:
+        """Draw the problems' difficulties so that the baseline's expected scores are those measured."""
+        ease, protocol = {}, load_preset(measured.preset).protocol
+        for spec in protocol.benchmarks:
             raw = rng.normal(0.0, DIFFICULTY_STD, spec.problems)
-            target = GRPO_SCORES[spec.name] / 100.0
+            target = measured.scores[spec.name] / 100.0
             centre = brentq(lambda shift, raw=raw, target=target: float(_rate(raw + shift).mean()) - target, -20, 20)
             ease[spec.name] = raw + centre
-        return cls(preset.protocol, ease)
+        return cls(measured, protocol, ease)
 
     def algorithm(self, points: float, std: float, rng: np.random.Generator) -> Algorithm:
         """One algorithm: its expected Overall is the baseline's and ``points``, its standard deviation between seeds ``std``."""
@@ -100,8 +166,8 @@ class World:
     def spread(self, points: float, std: float) -> Spread:
         """How the trained policies of an algorithm lie, in logits, so that mean and deviation are those asked for.
 
-        Single answers make up ``ANSWER_SHARE`` of the variance between seeds. Where independent answers would make up more, as for
-        a deviation below 1.5 points, the answers of two seeds to one problem are alike enough that they make up no more.
+        Single answers make up the measured share of the variance between seeds. Where independent answers would make up more, as
+        for a deviation below 1.5 points, the answers of two seeds to one problem are alike enough that they make up no more.
         """
         if (points, std) not in self._spreads:
             self._spreads[points, std] = self._solved(points, std)
@@ -114,9 +180,9 @@ class World:
             return float(brentq(lambda centre: self._moments(centre, width)[0] - level, -30, 30))
 
         flat = centred(0.0)
-        answers, alike = None, 0.0
-        if ANSWER_SHARE * std**2 < self._moments(flat, 0.0)[2]:
-            alike = float(brentq(lambda one: self._answers(flat, one) - ANSWER_SHARE * std**2, 0.0, 0.9999))
+        answers, alike, share = None, 0.0, self.measured.answer_share
+        if share * std**2 < self._moments(flat, 0.0)[2]:
+            alike = float(brentq(lambda one: self._answers(flat, one) - share * std**2, 0.0, 0.9999))
             answers = self._answers(flat, alike)
 
         def excess(width: float) -> float:
@@ -261,12 +327,12 @@ def simulate(
     effects: Sequence[float],
     seeds: int,
     ladder: LadderSpec | None = None,
-    stds: Sequence[float] = (GRPO_SEED_STD,),
+    stds: Sequence[float] = (),
     per_generation: int = 3,
     uncorrected: bool = True,
     unstable: float = 0.0,
     selector: ParentSelector | None = None,
-    proxy_slope: float = PROXY_SLOPE,
+    proxy_slope: float | None = None,
 ) -> Evolution:
     """One evolution; a child's true difference to the baseline is its parent's and its own effect.
 
@@ -276,18 +342,20 @@ def simulate(
         effects: what every child's change is worth, percent points of Overall.
         seeds: of the last rung.
         ladder: None: every child trains with all seeds.
-        stds: seed standard deviations of Overall; each child has one of them, drawn at random, the baseline GRPO's.
+        stds: seed standard deviations of Overall; each child has one of them, drawn at random; by default the baseline's.
         per_generation: children that are decided on the same earlier measurements.
         uncorrected: whether to look at plain 95 % intervals too.
         unstable: share of the children whose trainings collapse now and then (``COLLAPSE``), with the same mean.
         selector: of parents; None: all are children of the baseline.
-        proxy_slope: points of the proxy's reward per point of a child's true difference.
+        proxy_slope: points of the proxy's reward per point of a child's true difference; by default as measured.
     """
+    measured = world.measured
+    stds, slope = stds or (measured.seed_std,), measured.proxy_slope if proxy_slope is None else proxy_slope
     selector = selector or RootSelector()
     baseline = _Child(BASELINE, (), 0, 0.0, (0,) * MECHANISMS[0])
-    trained = world.algorithm(0.0, GRPO_SEED_STD, rng)
+    trained = world.algorithm(0.0, measured.seed_std, rng)
     baseline.evaluations = [trained.evaluate(seed, rng) for seed in range(seeds)]
-    baseline.rewards = {seed: PROXY_STD * rng.normal() for seed in range(seeds)}
+    baseline.rewards = {seed: measured.proxy_std * rng.normal() for seed in range(seeds)}
     everyone = {BASELINE: baseline}
     run = Evolution()
     for first in range(0, len(effects), per_generation):
@@ -295,8 +363,8 @@ def simulate(
         generation = 1 + first // per_generation
         own = effects[first : first + per_generation]
         nodes = [one.node() for one in known.values()]
-        measured = {name: one.measured for name, one in known.items()}
-        referee = Referee.learn(ladder, range(seeds), [BASELINE], measured) if ladder else None
+        so_far = {name: one.measured for name, one in known.items()}
+        referee = Referee.learn(ladder, range(seeds), [BASELINE], so_far) if ladder else None
         chosen = selector.select(nodes, len(own), int(rng.integers(2**31)))
         for slot, (effect, pick) in enumerate(zip(own, sorted(chosen, key=lambda one: one.slot), strict=True)):
             parent = known[pick.candidate_id]
@@ -305,8 +373,8 @@ def simulate(
                 f"child-{first + slot:02d}", (parent.name,), generation, total, _mutated(parent.choices, rng)
             )
             policies = _trained(world, rng, total, float(rng.choice(stds)), seeds, rng.random() < unstable)
-            child.rewards = {seed: proxy_slope * total + PROXY_STD * float(rng.normal()) for seed in range(seeds)}
-            run.trainings += _measure(referee, child, policies)
+            child.rewards = {seed: slope * total + measured.proxy_std * float(rng.normal()) for seed in range(seeds)}
+            run.trainings += _measure(referee, child, policies, measured.proxy_share)
             run.effects[child.name] = total
             everyone[child.name] = child
     scored = {name: one.evaluations for name, one in everyone.items() if one.evaluations}
@@ -337,13 +405,14 @@ def _trained(
     return [(fallen if rng.random() < chance else sound).evaluate(seed, rng) for seed in range(seeds)]
 
 
-def _measure(referee: Referee | None, child: _Child, policies: Sequence[SeedEvaluation]) -> float:
+def _measure(referee: Referee | None, child: _Child, policies: Sequence[SeedEvaluation], proxy: float) -> float:
     """Measure one child as far as the ladder lets it; the whole trainings that it cost. Rewards not seen are forgotten.
 
     Args:
         referee: who knows all that was measured in earlier generations; None: all seeds at once.
         child: its evaluations are added.
         policies: what each of its seeds would score.
+        proxy: what a proxy costs, in whole trainings.
     """
     seeds = len(policies)
     if referee is None:
@@ -353,7 +422,7 @@ def _measure(referee: Referee | None, child: _Child, policies: Sequence[SeedEval
     rewards = child.rewards
     child.rewards = {0: rewards[0]}
     if referee.decide(child.measured, "proxy", references).stop:
-        return PROXY_SHARE
+        return proxy
     child.evaluations = [policies[0]]
     if referee.decide(child.measured, "first", references).stop:
         return 1.0

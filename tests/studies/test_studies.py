@@ -27,25 +27,37 @@ from studies.ladder_cost import (
     spend_evenly,
     spend_in_two_stages,
 )
-from studies.simulation import FIRST_TESTBED, GRPO_SCORES, GRPO_SEED_STD, PROXY_SHARE, World, share, simulate
+from studies.simulation import FIRST, Measured, World, present, share, simulate
 
 LADDER = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.1, first_stop_below=0.2)
 
 
 @pytest.mark.slow
-def test_the_simulated_baseline_is_the_measured_one() -> None:
+@pytest.mark.parametrize("measured", [FIRST, present()], ids=["first", "present"])
+def test_the_simulated_baseline_is_the_measured_one(measured: Measured) -> None:
     rng = np.random.default_rng(0)
-    preset = load_preset(FIRST_TESTBED)
     overalls, scores = [], []
     for _ in range(30):
-        world = World.build(preset, rng)
+        world = World.build(measured, rng)
         for _ in range(8):  # algorithms, each of which suits some problems
-            grpo = world.algorithm(0.0, GRPO_SEED_STD, rng)
+            grpo = world.algorithm(0.0, measured.seed_std, rng)
             evaluations = [grpo.evaluate(seed, rng) for seed in range(5)]
             overalls.append([one.overall for one in evaluations])
             scores.append([[result.score for result in one.benchmarks] for one in evaluations])
-    assert math.sqrt(np.mean(np.var(overalls, axis=1, ddof=1))) == pytest.approx(GRPO_SEED_STD, rel=0.06)
-    assert np.mean(scores, axis=(0, 1)) == pytest.approx(list(GRPO_SCORES.values()), abs=1.0)
+    assert math.sqrt(np.mean(np.var(overalls, axis=1, ddof=1))) == pytest.approx(measured.seed_std, rel=0.06)
+    expected = [measured.scores[result.name] for result in evaluations[0].benchmarks]
+    assert np.mean(scores, axis=(0, 1)) == pytest.approx(expected, abs=1.0)
+
+
+def test_the_present_testbed_is_that_of_the_calibration() -> None:
+    """The tuned baseline is among what is simulated; deviations are of seeds, so they are points, not tens of them."""
+    measured = present()
+    assert load_preset(measured.preset).protocol.benchmarks == load_preset("laptop").protocol.benchmarks
+    assert 0.5 < measured.seed_std < 4.0
+    assert 0.0 < measured.answer_share < 1.0
+    assert len(measured.panel_stds) == 20
+    overall = sum(spec.weight * measured.scores[spec.name] for spec in load_preset("laptop").protocol.benchmarks)
+    assert 80.0 < overall < 86.0
 
 
 @pytest.mark.slow
@@ -53,7 +65,7 @@ def test_an_effect_is_as_large_as_it_says() -> None:
     rng = np.random.default_rng(1)
     gains = []
     for _ in range(20):
-        world = World.build(load_preset(FIRST_TESTBED), rng)
+        world = World.build(FIRST, rng)
         means = [
             np.mean([world.algorithm(points, 1.87, rng).evaluate(0, rng).overall for _ in range(40)])
             for points in (3.0, 0.0)
@@ -69,8 +81,8 @@ def test_noise_is_as_large_as_it_says_and_moves_no_mean(std: float) -> None:
     rng = np.random.default_rng(2)
     variances, means = [], []
     for _ in range(8):
-        world = World.build(load_preset(FIRST_TESTBED), rng)
-        expected = sum(s.weight * GRPO_SCORES[s.name] for s in world.protocol.benchmarks)
+        world = World.build(FIRST, rng)
+        expected = sum(s.weight * FIRST.scores[s.name] for s in world.protocol.benchmarks)
         for _ in range(10):
             algorithm = world.algorithm(0.0, std, rng)
             overalls = [algorithm.evaluate(seed, rng).overall for seed in range(8)]
@@ -84,7 +96,7 @@ def test_noise_is_as_large_as_it_says_and_moves_no_mean(std: float) -> None:
 @pytest.mark.slow
 def test_a_collapse_leaves_the_mean_where_it_was() -> None:
     rng = np.random.default_rng(4)
-    world = World.build(load_preset(FIRST_TESTBED), rng)
+    world = World.build(FIRST, rng)
     runs = simulate(world, rng, [0.0] * 60, 10, unstable=1.0)
     assert runs.effects == dict.fromkeys(runs.effects, 0.0)
     assert pytest.approx(0.0) == -30.0 * 0.1 + 0.9 * (30.0 * 0.1 / 0.9)
@@ -95,7 +107,7 @@ def test_a_collapse_leaves_the_mean_where_it_was() -> None:
 @pytest.mark.slow
 def test_a_ladder_spends_less_and_finds_a_large_effect() -> None:
     rng = np.random.default_rng(2)
-    world = World.build(load_preset(FIRST_TESTBED), rng)
+    world = World.build(FIRST, rng)
     effects = [0.0] * 20 + [12.0] + [-15.0] * 9
     whole = simulate(world, np.random.default_rng(3), effects, 3)
     assert whole.trainings == 90
@@ -108,7 +120,7 @@ def test_a_ladder_spends_less_and_finds_a_large_effect() -> None:
 
 def test_descendants_keep_what_a_change_is_worth() -> None:
     """Greedy search builds on the child that is 12 points better; best-of-n goes on with children of the baseline."""
-    world = World.build(load_preset(FIRST_TESTBED), np.random.default_rng(2))
+    world = World.build(FIRST, np.random.default_rng(2))
     effects = [12.0] + [0.0] * 8
     greedy = simulate(world, np.random.default_rng(3), effects, 3, selector=GreedySelector())
     assert [greedy.effects[f"child-{number:02d}"] for number in range(9)] == [12.0, 0.0, 0.0] + [12.0] * 6
@@ -122,11 +134,11 @@ def test_descendants_keep_what_a_change_is_worth() -> None:
 
 def test_a_child_races_its_parent_too() -> None:
     """Three children are 12 points better; the thirty after them lose those again, equal the baseline, and end at the proxy."""
-    world = World.build(load_preset(FIRST_TESTBED), np.random.default_rng(2))
+    world = World.build(FIRST, np.random.default_rng(2))
     effects = [12.0, 12.0, 12.0] + [-12.0] * 30
     sure = LadderSpec(enabled=True, proxy_steps=20, proxy_stop_below=0.4, first_stop_below=0.6)
     greedy = simulate(world, np.random.default_rng(3), effects, 3, sure, selector=GreedySelector(), proxy_slope=3.0)
-    assert greedy.trainings == pytest.approx(3 * 3 + 30 * PROXY_SHARE)
+    assert greedy.trainings == pytest.approx(3 * 3 + 30 * FIRST.proxy_share)
 
 
 def test_shares_have_exact_limits() -> None:

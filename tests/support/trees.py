@@ -13,7 +13,7 @@ from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.forecast import Dynamics
 from poise_core.evidence.intervals import Interval
 from poise_core.search.nodes import NodeRecord
-from studies.simulation import FIRST_TESTBED, World
+from studies.simulation import FIRST, FIRST_TESTBED, World
 
 
 def node(
@@ -35,7 +35,7 @@ def lucky(name: str, overall: float, parents: tuple[str, ...] = (), **extra: Any
 
 
 def make_world(rng: np.random.Generator) -> World:
-    return World.build(first_testbed(), rng)
+    return World.build(FIRST, rng)
 
 
 def first_testbed() -> Preset:
