@@ -177,6 +177,17 @@ def default_run_dir(preset: Preset) -> Path:
     return Path("runs") / preset.name
 
 
+def algorithm_file(given: Path) -> Path:
+    """The candidate file that is meant: a path, or the name of a shipped algorithm; otherwise one line and status 2."""
+    from poise_core.algorithms import algorithm_path, list_algorithms
+
+    if given.is_file() or given.name != str(given) or given.suffix:
+        return existing_file(given)
+    if str(given) in list_algorithms():
+        return algorithm_path(str(given))
+    raise fail(f"{given}: no such file, nor a shipped algorithm; those are {', '.join(list_algorithms())}", UNUSABLE)
+
+
 def existing_file(path: Path) -> Path:
     """The path, if there is such a file; otherwise one line and status 2."""
     if not path.is_file():

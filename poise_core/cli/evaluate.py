@@ -15,8 +15,8 @@ from poise_core.cli.common import (
     PresetOption,
     SetOption,
     SharedNetworkOption,
+    algorithm_file,
     default_run_dir,
-    existing_file,
     fail,
     plain_errors,
     refuse_misfit,
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="A candidate file, for example poise_core/algorithms/vm_av.py.")],
+    file: Annotated[Path, typer.Argument(help="A candidate file, or a shipped algorithm such as dapo.")],
     preset: PresetOption = "laptop",
     seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds. Default: the preset's.")] = None,
     run_dir: Annotated[
@@ -55,11 +55,11 @@ def evaluate(
 
     poise evaluate my_algorithm.py --preset laptop --seeds 3
 
-    poise evaluate poise_core/algorithms/dapo.py --run-dir runs/laptop --json
+    poise evaluate dapo --run-dir runs/laptop --json
     """
     from poise_core.cli.progress import ProgressDisplay
 
-    existing_file(file)
+    file = algorithm_file(file)
     with plain_errors():
         resolved = resolve_preset(preset, [*(overrides or []), *shared_network(allow_shared_network)])
         chosen = resolved.protocol.seeds[: seeds or resolved.search.seeds_per_candidate]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise_core.cli.common import REFUSED, UNUSABLE, fail, plain_errors, say
+from poise_core.cli.common import REFUSED, UNUSABLE, algorithm_file, fail, plain_errors, say
 
 if TYPE_CHECKING:
     from poise_core.run_directory import RunDirectory
@@ -25,7 +25,9 @@ class To(StrEnum):
 
 
 def export(
-    source: Annotated[Path, typer.Argument(metavar="RUN_OR_FILE", help="A run directory or a candidate file.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_FILE", help="A run directory, a candidate file, or a shipped algorithm.")
+    ],
     candidate: Annotated[
         str | None, typer.Argument(help="Of a run: name, id, or the beginning of an id. Default: the best one.")
     ] = None,
@@ -42,7 +44,11 @@ def export(
 ) -> None:
     """Write an algorithm as one self-contained file for TRL, verl, prime-rl or OpenRLHF, or as a page.
 
-    Example: poise export runs/laptop VM-AV --to trl
+    Examples:
+
+    poise export runs/laptop VM-AV --to trl
+
+    poise export dapo --to verl
     """
     from poise_core.candidate.identity import UnreadableCandidate, candidate_name, read_candidate
     from poise_core.export import Exported, ExportError, export_candidate
@@ -56,6 +62,7 @@ def export(
         else:
             if candidate is not None:
                 raise fail(f"{source} is no run directory; give a candidate's name with a run only", UNUSABLE)
+            source = algorithm_file(source)
             try:
                 text = read_candidate(source)
             except (OSError, UnreadableCandidate) as error:

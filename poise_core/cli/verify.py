@@ -11,7 +11,7 @@ from poise_core.cli.common import (
     REFUSED,
     JsonOption,
     SharedNetworkOption,
-    existing_file,
+    algorithm_file,
     plain_errors,
     say_json,
     shared_network,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="A candidate file, for example poise_core/algorithms/grpo.py.")],
+    file: Annotated[Path, typer.Argument(help="A candidate file, or a shipped algorithm such as grpo.")],
     run_dir: Annotated[
         Path | None, typer.Option(help="A run whose admitted candidates it is compared with, as evolve would.")
     ] = None,
@@ -53,7 +53,7 @@ def verify(
     from poise_core.verification import Conditions, verify_file
     from poise_core.verification.report import ANY_TRAINING
 
-    existing_file(file)
+    file = algorithm_file(file)
     shared_network(allow_shared_network)
     with plain_errors(), view_console(stderr=True).status(Text(f"verifying {file.name}")):
         known = _admitted(run_dir) if run_dir else None

@@ -174,8 +174,13 @@ def test_showing_a_candidate_that_is_not_there(poise: Callable[..., Result], run
 def test_evaluating_what_is_not_there(poise: Callable[..., Result], tmp_path: Path) -> None:
     assert_one_line(poise("evaluate", "nothing.py", "--preset", "smoke"), 2, "nothing.py: no such file")
     assert_one_line(poise("verify", "nothing.py"), 2, "nothing.py: no such file")
-    result = poise("evaluate", algorithm_path("grpo"), "--preset", "smoke", "--seeds", "5")
-    assert_one_line(result, 2, "--seeds 5", "protocol.seeds lists 2")
+    nor = "nothing: no such file, nor a shipped algorithm; those are av, bn, cag, "
+    for command in ("verify", "evaluate", "export"):
+        assert_one_line(poise(command, "nothing"), 2, nor)
+        assert_one_line(poise(command, "some/grpo"), 2, "some/grpo: no such file")
+    for known in (algorithm_path("grpo"), "grpo"):
+        result = poise("evaluate", known, "--preset", "smoke", "--seeds", "5")
+        assert_one_line(result, 2, "--seeds 5", "protocol.seeds lists 2")
     assert list(tmp_path.iterdir()) == []
 
 
