@@ -5,7 +5,7 @@
 Gate, trainings and evaluations are made up and take no time; all else is real: flow, server, archive on this disk, MLflow on
 SQLite. Evolutions of two lengths give a slope, which is the cost of one more candidate, and an intercept, which is what a start
 costs. Wall-clock seconds, and processor seconds of all processes together: the latter do not depend on what else the
-machine does. Every trajectory has 60 steps, as in the preset ``laptop``, and every candidate two seeds.
+machine does. Every trajectory has 60 steps, as on the first testbed, and every candidate two seeds.
 """
 
 from __future__ import annotations
