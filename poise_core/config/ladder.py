@@ -58,7 +58,7 @@ class LadderSpec(FrozenModel):
         0.06,
         gt=0,
         lt=1,
-        description="prior share of the seed variance that is common to all candidates; 6 % on the testbed (18 candidates, "
+        description="prior share of the seed variance that is common to all candidates; 6 % on the first testbed (18 candidates, "
         "six seeds), so pairing by seed buys little",
     )
 
@@ -73,15 +73,17 @@ class HealthSpec(FrozenModel):
     )
     kl_limit: PositiveFloat = Field(
         3.0,
-        description="upper limit of the KL, nats per token; without KL penalty and clipping the testbed reaches 0.7",
+        description="upper limit of the KL, nats per token; without KL penalty and clipping the first testbed reached 0.7",
     )
     entropy_floor: float = Field(
         0.003,
         ge=0,
-        description="lower limit of the entropy, nats per token; GRPO on the testbed ends at 0.03",
+        description="lower limit of the entropy, nats per token; GRPO on the first testbed ended at 0.03",
     )
     truncated_limit: float = Field(
-        0.9, gt=0, description="share of completions that hit the length limit; the panel stays below 0.12"
+        0.9,
+        gt=0,
+        description="share of completions that hit the length limit; the panel of the first testbed stayed below 0.12",
     )
     length_factor: float = Field(
         4.0,
@@ -91,7 +93,7 @@ class HealthSpec(FrozenModel):
     clip_limit: float = Field(
         0.7,
         gt=0,
-        description="share of clipped tokens; the panel stays below 0.03, above 0.5 most of a rollout is wasted",
+        description="share of clipped tokens; the first panel stayed below 0.03, above 0.5 most of a rollout is wasted",
     )
     loss_margin: float = Field(
         0.15,

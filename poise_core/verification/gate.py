@@ -191,7 +191,7 @@ CHECKS: tuple[Check, ...] = (
     Check("direction", "Following its gradient raises the reward of two toy problems.", _direction),
     Check(
         "novelty",
-        "It does not know the batches of its fingerprint by their looks, and no archived candidate behaves exactly like it.",
+        "It does not recognise the batches of its fingerprint, and no archived candidate behaves exactly like it.",
         _novelty,
     ),
 )
