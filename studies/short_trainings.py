@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
 
+from poise_core.candidate.identity import source_digest
 from poise_core.config import load_preset
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.forecast import Forecast, proxy_dynamics
@@ -53,14 +54,24 @@ def read_trainings(folder: Path, record: Path, protocol: str) -> list[Training]:
     wanted = [("protocol", "==", protocol), ("split", "==", "search")]
     found = []
     for row in pq.read_table(record, filters=wanted).to_pylist():
-        seeds = row["seeds"].split()
-        place = folder / protocol / row["algorithm"] / f"seeds-{seeds[0]}-{seeds[-1]}" / "train" / f"seed-{row['seed']}"
-        if (file := place / "trajectory.jsonl").is_file():
+        place = _place(folder / protocol / row["algorithm"], row)
+        if place is not None and (file := place / "train" / f"seed-{row['seed']}" / "trajectory.jsonl").is_file():
             steps = [json.loads(line) for line in file.read_text().splitlines()]
             overall = SeedEvaluation.from_json(row["evaluation"]).overall
             found.append(Training(row["algorithm"], row["seed"], overall, steps))
     whole = max((len(one.trajectory) for one in found), default=0)
     return [one for one in found if len(one.trajectory) == whole]
+
+
+def _place(folder: Path, row: Mapping[str, Any]) -> Path | None:
+    """The folder of the row's trainings among those of an algorithm: the one with the text that the row names."""
+    seeds, own = row["seeds"].split(), row["source_digest"]
+    name = f"seeds-{seeds[0]}-{seeds[-1]}"  # as poise_core.testbed.panel.training_place names it
+    for place in (folder / name, folder / f"{name}-{own[:8]}"):
+        file = place / f"{row['algorithm']}.py"
+        if file.is_file() and source_digest(file.read_text(encoding="utf-8")).startswith(own):
+            return place
+    return None
 
 
 def rewards(trainings: Sequence[Training], steps: int, window: int) -> Array:

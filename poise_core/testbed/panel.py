@@ -17,6 +17,7 @@ import numpy as np
 
 from poise_core.algorithms import algorithm_path
 from poise_core.archive.measured import Measured, Trainings
+from poise_core.candidate.identity import source_digest
 from poise_core.config import Preset
 from poise_core.config.protocol import Protocol
 from poise_core.environments import Split
@@ -75,6 +76,20 @@ class Rates:
         return min(self.tried) / 2 if self.best == min(self.tried) else max(self.tried) * 2
 
 
+def training_place(folder: Path, trainings: Trainings) -> Path:
+    """Where trainings lie in the folder of a panel.
+
+    What lies in a place is read back and not trained again, so another text of the algorithm's file, such as the baseline with
+    other tuned numbers, has another place.
+    """
+    first, last = trainings.seeds[0], trainings.seeds[-1]
+    place = folder / trainings.protocol / trainings.algorithm / f"seeds-{first}-{last}"
+    file, own = place / f"{trainings.algorithm}.py", source_digest(trainings.source)
+    if not file.exists() or source_digest(file.read_text(encoding="utf-8")) == own:
+        return place
+    return place.with_name(f"{place.name}-{own[:8]}")
+
+
 class PanelRun:
     """The trainings of a panel in a folder; what is finished there is not redone."""
 
@@ -106,8 +121,8 @@ class PanelRun:
 
         With several ``factors`` each algorithm is trained at these multiples of the preset's learning rate with the protocol's
         first ``choosing`` seeds; while its best rate is the lowest or the highest, one half or twice of it is tried as well.
-        What is returned was trained at the best rate with the ``seeds`` seeds that follow, which have chosen nothing. Without
-        factors it is the preset's rate and the first seeds.
+        What is returned was trained at the best rate with the ``seeds`` seeds that follow, which have chosen nothing. With
+        one factor it is that multiple and the first seeds, without any the preset's rate.
 
         Raises:
             ValueError: the protocol lists fewer seeds, or an algorithm is not shipped.
@@ -127,7 +142,8 @@ class PanelRun:
         try:
             if chosen_by:
                 rates, failed = self._choose(algorithms, tuple(listed[:chosen_by]), factors)
-            best = {name: rates[name].best if chosen_by else 1.0 for name in algorithms if name not in failed}
+            only = factors[0] if factors else 1.0
+            best = {name: rates[name].best if chosen_by else only for name in algorithms if name not in failed}
             found = self._all(list(best.items()), tuple(listed[chosen_by : chosen_by + seeds]), sealed=True)
             untrained = self._untrained()
         except BaseException:
@@ -179,7 +195,7 @@ class PanelRun:
         known = self._measured.get(trainings, ("search", "report") if sealed else ("search",))
         if known is not None:
             return known
-        place = self._folder / protocol.digest / name / f"seeds-{seeds[0]}-{seeds[-1]}"
+        place = training_place(self._folder, trainings)
         file = place / f"{name}.py"
         place.mkdir(parents=True, exist_ok=True)
         write_atomically(file, trainings.source)

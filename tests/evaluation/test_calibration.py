@@ -97,6 +97,44 @@ def test_one_rate_chooses_nothing_and_takes_the_first_seeds(
         PanelRun(preset(), tmp_path, pool).run(["grpo"], 4, [1.0, 2.0])
 
 
+def test_one_other_rate_is_that_of_the_measurement(
+    tmp_path: Path, trained: list[tuple[str, float, tuple[int, ...], str]]
+) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        found = PanelRun(preset(), tmp_path, pool).run(["grpo", "rloo"], 2, [0.5])
+    assert found.rates == {}, "nothing was chosen"
+    assert {(name, factor, seeds) for name, factor, seeds, _ in trained if len(seeds) > 1} == {
+        ("grpo", 0.5, (0, 1)), ("rloo", 0.5, (0, 1)),
+    }  # fmt: skip
+
+
+def test_another_text_of_an_algorithm_does_not_take_the_trainings_of_the_first(
+    tmp_path: Path, trained: list[tuple[str, float, tuple[int, ...], str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher reads back what lies in a job's folder, so each text needs a folder of its own, and finds it again."""
+    texts: dict[Path, set[str]] = {}
+    train = panel.train_candidate
+
+    def remembered(job: Any, **options: Any) -> Any:
+        texts.setdefault(job.folder, set()).add(job.candidate_path.read_text())
+        return train(job, **options)
+
+    monkeypatch.setattr(panel, "train_candidate", remembered)
+
+    def run(tuned: float) -> None:
+        document = preset().model_dump(mode="json")
+        document["baseline"]["hyperparameters"] = {"kl_coef": tuned}
+        with ThreadPoolExecutor(1) as pool:
+            PanelRun(Preset.model_validate(document), tmp_path, pool).run([TUNED_BASELINE], 2)
+
+    run(0.03)
+    run(0.1)
+    assert sorted(len(found) for found in texts.values()) == [1, 1]
+    folders = dict(texts)
+    run(0.03)
+    assert texts == folders
+
+
 def test_what_a_record_holds_is_not_trained_again(
     tmp_path: Path, trained: list[tuple[str, float, tuple[int, ...], str]]
 ) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from poise_core.archive.measured import Measured, Trainings
 from poise_core.config import load_preset
 from poise_core.evaluation.results import SeedEvaluation
+from poise_core.testbed.panel import training_place
 from studies import short_trainings
 from studies.short_trainings import Training, correlation, forecasts, limits, read_trainings, rewards, table
 
@@ -60,6 +64,15 @@ def test_limits_draw_algorithms_whole() -> None:
     assert (low, high) == pytest.approx((1 / 6, 5 / 6), abs=0.01)
 
 
+def leave(run: Path, trainings: Trainings, steps: Sequence[Mapping[str, Any]]) -> None:
+    """What a calibration leaves of a training with one seed."""
+    place = training_place(run, trainings)
+    (place / "train" / f"seed-{trainings.seeds[0]}").mkdir(parents=True)
+    (place / f"{trainings.algorithm}.py").write_text(trainings.source)
+    lines = "".join(json.dumps(row) + "\n" for row in steps)
+    (place / "train" / f"seed-{trainings.seeds[0]}" / "trajectory.jsonl").write_text(lines)
+
+
 def test_the_table_says_from_which_step_on_the_reward_tells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = table(TRAININGS, window=1)
     rows = [line.split("|")[1:-1] for line in text.splitlines()[2:]]
@@ -74,14 +87,14 @@ def test_the_table_says_from_which_step_on_the_reward_tells(tmp_path: Path, caps
     for one in TRAININGS:
         of = Trainings(protocol, one.algorithm, "source", (one.seed,))
         record.put(of, {"search": [SeedEvaluation(one.seed, "search", one.overall, (), 1.0)]})
-        place = (
-            tmp_path / "run" / protocol / one.algorithm / f"seeds-{one.seed}-{one.seed}" / "train" / f"seed-{one.seed}"
-        )
-        place.mkdir(parents=True)
-        kept = one.trajectory[:2] if one.algorithm == "algorithm-5" else one.trajectory  # has not ended
-        (place / "trajectory.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+        if one.algorithm == "algorithm-4":  # was trained with another text before
+            leave(tmp_path / "run", replace(of, source="before"), one.trajectory[::-1])
+        leave(tmp_path / "run", of, one.trajectory[:2] if one.algorithm == "algorithm-5" else one.trajectory)
     read = read_trainings(tmp_path / "run", tmp_path / "record.parquet", protocol)
-    assert {one.algorithm for one in read} == {one.algorithm for one in TRAININGS} - {"algorithm-5"}
+    assert {one.algorithm for one in read} == {one.algorithm for one in TRAININGS} - {"algorithm-5"}, "has not ended"
+    assert [one.trajectory for one in read if one.algorithm == "algorithm-4"] == [
+        one.trajectory for one in TRAININGS if one.algorithm == "algorithm-4"
+    ]
     short_trainings.main(
         [str(tmp_path / "run"), str(tmp_path / "record.parquet"), "--window", "1", "--leave-out", "algorithm-7"]
     )
