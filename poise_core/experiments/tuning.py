@@ -160,12 +160,15 @@ class Search:
         return [best, *(p for p in near if p != best)][:FRONT]
 
     def _better(self, best: Point, others: Sequence[Point]) -> Point:
-        """The point with the largest lead, where any has one: over the seeds that it shares with the best."""
+        """The point with the largest lead, where any has one: over the seeds that it shares with the best.
+
+        A best that has failed since, with further seeds, gives way to the largest lead even where that is below zero.
+        """
         leads = {
             p: self._lead(p, best) for p in others if p not in self.failed and set(self.seeds) <= self.scores[p].keys()
         }
         ahead = max(leads, key=lambda p: (leads[p], p), default=best)
-        return ahead if leads.get(ahead, 0.0) > 0.0 else best
+        return ahead if best in self.failed or leads.get(ahead, 0.0) > 0.0 else best
 
     def _worse(self, point: Point, best: Point) -> bool:
         """Whether it is known to be no better than the best: with all its seeds, or clearly so, or because it failed."""

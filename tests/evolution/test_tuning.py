@@ -131,6 +131,23 @@ def test_points_that_fail_are_worse_than_any_score() -> None:
 # with run directories and a laboratory in which numbers decide
 
 
+def test_a_point_that_fails_at_a_later_seed_is_no_optimum() -> None:
+    """(0, 2) leads with the seeds that every point gets, and breaks at one of those that only the front gets."""
+    score = bowl(0, 1.5)
+
+    def measure(requests: Sequence[tuple[Point, tuple[int, ...]]]) -> dict[Point, Any]:
+        return {
+            point: "diverged" if point == (0, 2) and 3 in seeds else dict.fromkeys(seeds, score(point))
+            for point, seeds in requests
+        }
+
+    search = Search((RATE, KL), (0, 0), measure, (1, 2), (3, 4), 500)
+    best = search.run()
+    assert search.failed == {(0, 2): "diverged"}
+    assert best == (1, 2), "80 - 1.25 / 4, the highest that is left"
+    assert search.open_sides(best) == ()
+
+
 def made_up() -> Preset:
     """One benchmark of 1000 problems, so that a tenth of a point is seen."""
     preset = make_preset()
