@@ -115,6 +115,8 @@ def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
     """Run one arm in a process of its own; a signal reaches both, and the child ends its own children first."""
     search = run.preset.search
     settings = [f"search.arm={run.arm}", f"search.seed={run.seed}", f"search.searches={search.searches}"]
+    if run.preset.archive is not None:
+        settings.append(f"archive={run.preset.archive}")
     sets = [part for override in (*overrides, *settings) for part in ("--set", override)]
     arguments = ["evolve", "--preset", preset, "--run-dir", str(run.folder), *sets]
     say(f"{run.arm}, search seed {run.seed}: {run.folder}", err=True)

@@ -14,7 +14,8 @@ from poise_core.run_directory import RunDirectory, RunDirectoryError
 
 ARMS: tuple[Arm, ...] = ("evolution", "random", "greedy", "best-of-n", "tune")
 
-_SHARED = ("candidates", "verifications", "trajectories", "evaluations", "reflections")
+_SHARED = ("verifications", "trajectories", "evaluations", "reflections", "candidates")
+"""In the order in which they are copied: a run has begun once it has a candidate, so nothing may be left to copy then."""
 
 
 @dataclass(frozen=True)

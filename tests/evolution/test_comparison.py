@@ -1,14 +1,20 @@
 """Arms of search side by side: separate runs, one baseline, curves over tokens."""
 
+import contextlib
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from laboratory import Laboratory, evolve, make_preset, open_evolution
+from laboratory import Killed, Laboratory, evolve, make_preset, open_evolution
 
+from poise_core.archive import Archive
+from poise_core.cli import compare
+from poise_core.config import load_preset
 from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.evolution.generation import establish_baseline
 from poise_core.experiments.arms import ARMS, arm_runs, share_baseline
 from poise_core.render.svg import draw_comparison
 from poise_core.render.terminal import render_comparison
@@ -67,6 +73,56 @@ def test_a_baseline_that_is_not_finished_is_not_given_away(tmp_path: Path, labor
     opened.verify_baseline(opened.register_baseline())
     opened.run.close()
     assert not share_baseline(second, [first, second])
+
+
+def test_a_baseline_whose_copying_was_killed_is_copied_whole(
+    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = arm_runs(make_preset(generations=1), tmp_path, arms=("evolution", "random"))
+    opened = open_evolution(first.folder, first.preset)
+    establish_baseline(opened)
+    opened.run.close()
+    append = Archive.append
+    for left in range(8):
+        budget = iter(range(left))
+
+        def dying(self: Archive, *given: object, budget: Iterator[int] = budget, **options: object) -> int:
+            if next(budget, None) is None:
+                raise Killed
+            return append(self, *given, **options)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patched, contextlib.suppress(Killed):
+            patched.setattr(Archive, "append", dying)
+            share_baseline(second, [first, second])
+    measured = list(laboratory.trained), list(laboratory.evaluated)
+    opened = open_evolution(second.folder, second.preset)
+    establish_baseline(opened)
+    opened.run.close()
+    assert (laboratory.trained, laboratory.evaluated) == measured
+    theirs, mine = (RunDirectory.read(run.folder).archive for run in (first, second))
+    for table in ("candidates", "verifications", "trajectories", "evaluations", "reflections"):
+        contents = [[row["content_digest"] for row in archive.rows(table)] for archive in (mine, theirs)]
+        assert contents[0] == contents[1], table
+
+
+def test_an_arm_is_started_with_its_own_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child makes the arm's preset of its arguments, and a run stays where its archive was begun."""
+    overrides = [f"archive=file://{tmp_path}/bucket?x=1", "search.generations=1"]
+    started: list[list[str]] = []
+
+    class Started:
+        def __init__(self, command: list[str], **_: object) -> None:
+            started.append(command)
+
+        def wait(self) -> int:
+            return 0
+
+    monkeypatch.setattr(compare.subprocess, "Popen", Started)
+    for run in arm_runs(load_preset("smoke", overrides), tmp_path / "arms", arms=("evolution", "random")):
+        compare._evolve(run, "smoke", overrides)
+        command = started[-1]
+        given = [command[place + 1] for place, word in enumerate(command) if word == "--set"]
+        assert load_preset("smoke", given) == run.preset
 
 
 def test_a_run_directory_is_no_folder_for_a_comparison(tmp_path: Path) -> None:
