@@ -173,12 +173,14 @@ class AblationStudy(Remeasurement):
 
     def _trainings(self, rows: Sequence[AblationRow]) -> int:
         """That the ablation has cost so far; what failed had its own, what is equal to another none."""
-        own = [
-            row
-            for row in rows
-            if row["outcome"] == "failed" or row["measured"] == candidate_id(row["name"], row["source"])
-        ]
-        return sum(len(row["seeds"]) for row in own)
+        return sum(len(row["seeds"]) for row in rows if self._own_trainings(row))
+
+    def _own_trainings(self, row: AblationRow) -> bool:
+        """Whether a version was trained itself, whatever came of it."""
+        if row["outcome"] == "failed":
+            report = self._report(row["version"])
+            return report is None or report.admitted
+        return row["measured"] == candidate_id(row["name"], row["source"])
 
     def _plan(self, switches: Switches, seeds: Sequence[int], budget: int) -> str:
         """One line on what would be measured with budget enough, and what there is."""
@@ -232,12 +234,14 @@ class AblationStudy(Remeasurement):
         }
         for row in self.rows():
             identity = candidate_id(row["name"], row["source"])
-            if row["measured"] == identity:
-                report = VerificationReport.from_json(
-                    json.dumps(load_record(self._folder(row["version"]) / "gate.json"))
-                )
+            if row["measured"] == identity and (report := self._report(row["version"])) is not None:
                 found.setdefault(report.fingerprint, identity)
         return found
+
+    def _report(self, key: str) -> VerificationReport | None:
+        """The gate's on a version; None where it was not there, or its folder was removed."""
+        stored = load_record(self._folder(key) / "gate.json")
+        return None if stored is None else VerificationReport.from_json(json.dumps(stored))
 
     def _folder(self, key: str) -> Path:
         """Of one version; its name tells two keys apart whatever characters they hold."""
@@ -247,11 +251,10 @@ class AblationStudy(Remeasurement):
         """Put a version through the gate, or read back its report."""
         name = f"{self.candidate_ref().name} {version.label}"[:60]
         identity, folder = candidate_id(name, version.source), self._folder(version.key)
-        path, record = folder / "candidate.py", folder / "gate.json"
+        path = folder / "candidate.py"
         _keep(path, version.source)
-        if (stored := load_record(record)) is not None:
-            report = VerificationReport.from_json(json.dumps(stored))
-        else:
+        report = self._report(version.key)
+        if report is None:
             resources, secret = self.run.preset.resources, self.run.secret
             with announced(self.observer, "ablate", name, self._generation, self._stopping) as done:
                 report = self.executor.verify(
@@ -265,7 +268,7 @@ class AblationStudy(Remeasurement):
                     probe_seed=secret.probe_seed(identity) if secret else None,
                 )
                 done("admitted" if report.admitted else "refused")
-            write_record(record, json.loads(report.to_json()))
+            write_record(folder / "gate.json", json.loads(report.to_json()))
         same = report.duplicate_of or known.get(report.fingerprint) if report.failure is FailureKind.DUPLICATE else None
         return _Gated(version, name, identity, report, same)
 

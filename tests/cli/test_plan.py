@@ -93,6 +93,10 @@ def test_tokens_hours_and_the_ladders_savings(policy: str) -> None:
     trainings = (18 * 0.25 + 45 + 17) / 63
     evaluations = (63 + 17) / 63  # the stopped ones are scored once, too
     assert ladder.prices["child"].hours == pytest.approx((trainings * 160 * 90 + evaluations * 900) / 3600)
+    # the baseline with two seeds, and the untrained policy, which is scored once whatever the seeds
+    whole, generations = ladder.prices["run"], preset_of("math-1x80", policy).search.generations
+    baseline = whole.gpu_hours - generations * ladder.prices["generation"].gpu_hours
+    assert baseline == pytest.approx((2 * 160 * 90 + 3 * 900) / 3600)
     assert ladder.saved == pytest.approx(1 - (trainings * 14400 + evaluations * 900) / (2 * 15300))
     two = preset_of("math-1x80", policy, "resources.parallel_candidates=2")
     side_by_side = plan_run(two, "h100", 2.0, rates).prices["generation"]

@@ -8,6 +8,7 @@ import math
 import shutil
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.run_directory import RunDirectory
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.sync import SyncReport, Tracker
+from poise_core.verification import VerificationReport
 from poise_core.views import leaderboard, other_protocols, view_candidate
 
 SOURCE = '''"""A file with four mechanisms."""
@@ -213,6 +215,29 @@ def test_what_trains_like_something_measured_is_not_trained(tmp_path: Path, labo
     row = next(row for row in evolution.run.archive.rows("ablations") if row["version"] == "without:b")
     assert (row["measured"], row["delta"]) == (known.candidate_id, pytest.approx(-22.5))
     assert "trains exactly like it" in row["message"]
+
+
+def test_what_trains_like_something_that_failed_costs_no_training(tmp_path: Path, laboratory: Laboratory) -> None:
+    """Three versions are affordable: without a fails, without b trains as that one, and so there is room for d beside c."""
+    evolution, candidate = begun(tmp_path, laboratory)
+    verify = laboratory.verify
+
+    def twins(path: Path, *, name: str, known_fingerprints: dict[str, str], **options: Any) -> VerificationReport:
+        report = verify(path, name=name, known_fingerprints=known_fingerprints, **options)
+        if name not in ("ABCD without a", "ABCD without b"):
+            return report
+        known = known_fingerprints.get("twins")
+        failure = FailureKind.DUPLICATE if known else None
+        return replace(report, fingerprint="twins", admitted=not known, duplicate_of=known, failure=failure)
+
+    laboratory.verify = twins  # type: ignore[method-assign]
+    laboratory.fail["ABCD without a"] = CandidateFailure(FailureKind.DIVERGED, "train", "NaN at step 6")
+    for _ in range(2):
+        ablated(evolution, candidate, 6)
+        rows = {row["version"]: row["outcome"] for row in evolution.run.archive.rows("ablations")}
+        assert rows == {
+            "without:a": "failed", "without:b": "failed", "without:c": "measured", "without:d": "measured"
+        }  # fmt: skip
 
 
 @pytest.mark.slow
