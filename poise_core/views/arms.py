@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
 
+from poise_core.archive import EVOLUTION_ARM
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.history import History
@@ -56,10 +57,13 @@ def best_so_far(evidence: RunEvidence) -> list[Step]:
     nodes = sorted(History(evidence.archive, evidence.protocol).nodes(10**9), key=lambda node: node.generation)
     generations = range(max((node.generation for node in nodes), default=-1) + 1)
     made = [bisect_right(nodes, generation, key=lambda node: node.generation) for generation in generations]
-    tokens = list(accumulate((spent.get(node.candidate_id, 0) for node in nodes), initial=0))
+    own = [0] * len(generations)
+    for row in evidence.candidates.values():  # files that were repaired are no nodes, and were trained all the same
+        if row["arm"] == EVOLUTION_ARM and row["generation"] < len(own):
+            own[row["generation"]] += spent.get(row["candidate_id"], 0)
     return [
-        Step(generation, tokens[count], best)
-        for generation, count, best in zip(generations, made, best_scores(nodes, made), strict=True)
+        Step(generation, tokens, best)
+        for generation, tokens, best in zip(generations, accumulate(own), best_scores(nodes, made), strict=True)
         if best is not None
     ]
 

@@ -66,6 +66,23 @@ def test_every_arm_is_corrected_for_the_children_of_all(tmp_path: Path) -> None:
     assert make_preset(generations=2, parents=2).search.planned == 4
 
 
+@pytest.mark.slow
+def test_tokens_of_a_file_that_was_repaired_are_spent(tmp_path: Path, laboratory: Laboratory) -> None:
+    """A child's first file was trained, failed, and went back to its author: both files' tokens are the arm's."""
+    opened = open_evolution(tmp_path / "run", make_preset(generations=1))
+    base = establish_baseline(opened)
+    parent = [base.candidate_id]
+    first = opened.trials.register("A", "a = 1\n", written_by="llm", generation=1, parent_ids=parent)
+    opened.trials.measure(first, (0, 1))
+    again = opened.trials.register(
+        "A", "a = 2\n", written_by="llm", generation=1, parent_ids=parent, revises=first.candidate_id
+    )
+    opened.trials.measure(again, (0, 1))
+    evidence = RunEvidence.load(opened.run.archive, opened.run.preset.protocol)
+    assert sum(evidence.training_tokens.values()) == 3 * 2400
+    assert [step.tokens for step in best_so_far(evidence)] == [2400, 3 * 2400]
+
+
 def test_a_baseline_that_is_not_finished_is_not_given_away(tmp_path: Path, laboratory: Laboratory) -> None:
     first, second = arm_runs(make_preset(), tmp_path, arms=("evolution", "random"))
     opened = open_evolution(first.folder, first.preset)
