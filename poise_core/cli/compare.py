@@ -187,7 +187,7 @@ def _replay(
     from poise_core.archive.cells import read_cells
     from poise_core.cli.common import resolve_preset
     from poise_core.experiments.contest import Contest, arms_of, replay_arms
-    from poise_core.experiments.replay import ReplayArm, load_selector
+    from poise_core.experiments.replay import DYNAMICS, ReplayArm, load_selector
     from poise_core.experiments.surrogate import Cells, TableError, judge_fit
     from poise_core.experiments.world import World
     from poise_core.views.arms import REFERENCE, compare_replays
@@ -195,8 +195,11 @@ def _replay(
     with plain_errors():
         resolved = resolve_preset(preset, overrides)
         try:
-            cells = Cells.of(*read_cells(table))
-            proxy = "proxy_reward_mean" in cells.outputs
+            try:
+                cells = Cells.of(*read_cells(table))
+            except TableError as error:
+                raise TableError(f"{table}: {error}") from error
+            proxy = set(DYNAMICS) <= set(cells.outputs)
             known = arms_of(resolved, proxy=proxy)
             unknown = sorted(set(arms or ()) - set(known))
             if unknown:
@@ -276,7 +279,7 @@ def record_table(
     from poise_core.archive import ArchiveError
     from poise_core.archive.cells import write_cells
     from poise_core.cli.common import resolve_preset
-    from poise_core.experiments.recording import finished_cells, joined, table_of_run, table_secret
+    from poise_core.experiments.recording import finished, joined, recorded_cells, table_of_run, table_secret
     from poise_core.experiments.recording import record_table as record
     from poise_core.run_directory import RunDirectory
 
@@ -292,7 +295,8 @@ def record_table(
             if len(chosen) < seeds:
                 raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
             folder = (run_dir or Path("runs") / f"{resolved.name}-table").absolute()
-            known = finished_cells(out, resolved.protocol, chosen, design_seed)
+            earlier = recorded_cells(out, resolved, design_seed)
+            known = finished(earlier, chosen)
             asked = range(cells + 1)
             with (
                 RunDirectory.open(folder, resolved, table_secret(design_seed)) as run,
@@ -300,7 +304,7 @@ def record_table(
             ):
 
                 def write() -> None:
-                    write_cells(out, *joined(table_of_run(run, cells), known))
+                    write_cells(out, *joined(table_of_run(run, cells), earlier))
 
                 def save(done: int) -> None:
                     advance(1)
@@ -316,4 +320,5 @@ def record_table(
 
 
 SAVE_EVERY = 20
-"""Finished cells after which the table is written anew; a kill loses nothing, since it is made from the run directory."""
+"""Finished cells after which the table is written anew; a kill loses nothing, since it is made from the run directory and from what
+the table held before."""

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 
 from poise_core.config import Preset
 from poise_core.config.search import SearchSpec
+from poise_core.evolution.ladder import judged_by
 from poise_core.experiments.replay import PROPOSERS, ReplayArm, ReplayedSearch
 from poise_core.experiments.world import World
 from poise_core.search.nodes import Array
@@ -22,11 +23,12 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
     """The arms of a search and its ablations, by name.
 
     Args:
-        preset: whose acquisition, plateau rule and ladder the evolution has.
+        preset: whose acquisition, plateau rule and ladder the evolution has, the ladder as a run climbs it.
         proxy: whether the table knows the proxy's dynamics, which a ladder needs.
     """
     spec = preset.search.acquisition
-    ladder = preset.ladder if preset.ladder.enabled and proxy else None
+    climbed = judged_by(preset.ladder, preset.protocol)
+    ladder = climbed if climbed.enabled and proxy else None
     whole = ReplayArm("evolution", acquisition=spec, plateau=preset.search.plateau.answer, ladder=ladder)
     arms = [
         whole,
@@ -57,7 +59,7 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
             replace(whole, name="stopped children left out", acquisition=spec.model_copy(update={"impute": False}))
         )
     elif proxy:
-        arms.append(replace(whole, name="with a ladder", ladder=preset.ladder.model_copy(update={"enabled": True})))
+        arms.append(replace(whole, name="with a ladder", ladder=climbed.model_copy(update={"enabled": True})))
     return {arm.name: arm for arm in arms}
 
 

@@ -25,8 +25,8 @@ from poise_core.agents.catalogue.compositions import read_composition
 from poise_core.algorithms import display_name
 from poise_core.archive import UNTRAINED_ARM, ArchiveError
 from poise_core.archive.cells import CellRow, TableHead, read_cells
-from poise_core.config import LadderSpec
-from poise_core.config.protocol import Protocol
+from poise_core.candidate.identity import same_program
+from poise_core.config import LadderSpec, Preset
 from poise_core.evaluation.problems import ProblemSecret
 from poise_core.evolution import CandidateRef, Trials
 from poise_core.evolution.events import Observer
@@ -35,7 +35,7 @@ from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.known import composition_for, with_numbers
 from poise_core.mechanisms.operators import random_composition
 from poise_core.mechanisms.render import render
-from poise_core.run_directory import RunDirectory
+from poise_core.run_directory import RunDirectory, RunDirectoryError, candidate_id
 
 TABLE_ARM = "table"
 """The arm of the candidates of a recording; no search sees them."""
@@ -124,11 +124,25 @@ def _jobs(trials: Trials, cells: int, design_seed: int, known: Collection[int]) 
 
 
 def _baseline(trials: Trials) -> CandidateRef:
-    """With the preset's numbers, which ``poise tune`` has found."""
+    """With the preset's numbers, which ``poise tune`` has found.
+
+    Raises:
+        RunDirectoryError: the recording began with another baseline.
+    """
     preset = trials.run.preset
     source, composition = with_numbers(preset.search.baseline, preset.baseline_numbers)
     content = composition.model_dump(mode="json") if composition else None
     title = display_name(preset.search.baseline)
+    for row in trials.archive.rows("candidates", arm=TABLE_ARM):
+        if row["name"].startswith(_PREFIX) or row["candidate_id"] == candidate_id(title, source):
+            continue
+        if row["name"] == title and same_program(row["source"], source):
+            source = row["source"]  # the recording keeps its text, whatever comments this version ships
+        else:
+            raise RunDirectoryError(
+                f"{trials.run.path}: this recording has another baseline or other numbers than the preset's now; give them back "
+                "(search.baseline, baseline.hyperparameters), or take another directory and another file"
+            )
     return trials.register(title, source, written_by="human", arm=TABLE_ARM, composition=content)
 
 
@@ -153,28 +167,27 @@ def _measure(trials: Trials, candidate: CandidateRef, seeds: tuple[int, ...]) ->
 # ---- the table of a run
 
 
-def finished_cells(
-    path: Path, protocol: Protocol, seeds: Sequence[int], design_seed: int = 0
-) -> dict[int, list[CellRow]]:
-    """The cells of a table that a recording need not measure again: refused, failed, or scored with all of these seeds.
+def recorded_cells(path: Path, preset: Preset, design_seed: int = 0) -> dict[int, list[CellRow]]:
+    """The cells of a recording's table by number, so that it goes on from its table alone, on another machine too.
 
-    So a recording goes on from its table alone, on another machine too. Of a missing file there are none.
+    Of a missing file there are none.
 
     Raises:
-        poise_core.archive.ArchiveError: the file cannot be read, is of another protocol or of another design.
+        poise_core.archive.ArchiveError: the file cannot be read, is of another protocol, design or baseline, or of a search.
     """
     if not path.exists():
         return {}
     head, rows = read_cells(path)
+    protocol = preset.protocol
     if head.protocol != protocol.digest:
         raise ArchiveError(
             f"{path}: a table of protocol {head.protocol}, this is {protocol.digest}; tables are not mixed, name another file"
         )
-    cells: dict[int, list[CellRow]] = {}
-    for row in rows:
-        if row.design in ("baseline", "random"):
-            cells.setdefault(row.cell, []).append(row)
+    if any(row.design not in ("baseline", "random") for row in rows):
+        raise ArchiveError(f"{path}: a table made of a search, and is no recording; name another file")
+    cells = _by_cell(rows)
     drawn = dict(enumerate(draw_design(max(cells, default=0), design_seed), 1))
+    _, baseline = with_numbers(preset.search.baseline, preset.baseline_numbers)
     for number, found in cells.items():
         recorded = read_composition(found[0].composition)
         if number and (recorded is None or recorded.key != drawn[number].key):
@@ -182,6 +195,13 @@ def finished_cells(
                 f"{path}: cell {number} is another composition than design {design_seed} draws; name another file, or the "
                 "design with which it was recorded"
             )
+        if not number and (recorded is None or baseline is None or recorded.key != baseline.key):
+            raise ArchiveError(f"{path}: its baseline has other numbers than the preset's now; name another file")
+    return cells
+
+
+def finished(cells: Mapping[int, Sequence[CellRow]], seeds: Sequence[int]) -> dict[int, Sequence[CellRow]]:
+    """Those that need not be measured again: refused, failed, or scored with all of these seeds."""
     wanted = set(seeds)
     return {
         number: found
@@ -229,7 +249,8 @@ def table_of_run(run: RunDirectory, planned: int = 0) -> tuple[TableHead, list[C
         for one in scored:
             scores = {result.name: result.score for result in one.benchmarks}
             known = training_columns(steps.get(one.seed, []), protocol.training.steps, ladder)
-            seconds = known.pop("seconds", 0.0) + (one.seconds or 0.0)
+            timed = one.seconds if math.isfinite(one.seconds) else 0.0  # NaN of an evaluation that nobody timed
+            seconds = known.pop("seconds", 0.0) + timed
             measured = {"seed": one.seed, "overall": one.overall, "benchmarks": scores, "seconds": seconds}
             rows.append(replace(cell, **measured, **known))
     weights = {spec.name: spec.weight for spec in protocol.benchmarks}
@@ -238,13 +259,28 @@ def table_of_run(run: RunDirectory, planned: int = 0) -> tuple[TableHead, list[C
 
 
 def joined(
-    table: tuple[TableHead, list[CellRow]], known: Mapping[int, Sequence[CellRow]]
+    table: tuple[TableHead, list[CellRow]], earlier: Mapping[int, Sequence[CellRow]]
 ) -> tuple[TableHead, list[CellRow]]:
-    """The table of a recording that has passed over ``known`` cells, with these cells in it."""
+    """The table of a recording with all that an earlier table of it holds, also of cells that it has not come to again.
+
+    Of a cell that both have there is one row per seed, that of the new table; a failure stands alone, as in a run.
+    """
     head, rows = table
-    here = [row for row in rows if row.cell not in known]
-    whole = [*here, *(row for found in known.values() for row in found)]
-    return replace(head, baseline=0 if 0 in known else head.baseline), whole
+    here, whole = _by_cell(rows), list[CellRow]()
+    for number in sorted(here.keys() | earlier.keys()):
+        both = [*here.get(number, ()), *earlier.get(number, ())]
+        if failed := [row for row in both if row.failure]:
+            whole.append(failed[0])
+        else:
+            whole += {row.seed: row for row in reversed(both)}.values()
+    return replace(head, baseline=0 if 0 in earlier else head.baseline), whole
+
+
+def _by_cell(rows: Sequence[CellRow]) -> dict[int, list[CellRow]]:
+    cells: dict[int, list[CellRow]] = {}
+    for row in rows:
+        cells.setdefault(row.cell, []).append(row)
+    return cells
 
 
 def _composition(candidate: Mapping[str, Any]) -> Composition | None:

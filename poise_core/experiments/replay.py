@@ -46,8 +46,11 @@ from poise_core.mechanisms.operators import (
 from poise_core.search.acquisition import AcquisitionSelector, judge
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
 from poise_core.search.plateau import assess_scores
-from poise_core.search.references import reference_rows
+from poise_core.search.references import family, reference_rows
 from poise_core.search.shrinkage import shrink
+
+DYNAMICS = tuple(f"proxy_{name}" for name in forecast.FEATURES)
+"""Outputs of a table that a ladder decides by."""
 
 _NEUTRAL = {slot: SLOTS[slot].neutral.name for slot in SLOTS}
 
@@ -305,12 +308,11 @@ class ReplayedSearch:
         return mutate(base, rng, strength + (self.proposer.wider_by if wide else 0))
 
     def _donors(self, table: NodeTable, row: int, generation: int, slot: int) -> list[int]:
-        family = {table.ids[other] for other in np.flatnonzero(table.ancestry(row)).tolist()}
-        below = [row]
-        while below:
-            below = [i for i, node in enumerate(self.nodes) if node.parents and node.parents[0] in below]
-            family |= {table.ids[i] for i in below}
-        return list(reference_rows(table, row, family, seed=zlib.crc32(f"{self.address}/{generation}/{slot}".encode())))
+        parents = {
+            name: [table.ids[one] for one in node.parents] for name, node in zip(table.ids, self.nodes, strict=True)
+        }
+        seed = zlib.crc32(f"{self.address}/{generation}/{slot}".encode())
+        return list(reference_rows(table, row, family(parents, table.ids[row]), seed=seed))
 
     def _screen(self, row: int, proposals: Sequence[tuple[Composition, tuple[str, ...]]]) -> int:
         """The proposal that ``CatalogueScreener`` ranks first; there are no diagnoses here, so relevance is the same for all."""
@@ -388,7 +390,7 @@ class ReplayedSearch:
 
     def _dynamics(self, node: _Node, seed: int) -> forecast.Dynamics:
         outputs = self.world.cells.outputs
-        return tuple(float(node.drawn.values[seed, outputs.index(f"proxy_{name}")]) for name in forecast.FEATURES)
+        return tuple(float(node.drawn.values[seed, outputs.index(name)]) for name in DYNAMICS)
 
 
 def encode_choices(composition: Composition) -> Codes:

@@ -19,6 +19,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from scipy import stats
 
 from poise_core.archive.cells import CellRow, TableHead
@@ -101,7 +102,7 @@ class Cells:
         """From a table; an output that some training lacks is left out.
 
         Raises:
-            TableError: fewer than ``FEWEST_CELLS`` cells have a score, or a benchmark is missing.
+            TableError: fewer than ``FEWEST_CELLS`` cells have a score, a benchmark is missing, or a composition is not known.
         """
         scored: dict[int, list[CellRow]] = {}
         for row in rows:
@@ -119,7 +120,7 @@ class Cells:
         per_seed = tuple(
             np.array([[_outputs(row)[name] for name in outputs] for row in own]) for own in scored.values()
         )
-        compositions = tuple(Composition.model_validate(own[0].composition) for own in scored.values())
+        compositions = tuple(_composition(cell, own[0]) for cell, own in scored.items())
         encoded = [encode(one) for one in compositions]
         places = {cell: place for place, cell in enumerate(scored)}
         return cls(
@@ -147,6 +148,15 @@ class Cells:
             self.head, tuple(self.compositions[row] for row in rows), self.codes[rows], self.numbers[rows], self.outputs,
             self.values[rows], self.seeds[rows], tuple(self.per_seed[row] for row in rows), self.weights, self.failed, -1,
         )  # fmt: skip
+
+
+def _composition(cell: int, row: CellRow) -> Composition:
+    try:
+        return Composition.model_validate(row.composition)
+    except ValidationError as error:
+        raise TableError(
+            f"cell {cell} is no composition of this version's catalogue: {error.errors()[0]['msg']}; record the table anew"
+        ) from error
 
 
 def _outputs(row: CellRow) -> dict[str, float]:
@@ -344,7 +354,12 @@ class SeedNoiseModel:
             )
         pooled = float(squares.sum() / freedom.sum())
         kept_noise = noise_of(
-            {str(i): dict(enumerate(o[~b].tolist())) for i, (o, b) in enumerate(zip(overalls, fallen, strict=True))}
+            {
+                str(i): {
+                    place: own for place, (own, bad) in enumerate(zip(o.tolist(), b.tolist(), strict=True)) if not bad
+                }
+                for i, (o, b) in enumerate(zip(overalls, fallen, strict=True))
+            }
         )
         prior, weight = (kept_noise.typical.variance, kept_noise.typical.freedom) if kept_noise else (pooled, 1e6)
         weight = min(weight, 1e6)

@@ -41,7 +41,8 @@ def reference_set(
     table = NodeTable.of(nodes)
     rows = {identity: row for row, identity in enumerate(table.ids)}
     parent = rows[parent_id]
-    found = reference_rows(table, parent, _family(nodes, parent_id), per_tier=per_tier, seed=seed)
+    relatives = family({node.candidate_id: node.parent_ids for node in nodes}, parent_id)
+    found = reference_rows(table, parent, relatives, per_tier=per_tier, seed=seed)
     return [
         ReferenceChoice(
             table.ids[row],
@@ -60,21 +61,21 @@ def reference_set(
 
 
 def reference_rows(
-    table: NodeTable, parent: int, family: Set[str], *, per_tier: int = 1, seed: int = 0
+    table: NodeTable, parent: int, relatives: Set[str], *, per_tier: int = 1, seed: int = 0
 ) -> dict[int, Tier]:
     """Rows of the references of one parent, each with its tier; see ``reference_set``.
 
     Args:
         table: of n nodes.
         parent: its row.
-        family: ids of the parent, its ancestors and its descendants.
+        relatives: of ``family``.
         per_tier: references of a tier at most.
         seed: for ties.
     """
     others = [row for row in map(int, np.flatnonzero(table.scored)) if row != parent]
     others.sort(key=lambda row: (-table.shrunken[row], tie_break(seed, table.ids[row])))
     contrast = distances(table, np.array([parent]), np.array(others, np.int64))[0]
-    outside = [row for row in others if table.ids[row] not in family]
+    outside = [row for row in others if table.ids[row] not in relatives]
     tiers: tuple[tuple[Tier, list[int]], ...] = (
         ("pareto", _frontier(table, others, 3 * per_tier)),
         ("complementary", [others[i] for i in np.argsort(-contrast, kind="stable") if contrast[i] > 0]),
@@ -124,14 +125,18 @@ def _why(tier: Tier, node: NodeRecord, parent: NodeRecord, shrunk: float, seeds:
     return f"{node.name} lies outside the lineage of {parent.name} and has {children} children, {score}."
 
 
-def _family(nodes: Sequence[NodeRecord], candidate_id: str) -> set[str]:
-    """The node, its ancestors and its descendants over all links; tolerates missing parents and cycles."""
-    up: Mapping[str, tuple[str, ...]] = {node.candidate_id: node.parent_ids for node in nodes}
+def family(parents: Mapping[str, Sequence[str]], candidate_id: str) -> set[str]:
+    """The node, its ancestors and its descendants over all links, donors' too; tolerates missing parents and cycles.
+
+    Args:
+        parents: of every node, all of them.
+        candidate_id: of the node.
+    """
     down: dict[str, list[str]] = {}
-    for node in nodes:
-        for parent in node.parent_ids:
-            down.setdefault(parent, []).append(node.candidate_id)
-    return _reach(candidate_id, up) | _reach(candidate_id, down)
+    for child, above in parents.items():
+        for parent in above:
+            down.setdefault(parent, []).append(child)
+    return _reach(candidate_id, parents) | _reach(candidate_id, down)
 
 
 def _reach(candidate_id: str, links: Mapping[str, Sequence[str]]) -> set[str]:

@@ -6,23 +6,34 @@ import json
 import math
 import random
 import re
+import zlib
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from laboratory import Killed, Laboratory, make_preset
 from typer.testing import CliRunner
 
-from poise_core.archive import ArchiveError
+from poise_core.archive import Archive, ArchiveError
 from poise_core.archive.cells import CellRow, TableHead, read_cells, write_cells
 from poise_core.cli import app
 from poise_core.config import Preset, load_preset
+from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evolution.ladder import judged_by
 from poise_core.experiments import replay as replays
 from poise_core.experiments import surrogate as surrogates
 from poise_core.experiments.contest import Contest, arms_of, replay_arms
-from poise_core.experiments.recording import draw_design, finished_cells, joined, record_table, table_of_run
+from poise_core.experiments.recording import (
+    draw_design,
+    finished,
+    joined,
+    record_table,
+    recorded_cells,
+    table_of_run,
+)
 from poise_core.experiments.replay import ReplayArm, ReplayedSearch
 from poise_core.experiments.surrogate import (
     Cells,
@@ -39,7 +50,8 @@ from poise_core.failures import CandidateFailure, FailureKind, InfrastructureErr
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.conflicts import conflicts
 from poise_core.mechanisms.operators import random_composition
-from poise_core.run_directory import RunDirectory
+from poise_core.run_directory import RunDirectory, RunDirectoryError
+from poise_core.search.references import reference_set
 from poise_core.views.arms import compare_replays
 
 ROOT = Path(__file__).parents[2]
@@ -164,7 +176,7 @@ def test_a_recording_goes_on_after_a_kill_and_trains_nothing_twice(tmp_path: Pat
 @pytest.mark.slow
 def test_a_recording_goes_on_from_its_table_alone(tmp_path: Path) -> None:
     table, preset = tmp_path / "table.parquet", make_preset()
-    assert finished_cells(table, preset.protocol, (0, 1)) == {}
+    assert recorded_cells(table, preset) == {}
     with Laboratory() as quiet:
         _, whole = record(tmp_path / "whole")
     with Laboratory(), RunDirectory.open(tmp_path / "first", preset) as run:
@@ -172,22 +184,70 @@ def test_a_recording_goes_on_from_its_table_alone(tmp_path: Path) -> None:
         head, rows = table_of_run(run, 4)
     one_seed = [row for row in rows if (row.cell, row.seed) != (2, 1)]
     write_cells(table, head, one_seed)
-    known = finished_cells(table, preset.protocol, (0, 1))
+    earlier = recorded_cells(table, preset)
+    known = finished(earlier, (0, 1))
     assert sorted(known) == [0, 1], "cell 2 lacks a seed"
-    assert sorted(finished_cells(table, preset.protocol, (0,))) == [0, 1, 2]
+    assert sorted(finished(earlier, (0,))) == [0, 1, 2]
     with Laboratory() as laboratory, RunDirectory.open(tmp_path / "second", preset) as run:
         record_table(run, 4, (0, 1), known=known)
         assert {name[:9] for name in laboratory.trained} == {"CELL-0002", "CELL-0003", "CELL-0004"}
-        head, both = joined(table_of_run(run, 4), known)
+        head, both = joined(table_of_run(run, 4), earlier)
     assert head.baseline == 0
     both.sort(key=lambda row: (row.cell, row.seed or 0))
     assert [replace(row, seconds=None) for row in both] == [replace(row, seconds=None) for row in whole]
     assert quiet.trained
     with pytest.raises(ArchiveError, match="cell 1 is another composition than design 7 draws"):
-        finished_cells(table, preset.protocol, (0, 1), design_seed=7)
-    other = preset.protocol.model_copy(update={"seeds": (0, 1, 2, 3, 4, 5)})
+        recorded_cells(table, preset, design_seed=7)
+    longer = preset.protocol.model_copy(update={"seeds": (0, 1, 2, 3, 4, 5)})
+    other = preset.model_copy(update={"protocol": longer})
     with pytest.raises(ArchiveError, match="tables are not mixed, name another file"):
-        finished_cells(table, other, (0, 1))
+        recorded_cells(table, other)
+
+
+@pytest.mark.slow
+def test_a_recording_with_more_seeds_keeps_the_cells_that_it_does_not_come_to(tmp_path: Path) -> None:
+    """A table of four cells with one seed; two seeds are asked for on another machine, which measures the first of them only."""
+    table, preset = tmp_path / "table.parquet", make_preset(resources={"parallel_candidates": 1})
+    with Laboratory(), RunDirectory.open(tmp_path / "first", preset) as run:
+        record_table(run, 4, (0,))
+        head, rows = table_of_run(run, 4)
+        write_cells(table, head, rows)
+    earlier = recorded_cells(table, preset)
+    assert finished(earlier, (0, 1)) == {}
+    with Laboratory() as laboratory, RunDirectory.open(tmp_path / "second", preset) as run:
+        laboratory.fail["CELL-0001"] = CandidateFailure(FailureKind.DIVERGED, "train", "NaN")
+        record_table(run, 2, (1,))
+        found = joined(table_of_run(run, 2), earlier)
+    assert (found[0].baseline, found[0].planned) == (0, 2)
+    assert sorted((row.cell, row.seed, row.failure) for row in found[1] if row.cell != 1) == [
+        (0, 0, None), (0, 1, None), (2, 0, None), (2, 1, None), (3, 0, None), (4, 0, None)
+    ]  # fmt: skip
+    assert [(row.seed, row.failure) for row in found[1] if row.cell == 1] == [(None, "diverged")], "as a run counts it"
+
+
+def test_the_table_of_a_search_is_no_recording_to_go_on_with(tmp_path: Path) -> None:
+    """It has candidates that are no cells of a design, which a recording into the same file would drop."""
+    preset, table = make_preset(), tmp_path / "table.parquet"
+    searched = replace(made_up_rows(1, 1.0)[0], design="run")
+    write_cells(table, head(protocol=preset.protocol.digest), [searched])
+    with pytest.raises(ArchiveError, match="made of a search, and is no recording; name another file"):
+        recorded_cells(table, preset)
+
+
+@pytest.mark.slow
+def test_an_evaluation_that_was_not_timed_hides_no_seconds_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluations = Archive.evaluations
+
+    def untimed(self: Archive, **given: Any) -> dict[str, list[SeedEvaluation]]:
+        found = evaluations(self, **given)
+        return {name: [replace(one, seconds=math.nan) for one in own] for name, own in found.items()}
+
+    monkeypatch.setattr(Archive, "evaluations", untimed)
+    with Laboratory():
+        _, rows = record(tmp_path / "run", cells=1)
+    assert all(row.seconds is not None and math.isfinite(row.seconds) for row in rows)
 
 
 @pytest.mark.slow
@@ -212,6 +272,23 @@ def test_the_baseline_of_a_table_has_the_tuned_numbers(tmp_path: Path) -> None:
         (row,) = (row for row in table_of_run(run, 1)[1] if row.design == "baseline")
     assert (row.choices["kl"], row.choices["entropy"]) == ("k3", "bonus")
     assert (row.numbers["kl_coef"], row.numbers["entropy_coef"]) == (0.03, 3e-4)
+
+
+def test_a_recording_has_one_baseline(tmp_path: Path) -> None:
+    """Numbers that `poise tune` has found meanwhile are another one, and beside the first it would be cell 1, which is taken."""
+    document = make_preset().model_dump()
+    document["baseline"]["hyperparameters"] = {"kl_coef": 0.03}
+    tuned, table = Preset.model_validate(document), tmp_path / "table.parquet"
+    with Laboratory(), RunDirectory.open(tmp_path / "run", make_preset()) as run:
+        record_table(run, 1, (0,))
+        write_cells(table, *table_of_run(run, 1))
+    assert sorted(recorded_cells(table, make_preset())) == [0, 1]
+    with pytest.raises(ArchiveError, match="its baseline has other numbers than the preset's now; name another file"):
+        recorded_cells(table, tuned)
+    with Laboratory() as laboratory, RunDirectory.open(tmp_path / "run", tuned) as run:
+        with pytest.raises(RunDirectoryError, match="has another baseline or other numbers than the preset's now"):
+            record_table(run, 1, (0,))
+        assert laboratory.trained == []
 
 
 # ---- the surrogate
@@ -416,6 +493,34 @@ def test_every_ablation_changes_the_search() -> None:
     assert same in ([], ["stopped children left out"]), "few replays may stop no child before its first training"
 
 
+def test_a_replay_climbs_the_ladder_that_a_run_climbs() -> None:
+    """Where pass@k is scored, no reward may stop a child; a replay of the same preset has to agree."""
+    asked = ["ladder.enabled=true", "ladder.proxy_steps=2", "ladder.proxy_window=1", "ladder.proxy_stop_below=0.3"]
+    sampled, single = load_preset("smoke", asked), load_preset("smoke", asked)
+    greedy = tuple(one for one in single.protocol.benchmarks if one.single_sample)
+    single = single.model_copy(update={"protocol": single.protocol.model_copy(update={"benchmarks": greedy})})
+    assert (sampled.protocol.scored_by_reward, single.protocol.scored_by_reward) == (False, True)
+    for preset, below in ((sampled, 0.0), (single, 0.3)):
+        ladders = [arm.ladder for arm in arms_of(preset).values() if arm.ladder is not None]
+        assert {ladder.proxy_stop_below for ladder in ladders} == {below}
+        assert set(ladders) == {judged_by(preset.ladder, preset.protocol)}
+        switched = preset.model_copy(update={"ladder": preset.ladder.model_copy(update={"enabled": False})})
+        assert arms_of(switched)["with a ladder"].ladder == judged_by(preset.ladder, preset.protocol)
+
+
+@pytest.mark.slow
+def test_donors_are_the_references_of_a_run() -> None:
+    search = ReplayedSearch(world(1.5), arms_of(PRESET)["evolution"], PRESET.search, 60_000.0, (0, 0))
+    search.run()
+    assert any(len(node.parents) > 1 for node in search.nodes), "a donor is an ancestor, too"
+    table, records = search._table(), search._records(search._table())
+    for row in np.flatnonzero(table.scored).tolist():
+        for generation in range(3):
+            seed = zlib.crc32(f"{search.address}/{generation}/0".encode())
+            asked = {int(one.candidate_id) for one in reference_set(records, table.ids[row], seed=seed)}
+            assert set(search._donors(table, row, generation, 0)) == asked
+
+
 @pytest.mark.slow
 def test_replays_depend_on_their_seed_alone() -> None:
     arms = arms_of(PRESET)
@@ -531,6 +636,7 @@ def test_the_documented_selector_is_replayed(table: Path, tmp_path: Path) -> Non
         (("--table", "TABLE", "--selector", "X"), "X: a selector is named FILE.py:CLASS"),
         (("--table", "TABLE", "--selector", "WRONG:Wrong"), "Wrong lacks select(nodes, count, seed)"),
         (("--selector", "X"), "--selector needs --table FILE"),
+        (("--table", "older.parquet"), "older.parquet: cell 3 is no composition of this version's catalogue"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(
@@ -538,6 +644,9 @@ def test_what_cannot_be_used_is_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "wrong.py").write_text("class Wrong:\n    pass\n")
+    known, rows = read_cells(table)
+    older = [replace(row, choices={**row.choices, "kl": "k9"}) if row.cell == 3 else row for row in rows]
+    write_cells(tmp_path / "older.parquet", known, older)
     given = [one.replace("TABLE", str(table)).replace("WRONG", "wrong.py") for one in arguments]
     status, output = invoke("compare-search", *given)
     assert (status, len(output.strip().splitlines())) == (2, 1), output
