@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from poise_core.cli.common import SharedNetworkOption, progress_bar, say, shared_network, view_console
+from poise_core.cli.common import (
+    REFUSED,
+    UNUSABLE,
+    SharedNetworkOption,
+    fail,
+    plain_errors,
+    progress_bar,
+    say,
+    shared_network,
+    view_console,
+)
 
 if TYPE_CHECKING:
     from poise_core.archive.measured import Measured
@@ -74,10 +84,14 @@ def calibrate(
     for i, name in enumerate(policy or [""]):
         own_seeds = other_seeds if i else seeds
         loaded = _load(preset, [*settings, *([f"protocol.policy={name}"] if name else [])])
-        names = algorithm or [*list_algorithms(), *([TUNED_BASELINE] if loaded.baseline_numbers else [])]
+        names = list(dict.fromkeys(algorithm or ())) or [
+            *list_algorithms(),
+            *([TUNED_BASELINE] if loaded.baseline_numbers else []),
+        ]
         protocols.append(loaded.protocol)
         summaries.append(_judge(loaded, names, own_seeds, run_dir, rates, rate_seeds, measured))
     shown = "".join(f" --policy {name}" for name in policy or [])
+    shown = "".join(f" --algorithm {name}" for name in dict.fromkeys(algorithm or ())) + shown
     shown = (
         "".join(f" --rate {factor:g}" for factor in rates) + (f" --rate-seeds {rate_seeds}" if rates else "") + shown
     )
@@ -107,11 +121,20 @@ def _judge(
     rate_seeds: int,
     measured: Measured,
 ) -> Summary:
-    """Train the panel on one base policy, with a bar on the terminal, and sum up."""
+    """Train the panel on one base policy, with a bar on the terminal, and sum up.
+
+    Raises:
+        typer.Exit: there is nothing to compare, or too few have finished; what has finished is in the record.
+    """
     from poise_core.testbed.calibration import summarize
     from poise_core.testbed.panel import TUNED_BASELINE, PanelRun
 
     protocol = preset.protocol
+    baseline = TUNED_BASELINE if TUNED_BASELINE in names else preset.search.baseline
+    if baseline not in names:
+        raise fail(f"--algorithm: {baseline} is missing, to which the others are compared", UNUSABLE)
+    if len(names) < 2:
+        raise fail(f"--algorithm: name another one beside {baseline}", UNUSABLE)
     trainings = len(names) * (seeds + (len(rates) * rate_seeds if len(rates) > 1 else 0))
     with (
         progress_bar(f"training on {protocol.policy}", trainings) as advance,
@@ -119,11 +142,14 @@ def _judge(
     ):
         run = PanelRun(preset, folder, pool, lambda: advance(1), measured)
         try:
-            panel = run.run(names, seeds, rates, rate_seeds)
+            with plain_errors():
+                panel = run.run(names, seeds, rates, rate_seeds)
         except ValueError as error:
             say(f"poise calibrate: {error}", err=True)
             raise typer.Exit(2) from error
-    baseline = TUNED_BASELINE if TUNED_BASELINE in names else preset.search.baseline
+    if baseline not in panel.search or len(panel.search) < 2:
+        reasons = "; ".join(f"{name} {reason}" for name, reason in panel.failed)
+        raise fail(f"too few algorithms of the panel finished: {reasons}", REFUSED)
     return summarize(
         protocol.policy, protocol, panel.search, panel.report, panel.untrained, baseline, panel.failed, panel.rates
     )

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 from archive_samples import make_evaluation, make_preset
+from typer.testing import CliRunner
 
 from poise_core.archive import ArchiveError
 from poise_core.archive.measured import Measured
+from poise_core.cli import app
 from poise_core.config import Preset
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.testbed import panel
@@ -166,6 +168,42 @@ def test_what_a_record_holds_is_not_trained_again(
     file.write_bytes(b"something else")
     with pytest.raises(ArchiveError, match="cannot be read as the record of a calibration"):
         Measured(file)
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "message"),
+    [
+        (("rloo", "gspo"), 2, "--algorithm: grpo is missing, to which the others are compared"),
+        (("grpo",), 2, "--algorithm: name another one beside grpo"),
+        (("grpo", "grpo"), 2, "--algorithm: name another one beside grpo"),
+        (("grpo", "dcbe"), 1, "too few algorithms of the panel finished: dcbe diverged: the loss is nan"),
+        (("grpo", "none"), 2, "no algorithm 'none'"),
+    ],
+)
+def test_a_panel_without_a_comparison_is_one_line(
+    given: tuple[str, ...],
+    status: int,
+    message: str,
+    trained: list[tuple[str, float, tuple[int, ...], str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("poise_core.cli.testbed._load", lambda name, overrides: preset())
+    options = [part for name in given for part in ("--algorithm", name)]
+    done = CliRunner().invoke(app, ["calibrate", "--seeds", "2", "--run-dir", str(tmp_path), *options])
+    assert (done.exit_code, message in done.output) == (status, True), done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    assert bool(trained) == (status == 1), "what cannot be compared is not trained"
+
+
+def test_the_page_names_the_algorithms_that_were_asked_for(
+    trained: list[tuple[str, float, tuple[int, ...], str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poise_core.cli.testbed._load", lambda name, overrides: preset())
+    asked = ["--algorithm", "grpo", "--algorithm", "gspo"]
+    done = CliRunner().invoke(app, ["calibrate", "--seeds", "2", "--run-dir", str(tmp_path), *asked])
+    assert done.exit_code == 0, done.output
+    assert "--algorithm grpo --algorithm gspo`: 2 algorithms" in done.output
 
 
 def test_the_next_rate_lies_beyond_the_best_one_and_there_is_an_end() -> None:
