@@ -128,9 +128,12 @@ def _what_was_tried(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
     search, ladder = preset.search, preset.ladder
     children = [row for row in rows if row.generation and row.arm == EVOLUTION_ARM]
     ends = Counter(row.state if row.status == "stopped" else row.status for row in children)
-    one_seed = sum(row.status == "evaluated" and row.overall is not None and row.overall.seeds == 1 for row in children)
-    ends["measured with all seeds"] = ends.pop("evaluated", 0) - one_seed
-    ends["stopped after one seed"] = one_seed
+    short = sum(
+        row.status == "evaluated" and row.overall is not None and row.overall.seeds < search.seeds_per_candidate
+        for row in children
+    )
+    ends["measured with all seeds"] = ends.pop("evaluated", 0) - short
+    ends["stopped after one seed"] = short
     counted = ", ".join(f"{count} {what}" for what, count in sorted(ends.items(), key=lambda item: -item[1]) if count)
     return [
         f"GRPO and {len(children)} variants in {search.generations} generations of {search.parents} parents, written by the "
@@ -266,7 +269,12 @@ def _children(run: Run) -> int:
 
 
 def _whole(run: Run) -> int:
-    return sum(row["decision"] == "finished" for row in run.evidence.rungs)
+    """Children with all seeds, whether a ladder let them or there was none."""
+    seeds = run.directory.current_preset.search.seeds_per_candidate
+    found = run.evidence.evaluations
+    rows = run.evidence.candidates.values()
+    children = [row["candidate_id"] for row in rows if row["generation"] > 0 and row["arm"] == EVOLUTION_ARM]
+    return sum(len(found.get(child, ())) >= seeds for child in children)
 
 
 def _champions(run: Run) -> str:

@@ -289,6 +289,23 @@ def test_the_headline_page_says_what_the_archives_say(tmp_path: Path, laboratory
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_headline_page_of_a_run_without_a_ladder_counts_whole_measurements(
+    tmp_path: Path, laboratory: Laboratory, seeds: int
+) -> None:
+    """Two children with all their seeds, be it one; nothing was stopped."""
+    preset = make_preset(generations=1, seeds_per_candidate=seeds)
+    evolution = open_evolution(tmp_path / "arms" / "evolution-seed-0", preset)
+    evolve(evolution)
+    evolution.run.close()
+    headline.main([str(tmp_path / "arms"), "--out", str(tmp_path / "page.md")])
+    text = (tmp_path / "page.md").read_text()
+    assert "written by the catalogue proposer: 2 measured with all seeds. " in text
+    assert "| evolution | 1 | 2 | 2 | " in text, "children, and those with all seeds"
+    assert "stopped" not in text.partition("## The ladder")[0].partition("##")[0].replace("the ladder stops it", "")
+
+
+@pytest.mark.slow
 def test_a_recording_completes_what_the_ladder_stopped_and_leaves_the_run_alone(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:
