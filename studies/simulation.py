@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 
+from poise_core.algorithms import list_algorithms
 from poise_core.config import LadderSpec, load_preset
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
@@ -90,8 +91,8 @@ def present() -> Measured:
     ).to_pylist():
         evaluation = SeedEvaluation.from_json(row["evaluation"])
         found.setdefault(row["algorithm"], {})[evaluation.seed] = evaluation
-    panel = {name: list(own.values()) for name, own in found.items()}
-    baseline = panel.pop(TUNED_BASELINE)
+    panel = {name: list(own.values()) for name, own in found.items() if name in list_algorithms()}
+    baseline = list(found[TUNED_BASELINE].values())
     parts = [one for own in panel.values() if (one := variance_parts(own, baseline, protocol)) is not None]
     return Measured(
         preset="laptop-64",
