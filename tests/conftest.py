@@ -22,7 +22,9 @@ for name in ("PREFECT_API_URL", "PREFECT_HOME", "PREFECT_PROFILE", "MLFLOW_TRACK
     os.environ.pop(name, None)
 
 
-collect_ignore = [] if importlib.util.find_spec("trl") else ["trl/test_trl.py"]  # test_export.py runs it where TRL is
+collect_ignore = (
+    [] if importlib.util.find_spec("trl") else ["test_export_trl.py"]
+)  # test_export.py runs it where TRL is
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

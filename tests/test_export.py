@@ -316,7 +316,7 @@ def test_header_of_an_exported_champion_says_what_it_rests_on(tmp_path: Path) ->
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1800)
 def test_trl_itself_trains_as_poise(capfd: pytest.CaptureFixture[str]) -> None:
-    """``tests/trl/test_trl.py``, in a process that finds TRL."""
+    """``tests/test_export_trl.py``, in a process that finds TRL."""
     environment = {**os.environ, "PYTHONPATH": str(kept_packages(f"trl-{TRL}", TRL_PACKAGES))}
     command = [
         sys.executable,
@@ -326,7 +326,7 @@ def test_trl_itself_trains_as_poise(capfd: pytest.CaptureFixture[str]) -> None:
         "-p",
         "no:cacheprovider",
         "--durations=0",
-        str(TESTS / "trl" / "test_trl.py"),
+        str(TESTS / "test_export_trl.py"),
     ]
     ended = subprocess.run(command, env=environment, cwd=TESTS.parent)
     told = capfd.readouterr().out

@@ -42,9 +42,9 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     load = PartReader.load
 
-    def spy(self: PartReader, table: object, wanted: list[str]) -> object:
+    def spy(self: PartReader, table: object, wanted: list[str], *how: object) -> object:
         names.extend(wanted)
-        return load(self, table, wanted)
+        return load(self, table, wanted, *how)
 
     monkeypatch.setattr(PartReader, "load", spy)
     return names

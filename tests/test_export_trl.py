@@ -25,7 +25,7 @@ from poise_core.export import export_candidate
 
 def trl_trainer(module: types.ModuleType, folder: Path, *, steps: int = 2, **settings: object):
     """A trainer with the shipped toy policy: eight completions of two prompts a generation, two micro-batches."""
-    policy = str(Path(__file__).parents[2] / "poise_core" / "policies" / "arithmetic-a")
+    policy = str(Path(__file__).parents[1] / "poise_core" / "policies" / "arithmetic-a")
 
     def correct(completions, **_):
         return [float(len(text) % 2) for text in completions]
