@@ -12,7 +12,7 @@ from trees import candidate, first_testbed, make_world
 from poise_core.evidence.promotion import ALPHA, Stability, corrected_level, declare
 from poise_core.evidence.rankings import rank_correlation
 from studies.null_runs import study
-from studies.simulation import World
+from studies.simulation import FIRST, World
 
 
 def test_the_level_allows_for_all_that_were_tried() -> None:
@@ -88,7 +88,7 @@ def test_nothing_to_compare_is_nothing_declared() -> None:
 def test_null_runs_in_miniature_declare_hardly_anything() -> None:
     """The ladder and unequal noise too; how rare it is can be told more sharply below. Rare collapses break it, as docs/evidence.md
     says: three seeds do not see them, and then such a child is better."""
-    rows = study(runs=12, seeds=[3], children=30, seed=7)
+    rows = study(FIRST, runs=12, seeds=[3], children=30, seed=7)
     sound, unstable = (
         [row for row in rows if (row.noise == "a tenth collapse") == collapse] for collapse in (False, True)
     )
@@ -110,7 +110,7 @@ def test_a_false_champion_is_as_rare_as_promised() -> None:
     runs, children, false = 400, 12, 0
     spec = first_testbed().protocol.benchmarks[0].model_copy(update={"weight": 1.0, "problems": 100})
     protocol = first_testbed().protocol.model_copy(update={"benchmarks": (spec,)})
-    world = World(protocol, {spec.name: np.zeros(spec.problems)})
+    world = World(FIRST, protocol, {spec.name: np.zeros(spec.problems)})
     names = ["base", *(f"c{i}" for i in range(children))]
     for number in range(runs):
         rng = np.random.default_rng([5, number])
