@@ -57,6 +57,11 @@ class Measured:
     proxy_slope: float  # what a point of Overall is worth in the proxy's reward
     proxy_share: float  # of a whole training's tokens, in the proxy
 
+    @cached_property
+    def protocol(self) -> Protocol:
+        """Of the preset, which is read once for all simulated runs."""
+        return load_preset(self.preset).protocol
+
 
 FIRST = Measured(
     preset=FIRST_TESTBED,
@@ -151,7 +156,7 @@ class World:
     @classmethod
     def build(cls, measured: Measured, rng: np.random.Generator) -> World:
         """Draw the problems' difficulties so that the baseline's expected scores are those measured."""
-        ease, protocol = {}, load_preset(measured.preset).protocol
+        ease, protocol = {}, measured.protocol
         for spec in protocol.benchmarks:
             raw = rng.normal(0.0, DIFFICULTY_STD, spec.problems)
             target = measured.scores[spec.name] / 100.0
