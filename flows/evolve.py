@@ -80,7 +80,7 @@ def evolve(
     wanted = [*changes, *([f"search.generations={generations}"] if generations else [])]
     with evolution_session(run_dir, lambda: chosen_preset(run_dir, preset, wanted)) as evolution:
         tracked = establish_baseline(run_dir)
-        for number in range(1, evolution.preset.search.generations + 1):
+        for number in evolution.generations():
             if not evolution.finished(number):
                 generation(run_dir, number)
         tracked.wait()

@@ -1,4 +1,4 @@
-"""The page of a headline run: its candidates, its champions, their replication, and the random arm at the same budget.
+"""The page of a headline run: its candidates, its champions, their replication, and the control arms at the same budget.
 
 ``python -m studies.headline FOLDER`` reads the runs of ``poise compare-search`` below a folder
 (``evolution-seed-0``, ``random-seed-0``, ...), writes ``docs/results/FOLDER.md`` with a drawing, and copies the archive of
@@ -30,7 +30,17 @@ from poise_core.render.svg import draw_comparison
 from poise_core.render.terminal import render_lineage, render_rungs
 from poise_core.run_directory import RunDirectory
 from poise_core.views import LeaderboardRow, leaderboard, lineage
-from poise_core.views.arms import ArmCurve, Step, best_so_far, compare_arms
+from poise_core.views.arms import (
+    REFERENCE,
+    ArmCurve,
+    Step,
+    best_so_far,
+    common_budget,
+    compare_arms,
+    compare_picks,
+    pick_at,
+    pick_of,
+)
 from poise_core.views.outlook import outlook
 from poise_core.views.rungs import rung_report
 
@@ -97,8 +107,8 @@ def render(
     lines = [
         f"# The run of preset {preset.name}",
         "",
-        f"Made by `{command}`; its archive lies beside this page. The folder's runs are those of `poise compare-search --preset "
-        f"{preset.name} --arm evolution --arm random`, the replication that of `poise replicate`.",
+        f"Made by `{command}`; the archive of the first search of the evolution lies beside this page. The folder's runs are "
+        f"those of `{_searched(runs)}`.",
         "",
         *_what_was_tried(run, rows),
         "",
@@ -112,6 +122,8 @@ def render(
         "",
         *_arms(runs, steps, curves, drawing),
         "",
+        *_picks(runs, steps),
+        "",
         "## The ladder",
         "",
         fenced(render_rungs(rung_report(run.evidence, run.directory.current_preset.ladder)), 100),
@@ -121,6 +133,16 @@ def render(
         fenced(render_lineage(lineage(run.evidence)), 120),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _searched(runs: Mapping[str, Sequence[Run]]) -> str:
+    """The command that made the runs."""
+    preset = runs["evolution"][0].directory.current_preset
+    seeds = max(len(group) for group in runs.values())
+    budget = f" --trainings {preset.search.trainings:g}" if preset.search.trainings is not None else ""
+    arms = " ".join(f"--arm {arm}" for arm in runs)
+    generations = f" --set search.generations={preset.search.generations}"
+    return f"poise compare-search --preset {preset.name} {arms} --search-seeds {seeds}{budget}{generations}"
 
 
 def _what_was_tried(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
@@ -136,7 +158,8 @@ def _what_was_tried(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
     ends["stopped after one seed"] = short
     counted = ", ".join(f"{count} {what}" for what, count in sorted(ends.items(), key=lambda item: -item[1]) if count)
     return [
-        f"GRPO and {len(children)} variants in {search.generations} generations of {search.parents} parents, written by the "
+        f"GRPO and {len(children)} variants in {max((row.generation or 0 for row in rows), default=0)} generations of "
+        f"{search.parents} parents, written by the "
         f"catalogue proposer: {counted}. A child is measured with {search.seeds_per_candidate} seeds unless the ladder stops it "
         f"(thresholds {ladder.proxy_stop_below:g} at the proxy, {ladder.first_stop_below:g} after one seed). "
         f"{sum(run.evidence.training_tokens.values()) / 1e6:.1f} million training tokens; from the first row of the archive "
@@ -249,14 +272,51 @@ def _arms(
             f"| {arm} | {len(group)} | {_each(group, _children)} | {_each(group, _whole)} | {tokens / 1e6:.1f} million | {whole} | "
             f"{format_interval(best) if best.seeds > 1 else f'{best.estimate:.1f}'} | {_each(group, _champions)} |"
         )
+    budget = next(iter(runs.values()))[0].directory.current_preset.search.trainings
+    rule = (
+        "Arms have as many children each; what these cost is the ladder's decision, so the tokens differ"
+        if budget is None
+        else f"Every search went on until its children had cost {budget:g} whole trainings of the baseline, to the generation's end"
+    )
     lines += [
         "",
-        "Arms have as many children each; what these cost is the ladder's decision. A child that is stopped early is cheap, so "
-        "the tokens differ, and both readings of an equal budget are shown.",
+        f"{rule}. Both readings are shown: all children, and those within the tokens that every search has spent.",
     ]
     if any(len(group) == 1 for group in runs.values()):
         lines += ["", "One search seed of an arm has no interval: it says what happened, not which arm is better."]
     return lines
+
+
+def _picks(runs: Mapping[str, Sequence[Run]], steps: Mapping[str, Sequence[Sequence[Step]]]) -> list[str]:
+    """What each search picked within the common budget, and what that scored again."""
+    budget = common_budget([one for group in steps.values() for one in group])
+    picks = [
+        pick_of(arm, run.directory.current_preset.search.seed, pick_at(own, budget), run.evidence)
+        for arm, group in runs.items()
+        for run, own in zip(group, steps[arm], strict=True)
+    ]
+    lines = [
+        f"What each search names best at {budget / 1e6:.1f} million tokens, and the same candidate trained again: fresh seeds, "
+        "sealed problems, the baseline beside it (`--measure-again`).",
+        "",
+        "| arm | search seed | pick | Overall in its search | minus baseline, measured again [95 %] | outcome |",
+        "|---|---|---|---|---|---|",
+    ]
+    for arm in compare_picks(picks):
+        for pick in arm.picks:
+            delta = format_interval(pick.delta, signed=True) if pick.delta and pick.delta.seeds else ""
+            lines.append(
+                f"| {arm.arm} | {pick.search_seed} | {pick.name} | {pick.own:.1f} | {delta} | {pick.outcome} |"
+            )
+        if arm.delta is not None and len(arm.picks) > 1:
+            gap = f"minus {REFERENCE} {format_interval(arm.gap, signed=True)}" if arm.gap else ""
+            lines.append(f"| **{arm.arm}** | mean | | | {format_interval(arm.delta, signed=True)} | {gap} |")
+    return [
+        *lines,
+        "",
+        "Limits of a pick are over its fresh seeds, those of a mean and of a difference (Welch) over searches. The baseline's "
+        "fresh seeds are the same for all picks: their noise is in every mean, and in no difference between arms.",
+    ]
 
 
 def _each(runs: Sequence[Run], number: Any) -> str:

@@ -17,13 +17,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from poise_core.candidate.identity import source_digest
 from poise_core.config import load_preset
-from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evidence.forecast import Forecast, proxy_dynamics
 from poise_core.evidence.format import format_limits
+from studies.simulation import calibration_rows
 
 Array = npt.NDArray[np.float64]
 
@@ -51,14 +50,12 @@ def read_trainings(folder: Path, record: Path, protocol: str) -> list[Training]:
     Raises:
         OSError: the record cannot be read.
     """
-    wanted = [("protocol", "==", protocol), ("split", "==", "search")]
     found = []
-    for row in pq.read_table(record, filters=wanted).to_pylist():
+    for row, evaluation in calibration_rows(record, protocol):
         place = _place(folder / protocol / row["algorithm"], row)
         if place is not None and (file := place / "train" / f"seed-{row['seed']}" / "trajectory.jsonl").is_file():
             steps = [json.loads(line) for line in file.read_text().splitlines()]
-            overall = SeedEvaluation.from_json(row["evaluation"]).overall
-            found.append(Training(row["algorithm"], row["seed"], overall, steps))
+            found.append(Training(row["algorithm"], row["seed"], evaluation.overall, steps))
     whole = max((len(one.trajectory) for one in found), default=0)
     return [one for one in found if len(one.trajectory) == whole]
 

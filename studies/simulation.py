@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -82,6 +83,16 @@ FIRST = Measured(
 )  # fmt: skip
 
 
+def calibration_rows(record: Path, protocol: str) -> list[tuple[dict[str, Any], SeedEvaluation]]:
+    """The rows of a record of ``poise calibrate`` that were scored on the search split under the protocol of this digest.
+
+    Raises:
+        OSError: the record cannot be read.
+    """
+    rows = pq.read_table(record, filters=[("protocol", "==", protocol), ("split", "==", "search")]).to_pylist()
+    return [(row, SeedEvaluation.from_json(row["evaluation"])) for row in rows]
+
+
 @cache
 def present() -> Measured:
     """Return what was measured of preset ``laptop-64``: the tuned GRPO, and 20 algorithms at the preset's learning rate.
@@ -91,10 +102,7 @@ def present() -> Measured:
     """
     protocol = load_preset("laptop").protocol
     found: dict[str, dict[int, SeedEvaluation]] = {}
-    for row in pq.read_table(
-        CALIBRATION, filters=[("protocol", "==", protocol.digest), ("split", "==", "search")]
-    ).to_pylist():
-        evaluation = SeedEvaluation.from_json(row["evaluation"])
+    for row, evaluation in calibration_rows(CALIBRATION, protocol.digest):
         found.setdefault(row["algorithm"], {})[evaluation.seed] = evaluation
     panel = {name: list(own.values()) for name, own in found.items() if name in list_algorithms()}
     baseline = list(found[TUNED_BASELINE].values())

@@ -11,6 +11,7 @@ from poise_core.archive.errors import (
 from poise_core.archive.lineage import Lineage, TreeNode
 from poise_core.archive.locations import check_location, location_below
 from poise_core.archive.rows import (
+    as_appended,
     candidate_row,
     completion_rows,
     evaluation_rows,
@@ -45,6 +46,7 @@ __all__ = [
     "Lineage",
     "Trained",
     "TreeNode",
+    "as_appended",
     "candidate_row",
     "check_location",
     "completion_rows",

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from poise_core.archive.errors import ArchiveRowError
 from poise_core.archive.parts import encode_key
-from poise_core.archive.schema import Table
+from poise_core.archive.schema import COMPUTED, Table
 from poise_core.archive.storage import one_line
 
 Row = Mapping[str, Any]
@@ -94,7 +94,7 @@ def _now() -> dt.datetime:
 
 def _complete(table: Table, row: Row, now: dt.datetime) -> dict[str, Any]:
     names = {field.name for field in table.fields}
-    unknown = sorted(set(row) - (names - {"row_key", "content_digest"}))
+    unknown = sorted(set(row) - (names - COMPUTED))
     if unknown:
         raise ArchiveRowError(f"{table.name}: unknown column {unknown[0]!r}; columns: {', '.join(sorted(names))}")
     filled = {name: row.get(name) for name in names}

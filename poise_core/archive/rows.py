@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from poise_core.archive.encoding import Row
 from poise_core.archive.errors import ArchiveRowError
-from poise_core.archive.schema import EVOLUTION_ARM, TRAJECTORIES
+from poise_core.archive.schema import COMPUTED, EVOLUTION_ARM, TRAJECTORIES
 from poise_core.archive.typed import (
     CandidateRow,
     CompletionRow,
@@ -33,6 +33,11 @@ STEP_COLUMNS = tuple(
     for field in TRAJECTORIES.own_fields
     if field.name not in ("protocol", "candidate_id", "seed", "confinement", "metrics")
 )
+
+
+def as_appended(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an archive as another archive takes it: without what that computes itself."""
+    return {name: value for name, value in row.items() if name not in COMPUTED}
 
 
 def candidate_row(

@@ -69,6 +69,9 @@ class Table:
         return pa.schema(fields, metadata=metadata)
 
 
+COMPUTED = frozenset({"row_key", "content_digest"})
+"""Columns that the archive fills in itself."""
+
 _HEAD = (Field("row_key", _TEXT, "the key columns, percent-encoded and joined by `/`; unique in the table"),)
 _TAIL = (
     Field("written_by", _TEXT, "who wrote the content; `poise` is a measurement", allowed=WRITERS),

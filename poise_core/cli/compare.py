@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,10 +30,11 @@ from poise_core.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from poise_core.evidence.run_evidence import RunEvidence
     from poise_core.experiments.arms import ArmRun
     from poise_core.experiments.contest import Contest
-    from poise_core.experiments.surrogate import Fit
-    from poise_core.views.arms import ReplayedArm
+    from poise_core.experiments.surrogate import Cells, Fit
+    from poise_core.views.arms import ReplayedArm, Step
 
 _EVOLVE = "from poise_core.cli import app; app()"
 
@@ -56,7 +57,17 @@ def compare_search(
         list[str] | None, typer.Option(help="With --table: a selector of your own, FILE.py:CLASS. Repeat.")
     ] = None,
     replays: Annotated[int, typer.Option(min=2, help="With --table: replays of every arm.")] = 1000,
-    trainings: Annotated[float, typer.Option(min=1, help="With --table: budget of a replay, in whole trainings.")] = 80,
+    trainings: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            help="Budget of each search, in whole trainings. Default: as many generations as the preset says; with --table 80.",
+        ),
+    ] = None,
+    measure_again: Annotated[
+        int | None,
+        typer.Option(min=2, help="Train every search's pick again with so many fresh seeds, on sealed problems."),
+    ] = None,
     rough: Annotated[
         float,
         typer.Option(
@@ -70,11 +81,13 @@ def compare_search(
     overrides: SetOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Run the search and its control arms with as many children each, and compare their best so far over training tokens.
+    """Run the search and its control arms at equal budgets, and compare their best so far over training tokens.
 
-    Each arm and seed is a whole run below the folder, readable with the other commands. The baseline is trained once.
-    The numbers are those of the search split, so the best of many is overestimated, and by different amounts where a
-    ladder measured more candidates, or with more seeds, in one arm than in another.
+    Each arm and seed is a whole run below the folder, readable with the other commands. The baseline is trained once. With
+    --trainings every search goes on until it has spent so much, or has made all generations of the preset.
+    The curves are those of the search split, so the best of many is overestimated, and by different amounts where one arm
+    measured more candidates than another. --measure-again replicates what each search picked at the largest budget that all of
+    them have spent: fresh seeds, sealed problems, the baseline beside it.
 
     With --table nothing is trained: every arm, the search with each of its operators left out, and selectors of your own are
     replayed on a surrogate of recorded compositions, whose optimum is known.
@@ -83,6 +96,8 @@ def compare_search(
 
     poise compare-search --preset laptop --search-seeds 3
 
+    poise compare-search --preset laptop-64 --search-seeds 3 --trainings 80 --set search.generations=60 --measure-again 6
+
     poise compare-search --table table.parquet --selector mine.py:MySelector
     """
     from poise_core.cli.common import resolve_preset
@@ -90,7 +105,9 @@ def compare_search(
     from poise_core.run_directory import require_usable_place
 
     if table is not None:
-        options = _Replays(replays, trainings, rough, replay_seed, workers, out, json)
+        if measure_again is not None:
+            raise fail("--measure-again is for searches that are run, not for replays on a table", UNUSABLE)
+        options = _Replays(replays, 80.0 if trainings is None else trainings, rough, replay_seed, workers, out, json)
         _replay(existing_file(table), preset, overrides, arms, selector or [], options)
         return
     if selector:
@@ -100,6 +117,7 @@ def compare_search(
         if unknown:
             raise fail(f"no arm {unknown[0]!r}; arms: {', '.join(ARMS)}", UNUSABLE)
         settings = [*(overrides or []), *shared_network(allow_shared_network)]
+        settings += [f"search.trainings={trainings:g}"] if trainings is not None else []
         resolved = resolve_preset(preset, settings)
         folder = (run_dir or Path("runs") / f"{resolved.name}-arms").absolute()
         require_usable_place(folder)
@@ -108,7 +126,11 @@ def compare_search(
         for run in runs:
             share_baseline(run, runs)
             _evolve(run, preset, settings)
-        _report(runs, folder, json)
+        found = _searches(runs)
+        if measure_again is not None:
+            _measure_again(found, measure_again)
+            found = _searches(runs)
+        _report(found, folder, json)
 
 
 def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
@@ -131,37 +153,103 @@ def _evolve(run: ArmRun, preset: str, overrides: list[str]) -> None:
         raise fail(f"the {run.arm} arm ended with status {status}{again}", status if status > 0 else STOPPED)
 
 
-def _report(runs: list[ArmRun], folder: Path, json: bool) -> None:
-    from poise_core.evidence.run_evidence import RunEvidence
+@dataclass(frozen=True)
+class _Search:
+    """One arm with one search seed, and what it came to."""
+
+    run: ArmRun
+    evidence: RunEvidence
+    steps: list[Step]
+
+
+def _searches(runs: list[ArmRun]) -> list[_Search]:
+    from poise_core.run_directory import RunDirectory
+    from poise_core.views.arms import best_so_far
+
+    found = []
+    for run in runs:
+        evidence = RunDirectory.read(run.folder).evidence()
+        found.append(_Search(run, evidence, best_so_far(evidence)))
+    return found
+
+
+def _measure_again(searches: list[_Search], seeds: int) -> None:
+    """Replicate every search's pick at the largest budget that all have spent; done before, read back."""
+    from poise_core.cli.progress import ProgressDisplay
+    from poise_core.cli.track import say_behind
+    from poise_core.experiments.picks import measure_again
+    from poise_core.experiments.replication import ReplicationRefused
+    from poise_core.run_directory import RunDirectory
+    from poise_core.tracking.sync import Tracker
+    from poise_core.views.arms import common_budget, pick_at
+
+    def sync(run: RunDirectory) -> None:
+        Tracker.for_run(run).sync_archive(run.archive, run.preset.protocol, run_dir=run.path, force=True)
+        say_behind(run)
+
+    budget = common_budget([search.steps for search in searches])
+    picked = {search.run.folder: pick_at(search.steps, budget).pick for search in searches}
+    for search in searches:
+        run, pick = search.run, picked[search.run.folder]
+        others = {folder: one for folder, one in picked.items() if folder != run.folder}
+        say(f"{run.arm}, search seed {run.seed}: {search.evidence.candidates[pick]['name']} again", err=True)
+        try:
+            with ProgressDisplay(run.preset, seeds) as display:
+                measure_again(run, pick, seeds, others, observer=display, on_row=sync)
+        except ReplicationRefused as error:
+            raise fail(error, UNUSABLE) from error
+
+
+def _report(searches: list[_Search], folder: Path, json: bool) -> None:
     from poise_core.files import write_atomically
     from poise_core.render.svg import draw_comparison
-    from poise_core.render.terminal import render_comparison
-    from poise_core.run_directory import RunDirectory
-    from poise_core.views.arms import best_so_far, compare_arms
+    from poise_core.render.terminal import render_comparison, render_picks
+    from poise_core.views.arms import (
+        BASELINE,
+        NOT_MEASURED,
+        common_budget,
+        compare_arms,
+        compare_picks,
+        pick_at,
+        pick_of,
+    )
 
-    steps: dict[str, list[Any]] = {}
-    champions = []
-    for run in runs:
-        archive = RunDirectory.read(run.folder).archive
-        evidence = RunEvidence.load(archive, run.preset.protocol, planned=run.preset.search.planned)
-        steps.setdefault(run.arm, []).append(best_so_far(evidence))
-        champions += [
-            f"{evidence.candidates[one.candidate_id]['name']} ({run.arm}, search seed {run.seed})"
-            for one in evidence.champions
-        ]
+    steps: dict[str, list[list[Step]]] = {}
+    for search in searches:
+        steps.setdefault(search.run.arm, []).append(search.steps)
+    champions = [
+        f"{search.evidence.candidates[one.candidate_id]['name']} ({search.run.arm}, search seed {search.run.seed})"
+        for search in searches
+        for one in search.evidence.champions
+    ]
     curves = compare_arms(steps)
-    document = json_module.dumps([curve.to_dict() for curve in curves], indent=1)
+    budget = common_budget([search.steps for search in searches])
+    picks = compare_picks(
+        [
+            pick_of(search.run.arm, search.run.seed, pick_at(search.steps, budget), search.evidence)
+            for search in searches
+        ]
+    )
+    found = {
+        "tokens": budget,
+        "curves": [curve.to_dict() for curve in curves],
+        "picks": [one.to_dict() for one in picks],
+    }
+    document = json_module.dumps(found, indent=1)
     write_atomically(folder / "comparison.json", document + "\n")
     draw_comparison(curves, folder / "comparison.svg")
     if json:
         say_json(document)
-    else:
-        view_console().print(render_comparison(curves))
-        say(
-            f"Champion candidates, corrected for the {runs[0].preset.search.planned} children of all {len(runs)} searches: "
-            f"{', '.join(champions) or 'none'}."
-        )
-        say(f"Curves: {folder / 'comparison.svg'}, numbers: {folder / 'comparison.json'}")
+        return
+    view_console().print(render_comparison(curves))
+    if any(pick.outcome not in (NOT_MEASURED, BASELINE) for one in picks for pick in one.picks):
+        view_console().print(render_picks(picks, budget))
+    planned = searches[0].run.preset.search.planned
+    say(
+        f"Champion candidates, corrected for the {planned} children of all {len(searches)} searches: "
+        f"{', '.join(champions) or 'none'}."
+    )
+    say(f"Curves: {folder / 'comparison.svg'}, numbers: {folder / 'comparison.json'}")
 
 
 # ---- on a recorded table
@@ -184,21 +272,17 @@ def _replay(
     import os
 
     from poise_core.archive import ArchiveError
-    from poise_core.archive.cells import read_cells
     from poise_core.cli.common import resolve_preset
     from poise_core.experiments.contest import Contest, arms_of, replay_arms
     from poise_core.experiments.replay import DYNAMICS, ReplayArm, load_selector
-    from poise_core.experiments.surrogate import Cells, TableError, judge_fit
+    from poise_core.experiments.surrogate import TableError, judge_fit
     from poise_core.experiments.world import World
     from poise_core.views.arms import REFERENCE, compare_replays
 
     with plain_errors():
         resolved = resolve_preset(preset, overrides)
         try:
-            try:
-                cells = Cells.of(*read_cells(table))
-            except TableError as error:
-                raise TableError(f"{table}: {error}") from error
+            cells = _cells(table)
             proxy = set(DYNAMICS) <= set(cells.outputs)
             known = arms_of(resolved, proxy=proxy)
             unknown = sorted(set(arms or ()) - set(known))
@@ -219,6 +303,16 @@ def _replay(
         compared = compare_replays(regrets, contest.grid)
         fit = judge_fit(cells, world.surrogate, world.noise, world.predicted)
         _show_replays(contest, compared, fit, given)
+
+
+def _cells(table: Path) -> Cells:
+    from poise_core.archive.cells import read_cells
+    from poise_core.experiments.surrogate import Cells, TableError
+
+    try:
+        return Cells.of(*read_cells(table))
+    except TableError as error:
+        raise TableError(f"{table}: {error}") from error
 
 
 def _show_replays(contest: Contest, compared: list[ReplayedArm], fit: Fit, given: _Replays) -> None:

@@ -159,7 +159,8 @@ def dry_run_text(preset: Preset, folder: Path) -> str:
         f"Preset      {preset.name}, protocol {protocol.digest}",
         f"Policy      {protocol.policy}, {protocol.model.dtype if protocol.model else 'float32'}",
         f"Arm         {search.arm}, seed {search.seed}; baseline {search.baseline}",
-        f"Generations {search.generations}, each of {search.parents} children: {children} candidates and the baseline",
+        f"Generations {search.generations}, each of {search.parents} children: {children} candidates and the baseline"
+        + (f"; none begins after {search.trainings:g} whole trainings" if search.trainings is not None else ""),
         f"Stages      {stages}; {search.proposals} proposals a parent; {rungs}",
         f"Training    seeds {', '.join(map(str, seeds))}; {training.steps} steps{proxy}; {training.prompts_per_step} prompts x "
         f"{training.group_size} completions of at most {training.max_completion_length} tokens",

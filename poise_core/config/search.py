@@ -65,6 +65,11 @@ class SearchSpec(FrozenModel):
     """The size of a search, and how it chooses parents and implements proposals."""
 
     generations: PositiveInt = 2
+    trainings: PositiveFloat | None = Field(
+        None,
+        description="budget of all children together, in whole trainings of the baseline by their tokens: no generation begins "
+        "once it is spent; none for all generations",
+    )
     parents: PositiveInt = Field(3, description="parents per generation; each has one implemented child")
     proposals: PositiveInt = Field(4, description="proposals per parent, of which the screener takes the best")
     seeds_per_candidate: PositiveInt = Field(

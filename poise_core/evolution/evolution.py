@@ -8,6 +8,7 @@ the other, because each proposer sees the ideas before it; training and all that
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from contextlib import nullcontext
 
 from poise_core.agents.llm.ledger import Allowance
@@ -214,6 +215,31 @@ class Evolution:
             raise Cancelled(f"no reflection on {candidate.name}: it has neither a score nor a failure yet")
         failure, stopped = self.trials.failure(candidate), self.ladder.stopped(candidate)
         return reflect.reflect(self.search, candidate, failure, stopped)
+
+    def generations(self) -> Iterator[int]:
+        """The numbers of this run's generations in order, those that are finished first.
+
+        They are as many as the preset says, or fewer where it has a budget of trainings. The budget is looked at before a
+        generation begins and counts only those before it, so that a run that was killed within one makes it whole.
+        """
+        for number in range(1, self.preset.search.generations + 1):
+            if self._spent(number):
+                return
+            yield number
+
+    def _spent(self, generation: int) -> bool:
+        """Whether the children of earlier generations have used up the budget of trainings."""
+        budget = self.preset.search.trainings
+        if budget is None or generation == 1:
+            return False
+        spent = self.run.archive.totals(
+            "trajectories", "candidate_id", ("tokens",), protocol=self.preset.protocol.digest
+        )
+        own = [0.0] * generation
+        for row in self.run.archive.rows("candidates", arm=ARM):
+            if row["generation"] < generation:
+                own[row["generation"]] += spent.get(row["candidate_id"], (0.0,))[0]
+        return sum(own[1:]) >= budget * own[0] / len(self.seeds)
 
     def finished(self, generation: int) -> bool:
         """Whether every slot of the generation has come to its end, in a reflection or without an admissible child."""

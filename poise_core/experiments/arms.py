@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, location_below
+from poise_core.archive import EVOLUTION_ARM, UNTRAINED_ARM, Archive, as_appended, location_below
 from poise_core.config import Preset
 from poise_core.config.search import Arm
 from poise_core.evaluation.problems import ProblemSecret
@@ -99,8 +99,7 @@ def _copy(source: Archive, target: Archive, table: str, candidates: Sequence[str
 
 
 def _parts(source: Archive, table: str, candidates: Sequence[str]) -> Iterator[list[dict[str, object]]]:
-    computed = ("row_key", "content_digest")
     for candidate in candidates:
         rows = source.rows(table, candidate_id=candidate)
         if rows:
-            yield [{name: value for name, value in row.items() if name not in computed} for row in rows]
+            yield [as_appended(row) for row in rows]

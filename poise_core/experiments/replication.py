@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from poise_core.archive import EXAMINED, evaluation_rows
+from poise_core.archive import EXAMINED, as_appended, evaluation_rows
 from poise_core.archive.typed import ReplicationRow
 from poise_core.config.preset import ExaminationSpec
 from poise_core.config.protocol import BenchmarkSpec, Protocol
@@ -223,6 +223,26 @@ class Replication(Remeasurement):
         stored = self.stored()
         assert stored is not None  # as it was just written
         return stored
+
+    def share_baseline(self, plan: Plan, other: Replication) -> bool:
+        """Take the baseline's sealed scores from another run's replication that has settled on the same seeds and problems.
+
+        Returns:
+            Whether they are here now.
+        """
+        if not other.has_plan() or other.run.secret != self.run.secret:
+            return False
+        settled = other.begin()
+        same = (settled.baseline, settled.seeds, settled.sealed_set) == (plan.baseline, plan.seeds, plan.sealed_set)
+        filed = self.variant(plan).filed
+        if not same or other.variant(settled).filed != filed:
+            return False
+        rows = other.archive.rows(
+            "evaluations", protocol=filed, candidate_id=plan.baseline, split="report", unsealed=True
+        )
+        if rows:
+            self.archive.append("evaluations", [as_appended(row) for row in rows])
+        return bool(rows)
 
     # the plan
 

@@ -157,17 +157,18 @@ def shrunken_scores(nodes: Sequence[NodeRecord]) -> dict[str, float]:
     return {node.candidate_id: value for node, value in zip(nodes, values, strict=True) if value == value}
 
 
-def best_scores(nodes: Sequence[NodeRecord], counts: Sequence[int]) -> list[float | None]:
-    """The highest of the ``shrunken_scores`` of the first nodes, for every number of them that is asked for; None without any.
+def leaders(nodes: Sequence[NodeRecord], counts: Sequence[int]) -> list[tuple[NodeRecord, float] | None]:
+    """The node with the highest of the ``shrunken_scores`` of the first nodes, and that score, for every number of them that is
+    asked for; None without any.
 
     Records are read once, so that a run may be looked at after each of its generations.
     """
     found = _Overalls.of(nodes)
-    best: list[float | None] = []
+    best: list[tuple[NodeRecord, float] | None] = []
     for count in counts:
         values = shrink(found.raw[:count], found.seeds[:count], found.variance(count))
-        known = values[np.isfinite(values)]
-        best.append(float(known.max()) if known.size else None)
+        first = int(np.argmax(np.where(np.isfinite(values), values, -np.inf))) if count else 0
+        best.append((nodes[first], float(values[first])) if np.isfinite(values[first : first + 1]).any() else None)
     return best
 
 

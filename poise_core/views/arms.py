@@ -16,14 +16,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.special import stdtrit
+from scipy.stats import ttest_ind
 
 from poise_core.archive import EVOLUTION_ARM
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.history import History
-from poise_core.search.nodes import best_scores
+from poise_core.search.nodes import leaders
 
 Array = npt.NDArray[np.float64]
+
+REFERENCE = "random"
+"""The arm that the others are compared with."""
 
 POINTS = 25
 """Budgets at which arms are compared, from the baseline's to the smallest total of any run."""
@@ -36,6 +40,7 @@ class Step:
     generation: int
     tokens: int  # completion tokens sampled in training so far, failed candidates' included
     best: float  # shrunken Overall of the candidate that the run would name best, percent
+    pick: str = ""  # that candidate
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,112 @@ def best_so_far(evidence: RunEvidence) -> list[Step]:
         if row["arm"] == EVOLUTION_ARM and row["generation"] < len(own):
             own[row["generation"]] += spent.get(row["candidate_id"], 0)
     return [
-        Step(generation, tokens, best)
-        for generation, tokens, best in zip(generations, accumulate(own), best_scores(nodes, made), strict=True)
-        if best is not None
+        Step(generation, tokens, found[1], found[0].candidate_id)
+        for generation, tokens, found in zip(generations, accumulate(own), leaders(nodes, made), strict=True)
+        if found is not None
     ]
+
+
+BASELINE, NOT_MEASURED = "the baseline", "not measured again"
+"""Outcomes of a pick that has no replication."""
+
+
+@dataclass(frozen=True)
+class Pick:
+    """What one search named best within a budget, and what that candidate scored again (``poise_core.experiments.picks``)."""
+
+    arm: str
+    search_seed: int
+    candidate_id: str
+    name: str
+    own: float  # shrunken Overall by which it was named, percent
+    outcome: str  # of its replication; BASELINE, or NOT_MEASURED
+    delta: (
+        Interval | None
+    )  # to the baseline with fresh seeds on sealed problems, percent points; 0 for the baseline itself
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "delta": self.delta.to_dict() if self.delta else None}
+
+
+@dataclass(frozen=True)
+class ArmPicks:
+    """The picks of one arm, and how they compare with those of the reference arm."""
+
+    arm: str
+    picks: tuple[Pick, ...]
+    delta: Interval | None  # mean over the searches; None where a pick was not measured, or failed
+    gap: (
+        Interval | None
+    )  # that minus the mean of the reference, with Welch's limits; open ones with one search of either
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        limits = {name: one.to_dict() if one else None for name, one in (("delta", self.delta), ("gap", self.gap))}
+        return {"arm": self.arm, "picks": [one.to_dict() for one in self.picks], **limits}
+
+
+def common_budget(runs: Sequence[Sequence[Step]]) -> float:
+    """The tokens of the run that spent least, or of the dearest baseline where that is more; 0 without any run."""
+    known = [steps for steps in runs if steps]
+    if not known:
+        return 0.0
+    return max(max(steps[0].tokens for steps in known), min(steps[-1].tokens for steps in known))
+
+
+def pick_at(steps: Sequence[Step], budget: float) -> Step:
+    """The state of a run at a budget of tokens: that of its last generation within it.
+
+    Raises:
+        ValueError: its baseline took more than that.
+    """
+    for step in reversed(steps):
+        if step.tokens <= budget + 0.5:
+            return step
+    raise ValueError(f"no generation of the run lies within {budget:.0f} tokens")
+
+
+def pick_of(arm: str, search_seed: int, step: Step, evidence: RunEvidence) -> Pick:
+    """A run's pick, with what its replication has found where there is one."""
+    outcome, delta = NOT_MEASURED, None
+    if step.pick == evidence.baseline:
+        outcome, delta = BASELINE, Interval(0.0, 0.0, 0.0, 0)
+    elif row := evidence.replications.get(step.pick):
+        outcome = row["outcome"]
+        if row.get("delta") is not None:
+            limits = {"estimate": row["delta"], "low": row["low"], "high": row["high"], "seeds": len(row["seeds"])}
+            delta = Interval.from_dict(limits)
+    return Pick(arm, search_seed, step.pick, evidence.candidates[step.pick]["name"], step.best, outcome, delta)
+
+
+def compare_picks(picks: Sequence[Pick], level: float = 0.95) -> list[ArmPicks]:
+    """Arms by what their picks scored again: means over searches with t-limits, and differences to the reference with Welch's.
+
+    Limits are over searches. The baseline's fresh seeds are the same for all picks, so that its noise is in every ``delta``, and in
+    no ``gap``.
+    """
+    known = {
+        arm: np.array([one.delta.estimate for one in picks if one.arm == arm and one.delta is not None])
+        for arm in dict.fromkeys(one.arm for one in picks)
+    }
+    whole = {arm: values for arm, values in known.items() if len(values) == sum(one.arm == arm for one in picks)}
+    rows = []
+    for arm in known:
+        delta = gap = None
+        if arm in whole:
+            delta = _interval(whole[arm], level)
+            gap = _welch(whole[arm], whole[REFERENCE], level) if arm != REFERENCE and REFERENCE in whole else None
+        rows.append(ArmPicks(arm, tuple(one for one in picks if one.arm == arm), delta, gap))
+    return rows
+
+
+def _welch(mine: Array, theirs: Array, level: float) -> Interval:
+    estimate, count = float(mine.mean() - theirs.mean()), min(len(mine), len(theirs))
+    if count < 2 or not (mine.std() or theirs.std()):
+        return Interval(estimate, -math.inf, math.inf, count)
+    limits = ttest_ind(mine, theirs, equal_var=False).confidence_interval(level)
+    return Interval(estimate, float(limits.low), float(limits.high), count)
 
 
 def compare_arms(runs: Mapping[str, Sequence[Sequence[Step]]], level: float = 0.95) -> list[ArmCurve]:
@@ -81,19 +188,13 @@ def compare_arms(runs: Mapping[str, Sequence[Sequence[Step]]], level: float = 0.
     all_steps = [steps for seeds in runs.values() for steps in seeds if steps]
     if not all_steps:
         return []
-    start = max(steps[0].tokens for steps in all_steps)
-    end = max(start, min(steps[-1].tokens for steps in all_steps))
-    grid = np.linspace(start, end, POINTS)
+    grid = np.linspace(max(steps[0].tokens for steps in all_steps), common_budget(all_steps), POINTS)
     curves = []
     for arm, seeds in runs.items():
-        values = np.array([[_at(steps, budget) for budget in grid] for steps in seeds if steps])
+        values = np.array([[pick_at(steps, budget).best for budget in grid] for steps in seeds if steps])
         if len(values):
             curves.append(ArmCurve(arm, tuple(grid.tolist()), tuple(_interval(column, level) for column in values.T)))
     return curves
-
-
-def _at(steps: Sequence[Step], budget: float) -> float:
-    return next(step.best for step in reversed(steps) if step.tokens <= budget + 0.5)
 
 
 def _interval(values: Any, level: float) -> Interval:
@@ -105,9 +206,6 @@ def _interval(values: Any, level: float) -> Interval:
 
 
 # ---- arms replayed on a table
-
-REFERENCE = "random"
-"""The arm that the others are compared with."""
 
 RESAMPLES = 400
 

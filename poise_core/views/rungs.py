@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from poise_core.archive import UNTRAINED_ARM
+from poise_core.archive import UNTRAINED_ARM, as_appended
 from poise_core.config import LadderSpec
 from poise_core.evidence.forecast import forecast_each, proxy_dynamics
 from poise_core.evidence.racing import proxy_reward
@@ -29,8 +29,7 @@ class RungReport:
         """For JSON."""
         correlations = {name: one.to_dict() for name, one in self.correlations.items()}
         stopped = [
-            {key: value for key, value in row.items() if key not in ("created_at", "row_key", "content_digest")}
-            for row in self.stopped
+            {key: value for key, value in as_appended(row).items() if key != "created_at"} for row in self.stopped
         ]
         return {**vars(self), "correlations": correlations, "stopped": stopped}
 

@@ -24,15 +24,22 @@ def test_two_arms(poise: Callable[..., "subprocess.CompletedProcess[str]"], tmp_
         "evolution",
         "--arm",
         "random",
+        "--trainings",
+        "1",
+        "--measure-again",
+        "2",
         "--json",
     )
     done = poise(*given, timeout=1500)
     assert done.returncode == 0, done.stderr
-    curves = {curve["arm"]: curve for curve in json.loads(done.stdout)}
+    found = json.loads(done.stdout)
+    curves = {curve["arm"]: curve for curve in found["curves"]}
     assert set(curves) == {"evolution", "random"}
     for curve in curves.values():
         assert {(one["seeds"], one["low"], one["high"]) for one in curve["best"]} == {(1, None, None)}
-    assert json.loads((tmp_path / "arms" / "comparison.json").read_text()) == list(curves.values())
+    assert json.loads((tmp_path / "arms" / "comparison.json").read_text()) == found
+    picks = [pick for one in found["picks"] for pick in one["picks"]]
+    assert {one["outcome"] for one in picks} <= {"replicated", "refuted", "failed", "the baseline"}
     assert (tmp_path / "arms" / "comparison.svg").stat().st_size > 1000
 
     folders = [tmp_path / "arms" / f"{arm}-seed-0" for arm in ("evolution", "random")]

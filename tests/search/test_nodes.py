@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from trees import lucky, node
 
 from poise_core.evidence.noise import winsorized
-from poise_core.search.nodes import NodeTable, best_scores, shrunken_scores
+from poise_core.search.nodes import NodeTable, leaders, shrunken_scores
 from poise_core.search.shrinkage import posterior, shrink
 
 
@@ -68,7 +68,10 @@ def test_the_best_of_the_first_nodes_is_the_best_of_their_shrunken_scores(named:
         half = float(rng.uniform(1.0, 5.0)) if seeds > 1 else math.inf
         nodes.append(node(str(number), mean, half=half, seeds=seeds, seed_overalls=values if named else ()))
     expected = [max(shrunken_scores(nodes[:count]).values(), default=None) for count in range(41)]
-    assert best_scores(nodes, range(41)) == expected
+    found = leaders(nodes, range(41))
+    assert [one and one[1] for one in found] == expected
+    own = [one and shrunken_scores(nodes[:count])[one[0].candidate_id] for count, one in enumerate(found)]
+    assert own == expected
     assert expected[:4] == [None] * 4
     assert len(set(expected)) > 20
 

@@ -13,9 +13,12 @@ from laboratory import STEPS, Laboratory, evolve, make_preset, open_evolution
 
 from poise_core.archive import Archive
 from poise_core.config import LadderSpec, load_preset
+from poise_core.experiments.arms import arm_runs, share_baseline
+from poise_core.experiments.picks import measure_again
 from poise_core.run_directory import RunDirectory
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
+from poise_core.views.arms import best_so_far, common_budget, pick_at
 from studies import headline, ladder_cost, null_runs, power, record
 from studies.drawing import Series, line_chart
 from studies.ladder_cost import (
@@ -263,17 +266,30 @@ def test_a_chart_places_its_points() -> None:
 @pytest.mark.exhaustive
 def test_the_headline_page_says_what_the_archives_say(tmp_path: Path, laboratory: Laboratory) -> None:
     folder = tmp_path / "arms"
-    for arm in ("evolution", "random"):
-        search = {"generations": 2, "arm": arm}
-        evolution = open_evolution(folder / f"{arm}-seed-0", make_preset(ladder={"enabled": True}, **search))
+    runs = arm_runs(
+        make_preset(ladder={"enabled": True}, generations=9, trainings=3), folder, arms=("evolution", "random")
+    )
+    for run in runs:
+        share_baseline(run, runs)
+        evolution = open_evolution(run.folder, run.preset)
         evolve(evolution)
         evolution.run.close()
+    steps = {run.folder: best_so_far(RunDirectory.read(run.folder).evidence()) for run in runs}
+    budget = common_budget(list(steps.values()))
+    picked = {name: pick_at(own, budget).pick for name, own in steps.items()}
+    rows = {run.arm: measure_again(run, picked[run.folder], 3, picked, executor=laboratory) for run in runs}
     page = tmp_path / "results" / "arms.md"
     headline.main([str(folder), "--out", str(page)])
     text = page.read_text()
     run = RunDirectory.read(folder / "evolution-seed-0")
     children = [row["name"] for row in run.archive.rows("candidates") if row["generation"]]
-    assert f"GRPO and {len(children)} variants in 2 generations" in text
+    assert (
+        f"GRPO and {len(children)} variants in {max(step.generation for step in steps[run.path])} generations" in text
+    )
+    assert "--arm evolution --arm random --search-seeds 1 --trainings 3 --set search.generations=9`" in text
+    for arm, row in rows.items():
+        shown = f"{row['delta']:+.1f} [" if row else "| the baseline |"
+        assert shown in next(line for line in text.splitlines() if line.startswith(f"| {arm} | 0 | "))
     assert all(name in text for name in children)
     tokens = sum(run.archive.read("trajectories", ["tokens"])["tokens"].to_pylist())
     assert f"{tokens / 1e6:.1f} million training tokens" in text

@@ -227,7 +227,7 @@ def admit(evolution: Evolution, generation: int) -> list[CandidateRef]:
 def evolve(evolution: Evolution) -> None:
     """The order of the flow, without the flow."""
     establish_baseline(evolution)
-    for number in range(1, evolution.preset.search.generations + 1):
+    for number in evolution.generations():
         in_order.generation(evolution, number)
         assert evolution.finished(number)
 

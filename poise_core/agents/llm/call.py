@@ -23,7 +23,7 @@ from poise_core.agents.llm.question import A, Answer, Question
 from poise_core.agents.llm.quirks import quirk, room_for_output
 from poise_core.agents.llm.secrets import redact
 from poise_core.agents.llm.wire import ChatModels, Reply, Request
-from poise_core.archive import Archive
+from poise_core.archive import Archive, as_appended
 from poise_core.config.agents import AgentSettings, ModelSettings
 from poise_core.escaping import one_line
 from poise_core.failures import Cancelled
@@ -326,7 +326,7 @@ class Caller:
             return own
         if self._replay is not None and self._replay.contains("calls", call_id=call_id):
             (recorded,) = self._replay.rows("calls", call_id=call_id)
-            row = {key: value for key, value in recorded.items() if key not in ("row_key", "content_digest")}
+            row = as_appended(recorded)
             row["replayed"] = True
             self.ledger.write(row)
             return row

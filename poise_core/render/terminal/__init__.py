@@ -1,7 +1,7 @@
 """Views for a terminal."""
 
 from poise_core.render.terminal.ablation import render_ablation, render_credit
-from poise_core.render.terminal.arms import describe_fit, render_comparison, render_replays
+from poise_core.render.terminal.arms import describe_fit, render_comparison, render_picks, render_replays
 from poise_core.render.terminal.candidate import render_candidate, render_examination
 from poise_core.render.terminal.leaderboard import render_leaderboard
 from poise_core.render.terminal.lineage import render_lineage, render_selection
@@ -16,6 +16,7 @@ __all__ = [
     "render_examination",
     "render_leaderboard",
     "render_lineage",
+    "render_picks",
     "render_replays",
     "render_rungs",
     "render_selection",

@@ -10,7 +10,7 @@ from rich.table import Table
 from poise_core.evidence.format import format_interval, format_limits, format_tokens
 from poise_core.evidence.intervals import Interval
 from poise_core.render.terminal.style import plain_table
-from poise_core.views.arms import POINTS, REFERENCE, ArmCurve, ReplayedArm
+from poise_core.views.arms import POINTS, REFERENCE, ArmCurve, ArmPicks, ReplayedArm
 
 if TYPE_CHECKING:
     from poise_core.experiments.surrogate import Fit
@@ -29,6 +29,25 @@ def render_comparison(curves: Sequence[ArmCurve], level: float = 0.95) -> Table:
         table.add_row(curve.arm, str(last.seeds), format_interval(curve.best[POINTS // 2]), format_interval(last))
     if curves and curves[0].best[-1].seeds == 1:
         table.caption = "One search seed per arm: no interval, and no arm can be told from another."
+    return table
+
+
+def render_picks(arms: Sequence[ArmPicks], budget: float, level: float = 0.95) -> Table:
+    """What every search named best at the common budget, and what it scored again."""
+    table = plain_table(f"Picks at {format_tokens(budget)} tokens, trained again with fresh seeds on sealed problems")
+    for title in ("arm", "search seed", "pick"):
+        table.add_column(title)
+    table.add_column("Overall in its search", justify="right", style="dim")
+    table.add_column(f"minus baseline [{level:.0%}]", no_wrap=True)
+    table.add_column("outcome", style="dim")
+    for arm in arms:
+        for pick in arm.picks:
+            delta = "" if pick.delta is None or not pick.delta.seeds else format_interval(pick.delta, signed=True)
+            table.add_row(arm.arm, str(pick.search_seed), pick.name, f"{pick.own:.1f}", delta, pick.outcome)
+        if len(arm.picks) > 1 and arm.delta is not None:
+            gap = f"minus {REFERENCE} {format_interval(arm.gap, signed=True)}" if arm.gap else ""
+            table.add_row(arm.arm, "mean", "", "", format_interval(arm.delta, signed=True), gap, style="bold")
+    table.caption = "Limits of a pick are over its fresh seeds, those of a mean and of a difference over searches."
     return table
 
 
