@@ -193,3 +193,30 @@ def existing_file(path: Path) -> Path:
     if not path.is_file():
         raise fail(f"{path}: no such file", UNUSABLE)
     return path
+
+
+_BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
+
+
+def around_measured(path: Path, title: str) -> tuple[str, str]:
+    """What stands before and after the measured part of a document, its two comments included; of a missing one, a new title.
+
+    Called before anything is measured, so that hours are not spent on what cannot be written.
+
+    Raises:
+        typer.Exit: the document lacks the comments.
+    """
+    text = path.read_text() if path.exists() else f"# {title}\n\n{_BEGIN}\n{_END}\n"
+    head, _, rest = text.partition(_BEGIN)
+    _, found, tail = rest.partition(_END)
+    if not found:
+        raise fail(f"{path} lacks the lines {_BEGIN} and {_END} around the part to replace", UNUSABLE)
+    return f"{head}{_BEGIN}\n", f"{_END}{tail}"
+
+
+def replace_measured(path: Path, page: str, title: str) -> None:
+    """Put what was measured where the document has it."""
+    from poise_core.files import write_atomically
+
+    before, after = around_measured(path, title)
+    write_atomically(path, f"{before}{page}{after}")

@@ -19,10 +19,12 @@ from poise_core.cli.common import (
     PresetOption,
     SetOption,
     SharedNetworkOption,
+    around_measured,
     existing_file,
     fail,
     plain_errors,
     progress_bar,
+    replace_measured,
     say,
     say_json,
     shared_network,
@@ -77,6 +79,9 @@ def compare_search(
     replay_seed: Annotated[int, typer.Option(help="With --table: seed of all replays.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="With --table: processes. Default: one per core.")] = None,
     out: Annotated[Path | None, typer.Option(help="With --table: folder for replay.json and replay.svg.")] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="With --table: a document to put the result into, between its two comments.")
+    ] = None,
     allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
     json: JsonOption = False,
@@ -107,11 +112,18 @@ def compare_search(
     if table is not None:
         if measure_again is not None:
             raise fail("--measure-again is for searches that are run, not for replays on a table", UNUSABLE)
-        options = _Replays(replays, 80.0 if trainings is None else trainings, rough, replay_seed, workers, out, json)
+        if write is not None:
+            around_measured(write, "Search")
+        options = _Replays(
+            replays, 80.0 if trainings is None else trainings, rough, replay_seed, workers, out, write, json
+        )
         _replay(existing_file(table), preset, overrides, arms, selector or [], options)
         return
-    if selector:
-        raise fail("--selector needs --table FILE: a selector of your own is judged on a recorded table", UNUSABLE)
+    for option, given in (("--selector", selector), ("--out", out), ("--write", write)):
+        if given:
+            raise fail(
+                f"{option} needs --table FILE: it is for searches that are replayed on a recorded table", UNUSABLE
+            )
     with plain_errors():
         unknown = sorted(set(arms or ()) - set(ARMS))
         if unknown:
@@ -263,6 +275,7 @@ class _Replays:
     seed: int
     workers: int | None
     out: Path | None
+    write: Path | None
     json: bool
 
 
@@ -319,6 +332,7 @@ def _show_replays(contest: Contest, compared: list[ReplayedArm], fit: Fit, given
     from dataclasses import asdict
 
     from poise_core.files import write_atomically
+    from poise_core.render.markdown import replays_section
     from poise_core.render.svg import draw_replays
     from poise_core.render.terminal import describe_fit, render_replays
 
@@ -338,10 +352,13 @@ def _show_replays(contest: Contest, compared: list[ReplayedArm], fit: Fit, given
         given.out.mkdir(parents=True, exist_ok=True)
         write_atomically(given.out / "replay.json", document + "\n")
         draw_replays(compared, given.out / "replay.svg")
+    sentences = describe_fit(fit, optimum.overall, baseline, optimum.agreement)
+    if given.write is not None:
+        replace_measured(given.write, replays_section(sentences, compared), "Search")
     if given.json:
         say_json(document)
         return
-    say(describe_fit(fit, optimum.overall, baseline, optimum.agreement))
+    say(sentences)
     view_console().print(render_replays(compared))
 
 

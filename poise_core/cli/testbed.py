@@ -14,9 +14,11 @@ from poise_core.cli.common import (
     REFUSED,
     UNUSABLE,
     SharedNetworkOption,
+    around_measured,
     fail,
     plain_errors,
     progress_bar,
+    replace_measured,
     say,
     shared_network,
     view_console,
@@ -26,8 +28,6 @@ if TYPE_CHECKING:
     from poise_core.archive.measured import Measured
     from poise_core.config import Preset
     from poise_core.testbed.calibration import Summary
-
-_BEGIN, _END = "<!-- measured: begin -->", "<!-- measured: end -->"
 
 
 def calibrate(
@@ -73,6 +73,8 @@ def calibrate(
     from poise_core.testbed.calibration import render
     from poise_core.testbed.panel import TUNED_BASELINE
 
+    if write is not None:
+        around_measured(write, "Testbed")
     try:
         measured = Measured(record)
     except ArchiveError as error:
@@ -99,7 +101,7 @@ def calibrate(
     page = render(summaries, protocols, command)
     say(page)
     if write is not None:
-        _replace_measured(write, page)
+        replace_measured(write, page, "Testbed")
 
 
 def _load(preset: str, overrides: list[str]) -> Preset:
@@ -153,17 +155,6 @@ def _judge(
     return summarize(
         protocol.policy, protocol, panel.search, panel.report, panel.untrained, baseline, panel.failed, panel.rates
     )
-
-
-def _replace_measured(path: Path, page: str) -> None:
-    from poise_core.files import write_atomically
-
-    text = path.read_text() if path.exists() else f"# Testbed\n\n{_BEGIN}\n{_END}\n"
-    head, _, rest = text.partition(_BEGIN)
-    _, found, tail = rest.partition(_END)
-    if not found:
-        raise typer.BadParameter(f"{path} lacks the lines {_BEGIN} and {_END} around the part to replace")
-    write_atomically(path, f"{head}{_BEGIN}\n{page}{_END}{tail}")
 
 
 def build_policy(

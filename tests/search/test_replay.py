@@ -614,10 +614,11 @@ def table(tmp_path: Path) -> Path:
 def test_the_documented_selector_is_replayed(table: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(documented_selector())
-    name = f"{file}:Halves"
+    name, page = f"{file}:Halves", tmp_path / "page.md"
+    page.write_text("before\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nafter\n")
     status, output = invoke(
         "compare-search", "--table", table, "--selector", name, "--arm", "greedy", "--replays", 3, "--trainings", 12,
-        "--workers", 1, "--out", tmp_path / "out", "--json",
+        "--workers", 1, "--out", tmp_path / "out", "--write", page, "--json",
     )  # fmt: skip
     assert status == 0, output
     found = json.loads((tmp_path / "out" / "replay.json").read_text())
@@ -625,6 +626,11 @@ def test_the_documented_selector_is_replayed(table: Path, tmp_path: Path) -> Non
     assert (tmp_path / "out" / "replay.svg").stat().st_size > 1000
     for one in found["arms"]:
         assert (one["gap"] is None) == (one["arm"] == "random")
+    written = page.read_text()
+    assert written.startswith("before\n<!-- measured: begin -->\n41 cells with a score")
+    assert written.endswith("<!-- measured: end -->\nafter\n")
+    for one in found["arms"]:
+        assert f"| {one['arm']} | {one['final']['estimate']:.2f} [" in written
 
 
 @pytest.mark.parametrize(
@@ -636,6 +642,9 @@ def test_the_documented_selector_is_replayed(table: Path, tmp_path: Path) -> Non
         (("--table", "TABLE", "--selector", "X"), "X: a selector is named FILE.py:CLASS"),
         (("--table", "TABLE", "--selector", "WRONG:Wrong"), "Wrong lacks select(nodes, count, seed)"),
         (("--selector", "X"), "--selector needs --table FILE"),
+        (("--write", "X"), "--write needs --table FILE"),
+        (("--table", "TABLE", "--write", "wrong.py"), "wrong.py lacks the lines <!-- measured: begin -->"),
+        (("--table", "TABLE", "--measure-again", "3"), "--measure-again is for searches that are run"),
         (("--table", "older.parquet"), "older.parquet: cell 3 is no composition of this version's catalogue"),
     ],
 )
