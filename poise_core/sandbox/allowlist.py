@@ -13,6 +13,10 @@ _KEPT_NAMES = frozenset(
     {"PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH", "CUDA_HOME", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES"}
 )
 _KEPT_PREFIXES = ("LC_", "OMP_", "MKL_", "NCCL_", "GLOO_", "CUDA_DEVICE_", "NVIDIA_DRIVER_")
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+"""For glibc's malloc, which reads them when a process starts: blocks below 32 MiB (the most that every version of it takes) come
+from the heap, and up to 1 GiB of it is kept. Otherwise the system takes back what a step of training or sampling has freed, and
+clears the same pages for the next one."""
 _SYSTEM_FOLDERS = (
     "/usr",
     "/bin",

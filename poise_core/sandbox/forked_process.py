@@ -27,6 +27,7 @@ SERVER_VARIABLES = {
     # threads that a library starts on import are lost in a fork; each entry sets its own number of threads
     **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS"), "1"),
     "JE_ARROW_MALLOC_CONF": "background_thread:false",  # pyarrow has two allocators, and uses the other one
+    **allowlist.ALLOCATOR,
     "CUDA_VISIBLE_DEVICES": "",
     "DO_NOT_TRACK": "true",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.sandbox import warm
+from poise_core.sandbox.allowlist import ALLOCATOR
 from poise_core.sandbox.command import GRANTED, NETWORK_NEEDED, Limits, confined_command
 
 POLL_SECONDS = 0.1
@@ -126,4 +127,5 @@ def quiet_environment(threads: int) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         "TOKENIZERS_PARALLELISM": "false",
         "DO_NOT_TRACK": "true",
+        **ALLOCATOR,
     }
