@@ -271,7 +271,7 @@ class Replication(Remeasurement):
             seeds=seeds[:count],
             settings=settings,
             choice_seeds=seeds[count:],
-            sealed_set=max(sealed_sets, default=0) + 1,
+            sealed_set=max(sealed_sets) + 1,
             policies={name: self._policy_digest(name) for name in settings.policies if name != self.protocol.policy},
         )
         write_record(path, plan.to_dict())
@@ -313,9 +313,11 @@ class Replication(Remeasurement):
         own = self.protocol.digest
         parts = [*self.archive.parts("evaluations"), *self.archive.parts("trajectories")]
         seeds = {int(part["seed"]) for part in parts if part["protocol"] == own}
-        for replicated in self.archive.rows("replications", protocol=own):
+        replications = self.archive.rows("replications", protocol=own)
+        for replicated in replications:
             seeds.update(replicated["seeds"])
-        sets = set()
+        # where plans are lost with their folders, the count stands for them, since every replication was given a set of its own
+        sets = {len(replications)}
         for row in self.archive.rows("examinations", protocol=own):
             seeds.update(row["seeds"], row["choice_seeds"])
             sets.add(row["sealed_set"])

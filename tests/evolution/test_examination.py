@@ -27,7 +27,7 @@ from poise_core.evidence.examination import Plan, best_rate, conclude, condition
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution import Evolution
 from poise_core.experiments.examination import Examination, ExaminationRecord
-from poise_core.experiments.replication import ReplicationRefused
+from poise_core.experiments.replication import Replication, ReplicationRefused
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.render.markdown import fenced, render_examination_page, render_nightly_report
 from poise_core.render.terminal import render_candidate
@@ -375,6 +375,17 @@ def test_a_second_examination_reads_other_problems_with_other_seeds(tmp_path: Pa
     assert (first["seeds"], first["choice_seeds"]) == ([2, 3, 4], [5, 6])
     assert (second["seeds"], second["choice_seeds"]) == ([7, 8, 9], [10, 11])
     assert first["examination"] != second["examination"]
+
+
+@pytest.mark.slow
+def test_the_problems_of_a_replication_whose_plan_is_lost_are_not_read_again(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    run, (_, best, ordinary, *_) = begun(tmp_path, laboratory, policies=())
+    Replication(run, best).carry_out(3)
+    (run.candidate_folder(best) / "replicate" / "plan.json").unlink()
+    plan = Replication(run, ordinary).begin(3, undeclared=True)
+    assert (plan.sealed_set, plan.seeds) == (2, (5, 6, 7))
 
 
 @pytest.mark.slow
