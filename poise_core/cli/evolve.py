@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +34,7 @@ from poise_core.cli.track import say_behind
 from poise_core.escaping import shell_command, shell_word, without_credentials
 
 if TYPE_CHECKING:
+    from poise_core.archive import Archive
     from poise_core.config import Preset
     from poise_core.run_directory import RunDirectory
 
@@ -84,61 +86,79 @@ def evolve(
         counts = {"generations": generations, "parents": parents, "seed": seed}
         chosen = context.get_parameter_source("preset") is not ParameterSource.DEFAULT
         resolved, anew = settings_to_go_on(preset, chosen, run_dir, settings, counts)
+        folder = run_dir or default_run_dir(resolved)
         if dry_run:
             from poise_core.cli.plan import dry_run_text
 
-            say(dry_run_text(resolved, run_dir or default_run_dir(resolved)))
+            say(dry_run_text(resolved, folder))
             return
-        refuse_misfit(resolved, run_dir or default_run_dir(resolved))
-        serve_another_node(resolved, run_dir or default_run_dir(resolved))
+        refuse_misfit(resolved, folder)
+        serve_another_node(resolved, folder)
         if forecast := check_and_forecast(resolved, asks=replay is None):
             count = resolved.search.generations
             say(f"poise: forecast of {count} generation{'s' if count > 1 else ''}: {forecast}", err=True)
-        from flows.local import evolve_here
-        from poise_core.cli.progress import ProgressDisplay, Troubles
-        from poise_core.evolution import EvolutionError
-        from poise_core.failures import Cancelled, InfrastructureError
-        from poise_core.render.terminal import render_lineage
-        from poise_core.views import lineage
-
-        folder = run_dir or default_run_dir(resolved)
         recorded = recording(replay)
         if replay is not None:
             share_problems(replay, folder, resolved)
-        resume = shell_command(["poise", *sys.argv[1:]])
-        try:
-            with (
-                ProgressDisplay(resolved, resolved.search.seeds_per_candidate) as display,
-                Troubles(display.note),
-            ):
-                notes = [
-                    f"poise: {line}" for line in (*anew, resolved.untuned, resolved.protocol.unsealed_note) if line
-                ]
+        show_end(evolved(resolved, folder, anew, recorded))
 
-                def tell(status: str) -> None:
-                    while notes:  # once, when the run is open: input that cannot be used gets its own line alone
-                        display.note(notes.pop(0))
-                    display.say(status)
 
-                run = evolve_here(resolved, folder, observer=display, say=tell, replay=recorded)
-        except Cancelled as error:
-            say_failures(folder)
-            raise fail("stopped; go on with:", STOPPED, resume) from error
-        except InfrastructureError as error:
-            say_failures(folder)
-            raise fail(f"{str(error).splitlines()[0]}; once that is corrected, go on with:", FAULT, resume) from error
-        except EvolutionError as error:
-            say_failures(folder)
-            raise fail(error, 1) from error
-        console = view_console()
-        evidence = run.evidence()
-        console.print(leaderboard_of(run, evidence))
-        console.print()
-        console.print(render_lineage(lineage(evidence)))
-        console.print()
-        console.print(where_to_look(run), highlight=False, soft_wrap=True)
+def evolved(preset: Preset, folder: Path, anew: Sequence[str], replay: Archive | None) -> RunDirectory:
+    """The run with all its generations, shown as they are made; every way in which it can stop says how it goes on.
+
+    Args:
+        preset: as settled.
+        folder: of the run.
+        anew: one line for each setting that differs from those that the run had.
+        replay: the archive of a recorded run.
+
+    Raises:
+        typer.Exit: it was stopped, or cannot go on now.
+    """
+    from flows.local import evolve_here
+    from poise_core.cli.progress import ProgressDisplay, Troubles
+    from poise_core.evolution import EvolutionError
+    from poise_core.failures import Cancelled, InfrastructureError
+
+    resume = shell_command(["poise", *sys.argv[1:]])
+    try:
+        with (
+            ProgressDisplay(preset, preset.search.seeds_per_candidate) as display,
+            Troubles(display.note),
+        ):
+            notes = [f"poise: {line}" for line in (*anew, preset.untuned, preset.protocol.unsealed_note) if line]
+
+            def tell(status: str) -> None:
+                while notes:  # once, when the run is open: input that cannot be used gets its own line alone
+                    display.note(notes.pop(0))
+                display.say(status)
+
+            return evolve_here(preset, folder, observer=display, say=tell, replay=replay)
+    except Cancelled as error:
         say_failures(folder)
-        say_behind(run)
+        raise fail("stopped; go on with:", STOPPED, resume) from error
+    except InfrastructureError as error:
+        say_failures(folder)
+        raise fail(f"{str(error).splitlines()[0]}; once that is corrected, go on with:", FAULT, resume) from error
+    except EvolutionError as error:
+        say_failures(folder)
+        raise fail(error, 1) from error
+
+
+def show_end(run: RunDirectory) -> None:
+    """What a finished run came to, and where to look further."""
+    from poise_core.render.terminal import render_lineage
+    from poise_core.views import lineage
+
+    console = view_console()
+    evidence = run.evidence()
+    console.print(leaderboard_of(run, evidence))
+    console.print()
+    console.print(render_lineage(lineage(evidence)))
+    console.print()
+    console.print(where_to_look(run), highlight=False, soft_wrap=True)
+    say_failures(run.path)
+    say_behind(run)
 
 
 def say_failures(folder: Path) -> None:
