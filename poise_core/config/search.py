@@ -49,6 +49,23 @@ class AcquisitionSpec(FrozenModel):
     )
 
 
+class PromiseSpec(FrozenModel):
+    """How the catalogue's proposals are chosen by what they are expected to score, of all that the run has measured."""
+
+    draws: PositiveInt = Field(
+        32, description="variations of a parent that are drawn for one slot, of which the most promising are proposed"
+    )
+    confidence: NonNegativeFloat = Field(
+        1.0, description="UCB coefficient: standard deviations added to what a variation is expected to score"
+    )
+    weight: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the same in the rank of proposals; the rest is relevance, novelty, variety, simplicity",
+    )
+
+
 class PlateauSpec(FrozenModel):
     """The definition of a plateau, and how the search answers one."""
 
@@ -106,6 +123,7 @@ class SearchSpec(FrozenModel):
     arm: Arm = Field("evolution", description="how to search: evolution, or a control arm to compare it with")
     acquisition: AcquisitionSpec = AcquisitionSpec()
     plateau: PlateauSpec = PlateauSpec()
+    promise: PromiseSpec = PromiseSpec()
     seed: int = Field(0, description="seed of selection and of the catalogue proposer")
     searches: PositiveInt = Field(
         1,

@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from poise_core.config import Preset
-from poise_core.config.search import SearchSpec
+from poise_core.config.search import PromiseSpec, SearchSpec
 from poise_core.evolution.ladder import judged_by
 from poise_core.experiments.replay import PROPOSERS, ReplayArm, ReplayedSearch
 from poise_core.experiments.world import World
@@ -52,6 +52,23 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
         replace(whole, name="no mutation of numbers alone", numbers=False),
         replace(whole, name="no plateau rule", plateau=False),
         replace(whole, name="no screening", screen=False),
+        *(
+            replace(whole, name=f"promise d{d} k{k:g} w{w:g}", promise=PromiseSpec(draws=d, confidence=k, weight=w))
+            for d, k, w in (
+                (4, 1, 0.5),
+                (4, 1, 1),
+                (16, 1, 0.5),
+                (16, 1, 1),
+                (32, 1, 0),
+                (32, 1, 0.5),
+                (32, 0, 1),
+                (32, 0.5, 1),
+                (32, 1, 1),
+                (32, 2, 1),
+                (128, 1, 1),
+                (128, 0, 1),
+            )
+        ),
     ]
     if ladder is not None:
         arms.append(replace(whole, name="no ladder", ladder=None))

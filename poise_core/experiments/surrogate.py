@@ -27,9 +27,7 @@ from poise_core.evidence.noise import Array, noise_of
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.conflicts import conflicts
-from poise_core.mechanisms.model import Parameter
-
-Codes = np.ndarray[Any, np.dtype[np.int64]]
+from poise_core.mechanisms.features import LEVEL, LEVELS, NUMBERS, Codes, encode, kinship, place
 
 PAIR_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -43,42 +41,9 @@ difference of two trainings where that is more."""
 
 FOLDS = 10
 
-_SLOTS = tuple(SLOTS)
-_LEVEL = {(s, c.name): n for n, (s, c) in enumerate((s, c) for s in _SLOTS for c in SLOTS[s].choices)}
-LEVELS = len(_LEVEL)
-"""Choices of all slots together."""
-
-_PARAMETERS: dict[tuple[str, str, str], tuple[int, Parameter]] = {}
-for _slot in _SLOTS:
-    for _choice in SLOTS[_slot].choices:
-        for _one in _choice.parameters:
-            _PARAMETERS[_slot, _choice.name, _one.name] = (len(_PARAMETERS), _one)
-
 
 class TableError(Exception):
     """A table cannot be used as asked; the message is one line."""
-
-
-def encode(composition: Composition) -> tuple[Codes, Array]:
-    """(S,) one level per slot, numbered through all slots; (P,) the place of every number within its span, -1 to 1.
-
-    Places are on a log scale, as variation moves numbers. A number that the composition does not have is 0, as one in the middle of
-    its span; what lies beyond the span is cut at 1.5.
-    """
-    codes = np.array([_LEVEL[slot, composition.choices[slot]] for slot in _SLOTS], np.int64)
-    numbers = np.zeros(len(_PARAMETERS))
-    for slot in _SLOTS:
-        for parameter in composition.choice(slot).parameters:
-            column, spec = _PARAMETERS[slot, composition.choices[slot], parameter.name]
-            numbers[column] = _place(spec, composition.parameters[parameter.name])
-    return codes, numbers
-
-
-def _place(spec: Parameter, value: float) -> float:
-    if not spec.movable or not value:
-        return 0.0
-    low, high = map(math.log, spec.span)
-    return float(np.clip(2.0 * (math.log(abs(value)) - low) / (high - low) - 1.0, -1.5, 1.5))
 
 
 @dataclass(frozen=True)
@@ -195,7 +160,7 @@ class Surrogate:
     @classmethod
     def with_settings(cls, cells: Cells, pair_share: float, penalty: float) -> Surrogate:
         """With a given share of pairs and a given penalty."""
-        slots, noise = len(_SLOTS), penalty * cells.seeds.mean() / cells.seeds
+        slots, noise = len(SLOTS), penalty * cells.seeds.mean() / cells.seeds
         centre = np.average(cells.values, axis=0, weights=cells.seeds)
         kernel = _kernel(cells, cells, pair_share)
         alpha = np.linalg.solve(kernel + np.diag(noise), cells.values - centre)  # (n, J)
@@ -221,11 +186,7 @@ class Surrogate:
 
 
 def _kernel(one: Cells, other: Cells, pair_share: float) -> Array:
-    slots = len(_SLOTS)
-    same = (one.codes[:, None, :] == other.codes[None, :, :]).sum(axis=2).astype(np.float64)
-    main = (same + one.numbers @ other.numbers.T) / slots
-    found: Array = (1.0 - pair_share) * main + pair_share * same * (same - 1.0) / (slots * (slots - 1))
-    return found
+    return kinship(one.codes, one.numbers, other.codes, other.numbers, pair_share)
 
 
 def _left_out(cells: Cells, pair_share: float, penalty: float) -> Array:
@@ -397,14 +358,14 @@ def find_optimum(surrogate: Surrogate, starts: int = 24, seed: int = 0) -> Optim
     slopes = surrogate.slopes @ weights
     values, tops = surrogate.main @ weights, []
     bonus, best_numbers = np.zeros(LEVELS), dict[int, dict[str, float]]()
-    for (slot, choice, name), (column, spec) in _PARAMETERS.items():
-        level = _LEVEL[slot, choice]
+    for (slot, choice, name), (column, spec) in NUMBERS.items():
+        level = LEVEL[slot, choice]
         ends = [math.copysign(end, spec.default) for end in spec.span] if spec.movable else [spec.default]
-        number = max((float(slopes[column]) * _place(spec, value), value) for value in ends)[1]
-        bonus[level] += slopes[column] * _place(spec, number)
+        number = max((float(slopes[column]) * place(spec, value), value) for value in ends)[1]
+        bonus[level] += slopes[column] * place(spec, number)
         best_numbers.setdefault(level, {})[name] = number
     pairs = surrogate.pairs @ weights
-    chosen = list(_LEVEL)
+    chosen = list(LEVEL)
 
     def build(codes: Codes) -> Composition:
         numbers = {name: value for level in codes for name, value in best_numbers.get(int(level), {}).items()}
@@ -421,7 +382,7 @@ def find_optimum(surrogate: Surrogate, starts: int = 24, seed: int = 0) -> Optim
     return Optimum(best[1], best[0], sum(top > best[0] - 1e-6 for top, _ in tops) / len(tops))
 
 
-_SLOT_LEVELS = [np.array([_LEVEL[slot, choice.name] for choice in SLOTS[slot].choices]) for slot in _SLOTS]
+_SLOT_LEVELS = [np.array([LEVEL[slot, choice.name] for choice in SLOTS[slot].choices]) for slot in SLOTS]
 
 
 def _climb(codes: Codes, values: Array, pairs: Array, build: Any) -> Codes | None:

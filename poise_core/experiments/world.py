@@ -11,15 +11,14 @@ import numpy as np
 
 from poise_core.experiments.surrogate import (
     Cells,
-    Codes,
     Optimum,
     SeedNoiseModel,
     Surrogate,
-    encode,
     find_optimum,
     held_out,
 )
 from poise_core.mechanisms.composition import Composition
+from poise_core.mechanisms.features import Codes, encode
 from poise_core.search.nodes import Array
 
 DONOR_CELLS = 20

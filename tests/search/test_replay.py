@@ -40,7 +40,6 @@ from poise_core.experiments.surrogate import (
     SeedNoiseModel,
     Surrogate,
     TableError,
-    encode,
     find_optimum,
     held_out,
     judge_fit,
@@ -49,6 +48,7 @@ from poise_core.experiments.world import World
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.conflicts import conflicts
+from poise_core.mechanisms.features import encode
 from poise_core.mechanisms.operators import random_composition
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.search.references import reference_set
