@@ -379,7 +379,7 @@ def record_table(
     """Record a table of random compositions, each trained and scored, on which searches can be replayed.
 
     The order of the compositions is random, so a part of a recording is a valid, smaller one. Killed, the same command goes on;
-    with the table alone, on another machine too: cells that it holds with all seeds are not trained again.
+    with the table alone, on another machine too: what it holds is not trained again. So a second seed can be added later.
 
     Examples:
 
@@ -390,7 +390,7 @@ def record_table(
     from poise_core.archive import ArchiveError
     from poise_core.archive.cells import write_cells
     from poise_core.cli.common import resolve_preset
-    from poise_core.experiments.recording import finished, joined, recorded_cells, table_of_run, table_secret
+    from poise_core.experiments.recording import joined, measured_seeds, recorded_cells, table_of_run, table_secret
     from poise_core.experiments.recording import record_table as record
     from poise_core.run_directory import RunDirectory
 
@@ -407,11 +407,11 @@ def record_table(
                 raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
             folder = (run_dir or Path("runs") / f"{resolved.name}-table").absolute()
             earlier = recorded_cells(out, resolved, design_seed)
-            known = finished(earlier, chosen)
-            asked = range(cells + 1)
+            known = measured_seeds(earlier, chosen)
+            whole = {number for number in range(cells + 1) if known.get(number, frozenset()) >= set(chosen)}
             with (
                 RunDirectory.open(folder, resolved, table_secret(design_seed)) as run,
-                progress_bar("cells", len(set(asked) - set(known))) as advance,
+                progress_bar("cells", cells + 1 - len(whole)) as advance,
             ):
 
                 def write() -> None:
@@ -423,7 +423,7 @@ def record_table(
                         write()
 
                 scored = record(run, cells, chosen, design_seed=design_seed, known=known, on_cell=save)
-                scored += sum(number in asked and found[0].failure is None for number, found in known.items())
+                scored += sum(earlier[number][0].failure is None for number in whole)
                 write()
         except ArchiveError as error:
             raise fail(error, UNUSABLE) from error

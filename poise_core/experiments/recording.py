@@ -19,6 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from poise_core.agents.catalogue.compositions import read_composition
@@ -72,7 +73,7 @@ def record_table(
     seeds: Sequence[int],
     *,
     design_seed: int = 0,
-    known: Collection[int] = (),
+    known: Mapping[int, Collection[int]] = MappingProxyType({}),
     observer: Observer | None = None,
     on_cell: Callable[[int], None] = lambda done: None,
 ) -> int:
@@ -83,12 +84,12 @@ def record_table(
         cells: random compositions.
         seeds: of the trainings, the same for all cells.
         design_seed: of the random compositions.
-        known: numbers of cells that were measured elsewhere; they are passed over.
+        known: number of a cell -> seeds with which it was measured elsewhere; they are passed over.
         observer: called with every event.
         on_cell: called in this thread with the number of cells that are done.
 
     Returns:
-        How many of the cells that were not known, the baseline among them, have a score; the others were refused or failed.
+        How many of the cells that lacked a seed, the baseline among them, have a score; the others were refused or failed.
 
     Raises:
         InfrastructureError, Cancelled: see ``poise_core.evolution.trials.Trials``; the same call goes on.
@@ -96,14 +97,14 @@ def record_table(
     stop = threading.Event()
     options: dict[str, Any] = {} if observer is None else {"observer": observer}
     trials = Trials(run, should_stop=stop.is_set, **options)
-    jobs = _jobs(trials, cells, design_seed, frozenset(known))
+    jobs = _jobs(trials, cells, design_seed, seeds, known)
     scored = done = 0
     with ThreadPoolExecutor(run.preset.resources.parallel_candidates) as pool:
         open_jobs: set[Future[bool]] = set()
         try:
             while True:
                 for job in islice(jobs, run.preset.resources.parallel_candidates - len(open_jobs)):
-                    open_jobs.add(pool.submit(_measure, trials, job, tuple(seeds)))
+                    open_jobs.add(pool.submit(_measure, trials, *job))
                 if not open_jobs:
                     return scored
                 finished, open_jobs = wait(open_jobs, return_when=FIRST_COMPLETED)
@@ -115,12 +116,18 @@ def record_table(
             raise
 
 
-def _jobs(trials: Trials, cells: int, design_seed: int, known: Collection[int]) -> Iterator[CandidateRef]:
-    if 0 not in known:
-        yield _baseline(trials)
-    for number, composition in enumerate(draw_design(cells, design_seed), 1):
-        if number not in known:
-            yield _cell(trials, number, composition)
+Job = tuple[CandidateRef, tuple[int, ...]]
+"""A cell, and the seeds that it lacks."""
+
+
+def _jobs(
+    trials: Trials, cells: int, design_seed: int, seeds: Sequence[int], known: Mapping[int, Collection[int]]
+) -> Iterator[Job]:
+    for number, composition in enumerate([None, *draw_design(cells, design_seed)]):
+        lacking = tuple(seed for seed in seeds if seed not in known.get(number, ()))
+        if lacking:
+            cell = _baseline(trials) if composition is None else _cell(trials, number, composition)
+            yield cell, lacking
 
 
 def _baseline(trials: Trials) -> CandidateRef:
@@ -200,13 +207,13 @@ def recorded_cells(path: Path, preset: Preset, design_seed: int = 0) -> dict[int
     return cells
 
 
-def finished(cells: Mapping[int, Sequence[CellRow]], seeds: Sequence[int]) -> dict[int, Sequence[CellRow]]:
-    """Those that need not be measured again: refused, failed, or scored with all of these seeds."""
-    wanted = set(seeds)
+def measured_seeds(cells: Mapping[int, Sequence[CellRow]], seeds: Sequence[int]) -> dict[int, frozenset[int]]:
+    """Number of a cell -> those of the seeds with which it need not be measured again; all where it was refused or failed."""
     return {
-        number: found
+        number: frozenset(seeds)
+        if found[0].failure
+        else frozenset(row.seed for row in found if row.overall is not None and row.seed is not None)
         for number, found in cells.items()
-        if found[0].failure or wanted <= {row.seed for row in found if row.overall is not None}
     }
 
 

@@ -28,8 +28,8 @@ from poise_core.experiments import surrogate as surrogates
 from poise_core.experiments.contest import Contest, arms_of, replay_arms
 from poise_core.experiments.recording import (
     draw_design,
-    finished,
     joined,
+    measured_seeds,
     record_table,
     recorded_cells,
     table_of_run,
@@ -185,12 +185,12 @@ def test_a_recording_goes_on_from_its_table_alone(tmp_path: Path) -> None:
     one_seed = [row for row in rows if (row.cell, row.seed) != (2, 1)]
     write_cells(table, head, one_seed)
     earlier = recorded_cells(table, preset)
-    known = finished(earlier, (0, 1))
-    assert sorted(known) == [0, 1], "cell 2 lacks a seed"
-    assert sorted(finished(earlier, (0,))) == [0, 1, 2]
+    known = measured_seeds(earlier, (0, 1))
+    assert known == {0: {0, 1}, 1: {0, 1}, 2: {0}}
     with Laboratory() as laboratory, RunDirectory.open(tmp_path / "second", preset) as run:
         record_table(run, 4, (0, 1), known=known)
-        assert {name[:9] for name in laboratory.trained} == {"CELL-0002", "CELL-0003", "CELL-0004"}
+        trained = sorted((name.partition("/")[0][:9], int(name.rpartition("/")[2])) for name in laboratory.trained)
+        assert trained == [("CELL-0002", 1), ("CELL-0003", 0), ("CELL-0003", 1), ("CELL-0004", 0), ("CELL-0004", 1)]
         head, both = joined(table_of_run(run, 4), earlier)
     assert head.baseline == 0
     both.sort(key=lambda row: (row.cell, row.seed or 0))
@@ -213,7 +213,9 @@ def test_a_recording_with_more_seeds_keeps_the_cells_that_it_does_not_come_to(tm
         head, rows = table_of_run(run, 4)
         write_cells(table, head, rows)
     earlier = recorded_cells(table, preset)
-    assert finished(earlier, (0, 1)) == {}
+    assert set(measured_seeds(earlier, (0, 1)).values()) == {frozenset({0})}
+    failed = {7: [replace(made_up_rows(1, 1.0)[0], overall=None, seed=None, failure="diverged")]}
+    assert measured_seeds(failed, (0, 1)) == {7: {0, 1}}, "what failed is not tried again"
     with Laboratory() as laboratory, RunDirectory.open(tmp_path / "second", preset) as run:
         laboratory.fail["CELL-0001"] = CandidateFailure(FailureKind.DIVERGED, "train", "NaN")
         record_table(run, 2, (1,))
