@@ -299,7 +299,7 @@ class ReplayedSearch:
                 parents = (row, rng.choice(donors))
                 variation = crossover(base.composition, self.nodes[parents[1]].composition, rng)
             else:
-                variation = self._mutated(base.composition, rng, wide)
+                variation = self._mutated(base.composition, rng, wide, promise)
             if variation is None or (signature := _signature(variation.composition)) in fresh:
                 continue
             fresh.add(signature)
@@ -314,10 +314,12 @@ class ReplayedSearch:
             best = found[self._screen(row, [(one, text) for one, text, _ in found], promise)]
         return self._node(*best, generation)
 
-    def _mutated(self, base: Composition, rng: random.Random, wide: bool) -> Variation | None:
+    def _mutated(self, base: Composition, rng: random.Random, wide: bool, promise: Promise | None) -> Variation | None:
         """As ``CatalogueProposer`` does where nothing is diagnosed."""
         if self.arm.numbers and not wide and rng.random() < self.proposer.number_share:
             return mutate_numbers(base, rng)
+        if promise is not None and self.arm.promise is not None:
+            return mutate(base, rng, rng.randint(1, self.arm.promise.reach))
         strength = 2 if rng.random() < self.proposer.double_share else 1
         return mutate(base, rng, strength + (self.proposer.wider_by if wide else 0))
 

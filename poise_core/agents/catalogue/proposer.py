@@ -1,8 +1,9 @@
 """The proposer that needs no language model: it varies compositions of the mechanism catalogue.
 
 It changes one or two slots of the parent (three or four on a plateau), moves one or two of its numbers, or takes slots from a
-reference. What the parent's reflection diagnosed makes the slots and choices that answer it likelier; a choice that a failed
-sibling tried becomes less likely. It is a deterministic function of its arguments.
+reference. Once enough of the run is scored, many variations are drawn, and those that promise most are proposed. What the
+parent's reflection diagnosed makes the slots and choices that answer it likelier; a choice that a failed sibling tried becomes less
+likely. It is a deterministic function of its arguments.
 """
 
 from __future__ import annotations
@@ -49,10 +50,12 @@ class CatalogueProposer:
         slot_weights, choice_weights = self._weights(context, base)
         donors = [(one.record, composition_of_record(one.record)[0]) for one in context.references]
 
-        def draws(limit: int) -> Iterator[Drawn]:
+        def draws(limit: int, reach: int | None = None) -> Iterator[Drawn]:
             """New variations, one by one: what was proposed meanwhile moves the weights of the next."""
             for _ in range(100 * limit):
-                variation, donor = self._vary(base, donors, rng, slot_weights, choice_weights, wide=context.wide)
+                variation, donor = self._vary(
+                    base, donors, rng, slot_weights, choice_weights, wide=context.wide, reach=reach
+                )
                 if variation is not None and tried.add(variation.composition):
                     yield variation, donor
 
@@ -69,13 +72,13 @@ class CatalogueProposer:
         return proposals
 
     def _promising(
-        self, context: ProposalContext, draws: Callable[[int], Iterator[Drawn]], n: int
+        self, context: ProposalContext, draws: Callable[[int, int], Iterator[Drawn]], n: int
     ) -> Sequence[Drawn] | None:
         """Many draws, the most promising first; None where nothing is known of what is promising."""
         if self.promise is None or (promise := promise_of(context)) is None:
             return None
         count = max(n, self.promise.draws)
-        drawn = list(itertools.islice(draws(count), count))
+        drawn = list(itertools.islice(draws(count, self.promise.reach), count))
         if not drawn:
             return []
         high = bounds(promise, [variation.composition for variation, _ in drawn], self.promise.confidence)
@@ -90,14 +93,18 @@ class CatalogueProposer:
         choice_weights: Mapping[tuple[str, str], float],
         *,
         wide: bool,
+        reach: int | None = None,
     ) -> tuple[Variation | None, CandidateRecord | None]:
         if donors and rng.random() < self.crossover_share:
             donor, theirs = rng.choice(donors)
             return crossover(base, theirs, rng), donor
         if not wide and rng.random() < self.number_share * _weight_of_numbers(base, slot_weights):
             return mutate_numbers(base, rng, slot_weights=slot_weights), None
-        strength = 2 if rng.random() < self.double_share else 1
-        strength += self.wider_by if wide else 0
+        if reach is not None:
+            strength = rng.randint(1, reach)
+        else:
+            strength = 2 if rng.random() < self.double_share else 1
+            strength += self.wider_by if wide else 0
         return mutate(base, rng, strength, slot_weights=slot_weights, choice_weights=choice_weights), None
 
     def _weights(
