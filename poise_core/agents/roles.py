@@ -178,6 +178,15 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class ScoredComposition:
+    """A composition of an earlier generation, and what it scored."""
+
+    composition: Mapping[str, Any]
+    overall: float  # mean over seeds, percent
+    seeds: int
+
+
+@dataclass(frozen=True)
 class ProposalContext:
     """Everything a proposer and a screener may know."""
 
@@ -196,6 +205,7 @@ class ProposalContext:
     calibration: Calibration | None = None  # of the forecasts of earlier generations
     ablations: str = ""  # of the parent, its ancestors and the references: what mechanisms and numbers did
     credit: str = ""  # of mechanisms, over all candidates
+    scored: tuple[ScoredComposition, ...] = ()  # in the order in which they were made
 
     @property
     def scope(self) -> str:

@@ -49,6 +49,24 @@ class AcquisitionSpec(FrozenModel):
     )
 
 
+class PromiseSpec(FrozenModel):
+    """How the catalogue's proposals are chosen by what they are expected to score, of all that the run has measured."""
+
+    draws: PositiveInt = Field(
+        128, description="variations of a parent that are drawn for one slot, of which the most promising are proposed"
+    )
+    confidence: NonNegativeFloat = Field(
+        1.0, description="UCB coefficient: standard deviations added to what a variation is expected to score"
+    )
+    reach: int = Field(4, ge=1, le=4, description="slots that such a variation changes at most")
+    weight: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="share of the same in the rank of proposals; the rest is relevance, novelty, variety, simplicity",
+    )
+
+
 class PlateauSpec(FrozenModel):
     """The definition of a plateau, and how the search answers one."""
 
@@ -106,6 +124,9 @@ class SearchSpec(FrozenModel):
     arm: Arm = Field("evolution", description="how to search: evolution, or a control arm to compare it with")
     acquisition: AcquisitionSpec = AcquisitionSpec()
     plateau: PlateauSpec = PlateauSpec()
+    promise: PromiseSpec | None = Field(
+        PromiseSpec(), description="how much is made of what compositions promise; none: nothing"
+    )
     seed: int = Field(0, description="seed of selection and of the catalogue proposer")
     searches: PositiveInt = Field(
         1,

@@ -21,6 +21,7 @@ from poise_core.agents.roles import (
     Reference,
     Reflection,
     ReflectionEvidence,
+    ScoredComposition,
     Tried,
 )
 from poise_core.agents.steering import steering_bonus
@@ -37,6 +38,7 @@ from poise_core.evidence.intervals import Interval, delta_between, overall_inter
 from poise_core.evidence.noise import Floors, NoiseFloor
 from poise_core.evolution.records import CandidateRef, failure_to_dict
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.mechanisms.known import composition_for
 from poise_core.search.nodes import NodeRecord
 from poise_core.search.references import ReferenceChoice
 from poise_core.search.sketches import behaviour_sketch
@@ -88,6 +90,19 @@ class History:
             for row in rows
             if row["candidate_id"] not in superseded
         ]
+
+    def scored(self, nodes: Sequence[NodeRecord]) -> tuple[ScoredComposition, ...]:
+        """What the nodes with a score and a composition have scored.
+
+        Args:
+            nodes: of ``nodes``.
+        """
+        known = {row["candidate_id"]: _known_composition(row) for row in self.candidates()}
+        return tuple(
+            ScoredComposition(composition, node.overall.estimate, max(node.overall.seeds, 1))
+            for node in nodes
+            if node.overall is not None and node.scored and (composition := known[node.candidate_id]) is not None
+        )
 
     def with_stopped(self, nodes: Sequence[NodeRecord], ladder: LadderSpec) -> list[NodeRecord]:
         """The nodes, those marked that the ladder stopped before they had a score, with the forecast of their Overall.
@@ -446,6 +461,14 @@ def _tried(candidate: Row, failures: Mapping[str, Row], ends: Mapping[str, tuple
         change=candidate["change"] or "",
         avoid=avoid,
     )
+
+
+def _known_composition(candidate: Row) -> Mapping[str, Any] | None:
+    """As recorded, or of a shipped algorithm; None where the catalogue cannot express the file without leaving something out."""
+    if candidate["composition"] is not None:
+        return _composition(candidate)
+    known = composition_for(candidate["source"])
+    return None if known is None or known.left_out else known.composition.model_dump()
 
 
 def _composition(candidate: Row) -> dict[str, Any] | None:

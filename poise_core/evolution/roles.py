@@ -41,10 +41,11 @@ def default_roles(preset: Preset) -> Roles:
     elif search.arm == "greedy":
         selector = GreedySelector()
     random = search.arm in ("random", "tune")
+    promise = search.promise if search.arm == "evolution" else None
     return Roles(
         selector=selector,
-        proposer=RandomProposer(numbers_only=search.arm == "tune") if random else CatalogueProposer(),
-        screener=FirstComeScreener() if random else CatalogueScreener(),
+        proposer=RandomProposer(numbers_only=search.arm == "tune") if random else CatalogueProposer(promise=promise),
+        screener=FirstComeScreener() if random else CatalogueScreener(promise=promise),
         implementer=CatalogueImplementer(),
         reflector=RuleReflector(),
     )

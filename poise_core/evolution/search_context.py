@@ -82,6 +82,7 @@ class SearchContext:
             calibration=self.briefs.calibration(slot.generation),
             ablations=self.briefs.ablations(slot.generation, shown),
             credit=self.briefs.credit(slot.generation),
+            scored=self.history.scored(nodes),
         )
 
     def plateau(self, nodes: Sequence[NodeRecord]) -> Plateau:

@@ -12,7 +12,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from poise_core.config import Preset
-from poise_core.config.search import SearchSpec
+from poise_core.config.search import PromiseSpec, SearchSpec
 from poise_core.evolution.ladder import judged_by
 from poise_core.experiments.replay import PROPOSERS, ReplayArm, ReplayedSearch
 from poise_core.experiments.world import World
@@ -29,7 +29,13 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
     spec = preset.search.acquisition
     climbed = judged_by(preset.ladder, preset.protocol)
     ladder = climbed if climbed.enabled and proxy else None
-    whole = ReplayArm("evolution", acquisition=spec, plateau=preset.search.plateau.answer, ladder=ladder)
+    whole = ReplayArm(
+        "evolution",
+        acquisition=spec,
+        plateau=preset.search.plateau.answer,
+        promise=preset.search.promise,
+        ladder=ladder,
+    )
     arms = [
         whole,
         *(ReplayArm(name, selector="root", proposer=name, ladder=ladder) for name in PROPOSERS),
@@ -51,6 +57,7 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
         replace(whole, name="no crossover", crossover=False),
         replace(whole, name="no mutation of numbers alone", numbers=False),
         replace(whole, name="no plateau rule", plateau=False),
+        *promises(preset.search.promise, whole),
         replace(whole, name="no screening", screen=False),
     ]
     if ladder is not None:
@@ -61,6 +68,20 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
     elif proxy:
         arms.append(replace(whole, name="with a ladder", ladder=climbed.model_copy(update={"enabled": True})))
     return {arm.name: arm for arm in arms}
+
+
+def promises(spec: PromiseSpec | None, whole: ReplayArm) -> list[ReplayArm]:
+    """The search without the promise of compositions, or with it where the preset has none, and with its settings moved."""
+    if spec is None:
+        return [replace(whole, name="with promise", promise=PromiseSpec())]
+    changes: dict[str, dict[str, Any]] = {
+        "promise alone": {"weight": 1.0},
+        "promise of few draws": {"draws": 16},
+        "promise of small steps": {"reach": 2},
+        "promise without confidence": {"confidence": 0.0},
+    }
+    moved = [replace(whole, name=name, promise=spec.model_copy(update=one)) for name, one in changes.items()]
+    return [replace(whole, name="no promise", promise=None), *moved]
 
 
 @dataclass(frozen=True)

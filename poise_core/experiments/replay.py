@@ -20,14 +20,16 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from poise_core.agents.catalogue.promising import bounds, on_a_scale
 from poise_core.agents.catalogue.proposer import CatalogueProposer
 from poise_core.agents.catalogue.random_search import with_random_numbers
 from poise_core.agents.catalogue.screener import CatalogueScreener
 from poise_core.config import LadderSpec
 from poise_core.config.environment_file import EnvironmentFile
-from poise_core.config.search import AcquisitionSpec, SearchSpec
+from poise_core.config.search import AcquisitionSpec, PromiseSpec, SearchSpec
 from poise_core.evidence import forecast
 from poise_core.evidence.intervals import Interval
+from poise_core.evidence.promise import Promise
 from poise_core.evidence.stopping import Measurement, Referee
 from poise_core.experiments.surrogate import (
     Codes,
@@ -36,6 +38,7 @@ from poise_core.experiments.surrogate import (
 from poise_core.experiments.world import Drawn, World
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, number_distance
+from poise_core.mechanisms.features import encode
 from poise_core.mechanisms.operators import (
     Variation,
     crossover,
@@ -75,6 +78,7 @@ class ReplayArm:
     numbers: bool = True  # whether some mutations move numbers and leave all choices
     plateau: bool = True
     screen: bool = True
+    promise: PromiseSpec | None = None
     ladder: LadderSpec | None = None
 
 
@@ -165,6 +169,7 @@ class ReplayedSearch:
         self.tokens += root.drawn.tokens * search.seeds_per_candidate
         self.nodes.append(root)
         self.steps: list[Step] = []
+        self._learned: tuple[int, Promise | None] = (0, None)
 
     def run(self) -> list[Step]:
         """Generations until the budget is used up or nothing new can be proposed; the step of the baseline first."""
@@ -282,28 +287,39 @@ class ReplayedSearch:
         donors = self._donors(table, row, generation, slot) if self.arm.crossover else []
         found: list[tuple[Composition, tuple[str, ...], tuple[int, ...]]] = []
         fresh = set(self.tried)
-        for _ in range(100 * self.search.proposals):
-            if len(found) == (self.search.proposals if self.arm.screen else 1):
+        promise = self._promise()
+        count = self.search.proposals if self.arm.screen else 1
+        if promise is not None and self.arm.promise is not None:
+            count = max(count, self.arm.promise.draws)
+        for _ in range(100 * count):
+            if len(found) == count:
                 break
             parents: tuple[int, ...] = (row,)
             if donors and rng.random() < self.proposer.crossover_share:
                 parents = (row, rng.choice(donors))
                 variation = crossover(base.composition, self.nodes[parents[1]].composition, rng)
             else:
-                variation = self._mutated(base.composition, rng, wide)
+                variation = self._mutated(base.composition, rng, wide, promise)
             if variation is None or (signature := _signature(variation.composition)) in fresh:
                 continue
             fresh.add(signature)
             found.append((variation.composition, signature, parents))
         if not found:
             return None
-        best = found[0] if len(found) == 1 else found[self._screen(row, [(one, text) for one, text, _ in found])]
+        if promise is not None and self.arm.promise is not None:
+            high = bounds(promise, [one for one, *_ in found], self.arm.promise.confidence)
+            found = [found[one] for one in np.argsort(-high, kind="stable")[: self.search.proposals]]
+        best = found[0]
+        if self.arm.screen and len(found) > 1:
+            best = found[self._screen(row, [(one, text) for one, text, _ in found], promise)]
         return self._node(*best, generation)
 
-    def _mutated(self, base: Composition, rng: random.Random, wide: bool) -> Variation | None:
+    def _mutated(self, base: Composition, rng: random.Random, wide: bool, promise: Promise | None) -> Variation | None:
         """As ``CatalogueProposer`` does where nothing is diagnosed."""
         if self.arm.numbers and not wide and rng.random() < self.proposer.number_share:
             return mutate_numbers(base, rng)
+        if promise is not None and self.arm.promise is not None:
+            return mutate(base, rng, rng.randint(1, self.arm.promise.reach))
         strength = 2 if rng.random() < self.proposer.double_share else 1
         return mutate(base, rng, strength + (self.proposer.wider_by if wide else 0))
 
@@ -314,7 +330,9 @@ class ReplayedSearch:
         seed = zlib.crc32(f"{self.address}/{generation}/{slot}".encode())
         return list(reference_rows(table, row, family(parents, table.ids[row]), seed=seed))
 
-    def _screen(self, row: int, proposals: Sequence[tuple[Composition, tuple[str, ...]]]) -> int:
+    def _screen(
+        self, row: int, proposals: Sequence[tuple[Composition, tuple[str, ...]]], promise: Promise | None
+    ) -> int:
         """The proposal that ``CatalogueScreener`` ranks first; there are no diagnoses here, so relevance is the same for all."""
         weights, base = self.screener.weights, self.nodes[row].texts
         choices = np.array([node.choices for node in self.nodes])
@@ -336,7 +354,23 @@ class ReplayedSearch:
                 + weights["variety"] / (1.0 + same)
                 + weights["simplicity"] * neutral
             )
+        if promise is not None and self.arm.promise is not None:
+            own_share = self.arm.promise.weight
+            promised = on_a_scale(bounds(promise, [one for one, _ in proposals], self.arm.promise.confidence))
+            scores = [(1 - own_share) * score + own_share * term for score, term in zip(scores, promised, strict=True)]
         return int(np.argmax(scores))
+
+    def _promise(self) -> Promise | None:
+        if self.arm.promise is None:
+            return None
+        scored = [node for node in self.nodes if len(node.values)]
+        if self._learned[0] != len(scored):
+            coded = [encode(node.composition) for node in scored]
+            overall = np.array([float((node.values @ self.world.cells.weights).mean()) for node in scored])
+            seeds = np.array([float(len(node.values)) for node in scored])
+            codes, numbers = np.array([one for one, _ in coded]), np.array([one for _, one in coded])
+            self._learned = len(scored), Promise.learn(codes, numbers, overall, seeds)
+        return self._learned[1]
 
     def _node(
         self, composition: Composition, signature: tuple[str, ...], parents: tuple[int, ...], generation: int

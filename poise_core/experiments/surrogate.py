@@ -5,31 +5,31 @@ thousand pairs cost nothing. With m of S slots on which two compositions agree a
 
     k = (1 - p) (m + agreement of numbers) / S + p m (m - 1) / (S (S - 1))
 
-The share and the penalty minimise the leave-one-out error; a cell with fewer seeds is penalised more. The benchmarks are fitted
-together, so Overall is their weighted sum here as it is in a run. The surrogate is the truth of a replay, so how far it may be
-trusted is measured: by cross-validation on cells, against the ceiling that the noise of the seeds sets.
+Scores are fitted on a logit scale, eta = log((s + 1) / (101 - s)) of a percentage s: much of what is drawn at random nearly fails,
+and on the scale of percent the sum of what many mechanisms gain would lie beyond 100. The share and the penalty minimise the
+leave-one-out error of Overall, in percent; a cell with fewer seeds is penalised more. The benchmarks are fitted together, so
+Overall is their weighted sum here as it is in a run. The surrogate is the truth of a replay, so how far it may be trusted is
+measured: by cross-validation on cells, against the ceiling that the noise of the seeds sets.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 from scipy import stats
+from scipy.special import expit
 
 from poise_core.archive.cells import CellRow, TableHead
 from poise_core.evidence.noise import Array, noise_of
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.conflicts import conflicts
-from poise_core.mechanisms.model import Parameter
-
-Codes = np.ndarray[Any, np.dtype[np.int64]]
+from poise_core.mechanisms.features import LEVEL, LEVELS, NUMBERS, Codes, encode, kinship, place
 
 PAIR_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -43,42 +43,9 @@ difference of two trainings where that is more."""
 
 FOLDS = 10
 
-_SLOTS = tuple(SLOTS)
-_LEVEL = {(s, c.name): n for n, (s, c) in enumerate((s, c) for s in _SLOTS for c in SLOTS[s].choices)}
-LEVELS = len(_LEVEL)
-"""Choices of all slots together."""
-
-_PARAMETERS: dict[tuple[str, str, str], tuple[int, Parameter]] = {}
-for _slot in _SLOTS:
-    for _choice in SLOTS[_slot].choices:
-        for _one in _choice.parameters:
-            _PARAMETERS[_slot, _choice.name, _one.name] = (len(_PARAMETERS), _one)
-
 
 class TableError(Exception):
     """A table cannot be used as asked; the message is one line."""
-
-
-def encode(composition: Composition) -> tuple[Codes, Array]:
-    """(S,) one level per slot, numbered through all slots; (P,) the place of every number within its span, -1 to 1.
-
-    Places are on a log scale, as variation moves numbers. A number that the composition does not have is 0, as one in the middle of
-    its span; what lies beyond the span is cut at 1.5.
-    """
-    codes = np.array([_LEVEL[slot, composition.choices[slot]] for slot in _SLOTS], np.int64)
-    numbers = np.zeros(len(_PARAMETERS))
-    for slot in _SLOTS:
-        for parameter in composition.choice(slot).parameters:
-            column, spec = _PARAMETERS[slot, composition.choices[slot], parameter.name]
-            numbers[column] = _place(spec, composition.parameters[parameter.name])
-    return codes, numbers
-
-
-def _place(spec: Parameter, value: float) -> float:
-    if not spec.movable or not value:
-        return 0.0
-    low, high = map(math.log, spec.span)
-    return float(np.clip(2.0 * (math.log(abs(value)) - low) / (high - low) - 1.0, -1.5, 1.5))
 
 
 @dataclass(frozen=True)
@@ -142,6 +109,11 @@ class Cells:
         """(n,) mean Overall of every cell, percent."""
         return self.values @ self.weights
 
+    @cached_property
+    def line(self) -> Array:
+        """(n, J) values on the scale on which they are fitted."""
+        return to_line(self.values, self.weights)
+
     def subset(self, rows: Codes) -> Cells:
         """Some of the cells."""
         return Cells(
@@ -171,9 +143,29 @@ def _outputs(row: CellRow) -> dict[str, float]:
     return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
+def to_line(values: Array, weights: Array) -> Array:
+    """(..., J) values on the scale on which they are fitted: benchmarks, which have a weight, as logits; others as they are."""
+    bounded = np.clip(values, 0.0, 100.0)
+    found: Array = np.where(weights > 0, np.log((bounded + 1.0) / (101.0 - bounded)), values)
+    return found
+
+
+def from_line(line: Array, weights: Array) -> Array:
+    """Undo ``to_line``: percent within -1 and 101."""
+    found: Array = np.where(weights > 0, 102.0 * expit(line) - 1.0, line)
+    return found
+
+
+def slope_of_line(values: Array, weights: Array) -> Array:
+    """(..., J) how much ``to_line`` changes with a value."""
+    bounded = np.clip(values, 0.0, 100.0)
+    found: Array = np.where(weights > 0, 102.0 / ((bounded + 1.0) * (101.0 - bounded)), 1.0)
+    return found
+
+
 @dataclass(frozen=True)
 class Surrogate:
-    """The fitted regression in its explicit form, for quick predictions; L levels, P numbers, J outputs."""
+    """The fitted regression in its explicit form, for quick predictions; L levels, P numbers, J outputs on the fitted scale."""
 
     cells: Cells
     pair_share: float
@@ -195,10 +187,10 @@ class Surrogate:
     @classmethod
     def with_settings(cls, cells: Cells, pair_share: float, penalty: float) -> Surrogate:
         """With a given share of pairs and a given penalty."""
-        slots, noise = len(_SLOTS), penalty * cells.seeds.mean() / cells.seeds
-        centre = np.average(cells.values, axis=0, weights=cells.seeds)
+        slots, noise = len(SLOTS), penalty * cells.seeds.mean() / cells.seeds
+        centre = np.average(cells.line, axis=0, weights=cells.seeds)
         kernel = _kernel(cells, cells, pair_share)
-        alpha = np.linalg.solve(kernel + np.diag(noise), cells.values - centre)  # (n, J)
+        alpha = np.linalg.solve(kernel + np.diag(noise), cells.line - centre)  # (n, J)
         hot = np.zeros((len(cells.codes), LEVELS))
         np.put_along_axis(hot, cells.codes, 1.0, axis=1)
         main = (1.0 - pair_share) / slots * hot.T @ alpha
@@ -209,6 +201,10 @@ class Surrogate:
 
     def predict(self, codes: Codes, numbers: Array) -> Array:
         """(J,) every output of one composition."""
+        return from_line(self.predict_line(codes, numbers), self.cells.weights)
+
+    def predict_line(self, codes: Codes, numbers: Array) -> Array:
+        """(J,) the same on the fitted scale."""
         both = self.pairs[np.ix_(codes, codes)].sum(axis=(0, 1)) - self.pairs[codes, codes].sum(axis=0)
         found: Array = self.centre + self.main[codes].sum(axis=0) + 0.5 * both + numbers @ self.slopes
         return found
@@ -221,19 +217,16 @@ class Surrogate:
 
 
 def _kernel(one: Cells, other: Cells, pair_share: float) -> Array:
-    slots = len(_SLOTS)
-    same = (one.codes[:, None, :] == other.codes[None, :, :]).sum(axis=2).astype(np.float64)
-    main = (same + one.numbers @ other.numbers.T) / slots
-    found: Array = (1.0 - pair_share) * main + pair_share * same * (same - 1.0) / (slots * (slots - 1))
-    return found
+    return kinship(one.codes, one.numbers, other.codes, other.numbers, pair_share)
 
 
 def _left_out(cells: Cells, pair_share: float, penalty: float) -> Array:
-    """(n,) leave-one-out errors of Overall, the centre as it is: [K^-1 y]_i / [K^-1]_ii."""
+    """(n,) leave-one-out errors of Overall, the centre as it is: on the fitted scale [K^-1 y]_i / [K^-1]_ii."""
     noise = penalty * cells.seeds.mean() / cells.seeds
     inverse = np.linalg.inv(_kernel(cells, cells, pair_share) + np.diag(noise))
-    rest = cells.overall - np.average(cells.overall, weights=cells.seeds)
-    found: Array = (inverse @ rest) / np.diagonal(inverse)
+    rest = cells.line - np.average(cells.line, axis=0, weights=cells.seeds)
+    predicted = cells.line - (inverse @ rest) / np.diagonal(inverse)[:, None]
+    found: Array = cells.overall - from_line(predicted, cells.weights) @ cells.weights
     return found
 
 
@@ -386,73 +379,115 @@ class Optimum:
 def find_optimum(surrogate: Surrogate, starts: int = 24, seed: int = 0) -> Optimum:
     """The composition with the highest Overall among all of the catalogue that are free of conflicts.
 
-    Climbs from random compositions by the best change of one or two slots, numbers at the better end of their spans, until no
-    change helps. With effects of at most two slots that finds the top from nearly every start; ``agreement`` says from how many.
+    Climbs from random compositions by the best change of one or two slots, until no change helps. Numbers stand at the ends of
+    their spans that raise Overall most where the climb has come to. ``agreement`` says how many of the starts ended at the top.
     """
     import random
 
     from poise_core.mechanisms.operators import random_composition
 
-    weights = surrogate.cells.weights
-    slopes = surrogate.slopes @ weights
-    values, tops = surrogate.main @ weights, []
-    bonus, best_numbers = np.zeros(LEVELS), dict[int, dict[str, float]]()
-    for (slot, choice, name), (column, spec) in _PARAMETERS.items():
-        level = _LEVEL[slot, choice]
-        ends = [math.copysign(end, spec.default) for end in spec.span] if spec.movable else [spec.default]
-        number = max((float(slopes[column]) * _place(spec, value), value) for value in ends)[1]
-        bonus[level] += slopes[column] * _place(spec, number)
-        best_numbers.setdefault(level, {})[name] = number
-    pairs = surrogate.pairs @ weights
-    chosen = list(_LEVEL)
-
-    def build(codes: Codes) -> Composition:
-        numbers = {name: value for level in codes for name, value in best_numbers.get(int(level), {}).items()}
-        return Composition(choices=dict(chosen[level] for level in codes), parameters=numbers)
-
+    climber, tops = _Climber(surrogate), []
     for start in range(starts):
         codes = encode(random_composition(random.Random(f"optimum:{seed}:{start}")))[0]
-        while (better := _climb(codes, values + bonus, pairs, build)) is not None:
-            codes = better
-        composition = build(codes)
-        if not conflicts(composition):
-            tops.append((float(surrogate.predict(*encode(composition)) @ weights), composition))
+        found = climber.climb(codes)
+        if found is not None:
+            tops.append(found)
     best = max(tops, key=lambda one: one[0])
     return Optimum(best[1], best[0], sum(top > best[0] - 1e-6 for top, _ in tops) / len(tops))
 
 
-_SLOT_LEVELS = [np.array([_LEVEL[slot, choice.name] for choice in SLOTS[slot].choices]) for slot in _SLOTS]
+_SLOT_LEVELS = [np.array([LEVEL[slot, choice.name] for choice in SLOTS[slot].choices]) for slot in SLOTS]
+_CHOSEN = list(LEVEL)
+
+MOST_MOVES = 200
+"""Of one climb; numbers that go back and forth with the slope would let it go on."""
 
 
-def _climb(codes: Codes, values: Array, pairs: Array, build: Any) -> Codes | None:
-    """The best conflict-free change of one or two slots; None where none is an improvement."""
-    field = pairs[:, codes]  # (L, S) what each level has with the present one of each slot
-    total = field.sum(axis=1)
-    found: list[tuple[float, tuple[tuple[int, int], ...]]] = []
-    single = []
-    for slot, levels in enumerate(_SLOT_LEVELS):
-        now = codes[slot]
-        gain = (values[levels] + total[levels] - field[levels, slot]) - (values[now] + total[now] - field[now, slot])
-        single.append(gain)
-        found += [(float(g), ((slot, int(level)),)) for g, level in zip(gain, levels, strict=True)]
-    for a, first in enumerate(_SLOT_LEVELS):
-        for b in range(a + 1, len(_SLOT_LEVELS)):
-            second = _SLOT_LEVELS[b]
-            fresh = (
-                pairs[np.ix_(first, second)]
-                - field[first, b][:, None]
-                - field[second, a][None, :]
-                + pairs[codes[a], codes[b]]
-            )
-            gain = single[a][:, None] + single[b][None, :] + fresh
-            i, j = np.unravel_index(int(np.argmax(gain)), gain.shape)
-            found.append((float(gain[i, j]), ((a, int(first[i])), (b, int(second[j])))))
-    for gain, changes in sorted(found, key=lambda one: -one[0]):
-        if gain <= 1e-9:
-            return None
-        trial = codes.copy()
-        for slot, level in changes:
-            trial[slot] = level
-        if not conflicts(build(trial)):
-            return trial
-    return None
+class _Climber:
+    """Ways upward on a surrogate, for the benchmarks alone; B benchmarks."""
+
+    def __init__(self, surrogate: Surrogate) -> None:
+        self.surrogate, weights = surrogate, surrogate.cells.weights
+        self.columns = np.flatnonzero(weights > 0)
+        self.weights = weights[self.columns]
+        self.main, self.slopes = surrogate.main[:, self.columns], surrogate.slopes[:, self.columns]
+        self.pairs = surrogate.pairs[:, :, self.columns]
+
+    def climb(self, codes: Codes) -> tuple[float, Composition] | None:
+        """The highest Overall on the way from here, and the composition there; None where all on the way has conflicts."""
+        best: tuple[float, Composition] | None = None
+        for _ in range(MOST_MOVES):
+            bonus, numbers = self._numbers(codes)
+            here = _built(codes, numbers)
+            if not conflicts(here):
+                overall = float(self.surrogate.predict(*encode(here)) @ self.surrogate.cells.weights)
+                if best is None or overall > best[0] + 1e-9:
+                    best = overall, here
+            upward = self._step(codes, self.main + bonus, numbers)
+            if upward is None:
+                break
+            codes = upward
+        return best
+
+    def _numbers(self, codes: Codes) -> tuple[Array, dict[int, dict[str, float]]]:
+        """(L, B) what the best numbers of every choice add on the fitted scale, and these numbers, by the slope at these codes."""
+        slope = self.weights / slope_of_line(self._percent(self._line(codes, self.main)), self.weights)  # of Overall
+        bonus, best = np.zeros_like(self.main), dict[int, dict[str, float]]()
+        for (slot, choice, name), (column, spec) in NUMBERS.items():
+            level = LEVEL[slot, choice]
+            ends = [math.copysign(end, spec.default) for end in spec.span] if spec.movable else [spec.default]
+            number = max((float(self.slopes[column] @ slope) * place(spec, value), value) for value in ends)[1]
+            bonus[level] += self.slopes[column] * place(spec, number)
+            best.setdefault(level, {})[name] = number
+        return bonus, best
+
+    def _line(self, codes: Codes, main: Array) -> Array:
+        """(B,) of a composition on the fitted scale."""
+        both = self.pairs[np.ix_(codes, codes)].sum(axis=(0, 1)) - self.pairs[codes, codes].sum(axis=0)
+        found: Array = self.surrogate.centre[self.columns] + main[codes].sum(axis=0) + 0.5 * both
+        return found
+
+    def _percent(self, line: Array) -> Array:
+        return from_line(line, self.weights)
+
+    def _step(self, codes: Codes, main: Array, numbers: Mapping[int, Mapping[str, float]]) -> Codes | None:
+        """The best conflict-free change of one or two slots; None where none is an improvement."""
+        here = self._line(codes, main)
+        now = float(self._percent(here) @ self.weights)
+        field = self.pairs[:, codes]  # (L, S, B) what each level has with the present one of each slot
+        total = field.sum(axis=1)
+        found: list[tuple[float, tuple[tuple[int, int], ...]]] = []
+        single = []
+        for slot, levels in enumerate(_SLOT_LEVELS):
+            own = codes[slot]
+            gain = (main[levels] + total[levels] - field[levels, slot]) - (main[own] + total[own] - field[own, slot])
+            single.append(gain)
+            overall = self._percent(here + gain) @ self.weights - now
+            found += [(float(g), ((slot, int(level)),)) for g, level in zip(overall, levels, strict=True)]
+        for a, first in enumerate(_SLOT_LEVELS):
+            for b in range(a + 1, len(_SLOT_LEVELS)):
+                second = _SLOT_LEVELS[b]
+                fresh = (
+                    self.pairs[np.ix_(first, second)]
+                    - field[first, b][:, None]
+                    - field[second, a][None, :]
+                    + self.pairs[codes[a], codes[b]]
+                )
+                gain = single[a][:, None] + single[b][None, :] + fresh  # (L_a, L_b, B)
+                overall = self._percent(here + gain) @ self.weights - now
+                i, j = np.unravel_index(int(np.argmax(overall)), overall.shape)
+                found.append((float(overall[i, j]), ((a, int(first[i])), (b, int(second[j])))))
+        for gain, changes in sorted(found, key=lambda one: -one[0]):
+            if gain <= 1e-9:
+                return None
+            trial = codes.copy()
+            for slot, level in changes:
+                trial[slot] = level
+            if not conflicts(_built(trial, numbers)):
+                return trial
+        return None
+
+
+def _built(codes: Codes, numbers: Mapping[int, Mapping[str, float]]) -> Composition:
+    parameters = {name: value for level in codes for name, value in numbers.get(int(level), {}).items()}
+    return Composition(choices=dict(_CHOSEN[level] for level in codes), parameters=parameters)

@@ -11,15 +11,17 @@ import numpy as np
 
 from poise_core.experiments.surrogate import (
     Cells,
-    Codes,
     Optimum,
     SeedNoiseModel,
     Surrogate,
-    encode,
     find_optimum,
+    from_line,
     held_out,
+    slope_of_line,
+    to_line,
 )
 from poise_core.mechanisms.composition import Composition
+from poise_core.mechanisms.features import Codes, encode
 from poise_core.search.nodes import Array
 
 DONOR_CELLS = 20
@@ -50,7 +52,7 @@ class World:
     predicted: Array  # (n, J) held-out predictions of every cell
     ranks: Array  # (n,) held-out predictions of the cells' Overall, ascending
     order: Codes  # (n,) the cells in that order
-    rough: Array  # (J, J) factor of what the surrogate does not explain of a composition, noise of seeds left out
+    rough: Array  # (J, J) factor of what the surrogate does not explain of a composition, on its scale, noise of seeds left out
     failure_share: float
 
     @classmethod
@@ -68,12 +70,11 @@ class World:
         )  # as predictions of new compositions are, and not drawn to what the cell itself scored
         ranked = predicted @ cells.weights
         order = np.argsort(ranked, kind="stable")
-        rest = cells.values - predicted
+        rest = cells.line - to_line(predicted, cells.weights)
         variance = 0.0 if math.isnan(noise.pooled_variance) else noise.pooled_variance
-        between = (
-            rest.T @ rest / len(rest)
-            - variance * float((1.0 / cells.seeds).mean()) * noise.direction @ noise.direction.T
-        )
+        slopes = slope_of_line(cells.values, cells.weights) / np.sqrt(cells.seeds)[:, None]
+        of_seeds = variance * (slopes.T @ slopes / len(slopes)) * (noise.direction @ noise.direction.T)
+        between = rest.T @ rest / len(rest) - of_seeds
         values, vectors = np.linalg.eigh((between + between.T) / 2.0)
         factor = vectors * np.sqrt(np.maximum(values, 0.0))
         factor[cells.weights > 0] *= rough
@@ -96,11 +97,12 @@ class World:
         """
         rng = np.random.default_rng([*address, zlib.crc32(text.encode())])
         weights, noise = self.cells.weights, self.noise
-        expected = self.surrogate.predict(*encode(composition))
+        line = self.surrogate.predict_line(*encode(composition))
+        expected = from_line(line, weights)
         near = int(np.searchsorted(self.ranks, expected @ weights))
         low = max(0, min(near - DONOR_CELLS // 2, len(self.order) - DONOR_CELLS))
         donor = int(self.order[low : low + DONOR_CELLS][int(rng.integers(min(DONOR_CELLS, len(self.order))))])
-        expected = expected + self.rough @ rng.standard_normal(len(weights))
+        expected = from_line(line + self.rough @ rng.standard_normal(len(weights)), weights)
         freedom = max(float(noise.freedoms[donor]), FEWEST_FREEDOM)
         scatter = 1.0 if freedom > KNOWN else freedom / rng.chisquare(freedom)
         std = math.sqrt(noise.variances[donor] * scatter)

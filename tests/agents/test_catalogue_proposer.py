@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import random
 from collections import Counter
 
 import pytest
@@ -22,14 +23,17 @@ from poise_core.agents.roles import (
     ProposalContext,
     Reference,
     Reflection,
+    ScoredComposition,
     Tried,
 )
 from poise_core.algorithms import algorithm_path
 from poise_core.candidate.loading import load_candidate_source, source_digest
+from poise_core.config.search import PromiseSpec
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, changed_slots, compose
 from poise_core.mechanisms.known import KNOWN
+from poise_core.mechanisms.operators import random_composition
 from poise_core.mechanisms.render import composition_of
 from poise_core.trajectory import RUN_METRICS
 
@@ -99,6 +103,55 @@ def test_nothing_that_was_tried_comes_again() -> None:
             assert proposal.composition not in [t.composition for t in tried]
             tried.append(Tried(proposal.name, "evaluated" if generation % 2 else "diverged", proposal.composition))
     assert len({composition_key(t) for t in tried}) == len(tried) == 60
+
+
+def scored(count: int = 40) -> tuple[ScoredComposition, ...]:
+    """Random compositions; each point of difference is that of one mechanism, a sequence-level ratio."""
+    drawn = [random_composition(random.Random(number)) for number in range(count)]
+    return tuple(
+        ScoredComposition(one.model_dump(), 80.0 + 5.0 * (one.choices["ratio"] == "sequence") + 0.01 * number, 2)
+        for number, one in enumerate(drawn)
+    )
+
+
+def test_many_are_drawn_and_the_most_promising_proposed() -> None:
+    context = dataclasses.replace(GRPO_CONTEXT, scored=scored())
+    without = CatalogueProposer().propose(context, 4, seed=0)
+    assert without == CatalogueProposer().propose(GRPO_CONTEXT, 4, seed=0), "whose promise counts is said"
+    proposer = CatalogueProposer(promise=PromiseSpec(draws=400, confidence=0.0))
+    proposals = proposer.propose(context, 4, seed=0)
+    found = [composition(one).choices["ratio"] for one in proposals]
+    assert found[:2] == ["sequence"] * 2, "of several hundred draws a few have what pays"
+    assert proposer.propose(context, 4, seed=0) == proposals
+    few = dataclasses.replace(context, scored=context.scored[:3])
+    assert proposer.propose(few, 4, seed=0) == without, "three scores tell nothing"
+
+
+def test_the_screener_weighs_what_is_promised() -> None:
+    context = dataclasses.replace(GRPO_CONTEXT, scored=scored())
+    proposals = CatalogueProposer(promise=PromiseSpec(draws=400, confidence=0.0)).propose(context, 2, seed=0)
+    others = [
+        one
+        for one in CatalogueProposer().propose(GRPO_CONTEXT, 8, seed=1)
+        if composition(one).choices["ratio"] != "sequence"
+    ]
+    outside = others[0].model_copy(update={"composition": None, "name": "OUTSIDE"})
+    plain = CatalogueScreener().rank([*others, *proposals], context)
+    assert CatalogueScreener(promise=PromiseSpec(weight=0.0)).rank([*others, *proposals], context) == plain
+    ranked = CatalogueScreener(promise=PromiseSpec(weight=1.0, confidence=0.0)).rank(
+        [*others, outside, *proposals], context
+    )
+    assert {one.proposal.name for one in ranked[:2]} == {one.name for one in proposals}
+    terms = {one.proposal.name: one.terms for one in ranked}
+    assert terms["OUTSIDE"]["promise"] == 0.5
+    assert all(one.score == pytest.approx(one.terms["promise"]) for one in ranked)
+    assert "promise" in ranked[0].reasons[-1]
+    half = CatalogueScreener(promise=PromiseSpec(weight=0.5, confidence=0.0)).rank(
+        [*others, outside, *proposals], context
+    )
+    before = {one.proposal.name: one.score for one in CatalogueScreener().rank([*others, outside, *proposals], context)}
+    for one in half:
+        assert one.score == pytest.approx((before[one.proposal.name] + terms[one.proposal.name]["promise"]) / 2)
 
 
 def test_an_idea_that_was_only_ranked_lower_may_come_again_under_another_name() -> None:

@@ -17,7 +17,7 @@ from poise_core.agents.roles import CandidateRecord, Tried
 from poise_core.agents.rules.diagnoses import DIAGNOSES
 from poise_core.archive import Archive, candidate_row, evaluation_rows
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
-from poise_core.evolution import ChildSlot, Evolution
+from poise_core.evolution import ChildSlot, Evolution, default_roles
 from poise_core.mechanisms.catalogue import SLOTS
 
 
@@ -254,3 +254,29 @@ def test_notes_are_found_by_meaning() -> None:
     assert "unlikeliness_reward" in varied
     benchmarks = TaskCard(make_preset().protocol, 2)  # half of its Overall is pass@2
     assert "pass_at_k" in [note.name for note in retrieve(notes, place(task=benchmarks), 6)]
+
+
+@pytest.mark.slow
+def test_what_earlier_generations_scored_is_known_and_the_control_arms_make_nothing_of_it(
+    laboratory: Laboratory, tmp_path: Path
+) -> None:
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=2))
+    evolve(evolution)
+    slot = evolution.select_parents(2)[0]
+    known = evolution.context(slot).scored
+    rows = evolution.run.archive.rows("candidates", arm="evolution")
+    earlier = {row["candidate_id"] for row in rows if row["generation"] < 2}
+    scored = {
+        name: [one.overall for one in found]
+        for name, found in evolution.run.archive.evaluations(protocol=evolution.preset.protocol.digest).items()
+        if name in earlier
+    }
+    assert len(known) == len(scored) == 3, "the baseline, whose file the catalogue knows, and two children"
+    means = sorted(sum(own) / len(own) for own in scored.values())
+    assert sorted(one.overall for one in known) == pytest.approx(means)
+    assert {one.seeds for one in known} == {2}
+    spec = evolution.preset.search.promise
+    for arm, promise in (("evolution", spec), ("greedy", None), ("best-of-n", None)):
+        roles = default_roles(make_preset(arm=arm))
+        assert (roles.proposer.promise, roles.screener.promise) == (promise, promise)
+    assert default_roles(make_preset(promise=None)).proposer.promise is None

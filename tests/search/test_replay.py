@@ -40,7 +40,6 @@ from poise_core.experiments.surrogate import (
     SeedNoiseModel,
     Surrogate,
     TableError,
-    encode,
     find_optimum,
     held_out,
     judge_fit,
@@ -49,6 +48,7 @@ from poise_core.experiments.world import World
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.conflicts import conflicts
+from poise_core.mechanisms.features import encode
 from poise_core.mechanisms.operators import random_composition
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.search.references import reference_set
@@ -300,21 +300,37 @@ def test_the_explicit_form_is_the_kernel_regression() -> None:
     cells = Cells.of(head(), made_up_rows(40, 1.0))
     fitted = Surrogate.with_settings(cells, 0.4, 0.1)
     kernel = surrogates._kernel(cells, cells, 0.4)
-    alpha = np.linalg.solve(kernel + 0.1 * np.eye(41), cells.values - cells.values.mean(axis=0))
-    assert fitted.predict_cells(cells) == pytest.approx(kernel @ alpha + cells.values.mean(axis=0))
+    alpha = np.linalg.solve(kernel + 0.1 * np.eye(41), cells.line - cells.line.mean(axis=0))
+    line = kernel @ alpha + cells.line.mean(axis=0)
+    assert fitted.predict_cells(cells) == pytest.approx(surrogates.from_line(line, cells.weights))
+
+
+def test_scores_are_fitted_as_logits_and_other_outputs_as_they_are() -> None:
+    """By hand: 50 % is log(51 / 51) = 0; 100 % is log 101, and the slope there 102 / (101 * 1); tokens stay."""
+    weights = np.array([0.6, 0.4, 0.0])
+    values = np.array([[50.0, 100.0, 11.0], [0.0, 20.0, -3.0]])
+    line = surrogates.to_line(values, weights)
+    assert line[0] == pytest.approx([0.0, math.log(101.0), 11.0])
+    assert surrogates.from_line(line, weights) == pytest.approx(values)
+    slope = surrogates.slope_of_line(values, weights)
+    assert slope[0] == pytest.approx([102.0 / 51.0**2, 102.0 / 101.0, 1.0])
+    inside = np.array([30.0, 70.0, 5.0])
+    step = (surrogates.to_line(inside + 1e-4, weights) - surrogates.to_line(inside - 1e-4, weights)) / 2e-4
+    assert surrogates.slope_of_line(inside, weights) == pytest.approx(step, rel=1e-6)
+    far = surrogates.from_line(np.full((2, 3), 50.0) * np.array([[1], [-1]]), weights)
+    assert (far[:, :2].max(), far[:, :2].min()) == pytest.approx((101.0, -1.0)), "whatever adds up, a score is a share"
 
 
 def test_leave_one_out_errors_are_those_of_leaving_out() -> None:
     """The centre stays that of all cells, as the formula has it."""
     cells = Cells.of(head(), made_up_rows(12, 1.0))
-    kernel, mean = surrogates._kernel(cells, cells, 0.2), float(cells.overall.mean())
+    kernel, mean = surrogates._kernel(cells, cells, 0.2), cells.line.mean(axis=0)
     errors = surrogates._left_out(cells, 0.2, 0.3)
     for i, error in enumerate(errors):
         rest = np.arange(13) != i
         inside = kernel[np.ix_(rest, rest)] + 0.3 * np.eye(12)
-        assert error == pytest.approx(
-            cells.overall[i] - mean - kernel[i, rest] @ np.linalg.solve(inside, cells.overall[rest] - mean)
-        )
+        line = mean + kernel[i, rest] @ np.linalg.solve(inside, cells.line[rest] - mean)
+        assert error == pytest.approx(cells.overall[i] - surrogates.from_line(line, cells.weights) @ cells.weights)
 
 
 @pytest.mark.exhaustive
@@ -485,6 +501,7 @@ def test_every_ablation_changes_the_search() -> None:
         "no potential",
         "no crossover",
         "no plateau rule",
+        "no promise",
         "no ladder",
     } < arms.keys()
     one = Contest.of(world(1.5), PRESET.search, 30)

@@ -1,23 +1,32 @@
 """The proposer that needs no language model: it varies compositions of the mechanism catalogue.
 
 It changes one or two slots of the parent (three or four on a plateau), moves one or two of its numbers, or takes slots from a
-reference. What the parent's reflection diagnosed makes the slots and choices that answer it likelier; a choice that a failed
-sibling tried becomes less likely. It is a deterministic function of its arguments.
+reference. Once enough of the run is scored, many variations are drawn, and those that promise most are proposed. What the
+parent's reflection diagnosed makes the slots and choices that answer it likelier; a choice that a failed sibling tried becomes less
+likely. It is a deterministic function of its arguments.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from poise_core.agents.catalogue.compositions import TriedIdeas, composition_of_record, read_composition, wanted_answers
+from poise_core.agents.catalogue.promising import bounds, promise_of
 from poise_core.agents.catalogue.wording import write_proposal
 from poise_core.agents.roles import CandidateRecord, Proposal, ProposalContext
+from poise_core.config.search import PromiseSpec
 from poise_core.failures import FailureKind
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition, changed_slots
 from poise_core.mechanisms.operators import Variation, crossover, mutate, mutate_numbers
+
+Drawn = tuple[Variation, CandidateRecord | None]
+"""A variation, and from whom it was taken."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class CatalogueProposer:
     double_share: float = 0.4  # of mutations that change two slots
     emphasis: float = 4.0  # how much likelier an answer to a diagnosis becomes
     wider_by: int = 2  # further slots that a mutation changes while the search is on a plateau
+    promise: PromiseSpec | None = None  # None: variations are proposed as they are drawn
 
     def propose(self, context: ProposalContext, n: int, seed: int) -> list[Proposal]:
         """Up to ``n`` proposals; fewer only where the catalogue has nothing new to offer from this parent."""
@@ -39,13 +49,20 @@ class CatalogueProposer:
         tried = TriedIdeas.of(context, base)
         slot_weights, choice_weights = self._weights(context, base)
         donors = [(one.record, composition_of_record(one.record)[0]) for one in context.references]
+
+        def draws(limit: int, reach: int | None = None) -> Iterator[Drawn]:
+            """New variations, one by one: what was proposed meanwhile moves the weights of the next."""
+            for _ in range(100 * limit):
+                variation, donor = self._vary(
+                    base, donors, rng, slot_weights, choice_weights, wide=context.wide, reach=reach
+                )
+                if variation is not None and tried.add(variation.composition):
+                    yield variation, donor
+
         proposals: list[Proposal] = []
-        for _ in range(100 * n):
+        for variation, donor in self._promising(context, draws, n) or draws(n):
             if len(proposals) == n:
                 break
-            variation, donor = self._vary(base, donors, rng, slot_weights, choice_weights, wide=context.wide)
-            if variation is None or not tried.add(variation.composition):
-                continue
             proposal = write_proposal(context, base, left_out, variation, donor, tried)
             if proposal is None:
                 continue
@@ -53,6 +70,19 @@ class CatalogueProposer:
             for slot in changed_slots(base, variation.composition):  # the next one should go elsewhere
                 slot_weights[slot] *= 0.3
         return proposals
+
+    def _promising(
+        self, context: ProposalContext, draws: Callable[[int, int], Iterator[Drawn]], n: int
+    ) -> Sequence[Drawn] | None:
+        """Many draws, the most promising first; None where nothing is known of what is promising."""
+        if self.promise is None or (promise := promise_of(context)) is None:
+            return None
+        count = max(n, self.promise.draws)
+        drawn = list(itertools.islice(draws(count, self.promise.reach), count))
+        if not drawn:
+            return []
+        high = bounds(promise, [variation.composition for variation, _ in drawn], self.promise.confidence)
+        return [drawn[place] for place in np.argsort(-high, kind="stable")]
 
     def _vary(
         self,
@@ -63,14 +93,18 @@ class CatalogueProposer:
         choice_weights: Mapping[tuple[str, str], float],
         *,
         wide: bool,
+        reach: int | None = None,
     ) -> tuple[Variation | None, CandidateRecord | None]:
         if donors and rng.random() < self.crossover_share:
             donor, theirs = rng.choice(donors)
             return crossover(base, theirs, rng), donor
         if not wide and rng.random() < self.number_share * _weight_of_numbers(base, slot_weights):
             return mutate_numbers(base, rng, slot_weights=slot_weights), None
-        strength = 2 if rng.random() < self.double_share else 1
-        strength += self.wider_by if wide else 0
+        if reach is not None:
+            strength = rng.randint(1, reach)
+        else:
+            strength = 2 if rng.random() < self.double_share else 1
+            strength += self.wider_by if wide else 0
         return mutate(base, rng, strength, slot_weights=slot_weights, choice_weights=choice_weights), None
 
     def _weights(

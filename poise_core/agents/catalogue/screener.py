@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from poise_core.agents.catalogue.compositions import (
     composition_of_record,
@@ -12,7 +12,9 @@ from poise_core.agents.catalogue.compositions import (
     tried_compositions,
     wanted_answers,
 )
+from poise_core.agents.catalogue.promising import bounds, on_a_scale, promise_of
 from poise_core.agents.roles import Proposal, ProposalContext, Screened
+from poise_core.config.search import PromiseSpec
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition, changed_slots, distance, number_distance
 from poise_core.mechanisms.conflicts import incompatibilities
@@ -25,17 +27,45 @@ class CatalogueScreener:
     ``relevance``: share of the parent's diagnoses (and the directive's) that a changed choice answers. ``novelty``: smallest
     distance to any composition tried in the run, 1 at 3 slots or more; a number that moves by a factor of 4 beside the same choices
     counts as two slots, less in proportion to its logarithm. ``variety``: 1 / (1 + ideas already tried on this
-    parent in the same direction). ``simplicity``: share of slots left neutral. All lie in [0, 1].
+    parent in the same direction). ``simplicity``: share of slots left neutral. ``promise``: what it may score, of all that the run
+    has measured (``poise_core.evidence.promise``), among the proposals; its share is that of the preset. All lie in [0, 1].
     """
 
     weights: Mapping[str, float] = field(
         default_factory=lambda: {"relevance": 0.35, "novelty": 0.3, "variety": 0.2, "simplicity": 0.15}
     )
 
+    promise: PromiseSpec | None = None
+
     def rank(self, proposals: Sequence[Proposal], context: ProposalContext) -> list[Screened]:
         """See ``poise_core.agents.roles.Screener``; ties fall by name."""
         screened = [self._screen(proposal, context) for proposal in proposals]
+        screened = self._with_promise(screened, context)
         return sorted(screened, key=lambda s: (not s.feasible, -round(s.score, 9), s.proposal.name))
+
+    def _with_promise(self, screened: list[Screened], context: ProposalContext) -> list[Screened]:
+        """The same with what each is expected to score among them, where something is known of that."""
+        if self.promise is None or not self.promise.weight or (promise := promise_of(context)) is None:
+            return screened
+        known = {
+            place: composition
+            for place, one in enumerate(screened)
+            if (composition := read_composition(one.proposal.composition)) is not None
+        }
+        if not known:
+            return screened
+        scaled = on_a_scale(bounds(promise, list(known.values()), self.promise.confidence))
+        promised = dict(zip(known, scaled.tolist(), strict=True))
+        share = self.promise.weight
+        found = []
+        for place, one in enumerate(screened):
+            own = promised.get(place, 0.5)
+            score = (1.0 - share) * one.score + share * own
+            summary = f"score {score:.2f}: promise {own:.2f}, {one.reasons[-1].partition(': ')[2]}"
+            found.append(
+                replace(one, score=score, terms={"promise": own, **one.terms}, reasons=(*one.reasons[:-1], summary))
+            )
+        return found
 
     def _screen(self, proposal: Proposal, context: ProposalContext) -> Screened:
         composition = read_composition(proposal.composition)
