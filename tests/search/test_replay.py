@@ -691,3 +691,15 @@ def test_a_table_is_made_of_a_run_by_the_command(tmp_path: Path) -> None:
         "record-table", "--preset", "smoke", "--seeds", 9, "--out", out, "--run-dir", tmp_path / "r"
     )
     assert (status, "protocol.seeds lists 2" in output) == (2, True)
+
+
+def test_the_published_table_is_of_the_present_protocol_and_catalogue() -> None:
+    """Every composition is one of this version's catalogue, and each number is the one that its design draws."""
+    path = ROOT / "docs" / "results" / "table.parquet"
+    preset = load_preset("laptop-64")
+    recorded = recorded_cells(path, preset)
+    cells = Cells.of(*read_cells(path))
+    assert set(recorded) == set(range(len(recorded))), "a part of the design without gaps"
+    assert len(cells.codes) + cells.failed == len(recorded) >= 200
+    assert cells.baseline == 0
+    assert set(cells.head.weights) == {spec.name for spec in preset.protocol.benchmarks}
