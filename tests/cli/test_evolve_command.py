@@ -184,7 +184,7 @@ def test_a_dry_run_says_what_is_there_and_writes_nothing(undisturbed: Undisturbe
 @pytest.mark.exhaustive
 def test_killed_and_stopped_it_ends_as_if_undisturbed(undisturbed: Undisturbed, tmp_path: Path) -> None:
     folder, moments = tmp_path / "run", random.Random()
-    delays = [moments.uniform(0, 8) for _ in range(2)]
+    delays = [moments.uniform(0, 3) for _ in range(2)]  # a whole generation of the preset smoke takes six seconds
     print(f"signals {delays} seconds after the events")  # shown when the test fails
     with_problems_of(undisturbed[0], folder)
 
