@@ -24,23 +24,13 @@ from poise_core.evidence.promotion import Declaration, corrected_level
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.arms import ARMS
 from poise_core.files import write_atomically
-from poise_core.render.lines import outlook_note
+from poise_core.render.lines import outlook_note, pick_cells
 from poise_core.render.markdown import fenced
 from poise_core.render.svg import draw_comparison
 from poise_core.render.terminal import render_lineage, render_rungs
 from poise_core.run_directory import RunDirectory
 from poise_core.views import LeaderboardRow, leaderboard, lineage
-from poise_core.views.arms import (
-    REFERENCE,
-    ArmCurve,
-    Step,
-    best_so_far,
-    common_budget,
-    compare_arms,
-    compare_picks,
-    pick_at,
-    pick_of,
-)
+from poise_core.views.arms import ArmCurve, Step, best_so_far, compare_arms, picks_at_budget
 from poise_core.views.outlook import outlook
 from poise_core.views.rungs import rung_report
 
@@ -289,12 +279,11 @@ def _arms(
 
 def _picks(runs: Mapping[str, Sequence[Run]], steps: Mapping[str, Sequence[Sequence[Step]]]) -> list[str]:
     """What each search picked within the common budget, and what that scored again."""
-    budget = common_budget([one for group in steps.values() for one in group])
-    picks = [
-        pick_of(arm, run.directory.current_preset.search.seed, pick_at(own, budget), run.evidence)
+    budget, picks = picks_at_budget(
+        (arm, run.directory.current_preset.search.seed, own, run.evidence)
         for arm, group in runs.items()
         for run, own in zip(group, steps[arm], strict=True)
-    ]
+    )
     lines = [
         f"What each search names best at {budget / 1e6:.1f} million tokens, and the same candidate trained again: fresh seeds, "
         "sealed problems, the baseline beside it (`--measure-again`).",
@@ -302,15 +291,10 @@ def _picks(runs: Mapping[str, Sequence[Run]], steps: Mapping[str, Sequence[Seque
         "| arm | search seed | pick | Overall in its search | minus baseline, measured again [95 %] | outcome |",
         "|---|---|---|---|---|---|",
     ]
-    for arm in compare_picks(picks):
-        for pick in arm.picks:
-            delta = format_interval(pick.delta, signed=True) if pick.delta and pick.delta.seeds else ""
-            lines.append(
-                f"| {arm.arm} | {pick.search_seed} | {pick.name} | {pick.own:.1f} | {delta} | {pick.outcome} |"
-            )
-        if arm.delta is not None and len(arm.picks) > 1:
-            gap = f"minus {REFERENCE} {format_interval(arm.gap, signed=True)}" if arm.gap else ""
-            lines.append(f"| **{arm.arm}** | mean | | | {format_interval(arm.delta, signed=True)} | {gap} |")
+    for arm in picks:
+        for cells in pick_cells(arm):
+            named = f"**{arm.arm}**" if cells[0] == "mean" else arm.arm
+            lines.append(f"| {' | '.join((named, *cells))} |")
     return [
         *lines,
         "",

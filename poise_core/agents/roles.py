@@ -22,6 +22,7 @@ from poise_core.agents.digest import TrajectoryDigest
 from poise_core.config.protocol import FrozenModel
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.noise import SeedNoise
+from poise_core.mechanisms.composition import Composition
 from poise_core.trajectory import TrajectoryRows
 
 
@@ -181,7 +182,7 @@ class Tried:
 class ScoredComposition:
     """A composition of an earlier generation, and what it scored."""
 
-    composition: Mapping[str, Any]
+    composition: Composition
     overall: float  # mean over seeds, percent
     seeds: int
 

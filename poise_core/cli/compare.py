@@ -216,15 +216,7 @@ def _report(searches: list[_Search], folder: Path, json: bool) -> None:
     from poise_core.files import write_atomically
     from poise_core.render.svg import draw_comparison
     from poise_core.render.terminal import render_comparison, render_picks
-    from poise_core.views.arms import (
-        BASELINE,
-        NOT_MEASURED,
-        common_budget,
-        compare_arms,
-        compare_picks,
-        pick_at,
-        pick_of,
-    )
+    from poise_core.views.arms import BASELINE, NOT_MEASURED, compare_arms, picks_at_budget
 
     steps: dict[str, list[list[Step]]] = {}
     for search in searches:
@@ -235,12 +227,8 @@ def _report(searches: list[_Search], folder: Path, json: bool) -> None:
         for one in search.evidence.champions
     ]
     curves = compare_arms(steps)
-    budget = common_budget([search.steps for search in searches])
-    picks = compare_picks(
-        [
-            pick_of(search.run.arm, search.run.seed, pick_at(search.steps, budget), search.evidence)
-            for search in searches
-        ]
+    budget, picks = picks_at_budget(
+        (search.run.arm, search.run.seed, search.steps, search.evidence) for search in searches
     )
     found = {
         "tokens": budget,

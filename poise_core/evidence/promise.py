@@ -17,7 +17,7 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 
 from poise_core.evidence.noise import winsorized
-from poise_core.mechanisms.features import Array, Codes, kinship
+from poise_core.mechanisms.features import Array, Codes, kinship, own_kinship
 
 FEWEST = 8
 """Scored candidates below which nothing is expected."""
@@ -78,12 +78,6 @@ class Promise:
     def predict(self, codes: Codes, numbers: Array) -> tuple[Array, Array]:
         """(m,) expected Overall of compositions, percent, and (m,) the standard deviation of what they would truly score."""
         across = kinship(codes, numbers, self.codes, self.numbers, self.pair_share)
-        own = np.array(
-            [
-                kinship(c[None], n[None], c[None], n[None], self.pair_share)[0, 0]
-                for c, n in zip(codes, numbers, strict=True)
-            ]
-        )
         explained = np.einsum("mn,nm->m", across, cho_solve(self.factor, across.T))
-        deviation = np.sqrt(self.amplitude * np.maximum(own - explained, 0.0))
+        deviation = np.sqrt(self.amplitude * np.maximum(own_kinship(numbers, self.pair_share) - explained, 0.0))
         return self.centre + across @ self.alpha, deviation

@@ -19,7 +19,7 @@ from poise_core.archive import Archive
 from poise_core.candidate.identity import same_program
 from poise_core.evolution.events import Observer, ignore
 from poise_core.evolution.executor import Executor
-from poise_core.evolution.history import History
+from poise_core.evolution.history import History, tokens_of_generations
 from poise_core.evolution.ladder import Ladder, Rung
 from poise_core.evolution.records import CandidateRef, ChildSlot, Draft
 from poise_core.evolution.roles import Roles, roles_for
@@ -232,14 +232,12 @@ class Evolution:
         budget = self.preset.search.trainings
         if budget is None or generation == 1:
             return False
-        spent = self.run.archive.totals(
+        totals = self.run.archive.totals(
             "trajectories", "candidate_id", ("tokens",), protocol=self.preset.protocol.digest
         )
-        own = [0.0] * generation
-        for row in self.run.archive.rows("candidates", arm=ARM):
-            if row["generation"] < generation:
-                own[row["generation"]] += spent.get(row["candidate_id"], (0.0,))[0]
-        return sum(own[1:]) >= budget * own[0] / len(self.seeds)
+        spent = {name: int(tokens) for name, (tokens,) in totals.items()}
+        baseline, *children = tokens_of_generations(self.history.candidates(), spent, generation)
+        return sum(children) >= budget * baseline / len(self.seeds)
 
     def finished(self, generation: int) -> bool:
         """Whether every slot of the generation has come to its end, in a reflection or without an admissible child."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from poise_core.agents.catalogue.compositions import known_composition
 from poise_core.agents.digest import run_metric
 from poise_core.agents.roles import (
     CandidateRecord,
@@ -38,7 +39,6 @@ from poise_core.evidence.intervals import Interval, delta_between, overall_inter
 from poise_core.evidence.noise import Floors, NoiseFloor
 from poise_core.evolution.records import CandidateRef, failure_to_dict
 from poise_core.failures import CandidateFailure, FailureKind
-from poise_core.mechanisms.known import composition_for
 from poise_core.search.nodes import NodeRecord
 from poise_core.search.references import ReferenceChoice
 from poise_core.search.sketches import behaviour_sketch
@@ -97,12 +97,16 @@ class History:
         Args:
             nodes: of ``nodes``.
         """
-        known = {row["candidate_id"]: _known_composition(row) for row in self.candidates()}
-        return tuple(
-            ScoredComposition(composition, node.overall.estimate, max(node.overall.seeds, 1))
-            for node in nodes
-            if node.overall is not None and node.scored and (composition := known[node.candidate_id]) is not None
-        )
+        rows = {row["candidate_id"]: row for row in self.candidates()}
+        found = []
+        for node in nodes:
+            if node.overall is None or not node.scored:
+                continue
+            known = known_composition(rows[node.candidate_id])
+            if known is not None and not known.left_out:
+                seeds = max(node.overall.seeds, 1)
+                found.append(ScoredComposition(known.composition, node.overall.estimate, seeds))
+        return tuple(found)
 
     def with_stopped(self, nodes: Sequence[NodeRecord], ladder: LadderSpec) -> list[NodeRecord]:
         """The nodes, those marked that the ladder stopped before they had a score, with the forecast of their Overall.
@@ -463,12 +467,19 @@ def _tried(candidate: Row, failures: Mapping[str, Row], ends: Mapping[str, tuple
     )
 
 
-def _known_composition(candidate: Row) -> Mapping[str, Any] | None:
-    """As recorded, or of a shipped algorithm; None where the catalogue cannot express the file without leaving something out."""
-    if candidate["composition"] is not None:
-        return _composition(candidate)
-    known = composition_for(candidate["source"])
-    return None if known is None or known.left_out else known.composition.model_dump()
+def tokens_of_generations(candidates: Iterable[Row], spent: Mapping[str, int], count: int) -> list[int]:
+    """What the search's candidates of each of the first generations have sampled in training, files that were repaired included.
+
+    Args:
+        candidates: rows.
+        spent: candidate -> tokens.
+        count: how many generations, the baseline's among them.
+    """
+    own = [0] * count
+    for row in candidates:
+        if row["arm"] == EVOLUTION_ARM and row["generation"] < count:
+            own[row["generation"]] += spent.get(row["candidate_id"], 0)
+    return own
 
 
 def _composition(candidate: Row) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -94,12 +94,6 @@ def _finished_roots(archive: Archive) -> list[str]:
 
 
 def _copy(source: Archive, target: Archive, table: str, candidates: Sequence[str]) -> None:
-    for rows in _parts(source, table, candidates):
-        target.append(table, rows)
-
-
-def _parts(source: Archive, table: str, candidates: Sequence[str]) -> Iterator[list[dict[str, object]]]:
     for candidate in candidates:
-        rows = source.rows(table, candidate_id=candidate)
-        if rows:
-            yield [as_appended(row) for row in rows]
+        if rows := source.rows(table, candidate_id=candidate):
+            target.append(table, [as_appended(row) for row in rows])

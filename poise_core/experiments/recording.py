@@ -9,7 +9,6 @@ goes on where its files stand. The table itself (``poise_core.archive.cells``) i
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import random
 import statistics
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from poise_core.agents.catalogue.compositions import read_composition
+from poise_core.agents.catalogue.compositions import known_composition, read_composition
 from poise_core.algorithms import display_name
 from poise_core.archive import UNTRAINED_ARM, ArchiveError
 from poise_core.archive.cells import CellRow, TableHead, read_cells
@@ -33,7 +32,7 @@ from poise_core.evolution import CandidateRef, Trials
 from poise_core.evolution.events import Observer
 from poise_core.failures import CandidateFailure
 from poise_core.mechanisms.composition import Composition
-from poise_core.mechanisms.known import composition_for, with_numbers
+from poise_core.mechanisms.known import with_numbers
 from poise_core.mechanisms.operators import random_composition
 from poise_core.mechanisms.render import render
 from poise_core.run_directory import RunDirectory, RunDirectoryError, candidate_id
@@ -240,7 +239,8 @@ def table_of_run(run: RunDirectory, planned: int = 0) -> tuple[TableHead, list[C
     baseline = -1
     for place, candidate in enumerate(candidates):
         identity, name = candidate["candidate_id"], candidate["name"]
-        composition, failure = _composition(candidate), failures.get(identity)
+        expressed, failure = known_composition(candidate), failures.get(identity)
+        composition = expressed.composition if expressed else None
         scored = [] if failure else [one for one in evaluations.get(identity, []) if math.isfinite(one.overall)]
         if composition is None or not (scored or failure):
             continue
@@ -288,14 +288,6 @@ def _by_cell(rows: Sequence[CellRow]) -> dict[int, list[CellRow]]:
     for row in rows:
         cells.setdefault(row.cell, []).append(row)
     return cells
-
-
-def _composition(candidate: Mapping[str, Any]) -> Composition | None:
-    """As recorded, or of a shipped algorithm; None where the catalogue cannot express the candidate."""
-    if candidate["composition"] is not None:
-        return read_composition(json.loads(candidate["composition"]))
-    known = composition_for(candidate["source"])
-    return known.composition if known else None
 
 
 def training_columns(trajectory: Sequence[Mapping[str, Any]], steps: int, ladder: LadderSpec) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from poise_core.experiments.surrogate import (
 from poise_core.experiments.world import Drawn, World
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, number_distance
-from poise_core.mechanisms.features import encode
+from poise_core.mechanisms.features import encode_all
 from poise_core.mechanisms.operators import (
     Variation,
     crossover,
@@ -287,10 +287,10 @@ class ReplayedSearch:
         donors = self._donors(table, row, generation, slot) if self.arm.crossover else []
         found: list[tuple[Composition, tuple[str, ...], tuple[int, ...]]] = []
         fresh = set(self.tried)
-        promise = self._promise()
+        promise, spec = self._promise(), self.arm.promise or PromiseSpec()
         count = self.search.proposals if self.arm.screen else 1
-        if promise is not None and self.arm.promise is not None:
-            count = max(count, self.arm.promise.draws)
+        if promise is not None:
+            count = max(count, spec.draws)
         for _ in range(100 * count):
             if len(found) == count:
                 break
@@ -299,27 +299,29 @@ class ReplayedSearch:
                 parents = (row, rng.choice(donors))
                 variation = crossover(base.composition, self.nodes[parents[1]].composition, rng)
             else:
-                variation = self._mutated(base.composition, rng, wide, promise)
+                variation = self._mutated(base.composition, rng, wide, spec.reach if promise is not None else None)
             if variation is None or (signature := _signature(variation.composition)) in fresh:
                 continue
             fresh.add(signature)
             found.append((variation.composition, signature, parents))
         if not found:
             return None
-        if promise is not None and self.arm.promise is not None:
-            high = bounds(promise, [one for one, *_ in found], self.arm.promise.confidence)
-            found = [found[one] for one in np.argsort(-high, kind="stable")[: self.search.proposals]]
+        high: Array | None = None
+        if promise is not None:
+            high = bounds(promise, [one for one, *_ in found], spec.confidence)
+            order = np.argsort(-high, kind="stable")[: self.search.proposals]
+            found, high = [found[one] for one in order], high[order]
         best = found[0]
         if self.arm.screen and len(found) > 1:
-            best = found[self._screen(row, [(one, text) for one, text, _ in found], promise)]
+            best = found[self._screen(row, [(one, text) for one, text, _ in found], high, spec.weight)]
         return self._node(*best, generation)
 
-    def _mutated(self, base: Composition, rng: random.Random, wide: bool, promise: Promise | None) -> Variation | None:
+    def _mutated(self, base: Composition, rng: random.Random, wide: bool, reach: int | None) -> Variation | None:
         """As ``CatalogueProposer`` does where nothing is diagnosed."""
         if self.arm.numbers and not wide and rng.random() < self.proposer.number_share:
             return mutate_numbers(base, rng)
-        if promise is not None and self.arm.promise is not None:
-            return mutate(base, rng, rng.randint(1, self.arm.promise.reach))
+        if reach is not None:
+            return mutate(base, rng, rng.randint(1, reach))
         strength = 2 if rng.random() < self.proposer.double_share else 1
         return mutate(base, rng, strength + (self.proposer.wider_by if wide else 0))
 
@@ -331,9 +333,16 @@ class ReplayedSearch:
         return list(reference_rows(table, row, family(parents, table.ids[row]), seed=seed))
 
     def _screen(
-        self, row: int, proposals: Sequence[tuple[Composition, tuple[str, ...]]], promise: Promise | None
+        self, row: int, proposals: Sequence[tuple[Composition, tuple[str, ...]]], high: Array | None, share: float
     ) -> int:
-        """The proposal that ``CatalogueScreener`` ranks first; there are no diagnoses here, so relevance is the same for all."""
+        """The proposal that ``CatalogueScreener`` ranks first; there are no diagnoses here, so relevance is the same for all.
+
+        Args:
+            row: the parent.
+            proposals: with their signatures.
+            high: (m,) what each may score; None where nothing is known of that.
+            share: of the same in the rank.
+        """
         weights, base = self.screener.weights, self.nodes[row].texts
         choices = np.array([node.choices for node in self.nodes])
         texts = np.array([node.texts for node in self.nodes])
@@ -354,10 +363,8 @@ class ReplayedSearch:
                 + weights["variety"] / (1.0 + same)
                 + weights["simplicity"] * neutral
             )
-        if promise is not None and self.arm.promise is not None:
-            own_share = self.arm.promise.weight
-            promised = on_a_scale(bounds(promise, [one for one, _ in proposals], self.arm.promise.confidence))
-            scores = [(1 - own_share) * score + own_share * term for score, term in zip(scores, promised, strict=True)]
+        if high is not None:
+            scores = [(1 - share) * score + share * term for score, term in zip(scores, on_a_scale(high), strict=True)]
         return int(np.argmax(scores))
 
     def _promise(self) -> Promise | None:
@@ -365,11 +372,10 @@ class ReplayedSearch:
             return None
         scored = [node for node in self.nodes if len(node.values)]
         if self._learned[0] != len(scored):
-            coded = [encode(node.composition) for node in scored]
             overall = np.array([float((node.values @ self.world.cells.weights).mean()) for node in scored])
             seeds = np.array([float(len(node.values)) for node in scored])
-            codes, numbers = np.array([one for one, _ in coded]), np.array([one for _, one in coded])
-            self._learned = len(scored), Promise.learn(codes, numbers, overall, seeds)
+            coded = encode_all([node.composition for node in scored])
+            self._learned = len(scored), Promise.learn(*coded, overall, seeds)
         return self._learned[1]
 
     def _node(

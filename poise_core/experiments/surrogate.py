@@ -1,9 +1,7 @@
 """A surrogate of a recorded table: what any composition of the catalogue would score, and how much two seeds of it differ.
 
-Ridge regression on main effects of all choices and numbers and on all pairs of choices, fitted as its kernel twin so that the two
-thousand pairs cost nothing. With m of S slots on which two compositions agree and a share p of pairs,
-
-    k = (1 - p) (m + agreement of numbers) / S + p m (m - 1) / (S (S - 1))
+Ridge regression on main effects of all choices and numbers and on all pairs of choices, fitted as its kernel twin
+(``poise_core.mechanisms.features.kinship``), so that the two thousand pairs cost nothing.
 
 Scores are fitted on a logit scale, eta = log((s + 1) / (101 - s)) of a percentage s: much of what is drawn at random nearly fails,
 and on the scale of percent the sum of what many mechanisms gain would lie beyond 100. The share and the penalty minimise the
@@ -29,7 +27,7 @@ from poise_core.evidence.noise import Array, noise_of
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.conflicts import conflicts
-from poise_core.mechanisms.features import LEVEL, LEVELS, NUMBERS, Codes, encode, kinship, place
+from poise_core.mechanisms.features import LEVEL, LEVELS, NUMBERS, Codes, encode, encode_all, kinship, place
 
 PAIR_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -88,13 +86,11 @@ class Cells:
             np.array([[_outputs(row)[name] for name in outputs] for row in own]) for own in scored.values()
         )
         compositions = tuple(_composition(cell, own[0]) for cell, own in scored.items())
-        encoded = [encode(one) for one in compositions]
         places = {cell: place for place, cell in enumerate(scored)}
         return cls(
             head,
             compositions,
-            np.array([codes for codes, _ in encoded]),
-            np.array([numbers for _, numbers in encoded]),
+            *encode_all(compositions),
             outputs,
             np.array([own.mean(axis=0) for own in per_seed]),
             np.array([len(own) for own in per_seed], np.float64),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,12 @@ def encode(composition: Composition) -> tuple[Codes, Array]:
     return codes, numbers
 
 
+def encode_all(compositions: Sequence[Composition]) -> tuple[Codes, Array]:
+    """(n, S) and (n, P) of ``encode``, for at least one composition."""
+    coded = [encode(one) for one in compositions]
+    return np.array([codes for codes, _ in coded]), np.array([numbers for _, numbers in coded])
+
+
 def place(spec: Parameter, value: float) -> float:
     """Where a number lies within its span, -1 to 1 on a log scale; 0 where it cannot move or is 0."""
     if not spec.movable or not value:
@@ -69,4 +76,11 @@ def kinship(codes: Codes, numbers: Array, others: Codes, other_numbers: Array, p
     same = (codes[:, None, :] == others[None, :, :]).sum(axis=2).astype(np.float64)
     main = (same + numbers @ other_numbers.T) / slots
     found: Array = (1.0 - pair_share) * main + pair_share * same * (same - 1.0) / (slots * (slots - 1))
+    return found
+
+
+def own_kinship(numbers: Array, pair_share: float) -> Array:
+    """(n,) of ``kinship``, each composition with itself: all slots agree."""
+    slots = len(SLOTS)
+    found: Array = (1.0 - pair_share) * (slots + (numbers**2).sum(axis=1)) / slots + pair_share
     return found

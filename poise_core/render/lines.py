@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from poise_core.archive.typed import ExaminationRow
 from poise_core.escaping import one_line
 from poise_core.evidence.examination import PRIMARY, conclude, multiplicity
-from poise_core.evidence.format import counted_seeds, format_interval, format_overall
+from poise_core.evidence.format import counted_seeds, format_interval, format_limits, format_overall
 from poise_core.evidence.intervals import Interval
 from poise_core.search.plateau import Plateau
+from poise_core.views.arms import REFERENCE, ArmPicks, ReplayedArm
 from poise_core.views.leaderboard import LeaderboardRow, best_of, children_of
 from poise_core.views.outlook import Compute, Spending
 
@@ -171,3 +172,35 @@ def outlook_note(outlook: Plateau) -> str:
     """One sentence on whether the search is on a plateau; empty while there are too few generations to say anything."""
     described = outlook.describe()
     return f"{'Plateau' if outlook.stalled else 'No plateau'}: {described}" if described else ""
+
+
+REPLAY_HEAD = ("regret", f"minus {REFERENCE}", f"tokens of {REFERENCE} / own")
+"""What ``replay_cells`` are, after the arm's name."""
+
+
+def replay_cells(arm: ReplayedArm) -> tuple[str, str, str]:
+    """An arm that was replayed on a table; empty where there is nothing to compare with."""
+    shown = [
+        "" if one is None else format_limits(one.estimate, one.low, one.high, form)
+        for one, form in ((arm.final, ".2f"), (arm.gap, "+.2f"), (arm.ratio, ".2f"))
+    ]
+    return shown[0], shown[1], shown[2]
+
+
+def pick_cells(arm: ArmPicks) -> Sequence[tuple[str, ...]]:
+    """The picks of one arm: search seed, name, Overall in its search, difference to the baseline measured again, and outcome; last
+    their mean, where there are several and all were measured, with its difference to the reference arm."""
+    rows = [
+        (
+            str(pick.search_seed),
+            pick.name,
+            f"{pick.own:.1f}",
+            format_interval(pick.delta, signed=True) if pick.delta is not None and pick.delta.seeds else "",
+            pick.outcome,
+        )
+        for pick in arm.picks
+    ]
+    if len(rows) > 1 and arm.delta is not None:
+        gap = f"minus {REFERENCE} {format_interval(arm.gap, signed=True)}" if arm.gap else ""
+        rows.append(("mean", "", "", format_interval(arm.delta, signed=True), gap))
+    return rows

@@ -12,20 +12,22 @@ from rich.console import RenderableType
 from poise_core.archive.typed import CompletionRow, ExaminationRow
 from poise_core.escaping import code_block, markdown, printable
 from poise_core.evidence.ablation import Ablation
-from poise_core.evidence.format import format_duration, format_interval, format_limits, format_tokens
+from poise_core.evidence.format import format_duration, format_interval, format_tokens
 from poise_core.evidence.intervals import Interval
 from poise_core.render import ViewConsole
 from poise_core.render.lines import (
     EXAMINATION_HEAD,
+    REPLAY_HEAD,
     examination_cells,
     examination_headline,
     examination_notes,
     judgement,
     outcome,
     outlook_note,
+    replay_cells,
     untuned_note,
 )
-from poise_core.views.arms import REFERENCE, ReplayedArm
+from poise_core.views.arms import ReplayedArm
 from poise_core.views.leaderboard import LeaderboardRow, best_of
 from poise_core.views.nightly import NightlyReport, Tried
 
@@ -54,22 +56,9 @@ def _cell(text: str) -> str:
 
 def replays_section(sentences: str, arms: Sequence[ReplayedArm]) -> str:
     """Arms replayed on a recorded table, below what is known of the table."""
-    head = ("arm", "regret", f"minus {REFERENCE}", f"tokens of {REFERENCE} / own")
-    rows = [
-        (
-            arm.arm,
-            format_limits(*_three(arm.final), ".2f"),
-            format_limits(*_three(arm.gap), "+.2f") if arm.gap else "",
-            format_limits(*_three(arm.ratio), ".2f") if arm.ratio else "",
-        )
-        for arm in arms
-    ]
+    rows = table(("arm", *REPLAY_HEAD), [(arm.arm, *replay_cells(arm)) for arm in arms])
     budget = f"Regret after {format_tokens(arms[0].tokens[-1])} tokens, {arms[0].final.seeds} replays of each arm:"
-    return f"{sentences}\n\n{budget}\n\n{table(head, rows)}\n"
-
-
-def _three(limits: Interval) -> tuple[float, float, float]:
-    return limits.estimate, limits.low, limits.high
+    return f"{sentences}\n\n{budget}\n\n{rows}\n"
 
 
 def render_examination_page(rows: Sequence[ExaminationRow], name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -18,10 +18,9 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 from scipy.stats import ttest_ind
 
-from poise_core.archive import EVOLUTION_ARM
 from poise_core.evidence.intervals import Interval
 from poise_core.evidence.run_evidence import RunEvidence
-from poise_core.evolution.history import History
+from poise_core.evolution.history import History, tokens_of_generations
 from poise_core.search.nodes import leaders
 
 Array = npt.NDArray[np.float64]
@@ -58,14 +57,10 @@ class ArmCurve:
 
 def best_so_far(evidence: RunEvidence) -> list[Step]:
     """A run's steps, generation 0 (the baseline) first; empty before the baseline has a score."""
-    spent = evidence.training_tokens
     nodes = sorted(History(evidence.archive, evidence.protocol).nodes(10**9), key=lambda node: node.generation)
     generations = range(max((node.generation for node in nodes), default=-1) + 1)
     made = [bisect_right(nodes, generation, key=lambda node: node.generation) for generation in generations]
-    own = [0] * len(generations)
-    for row in evidence.candidates.values():  # files that were repaired are no nodes, and were trained all the same
-        if row["arm"] == EVOLUTION_ARM and row["generation"] < len(own):
-            own[row["generation"]] += spent.get(row["candidate_id"], 0)
+    own = tokens_of_generations(evidence.candidates.values(), evidence.training_tokens, len(generations))
     return [
         Step(generation, tokens, found[1], found[0].candidate_id)
         for generation, tokens, found in zip(generations, accumulate(own), leaders(nodes, made), strict=True)
@@ -165,6 +160,21 @@ def compare_picks(picks: Sequence[Pick], level: float = 0.95) -> list[ArmPicks]:
             gap = _welch(whole[arm], whole[REFERENCE], level) if arm != REFERENCE and REFERENCE in whole else None
         rows.append(ArmPicks(arm, tuple(one for one in picks if one.arm == arm), delta, gap))
     return rows
+
+
+def picks_at_budget(
+    searches: Iterable[tuple[str, int, Sequence[Step], RunEvidence]], level: float = 0.95
+) -> tuple[float, list[ArmPicks]]:
+    """The largest budget that all searches have spent, and what each named best there.
+
+    Args:
+        searches: arm, search seed, steps and evidence of each.
+        level: confidence level.
+    """
+    known = list(searches)
+    budget = common_budget([steps for _, _, steps, _ in known])
+    picks = [pick_of(arm, seed, pick_at(steps, budget), evidence) for arm, seed, steps, evidence in known]
+    return budget, compare_picks(picks, level)
 
 
 def _welch(mine: Array, theirs: Array, level: float) -> Interval:

@@ -109,7 +109,7 @@ def scored(count: int = 40) -> tuple[ScoredComposition, ...]:
     """Random compositions; each point of difference is that of one mechanism, a sequence-level ratio."""
     drawn = [random_composition(random.Random(number)) for number in range(count)]
     return tuple(
-        ScoredComposition(one.model_dump(), 80.0 + 5.0 * (one.choices["ratio"] == "sequence") + 0.01 * number, 2)
+        ScoredComposition(one, 80.0 + 5.0 * (one.choices["ratio"] == "sequence") + 0.01 * number, 2)
         for number, one in enumerate(drawn)
     )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ValidationError
 
 from poise_core.agents.roles import CandidateRecord, ProposalContext
 from poise_core.mechanisms.composition import GRPO, Composition
-from poise_core.mechanisms.known import composition_for
+from poise_core.mechanisms.known import Known, composition_for
 from poise_core.mechanisms.model import Choice
 
 DIRECTIVE_HINTS: Mapping[str, str] = {
@@ -29,6 +31,14 @@ def read_composition(data: Mapping[str, object] | None) -> Composition | None:
         return Composition.model_validate(dict(data)) if data is not None else None
     except ValidationError:
         return None
+
+
+def known_composition(candidate: Mapping[str, Any]) -> Known | None:
+    """A row of the archive's candidates: as recorded, or a shipped algorithm; None where the catalogue cannot express it."""
+    if candidate["composition"] is not None:
+        recorded = read_composition(json.loads(candidate["composition"]))
+        return Known(recorded) if recorded else None
+    return composition_for(candidate["source"])
 
 
 def composition_of_record(record: CandidateRecord) -> tuple[Composition, str]:

@@ -6,33 +6,26 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from poise_core.agents.catalogue.compositions import read_composition
 from poise_core.agents.roles import ProposalContext
 from poise_core.evidence.promise import Promise
 from poise_core.mechanisms.composition import Composition
-from poise_core.mechanisms.features import Array, encode
+from poise_core.mechanisms.features import Array, encode_all
 
 
 def promise_of(context: ProposalContext) -> Promise | None:
     """What compositions are expected to score, learned from all that the context has; None where that is too little."""
-    found = [(composition, one) for one in context.scored if (composition := read_composition(one.composition))]
-    if not found:
+    if not context.scored:
         return None
-    coded = [encode(composition) for composition, _ in found]
     return Promise.learn(
-        np.array([codes for codes, _ in coded]),
-        np.array([numbers for _, numbers in coded]),
-        np.array([one.overall for _, one in found]),
-        np.array([float(one.seeds) for _, one in found]),
+        *encode_all([one.composition for one in context.scored]),
+        np.array([one.overall for one in context.scored]),
+        np.array([float(one.seeds) for one in context.scored]),
     )
 
 
 def bounds(promise: Promise, compositions: Sequence[Composition], confidence: float) -> Array:
     """(m,) what compositions may score: expected Overall and so many standard deviations, percent."""
-    coded = [encode(one) for one in compositions]
-    mean, deviation = promise.predict(
-        np.array([codes for codes, _ in coded]), np.array([numbers for _, numbers in coded])
-    )
+    mean, deviation = promise.predict(*encode_all(compositions))
     return mean + confidence * deviation
 
 

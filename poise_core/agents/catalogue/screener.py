@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from poise_core.agents.catalogue.compositions import (
     composition_of_record,
@@ -34,45 +34,35 @@ class CatalogueScreener:
     weights: Mapping[str, float] = field(
         default_factory=lambda: {"relevance": 0.35, "novelty": 0.3, "variety": 0.2, "simplicity": 0.15}
     )
-
     promise: PromiseSpec | None = None
 
     def rank(self, proposals: Sequence[Proposal], context: ProposalContext) -> list[Screened]:
         """See ``poise_core.agents.roles.Screener``; ties fall by name."""
-        screened = [self._screen(proposal, context) for proposal in proposals]
-        screened = self._with_promise(screened, context)
+        promised = self._promised(proposals, context)
+        screened = [self._screen(proposal, context, own) for proposal, own in zip(proposals, promised, strict=True)]
         return sorted(screened, key=lambda s: (not s.feasible, -round(s.score, 9), s.proposal.name))
 
-    def _with_promise(self, screened: list[Screened], context: ProposalContext) -> list[Screened]:
-        """The same with what each is expected to score among them, where something is known of that."""
-        if self.promise is None or not self.promise.weight or (promise := promise_of(context)) is None:
-            return screened
-        known = {
-            place: composition
-            for place, one in enumerate(screened)
-            if (composition := read_composition(one.proposal.composition)) is not None
-        }
-        if not known:
-            return screened
-        scaled = on_a_scale(bounds(promise, list(known.values()), self.promise.confidence))
-        promised = dict(zip(known, scaled.tolist(), strict=True))
-        share = self.promise.weight
-        found = []
-        for place, one in enumerate(screened):
-            own = promised.get(place, 0.5)
-            score = (1.0 - share) * one.score + share * own
-            summary = f"score {score:.2f}: promise {own:.2f}, {one.reasons[-1].partition(': ')[2]}"
-            found.append(
-                replace(one, score=score, terms={"promise": own, **one.terms}, reasons=(*one.reasons[:-1], summary))
-            )
-        return found
+    def _promised(self, proposals: Sequence[Proposal], context: ProposalContext) -> Sequence[float | None]:
+        """What each is expected to score among them, 0 to 1; None where nothing is known of that."""
+        compositions = [read_composition(one.composition) for one in proposals]
+        known = [one for one in compositions if one is not None]
+        spec = self.promise
+        if spec is None or not spec.weight or not known or (promise := promise_of(context)) is None:
+            return [None] * len(proposals)
+        scaled = iter(on_a_scale(bounds(promise, known, spec.confidence)).tolist())
+        return [0.5 if one is None else next(scaled) for one in compositions]
 
-    def _screen(self, proposal: Proposal, context: ProposalContext) -> Screened:
+    def _screen(self, proposal: Proposal, context: ProposalContext, promised: float | None) -> Screened:
         composition = read_composition(proposal.composition)
         obstacles = _obstacles(proposal, composition, context)
         terms = self._terms(proposal, composition, context)
         score = sum(weight * terms[name] for name, weight in self.weights.items())
-        summary = ", ".join(f"{name} {terms[name]:.2f}" for name in self.weights)
+        names = list(self.weights)
+        if self.promise is not None and promised is not None:
+            share = self.promise.weight
+            score = (1.0 - share) * score + share * promised
+            names, terms = ["promise", *names], {"promise": promised, **terms}
+        summary = ", ".join(f"{name} {terms[name]:.2f}" for name in names)
         return Screened(proposal, score, not obstacles, terms, (*obstacles, f"score {score:.2f}: {summary}"))
 
     def _terms(self, proposal: Proposal, composition: Composition | None, context: ProposalContext) -> dict[str, float]:

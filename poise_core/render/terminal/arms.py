@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from poise_core.evidence.format import format_interval, format_limits, format_tokens
-from poise_core.evidence.intervals import Interval
+from poise_core.evidence.format import format_interval, format_tokens
+from poise_core.render.lines import REPLAY_HEAD, pick_cells, replay_cells
 from poise_core.render.terminal.style import plain_table
-from poise_core.views.arms import POINTS, REFERENCE, ArmCurve, ArmPicks, ReplayedArm
+from poise_core.views.arms import POINTS, ArmCurve, ArmPicks, ReplayedArm
 
 if TYPE_CHECKING:
     from poise_core.experiments.surrogate import Fit
@@ -41,12 +41,8 @@ def render_picks(arms: Sequence[ArmPicks], budget: float, level: float = 0.95) -
     table.add_column(f"minus baseline [{level:.0%}]", no_wrap=True)
     table.add_column("outcome", style="dim")
     for arm in arms:
-        for pick in arm.picks:
-            delta = "" if pick.delta is None or not pick.delta.seeds else format_interval(pick.delta, signed=True)
-            table.add_row(arm.arm, str(pick.search_seed), pick.name, f"{pick.own:.1f}", delta, pick.outcome)
-        if len(arm.picks) > 1 and arm.delta is not None:
-            gap = f"minus {REFERENCE} {format_interval(arm.gap, signed=True)}" if arm.gap else ""
-            table.add_row(arm.arm, "mean", "", "", format_interval(arm.delta, signed=True), gap, style="bold")
+        for cells in pick_cells(arm):
+            table.add_row(arm.arm, *cells, style="bold" if cells[0] == "mean" else None)
     table.caption = "Limits of a pick are over its fresh seeds, those of a mean and of a difference over searches."
     return table
 
@@ -55,10 +51,10 @@ def render_replays(arms: Sequence[ReplayedArm], level: float = 0.95) -> Table:
     """Final regret of every arm, its difference to random, and how many times fewer tokens it needs than random."""
     table = plain_table(f"Regret after {format_tokens(arms[0].tokens[-1])} tokens, {arms[0].final.seeds} replays each")
     table.add_column("arm")
-    for title in ("regret", f"minus {REFERENCE}", f"tokens of {REFERENCE} / own"):
+    for title in REPLAY_HEAD:
         table.add_column(f"{title} [{level:.0%}]", no_wrap=True)
     for one in arms:
-        table.add_row(one.arm, _limits(one.final, ".2f"), _limits(one.gap, "+.2f"), _limits(one.ratio, ".2f"))
+        table.add_row(one.arm, *replay_cells(one))
     table.caption = "Last column: to the lowest mean regret that both reach; above 1 the arm needs fewer tokens."
     return table
 
@@ -79,7 +75,3 @@ def describe_fit(fit: Fit, optimum: float, baseline: float | None, agreement: fl
         f"{fit.rank_correlation:.2f}, error {fit.error:.2f} points. {noise} Its optimum is {optimum:.1f}{base}; {agreement:.0%} of "
         "the climbs from random starts ended there."
     )
-
-
-def _limits(interval: Interval | None, form: str) -> str:
-    return "" if interval is None else format_limits(interval.estimate, interval.low, interval.high, form)
