@@ -81,7 +81,8 @@ class Composition(FrozenModel):
 
     def with_choices(self, changes: Mapping[str, str], numbers: Mapping[str, float] | None = None) -> Composition:
         """This composition with other choices in some slots; kept choices keep their numbers, new ones get defaults."""
-        kept = {k: v for slot in SLOTS if slot not in changes for k, v in self.numbers(slot).items()}
+        replaced = {one.name for slot in changes if slot in SLOTS for one in self.choice(slot).parameters}
+        kept = {name: value for name, value in self.parameters.items() if name not in replaced}
         return Composition(choices={**self.choices, **changes}, parameters={**kept, **(numbers or {})})
 
     def describe(self, slot: str) -> str:
@@ -160,4 +161,5 @@ def number_distance(a: Composition, b: Composition) -> float:
 
 def changed_slots(a: Composition, b: Composition) -> list[str]:
     """Slots on which the two differ, in choice or in numbers."""
-    return [slot for slot in SLOTS if a.describe(slot) != b.describe(slot)]
+    ours, theirs = a._texts, b._texts
+    return [slot for slot in SLOTS if ours[slot] != theirs[slot]]

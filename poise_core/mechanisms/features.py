@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,10 @@ for _slot in SLOTS:
         for _one in _choice.parameters:
             NUMBERS[_slot, _choice.name, _one.name] = (len(NUMBERS), _one)
 
+_COLUMNS: list[list[tuple[int, Parameter]]] = [
+    [own for (s, c, _), own in NUMBERS.items() if (s, c) == level] for level in LEVEL
+]
+
 
 def encode(composition: Composition) -> tuple[Codes, Array]:
     """(S,) one level per slot, numbered through all slots; (P,) the place of every number within its span, -1 to 1.
@@ -36,12 +41,10 @@ def encode(composition: Composition) -> tuple[Codes, Array]:
     Places are on a log scale, as variation moves numbers. A number that the composition does not have is 0, as one in the middle of
     its span; what lies beyond the span is cut at 1.5.
     """
-    codes = np.array([LEVEL[slot, composition.choices[slot]] for slot in SLOTS], np.int64)
+    codes = np.array([LEVEL[slot, choice] for slot, choice in composition.choices.items()], np.int64)
     numbers = np.zeros(len(NUMBERS))
-    for slot in SLOTS:
-        for parameter in composition.choice(slot).parameters:
-            column, spec = NUMBERS[slot, composition.choices[slot], parameter.name]
-            numbers[column] = place(spec, composition.parameters[parameter.name])
+    for column, spec in chain.from_iterable(_COLUMNS[level] for level in codes.tolist()):
+        numbers[column] = place(spec, composition.parameters[spec.name])
     return codes, numbers
 
 
@@ -56,7 +59,7 @@ def place(spec: Parameter, value: float) -> float:
     if not spec.movable or not value:
         return 0.0
     low, high = map(math.log, spec.span)
-    return float(np.clip(2.0 * (math.log(abs(value)) - low) / (high - low) - 1.0, -1.5, 1.5))
+    return min(max(2.0 * (math.log(abs(value)) - low) / (high - low) - 1.0, -1.5), 1.5)
 
 
 def kinship(codes: Codes, numbers: Array, others: Codes, other_numbers: Array, pair_share: float) -> Array:

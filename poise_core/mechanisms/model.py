@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 ADVANTAGE_STAGES = (
@@ -111,10 +112,13 @@ class Slot:
         Raises:
             KeyError: there is none; the message lists those that exist.
         """
-        for candidate in self.choices:
-            if candidate.name == name:
-                return candidate
-        raise KeyError(f"slot {self.name} has no choice {name!r}; choices: {', '.join(c.name for c in self.choices)}")
+        if name not in self._named:
+            raise KeyError(f"slot {self.name} has no choice {name!r}; choices: {', '.join(self._named)}")
+        return self._named[name]
+
+    @cached_property
+    def _named(self) -> Mapping[str, Choice]:
+        return {choice.name: choice for choice in self.choices}
 
 
 LOCALS: Mapping[str, str] = {

@@ -25,10 +25,15 @@ _TRIES = 500
 
 
 class Variation(NamedTuple):
-    """A new composition and the sentence that says how it differs."""
+    """A new composition, and the one from which it was made."""
 
     composition: Composition
-    change: str
+    origin: Composition
+
+    @property
+    def change(self) -> str:
+        """The sentence that says how it differs, see ``describe_change``."""
+        return describe_change(self.origin, self.composition)
 
 
 def mutate(
@@ -55,12 +60,13 @@ def mutate(
         raise ValueError(f"strength is {strength}; use 1 to 4")
     for _ in range(_TRIES):
         slots = _weighted_sample(list(SLOTS), strength, slot_weights or {}, rng)
-        changed = composition
+        choices, numbers = {}, dict[str, float]()
         for slot in slots:
-            changed = _change(changed, slot, rng, choice_weights or {})
-        child = _repair(changed, slots)
+            choices[slot], own = _change(composition, slot, rng, choice_weights or {})
+            numbers |= own
+        child = _repair(composition.with_choices(choices, numbers), slots)
         if child is not None and set(slots) <= set(changed_slots(composition, child)):
-            return Variation(child, describe_change(composition, child))
+            return Variation(child, composition)
     raise ValueError("the weights leave no change without a conflict")
 
 
@@ -87,7 +93,7 @@ def mutate_numbers(
         moved = {name: _moved(found[name][0], composition.parameters[name], rng) for name in names}
         child = Composition(choices=composition.choices, parameters={**composition.parameters, **moved})
         if child != composition and not conflicts(child):
-            return Variation(child, describe_change(composition, child))
+            return Variation(child, composition)
     return None
 
 
@@ -111,7 +117,7 @@ def random_numbers(
             numbers.update(_draw_numbers(SLOTS[slot].choice(choices[slot]), rng))
         child = Composition(choices=choices, parameters=numbers)
         if not conflicts(child):
-            return Variation(child, describe_change(composition, child))
+            return Variation(child, composition)
 
 
 def crossover(parent: Composition, reference: Composition, rng: random.Random, most: int = 3) -> Variation | None:
@@ -135,7 +141,7 @@ def crossover(parent: Composition, reference: Composition, rng: random.Random, m
         taken = parent.with_choices({slot: reference.choices[slot] for slot in slots}, numbers)
         child = _repair(taken, slots)
         if child is not None and child not in (parent, reference):
-            return Variation(child, describe_change(parent, child))
+            return Variation(child, parent)
     return None
 
 
@@ -164,19 +170,19 @@ def describe_change(before: Composition, after: Composition) -> str:
 
 def _change(
     composition: Composition, slot: str, rng: random.Random, weights: Mapping[tuple[str, str], float]
-) -> Composition:
-    current = composition.choice(slot)
+) -> tuple[str, dict[str, float]]:
+    """Another choice in a slot, or the same with one number moved, with its numbers; as it is where no choice has a weight."""
+    current, numbers = composition.choice(slot), composition.numbers(slot)
     movable = [parameter for parameter in current.parameters if parameter.movable]
     if movable and rng.random() < NUMBER_SHARE:
         parameter = rng.choice(movable)
-        moved = _moved(parameter, composition.parameters[parameter.name], rng)
-        return composition.with_choices({slot: current.name}, {**composition.numbers(slot), parameter.name: moved})
+        return current.name, {**numbers, parameter.name: _moved(parameter, numbers[parameter.name], rng)}
     others_here = [choice for choice in SLOTS[slot].choices if choice.name != current.name]
     chances = [weights.get((slot, choice.name), 1.0) for choice in others_here]
     if not sum(chances):
-        return composition
+        return current.name, numbers
     chosen = rng.choices(others_here, chances)[0]
-    return composition.with_choices({slot: chosen.name}, _draw_numbers(chosen, rng))
+    return chosen.name, _draw_numbers(chosen, rng)
 
 
 def _draw_numbers(choice: Choice, rng: random.Random) -> dict[str, float]:

@@ -151,11 +151,12 @@ def test_mutation_changes_what_it_says_and_nothing_else() -> None:
     parent, sizes = GRPO, set()
     for step in range(300):
         strength = 1 + step % 4
-        child, change = mutate(parent, rng, strength)
+        variation = mutate(parent, rng, strength)
+        child = variation.composition
         assert not conflicts(child)
         slots = changed_slots(parent, child)
         assert strength <= len(slots) <= strength + 3
-        assert [part.split(":")[0] for part in change.split("; ")] == slots
+        assert [part.split(":")[0] for part in variation.change.split("; ")] == slots
         sizes.add(len(slots))
         parent = child if step % 10 else GRPO
     assert {1, 2} <= sizes

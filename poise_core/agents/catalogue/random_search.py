@@ -12,7 +12,7 @@ from poise_core.agents.catalogue.screener import CatalogueScreener
 from poise_core.agents.catalogue.wording import write_proposal
 from poise_core.agents.roles import Proposal, ProposalContext, Screened
 from poise_core.mechanisms.composition import Composition
-from poise_core.mechanisms.operators import Variation, describe_change, random_composition, random_numbers
+from poise_core.mechanisms.operators import Variation, random_composition, random_numbers
 
 
 def with_random_numbers(base: Composition, rng: random.Random) -> Variation:
@@ -51,8 +51,7 @@ class RandomProposer:
     def _drawn(self, base: Composition, rng: random.Random) -> Variation:
         if self.numbers_only:
             return with_random_numbers(base, rng)
-        composition = random_composition(rng)
-        return Variation(composition, describe_change(base, composition))
+        return Variation(random_composition(rng), base)
 
 
 @dataclass(frozen=True)
