@@ -2,7 +2,8 @@
 
 ``python -m studies.headline FOLDER`` reads the runs of ``poise compare-search`` below a folder
 (``evolution-seed-0``, ``random-seed-0``, ...), writes ``docs/results/FOLDER.md`` with a drawing, and copies the archive of
-the first evolution beside it. Every number on the page comes from the archives.
+the search that is told of beside it: the one whose candidate was examined, or else ablated, or else the first evolution. Every
+number on the page comes from the archives.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from poise_core.archive import EVOLUTION_ARM, TABLES, Archive
+from poise_core.evidence.ablation import conclude_ablation
+from poise_core.evidence.credit import run_credit
 from poise_core.evidence.format import format_duration, format_interval
 from poise_core.evidence.promotion import Declaration, corrected_level
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.arms import ARMS
 from poise_core.files import write_atomically
 from poise_core.render.lines import outlook_note, pick_cells
-from poise_core.render.markdown import fenced
+from poise_core.render.markdown import fenced, render_ablation_page, render_examination_page
 from poise_core.render.svg import draw_comparison
-from poise_core.render.terminal import render_lineage, render_rungs
+from poise_core.render.terminal import render_credit, render_lineage, render_rungs
 from poise_core.run_directory import RunDirectory
 from poise_core.views import LeaderboardRow, leaderboard, lineage
 from poise_core.views.arms import ArmCurve, Step, best_so_far, compare_arms, picks_at_budget
@@ -71,6 +74,15 @@ def find_runs(folder: Path) -> dict[str, list[Run]]:
     return found
 
 
+def told_of(runs: Mapping[str, Sequence[Run]]) -> tuple[str, Run]:
+    """The name of the folder of the search that the page tells of in full, and that search: see the module's docstring."""
+    every = [run for group in runs.values() for run in group]
+    examined = [run for run in every if run.evidence.examinations]
+    ablated = [run for run in every if run.evidence.ablations]
+    run = next(iter([*examined, *ablated, *runs["evolution"]]))
+    return run.directory.path.name, run
+
+
 def steps_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[list[Step]]]:
     """The best so far of every run of every arm."""
     return {arm: [best_so_far(run.evidence) for run in group] for arm, group in runs.items()}
@@ -92,13 +104,13 @@ def render(
         command: that makes the page.
         drawing: file name of the curves.
     """
-    run = runs["evolution"][0]
+    folder, run = told_of(runs)
     preset, rows = run.directory.preset, leaderboard(run.evidence)
     lines = [
         f"# The run of preset {preset.name}",
         "",
-        f"Made by `{command}`; the archive of the first search of the evolution lies beside this page. The folder's runs are "
-        f"those of `{_searched(runs)}`.",
+        f"Made by `{command}`; the archive of the search `{folder}`, of which this page tells, lies beside it. The folder's runs "
+        f"are those of `{_searched(runs)}`.",
         "",
         *_what_was_tried(run, rows),
         "",
@@ -114,6 +126,7 @@ def render(
         "",
         *_picks(runs, steps),
         "",
+        *_examined(runs),
         "## The ladder",
         "",
         fenced(render_rungs(rung_report(run.evidence, run.directory.current_preset.ladder)), 100),
@@ -121,6 +134,10 @@ def render(
         "## Lineage",
         "",
         fenced(render_lineage(lineage(run.evidence)), 120),
+        "",
+        "## Credit",
+        "",
+        fenced(render_credit(run_credit(run.evidence)), 120),
     ]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -149,8 +166,8 @@ def _what_was_tried(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
     counted = ", ".join(f"{count} {what}" for what, count in sorted(ends.items(), key=lambda item: -item[1]) if count)
     return [
         f"GRPO and {len(children)} variants in {max((row.generation or 0 for row in rows), default=0)} generations of "
-        f"{search.parents} parents, written by the "
-        f"catalogue proposer: {counted}. A child is measured with {search.seeds_per_candidate} seeds unless the ladder stops it "
+        f"{search.parents} parents by the arm {search.arm}: {counted}. "
+        f"A child is measured with {search.seeds_per_candidate} seeds unless the ladder stops it "
         f"(thresholds {ladder.proxy_stop_below:g} at the proxy, {ladder.first_stop_below:g} after one seed). "
         f"{sum(run.evidence.training_tokens.values()) / 1e6:.1f} million training tokens; from the first row of the archive "
         f"to the last reflection {_span(run)}.",
@@ -303,6 +320,21 @@ def _picks(runs: Mapping[str, Sequence[Run]], steps: Mapping[str, Sequence[Seque
     ]
 
 
+def _examined(runs: Mapping[str, Sequence[Run]]) -> list[str]:
+    """The examinations and ablations of candidates of any search; nothing where there are none."""
+    lines = []
+    for run in (run for group in runs.values() for run in group):
+        names = {name: row["name"] for name, row in run.evidence.candidates.items()}
+        where = f"of the search `{run.directory.path.name}`"
+        for candidate, rows in run.evidence.examinations.items():
+            title = f"## The examination of {names[candidate]}, {where}"
+            lines += [title, "", render_examination_page(rows, names[candidate])]
+        for candidate in run.evidence.ablations:
+            if (found := conclude_ablation(run.evidence, candidate)) is not None:
+                lines += [f"## The ablation of {names[candidate]}, {where}", "", render_ablation_page(found)]
+    return lines
+
+
 def _each(runs: Sequence[Run], number: Any) -> str:
     return ", ".join(str(number(run)) for run in runs)
 
@@ -350,9 +382,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw_comparison(curves, out.with_suffix(".svg"))
     copy = out.with_suffix("")
     shutil.rmtree(copy, ignore_errors=True)
-    first = runs["evolution"][0].directory
-    publish_archive(first.path / "archive", copy / "archive")
-    shutil.copy(first.path / "preset.yaml", copy / "preset.yaml")
+    _, told = told_of(runs)
+    publish_archive(told.directory.path / "archive", copy / "archive")
+    shutil.copy(told.directory.path / "preset.yaml", copy / "preset.yaml")
     print(page)
 
 

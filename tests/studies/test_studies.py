@@ -13,8 +13,12 @@ from laboratory import STEPS, Laboratory, evolve, make_preset, open_evolution
 
 from poise_core.archive import Archive
 from poise_core.config import LadderSpec, load_preset
+from poise_core.escaping import markdown
+from poise_core.experiments.ablation import AblationStudy
 from poise_core.experiments.arms import arm_runs, share_baseline
+from poise_core.experiments.examination import Examination
 from poise_core.experiments.picks import measure_again
+from poise_core.render.lines import examination_headline
 from poise_core.run_directory import RunDirectory
 from poise_core.search.acquisition import AcquisitionSelector
 from poise_core.search.arms import GreedySelector, RootSelector
@@ -303,6 +307,22 @@ def test_the_headline_page_says_what_the_archives_say(tmp_path: Path, laboratory
     with pytest.raises(ValueError, match="compare-search"):
         headline.main([str(tmp_path / "results")])
 
+    arm = next(one for one in runs if rows[one.arm])  # its pick is no baseline
+    with RunDirectory.open(arm.folder, arm.preset) as opened:
+        pick = picked[arm.folder]
+        examined = Examination(opened, pick, executor=laboratory).examine(conditions=["pass@1"])
+        ablation = AblationStudy(opened, pick, executor=laboratory).carry_out(60)
+    headline.main([str(folder), "--out", str(page)])
+    text, told = page.read_text(), arm.folder.name
+    assert f"the archive of the search `{told}`, of which this page tells" in text
+    own = RunDirectory.read(arm.folder).archive.rows("candidates", candidate_id=pick)[0]["name"]
+    assert f"## The examination of {own}, of the search `{told}`" in text
+    assert examination_headline(examined.rows) in text
+    assert f"## The ablation of {own}, of the search `{told}`" in text
+    assert markdown(ablation.sentence) in text
+    copied = Archive(tmp_path / "results" / "arms" / "archive")
+    assert copied.rows("candidates", candidate_id=pick)
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -316,7 +336,7 @@ def test_the_headline_page_of_a_run_without_a_ladder_counts_whole_measurements(
     evolution.run.close()
     headline.main([str(tmp_path / "arms"), "--out", str(tmp_path / "page.md")])
     text = (tmp_path / "page.md").read_text()
-    assert "written by the catalogue proposer: 2 measured with all seeds. " in text
+    assert "by the arm evolution: 2 measured with all seeds. " in text
     assert "| evolution | 1 | 2 | 2 | " in text, "children, and those with all seeds"
     assert "stopped" not in text.partition("## The ladder")[0].partition("##")[0].replace("the ladder stops it", "")
 
