@@ -80,7 +80,36 @@ class Composition(FrozenModel):
         return {parameter.name: self.parameters[parameter.name] for parameter in self.choice(slot).parameters}
 
     def with_choices(self, changes: Mapping[str, str], numbers: Mapping[str, float] | None = None) -> Composition:
-        """This composition with other choices in some slots; kept choices keep their numbers, new ones get defaults."""
+        """This composition with other choices in some slots; kept choices keep their numbers, new ones get defaults.
+
+        A search makes thousands of variations per candidate, so only what changes is checked, and texts of kept slots are kept.
+
+        Raises:
+            ValueError: as the class does.
+        """
+        given, parameters, texts = dict(numbers or {}), dict[str, float](), dict(self._texts)
+        for slot, entry in SLOTS.items():
+            changed = slot in changes
+            choice = entry.named.get(changes[slot]) if changed else self.choice(slot)
+            if choice is None:
+                return self._checked(changes, numbers)
+            for one in choice.parameters:
+                moved = changed or one.name in given
+                value = float(given.pop(one.name, one.default if changed else self.parameters[one.name]))
+                if moved and not one.low <= value <= one.high:
+                    return self._checked(changes, numbers)
+                parameters[one.name] = value
+                changed = changed or moved
+            if changed:
+                texts[slot] = _as_text(slot, choice, parameters)
+        if given or changes.keys() - SLOTS.keys():
+            return self._checked(changes, numbers)
+        child = Composition.model_construct(choices={**self.choices, **changes}, parameters=parameters)
+        child.__dict__["_texts"] = texts
+        return child
+
+    def _checked(self, changes: Mapping[str, str], numbers: Mapping[str, float] | None) -> Composition:
+        """The same by way of the class, for its refusal of what is wrong."""
         replaced = {one.name for slot in changes if slot in SLOTS for one in self.choice(slot).parameters}
         kept = {name: value for name, value in self.parameters.items() if name not in replaced}
         return Composition(choices={**self.choices, **changes}, parameters={**kept, **(numbers or {})})
@@ -92,11 +121,7 @@ class Composition(FrozenModel):
     @cached_property
     def _texts(self) -> dict[str, str]:
         """Every slot as text; two compositions are compared by it slot by slot, so it is made once."""
-        texts = {}
-        for slot, choice in zip(SLOTS, self.chosen(), strict=True):
-            numbers = ", ".join(f"{one.name}={self.parameters[one.name]:.12g}" for one in choice.parameters)
-            texts[slot] = f"{slot}={choice.name}" + (f"({numbers})" if numbers else "")
-        return texts
+        return {slot: _as_text(slot, self.choice(slot), self.parameters) for slot in SLOTS}
 
     def to_text(self) -> str:
         """All slots that are not neutral, and the core ones, on one line."""
@@ -121,6 +146,11 @@ class Composition(FrozenModel):
                 name, _, value = item.partition("=")
                 parameters[name] = float(value)
         return cls(choices=choices, parameters=parameters)
+
+
+def _as_text(slot: str, choice: Choice, parameters: Mapping[str, float]) -> str:
+    numbers = ", ".join(f"{one.name}={parameters[one.name]:.12g}" for one in choice.parameters)
+    return f"{slot}={choice.name}" + (f"({numbers})" if numbers else "")
 
 
 GRPO = Composition(

@@ -112,12 +112,13 @@ class Slot:
         Raises:
             KeyError: there is none; the message lists those that exist.
         """
-        if name not in self._named:
-            raise KeyError(f"slot {self.name} has no choice {name!r}; choices: {', '.join(self._named)}")
-        return self._named[name]
+        if name not in self.named:
+            raise KeyError(f"slot {self.name} has no choice {name!r}; choices: {', '.join(self.named)}")
+        return self.named[name]
 
     @cached_property
-    def _named(self) -> Mapping[str, Choice]:
+    def named(self) -> Mapping[str, Choice]:
+        """Its choices by name."""
         return {choice.name: choice for choice in self.choices}
 
 

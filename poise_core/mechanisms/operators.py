@@ -91,7 +91,7 @@ def mutate_numbers(
     for _ in range(_TRIES):
         names = _weighted_sample(list(chances), rng.randint(1, min(most, len(chances))), chances, rng)
         moved = {name: _moved(found[name][0], composition.parameters[name], rng) for name in names}
-        child = Composition(choices=composition.choices, parameters={**composition.parameters, **moved})
+        child = composition.with_choices({}, moved)
         if child != composition and not conflicts(child):
             return Variation(child, composition)
     return None

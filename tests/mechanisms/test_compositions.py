@@ -279,3 +279,39 @@ def test_random_compositions_vary_and_are_free_of_conflicts() -> None:
 def test_describe_change_names_both_sides() -> None:
     assert describe_change(GRPO, compose(scale="none")) == "scale: group_std(std_eps=0.0001) -> none"
     assert describe_change(GRPO, GRPO) == "nothing"
+
+
+def test_a_variation_is_what_the_class_would_have_made_of_it() -> None:
+    """``with_choices`` checks only what changes; the result is the class's own in every respect, texts and order included."""
+    rng = random.Random(7)
+    one = GRPO
+    for _ in range(400):
+        one, other = mutate(one, rng, rng.randint(1, 4)).composition, random_composition(rng)
+        slots = rng.sample(list(SLOTS), rng.randint(0, 4))
+        changes = {slot: other.choices[slot] for slot in slots}
+        numbers = {name: value for slot in slots if rng.random() < 0.5 for name, value in other.numbers(slot).items()}
+        if moved := mutate_numbers(one, rng):  # numbers of slots that are kept
+            kept = [slot for slot in SLOTS if slot not in slots]
+            numbers |= {name: value for slot in kept for name, value in moved.composition.numbers(slot).items()}
+        own = {name: value for slot in SLOTS if slot not in slots for name, value in one.numbers(slot).items()}
+        made = one.with_choices(changes, numbers)
+        plain = Composition(choices={**one.choices, **changes}, parameters={**own, **numbers})
+        assert made == plain
+        assert list(made.parameters) == list(plain.parameters)
+        assert [made.describe(slot) for slot in SLOTS] == [plain.describe(slot) for slot in SLOTS]
+        assert (made.key, hash(made), made.to_text()) == (plain.key, hash(plain), plain.to_text())
+
+
+@pytest.mark.parametrize(
+    ("changes", "numbers", "said"),
+    [
+        ({"nowhere": "none"}, {}, "unknown slot nowhere"),
+        ({"kl": "huge"}, {}, "slot kl has no choice 'huge'"),
+        ({"kl": "k3"}, {"kl_coef": -1.0}, "kl_coef is -1"),
+        ({}, {"std_eps": -1.0}, "std_eps is -1"),
+        ({}, {"beta": 1.0}, "no choice has the parameter beta"),
+    ],
+)
+def test_a_variation_that_is_none_is_refused(changes: dict[str, str], numbers: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        GRPO.with_choices(changes, numbers)
