@@ -10,7 +10,7 @@ from poise_core.evidence.examination import PRIMARY, conclude, multiplicity
 from poise_core.evidence.format import counted_seeds, format_interval, format_limits, format_overall
 from poise_core.evidence.intervals import Interval
 from poise_core.search.plateau import Plateau
-from poise_core.views.arms import REFERENCE, ArmPicks, ReplayedArm
+from poise_core.views.arms import REFERENCE, WHOLE, ArmPicks, ReplayedArm
 from poise_core.views.leaderboard import LeaderboardRow, best_of, children_of
 from poise_core.views.outlook import Compute, Spending
 
@@ -174,17 +174,16 @@ def outlook_note(outlook: Plateau) -> str:
     return f"{'Plateau' if outlook.stalled else 'No plateau'}: {described}" if described else ""
 
 
-REPLAY_HEAD = ("regret", f"minus {REFERENCE}", f"tokens of {REFERENCE} / own")
+REPLAY_HEAD = ("regret", f"minus {REFERENCE}", f"tokens of {REFERENCE} / own", f"minus {WHOLE}")
 """What ``replay_cells`` are, after the arm's name."""
 
 
-def replay_cells(arm: ReplayedArm) -> tuple[str, str, str]:
+def replay_cells(arm: ReplayedArm) -> tuple[str, ...]:
     """An arm that was replayed on a table; empty where there is nothing to compare with."""
-    shown = [
+    return tuple(
         "" if one is None else format_limits(one.estimate, one.low, one.high, form)
-        for one, form in ((arm.final, ".2f"), (arm.gap, "+.2f"), (arm.ratio, ".2f"))
-    ]
-    return shown[0], shown[1], shown[2]
+        for one, form in ((arm.final, ".2f"), (arm.gap, "+.2f"), (arm.ratio, ".2f"), (arm.loss, "+.2f"))
+    )
 
 
 def pick_cells(arm: ArmPicks) -> Sequence[tuple[str, ...]]:

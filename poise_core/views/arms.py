@@ -28,6 +28,9 @@ Array = npt.NDArray[np.float64]
 REFERENCE = "random"
 """The arm that the others are compared with."""
 
+WHOLE = "evolution"
+"""The arm of which replayed ablations are parts."""
+
 POINTS = 25
 """Budgets at which arms are compared, from the baseline's to the smallest total of any run."""
 
@@ -229,6 +232,7 @@ class ReplayedArm:
     regret: tuple[Interval, ...]  # mean over replays at each budget, percent points
     final: Interval  # at the whole budget
     gap: Interval | None  # final regret minus that of the reference, paired by replay
+    loss: Interval | None  # final regret minus that of the whole search, paired by replay
     ratio: Interval | None  # tokens of the reference over this arm's, to the lowest mean regret that both reach
 
     def to_dict(self) -> dict[str, Any]:
@@ -239,6 +243,7 @@ class ReplayedArm:
             "regret": [one.to_dict() for one in self.regret],
             "final": self.final.to_dict(),
             "gap": self.gap.to_dict() if self.gap else None,
+            "loss": self.loss.to_dict() if self.loss else None,
             "ratio": self.ratio.to_dict() if self.ratio else None,
         }
 
@@ -258,21 +263,26 @@ def compare_replays(
         level: confidence level.
         seed: of the resampling.
     """
+
+    def paired(arm: str, other: str) -> Interval | None:
+        theirs = regrets.get(other)
+        known = theirs is not None and arm != other and len(regrets[arm]) == len(theirs)
+        return _interval(regrets[arm][:, -1] - theirs[:, -1], level) if theirs is not None and known else None
+
     base = regrets.get(REFERENCE)
     rng = np.random.default_rng(seed)
     rows = []
     for arm, own in regrets.items():
         curve = tuple(_interval(column, level) for column in own.T)
-        gap = ratio = None
-        if base is not None and arm != REFERENCE and len(own) == len(base):
-            gap = _interval(own[:, -1] - base[:, -1], level)
+        gap, ratio = paired(arm, REFERENCE), None
+        if base is not None and gap is not None:
             counts = rng.multinomial(len(own), np.full(len(own), 1.0 / len(own)), size=RESAMPLES) / len(own)
             drawn = [_tokens_ratio(a, b, tokens) for a, b in zip(counts @ own, counts @ base, strict=True)]
             low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
             ratio = Interval(
                 _tokens_ratio(own.mean(axis=0), base.mean(axis=0), tokens), float(low), float(high), len(own)
             )
-        rows.append(ReplayedArm(arm, tuple(tokens.tolist()), curve, curve[-1], gap, ratio))
+        rows.append(ReplayedArm(arm, tuple(tokens.tolist()), curve, curve[-1], gap, paired(arm, WHOLE), ratio))
     return sorted(rows, key=lambda row: row.final.estimate)
 
 

@@ -50,6 +50,7 @@ from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.conflicts import conflicts
 from poise_core.mechanisms.features import encode
 from poise_core.mechanisms.operators import random_composition
+from poise_core.render.markdown import replays_section
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.search.references import reference_set
 from poise_core.views.arms import compare_replays
@@ -608,6 +609,14 @@ def test_tokens_to_the_same_regret_by_hand() -> None:
     assert best.arm == "arm"
     assert best.gap is not None
     assert (best.gap.low, best.gap.high) == (pytest.approx(-1.0), pytest.approx(-1.0)), "paired: common luck cancels"
+    parts = compare_replays({"evolution": arm_curve + noisy, "no part": arm_curve + noisy + 0.5}, tokens)
+    assert parts[0].loss is None, "the whole search has lost no part"
+    assert parts[1].loss is not None
+    assert (parts[1].loss.low, parts[1].loss.high) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert parts[1].gap is None, "no arm to compare with"
+    page = replays_section("Fit.", parts)
+    assert "| no part | 4.63 [" in page
+    assert page.rstrip().endswith("+0.50 [+0.50, +0.50] |")
 
 
 # ---- selectors of users, and the command

@@ -48,13 +48,16 @@ def render_picks(arms: Sequence[ArmPicks], budget: float, level: float = 0.95) -
 
 
 def render_replays(arms: Sequence[ReplayedArm], level: float = 0.95) -> Table:
-    """Final regret of every arm, its difference to random, and how many times fewer tokens it needs than random."""
+    """Final regret of every arm, its difference to random, and how many times fewer tokens it needs than random.
+
+    The difference to the whole search would not fit beside it into 80 columns; pages and JSON have it.
+    """
     table = plain_table(f"Regret after {format_tokens(arms[0].tokens[-1])} tokens, {arms[0].final.seeds} replays each")
     table.add_column("arm")
-    for title in REPLAY_HEAD:
+    for title in REPLAY_HEAD[:3]:
         table.add_column(f"{title} [{level:.0%}]", no_wrap=True)
     for one in arms:
-        table.add_row(one.arm, *replay_cells(one))
+        table.add_row(one.arm, *replay_cells(one)[:3])
     table.caption = "Last column: to the lowest mean regret that both reach; above 1 the arm needs fewer tokens."
     return table
 
