@@ -78,7 +78,12 @@ def compare_search(
     ] = 0.0,
     replay_seed: Annotated[int, typer.Option(help="With --table: seed of all replays.")] = 0,
     workers: Annotated[int | None, typer.Option(min=1, help="With --table: processes. Default: one per core.")] = None,
-    out: Annotated[Path | None, typer.Option(help="With --table: folder for replay.json and replay.svg.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --table: folder for replay.json, replay.svg and finished replays, with which a killed one goes on."
+        ),
+    ] = None,
     write: Annotated[
         Path | None, typer.Option(help="With --table: a document to put the result into, between its two comments.")
     ] = None,
@@ -274,7 +279,7 @@ def _replay(
 
     from poise_core.archive import ArchiveError
     from poise_core.cli.common import resolve_preset
-    from poise_core.experiments.contest import Contest, arms_of, replay_arms
+    from poise_core.experiments.contest import Contest, Kept, arms_of, replay_arms
     from poise_core.experiments.replay import DYNAMICS, ReplayArm, load_selector
     from poise_core.experiments.surrogate import TableError, judge_fit
     from poise_core.experiments.world import World
@@ -298,9 +303,10 @@ def _replay(
             raise fail(error, UNUSABLE) from error
         chosen = [arm for name, arm in known.items() if name in wanted]
         contest = Contest.of(world, resolved.search, given.trainings, given.seed)
+        kept = Kept.of(given.out / "replays", table.read_bytes(), given.rough, contest) if given.out else None
         with progress_bar("replays", len(chosen) * given.replays) as advance:
             workers = given.workers or os.cpu_count() or 1
-            regrets = replay_arms(contest, chosen, given.replays, workers=workers, on_replays=advance)
+            regrets = replay_arms(contest, chosen, given.replays, workers=workers, kept=kept, on_replays=advance)
         compared = compare_replays(regrets, contest.grid)
         fit = judge_fit(cells, world.surrogate, world.noise, world.predicted)
         _show_replays(contest, compared, fit, given)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
 from poise_core.config import Preset
+from poise_core.config.environment_file import EnvironmentFile
 from poise_core.config.search import PromiseSpec, SearchSpec
 from poise_core.evolution.ladder import judged_by
 from poise_core.experiments.replay import PROPOSERS, ReplayArm, ReplayedSearch
 from poise_core.experiments.world import World
+from poise_core.files import write_atomically
 from poise_core.search.nodes import Array
 
 
@@ -125,7 +131,53 @@ class Contest:
 CHUNK = 25
 """Replays that a worker is given at once."""
 
-_contest: list[Contest] = []  # of a worker process
+Part = tuple[ReplayArm, range]
+"""An arm, and the numbers of its replays that are made at once."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A folder in which the regrets of finished parts are kept, so that a contest that was killed goes on."""
+
+    folder: Path
+
+    @classmethod
+    def of(cls, folder: Path, table: bytes, rough: float, contest: Contest) -> Kept:
+        """Below ``folder``, apart for everything that the result depends on but the arm, this package's code included.
+
+        Args:
+            folder: for contests of any kind.
+            table: the recorded table's file.
+            rough: see ``World.build``.
+            contest: what all replays share.
+        """
+        shared = (contest.search.model_dump_json(), rough, contest.budget, contest.seed, contest.points)
+        return cls(folder / hashlib.sha256(table + repr(shared).encode() + _code()).hexdigest()[:16])
+
+    def read(self, part: Part) -> Array | None:
+        """The regrets of a part; None where it has not been finished."""
+        path = self._path(part)
+        return np.load(path, allow_pickle=False) if path.exists() else None
+
+    def write(self, part: Part, regrets: Array) -> None:
+        """Keep them."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = io.BytesIO()
+        np.save(content, regrets, allow_pickle=False)
+        write_atomically(self._path(part), content.getvalue())
+
+    def _path(self, part: Part) -> Path:
+        arm, replays = part
+        file = EnvironmentFile.parse(arm.selector)  # of a selector of the user's own, which may change
+        own = repr(arm).encode() + (b"" if file is None else file.path.read_bytes())
+        return self.folder / f"{hashlib.sha256(own).hexdigest()[:16]}-{replays.start}-{replays.stop}.npy"
+
+
+@cache
+def _code() -> bytes:
+    """A digest of this package's modules, any of which may change what a search does."""
+    root = Path(__file__).parents[1]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(root.rglob("*.py")))).digest()
 
 
 def replay_arms(
@@ -134,6 +186,7 @@ def replay_arms(
     replays: int,
     *,
     workers: int = 1,
+    kept: Kept | None = None,
     on_replays: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Array]:
     """Replay every arm; the result depends on neither the number of workers nor their speed.
@@ -143,36 +196,36 @@ def replay_arms(
         arms: to replay.
         replays: of each arm.
         workers: processes; one means this process.
+        kept: where finished parts are looked for and kept.
         on_replays: called in this process with the number of replays that have just finished.
 
     Returns:
         arm -> (replays, G) regrets; see ``Contest.regrets``.
     """
-    parts = [range(first, min(first + CHUNK, replays)) for first in range(0, replays, CHUNK)]
-    tasks = [(arm, part) for part in parts for arm in arms]
-    found: dict[str, list[tuple[int, Array]]] = {arm.name: [] for arm in arms}
+    parts = [(arm, range(n, min(n + CHUNK, replays))) for n in range(0, replays, CHUNK) for arm in arms]
+    found = {(arm.name, own.start): one for arm, own in parts if kept and (one := kept.read((arm, own))) is not None}
+    missing = [(arm, own) for arm, own in parts if (arm.name, own.start) not in found]
+    if found:
+        on_replays(sum(map(len, found.values())))
+
+    def gather(results: Iterable[Array]) -> None:
+        for part, regrets in zip(missing, results, strict=True):
+            found[part[0].name, part[1].start] = regrets
+            if kept is not None:
+                kept.write(part, regrets)
+            on_replays(len(regrets))
+
     with threadpool_limits(1):
         if workers <= 1:
-            results: Iterator[Array] = (contest.regrets(arm, part) for arm, part in tasks)
-            _gather(tasks, results, found, on_replays)
-        else:
+            gather(contest.regrets(arm, own) for arm, own in missing)
+        elif missing:
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(workers, context, _begin_worker, (contest,)) as pool:
-                _gather(tasks, pool.map(_regrets, tasks), found, on_replays)
-    return {
-        name: np.concatenate([one for _, one in sorted(own, key=lambda pair: pair[0])]) for name, own in found.items()
-    }
+                gather(pool.map(_regrets, missing))
+    return {arm.name: np.concatenate([found[arm.name, own.start] for one, own in parts if one is arm]) for arm in arms}
 
 
-def _gather(
-    tasks: Sequence[tuple[ReplayArm, range]],
-    results: Iterable[Array],
-    found: dict[str, list[tuple[int, Array]]],
-    on_replays: Callable[[int], None],
-) -> None:
-    for (arm, part), regrets in zip(tasks, results, strict=True):
-        found[arm.name].append((part.start, regrets))
-        on_replays(len(part))
+_contest: list[Contest] = []  # of a worker process
 
 
 def _begin_worker(contest: Contest) -> None:
@@ -180,5 +233,5 @@ def _begin_worker(contest: Contest) -> None:
     _contest[:] = [contest]
 
 
-def _regrets(task: tuple[ReplayArm, range]) -> Array:
-    return _contest[0].regrets(*task)
+def _regrets(part: Part) -> Array:
+    return _contest[0].regrets(*part)

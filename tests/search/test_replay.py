@@ -7,8 +7,9 @@ import math
 import random
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.ladder import judged_by
 from poise_core.experiments import replay as replays
 from poise_core.experiments import surrogate as surrogates
-from poise_core.experiments.contest import Contest, arms_of, replay_arms
+from poise_core.experiments.contest import Contest, Kept, arms_of, replay_arms
 from poise_core.experiments.recording import (
     draw_design,
     joined,
@@ -553,6 +554,37 @@ def test_replays_depend_on_their_seed_alone() -> None:
         assert np.array_equal(curves, again[name])
         assert not np.array_equal(curves, other[name])
     assert np.array_equal(contest(world(1.5), 20).regrets(arms["evolution"], [2])[0], once["evolution"][2])
+
+
+@pytest.mark.slow
+def test_a_contest_that_was_killed_goes_on_with_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms = arms_of(PRESET)
+    chosen, one = [arms["random"], arms["greedy"]], contest(world(1.5), 10)
+    expected = replay_arms(one, chosen, 60)
+    kept, made, done = Kept.of(tmp_path, b"table", 0.0, one), list[tuple[str, int]](), list[int]()
+    plain = Contest.regrets
+
+    def dies(self: Contest, arm: ReplayArm, replays: Sequence[int], after: int = 3) -> Any:
+        if len(made) == after:
+            raise KeyboardInterrupt
+        made.append((arm.name, replays[0]))
+        return plain(self, arm, replays)
+
+    monkeypatch.setattr(Contest, "regrets", dies)
+    with pytest.raises(KeyboardInterrupt):
+        replay_arms(one, chosen, 60, kept=kept)
+    monkeypatch.setattr(Contest, "regrets", partialmethod(dies, after=-1))
+    found = replay_arms(one, chosen, 60, kept=kept, on_replays=done.append)
+    assert len(made) == len(set(made)) == 6, "three parts of either arm, none of them twice"
+    assert done == [75, 25, 10, 10]
+    for name, curves in expected.items():
+        assert np.array_equal(curves, found[name])
+    for other in (Kept.of(tmp_path, b"other", 0.0, one), Kept.of(tmp_path, b"table", 1.0, one)):
+        assert other.read((chosen[0], range(25))) is None, "of another table, or another world"
+    assert kept.read((replace(chosen[0], crossover=False), range(25))) is None, "of another arm of that name"
+    assert kept.read((chosen[0], range(25))) is not None
 
 
 @pytest.mark.exhaustive
