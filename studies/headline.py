@@ -22,7 +22,7 @@ from typing import Any
 from poise_core.archive import EVOLUTION_ARM, TABLES, Archive
 from poise_core.evidence.ablation import conclude_ablation
 from poise_core.evidence.credit import run_credit
-from poise_core.evidence.format import format_duration, format_interval
+from poise_core.evidence.format import format_duration, format_interval, format_level
 from poise_core.evidence.promotion import Declaration, corrected_level
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.arms import ARMS
@@ -187,7 +187,7 @@ def _what_was_found(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
     lines = []
     champions = evidence.champions
     level = next((one.level for one in evidence.declarations.values()), corrected_level(evidence.family))
-    corrected = f"interval against GRPO at {level:.2%} ({evidence.counted()}) lies above zero"
+    corrected = f"interval against GRPO at {format_level(level)} ({evidence.counted()}) lies above zero"
     if champions:
         listed = "; ".join(
             f"**{named[one.candidate_id].name}** {format_interval(one.delta, signed=True)} ({_stable(evidence, one)})"

@@ -64,6 +64,13 @@ def short_interval(interval: Interval, *, signed: bool = True) -> str:
     return f"{interval.estimate:{form}} [{interval.low:{form}},{interval.high:{form}}]"
 
 
+def format_level(level: float) -> str:
+    """``95%``, ``99.17%``, ``99.9969%``: a confidence level, so that two digits of what it may miss are seen."""
+    missed = 100.0 * (1.0 - level)
+    digits = max(1 - math.floor(math.log10(missed)), 0) if missed > 0 else 0
+    return f"{100.0 * level:.{digits}f}".rstrip("0").rstrip(".") + "%" if digits else f"{100.0 * level:.0f}%"
+
+
 def format_duration(seconds: float) -> str:
     """``2 h 05 min``, ``17 min``, or ``12 s`` below half a minute."""
     minutes = round(seconds / 60)

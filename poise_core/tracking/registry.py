@@ -15,7 +15,7 @@ from typing import Any
 from poise_core.config.protocol import Protocol
 from poise_core.escaping import markdown, one_line
 from poise_core.evidence.examination import conclude
-from poise_core.evidence.format import format_interval, format_overall
+from poise_core.evidence.format import format_interval, format_level, format_overall
 from poise_core.evidence.run_evidence import Row, RunEvidence
 
 ALIAS = "champion"
@@ -63,7 +63,9 @@ def _version(record: Row, evidence: RunEvidence) -> VersionPlan:
         lines.append(f"Overall {format_overall(overall)}.")
     if declaration:
         delta = format_interval(declaration.delta, signed=True)
-        lines.append(f"To the baseline {delta}, at {declaration.level:.2%} because of all that are planned or tried.")
+        lines.append(
+            f"To the baseline {delta}, at {format_level(declaration.level)} because of all that are planned or tried."
+        )
         if stable := evidence.stability(candidate):
             lines.append(f"Holds for trainings that do not collapse: {stable.sentence()} (95 %).")
     if replication:

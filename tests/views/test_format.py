@@ -14,6 +14,7 @@ from poise_core.evidence.format import (
     counted_seeds,
     format_duration,
     format_interval,
+    format_level,
     format_limits,
     format_overall,
     format_tokens,
@@ -75,3 +76,11 @@ def test_limits_are_printed_by_one_module() -> None:
     assert len(files) > 100
     found = {file for file in files if own.search(file.read_text(encoding="utf-8"))}
     assert found == {Path(formats.__file__)}
+
+
+@pytest.mark.parametrize(
+    ("level", "shown"),
+    [(0.95, "95%"), (0.9, "90%"), (1 - 0.05 / 6, "99.17%"), (1 - 0.05 / 50, "99.9%"), (1 - 0.05 / 1620, "99.9969%")],
+)
+def test_levels_near_one_are_not_rounded_to_it(level: float, shown: str) -> None:
+    assert format_level(level) == shown

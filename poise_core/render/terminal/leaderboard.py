@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from poise_core.config.protocol import Protocol
-from poise_core.evidence.format import format_interval
+from poise_core.evidence.format import format_interval, format_level
 from poise_core.evidence.run_evidence import STOPPED_AT, RunEvidence
 from poise_core.render.lines import grading_note, untuned_note
 from poise_core.render.terminal.style import STYLES, plain_table
@@ -122,7 +122,7 @@ def _notes(
     if evidence and evidence.declarations:
         level = next(iter(evidence.declarations.values())).level
         notes.append(
-            f"Champion candidates, whose interval at {level:.2%} excludes zero ({evidence.counted()}): "
+            f"Champion candidates, whose interval at {format_level(level)} excludes zero ({evidence.counted()}): "
             f"{len(evidence.champions) or 'none'}."
         )
         steady = [
