@@ -89,18 +89,20 @@ class Composition(FrozenModel):
         """
         given, parameters, texts = dict(numbers or {}), dict[str, float](), dict(self._texts)
         for slot, entry in SLOTS.items():
-            changed = slot in changes
-            choice = entry.named.get(changes[slot]) if changed else self.choice(slot)
+            kept = slot not in changes
+            choice = self.choice(slot) if kept else entry.named.get(changes[slot])
             if choice is None:
                 return self._checked(changes, numbers)
+            touched = not kept
             for one in choice.parameters:
-                moved = changed or one.name in given
-                value = float(given.pop(one.name, one.default if changed else self.parameters[one.name]))
-                if moved and not one.low <= value <= one.high:
+                if kept and one.name not in given:
+                    parameters[one.name] = self.parameters[one.name]
+                    continue
+                value, touched = float(given.pop(one.name, one.default)), True
+                if not one.low <= value <= one.high:
                     return self._checked(changes, numbers)
                 parameters[one.name] = value
-                changed = changed or moved
-            if changed:
+            if touched:
                 texts[slot] = _as_text(slot, choice, parameters)
         if given or changes.keys() - SLOTS.keys():
             return self._checked(changes, numbers)

@@ -290,9 +290,9 @@ def test_a_variation_is_what_the_class_would_have_made_of_it() -> None:
         slots = rng.sample(list(SLOTS), rng.randint(0, 4))
         changes = {slot: other.choices[slot] for slot in slots}
         numbers = {name: value for slot in slots if rng.random() < 0.5 for name, value in other.numbers(slot).items()}
-        if moved := mutate_numbers(one, rng):  # numbers of slots that are kept
-            kept = [slot for slot in SLOTS if slot not in slots]
-            numbers |= {name: value for slot in kept for name, value in moved.composition.numbers(slot).items()}
+        if moved := mutate_numbers(one, rng):  # numbers of slots that are kept, of which the others stay as they are
+            kept = [name for slot in SLOTS if slot not in slots for name in one.numbers(slot)]
+            numbers |= {n: moved.composition.parameters[n] for n in kept if rng.random() < 0.5}
         own = {name: value for slot in SLOTS if slot not in slots for name, value in one.numbers(slot).items()}
         made = one.with_choices(changes, numbers)
         plain = Composition(choices={**one.choices, **changes}, parameters={**own, **numbers})
