@@ -28,7 +28,7 @@ from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.experiments.arms import ARMS
 from poise_core.files import write_atomically
 from poise_core.render.lines import outlook_note, pick_cells
-from poise_core.render.markdown import fenced, render_ablation_page, render_examination_page
+from poise_core.render.markdown import fenced, render_ablation_page, render_examination_page, table
 from poise_core.render.svg import draw_comparison
 from poise_core.render.terminal import render_credit, render_lineage, render_rungs
 from poise_core.run_directory import RunDirectory
@@ -52,10 +52,12 @@ class Run:
     def read(cls, path: Path) -> Run:
         """From its directory."""
         directory = RunDirectory.read(path)
-        return cls(
-            directory,
-            directory.evidence(),
-        )
+        return cls(directory, directory.evidence())
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.directory.path.name
 
 
 def find_runs(folder: Path) -> dict[str, list[Run]]:
@@ -74,13 +76,12 @@ def find_runs(folder: Path) -> dict[str, list[Run]]:
     return found
 
 
-def told_of(runs: Mapping[str, Sequence[Run]]) -> tuple[str, Run]:
-    """The name of the folder of the search that the page tells of in full, and that search: see the module's docstring."""
+def told_of(runs: Mapping[str, Sequence[Run]]) -> Run:
+    """The search that the page tells of in full: see the module's docstring."""
     every = [run for group in runs.values() for run in group]
     examined = [run for run in every if run.evidence.examinations]
     ablated = [run for run in every if run.evidence.ablations]
-    run = next(iter([*examined, *ablated, *runs["evolution"]]))
-    return run.directory.path.name, run
+    return [*examined, *ablated, *runs["evolution"]][0]
 
 
 def steps_of(runs: Mapping[str, Sequence[Run]]) -> dict[str, list[list[Step]]]:
@@ -104,12 +105,12 @@ def render(
         command: that makes the page.
         drawing: file name of the curves.
     """
-    folder, run = told_of(runs)
+    run = told_of(runs)
     preset, rows = run.directory.preset, leaderboard(run.evidence)
     lines = [
         f"# The run of preset {preset.name}",
         "",
-        f"Made by `{command}`; the archive of the search `{folder}`, of which this page tells, lies beside it. The folder's runs "
+        f"Made by `{command}`; the archive of the search `{run.name}`, of which this page tells, lies beside it. The folder's runs "
         f"are those of `{_searched(runs)}`.",
         "",
         *_what_was_tried(run, rows),
@@ -301,19 +302,13 @@ def _picks(runs: Mapping[str, Sequence[Run]], steps: Mapping[str, Sequence[Seque
         for arm, group in runs.items()
         for run, own in zip(group, steps[arm], strict=True)
     )
-    lines = [
+    head = ("arm", "search seed", "pick", "Overall in its search", "minus baseline, measured again [95 %]", "outcome")
+    rows = [(f"**{arm.arm}**" if cells[0] == "mean" else arm.arm, *cells) for arm in picks for cells in pick_cells(arm)]
+    return [
         f"What each search names best at {budget / 1e6:.1f} million tokens, and the same candidate trained again: fresh seeds, "
         "sealed problems, the baseline beside it (`--measure-again`).",
         "",
-        "| arm | search seed | pick | Overall in its search | minus baseline, measured again [95 %] | outcome |",
-        "|---|---|---|---|---|---|",
-    ]
-    for arm in picks:
-        for cells in pick_cells(arm):
-            named = f"**{arm.arm}**" if cells[0] == "mean" else arm.arm
-            lines.append(f"| {' | '.join((named, *cells))} |")
-    return [
-        *lines,
+        table(head, rows),
         "",
         "Limits of a pick are over its fresh seeds, those of a mean and of a difference (Welch) over searches. The baseline's "
         "fresh seeds are the same for all picks: their noise is in every mean, and in no difference between arms.",
@@ -325,7 +320,7 @@ def _examined(runs: Mapping[str, Sequence[Run]]) -> list[str]:
     lines = []
     for run in (run for group in runs.values() for run in group):
         names = {name: row["name"] for name, row in run.evidence.candidates.items()}
-        where = f"of the search `{run.directory.path.name}`"
+        where = f"of the search `{run.name}`"
         for candidate, rows in run.evidence.examinations.items():
             title = f"## The examination of {names[candidate]}, {where}"
             lines += [title, "", render_examination_page(rows, names[candidate])]
@@ -382,9 +377,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw_comparison(curves, out.with_suffix(".svg"))
     copy = out.with_suffix("")
     shutil.rmtree(copy, ignore_errors=True)
-    _, told = told_of(runs)
-    publish_archive(told.directory.path / "archive", copy / "archive")
-    shutil.copy(told.directory.path / "preset.yaml", copy / "preset.yaml")
+    told = told_of(runs).directory.path
+    publish_archive(told / "archive", copy / "archive")
+    shutil.copy(told / "preset.yaml", copy / "preset.yaml")
     print(page)
 
 
@@ -396,11 +391,11 @@ def publish_archive(source: Path, target: Path) -> None:
     shutil.copytree(source, target, ignore=shutil.ignore_patterns(".snapshot*"))
     archive = Archive(target)
     archive.compact(lambda _: None)
-    for table in TABLES.values():
-        if archive.has(table.name) and archive.parts(table.name):
-            (target / table.name / "schema.parquet").unlink()
-        elif table.later:
-            shutil.rmtree(target / table.name, ignore_errors=True)
+    for one in TABLES.values():
+        if archive.has(one.name) and archive.parts(one.name):
+            (target / one.name / "schema.parquet").unlink()
+        elif one.later:
+            shutil.rmtree(target / one.name, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -169,8 +169,8 @@ class Kept:
     def _path(self, part: Part) -> Path:
         arm, replays = part
         file = EnvironmentFile.parse(arm.selector)  # of a selector of the user's own, which may change
-        own = repr(arm).encode() + (b"" if file is None else file.path.read_bytes())
-        return self.folder / f"{hashlib.sha256(own).hexdigest()[:16]}-{replays.start}-{replays.stop}.npy"
+        own = hashlib.sha256(f"{arm}{file.present_digest() if file else ''}".encode()).hexdigest()[:16]
+        return self.folder / f"{own}-{replays.start}-{replays.stop}.npy"
 
 
 @cache

@@ -265,17 +265,18 @@ def compare_replays(
     """
 
     def paired(arm: str, other: str) -> Interval | None:
-        theirs = regrets.get(other)
-        known = theirs is not None and arm != other and len(regrets[arm]) == len(theirs)
-        return _interval(regrets[arm][:, -1] - theirs[:, -1], level) if theirs is not None and known else None
+        own, theirs = regrets[arm], regrets.get(other)
+        if theirs is None or arm == other or len(own) != len(theirs):
+            return None
+        return _interval(own[:, -1] - theirs[:, -1], level)
 
-    base = regrets.get(REFERENCE)
     rng = np.random.default_rng(seed)
     rows = []
     for arm, own in regrets.items():
         curve = tuple(_interval(column, level) for column in own.T)
         gap, ratio = paired(arm, REFERENCE), None
-        if base is not None and gap is not None:
+        if gap is not None:
+            base = regrets[REFERENCE]
             counts = rng.multinomial(len(own), np.full(len(own), 1.0 / len(own)), size=RESAMPLES) / len(own)
             drawn = [_tokens_ratio(a, b, tokens) for a, b in zip(counts @ own, counts @ base, strict=True)]
             low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])
