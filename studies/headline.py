@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Any
 
 from poise_core.archive import EVOLUTION_ARM, TABLES, Archive
+from poise_core.config import LadderSpec
 from poise_core.evidence.ablation import conclude_ablation
 from poise_core.evidence.credit import run_credit
 from poise_core.evidence.format import format_duration, format_interval, format_level
 from poise_core.evidence.promotion import Declaration, corrected_level
 from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.evolution.ladder import judged_by
 from poise_core.experiments.arms import ARMS
 from poise_core.files import write_atomically
 from poise_core.render.lines import outlook_note, pick_cells
@@ -155,7 +157,7 @@ def _searched(runs: Mapping[str, Sequence[Run]]) -> str:
 
 def _what_was_tried(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
     preset = run.directory.current_preset
-    search, ladder = preset.search, preset.ladder
+    search, ladder = preset.search, judged_by(preset.ladder, preset.protocol)
     children = [row for row in rows if row.generation and row.arm == EVOLUTION_ARM]
     ends = Counter(row.state if row.status == "stopped" else row.status for row in children)
     short = sum(
@@ -169,10 +171,23 @@ def _what_was_tried(run: Run, rows: Sequence[LeaderboardRow]) -> list[str]:
         f"GRPO and {len(children)} variants in {max((row.generation or 0 for row in rows), default=0)} generations of "
         f"{search.parents} parents by the arm {search.arm}: {counted}. "
         f"A child is measured with {search.seeds_per_candidate} seeds unless the ladder stops it "
-        f"(thresholds {ladder.proxy_stop_below:g} at the proxy, {ladder.first_stop_below:g} after one seed). "
+        f"({described_thresholds(ladder)}). "
         f"{sum(run.evidence.training_tokens.values()) / 1e6:.1f} million training tokens; from the first row of the archive "
         f"to the last reflection {_span(run)}.",
     ]
+
+
+def described_thresholds(ladder: LadderSpec) -> str:
+    """The probabilities below which a child ends, those that are in force."""
+    if not ladder.enabled:
+        return "there is none: the ladder is switched off"
+    rules = {
+        "at the proxy for its reward": ladder.proxy_stop_below * bool(ladder.proxy_steps),
+        "at the proxy for its forecast": ladder.forecast_stop_below * bool(ladder.proxy_steps),
+        "after one seed": ladder.first_stop_below,
+        "after one seed against the best of earlier generations": ladder.leader_stop_below,
+    }
+    return "thresholds " + ", ".join(f"{limit:g} {where}" for where, limit in rules.items() if limit)
 
 
 def _span(run: Run) -> str:

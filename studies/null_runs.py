@@ -16,7 +16,7 @@ import numpy as np
 from poise_core.config import LadderSpec, load_preset
 from poise_core.evidence.format import format_limits
 from poise_core.files import write_atomically
-from studies.simulation import BASELINE, COLLAPSE, Evolution, Measured, World, described_proxy, present, share, simulate
+from studies.simulation import BASELINE, COLLAPSE, Evolution, Measured, World, present, share, simulate
 
 CHILDREN = 63
 
@@ -93,8 +93,9 @@ def render(measured: Measured, rows: Sequence[Row], children: int, command: str)
         )
     lines += [
         "",
-        f"All are children of the baseline. {described_proxy(measured)} Ladders have the thresholds of the default"
-        " and of preset laptop-64, and judge the proxy by its reward. Intervals are Clopper-Pearson at 95 %. The "
+        "All are children of the baseline. Ladders have the thresholds of the default and of preset laptop-64 after one seed. "
+        "Nobody is stopped at the proxy: both judge it by a forecast from the dynamics of a training, and none is run here. "
+        "Intervals are Clopper-Pearson at 95 %. The "
         "last column but one is the practice of naming the highest mean. Where trainings collapse, no number of "
         "seeds that a search can afford sees it: claims hold for trainings that do not, and the worst seed stands"
         " beside every champion with how likely a worse one is.",

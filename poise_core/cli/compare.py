@@ -279,7 +279,7 @@ def _replay(
 
     from poise_core.archive import ArchiveError
     from poise_core.cli.common import resolve_preset
-    from poise_core.experiments.contest import Contest, Kept, arms_of, replay_arms
+    from poise_core.experiments.contest import Contest, Kept, arms_of, replay_arms, require_same_proxy
     from poise_core.experiments.replay import DYNAMICS, ReplayArm, load_selector
     from poise_core.experiments.surrogate import TableError, judge_fit
     from poise_core.experiments.world import World
@@ -290,6 +290,8 @@ def _replay(
         try:
             cells = _cells(table)
             proxy = set(DYNAMICS) <= set(cells.outputs)
+            if proxy:
+                require_same_proxy(resolved.ladder, cells.head)
             known = arms_of(resolved, proxy=proxy)
             unknown = sorted(set(arms or ()) - set(known))
             if unknown:

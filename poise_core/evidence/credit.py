@@ -97,6 +97,8 @@ class Credit:
     def sentence(self) -> str:
         """The result in one line."""
         if not self.mechanisms:
+            if self.candidates >= FEWEST:
+                return f"all {self.candidates} scored candidates have the baseline's mechanisms: there is nothing to credit"
             bare = f", and {self.bare} without an interval," if self.bare else ""
             return f"{self.candidates} scored candidates{bare} are too few to credit mechanisms; {FEWEST} are needed"
         parts = []

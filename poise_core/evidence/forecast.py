@@ -102,12 +102,16 @@ class Forecast:
     def differences(
         self, dynamics: Dynamics, seed: int, model: SeedModel, references: Iterable[str], population: Population | None
     ) -> dict[str, Difference]:
-        """As ``SeedModel.differences``, of a candidate of which only the proxy is known."""
+        """As ``SeedModel.differences``, of a candidate of which only the proxy is known.
+
+        A forecast counts as no surer than the training that it forecasts, whose seed's noise is in its error, too.
+        """
+        own = max(self.noise.variance, model.noise.variance)
         gaps = model.differences(self.predict(dynamics), seed, references, population)
         return {
             name: Difference(
                 gap.estimate,
-                SeedNoise(gap.noise.variance - model.noise.variance + self.noise.variance, self.noise.freedom),
+                SeedNoise(gap.noise.variance - model.noise.variance + own, self.noise.freedom),
             )
             for name, gap in gaps.items()
         }

@@ -297,7 +297,11 @@ def _interval(values: Sequence[Sequence[Array]], level: float, noise: SeedNoise 
     spread = seed_part**2 / seed_freedom + sum(
         part**2 / (block.shape[1] - 1) for (part, _), block in zip(problem_parts, blocks, strict=True) if part > 0
     )
-    freedom = max(variance**2 / spread, seed_freedom)
+    parts = [
+        seed_freedom,
+        *(block.shape[1] - 1.0 for (part, _), block in zip(problem_parts, blocks, strict=True) if part > 0),
+    ]
+    freedom = max(variance**2 / spread, min(parts))
     half = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance)
     if seeds < 3 and noise is None:
         half = max(half, float(stdtrit(seeds - 1, 0.5 + level / 2)) * math.sqrt(seed_part))

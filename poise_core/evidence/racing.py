@@ -66,17 +66,19 @@ def race(differences: Mapping[str, Difference], stop_below: float) -> Decision:
         differences: reference -> the candidate minus the reference; one that is not finite is left out.
         stop_below: probability; 0 never stops.
     """
-    chances = {
-        name: float(stdtr(one.noise.freedom, one.estimate / one.noise.std))
-        for name, one in differences.items()
-        if math.isfinite(one.estimate)
-    }
+    chances = {name: _chance_above_zero(one) for name, one in differences.items() if math.isfinite(one.estimate)}
     if not chances:
         return Decision(False, None, None, None, "nothing to compare with")
     worst = min(sorted(chances), key=lambda name: chances[name])
     gap, chance = differences[worst], chances[worst]
     text = f"{gap.estimate:+.1f} points to {worst}, noise {gap.noise.std:.1f}: better with probability {chance:.2f}"
     return Decision(chance < stop_below / len(chances), worst, gap, chance, text)
+
+
+def _chance_above_zero(gap: Difference) -> float:
+    if gap.noise.std == 0.0:  # as where a benchmark is so hard that everybody scores zero
+        return 0.5 + 0.5 * float(np.sign(gap.estimate))
+    return float(stdtr(gap.noise.freedom, gap.estimate / gap.noise.std))
 
 
 @dataclass(frozen=True)

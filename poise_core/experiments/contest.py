@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from poise_core.config import Preset
+from poise_core.archive.cells import TableHead
+from poise_core.config import LadderSpec, Preset
 from poise_core.config.environment_file import EnvironmentFile
 from poise_core.config.search import PromiseSpec, SearchSpec
 from poise_core.evolution.ladder import judged_by
 from poise_core.experiments.replay import PROPOSERS, ReplayArm, ReplayedSearch
+from poise_core.experiments.surrogate import TableError
 from poise_core.experiments.world import World
 from poise_core.files import write_atomically
 from poise_core.search.nodes import Array
@@ -74,6 +76,21 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
     elif proxy:
         arms.append(replace(whole, name="with a ladder", ladder=climbed.model_copy(update={"enabled": True})))
     return {arm.name: arm for arm in arms}
+
+
+def require_same_proxy(ladder: LadderSpec, head: TableHead) -> None:
+    """A table knows the dynamics of one proxy, so no ladder can be replayed that decides at another.
+
+    Raises:
+        TableError: the preset's proxy is another than the recording's.
+    """
+    own, recorded = (ladder.proxy_steps, ladder.proxy_window), (head.proxy_steps, head.proxy_window)
+    if own[0] and own != recorded:
+        raise TableError(
+            f"the preset's proxy has {own[0]} steps and a window of {own[1]}, the table's {recorded[0]} and {recorded[1]}: "
+            f"replay with --set ladder.proxy_steps={recorded[0]} --set ladder.proxy_window={recorded[1]}, or without a proxy, "
+            "--set ladder.proxy_steps=0"
+        )
 
 
 def promises(spec: PromiseSpec | None, whole: ReplayArm) -> list[ReplayArm]:

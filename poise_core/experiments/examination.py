@@ -260,7 +260,7 @@ class Examination(Replication):
         detail: Fields = {"rates": {title: {f"{r:.6g}": x for r, x in one.items()} for title, one in tried.items()}}
         said = "; ".join(f"{side.name} {_listed(scores[side.candidate_id])}" for side in (base, me))
         if mine is None or theirs is None:
-            side, verdict = (me.name, FAILS) if mine is None else (base.name, UNMEASURED)
+            side, verdict = (base.name, UNMEASURED) if theirs is None else (me.name, FAILS)
             return {**rates, "verdict": verdict, "message": f"{verdict}: {side} failed at every rate", "detail": detail}
         variants = self.variant(plan, rate=mine), self.variant(plan, rate=theirs)
         detail["protocols"] = sorted({one.protocol.digest for one in variants})

@@ -400,7 +400,7 @@ class ReplayedSearch:
             return
         references = tuple(dict.fromkeys((str(child.parents[0]), "0")))
         child.rewards = self._rewards(child, [0])
-        if referee.decide(self._measured(child), "proxy", references).stop:
+        if referee.ladder.proxy_steps and referee.decide(self._measured(child), "proxy", references).stop:
             self.tokens += drawn.proxy_tokens
             child.stopped = True
             if referee.forecast is not None:

@@ -271,7 +271,8 @@ def judge_fit(cells: Cells, surrogate: Surrogate, noise: SeedNoiseModel, predict
     total = float(((truth - truth.mean()) ** 2).sum())
     pooled = noise.pooled_variance
     spread = float(truth.std(ddof=1))
-    deviations = np.sqrt(noise.variances)
+    several = cells.seeds >= 2  # the others have the pooled variance
+    deviations = np.sqrt(noise.variances[several] if several.any() else noise.variances)
     return Fit(
         cells=len(truth),
         failed=cells.failed,

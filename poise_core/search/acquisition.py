@@ -178,7 +178,10 @@ class AcquisitionSelector:
     def _reason(self, table: NodeTable, judgement: Judgement, pick: Pick) -> str:
         row, spec, scored = pick.row, self.spec, int(table.scored.sum())
         seeds = int(table.seeds[row])
-        off = f" - {pick.penalty:.2f} for the lineage it shares with parents chosen before" if pick.penalty else ""
+        kept = judgement.total[row] - pick.penalty
+        lineage = (
+            f", of which the lineage it shares with parents chosen before leaves {kept:.2f}" if pick.penalty else ""
+        )
         again = f" Taken again (repeat {pick.repeat}) because only {scored} scored nodes exist." if pick.repeat else ""
         prior = "" if judgement.potential.fitted else " (too few descendants to learn from: prior)"
         notes = {
@@ -190,7 +193,7 @@ class AcquisitionSelector:
             for name, values in judgement.raw.items()
         ]
         return (
-            f"{table.names[row]} ranks {pick.rank} of {scored}: {judgement.total[row]:.2f} = {' + '.join(parts)}{off}; "
+            f"{table.names[row]} ranks {pick.rank} of {scored}: {judgement.total[row]:.2f} = {' + '.join(parts)}{lineage}; "
             f"{table.children[row]} children so far.{again}"
         )
 

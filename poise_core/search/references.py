@@ -30,8 +30,9 @@ def reference_set(
 ) -> list[ReferenceChoice]:
     """Nodes to show beside the parent: strong ones, structurally different ones, ones from other lineages.
 
-    ``pareto``: dominated by no other node in the shrunken benchmark vector, by shrunken score. ``complementary``: largest
-    distance to the parent in mechanisms and behaviour (``poise_core.search.diversity.distances``), then score.
+    ``pareto``: dominated by no node but perhaps the parent in the shrunken benchmark vector, by shrunken score.
+    ``complementary``: largest distance to the parent in mechanisms and behaviour
+    (``poise_core.search.diversity.distances``), then score.
     ``exploratory``: neither ancestor nor descendant of the parent, least expanded first. Only scored nodes; never the
     parent; no node twice.
 
@@ -117,7 +118,7 @@ def _frontier(table: NodeTable, ranked: Sequence[int], most: int) -> list[int]:
 def _why(tier: Tier, node: NodeRecord, parent: NodeRecord, shrunk: float, seeds: int, children: int) -> str:
     score = f"shrunken Overall {shrunk:.2f} ({counted_seeds(seeds)})"
     if tier == "pareto":
-        return f"{node.name} is on the Pareto frontier of the benchmarks, {score}."
+        return f"{node.name} is on the Pareto frontier of the benchmarks, the parent left out, {score}."
     if tier == "complementary":
         return (
             f"{node.name} differs from {parent.name} in {mechanism_distance(parent, node):.0%} of the slots, {score}."

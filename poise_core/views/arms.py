@@ -182,8 +182,10 @@ def picks_at_budget(
 
 def _welch(mine: Array, theirs: Array, level: float) -> Interval:
     estimate, count = float(mine.mean() - theirs.mean()), min(len(mine), len(theirs))
-    if count < 2 or not (mine.std() or theirs.std()):
+    if count < 2:
         return Interval(estimate, -math.inf, math.inf, count)
+    if not (mine.std() or theirs.std()):  # as where every search names the baseline
+        return Interval(estimate, estimate, estimate, count)
     limits = ttest_ind(mine, theirs, equal_var=False).confidence_interval(level)
     return Interval(estimate, float(limits.low), float(limits.high), count)
 
@@ -253,7 +255,7 @@ def compare_replays(
 ) -> list[ReplayedArm]:
     """Every arm with intervals over replays; worst final regret last.
 
-    The ratio is that of the budgets at which the two mean curves first fall to the higher of their two final regrets: 2 means
+    The ratio is that of the budgets at which the two mean curves first fall to the lowest regret that both reach: 2 means
     that the arm needs half the tokens of the reference. Its limits are quantiles over resampled replays, the same ones for
     both arms, since replays of one number share their luck.
 
@@ -270,13 +272,13 @@ def compare_replays(
             return None
         return _interval(own[:, -1] - theirs[:, -1], level)
 
-    rng = np.random.default_rng(seed)
     rows = []
     for arm, own in regrets.items():
         curve = tuple(_interval(column, level) for column in own.T)
         gap, ratio = paired(arm, REFERENCE), None
         if gap is not None:
             base = regrets[REFERENCE]
+            rng = np.random.default_rng(seed)  # anew: an arm's limits do not depend on which other arms are compared
             counts = rng.multinomial(len(own), np.full(len(own), 1.0 / len(own)), size=RESAMPLES) / len(own)
             drawn = [_tokens_ratio(a, b, tokens) for a, b in zip(counts @ own, counts @ base, strict=True)]
             low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2])

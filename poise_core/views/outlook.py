@@ -3,6 +3,7 @@ its differences: where their variance comes from, and what more seeds or more pr
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -59,7 +60,7 @@ class Spending:
 
 
 def spending(evidence: RunEvidence) -> Spending | None:
-    """Of the candidates that have as many seeds as the baseline; None where no such candidate has two.
+    """Of the candidates that have as many seeds as the baseline; None where no such candidate has two, or none was timed.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
@@ -75,7 +76,8 @@ def spending(evidence: RunEvidence) -> Spending | None:
     others = [evals for name, evals in whole.items() if name != evidence.baseline]
     found = [parts for evals in others if (parts := variance_parts(evals, base, evidence.protocol)) is not None]
     found = [parts for parts in found if parts.seeds == len(base)]
-    if not found:
+    seconds = [one.seconds for evals in whole.values() for one in evals if math.isfinite(one.seconds)]
+    if not found or not seconds:
         return None
     seed, problem = (
         max(statistics.fmean(values), 0.0) for values in zip(*((one.seed, one.problem) for one in found), strict=True)
@@ -84,7 +86,7 @@ def spending(evidence: RunEvidence) -> Spending | None:
         VarianceParts(seed, problem, statistics.fmean(parts.rest for parts in found), len(base)),
         len(found),
         _train_seconds(evidence),
-        statistics.median(one.seconds for evals in whole.values() for one in evals),
+        statistics.median(seconds),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -56,15 +57,18 @@ def test_a_difference_holds_the_error_of_the_forecast_instead_of_a_seeds() -> No
     dynamics, overalls = world(20, 1.0, np.random.default_rng(1))
     forecast = Forecast.learn(dynamics, overalls)
     assert forecast is not None
-    model = SeedModel.learn({"root": {0: 70.0, 1: 74.0}, "one": {0: 71.0}}, 2.0, 4.0)
+    calm = SeedModel.learn({"root": {0: 70.0, 1: 70.6}, "one": {0: 71.0}}, 0.5, 4.0)
+    wild = SeedModel.learn({"root": {0: 70.0, 1: 74.0}, "one": {0: 71.0}}, 2.0, 4.0)
+    assert calm.noise.variance < forecast.noise.variance < wild.noise.variance
     probe = dynamics["c07"]
-    for population in (None, Population(70.0, 4.0)):
+    for model, population in product((calm, wild), (None, Population(70.0, 4.0))):
+        own = max(forecast.noise.variance, model.noise.variance)  # no surer than the training that it forecasts
         gaps = forecast.differences(probe, 0, model, ["root", "one", "never measured"], population)
         plain = model.differences(forecast.predict(probe), 0, ["root", "one"], population)
         assert gaps.keys() == plain.keys()
         for name, gap in gaps.items():
             assert gap.estimate == plain[name].estimate
-            expected = plain[name].noise.variance - model.noise.variance + forecast.noise.variance
+            expected = plain[name].noise.variance - model.noise.variance + own
             assert gap.noise.variance == pytest.approx(expected)
 
 

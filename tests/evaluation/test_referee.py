@@ -9,7 +9,8 @@ import pytest
 from trees import world
 
 from poise_core.config import LadderSpec
-from poise_core.evidence.racing import Decision, Population, SeedModel
+from poise_core.evidence.noise import SeedNoise
+from poise_core.evidence.racing import Decision, Difference, Population, SeedModel, race
 from poise_core.evidence.stopping import Measurement, Referee
 
 SHARED, OWN = math.sqrt(0.05 * 4.0), math.sqrt(0.95 * 4.0)
@@ -75,6 +76,31 @@ def test_a_chosen_reference_by_hand() -> None:
     plain = model.difference(76.0, 0, "parent")
     assert plain is not None
     assert (plain.estimate, plain.noise.variance) == (pytest.approx(-2.0), pytest.approx(2.0 * 2.0))
+
+
+def test_where_everybody_scores_the_same_nobody_is_told_apart_and_nobody_is_lost() -> None:
+    """As on a benchmark that is too hard for all: no noise, no spread, and a forecast without error."""
+    overalls = {f"c{n}": dict.fromkeys(range(3), 0.0) for n in range(12)}
+    dynamics = {name: (0.1 * n, 1.0, 2.0, 0.1) for n, name in enumerate(overalls)}
+    spec = LadderSpec(enabled=True, first_stop_below=0.4, forecast_stop_below=0.4, leader_stop_below=0.4)
+    known = learn(spec, (0, 1, 2), ["c0"], {}, overalls, dynamics)
+    assert known.forecast is not None
+    at_proxy, at_first = (
+        after_proxy(known, math.nan, dynamics["c3"], ["c3", "c0"]),
+        after_first(known, 0.0, ["c3", "c0"]),
+    )
+    assert (at_proxy.stop, at_first.stop) == (False, False)
+    assert at_proxy.probability == pytest.approx(0.5)
+    assert at_first.probability == pytest.approx(0.5)
+
+
+def test_a_difference_without_noise_is_decided_by_its_sign() -> None:
+    certain = {sign: race({"a": Difference(sign, SeedNoise(0.0, 4.0))}, 0.1) for sign in (-1.0, 0.0, 1.0)}
+    assert {sign: (one.probability, one.stop) for sign, one in certain.items()} == {
+        -1.0: (0.0, True),
+        0.0: (0.5, False),
+        1.0: (1.0, False),
+    }
 
 
 @pytest.mark.exhaustive

@@ -402,6 +402,11 @@ def test_credit_finds_what_pays_and_names_what_cannot_be_told_apart() -> None:
     assert (found.candidates, found.left_out, by_name["a"].having) == (13, 3, 7)
     # h, which no candidate kept, is -1 in every row and not "never varied"
     assert "h" in by_name
+    plain = {name: (("g",), Interval(0.0, -2.0, 2.0, 3)) for name in "abcd"}
+    assert (
+        credit(plain, ["g"]).sentence
+        == "all 4 scored candidates have the baseline's mechanisms: there is nothing to credit"
+    )
     assert credit({}, ["g"]).sentence == "0 scored candidates are too few to credit mechanisms; 4 are needed"
     bare = credit({"one seed": (("a",), Interval(1.0, -math.inf, math.inf, 1))}, ["g"])
     assert bare.sentence.startswith("0 scored candidates, and 1 without an interval, are too few")

@@ -317,6 +317,22 @@ def test_a_candidate_that_fails_with_fresh_seeds_fails_every_condition_that_rest
 
 
 @pytest.mark.slow
+def test_where_both_sides_fail_at_every_rate_nothing_is_said_of_the_candidate(
+    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, (baseline, best, *_) = begun(tmp_path, laboratory, passes=(), greedy=False)
+    by_hand(laboratory, baseline, best)
+
+    def fail(*_: object) -> None:
+        raise DIVERGED
+
+    monkeypatch.setattr(Examination, "chosen", fail)
+    record = Examination(run, best).examine(conditions=["rates"])
+    (row,) = [one for one in record.rows if one["condition"] == "rates"]
+    assert (row["verdict"], row["message"]) == ("not measured", "not measured: GRPO failed at every rate")
+
+
+@pytest.mark.slow
 def test_a_candidate_that_is_not_better_costs_no_more_trainings_unless_they_are_asked_for(
     tmp_path: Path, laboratory: Laboratory
 ) -> None:

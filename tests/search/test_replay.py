@@ -26,7 +26,7 @@ from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.ladder import judged_by
 from poise_core.experiments import replay as replays
 from poise_core.experiments import surrogate as surrogates
-from poise_core.experiments.contest import Contest, Kept, arms_of, replay_arms
+from poise_core.experiments.contest import Contest, Kept, arms_of, replay_arms, require_same_proxy
 from poise_core.experiments.recording import (
     draw_design,
     joined,
@@ -529,6 +529,26 @@ def test_a_replay_climbs_the_ladder_that_a_run_climbs() -> None:
         assert arms_of(switched)["with a ladder"].ladder == judged_by(preset.ladder, preset.protocol)
 
 
+def test_a_replay_decides_at_the_recorded_proxy_or_at_none() -> None:
+    """Without a proxy nobody ends there, and a proxy that the table does not know is refused."""
+    ladder = PRESET.ladder.model_copy(update={"enabled": True, "forecast_stop_below": 0.4})
+    ends = {}
+    for steps in (7, 0):
+        arm = replace(arms_of(PRESET)["evolution"], ladder=ladder.model_copy(update={"proxy_steps": steps}))
+        search = ReplayedSearch(world(1.5), arm, PRESET.search, 60_000.0, (0, 0))
+        search.run()
+        ends[steps] = sum(node.stopped for node in search.nodes)
+    assert ends[7] > 0
+    assert ends[0] == 0
+    own = head()
+    require_same_proxy(
+        ladder.model_copy(update={"proxy_steps": own.proxy_steps, "proxy_window": own.proxy_window}), own
+    )
+    require_same_proxy(ladder.model_copy(update={"proxy_steps": 0}), own)
+    with pytest.raises(TableError, match=f"ladder.proxy_steps={own.proxy_steps} "):
+        require_same_proxy(ladder.model_copy(update={"proxy_steps": own.proxy_steps + 1}), own)
+
+
 @pytest.mark.slow
 def test_donors_are_the_references_of_a_run() -> None:
     search = ReplayedSearch(world(1.5), arms_of(PRESET)["evolution"], PRESET.search, 60_000.0, (0, 0))
@@ -636,6 +656,12 @@ def test_tokens_to_the_same_regret_by_hand() -> None:
     assert rows["worse"].gap.estimate == 2.0
     assert rows["random"].gap is rows["random"].ratio is None
     noisy = np.random.default_rng(0).normal(0.0, 1.0, (200, 5))
+    jagged = {name: curve + np.random.default_rng(1).normal(0.0, 1.0, (50, 5)) for name, curve in
+              {"random": random_curve, "worse": worse, "arm": arm_curve}.items()}  # fmt: skip
+    alone = {name: one for name, one in jagged.items() if name != "worse"}
+    assert [row.ratio for row in compare_replays(alone, tokens) if row.arm == "arm"] == [
+        row.ratio for row in compare_replays(jagged, tokens) if row.arm == "arm"
+    ], "an arm's limits do not depend on which others are compared"
     spread = compare_replays({"random": random_curve + noisy, "arm": random_curve + noisy - 1.0}, tokens)
     best = spread[0]
     assert best.arm == "arm"
@@ -705,6 +731,7 @@ def test_the_documented_selector_is_replayed(table: Path, tmp_path: Path) -> Non
         (("--write", "X"), "--write needs --table FILE"),
         (("--table", "TABLE", "--write", "wrong.py"), "wrong.py lacks the lines <!-- measured: begin -->"),
         (("--table", "TABLE", "--measure-again", "3"), "--measure-again is for searches that are run"),
+        (("--table", "TABLE", "--set", "ladder.proxy_window=3"), "replay with --set ladder.proxy_steps=30"),
         (("--table", "older.parquet"), "older.parquet: cell 3 is no composition of this version's catalogue"),
     ],
 )
