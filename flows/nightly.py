@@ -49,7 +49,7 @@ def nightly_generation(
         hours: the time budget. At its end trainings stop at their checkpoints; the next nightly run goes on from there.
         dollars: the cost budget of language models. A call that could exceed it is not made; what needs no further call is
             finished, and the rest waits for the next nightly run. Empty for no limit.
-        gpu_hours: the budget of GPU-hours, of all GPUs that the preset uses (parallel_candidates x processes_per_training),
+        gpu_hours: the budget of GPU-hours, of all GPUs that the preset uses (parallel_candidates x those that one holds),
             which are held whether they are busy or not. At its end the same happens as at that of the time. Empty for no limit.
         replicate_champion: examine a new champion candidate with fresh seeds, under all conditions of the preset.
         changes: to the preset, KEY=VALUE: search.parents=3, resources.dispatch=pool, agents.model=openai:NAME.

@@ -85,11 +85,11 @@ origins() { # port
     echo "http://$HOST:$1,http://localhost:$1"
 }
 
-# The servers need no key of a language model, and no token of the person who starts them.
+# The servers need no key of a language model, and no token of the person who starts them but that of the store for artifacts.
 drop_keys() {
     local name
     for name in $(compgen -e); do
-        [[ $name != *_API_KEY && $name != *_TOKEN ]] || unset "$name"
+        [[ ($name != *_API_KEY && $name != *_TOKEN) || $name == AWS_* ]] || unset "$name"
     done
 }
 

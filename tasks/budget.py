@@ -36,7 +36,7 @@ class Budget:
         """Return the hours after which the evolution is stopped, and the name of the budget that says so.
 
         Args:
-            gpus: that are held: ``parallel_candidates`` x ``processes_per_training``.
+            gpus: that are held at a time, by all candidates.
         """
         if self.gpu_hours is not None and self.gpu_hours / gpus < self.hours:
             return self.gpu_hours / gpus, f"budget of {self.gpu_hours:g} GPU-hours, {gpus} at a time,"
@@ -46,7 +46,7 @@ class Budget:
     def kept(self, evolution: Evolution) -> Iterator[None]:
         """Stop the evolution when its time or its GPU-hours are up."""
         resources = evolution.run.current_preset.resources
-        hours, what = self.limit(resources.parallel_candidates * resources.training_processes)
+        hours, what = self.limit(resources.parallel_candidates * resources.gpus_held)
 
         def stop() -> None:
             self._late.set()

@@ -34,7 +34,9 @@ class WorkPool(ChildProcesses):
                 tried again, this waits for the same flow run.
             Cancelled: it was cancelled, or this run was.
         """
-        if evolution.ended(candidate) and evolution.trials.failure(candidate) is None:
+        if failure := evolution.trials.failure(candidate):
+            raise failure
+        if evolution.ladder.settled(candidate):
             return  # what was repaired or read back need not travel again
         with infrastructure_faults():
             state = _carried_out(evolution, candidate)

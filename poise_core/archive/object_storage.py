@@ -117,9 +117,18 @@ class ObjectStorage(Storage):
             self._write(table, name, data)
 
     def _write(self, table: str, name: str, data: memoryview) -> None:
-        with self.filesystem.open_output_stream(self.path(table, name)) as stream:
-            for start in range(0, len(data), _CHUNK):
-                stream.write(data[start : start + _CHUNK])
+        """Write an object, whole or not at all.
+
+        Closing a stream publishes what it has got so far, also when an exception closes it. So nothing may be raised between its
+        opening and its end: a thread of its own hears no Ctrl-C, and one that has begun is waited for.
+        """
+
+        def upload() -> None:
+            with self.filesystem.open_output_stream(self.path(table, name)) as stream:
+                stream.write(pa.py_buffer(data))
+
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(upload).result()
 
 
 def plain_location(location: str) -> str:

@@ -281,7 +281,8 @@ class PartReader:
             if not cache.compacted.issuperset(compacted):
                 cache = _Cache(frozenset(), frozenset(compacted), self.compacted.load(table, compacted))
             fresh = [name for name in names if name not in cache.parts]
-            fresh = self.compacted.uncovered(table, compacted, fresh)
+            # by all that is cached: another thread may have read a compacted file that is newer than this one's list
+            fresh = self.compacted.uncovered(table, sorted(cache.compacted), fresh)
             if len(fresh) > WORTH and snapshot_of(table):
                 known, rows = self._from_snapshot(table, cache.parts, cache.rows, set(fresh))
                 fresh = [name for name in fresh if name not in known]

@@ -35,7 +35,7 @@ def cost(run_dir: RunDir, json: JsonOption = False) -> None:
             entry["spent"] = entry["spent"].plus(Spent.of_row(row))
             entry["failed"] += row["outcome"] != "ok"
         lines = [_line(*key, **groups[key]) for key in sorted(groups)]
-        compute = computed(run.evidence(), run.current_preset.resources.training_processes)
+        compute = computed(run.evidence(), run.current_preset.resources.gpus_held)
         if json:
             candidates = [one.to_dict() for one in compute]
             say_json(json_module.dumps({"calls": lines, "total": _total(lines), "candidates": candidates}, indent=1))

@@ -163,7 +163,7 @@ def leaderboard_of(run: RunDirectory, evidence: RunEvidence, width: int | None =
         width=width or view_console().width,
         outlook=outlook_note(outlook(evidence, run.preset)),
         spending=spending_note(spending(evidence)),
-        compute=compute_note(computed(evidence, run.current_preset.resources.training_processes)),
+        compute=compute_note(computed(evidence, run.current_preset.resources.gpus_held)),
     )
 
 

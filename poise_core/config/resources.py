@@ -109,3 +109,8 @@ class ResourceSpec(FrozenModel):
     def training_processes(self) -> int:
         """Processes of one training on all its nodes, each with a GPU where there are GPUs."""
         return self.nodes * self.processes_per_training
+
+    @property
+    def gpus_held(self) -> int:
+        """GPUs that a candidate holds while it is trained and scored, where there are GPUs."""
+        return self.gpus_per_candidate or self.training_processes

@@ -55,6 +55,12 @@ class Ladder:
         )
         return rows[0] if rows else None
 
+    def settled(self, candidate: CandidateRef) -> bool:
+        """Whether the ladder has nothing left to do or to record of a child that has not failed."""
+        if self.spec.enabled and candidate.generation:
+            return self.stopped(candidate) is not None or self._decided(candidate, self.rungs[-1])
+        return len(self.trials.evaluations(candidate, self.seeds)) == len(self.seeds)
+
     def trained(self, candidate: CandidateRef, rung: Rung) -> bool:
         """Whether a candidate that has not failed was trained as far as the rung asks, or was stopped before."""
         if self.stopped(candidate):

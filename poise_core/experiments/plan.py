@@ -99,7 +99,7 @@ def plan_run(preset: Preset, gpu: str, hourly: float, rates: Rates | None = None
         parts,
         sampling,
         GPUS[gpu].memory,
-        preset.resources.parallel_candidates * preset.resources.training_processes,
+        preset.resources.parallel_candidates * preset.resources.gpus_held,
         rates,
         sum(evaluated.values()),
         {**_prices(tariff), "examination": examination},
@@ -127,7 +127,7 @@ class _Tariff:
         )
         a_training = rates.start + training.steps * rates.step
         seconds = trainings * a_training + evaluations * rates.evaluation + gates * rates.gate
-        gpu = self.preset.resources.training_processes * seconds / 3600
+        gpu = self.preset.resources.gpus_held * seconds / 3600
         tokens = trainings * trained + evaluations * asked
         return Price(tokens, gpu, seconds / 3600 / side_by_side, gpu * self.hourly)
 

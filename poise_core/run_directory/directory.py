@@ -20,6 +20,7 @@ from poise_core.archive import Archive, ArchiveLocationError, ArchiveOwnedError,
 from poise_core.candidate.identity import source_digest
 from poise_core.config import Preset
 from poise_core.evaluation.problems import ProblemSecret, SecretError
+from poise_core.failures import InfrastructureError
 from poise_core.files import expanded, fault_of_place
 from poise_core.run_directory.lock import Lock, LockedError
 from poise_core.run_directory.records import (
@@ -153,19 +154,20 @@ class RunDirectory:
             wait: called repeatedly while another process holds the lock; its exceptions are raised here.
 
         Raises:
-            RunDirectoryError: the lock cannot be made.
+            InfrastructureError: the lock cannot be made, as on a full disk; what was waited for may be there at the next try.
         """
         folder = self.candidate_folder(candidate)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunDirectoryError(f"{folder}: cannot be used: {error.strerror or error}") from error
         while True:
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 lock = Lock(folder / _LOCK)
                 break
             except LockedError:
                 wait()
+            except RunDirectoryError as error:
+                raise InfrastructureError(str(error)) from error
+            except OSError as error:
+                raise InfrastructureError(f"{folder}: cannot be used: {error.strerror or error}") from error
         try:
             yield
         finally:

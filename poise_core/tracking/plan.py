@@ -64,18 +64,18 @@ class RunPlan:
     state: str = ""  # digest of the content, and of which curves there are
 
 
-def plan_runs(evidence: RunEvidence, run_dir: Path | None = None, *, processes: int = 1) -> list[RunPlan]:
+def plan_runs(evidence: RunEvidence, run_dir: Path | None = None, *, gpus: int = 1) -> list[RunPlan]:
     """Every run that MLflow should hold, parents before children.
 
     Args:
         evidence: what is to be shown.
         run_dir: whose nightly reports are to be shown too.
-        processes: of a training, each on a GPU of its own.
+        gpus: that a candidate holds while it is measured.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
     """
-    known = _Known.read(evidence, processes)
+    known = _Known.read(evidence, gpus)
     records = known.records
     plans: list[RunPlan] = []
     for generation in sorted({record["generation"] for record in records}):
@@ -113,7 +113,7 @@ class _Known:
     completions: Mapping[str, str]  # candidate -> the page of those that were kept to be read, where there are any
 
     @classmethod
-    def read(cls, evidence: RunEvidence, processes: int) -> _Known:
+    def read(cls, evidence: RunEvidence, gpus: int) -> _Known:
         archive, digest = evidence.archive, evidence.protocol.digest
         scores: dict[str, dict[int, list[Row]]] = {}
         for score in archive.rows("evaluations", protocol=digest):
@@ -134,7 +134,7 @@ class _Known:
             verifications={row["candidate_id"]: row for row in archive.rows("verifications")},
             scores=scores,
             registered=frozenset(version.candidate_id for version in plan_versions(evidence)),
-            compute={one.candidate_id: one for one in computed(evidence, processes)},
+            compute={one.candidate_id: one for one in computed(evidence, gpus)},
             completions={
                 name: render_completions_page(kept, evidence.candidates[name]["name"])
                 for name, kept in archive.by_candidate("completions", evidence.candidates, digest)
@@ -149,8 +149,11 @@ def _plans_of(record: Row, known: _Known) -> list[RunPlan]:
     scores = known.scores.get(candidate, {})
     own = _candidate_plan(record, known)
     _add_texts(own, record, known)
-    # the mean over seeds is drawn once, when every seed that was trained has been measured (or no more will be)
-    if trained and (set(scores) == trained or own.status in ("FAILED", "KILLED")):
+    # the mean over seeds is drawn once, when every seed that was trained has been measured and the ladder lets the candidate go
+    # no further (or no more will be measured): points cannot be taken back
+    rung = known.evidence.highest_rungs.get(candidate)
+    goes_on = rung is not None and rung["decision"] == "promoted"
+    if trained and ((set(scores) == trained and not goes_on) or own.status in ("FAILED", "KILLED")):
         own.curves = (candidate, None)
     seeds = sorted(trained.union(scores))
     return [own, *(_seed_plan(own, record, seed, scores.get(seed, []), seed in trained) for seed in seeds)]

@@ -107,7 +107,7 @@ class Tracker:
         self._busy = self._again = False
         self._client: MlflowClient | None = None
         self.planned, self.untuned = 0, ""  # of the run's preset, see RunEvidence.load
-        self.processes = 1  # of a training, likewise
+        self.gpus = 1  # that a candidate holds, likewise
 
     @classmethod
     def for_run(cls, run: RunDirectory, uri: str | None = None) -> Tracker:
@@ -125,7 +125,7 @@ class Tracker:
             if key not in _shared:
                 _shared[key] = cls(*key, artifact_folder=run.artifact_folder if own_store else None)
             _shared[key].planned, _shared[key].untuned = run.current_preset.search.planned, run.preset.untuned
-            _shared[key].processes = run.current_preset.resources.processes_per_training
+            _shared[key].gpus = run.current_preset.resources.gpus_held
             return _shared[key]
 
     @property
@@ -182,7 +182,7 @@ class Tracker:
                 self._busy = self._again = False
 
     def _push(self, evidence: RunEvidence, run_dir: Path | None) -> SyncReport:
-        plans, versions = plan_runs(evidence, run_dir, processes=self.processes), plan_versions(evidence)
+        plans, versions = plan_runs(evidence, run_dir, gpus=self.gpus), plan_versions(evidence)
         protocol = evidence.protocol
         created = updated = unchanged = 0
         error, refused = "", list[str]()

@@ -91,9 +91,7 @@ def nightly_report(evidence: RunEvidence, preset: Preset, run: NightlyRun) -> Ni
         tokens=sum(evidence.training_tokens.get(name, 0) for name in names),
         spent=spent,
         gpu_hours=sum(
-            one.gpu_hours
-            for one in computed(evidence, preset.resources.training_processes)
-            if one.candidate_id in names
+            one.gpu_hours for one in computed(evidence, preset.resources.gpus_held) if one.candidate_id in names
         ),
         shared_network=tuple(name for name in names.values() if "network" in unconfined.get(name, ())),
         examination=tuple(evidence.examinations.get(run.examined, ())),

@@ -112,19 +112,19 @@ class Compute:
     tokens: int  # completion tokens sampled in training
     train_seconds: float  # by the clock, all seeds, without starts
     evaluate_seconds: float
-    gpu_hours: float  # of all processes of a training, which are held while it is scored, too
+    gpu_hours: float  # of all GPUs of a training, which are held while it is scored, too
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
         return dict(vars(self))
 
 
-def computed(evidence: RunEvidence, processes: int) -> list[Compute]:
+def computed(evidence: RunEvidence, gpus: int) -> list[Compute]:
     """Return the compute of every candidate that was trained or scored, in the order of generations.
 
     Args:
         evidence: of the run.
-        processes: of a training, each on a GPU of its own.
+        gpus: that a candidate holds while it is measured.
 
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
@@ -134,6 +134,6 @@ def computed(evidence: RunEvidence, processes: int) -> list[Compute]:
         row = evidence.candidates.get(identity)
         if row is None:
             continue
-        tokens, hours = evidence.training_tokens.get(identity, 0), processes * (trained + evaluated) / 3600
+        tokens, hours = evidence.training_tokens.get(identity, 0), gpus * (trained + evaluated) / 3600
         found.append(Compute(identity, row["name"], row["generation"], tokens, trained, evaluated, hours))
     return sorted(found, key=lambda one: (one.generation, one.name))

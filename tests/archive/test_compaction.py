@@ -532,6 +532,39 @@ def test_a_reader_overtaken_by_compactions_sees_every_row_once(
     assert {key: keys.count(key) for key in keys} == dict.fromkeys(keys, per)
 
 
+def test_a_thread_whose_list_is_older_than_another_threads_rows_reads_every_row_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has listed the parts and no compacted file; before it reads, another has read the file that came meanwhile."""
+    archive = Archive(tmp_path / "archive").initialise()
+    for number in range(4):
+        archive.append("candidates", [one(f"c-{number}")])
+    reader, cached, remove = Archive(archive.root), PartReader.cached, DiskStorage._remove
+    listed, go_on, found = threading.Event(), threading.Event(), []
+
+    def waits(self: PartReader, *given: Any) -> Any:
+        if threading.current_thread() is slow:
+            listed.set()
+            assert go_on.wait(20)
+        return cached(self, *given)
+
+    def before_parts_go(self: DiskStorage, *given: Any) -> None:
+        monkeypatch.setattr(DiskStorage, "_remove", remove)
+        found.append(len(reader.rows("candidates")))
+        go_on.set()
+        slow.join()
+        remove(self, *given)
+
+    slow = threading.Thread(target=lambda: found.append(len(reader.rows("candidates"))))
+    monkeypatch.setattr(PartReader, "cached", waits)
+    monkeypatch.setattr(DiskStorage, "_remove", before_parts_go)
+    slow.start()
+    assert listed.wait(20)
+    Archive(archive.root).compact(nothing)
+    archive.append("candidates", [one("c-9")])
+    assert [*found, len(reader.rows("candidates"))] == [4, 4, 5]
+
+
 @pytest.mark.slow
 def test_appends_go_on_while_it_runs(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     """A part that comes after the parts were listed stays where it is, and is in the next compaction."""

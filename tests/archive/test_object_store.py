@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -193,6 +195,27 @@ def test_of_two_puts_at_one_time_one_learns_that_it_lost(store: str, monkeypatch
     with pytest.raises(ArchiveConflictError, match="holds other content in name"):
         first.append("candidates", [one(name="First")])
     assert [row["name"] for row in Archive(store).rows("candidates")] == ["Second"]
+
+
+def test_ctrl_c_during_a_put_leaves_the_whole_object(store: str) -> None:
+    """Closing a stream publishes what it has got, so an exception must not close it half-way."""
+    storage = ObjectStorage(store)
+    real, data = storage.filesystem, bytes(range(256)) * 100_000  # 25 MB: several requests
+
+    class Interrupted:
+        def create_dir(self, *given: Any, **options: Any) -> None:
+            real.create_dir(*given, **options)
+
+        def open_output_stream(self, path: str) -> Any:
+            stream = real.open_output_stream(path)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            return stream
+
+    storage.__dict__["_opened"] = (Interrupted(), storage._opened[1])
+    with pytest.raises(KeyboardInterrupt):
+        storage._put("candidates", "all.parquet", memoryview(data))
+    assert real.get_file_info(storage.path("candidates", "all.parquet")).size == len(data)
 
 
 @pytest.mark.exhaustive

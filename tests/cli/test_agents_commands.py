@@ -139,10 +139,10 @@ def test_the_cost_of_a_run_is_tokens_dollars_and_gpu_hours(tmp_path: Path) -> No
     assert re.search(r"total .* 3 .* 1 .* 3000 .* 600 .* 0\.8750", shown)
     assert re.search(r"GRPO .* 60,000 .* 24 .* 10 .* 0\.0187", shown)  # 0.01875
     assert "Measured with 0.06 million training tokens in 0.0206 GPU-hours" in shown  # with the base policy's 6.5 s
-    plans = {plan.name: {name: value for name, value, _ in plan.metrics} for plan in plan_runs(evidence, processes=2)}
+    plans = {plan.name: {name: value for name, value, _ in plan.metrics} for plan in plan_runs(evidence, gpus=2)}
     assert plans["GRPO"]["compute/gpu_hours"] == pytest.approx(67.5 / 3600)
     assert plans["GRPO"]["compute/tokens"] == 60_000
-    assert Tracker.for_run(run).processes == 2, "MLflow counts the processes of the preset, as the command does"
+    assert Tracker.for_run(run).gpus == 2, "MLflow counts the GPUs of the preset, as the command does"
 
 
 def test_the_cost_of_what_is_no_run_is_one_line(tmp_path: Path) -> None:

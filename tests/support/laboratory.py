@@ -14,7 +14,7 @@ import random
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from poise_core.candidate.loading import source_digest
 from poise_core.config import Preset
 from poise_core.config.protocol import BenchmarkSpec
 from poise_core.evaluation.job import EvaluationJob
+from poise_core.evaluation.kept import TRAINING, KeptCompletion
 from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
 from poise_core.evaluation.scoring import benchmark_score, overall
 from poise_core.evolution import CandidateRef, Evolution, Roles, default_roles
@@ -36,6 +37,7 @@ from poise_core.failures import Cancelled, CandidateFailure, FailureKind
 from poise_core.run_directory import RunDirectory
 from poise_core.training.job import TrainingJob
 from poise_core.training.launcher import PAUSED_POLICY, SeedTraining, unfinished_trajectory
+from poise_core.training.results import COMPLETIONS
 from poise_core.verification import CheckResult, VerificationReport
 
 STEPS = 12
@@ -100,6 +102,7 @@ class Laboratory:
     fail_under: Callable[[TrainingJob], BaseException | None] = lambda job: (
         None
     )  # what a training raises at its beginning
+    keeps: bool = False  # whether trainings and evaluations keep a completion to be read
     before_training: Callable[[str], None] = lambda name: None
     trained: list[str] = field(default_factory=list)  # name/seed, when its first step begins
     steps: list[str] = field(default_factory=list)  # name/seed/step, every step that was done
@@ -168,6 +171,9 @@ class Laboratory:
                     raise self.fail[job.candidate_name]
                 row = self.step(job.candidate_name, digest, seed, step)
                 self.steps.append(f"{job.candidate_name}/{seed}/{step}")
+                if self.keeps and step == 0:
+                    one = KeptCompletion(TRAINING, step, "wrong", "1+1=", "3", 0.0, True, False, 1)
+                    (folder / COMPLETIONS).write_text(json.dumps(asdict(one)) + "\n")
                 stream.write(json.dumps(row) + "\n")
                 stream.flush()
                 if on_step is not None:
@@ -192,20 +198,22 @@ class Laboratory:
             skill = self.skills.get(owner, noise(owner).uniform(0.3, 0.7))
             given = {spec.name: self.counts(owner, job, seed, spec) for spec in job.protocol.benchmarks}
             benchmarks = tuple(
-                self._benchmark(spec, skill, policy, seed, given[spec.name]) for spec in job.protocol.benchmarks
+                self._benchmark(spec, skill, policy, seed, given[spec.name], self.keeps)
+                for spec in job.protocol.benchmarks
             )
             results.append(SeedEvaluation(seed, job.split, overall(benchmarks, job.protocol), benchmarks, 1.0))
         return results
 
     @staticmethod
     def _benchmark(
-        spec: Any, skill: float, policy: Path, seed: int, given: Sequence[int] | None = None
+        spec: Any, skill: float, policy: Path, seed: int, given: Sequence[int] | None, keeps: bool
     ) -> BenchmarkResult:
         draw = noise(_owner(policy), seed, spec.name)
         drawn = (sum(draw.random() < skill for _ in range(spec.samples)) for _ in range(spec.problems))
         correct = tuple(drawn if given is None else given)
         score = benchmark_score(correct, spec.samples, spec.k)
-        return BenchmarkResult(spec.name, spec.metric_name, score, correct, spec.samples, 0.9, 6.0)
+        kept = (KeptCompletion(spec.name, -1, "right", "1+1=", "2", 1.0, True, False, 1),) if keeps else ()
+        return BenchmarkResult(spec.name, spec.metric_name, score, correct, spec.samples, 0.9, 6.0, kept=kept)
 
 
 def _owner(path: Path) -> str:

@@ -40,12 +40,13 @@ def evaluate(context: RunContext, candidate: CandidateRef, seeds: Sequence[int])
         with context.alone(candidate):
             results = context.executor.evaluate(job, should_stop=context.should_stop)
         for result in results:
-            context.archive.append(
-                "evaluations", evaluation_rows(candidate.candidate_id, context.protocol.digest, result)
-            )
+            # scores last: where they are, nothing of the stage is done again
             kept = [one for benchmark in result.benchmarks for one in benchmark.kept]
             rows = completion_rows(candidate.candidate_id, context.protocol.digest, result.seed, "search", kept)
             context.archive.append("completions", rows, keep_existing=True)
+            context.archive.append(
+                "evaluations", evaluation_rows(candidate.candidate_id, context.protocol.digest, result)
+            )
         done(f"Overall {format_overall(overall_interval(results, context.protocol))}")
         return results
 

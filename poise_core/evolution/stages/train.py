@@ -127,11 +127,12 @@ def _append_trajectory(
     steps: Sequence[dict[str, float]],
     confinement: Mapping[str, str],
 ) -> None:
-    rows = trajectory_rows(candidate.candidate_id, context.protocol.digest, seed, steps, confinement=confinement)
-    context.archive.append("trajectories", rows)
     from poise_core.training.launcher import kept_completions  # which a command that only reads need not import
 
     kept = kept_completions(context.run.train_folder(candidate.candidate_id) / f"seed-{seed}")
     kept = [one for one in kept if one.step < len(steps)]
     found = completion_rows(candidate.candidate_id, context.protocol.digest, seed, "train", kept)
     context.archive.append("completions", found, keep_existing=True)
+    # last: where the trajectory is, nothing of the seed is done again
+    rows = trajectory_rows(candidate.candidate_id, context.protocol.digest, seed, steps, confinement=confinement)
+    context.archive.append("trajectories", rows)
