@@ -21,6 +21,7 @@ from tasks.outcomes import raise_for_the_candidate, with_typed_end
 from tasks.reports import update_tracking
 from tasks.session import candidate_session, find_candidate_ref, make_run
 from tasks.stages import admit
+from tasks.work_pool import kept_alive
 
 
 def _label() -> str:
@@ -52,10 +53,11 @@ def evaluate_candidate(
     with candidate_session(run_dir, seeds) as evolution:
         file = Path(candidate)
         ref = evolution.trials.adopt(file) if file.is_file() else find_candidate_ref(evolution.run.archive, candidate)
-        child = Child.of(run_dir, admit.submit(run_dir, ref))
-        for step in here(evolution.rungs if ref.generation else ("all",)):
-            child.take(step)
-        raise_for_the_candidate(child.stages)
+        with kept_alive(evolution, ref):
+            child = Child.of(run_dir, admit.submit(run_dir, ref))
+            for step in here(evolution.rungs if ref.generation else ("all",)):
+                child.take(step)
+            raise_for_the_candidate(child.stages)
         if evolution.run.archive.rows("candidates", candidate_id=ref.candidate_id, arm=MANUAL_ARM):
             update_tracking.submit(run_dir).wait()  # of its own candidates the evolution reports
         return Completed(message=candidate_headline(leaderboard(evolution.run.evidence()), ref.candidate_id))

@@ -87,6 +87,7 @@ def nightly_generation(
             replication=replicated,
             examined=examined,
         )
+        evolution.go_on()  # whose stages have ended: what stopped them must not cut the reports short, too
         leave_nightly_report.submit(run_dir, nightly).wait()
         update_tracking.submit(run_dir).wait()
         if trouble is not None:

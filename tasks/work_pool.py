@@ -1,22 +1,30 @@
 """The executor that hands whole candidates to other machines: as flow runs of their own, by whichever worker takes them.
 
 The run directory is on storage that all workers share; what a worker has measured is in the archive there, and in its state
-is no more than how it ended. Flow runs carry idempotency keys: a parent that was killed finds the run that it had started,
+is no more than how it ended. While it has a candidate it gives signs of life there, since a machine that is lost tells the server
+nothing. Flow runs carry idempotency keys: a parent that was killed finds the run that it had started,
 and waits for it instead of starting another.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from poise_core.evolution import CandidateRef, ChildProcesses, Evolution
 from poise_core.failures import Cancelled, InfrastructureError
+from poise_core.heartbeat import Heartbeat, Listener
 from tasks.server_faults import infrastructure_faults
 
 POLL_SECONDS = 2.0
+LOST_SECONDS = 600.0
+"""For which a worker that has a candidate gives no sign of life before it is taken for lost; shared storage shows files late."""
 CANCEL_SECONDS = 20.0
 """How long the end of a cancelled run is waited for: its worker gives it as long to end its training."""
 
@@ -30,8 +38,8 @@ class WorkPool(ChildProcesses):
 
         Raises:
             CandidateFailure: of the candidate; recorded.
-            InfrastructureError: the flow run failed otherwise, there is no such deployment, or the server does not answer;
-                tried again, this waits for the same flow run.
+            InfrastructureError: the flow run failed otherwise or its worker was lost, there is no such deployment, or the server
+                does not answer; tried again, this waits for the same flow run where it still goes on.
             Cancelled: it was cancelled, or this run was.
         """
         if failure := evolution.trials.failure(candidate):
@@ -54,11 +62,45 @@ def _carried_out(evolution: Evolution, candidate: CandidateRef) -> Any:
 
     with get_client(sync_client=True) as client:
         run = _found_or_started(client, evolution, candidate)
+        worker = None
         while (state := client.read_flow_run(run).state) is None or not state.is_final():
             if evolution.stopped:
                 return _cancelled(client, run, evolution.stop_reason)
+            if state is None or not state.is_running():
+                worker = None  # nobody has it yet
+            else:
+                worker = worker or Listener(_heartbeat(evolution, candidate))
+                worker.hear()
+                if worker.silent_seconds > LOST_SECONDS:
+                    return _given_up(client, run)
             _wait(lambda: evolution.stopped)
         return state
+
+
+@contextmanager
+def kept_alive(evolution: Evolution, candidate: CandidateRef) -> Iterator[None]:
+    """Give signs of life for as long as this process has the candidate: who handed it out cannot know otherwise."""
+    path = _heartbeat(evolution, candidate)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    own = Heartbeat(path, host=socket.gethostname(), process=os.getpid())
+    try:
+        yield
+    finally:
+        own.end()
+
+
+def _heartbeat(evolution: Evolution, candidate: CandidateRef) -> Path:
+    return evolution.run.candidate_folder(candidate.candidate_id) / "worker.json"
+
+
+def _given_up(client: Any, run: UUID) -> Any:
+    """Say for a worker that is lost, with its machine or its pod, that its run has crashed; the next try makes a new one."""
+    from prefect.states import Crashed
+
+    client.set_flow_run_state(
+        run, Crashed(message=f"its worker gave no sign of life for {LOST_SECONDS:g} s"), force=True
+    )
+    return client.read_flow_run(run).state
 
 
 def _found_or_started(client: Any, evolution: Evolution, candidate: CandidateRef) -> UUID:

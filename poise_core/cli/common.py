@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,12 +93,19 @@ def plain_errors() -> Iterator[None]:
 
     try:
         yield
+        _release_other_nodes()
     except (PresetError, RunDirectoryError) as error:
         raise fail(error, UNUSABLE) from error
     except InfrastructureError as error:
         raise fail(str(error).splitlines()[0], FAULT) from error
     except (Cancelled, KeyboardInterrupt) as error:
         raise fail("stopped; the same command goes on", STOPPED) from error
+
+
+def _release_other_nodes() -> None:
+    """Where a training goes over several nodes, tell the others that this command has done its work."""
+    if (nodes := sys.modules.get("poise_core.training.nodes")) is not None:
+        nodes.end_leading(finished=True)
 
 
 def shared_network(allowed: bool) -> list[str]:

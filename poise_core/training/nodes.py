@@ -10,12 +10,9 @@ which is no failure of the candidate.
 from __future__ import annotations
 
 import atexit
-import contextlib
-import json
 import os
 import socket
 import sys
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -25,7 +22,7 @@ from typing import Any
 
 from poise_core.config import ResourceSpec
 from poise_core.failures import Cancelled, InfrastructureError, NodeFault, NodeFaultKind
-from poise_core.files import write_atomically
+from poise_core.heartbeat import Heartbeat, Listener
 from poise_core.sandbox.command import Limits
 from poise_core.sandbox.kernel import memory_bytes
 from poise_core.sandbox.run import POLL_SECONDS, quiet_environment, require_own_network, run_confined
@@ -33,7 +30,7 @@ from poise_core.training.job import Meeting
 
 FOLDER = ".nodes"
 STARTUP = [sys.executable, "-I", "-m", "poise_core.training.startup"]
-BEAT_SECONDS, SILENT_SECONDS = 1.0, 30.0  # between two signs of life; after which a node is taken for dead
+SILENT_SECONDS = 30.0  # without a sign of life, after which a node is taken for dead
 TELL_SECONDS = 5.0  # for which a node repeats its fault before it ends
 GRACE_SECONDS = 10.0  # for a node to report that its part has ended, and for files to appear on shared storage
 _RANKS = (("POISE_NODE_RANK", "POISE_NODES"), ("SLURM_NODEID", "SLURM_NNODES"), ("JOB_COMPLETION_INDEX", "POISE_NODES"))
@@ -100,64 +97,6 @@ class Part:
         return [*STARTUP, *self.command, *self.meeting.words()]
 
 
-class _Voice:
-    """A node's own file, which is written anew every second for as long as the node lives."""
-
-    def __init__(self, path: Path, **state: Any) -> None:
-        self._path, self._state, self._beat = path, state, 0
-        self._lock, self._over = threading.Lock(), threading.Event()
-        self.say()
-        threading.Thread(target=self._go_on, daemon=True).start()
-
-    def say(self, **changes: Any) -> None:
-        """Change the state and write it."""
-        self._write(changes, last=False)
-
-    def _write(self, changes: Mapping[str, Any], *, last: bool) -> None:
-        with self._lock:
-            if self._over.is_set():
-                return  # the file may be another's by now
-            if last:
-                self._over.set()
-            self._state.update(changes)
-            self._beat += 1
-            with contextlib.suppress(OSError):  # whoever listens hears that nothing comes
-                write_atomically(self._path, json.dumps({**self._state, "beat": self._beat}))
-
-    def end(self, **changes: Any) -> None:
-        """Write a last state."""
-        self._write(changes, last=True)
-
-    def _go_on(self) -> None:
-        while not self._over.wait(BEAT_SECONDS):
-            self.say()
-
-
-class _Ear:
-    """The file of another node. What lay there before is no sign of life; the count must grow while one listens."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._beat = path, None
-        self._since = time.monotonic()
-        self.alive = False
-
-    def hear(self) -> dict[str, Any]:
-        """Return the state of the node; empty where it has not spoken since one listens."""
-        document: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            document = json.loads(self._path.read_text(encoding="utf-8"))
-        beat = document.get("beat")
-        if beat is not None and beat != self._beat:
-            self.alive = self.alive or self._beat is not None
-            self._beat, self._since = beat, time.monotonic()
-        return document if self.alive else {}
-
-    @property
-    def silent_seconds(self) -> float:
-        """Seconds since the count has grown, or since one listens."""
-        return time.monotonic() - self._since
-
-
 class PartEnded(Exception):
     """Another node's part of the training has ended with a failure, and this node's goes on."""
 
@@ -169,9 +108,9 @@ class Leader:
         """Take over the folder, and say every second that this node leads."""
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._resources, self._run = resources, uuid.uuid4().hex
-        self._ears = {rank: _Ear(folder / f"node-{rank}.json") for rank in range(1, resources.nodes)}
+        self._ears = {rank: Listener(folder / f"node-{rank}.json") for rank in range(1, resources.nodes)}
         self._folder, self._failed_since = folder, 0.0
-        self._voice = _Voice(
+        self._voice = Heartbeat(
             folder / "leader.json", run=self._run, nodes=resources.nodes, folder=str(folder), open=True, part=None
         )
 
@@ -235,9 +174,9 @@ class Leader:
         self._voice.say(part=None)
         return found, missing
 
-    def end(self) -> None:
-        """Tell the others that the command has ended."""
-        self._voice.end(open=False, part=None)
+    def end(self, *, finished: bool = False) -> None:
+        """Tell the others that the command has ended, and whether it has done its work."""
+        self._voice.end(open=False, finished=finished, part=None)
 
     def _states(self, *, faults: bool = True) -> dict[int, dict[str, Any]]:
         states = {}
@@ -261,8 +200,8 @@ class _Follower:
 
     def __init__(self, folder: Path, rank: int, resources: ResourceSpec) -> None:
         self._folder, self._rank, self._resources = folder, rank, resources
-        self._ear, self._run = _Ear(folder / "leader.json"), ""
-        self._voice: _Voice | None = None
+        self._ear, self._run = Listener(folder / "leader.json"), ""
+        self._voice: Heartbeat | None = None
         self._done = ""
 
     def serve(self) -> None:
@@ -279,9 +218,19 @@ class _Follower:
             if self._ear.alive:
                 self._require_life()
                 if not state["open"]:
+                    self._require_end(state)
                     return
                 self._follow(state)
             time.sleep(POLL_SECONDS)
+
+    @staticmethod
+    def _require_end(state: Mapping[str, Any]) -> None:
+        """A scheduler must not take this node's part for done while the leader's is to be started again."""
+        if not state["finished"]:
+            raise NodeFault(
+                NodeFaultKind.DIED,
+                "the leading node's command has ended without doing its work; the same command on all nodes goes on",
+            )
 
     def _follow(self, state: Mapping[str, Any]) -> None:
         voice = self._voice_to(state)
@@ -301,7 +250,7 @@ class _Follower:
                 kind = error.kind if isinstance(error, NodeFault) else NodeFaultKind.REFUSED
                 raise self._told(voice, NodeFault(kind, str(error))) from error
 
-    def _voice_to(self, state: Mapping[str, Any]) -> _Voice:
+    def _voice_to(self, state: Mapping[str, Any]) -> Heartbeat:
         """Return the file in which this node answers this leader, after comparing what both believe."""
         if self._voice is not None and state["run"] == self._run:
             return self._voice
@@ -310,7 +259,7 @@ class _Follower:
         self._run, self._done = state["run"], ""
         path = self._folder / f"node-{self._rank}.json"
         fault = self._disagreement(state)
-        voice = _Voice(
+        voice = Heartbeat(
             path,
             run=self._run,
             host=socket.gethostname(),
@@ -333,7 +282,7 @@ class _Follower:
             return NodeFault(NodeFaultKind.NOT_SHARED, told)
         return None
 
-    def _told(self, voice: _Voice, fault: NodeFault) -> NodeFault:
+    def _told(self, voice: Heartbeat, fault: NodeFault) -> NodeFault:
         """Tell the leader of a fault for long enough that it hears it."""
         voice.say(fault=[fault.kind, fault.message])
         time.sleep(TELL_SECONDS)
@@ -346,7 +295,7 @@ class _Follower:
                 NodeFaultKind.DIED, f"the leading node has given no sign of life for {SILENT_SECONDS:g} seconds"
             )
 
-    def _take_part(self, voice: _Voice, part: Part) -> int:
+    def _take_part(self, voice: Heartbeat, part: Part) -> int:
         self._require_files(part)
 
         def start(granted: Mapping[str, str]) -> None:
@@ -408,7 +357,8 @@ def take_part(run_directory: Path, resources: ResourceSpec) -> bool:
     Does nothing and returns False where a training has one node.
 
     Raises:
-        NodeFault: this node's rank or number of nodes is wrong, or the leader is not there or has died.
+        NodeFault: this node's rank or number of nodes is wrong, or the leader is not there, has died, or has ended its command
+            without doing its work.
     """
     global _leader
     if resources.nodes == 1 or _leader is not None:
@@ -437,9 +387,9 @@ def current_leader(resources: ResourceSpec) -> Leader | None:
 
 
 @atexit.register
-def end_leading() -> None:
-    """Tell the other nodes that this command has ended."""
+def end_leading(*, finished: bool = False) -> None:
+    """Tell the other nodes that this command has ended, and whether it has done its work."""
     global _leader
     if _leader is not None:
-        _leader.end()
+        _leader.end(finished=finished)
         _leader = None

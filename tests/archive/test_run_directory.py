@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import yaml
 
 from poise_core.candidate.loading import source_digest
 from poise_core.evaluation.problems import ProblemSecret
+from poise_core.failures import InfrastructureError
 from poise_core.run_directory import RunDirectory, RunDirectoryError, candidate_id
 
 
@@ -173,6 +175,20 @@ def test_a_run_can_be_joined_while_it_is_held_and_candidates_have_locks_of_their
         with joined.candidate_lock("a", wait):
             pass
     assert sorted(path.name for path in (tmp_path / "run" / "candidates").iterdir()) == ["a", "b"]
+
+
+def test_a_lock_that_cannot_be_made_is_a_fault_of_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is retried, and no setting of the user's."""
+    with RunDirectory.open(tmp_path / "run", samples.make_preset()) as run:
+
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(errno.EIO, "Input/output error")
+
+        for broken in ("mkdir", "open"):
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, broken, fail)
+                with pytest.raises(InfrastructureError, match="Input/output error"), run.candidate_lock("a", fail):
+                    pass
 
 
 def test_candidate_ids_are_a_slug_and_the_digest_of_the_source() -> None:

@@ -11,6 +11,7 @@ from laboratory import evolve as evolve_in_order
 from poise_core.config import Preset
 from poise_core.failures import InfrastructureError
 from poise_core.run_directory import RunDirectory
+from poise_core.tracking.sync import SyncReport, Tracker
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.xdist_group("prefect")]
 
@@ -71,15 +72,29 @@ def test_a_night_stops_at_its_time_and_the_next_one_goes_on(tmp_path: Path, labo
     assert contents(RunDirectory.read(folder).archive) == contents(in_order.run.archive)
 
 
-def test_a_night_that_fails_leaves_a_summary_too(tmp_path: Path, laboratory: Laboratory) -> None:
+def test_a_night_that_fails_leaves_a_summary_too(
+    tmp_path: Path, laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And MLflow gets what there is: what has stopped the stages must not stop the reports."""
+    from tasks.session import current_evolution
+
+    cut_short: list[bool] = []
+
     def fail(name: str) -> None:
+        current_evolution(tmp_path / "run").stop("the disk is full")
         raise InfrastructureError("the disk is full")
 
+    def note(*_: Any, run_dir: Path, **__: Any) -> SyncReport:
+        cut_short.append(current_evolution(run_dir).stopped)
+        return SyncReport()
+
+    monkeypatch.setattr(Tracker, "sync_archive", note)
     laboratory.before_training = fail
     state = night(tmp_path / "run", make_preset({"infrastructure_retries": 0}), hours=1.0)
     assert state.is_failed()
     (path,) = (tmp_path / "run" / "nights").iterdir()
     assert "the disk is full" in path.read_text()
+    assert cut_short[-1:] == [False]
 
 
 def test_a_champion_candidate_is_replicated_or_the_summary_says_why_not(

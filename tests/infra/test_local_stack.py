@@ -162,6 +162,8 @@ def stack(folder: Path, bucket: Any) -> Iterator[Stack]:
         MLFLOW_S3_ENDPOINT_URL=bucket.meta.endpoint_url,
         **{f"AWS_{key.upper()}": value for key, value in KEYS.items()},
         OPENAI_API_KEY="sk-of-a-person",
+        HF_TOKEN="hf-of-a-person",
+        AWS_SESSION_TOKEN="of the store for artifacts",
     )
     try:
         stack.up()
@@ -258,7 +260,8 @@ class TestStack:
     def test_servers_hold_no_key_of_a_language_model(self, stack: Stack) -> None:
         for name in ("prefect", "mlflow"):
             process = psutil.Process(int(stack.pids()[name].split()[0]))
-            assert "OPENAI_API_KEY" not in process.environ()
+            assert not {"OPENAI_API_KEY", "HF_TOKEN"} & process.environ().keys()
+            assert process.environ()["AWS_SESSION_TOKEN"] == "of the store for artifacts"  # keys of a role need it
         assert psutil.Process(int(stack.pids()["worker"].split()[0])).environ()["OPENAI_API_KEY"] == "sk-of-a-person"
 
     def test_a_command_without_the_secret_is_one_line(self, stack: Stack, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import archive_samples as samples
 import mlflow
 import pytest
 from archive_samples import artifact, points, runs
+from laboratory import LADDER, Laboratory, admit, make_preset, open_evolution
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from poise_core.archive import Archive, evaluation_rows, trajectory_rows
 from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.evolution.generation import establish_baseline
 from poise_core.run_directory import RunDirectory
 from poise_core.tracking import runs as tracking_runs
 from poise_core.tracking.plan import plan_runs
@@ -179,6 +181,23 @@ def test_plans_name_parents_before_children_and_follow_content(filled: tuple) ->
     }
     # GRPO gains a seed: its own run, the new seed's, and the best of its generation change, others do not
     assert changed == {"generation/0", f"candidate/{samples.GRPO}", f"seed/{samples.GRPO}/7"}
+
+
+@pytest.mark.slow
+def test_the_mean_curve_of_a_child_waits_for_its_last_rung(tmp_path: Path) -> None:
+    """A push between two rungs would draw one seed's curve as the mean of all, for good."""
+    with Laboratory():
+        evolution = open_evolution(tmp_path / "run", make_preset(ladder=LADDER, generations=1, parents=1))
+        with evolution.run as run:
+            establish_baseline(evolution)
+            (child,) = admit(evolution, 1)
+            drawn = {}
+            for rung in evolution.rungs:
+                evolution.train(child, rung)
+                evolution.evaluate(child, rung)
+                (plan,) = [one for one in plan_runs(run.evidence()) if one.key == f"candidate/{child.candidate_id}"]
+                drawn[rung] = plan.curves
+    assert drawn == {"proxy": None, "first": None, "all": (child.candidate_id, None)}
 
 
 @pytest.mark.slow

@@ -16,11 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 from safetensors.torch import load_file
 from training_jobs import assert_same, job_of, nothing_stays
 from training_samples import assert_weights_close, largest_move
 
+from poise_core import heartbeat
 from poise_core.algorithms import algorithm_path
+from poise_core.cli.common import plain_errors
 from poise_core.config import ResourceSpec
 from poise_core.failures import Cancelled, InfrastructureError, NodeFault, NodeFaultKind
 from poise_core.sandbox.command import NETWORK_NEEDED
@@ -279,7 +282,7 @@ def _set(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.01)
     monkeypatch.setattr(nodes, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(nodes, "TELL_SECONDS", 0.4)
     monkeypatch.setattr(nodes, "SILENT_SECONDS", 1.0)
@@ -303,7 +306,7 @@ def _both(run: Path, other: ResourceSpec, own: ResourceSpec, place: Path | None 
     except NodeFault as fault:
         raised.append(fault)
     finally:
-        leader.end()
+        leader.end(finished=True)
         thread.join()
     return raised
 
@@ -359,6 +362,36 @@ def test_a_silent_leader_ends_the_nodes_that_serve_it(tmp_path: Path) -> None:
     with pytest.raises(NodeFault, match="the leading node has given no sign of life") as fault:
         follower.serve()
     assert fault.value.kind == NodeFaultKind.DIED
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("finished", [True, False])
+def test_nodes_end_as_the_leaders_command_ends(finished: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler that starts the leader again must start them again, too."""
+    ends: list[NodeFault | None] = []
+
+    def serve() -> None:
+        try:
+            nodes._Follower((tmp_path / nodes.FOLDER).resolve(), 1, ResourceSpec(**RESOURCES)).serve()
+            ends.append(None)
+        except NodeFault as fault:
+            ends.append(fault)
+
+    thread = threading.Thread(target=serve)
+    with leading(tmp_path, monkeypatch):
+        thread.start()
+        assert nodes._leader is not None
+        nodes._leader.await_nodes(None)
+        try:
+            with plain_errors():
+                if not finished:
+                    raise InfrastructureError("the disk is full")
+        except typer.Exit:
+            nodes.end_leading()  # as when the process ends
+        thread.join()
+    (end,) = ends
+    assert (end is None) == finished
+    assert finished or "has ended without doing its work" in str(end)
 
 
 def test_nodes_are_refused_where_they_would_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,16 @@
 
 import datetime as dt
 import math
+import threading
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import archive_samples as samples
 from rich.console import Console
 
 from poise_core.archive import Archive, candidate_row, evaluation_rows, trajectory_rows
+from poise_core.config import ResourceSpec
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.render.lines import compute_note, outlook_note
 from poise_core.render.terminal import render_leaderboard
@@ -78,6 +82,17 @@ def test_gpu_hours_are_those_of_all_processes_of_trainings_and_evaluations(tmp_p
     console.print(render_leaderboard(leaderboard(evidence), preset.protocol, compute=note))
     assert note[:40] in console.export_text()
     assert compute_note([]) == ""
+
+
+def test_gpus_that_are_handed_out_are_held_whether_or_not_there_is_a_process_for_each() -> None:
+    assert ResourceSpec(processes_per_training=2).gpus_held == 2
+    assert ResourceSpec(processes_per_training=1, gpus_per_candidate=2).gpus_held == 2
+    assert ResourceSpec(processes_per_training=8, nodes=2, parallel_candidates=1).gpus_held == 16
+    resources = ResourceSpec(processes_per_training=1, gpus_per_candidate=2, parallel_candidates=4)
+    budget, stopped = Budget(8.0, None, dt.datetime.now(dt.UTC), gpu_hours=16.0), []
+    run = SimpleNamespace(current_preset=SimpleNamespace(resources=resources))
+    with patch.object(threading, "Timer") as timer, budget.kept(SimpleNamespace(run=run, stop=stopped.append)):
+        assert timer.call_args.args[0] == 3600 * 16.0 / 8
 
 
 def test_the_smaller_of_the_time_and_the_gpu_hours_ends_a_night() -> None:
