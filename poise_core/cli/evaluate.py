@@ -12,7 +12,7 @@ from poise_core.cli.common import (
     REFUSED,
     UNUSABLE,
     JsonOption,
-    PresetOption,
+    RunPresetOption,
     SetOption,
     SharedNetworkOption,
     algorithm_file,
@@ -20,10 +20,10 @@ from poise_core.cli.common import (
     fail,
     plain_errors,
     refuse_misfit,
-    resolve_preset,
     say,
     say_json,
     serve_another_node,
+    settings_to_go_on,
     shared_network,
 )
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     file: Annotated[Path, typer.Argument(help="A candidate file, or a shipped algorithm such as dapo.")],
-    preset: PresetOption = "laptop",
+    preset: RunPresetOption = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds. Default: the preset's.")] = None,
     run_dir: Annotated[
         Path | None,
@@ -61,17 +61,21 @@ def evaluate(
 
     file = algorithm_file(file)
     with plain_errors():
-        resolved = resolve_preset(preset, [*(overrides or []), *shared_network(allow_shared_network)])
+        settings = [*(overrides or []), *shared_network(allow_shared_network)]
+        resolved, anew = settings_to_go_on(preset, run_dir, settings, {})
+        folder = run_dir or default_run_dir(resolved)
         chosen = resolved.protocol.seeds[: seeds or resolved.search.seeds_per_candidate]
         if seeds and seeds > len(chosen):
             raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
-        refuse_misfit(resolved, run_dir or default_run_dir(resolved))
-        serve_another_node(resolved, run_dir or default_run_dir(resolved))
+        refuse_misfit(resolved, folder)
+        serve_another_node(resolved, folder)
         from poise_core.evolution import Trials
         from poise_core.failures import CandidateFailure
         from poise_core.run_directory import RunDirectory
 
-        with RunDirectory.open(run_dir or default_run_dir(resolved), resolved) as run:
+        with RunDirectory.open(folder, resolved) as run:
+            for line in anew:
+                say(f"poise: {line}", err=True)
             with ProgressDisplay(resolved, len(chosen)) as display:
                 trials = Trials(run, observer=display)
                 try:

@@ -43,6 +43,8 @@ def grade(
     """Judge completions against gold answers: the verdict, what was extracted, the outcome and the processor time of every row.
 
     A row may carry `expected` (true or false); rows that are judged otherwise are marked, and then the exit status is 1.
+
+    Example: poise grade rows.jsonl --grader '{name: math, tolerance: 0.01}'
     """
     spec = _grader(grader)
     documents, rows = _rows(existing_file(file))
@@ -216,7 +218,10 @@ def play(
     number: Annotated[int, typer.Option(min=1, help="Which problem.")] = 1,
     set_: SetOption = None,
 ) -> None:
-    """Answer one problem yourself and see the verdict. The answer ends with an empty line, or with the end of the input."""
+    """Answer one problem yourself and see the verdict. The answer ends with an empty line, or with the end of the input.
+
+    Example: poise env play my.yaml --number 3
+    """
     with plain_errors():
         from poise_core.environments import benchmark_environment, get_environment
         from poise_core.environments.prompts import training_problems

@@ -11,11 +11,13 @@ from poise_core.cli.common import (
     UNUSABLE,
     PresetOption,
     SetOption,
+    SharedNetworkOption,
     fail,
     plain_errors,
     refuse_misfit,
     resolve_preset,
     say,
+    shared_network,
     view_console,
 )
 
@@ -40,6 +42,7 @@ def tune(
             help="Put the result where the preset takes it from. Default: yes for a preset of your own, no for a shipped one.",
         ),
     ] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Search the baseline's own numbers: learning rate, inner epochs, KL, clip and entropy coefficients.
@@ -64,7 +67,7 @@ def tune(
         say(line, err=True)
 
     with plain_errors():
-        resolved = resolve_preset(preset, overrides)
+        resolved = resolve_preset(preset, [*(overrides or []), *shared_network(allow_shared_network)])
         folder = (run_dir or Path("runs") / f"{resolved.name}-tune").absolute()
         require_usable_place(folder)
         refuse_misfit(resolved, folder)
