@@ -247,8 +247,7 @@ def _report(
     if isinstance(environment, SourceEnvironment) and environment.source.dataset is not None:
         source = environment.source.model_copy(update={"prepared": ""})
         read = read_rows(source)
-        left = {"filtered": read.filtered, "without answer": read.unanswered, "repeated": read.repeated}
-        report.left_out = f"{read.total} rows" + "".join(f", {count} {what}" for what, count in left.items() if count)
+        report.left_out = f"{read.total} rows" + (f", {read.left_out}" if read.left_out else "")
         report.digest = environment.source.digest
     judged_golds(environment, problems, report)
     if tokens is not None:
