@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -211,6 +211,14 @@ def serve_another_node(preset: Preset, run_directory: Path) -> None:
 def default_run_dir(preset: Preset) -> Path:
     """The run directory where none is given; the same command finds it again."""
     return Path("runs") / preset.name
+
+
+def interval_text(plain: Mapping[str, Any], *, signed: bool = False) -> str:
+    """An interval that stands in a record as plain values, as ``format_interval`` writes it."""
+    from poise_core.evidence.format import format_interval
+    from poise_core.evidence.intervals import Interval
+
+    return format_interval(Interval.from_dict(plain), signed=signed)
 
 
 def algorithm_file(given: Path) -> Path:

@@ -18,6 +18,7 @@ from poise_core.cli.common import (
     algorithm_file,
     default_run_dir,
     fail,
+    interval_text,
     plain_errors,
     refuse_misfit,
     say,
@@ -70,6 +71,7 @@ def evaluate(
         refuse_misfit(resolved, folder)
         serve_another_node(resolved, folder)
         from poise_core.evolution import Trials
+        from poise_core.evolution.records import failure_to_dict
         from poise_core.failures import CandidateFailure
         from poise_core.run_directory import RunDirectory
 
@@ -82,7 +84,7 @@ def evaluate(
                     candidate = _measure(trials, file, chosen)
                 except CandidateFailure as failure:
                     if json:
-                        say_json(json_module.dumps({"failure": _failure(failure)}, indent=1))
+                        say_json(json_module.dumps({"failure": failure_to_dict(failure)}, indent=1))
                     raise fail(
                         f"{file.stem}: {failure.kind} in {failure.stage}: {failure.message}", REFUSED
                     ) from failure
@@ -97,10 +99,6 @@ def _measure(trials: Trials, file: Path, seeds: tuple[int, ...]) -> CandidateRef
     candidate = trials.adopt(file)
     trials.measure(candidate, seeds)
     return candidate
-
-
-def _failure(failure: Any) -> dict[str, str]:
-    return {"kind": str(failure.kind), "stage": failure.stage, "message": failure.message, "detail": failure.detail}
 
 
 def _result(run: RunDirectory, trials: Trials, candidate: CandidateRef, seeds: tuple[int, ...]) -> dict[str, Any]:
@@ -138,19 +136,12 @@ def _text(result: dict[str, Any]) -> str:
     scores = "   ".join(f"{name} {score:.1f}" for name, score in result["benchmarks"].items())
     count = result["overall"]["seeds"]
     lines = [
-        f"{result['name']}  Overall {_interval(result['overall'])}, {counted_seeds(count)}",
+        f"{result['name']}  Overall {interval_text(result['overall'])}, {counted_seeds(count)}",
         scores,
     ]
     if result["baseline"]:
         against = result["baseline"]
-        lines.append(f"to {against['name']}: {_interval(against['delta'], signed=True)} {against['verdict']}")
+        lines.append(f"to {against['name']}: {interval_text(against['delta'], signed=True)} {against['verdict']}")
     else:
         lines.append("no baseline has been scored here under this protocol; 'poise evolve' scores it first")
     return "\n".join(lines)
-
-
-def _interval(interval: dict[str, Any], *, signed: bool = False) -> str:
-    from poise_core.evidence.format import format_interval
-    from poise_core.evidence.intervals import Interval
-
-    return format_interval(Interval.from_dict(interval), signed=signed)

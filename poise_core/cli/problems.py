@@ -23,12 +23,14 @@ from poise_core.cli.common import (
     say,
     say_json,
 )
+from poise_core.escaping import one_line
 
 if TYPE_CHECKING:
     from poise_core.config.problems import GraderSpec
     from poise_core.grading import Row, Verdict
 
 _CHUNK = 256
+_SHOWN = 60  # characters of an answer
 PresetArgument = Annotated[str, typer.Argument(help="A shipped preset, or the path of a YAML file.")]
 
 
@@ -66,10 +68,10 @@ def grade(
             say_json(json.dumps(_verdict_document(name, verdict, expected)))
         else:
             mark = f" EXPECTED {'right' if expected else 'wrong'}" if differs else ""
-            found = "-" if verdict.extracted is None else _short(verdict.extracted)
-            more = f"  ({_short(verdict.message, 200)})" if verdict.message else ""
+            found = "-" if verdict.extracted is None else one_line(verdict.extracted, _SHOWN)
+            more = f"  ({one_line(verdict.message, 200)})" if verdict.message else ""
             say(
-                f"{name}  {verdict.outcome}  gold {_short(row.gold)}  found {found}  {verdict.seconds:.3f} s{more}{mark}"
+                f"{name}  {verdict.outcome}  gold {one_line(row.gold, _SHOWN)}  found {found}  {verdict.seconds:.3f} s{more}{mark}"
             )
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcome_counts(verdicts).items()))
     cpu = sum(verdict.seconds for verdict in verdicts)
@@ -135,11 +137,6 @@ def _verdict_document(name: str, verdict: Verdict, expected: object) -> dict[str
         "message": verdict.message,
     }
     return document | ({} if expected is None else {"expected": bool(expected)})
-
-
-def _short(text: str, limit: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 env = typer.Typer(
@@ -251,8 +248,8 @@ def play(
         found = ""
         if isinstance(environment, SourceEnvironment):
             (verdict,) = environment.grade([problem], [answer])
-            found = f", found {_short(verdict.extracted or '-')}" + (
-                f" ({_short(verdict.message, 200)})" if verdict.message else ""
+            found = f", found {one_line(verdict.extracted or '-', _SHOWN)}" + (
+                f" ({one_line(verdict.message, 200)})" if verdict.message else ""
             )
             environment.close()
         say(

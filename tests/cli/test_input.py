@@ -53,13 +53,6 @@ RUN_NO_CANDIDATE = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def poise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """The command in this process, in an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
 def assert_one_line(result: Result, status: int, *parts: str) -> None:
     assert result.exit_code == status, result.output
     (line,) = result.stderr.strip().splitlines()
