@@ -3,7 +3,7 @@
 ``python -m studies.ladder_cost RUN_DIR [--out PAGE]``. A run whose candidates were all trained and scored with all
 seeds shows what every ladder would have measured and decided. Each ladder is replayed many times, with a random four fifths of
 the candidates and the seeds in random order, of which the first ``--search-seeds`` are the search's. The selected candidate has
-the best shrunken estimate (``poise_core.search.selection.shrunken_scores``), as in the search. Regret is measured with the seeds
+the best shrunken estimate (``poise_core.search.nodes.shrunken_scores``), as in the search. Regret is measured with the seeds
 that the search did not use, which avoids selection bias; if none is left, with all seeds, which the page then states.
 """
 

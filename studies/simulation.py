@@ -72,7 +72,7 @@ FIRST = Measured(
     },
     # GRPO's six seeds in ``docs/results/laptop-64``; the table of ``docs/results/first_testbed.md`` has 1.87, of an older trainer
     seed_std=0.9,
-    # 61 % of V with six seeds in the headline run, mean of the 17 candidates that have them
+    # 61 % of V with six seeds in laptop-64, mean of the 17 candidates that have them
     answer_share=0.6,
     # the column "seed std" of ``docs/results/first_testbed.md``: 15 algorithms, with the older trainer
     panel_stds=(0.66, 1.78, 1.57, 1.87, 1.95, 1.29, 1.05, 2.17, 0.75, 2.83, 1.47, 2.42, 5.32, 2.66, 3.00),

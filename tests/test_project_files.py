@@ -1,7 +1,10 @@
 """The files that hosts and tools read about the project are well-formed, and agree with the project."""
 
+import ast
+import importlib
 import re
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,18 @@ import yaml
 from poise_core.cli import app
 
 ROOT = Path(__file__).parents[1]
+PACKAGES = {
+    "poise_core",
+    "flows",
+    "tasks",
+    "studies",
+    *(path.stem for path in (ROOT / "tests" / "support").glob("*.py")),
+}
+SCRIPTS = sorted(
+    path
+    for folder in ("tests/benchmarks", "tests/support", "studies", "infra")
+    for path in (ROOT / folder).rglob("*.py")
+)
 FORMS = sorted(path for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if path.name != "config.yml")
 
 
@@ -91,6 +106,49 @@ def test_links_and_paths_lead_to_something(page: str) -> None:
     assert not [link for link in links if not (folder / link).exists()]
     named = re.findall(r"`((?:poise_core|tests|docs|examples|infra|studies|flows|tasks)/[\w./-]*)`", text)
     assert not [path for path in named if not (ROOT / path).exists() and not path.startswith("docs/results/")]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_a_script_imports_of_the_project_is_there(path: Path) -> None:
+    """Most of them are started by hand alone, and import what they need where they need it."""
+    imports = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+    for node in imports:
+        names = [alias.name for alias in node.names]
+        for module in names if isinstance(node, ast.Import) else [node.module or ""]:
+            if module.partition(".")[0] in PACKAGES:
+                found = importlib.import_module(module)
+                for name in names if isinstance(node, ast.ImportFrom) else ():
+                    assert hasattr(found, name) or find_spec(f"{module}.{name}"), f"{module} has no {name}"
+
+
+@pytest.mark.slow
+def test_what_a_text_names_by_its_module_is_there() -> None:
+    """Docstrings and pages name parts of the program by their full name in backticks."""
+    folders = ("poise_core", "flows", "tasks", "studies", "tests", "docs")
+    files = [
+        *ROOT.glob("*.md"),
+        *(path for folder in folders for path in (ROOT / folder).rglob("*.*") if path.suffix in (".py", ".md")),
+    ]
+    named = {
+        name: path
+        for path in files
+        for name in re.findall(r"`((?:poise_core|flows|tasks|studies)(?:\.\w+)+)`", path.read_text(encoding="utf-8"))
+    }
+    assert len(named) > 80
+    assert not {name: path for name, path in named.items() if not is_there(name)}
+
+
+def is_there(name: str) -> bool:
+    """Whether a dotted name is a module, or something in one; fields of dataclasses and of pydantic's models count."""
+    parts, found = name.split("."), None
+    for number, part in enumerate(parts, 1):
+        try:
+            found = importlib.import_module(".".join(parts[:number]))
+        except ModuleNotFoundError:
+            if not hasattr(found, part):
+                return part in getattr(found, "__annotations__", {})
+            found = getattr(found, part)
+    return True
 
 
 def test_the_glossary_is_sorted_and_short() -> None:

@@ -25,8 +25,6 @@ from poise_core.files import sync
 class DiskStorage(Storage):
     """A folder on a disk."""
 
-    local = True
-
     def __init__(self, folder: str | Path) -> None:
         self._folder = Path(folder).absolute()
         self.location = str(self._folder)

@@ -42,8 +42,6 @@ class ObjectStorage(Storage):
     the finished ones, invisibly; a lifecycle rule for incomplete uploads removes them.
     """
 
-    local = False
-
     def __init__(self, location: str, filesystem: fs.FileSystem | None = None) -> None:
         self.location = location.rstrip("/")
         self._given = filesystem

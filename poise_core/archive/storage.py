@@ -25,7 +25,6 @@ STALE_SECONDS = 3600.0
 class Storage:
     """The files of one archive, ``<root>/<table>/<name>``."""
 
-    local: bool
     location: str  # opens the same storage again
 
     @property

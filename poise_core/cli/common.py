@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,6 +22,10 @@ REFUSED, UNUSABLE, FAULT, STOPPED = 1, 2, 3, 130
 """Exit states: the candidate failed; bad input, nothing written; the machine failed; stopped by the user."""
 
 PresetOption = Annotated[str, typer.Option(help="A shipped preset, or the path of a YAML file.")]
+RunPresetOption = Annotated[
+    str | None,
+    typer.Option(help="A shipped preset, or a YAML file's path. Default: the run's own settings; of a new run laptop."),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key, for example protocol.training.steps=20. Repeat."),
@@ -143,6 +147,38 @@ def resolve_preset(name: str, overrides: list[str] | None, **settings: int | Non
     return preset
 
 
+def settings_to_go_on(
+    preset: str | None, run_dir: Path | None, overrides: list[str], counts: dict[str, int | None]
+) -> tuple[Preset, list[str]]:
+    """The settings of this start, and one line for each that differs from those that the run had.
+
+    Args:
+        preset: name or path; None: a run that is there goes on with its own settings, a new one has those of laptop.
+        run_dir: where the run is; None for the preset's default.
+        overrides: of ``--set`` and the options that stand for keys.
+        counts: keys of ``search``; None leaves what there is.
+
+    Raises:
+        PresetError, RunDirectoryError: see ``load_preset`` and ``RunDirectory.read``.
+    """
+    from poise_core.config.loading import with_overrides
+    from poise_core.run_directory import RunDirectory
+    from poise_core.run_directory.records import PRESET, differences
+
+    named = preset or "laptop"
+    folder = run_dir or default_run_dir(resolve_preset(named, []))
+    present = RunDirectory.read(folder).current_preset if (folder / PRESET).is_file() else None
+    if present is None or preset is not None:
+        resolved = resolve_preset(named, overrides, **counts)
+    else:
+        given = [f"search.{key}={value}" for key, value in counts.items() if value is not None]
+        resolved = with_overrides(present, [*overrides, *given])
+    if present is None:
+        return resolved, []
+    changed = differences(present, resolved)
+    return resolved, [f"{key}: {before!r} before, {after!r} from now on" for key, (before, after) in changed.items()]
+
+
 def codec_of(preset: Preset) -> tuple[PromptCodec, int | None]:
     """The tokenizer of a preset's policy with its template, and the tokens that the policy can see, completion included."""
     from poise_core.environments import validate
@@ -183,6 +219,14 @@ def serve_another_node(preset: Preset, run_directory: Path) -> None:
 def default_run_dir(preset: Preset) -> Path:
     """The run directory where none is given; the same command finds it again."""
     return Path("runs") / preset.name
+
+
+def interval_text(plain: Mapping[str, Any], *, signed: bool = False) -> str:
+    """An interval that stands in a record as plain values, as ``format_interval`` writes it."""
+    from poise_core.evidence.format import format_interval
+    from poise_core.evidence.intervals import Interval
+
+    return format_interval(Interval.from_dict(plain), signed=signed)
 
 
 def algorithm_file(given: Path) -> Path:

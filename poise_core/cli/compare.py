@@ -370,6 +370,7 @@ def record_table(
     from_archive: Annotated[
         Path | None, typer.Option(help="Train nothing: make the table of what this run directory has measured.")
     ] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Record a table of random compositions, each trained and scored, on which searches can be replayed.
@@ -397,7 +398,7 @@ def record_table(
                 write_cells(out, head, rows)
                 say(f"{len({row.cell for row in rows})} cells, {len(rows)} rows: {out}")
                 return
-            resolved = resolve_preset(preset, overrides)
+            resolved = resolve_preset(preset, [*(overrides or []), *shared_network(allow_shared_network)])
             chosen = resolved.protocol.seeds[:seeds]
             if len(chosen) < seeds:
                 raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)

@@ -12,18 +12,19 @@ from poise_core.cli.common import (
     REFUSED,
     UNUSABLE,
     JsonOption,
-    PresetOption,
+    RunPresetOption,
     SetOption,
     SharedNetworkOption,
     algorithm_file,
     default_run_dir,
     fail,
+    interval_text,
     plain_errors,
     refuse_misfit,
-    resolve_preset,
     say,
     say_json,
     serve_another_node,
+    settings_to_go_on,
     shared_network,
 )
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     file: Annotated[Path, typer.Argument(help="A candidate file, or a shipped algorithm such as dapo.")],
-    preset: PresetOption = "laptop",
+    preset: RunPresetOption = None,
     seeds: Annotated[int | None, typer.Option(min=1, help="Training seeds. Default: the preset's.")] = None,
     run_dir: Annotated[
         Path | None,
@@ -61,24 +62,29 @@ def evaluate(
 
     file = algorithm_file(file)
     with plain_errors():
-        resolved = resolve_preset(preset, [*(overrides or []), *shared_network(allow_shared_network)])
+        settings = [*(overrides or []), *shared_network(allow_shared_network)]
+        resolved, anew = settings_to_go_on(preset, run_dir, settings, {})
+        folder = run_dir or default_run_dir(resolved)
         chosen = resolved.protocol.seeds[: seeds or resolved.search.seeds_per_candidate]
         if seeds and seeds > len(chosen):
             raise fail(f"--seeds {seeds}: protocol.seeds lists {len(chosen)}; list more of them", UNUSABLE)
-        refuse_misfit(resolved, run_dir or default_run_dir(resolved))
-        serve_another_node(resolved, run_dir or default_run_dir(resolved))
+        refuse_misfit(resolved, folder)
+        serve_another_node(resolved, folder)
         from poise_core.evolution import Trials
+        from poise_core.evolution.records import failure_to_dict
         from poise_core.failures import CandidateFailure
         from poise_core.run_directory import RunDirectory
 
-        with RunDirectory.open(run_dir or default_run_dir(resolved), resolved) as run:
+        with RunDirectory.open(folder, resolved) as run:
+            for line in anew:
+                say(f"poise: {line}", err=True)
             with ProgressDisplay(resolved, len(chosen)) as display:
                 trials = Trials(run, observer=display)
                 try:
                     candidate = _measure(trials, file, chosen)
                 except CandidateFailure as failure:
                     if json:
-                        say_json(json_module.dumps({"failure": _failure(failure)}, indent=1))
+                        say_json(json_module.dumps({"failure": failure_to_dict(failure)}, indent=1))
                     raise fail(
                         f"{file.stem}: {failure.kind} in {failure.stage}: {failure.message}", REFUSED
                     ) from failure
@@ -93,10 +99,6 @@ def _measure(trials: Trials, file: Path, seeds: tuple[int, ...]) -> CandidateRef
     candidate = trials.adopt(file)
     trials.measure(candidate, seeds)
     return candidate
-
-
-def _failure(failure: Any) -> dict[str, str]:
-    return {"kind": str(failure.kind), "stage": failure.stage, "message": failure.message, "detail": failure.detail}
 
 
 def _result(run: RunDirectory, trials: Trials, candidate: CandidateRef, seeds: tuple[int, ...]) -> dict[str, Any]:
@@ -134,19 +136,12 @@ def _text(result: dict[str, Any]) -> str:
     scores = "   ".join(f"{name} {score:.1f}" for name, score in result["benchmarks"].items())
     count = result["overall"]["seeds"]
     lines = [
-        f"{result['name']}  Overall {_interval(result['overall'])}, {counted_seeds(count)}",
+        f"{result['name']}  Overall {interval_text(result['overall'])}, {counted_seeds(count)}",
         scores,
     ]
     if result["baseline"]:
         against = result["baseline"]
-        lines.append(f"to {against['name']}: {_interval(against['delta'], signed=True)} {against['verdict']}")
+        lines.append(f"to {against['name']}: {interval_text(against['delta'], signed=True)} {against['verdict']}")
     else:
         lines.append("no baseline has been scored here under this protocol; 'poise evolve' scores it first")
     return "\n".join(lines)
-
-
-def _interval(interval: dict[str, Any], *, signed: bool = False) -> str:
-    from poise_core.evidence.format import format_interval
-    from poise_core.evidence.intervals import Interval
-
-    return format_interval(Interval.from_dict(interval), signed=signed)

@@ -9,22 +9,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from click.core import ParameterSource
 
 from poise_core.cli.agents import agent_overrides, check_and_forecast, recording
 from poise_core.cli.common import (
     FAULT,
     STOPPED,
-    PresetOption,
+    RunPresetOption,
     SetOption,
     SharedNetworkOption,
     default_run_dir,
     fail,
     plain_errors,
     refuse_misfit,
-    resolve_preset,
     say,
     serve_another_node,
+    settings_to_go_on,
     shared_network,
     shown,
     view_console,
@@ -40,8 +39,7 @@ if TYPE_CHECKING:
 
 
 def evolve(
-    context: typer.Context,
-    preset: PresetOption = "laptop",
+    preset: RunPresetOption = None,
     run_dir: Annotated[
         Path | None, typer.Option(help="Where everything goes; a run that is there goes on. Default: runs/PRESET.")
     ] = None,
@@ -84,8 +82,7 @@ def evolve(
             *shared_network(allow_shared_network),
         ]
         counts = {"generations": generations, "parents": parents, "seed": seed}
-        chosen = context.get_parameter_source("preset") is not ParameterSource.DEFAULT
-        resolved, anew = settings_to_go_on(preset, chosen, run_dir, settings, counts)
+        resolved, anew = settings_to_go_on(preset, run_dir, settings, counts)
         folder = run_dir or default_run_dir(resolved)
         if dry_run:
             from poise_core.cli.plan import dry_run_text
@@ -188,38 +185,6 @@ def share_problems(recorded: Path, folder: Path, preset: Preset) -> None:
     if secret is not None and not (folder / PRESET).is_file():
         with RunDirectory.open(folder, preset, secret):
             pass
-
-
-def settings_to_go_on(
-    preset: str, chosen: bool, run_dir: Path | None, overrides: list[str], counts: dict[str, int | None]
-) -> tuple[Preset, list[str]]:
-    """The settings of this start, and one line for each that differs from those that the run had.
-
-    Args:
-        preset: name or path.
-        chosen: whether the user has given it; otherwise a run that is there goes on with its own settings.
-        run_dir: where the run is; None for the preset's default.
-        overrides: of ``--set`` and the options that stand for keys.
-        counts: keys of ``search``; None leaves what there is.
-
-    Raises:
-        PresetError, RunDirectoryError: see ``load_preset`` and ``RunDirectory.read``.
-    """
-    from poise_core.config.loading import with_overrides
-    from poise_core.run_directory import RunDirectory
-    from poise_core.run_directory.records import PRESET, differences
-
-    folder = run_dir or default_run_dir(resolve_preset(preset, []))
-    present = RunDirectory.read(folder).current_preset if (folder / PRESET).is_file() else None
-    if present is None or chosen:
-        resolved = resolve_preset(preset, overrides, **counts)
-    else:
-        given = [f"search.{key}={value}" for key, value in counts.items() if value is not None]
-        resolved = with_overrides(present, [*overrides, *given])
-    if present is None:
-        return resolved, []
-    changed = differences(present, resolved)
-    return resolved, [f"{key}: {before!r} before, {after!r} from now on" for key, (before, after) in changed.items()]
 
 
 def where_to_look(run: RunDirectory) -> str:

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from poise_core.cli.common import UNUSABLE, JsonOption, SetOption, fail, plain_errors, resolve_preset, say, say_json
+from poise_core.cli.common import (
+    UNUSABLE,
+    JsonOption,
+    SetOption,
+    SharedNetworkOption,
+    fail,
+    plain_errors,
+    resolve_preset,
+    say,
+    say_json,
+    shared_network,
+)
 
 if TYPE_CHECKING:
     from poise_core.config import Preset
@@ -27,6 +38,7 @@ def plan(
         bool, typer.Option("--measure", help="Take the rates from the last two of three training steps here.")
     ] = False,
     json: JsonOption = False,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
 ) -> None:
     """What a run will need: memory of a GPU by part, tokens, GPU-hours, hours and money of a candidate, a generation,
@@ -46,7 +58,8 @@ def plan(
         from poise_core.experiments.rates import GPUS
         from poise_core.policies.locate import PolicyNotFoundError
 
-        loaded = resolve_preset(preset, overrides) if measure else read_preset(preset, overrides or [])
+        settings = [*(overrides or []), *shared_network(allow_shared_network)]
+        loaded = resolve_preset(preset, settings) if measure else read_preset(preset, settings)
         chosen = gpu or ("h100" if loaded.protocol.model else "cpu")
         if chosen not in GPUS:
             raise fail(f"--gpu {chosen!r}; known are {', '.join(GPUS)}", UNUSABLE)

@@ -23,12 +23,14 @@ from poise_core.cli.common import (
     say,
     say_json,
 )
+from poise_core.escaping import one_line
 
 if TYPE_CHECKING:
     from poise_core.config.problems import GraderSpec
     from poise_core.grading import Row, Verdict
 
 _CHUNK = 256
+_SHOWN = 60  # characters of an answer
 PresetArgument = Annotated[str, typer.Argument(help="A shipped preset, or the path of a YAML file.")]
 
 
@@ -43,6 +45,8 @@ def grade(
     """Judge completions against gold answers: the verdict, what was extracted, the outcome and the processor time of every row.
 
     A row may carry `expected` (true or false); rows that are judged otherwise are marked, and then the exit status is 1.
+
+    Example: poise grade rows.jsonl --grader '{name: math, tolerance: 0.01}'
     """
     spec = _grader(grader)
     documents, rows = _rows(existing_file(file))
@@ -64,10 +68,10 @@ def grade(
             say_json(json.dumps(_verdict_document(name, verdict, expected)))
         else:
             mark = f" EXPECTED {'right' if expected else 'wrong'}" if differs else ""
-            found = "-" if verdict.extracted is None else _short(verdict.extracted)
-            more = f"  ({_short(verdict.message, 200)})" if verdict.message else ""
+            found = "-" if verdict.extracted is None else one_line(verdict.extracted, _SHOWN)
+            more = f"  ({one_line(verdict.message, 200)})" if verdict.message else ""
             say(
-                f"{name}  {verdict.outcome}  gold {_short(row.gold)}  found {found}  {verdict.seconds:.3f} s{more}{mark}"
+                f"{name}  {verdict.outcome}  gold {one_line(row.gold, _SHOWN)}  found {found}  {verdict.seconds:.3f} s{more}{mark}"
             )
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcome_counts(verdicts).items()))
     cpu = sum(verdict.seconds for verdict in verdicts)
@@ -133,11 +137,6 @@ def _verdict_document(name: str, verdict: Verdict, expected: object) -> dict[str
         "message": verdict.message,
     }
     return document | ({} if expected is None else {"expected": bool(expected)})
-
-
-def _short(text: str, limit: int = 60) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 env = typer.Typer(
@@ -216,7 +215,10 @@ def play(
     number: Annotated[int, typer.Option(min=1, help="Which problem.")] = 1,
     set_: SetOption = None,
 ) -> None:
-    """Answer one problem yourself and see the verdict. The answer ends with an empty line, or with the end of the input."""
+    """Answer one problem yourself and see the verdict. The answer ends with an empty line, or with the end of the input.
+
+    Example: poise env play my.yaml --number 3
+    """
     with plain_errors():
         from poise_core.environments import benchmark_environment, get_environment
         from poise_core.environments.prompts import training_problems
@@ -246,8 +248,8 @@ def play(
         found = ""
         if isinstance(environment, SourceEnvironment):
             (verdict,) = environment.grade([problem], [answer])
-            found = f", found {_short(verdict.extracted or '-')}" + (
-                f" ({_short(verdict.message, 200)})" if verdict.message else ""
+            found = f", found {one_line(verdict.extracted or '-', _SHOWN)}" + (
+                f" ({one_line(verdict.message, 200)})" if verdict.message else ""
             )
             environment.close()
         say(

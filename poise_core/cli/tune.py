@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,11 +11,14 @@ from poise_core.cli.common import (
     UNUSABLE,
     PresetOption,
     SetOption,
+    SharedNetworkOption,
     fail,
+    interval_text,
     plain_errors,
     refuse_misfit,
     resolve_preset,
     say,
+    shared_network,
     view_console,
 )
 
@@ -40,6 +43,7 @@ def tune(
             help="Put the result where the preset takes it from. Default: yes for a preset of your own, no for a shipped one.",
         ),
     ] = None,
+    allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
 ) -> None:
     """Search the baseline's own numbers: learning rate, inner epochs, KL, clip and entropy coefficients.
@@ -64,7 +68,7 @@ def tune(
         say(line, err=True)
 
     with plain_errors():
-        resolved = resolve_preset(preset, overrides)
+        resolved = resolve_preset(preset, [*(overrides or []), *shared_network(allow_shared_network)])
         folder = (run_dir or Path("runs") / f"{resolved.name}-tune").absolute()
         require_usable_place(folder)
         refuse_misfit(resolved, folder)
@@ -104,9 +108,9 @@ def table(tuned: Tuned) -> RenderableType:
         for row in rows:
             optimum = "delta" not in row and "failed" not in row
             cells = ("failed", "", "") if "failed" in row else (
-                _interval(row["overall"]),
+                interval_text(row["overall"]),
                 str(row["overall"]["seeds"]),
-                "optimum" if optimum else _interval(row["delta"], signed=True),
+                "optimum" if optimum else interval_text(row["delta"], signed=True),
             )  # fmt: skip
             shown.add_row(name, f"{row['value']:.3g}", *cells, style="bold" if optimum else None)
     return shown
@@ -118,9 +122,9 @@ def summary(tuned: Tuned) -> str:
     numbers = ", ".join(f"{name} {value:.3g}" for name, value in record.numbers.items())
     lines = [
         f"Optimum: {numbers}.",
-        f"Overall {_interval(record.overall)} with {record.overall['seeds']} fresh seeds, against {_interval(record.chosen_by)} on "
-        f"the seeds that chose it among {record.points} points, which is optimistic.",
-        f"Gain over the start: {_interval(record.gain, signed=True)} with the fresh seeds, paired.",
+        f"Overall {interval_text(record.overall)} with {record.overall['seeds']} fresh seeds, against "
+        f"{interval_text(record.chosen_by)} on the seeds that chose it among {record.points} points, which is optimistic.",
+        f"Gain over the start: {interval_text(record.gain, signed=True)} with the fresh seeds, paired.",
         f"{record.trainings} of {record.budget} trainings, {record.tokens:,} completion tokens. Search split only.",
     ]
     lines += [  # below the table, which a long reason would squeeze
@@ -156,10 +160,3 @@ def _placed(tuned: Tuned, preset: str, overrides: list[str] | None, write: bool 
     except OSError as error:
         raise fail(f"{target}: not written: {error.strerror or error}; the result is {tuned.path}", UNUSABLE) from error
     return f"{lies} Written to {target}, where the preset takes it from."
-
-
-def _interval(plain: dict[str, Any], *, signed: bool = False) -> str:
-    from poise_core.evidence.format import format_interval
-    from poise_core.evidence.intervals import Interval
-
-    return format_interval(Interval.from_dict(plain), signed=signed)

@@ -13,7 +13,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -44,9 +44,21 @@ class Read:
 
     rows: tuple[dict[str, Any], ...]  # problem, answer, kind, data
     total: int
-    filtered: int
+    filtered: int  # by ``where``
+    long: int  # for ``max_characters``
     unanswered: int
     repeated: int
+
+    @property
+    def left_out(self) -> str:
+        """How many rows were left out for what, in words; empty where none was."""
+        counts = {
+            "filtered by where": self.filtered,
+            "longer than max_characters": self.long,
+            "without answer": self.unanswered,
+            "repeated": self.repeated,
+        }
+        return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 # reading
@@ -75,7 +87,7 @@ def read_rows(source: SourceSpec) -> Read:
             raise ValueError(f"where is {source.where!r}, but {name} has {lacks}")
     kept: dict[str, dict[str, Any]] = {}
     unanswered: list[int] = []
-    filtered = repeated = 0
+    filtered = long = repeated = 0
     for number, row in enumerate(rows, 1):
         if not test(row):
             filtered += 1
@@ -84,7 +96,7 @@ def read_rows(source: SourceSpec) -> Read:
         if not problem:
             raise ValueError(f"{name}: row {number} has no {names['problem']}")
         if source.max_characters is not None and len(problem) > source.max_characters:
-            filtered += 1
+            long += 1
             continue
         if not answer or not answer.strip():
             unanswered.append(number)
@@ -108,14 +120,17 @@ def read_rows(source: SourceSpec) -> Read:
             f"{name}: {len(unanswered)} rows have no {names['answer']} (the first is row {unanswered[0]}); mend them, or set "
             "unanswered: drop"
         )
-    found = list(kept.values())
-    if not found:
-        raise ValueError(f"{name}: where is {source.where!r}, which no row with an answer passes")
-    if source.draw is not None:
-        if source.draw > len(found):
-            raise ValueError(f"{name}: draw is {source.draw}, but only {len(found)} rows are left")
-        found = random.Random(f"draw/{source.draw_seed}").sample(found, source.draw)
-    return Read(tuple(found), len(rows), filtered, len(unanswered), repeated)
+    left = Read(tuple(kept.values()), len(rows), filtered, long, len(unanswered), repeated)
+    if not left.rows:
+        raise ValueError(f"{name}: none of {len(rows)} rows is left: {left.left_out}")
+    if source.draw is None:
+        return left
+    if source.draw > len(left.rows):
+        left_out = f": {left.left_out}" if left.left_out else ""
+        raise ValueError(
+            f"{name}: draw is {source.draw}, but only {len(left.rows)} of {len(rows)} rows are left{left_out}"
+        )
+    return replace(left, rows=tuple(random.Random(f"draw/{source.draw_seed}").sample(left.rows, source.draw)))
 
 
 def _raw_rows(source: SourceSpec) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from poise_core.environments.base import Environment, Problem, Split, verify_all
 from poise_core.environments.prompts import training_problems
 from poise_core.environments.registry import benchmark_environment, get_environment
 from poise_core.environments.sources import SourceEnvironment, read_rows, words
+from poise_core.escaping import one_line
 from poise_core.policies.locate import resolve_policy
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ NGRAM = 5
 """Words of the pieces by which problems are compared."""
 SHARED = 0.6
 """Share of a benchmark problem's pieces within one training problem from which the two count as overlapping."""
-_SHOWN = 5
+_SHOWN, _HEAD = 5, 70  # lines of a kind, and characters of a prompt in one
 
 Tokens = Callable[[str], int]
 """The number of tokens of a prompt, template included."""
@@ -86,7 +87,9 @@ def judged_golds(environment: Environment, problems: Sequence[Problem], report: 
         open_ = left
     for problem in open_:
         counts[last[problem.prompt]] += 1
-        report.golds_failed.append(f"{last[problem.prompt]}: answer {problem.answer!r} of {_head(problem.prompt)}")
+        report.golds_failed.append(
+            f"{last[problem.prompt]}: answer {problem.answer!r} of {one_line(problem.prompt, _HEAD)}"
+        )
     report.outcomes = dict(counts)
     pairs = [
         (problem, problems[(place + step) % len(problems)])
@@ -168,7 +171,8 @@ def validate(
         found = overlaps(training, everything)
         report.overlapping = len(found)
         report.overlaps = [
-            f"{share:.2f}: {_head(mine.prompt)} | {_head(theirs.prompt)}" for share, mine, theirs in found
+            f"{share:.2f}: {one_line(mine.prompt, _HEAD)} | {one_line(theirs.prompt, _HEAD)}"
+            for share, mine, theirs in found
         ]
         reports.append(report)
     return reports
@@ -247,8 +251,7 @@ def _report(
     if isinstance(environment, SourceEnvironment) and environment.source.dataset is not None:
         source = environment.source.model_copy(update={"prepared": ""})
         read = read_rows(source)
-        left = {"filtered": read.filtered, "without answer": read.unanswered, "repeated": read.repeated}
-        report.left_out = f"{read.total} rows" + "".join(f", {count} {what}" for what, count in left.items() if count)
+        report.left_out = f"{read.total} rows" + (f", {read.left_out}" if read.left_out else "")
         report.digest = environment.source.digest
     judged_golds(environment, problems, report)
     if tokens is not None:
@@ -257,7 +260,7 @@ def _report(
         if context is not None:
             report.limit = context - protocol.length_limit(spec)
             report.over = [
-                f"{tokens(problem.prompt)} tokens: {_head(problem.prompt)}"
+                f"{tokens(problem.prompt)} tokens: {one_line(problem.prompt, _HEAD)}"
                 for problem in problems
                 if tokens(problem.prompt) > report.limit
             ]
@@ -290,8 +293,3 @@ def described(report: SetReport) -> list[str]:
 def _some(label: str, items: Sequence[str]) -> list[str]:
     more = [f"{label} and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
     return [f"{label} {item}" for item in items[:_SHOWN]] + more
-
-
-def _head(text: str, limit: int = 70) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

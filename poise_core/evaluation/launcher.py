@@ -5,7 +5,6 @@ The job file holds the key of the problems that are asked. Its owner alone may r
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -17,7 +16,7 @@ from poise_core.config.protocol import SamplerSpec
 from poise_core.environments.sources import prepared_protocol
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.problems import problem_set
-from poise_core.evaluation.results import BenchmarkResult, SeedEvaluation
+from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evaluation.slots import RefusedRollout, slot_for
 from poise_core.failures import Cancelled, InfrastructureError
 from poise_core.files import write_atomically
@@ -31,7 +30,6 @@ def evaluate_policies(
     job: EvaluationJob,
     *,
     should_stop: Callable[[], bool] | None = None,
-    on_benchmark: Callable[[int, BenchmarkResult], None] | None = None,
 ) -> list[SeedEvaluation]:
     """Score every policy of the job, in the job's order.
 
@@ -40,7 +38,6 @@ def evaluate_policies(
     Args:
         job: the policies and what they are asked.
         should_stop: polled; when it returns True, the evaluation is ended.
-        on_benchmark: called with (seed, result) as the results of benchmarks come, once for each.
 
     Raises:
         InfrastructureError: the process failed or took longer than ``resources.evaluate_timeout_seconds`` per policy.
@@ -57,34 +54,8 @@ def evaluate_policies(
         if result.exists() and SeedEvaluation.from_json(result.read_text()).problems != asked.fingerprint:
             result.unlink()
     if not all(result.exists() for result in results):
-        _run(job, asked.key, folder, results, should_stop, _Follower(job, results, on_benchmark).poll)
+        _run(job, asked.key, folder, results, should_stop)
     return [SeedEvaluation.from_json(result.read_text()) for result in results]
-
-
-class _Follower:
-    """Reads the results of benchmarks as they come."""
-
-    def __init__(
-        self, job: EvaluationJob, results: list[Path], on_benchmark: Callable[[int, BenchmarkResult], None] | None
-    ) -> None:
-        self._told: set[tuple[int, str]] = set()
-        self._on_benchmark = on_benchmark
-        self._parts = [
-            (seed, path.with_suffix(".parts")) for (seed, _), path in zip(job.policies, results, strict=True)
-        ]
-
-    def poll(self) -> None:
-        """Tell what is new."""
-        if self._on_benchmark is None:
-            return
-        for seed, folder in self._parts:
-            for path in sorted(folder.glob("[0-9]*.json")):
-                if (seed, path.name) in self._told:
-                    continue
-                with contextlib.suppress(FileNotFoundError):  # its evaluation has just ended
-                    document = json.loads(path.read_text())
-                    self._told.add((seed, path.name))
-                    self._on_benchmark(seed, BenchmarkResult.from_dict(document["result"]))
 
 
 def _run(
@@ -93,7 +64,6 @@ def _run(
     folder: Path,
     results: list[Path],
     should_stop: Callable[[], bool] | None,
-    on_poll: Callable[[], None],
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     job_file, log = folder / f"job-{job.split}.json", folder / "evaluate.log"
@@ -120,13 +90,13 @@ def _run(
     )
     with held_gpus(job.resources.gpus_per_candidate, should_stop) as gpus:
         if job.protocol.sampler is not None:
-            _sampled_elsewhere(job, job.protocol.sampler, base, job_file, gpus, should_stop, on_poll)
+            _sampled_elsewhere(job, job.protocol.sampler, base, job_file, gpus, should_stop)
             return
         readable = [
             *job.protocol.problem_files,
             *(file for policy in (base, *(Path(path) for _, path, _ in policies)) for file in policy_files(policy)),
         ]
-        _confined(job, job_file, log, readable, gpus, should_stop, on_poll)
+        _confined(job, job_file, log, readable, gpus, should_stop)
 
 
 def _confined(
@@ -136,7 +106,6 @@ def _confined(
     readable: list[Path],
     gpus: Mapping[str, str],
     should_stop: Callable[[], bool] | None,
-    on_poll: Callable[[], None],
 ) -> None:
     try:
         status = run_confined(
@@ -146,7 +115,6 @@ def _confined(
             readable=readable,
             limits=Limits(wall_seconds=job.resources.evaluate_timeout_seconds * len(job.policies)),
             env={**quiet_environment(job.resources.threads_per_process), **gpus},
-            on_poll=on_poll,
             should_stop=should_stop,
         )
     except TimeLimitReached as error:
@@ -162,7 +130,6 @@ def _sampled_elsewhere(
     job_file: Path,
     gpus: Mapping[str, str],
     should_stop: Callable[[], bool] | None,
-    on_poll: Callable[[], None],
 ) -> None:
     """Have the sampler's process carry out the evaluation with the engine that sampled the training."""
     deadline = time.monotonic() + job.resources.evaluate_timeout_seconds * len(job.policies)
@@ -178,4 +145,3 @@ def _sampled_elsewhere(
                 slot.poll()
             except RefusedRollout as error:
                 raise InfrastructureError(f"evaluation: the policy is not one of its protocol: {error}") from error
-            on_poll()

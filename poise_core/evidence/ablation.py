@@ -37,8 +37,6 @@ from poise_core.evidence.run_evidence import RunEvidence
 NEAR, WIDE = (0.5, 2.0), (0.25, 4.0)
 """Factors by which a number is moved: the first are measured before pairs of mechanisms, the others after them."""
 
-TO_CANDIDATE, TO_BASELINE = "candidate", "baseline"
-
 
 @dataclass(frozen=True)
 class Version:

@@ -29,12 +29,8 @@ _SPARE = 1 << 28  # bytes that stay free
 class Fetched:
     """A repository in the cache."""
 
-    name: str
     commit: str
     folder: Path
-    files: int
-    size: int  # bytes of all files
-    downloaded: int  # bytes that were missing
 
 
 def fetch(name: str, kind: Literal["model", "dataset"], say: Callable[[str], None]) -> Fetched:
@@ -76,7 +72,7 @@ def fetch(name: str, kind: Literal["model", "dataset"], say: Callable[[str], Non
             require_loadable(folder, name)
         except PolicyNotFoundError as error:
             raise FetchError(str(error)) from error
-    return Fetched(name, commit, folder, len(planned), size, missing)
+    return Fetched(commit, folder)
 
 
 def remark(policy: Path) -> str:

@@ -30,7 +30,7 @@ def test_relatives(family: Lineage) -> None:
     assert [family.depth(name) for name in "abdf"] == [0, 1, 2, 0]
 
 
-def test_the_tree_holds_each_candidate_once_under_its_parent_proper(family: Lineage) -> None:
+def test_the_tree_holds_each_candidate_once_under_its_primary_parent(family: Lineage) -> None:
     tree = family.tree("a")
     assert tree == TreeNode("a", (TreeNode("b", (TreeNode("d"), TreeNode("e"))), TreeNode("c")))
     assert family.tree("b") == TreeNode("b", (TreeNode("d"), TreeNode("e")))

@@ -32,6 +32,7 @@ from poise_core.archive import (
 )
 from poise_core.archive.encoding import content_digests
 from poise_core.archive.locations import open_storage
+from poise_core.archive.object_storage import ObjectStorage
 from poise_core.archive.schema import SCHEMA_VERSION, TABLES, listing
 from poise_core.failures import CandidateFailure, FailureKind
 
@@ -476,7 +477,7 @@ def test_the_archive_works_behind_a_pyarrow_file_system(tmp_path: Path) -> None:
     with pytest.raises(ArchiveConflictError):
         archive.append("candidates", [one(samples.AV)])
     assert archive.check() == []
-    assert not open_storage("bucket/archive", remote).local
+    assert isinstance(open_storage("bucket/archive", remote), ObjectStorage)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from poise_core.run_directory import RunDirectory
 from poise_core.verification.gate import run_checks
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results"
-PUBLISHED = sorted(path.parent for path in RESULTS.glob("*/preset.yaml"))
+PUBLISHED = sorted(path.parent for path in RESULTS.rglob("preset.yaml"))
 LAPTOP_64 = {
     "candidates": 65, "proposals": 252, "verifications": 64, "evaluations": 972, "trajectories": 8700, "reflections": 64,
     "selections": 651, "failures": 0, "rungs": 125, "replications": 1, "examinations": 0,
@@ -22,7 +22,7 @@ LAPTOP_64 = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: str(folder.relative_to(RESULTS)))
 def test_a_published_run_is_at_most_a_dozen_files_and_every_row_matches_its_digest(folder: Path) -> None:
     assert len([path for path in folder.rglob("*") if path.is_file()]) <= 12
     archive = RunDirectory.read(folder).archive
@@ -30,7 +30,11 @@ def test_a_published_run_is_at_most_a_dozen_files_and_every_row_matches_its_dige
     assert all(archive.read(table, unsealed=True).schema == TABLES[table].schema for table in TABLES)
 
 
-def test_the_rows_of_the_headline_run_are_all_there() -> None:
+def test_runs_are_published_at_any_depth() -> None:
+    assert {"laptop-64", "headline/evolution-seed-0"} <= {str(folder.relative_to(RESULTS)) for folder in PUBLISHED}
+
+
+def test_the_rows_of_laptop_64_are_all_there() -> None:
     root = RESULTS / "laptop-64" / "archive"
     archive = Archive(root)
     assert {table: archive.read(table, unsealed=True).num_rows for table in TABLES} == LAPTOP_64
@@ -44,13 +48,18 @@ def test_the_rows_of_the_headline_run_are_all_there() -> None:
 
 
 @pytest.mark.slow
-def test_the_gate_still_admits_what_it_had_admitted_with_the_same_fingerprint() -> None:
-    """Every thirteenth candidate of the headline run: a contract with more fields must not change what archived files do."""
-    archive = Archive(RESULTS / "laptop-64" / "archive")
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: str(folder.relative_to(RESULTS)))
+def test_the_gate_still_admits_what_it_had_admitted_with_the_same_fingerprint(folder: Path) -> None:
+    """Every thirteenth candidate: a contract with more fields must not change what archived files do."""
+    archive = Archive(folder / "archive")
     sources = {row["candidate_id"]: row["source"] for row in archive.rows("candidates")}
     for row in archive.rows("verifications", admitted=True)[::13]:
         report = run_checks(sources[row["candidate_id"]], "archived")
         assert report.admitted, report
         assert report.fingerprint == row["fingerprint"]
+
+
+@pytest.mark.slow
+def test_the_gate_still_admits_the_replicated_candidate() -> None:
     replicated = RESULTS / "gm-ns-bz" / "gm_ns_bz.py"
     assert run_checks(replicated.read_text(), "GM-NS-BZ").admitted

@@ -51,12 +51,12 @@ def _user_seconds() -> float:
 
 
 def _make_trainer(preset, algorithm: str, seed: int):
-    from poise_core.training.prompts import training_problems
-
     from poise_core.algorithms import algorithm_path
     from poise_core.candidate.loading import load_candidate
     from poise_core.environments import get_environment
-    from poise_core.policies.model import PromptCodec, load_model, resolve_policy
+    from poise_core.environments.prompts import training_problems
+    from poise_core.policies.locate import resolve_policy
+    from poise_core.policies.model import PromptCodec, load_model
     from poise_core.training.engine import Engine, start_processes
     from poise_core.training.trainer import Trainer
 
@@ -65,10 +65,10 @@ def _make_trainer(preset, algorithm: str, seed: int):
     policy = resolve_policy(protocol.policy)
     return Trainer(
         load_candidate(algorithm_path(algorithm)),
-        Engine(load_model(policy).to(device), protocol.training, preset.resources),
-        load_model(policy).to(device).requires_grad_(False),
-        PromptCodec.load(policy),
-        get_environment(protocol.environment.name),
+        Engine(load_model(policy, protocol.model).to(device), protocol.training, preset.resources),
+        load_model(policy, protocol.model).to(device).requires_grad_(False),
+        PromptCodec.load(policy, protocol.prompt),
+        get_environment(protocol.environment),
         training_problems(protocol.environment, seed),
         protocol.training,
         preset.resources,

@@ -11,21 +11,14 @@ import pytest
 from laboratory import contents
 from llm_server import LoopbackServer, asked_form, prompt_of
 from script import CLIPPED, good_answers
-from typer.testing import CliRunner, Result
 
 from poise_core.archive import UNTRAINED_ARM, Archive, candidate_row, evaluation_rows
-from poise_core.cli import app
 from poise_core.config import Preset
 from poise_core.run_directory import RunDirectory
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.sync import Tracker
 
 Poise = Callable[..., Any]
-
-
-def look(*arguments: object) -> Result:
-    """A command that only reads, in this process."""
-    return CliRunner(env={"COLUMNS": "140"}).invoke(app, [str(argument) for argument in arguments])
 
 
 LOSS = "return LossOutputs(token_loss="
@@ -54,14 +47,16 @@ def stumbling(body: dict[str, Any]) -> Any:
 
 @pytest.mark.exhaustive
 @pytest.mark.timeout(1200)
-def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(poise: Poise, tmp_path: Path) -> None:
+def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(
+    installed_poise: Poise, poise: Poise, tmp_path: Path
+) -> None:
     """Real gate, training, evaluation, Prefect and MLflow; a file refused twice by the gate and once by its training."""
     watch = ("--set", "health.grace_steps=0", "--set", "health.patience=1")
     steps = ("--parents", 1, "--set", "search.seeds_per_candidate=1", *watch)
     with LoopbackServer(stumbling) as server:
         model = ("--llm", "openai:test", "--base-url", server.base_url)
         command = ("evolve", "--preset", "smoke", *steps, *model, "--directive", "shorter")
-        done = poise(*command, timeout=800)
+        done = installed_poise(*command, timeout=800)
         assert done.returncode == 0, done.stderr
         assert "forecast of 1 generation: 5 to " in done.stderr
         assert "no price known for openai:test" in done.stderr
@@ -78,20 +73,20 @@ def test_an_evolution_with_a_model_its_replay_its_cost_and_its_context(poise: Po
     assert archive.check() == []
 
     # again elsewhere, without a server: the same archive, whatever the gate and the training took this time
-    again = poise(*command, "--replay", run, "--run-dir", tmp_path / "again", timeout=800)
+    again = installed_poise(*command, "--replay", run, "--run-dir", tmp_path / "again", timeout=800)
     assert again.returncode == 0, again.stderr
     assert contents(Archive(tmp_path / "again" / "archive")) == contents(archive)
 
-    cost = json.loads(look("cost", run, "--json").stdout)
+    cost = json.loads(poise("cost", run, "--json").stdout)
     assert {line["role"] for line in cost["calls"]} == {"proposer", "screener", "implementer", "reflector"}
     assert cost["total"]["calls"] == len(server.requests)
-    assert "no price" in look("cost", run).stdout
-    shown = json.loads(look("leaderboard", run, "--json").stdout)
+    assert "no price" in poise("cost", run).stdout
+    shown = json.loads(poise("leaderboard", run, "--json").stdout)
     assert any(row["generation"] == 1 and row["overall"] for row in shown)
-    told = look("context", run, "GRPO", "--tokens", 6000)
+    told = poise("context", run, "GRPO", "--tokens", 6000)
     assert '<data name="directive">\nshorter' in told.stdout
     assert "of 6000 tokens" in told.stderr
-    assert look("context", run, "nobody").exit_code == 2
+    assert poise("context", run, "nobody").exit_code == 2
 
 
 def call(number: int, role: str, dollars: float | None, outcome: str = "ok") -> dict[str, Any]:
@@ -104,13 +99,13 @@ def call(number: int, role: str, dollars: float | None, outcome: str = "ok") -> 
 
 
 @pytest.mark.slow
-def test_the_cost_of_a_run_is_tokens_dollars_and_gpu_hours(tmp_path: Path) -> None:
+def test_the_cost_of_a_run_is_tokens_dollars_and_gpu_hours(poise: Poise, tmp_path: Path) -> None:
     document = samples.make_preset().model_dump() | {"resources": {"processes_per_training": 2}}
     with RunDirectory.open(tmp_path / "run", Preset.model_validate(document)) as run:
         protocol = run.preset.protocol
-        nothing = look("cost", run.path)
+        nothing = poise("cost", run.path)
         assert (nothing.exit_code, nothing.stdout) == (0, "no calls: the catalogue and the rules did the work\n")
-        assert json.loads(look("cost", run.path, "--json").stdout)["candidates"] == []
+        assert json.loads(poise("cost", run.path, "--json").stdout)["candidates"] == []
         samples.add_candidate(run.archive, protocol, samples.GRPO, "GRPO", 0, (), 0.45)
         source = candidate_row(candidate_id="base", name="base policy", source="#", source_digest="0", written_by="poise",
                                arm=UNTRAINED_ARM)  # fmt: skip
@@ -123,7 +118,7 @@ def test_the_cost_of_a_run_is_tokens_dollars_and_gpu_hours(tmp_path: Path) -> No
         ):
             run.archive.append("calls", [call(number, role, dollars, outcome)])
         evidence = run.evidence()
-    cost = json.loads(look("cost", tmp_path / "run", "--json").stdout)
+    cost = json.loads(poise("cost", tmp_path / "run", "--json").stdout)
     assert [(line["role"], line["calls"], line["failed"], line["dollars"]) for line in cost["calls"]] == [
         ("proposer", 2, 1, 0.75),
         ("reflector", 1, 0, 0.125),
@@ -135,7 +130,7 @@ def test_the_cost_of_a_run_is_tokens_dollars_and_gpu_hours(tmp_path: Path) -> No
     assert (grpo["tokens"], grpo["train_seconds"], grpo["evaluate_seconds"]) == (60_000, pytest.approx(24.0), 9.75)
     assert grpo["gpu_hours"] == pytest.approx(67.5 / 3600)
     assert (base["name"], base["tokens"], base["evaluate_seconds"]) == ("base policy", 0, 3.25)
-    shown = look("cost", tmp_path / "run").stdout
+    shown = poise("cost", tmp_path / "run").stdout
     assert re.search(r"total .* 3 .* 1 .* 3000 .* 600 .* 0\.8750", shown)
     assert re.search(r"GRPO .* 60,000 .* 24 .* 10 .* 0\.0187", shown)  # 0.01875
     assert "Measured with 0.06 million training tokens in 0.0206 GPU-hours" in shown  # with the base policy's 6.5 s
@@ -145,8 +140,8 @@ def test_the_cost_of_a_run_is_tokens_dollars_and_gpu_hours(tmp_path: Path) -> No
     assert Tracker.for_run(run).gpus == 2, "MLflow counts the GPUs of the preset, as the command does"
 
 
-def test_the_cost_of_what_is_no_run_is_one_line(tmp_path: Path) -> None:
-    done = look("cost", tmp_path / "nowhere")
+def test_the_cost_of_what_is_no_run_is_one_line(poise: Poise, tmp_path: Path) -> None:
+    done = poise("cost", tmp_path / "nowhere")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("poise: ")
     assert done.stderr.count("\n") == 1
@@ -164,10 +159,9 @@ def test_the_cost_of_what_is_no_run_is_one_line(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_work_is_one_line_and_nothing_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], sentence: str
+    poise: Poise, tmp_path: Path, arguments: tuple[str, ...], sentence: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    done = look("evolve", "--preset", "smoke", *arguments)
+    done = poise("evolve", "--preset", "smoke", *arguments)
     assert done.exit_code == 2, done.output
     assert sentence in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.output

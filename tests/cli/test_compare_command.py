@@ -13,7 +13,7 @@ from poise_core.run_directory import RunDirectory
 pytestmark = [pytest.mark.exhaustive, pytest.mark.timeout(1800)]
 
 
-def test_two_arms(poise: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path) -> None:
+def test_two_arms(installed_poise: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path) -> None:
     given = (
         "compare-search",
         "--preset",
@@ -30,7 +30,7 @@ def test_two_arms(poise: Callable[..., "subprocess.CompletedProcess[str]"], tmp_
         "2",
         "--json",
     )
-    done = poise(*given, timeout=1500)
+    done = installed_poise(*given, timeout=1500)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     curves = {curve["arm"]: curve for curve in found["curves"]}
@@ -51,32 +51,32 @@ def test_two_arms(poise: Callable[..., "subprocess.CompletedProcess[str]"], tmp_
     assert set(roots[0]) & set(trained[0])
     assert not set(roots[1]) & set(trained[1]), "the second arm was given the baseline"
 
-    again = poise(*given, timeout=1500)
+    again = installed_poise(*given, timeout=1500)
     assert again.returncode == 0, again.stderr
     assert again.stdout == done.stdout
     assert [sorted(p.parent.name for p in folder.glob("candidates/*/train")) for folder in folders] == trained
 
 
 def test_a_recording_of_six_cells_is_a_table_to_replay_on(
-    poise: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
+    installed_poise: Callable[..., "subprocess.CompletedProcess[str]"], tmp_path: Path
 ) -> None:
     given = ("record-table", "--preset", "smoke", "--cells", 6, "--seeds", 2, "--out", "table.parquet")
-    done = poise(*given, timeout=900)
+    done = installed_poise(*given, timeout=900)
     assert done.returncode == 0, done.stderr
     head, rows = read_cells(tmp_path / "table.parquet")
     assert {row.cell for row in rows} == set(range(7))
     assert (head.preset, head.planned, head.baseline) == ("smoke", 6, 0)
     assert all(row.failure or row.overall is not None for row in rows)
-    again = poise(*given, timeout=300)
+    again = installed_poise(*given, timeout=300)
     assert again.stdout == done.stdout
     assert read_cells(tmp_path / "table.parquet") == (head, rows)
-    elsewhere = poise(*given, "--run-dir", "runs/another", timeout=300)
+    elsewhere = installed_poise(*given, "--run-dir", "runs/another", timeout=300)
     assert elsewhere.stdout == done.stdout, "nothing is left to do for whoever has the table"
     secrets = [(tmp_path / "runs" / name / "secret").read_text() for name in ("smoke-table", "another")]
     assert secrets[0] == secrets[1], "it asks the same problems"
     assert not list((tmp_path / "runs" / "another" / "candidates").glob("*/train"))
     assert read_cells(tmp_path / "table.parquet") == (head, rows)
-    replayed = poise(
+    replayed = installed_poise(
         "compare-search", "--table", "table.parquet", "--replays", 4, "--trainings", 8, "--json", timeout=300
     )
     assert replayed.returncode == 0, replayed.stderr

@@ -31,12 +31,6 @@ from poise_core.run_directory import RunDirectory
 
 
 @pytest.fixture
-def poise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture
 def laboratory() -> Iterator[Laboratory]:
     with Laboratory() as made:
         yield made

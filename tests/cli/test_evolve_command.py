@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 from laboratory import contents, with_problems_of
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from poise_core.algorithms import algorithm_path
 from poise_core.archive import TABLES, Archive
@@ -101,35 +101,32 @@ def query(database: Path, statement: str) -> list[Any]:
         return connection.execute(statement).fetchall()
 
 
-def look(*arguments: object) -> Result:
-    """A command that only reads, in this process."""
-    return CliRunner(env={"COLUMNS": "140"}).invoke(app, [str(argument) for argument in arguments])
-
-
 @pytest.mark.exhaustive
-def test_a_finished_run_is_only_read(undisturbed: Undisturbed, poise: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_finished_run_is_only_read(
+    undisturbed: Undisturbed, installed_poise: Callable[..., Any], poise: Callable[..., Any], tmp_path: Path
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(undisturbed[0], folder)
     before = contents(Archive(folder / "archive"))
     trained = {path: path.stat().st_mtime_ns for path in folder.rglob("trajectory.jsonl")}
-    again = poise("evolve", *SMOKE, "--run-dir", folder)
+    again = installed_poise("evolve", *SMOKE, "--run-dir", folder)
     assert again.returncode == 0, again.stderr
     assert "Leaderboard" in again.stdout
     assert contents(Archive(folder / "archive")) == before
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("trajectory.jsonl")} == trained
 
-    rows = json.loads(look("leaderboard", folder, "--json").stdout)
+    rows = json.loads(poise("leaderboard", folder, "--json").stdout)
     assert {row["name"] for row in rows} >= {"GRPO", "base policy"}
-    (root,) = json.loads(look("lineage", folder, "--json").stdout)
+    (root,) = json.loads(poise("lineage", folder, "--json").stdout)
     assert (root["name"], len(root["children"])) == ("GRPO", 2)
-    shown = json.loads(look("show", folder, "GRPO", "--json").stdout)
+    shown = json.loads(poise("show", folder, "GRPO", "--json").stdout)
     assert len(shown["curves"]["reward_mean"]) == 4
 
     # the baseline's own file has its scores already; another one is compared with them
-    own = json.loads(look("evaluate", algorithm_path("grpo"), *SMOKE, "--run-dir", folder, "--json").stdout)
+    own = json.loads(poise("evaluate", algorithm_path("grpo"), *SMOKE, "--run-dir", folder, "--json").stdout)
     assert (own["candidate_id"], own["baseline"]) == (root["candidate_id"], None)
     assert own["overall"]["estimate"] == root["overall"]["estimate"]
-    other = poise("evaluate", algorithm_path("rloo"), *SMOKE, "--run-dir", folder, "--seeds", "1", "--json")
+    other = installed_poise("evaluate", algorithm_path("rloo"), *SMOKE, "--run-dir", folder, "--seeds", "1", "--json")
     result = json.loads(other.stdout)
     assert (result["name"], result["baseline"]["name"]) == ("rloo", "GRPO")
     assert result["baseline"]["delta"]["estimate"] == pytest.approx(result["seeds"]["0"] - shown["seeds"]["0"])

@@ -26,26 +26,31 @@ from poise_core.algorithms import algorithm_path
 from poise_core.archive import verification_row
 from poise_core.cli import app
 from poise_core.cli.common import resolve_preset, shared_network
-from poise_core.cli.evolve import settings_to_go_on, share_problems, where_to_look
-from poise_core.config import load_preset, with_overrides
-from poise_core.failures import InfrastructureError
+from poise_core.cli.evolve import share_problems, where_to_look
+from poise_core.config import Preset, load_preset, with_overrides
+from poise_core.evolution import Trials
+from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.policies.prompt import ModelSpec
 from poise_core.run_directory import RunDirectory
 from poise_core.sandbox import command as sandbox
 from poise_core.surroundings import have_a_home, put_own_packages_first, settle_proxies
 from studies.simulation import FIRST_TESTBED
 
-COMMANDS = (
-    "evolve", "evaluate", "verify", "leaderboard", "lineage", "show", "rungs", "replicate", "compare-search", "cost", "context",
-    "record-table", "calibrate", "build-policy",
-)  # fmt: skip
+
+def commands(group: Any, before: str = "") -> dict[str, Any]:
+    """Every command that is registered, those of groups too, by the words that call it."""
+    found: dict[str, Any] = {}
+    for name, command in group.commands.items():
+        words = f"{before}{name}"
+        found |= commands(command, f"{words} ") if hasattr(command, "commands") else {words: command}
+    return found
 
 
-@pytest.fixture
-def poise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """The command in this process, in an empty working directory."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
+COMMANDS = commands(typer.main.get_command(app))
+RUN_NO_CANDIDATE = {
+    "fetch", "leaderboard", "lineage", "show", "rungs", "explore", "credit", "export", "track", "cost", "context", "lessons",
+    "bridge", "grade", "build-policy", "archive compact", "archive check", "sampler install", "env validate", "env play",
+}  # fmt: skip
 
 
 def assert_one_line(result: Result, status: int, *parts: str) -> None:
@@ -57,10 +62,11 @@ def assert_one_line(result: Result, status: int, *parts: str) -> None:
 
 @pytest.mark.slow
 def test_help_names_every_command_and_every_command_teaches_by_example(poise: Callable[..., Result]) -> None:
-    listing = poise("--help").output
-    assert all(command in listing for command in COMMANDS)
+    assert len(COMMANDS) >= 30
     for command in COMMANDS:
-        assert f"poise {command}" in poise(command, "--help").output, command
+        *group, name = command.split()
+        assert re.search(rf"^│ {name} ", poise(*group, "--help").output, re.MULTILINE), command
+        assert f"poise {command} " in poise(*group, name, "--help").output.partition("Example")[2], command
 
 
 @pytest.mark.parametrize(
@@ -188,9 +194,10 @@ def test_evaluating_what_is_not_there(poise: Callable[..., Result], tmp_path: Pa
 def test_every_command_that_runs_candidates_may_share_the_network(
     poise: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for command in ("evolve", "evaluate", "verify", "replicate", "compare-search", "calibrate"):
-        options = {one.name for one in typer.main.get_command(app).commands[command].params}  # type: ignore[attr-defined]
-        assert "allow_shared_network" in options, command
+    without = {
+        name for name, one in COMMANDS.items() if "allow_shared_network" not in {option.name for option in one.params}
+    }
+    assert without == RUN_NO_CANDIDATE
     monkeypatch.setenv("POISE_ALLOW_SHARED_NETWORK", "")
     assert shared_network(False) == []
     assert not os.environ["POISE_ALLOW_SHARED_NETWORK"]
@@ -363,22 +370,65 @@ def test_a_comparison_that_cannot_be_made(poise: Callable[..., Result], tmp_path
     assert_one_line(poise(*smoke, "--run-dir", "run"), 2, "a comparison needs a folder of its own")
 
 
-def test_a_run_goes_on_with_its_own_settings_and_says_what_is_given_anew(tmp_path: Path) -> None:
-    first, told = settings_to_go_on("smoke", True, tmp_path / "run", ["search.seeds_per_candidate=1"], {"seed": 7})
+@pytest.mark.slow
+def test_a_run_goes_on_with_its_own_settings_and_says_what_is_given_anew(
+    poise: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command line itself: what of it was given is for the command to know."""
+    starts: list[tuple[Preset, list[str]]] = []
+
+    def started(preset: Preset, folder: Path, anew: list[str], replay: object) -> None:
+        """The start of a run, which keeps its settings, without what follows."""
+        RunDirectory.open(folder, preset).close()
+        starts.append((preset, anew))
+
+    module = sys.modules["poise_core.cli.evolve"]  # `poise_core.cli.evolve` is the command
+    monkeypatch.setattr(module, "evolved", started)
+    monkeypatch.setattr(module, "show_end", lambda run: None)
+
+    def start(*arguments: str) -> tuple[Preset, list[str]]:
+        done = poise("evolve", *arguments)
+        assert done.exit_code == 0, done.output
+        return starts[-1]
+
+    first, told = start("--preset", "smoke", "--run-dir", "run", "--set", "search.seeds_per_candidate=1", "--seed", "7")
     assert told == []
-    with RunDirectory.open(tmp_path / "run", first):
-        pass
-    more, told = settings_to_go_on("laptop", False, tmp_path / "run", [], {"generations": 5, "seed": None})
+    more, told = start("--run-dir", "run", "--generations", "5")
     assert (more.search.seeds_per_candidate, more.search.seed, more.search.generations) == (1, 7, 5)
     assert more.protocol.digest == first.protocol.digest
     assert told == ["search.generations: 1 before, 5 from now on"]
-    with RunDirectory.open(tmp_path / "run", more):  # what is changed once holds for later starts
-        pass
-    again, told = settings_to_go_on("laptop", False, tmp_path / "run", [], {})
+    again, told = start("--run-dir", "run")  # what is changed once holds for later starts
     assert (again.search.generations, told) == (5, [])
-    anew, told = settings_to_go_on("smoke", True, tmp_path / "run", [], {})
+    assert RunDirectory.read(tmp_path / "run").current_preset == again
+    anew, told = start("--preset", "smoke", "--run-dir", "run")
     assert anew.search.seeds_per_candidate == 2
     assert "search.seeds_per_candidate: 1 before, 2 from now on" in told
+
+    new, told = start(
+        "--set", "search.parents=3"
+    )  # of a new run laptop, which lies where the same command finds it again
+    assert (new.name, told) == ("laptop", [])
+    assert start() == (new, [])
+    assert (tmp_path / "runs" / "laptop" / "preset.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_evaluating_a_file_goes_on_with_the_settings_of_the_run(
+    poise: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_preset("smoke", ["search.parents=5"])
+    RunDirectory.open(tmp_path / "run", first).close()
+
+    def measured(trials: Trials, file: Path, seeds: tuple[int, ...]) -> None:
+        assert trials.run.preset.search.parents == 5
+        raise CandidateFailure(FailureKind.CRASHED, "train", "nothing is trained here")
+
+    monkeypatch.setattr(sys.modules["poise_core.cli.evaluate"], "_measure", measured)
+    assert "nothing is trained here" in poise("evaluate", "grpo", "--run-dir", "run").stderr
+    assert RunDirectory.read("run").settings_changes == []
+    given = poise("evaluate", "grpo", "--run-dir", "run", "--set", "search.generations=2")
+    assert "poise: search.generations: 1 before, 2 from now on\n" in given.stderr
+    assert RunDirectory.read("run").current_preset.search.generations == 2
 
 
 @pytest.mark.slow

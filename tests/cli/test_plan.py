@@ -328,7 +328,7 @@ def test_every_preset_is_planned_and_tried_dry_without_a_network(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("name", ["paper", "math-olmo-1x80", "gsm8k-1x24", "smol-cpu"])
+@pytest.mark.parametrize("name", [name for name in shipped_presets() if read_preset(name).protocol.has_sources])
 def test_every_real_preset_validates_its_problems(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With few of its problems, and a chat template that the shipped policy lacks."""
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))

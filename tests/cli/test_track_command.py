@@ -6,18 +6,12 @@ from pathlib import Path
 
 import archive_samples as samples
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from poise_core.cli import app
 from poise_core.cli.evolve import where_to_look
 from poise_core.run_directory import RunDirectory
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def poise() -> Callable[..., Result]:
-    return lambda *arguments: CliRunner(env={"COLUMNS": "140"}).invoke(app, [str(argument) for argument in arguments])
 
 
 @pytest.fixture

@@ -129,10 +129,18 @@ def test_whole_solutions_csv_and_columns_by_other_names(tmp_path: Path) -> None:
         (rows_of(3), {"columns": {"answer": "gold"}}, "has no column gold; set columns.answer to one of problem, answer, level"),
         ([*rows_of(2), {"problem": "?", "answer": None}], {}, "1 rows have no answer (the first is row 3)"),
         ([*rows_of(2), {"problem": "", "answer": "3"}], {}, "row 3 has no problem"),
-        (rows_of(3), {"where": "level > 9"}, "which no row with an answer passes"),
+        (rows_of(3), {"where": "level > 9"}, "none of 3 rows is left: 3 filtered by where"),
+        (rows_of(3), {"max_characters": 13}, "none of 3 rows is left: 3 longer than max_characters"),
+        (rows_of(3, answer=None), {"unanswered": "drop"}, "none of 3 rows is left: 3 without answer"),
+        (
+            [*rows_of(2), {"problem": "1?", "answer": " ", "level": "5"}],  # of levels 1, 2 and 5; the second has 14 characters
+            {"where": "level > 1", "max_characters": 13, "unanswered": "drop"},
+            "none of 3 rows is left: 1 filtered by where, 1 longer than max_characters, 1 without answer",
+        ),
         (rows_of(3), {"where": "levl > 2"}, "has no column levl"),
         (rows_of(3, year=None), {"where": "year > 2"}, "has no value of year in any row"),
-        (rows_of(3), {"draw": 4}, "draw is 4, but only 3 rows are left"),
+        (rows_of(3), {"draw": 4}, "draw is 4, but only 3 of 3 rows are left"),
+        (rows_of(3), {"draw": 4, "where": "level > 1"}, "draw is 4, but only 2 of 3 rows are left: 1 filtered by where"),
         ([], {}, "holds no rows"),
     ],
 )  # fmt: skip

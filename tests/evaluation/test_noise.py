@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from crossed_bootstrap import bootstrap_delta
 from scipy.special import polygamma
 from trees import candidate, make_world
 
-from poise_core.evidence.bootstrap import bootstrap_delta
 from poise_core.evidence.intervals import overall_interval, paired_delta
 from poise_core.evidence.noise import (
     NoiseFloor,

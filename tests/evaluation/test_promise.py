@@ -11,17 +11,12 @@ from scipy.stats import multivariate_normal
 from poise_core.evidence.noise import winsorized
 from poise_core.evidence.promise import FEWEST, MOST, NOISES, PAIR_SHARES, Promise
 from poise_core.mechanisms.composition import GRPO, Composition, compose
-from poise_core.mechanisms.features import Array, Codes, encode, kinship
+from poise_core.mechanisms.features import encode, encode_all, kinship
 from poise_core.mechanisms.operators import random_composition
 
 
 def drawn(count: int, seed: int = 0) -> list[Composition]:
     return [random_composition(random.Random(f"{seed}:{number}")) for number in range(count)]
-
-
-def coded(compositions: list[Composition]) -> tuple[Codes, Array]:
-    found = [encode(one) for one in compositions]
-    return np.array([codes for codes, _ in found]), np.array([numbers for _, numbers in found])
 
 
 def pays(composition: Composition) -> float:
@@ -36,7 +31,7 @@ def pays(composition: Composition) -> float:
 def test_kinship_by_hand() -> None:
     """Of S slots, one differs: (1 - p) (S - 1) / S + p (S - 1) (S - 2) / (S (S - 1)), and equal numbers agree by their squares."""
     other = compose(GRPO, kl="none")
-    codes, numbers = coded([GRPO, other])
+    codes, numbers = encode_all([GRPO, other])
     slots = codes.shape[1]
     kept = float(numbers[0] @ numbers[1])
     for pairs in (0.0, 0.3, 1.0):
@@ -55,14 +50,16 @@ def test_predictions_are_those_of_the_formulas() -> None:
     some, others = drawn(30), drawn(5, seed=1)
     overall = np.array([pays(one) for one in some]) + rng.normal(size=30)
     seeds = rng.integers(1, 7, 30).astype(float)
-    promise = Promise.learn(*coded(some), overall, seeds)
+    promise = Promise.learn(*encode_all(some), overall, seeds)
     assert promise is not None
     raised = winsorized(overall)
     centre = float(np.average(raised, weights=seeds))
     best = None
     for pairs in PAIR_SHARES:
         for noise in NOISES:
-            covariance = kinship(*coded(some), *coded(some), pairs) + np.diag(noise * seeds.mean() / seeds + 1e-9)
+            covariance = kinship(*encode_all(some), *encode_all(some), pairs) + np.diag(
+                noise * seeds.mean() / seeds + 1e-9
+            )
             inverse = np.linalg.inv(covariance)
             amplitude = float((raised - centre) @ inverse @ (raised - centre)) / 30
             likelihood = multivariate_normal(np.zeros(30), amplitude * covariance).logpdf(raised - centre)
@@ -71,9 +68,9 @@ def test_predictions_are_those_of_the_formulas() -> None:
     assert best is not None
     _, pairs, inverse, amplitude = best
     assert (promise.pair_share, promise.centre) == (pairs, pytest.approx(centre))
-    across = kinship(*coded(others), *coded(some), pairs)
-    own = np.diagonal(kinship(*coded(others), *coded(others), pairs))
-    mean, deviation = promise.predict(*coded(others))
+    across = kinship(*encode_all(others), *encode_all(some), pairs)
+    own = np.diagonal(kinship(*encode_all(others), *encode_all(others), pairs))
+    mean, deviation = promise.predict(*encode_all(others))
     assert mean == pytest.approx(
         centre + across @ inverse @ (raised - centre), rel=1e-6
     )  # two ways to solve the same equations
@@ -86,11 +83,11 @@ def test_what_pays_is_found_and_what_nobody_tried_is_uncertain() -> None:
     rng = np.random.default_rng(1)
     some, others = drawn(80), drawn(200, seed=1)
     overall = np.array([pays(one) for one in some]) + rng.normal(scale=1.0, size=80)
-    promise = Promise.learn(*coded(some), overall, np.full(80, 2.0))
+    promise = Promise.learn(*encode_all(some), overall, np.full(80, 2.0))
     assert promise is not None
-    mean, deviation = promise.predict(*coded(others))
+    mean, deviation = promise.predict(*encode_all(others))
     assert np.corrcoef(mean, [pays(one) for one in others])[0, 1] > 0.9
-    _, known = promise.predict(*coded(some))
+    _, known = promise.predict(*encode_all(some))
     assert known.mean() < 0.8 * deviation.mean()
 
 
@@ -101,9 +98,9 @@ def test_a_collapse_does_not_hide_what_pays(monkeypatch: pytest.MonkeyPatch) -> 
     overall[::13] = 0.0
 
     def agreement() -> float:
-        promise = Promise.learn(*coded(some), overall, np.ones(80))
+        promise = Promise.learn(*encode_all(some), overall, np.ones(80))
         assert promise is not None
-        return float(np.corrcoef(promise.predict(*coded(others))[0], [pays(one) for one in others])[0, 1])
+        return float(np.corrcoef(promise.predict(*encode_all(others))[0], [pays(one) for one in others])[0, 1])
 
     assert agreement() > 0.75
     monkeypatch.setattr("poise_core.evidence.promise.winsorized", lambda values: values)
@@ -111,7 +108,7 @@ def test_a_collapse_does_not_hide_what_pays(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_nothing_is_expected_of_too_little() -> None:
-    codes, numbers = coded(drawn(FEWEST))
+    codes, numbers = encode_all(drawn(FEWEST))
     scores = np.arange(FEWEST, dtype=float)
     assert Promise.learn(codes[:-1], numbers[:-1], scores[:-1], np.ones(FEWEST - 1)) is None
     assert Promise.learn(codes[:0], numbers[:0], scores[:0], np.ones(0)) is None
@@ -122,7 +119,7 @@ def test_nothing_is_expected_of_too_little() -> None:
 def test_of_very_many_the_best_and_the_latest_are_learned_from() -> None:
     some = drawn(MOST + 100)
     overall = np.array([pays(one) for one in some]) + np.random.default_rng(2).normal(size=len(some))
-    promise = Promise.learn(*coded(some), overall, np.ones(len(some)))
+    promise = Promise.learn(*encode_all(some), overall, np.ones(len(some)))
     assert promise is not None
     assert MOST // 2 < len(promise.alpha) <= MOST
     best = encode(some[int(np.argmax(overall))])[0]

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import archive_samples as samples
 import httpx
 import psutil
 import pytest
+from loopback import free_port
 
 from poise_core.archive import Archive
 from poise_core.run_directory import RunDirectory
@@ -107,12 +108,6 @@ def recorders(folder: Path) -> Path:
         (made / name).write_text(script)
         (made / name).chmod(0o755)
     return made
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def processes_of(stack: Stack) -> list[psutil.Process]:

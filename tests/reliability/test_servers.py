@@ -19,6 +19,7 @@ import psutil
 import pytest
 from laboratory import contents
 from llm_server import LoopbackServer
+from loopback import free_port
 
 from flows import server
 from poise_core.archive import Archive
@@ -84,12 +85,6 @@ def test_a_private_prefect_server_that_dies_is_started_again(
     assert "Traceback" not in running.log.read_text()
     assert contents(RunDirectory.read(tmp_path / "run").archive) == expected
     assert not first.is_running()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def wait_until_it_answers(url: str) -> None:

@@ -19,7 +19,7 @@ from poise_core.search.plateau import Plateau, assess_plateau, expected_improvem
 from poise_core.search.shrinkage import posterior
 
 SPEC = PlateauSpec(window=2)
-HEADLINE = Path(__file__).parents[2] / "docs" / "results" / "laptop-64"
+LAPTOP_64 = Path(__file__).parents[2] / "docs" / "results" / "laptop-64"
 
 
 def measured(
@@ -192,9 +192,9 @@ def test_the_stated_gain_is_the_realised_one_on_average(lost: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def headline() -> dict[int, Plateau]:
+def laptop_64() -> dict[int, Plateau]:
     """Generation -> what would have been said after it, of the run whose archive lies beside the page of its results."""
-    run = RunDirectory.read(HEADLINE)
+    run = RunDirectory.read(LAPTOP_64)
     nodes = History(run.archive, run.preset.protocol).nodes(10**9)
     search = run.current_preset.search
     return {
@@ -205,13 +205,13 @@ def headline() -> dict[int, Plateau]:
     }
 
 
-def test_no_advice_against_most_generations_that_made_a_champion_candidate(headline: dict[int, Plateau]) -> None:
+def test_no_advice_against_most_generations_that_made_a_champion_candidate(laptop_64: dict[int, Plateau]) -> None:
     """They were made in generations 5, 10, 11, 13, 15 and 16; before 10 and 11 the advice was wrong, see docs/search.md."""
-    assert [made for made in (5, 10, 11, 13, 15, 16) if headline[made - 1].worth] == [5, 13, 15, 16]
+    assert [made for made in (5, 10, 11, 13, 15, 16) if laptop_64[made - 1].worth] == [5, 13, 15, 16]
 
 
-def test_what_the_documentation_says_of_the_headline_run(headline: dict[int, Plateau]) -> None:
-    judged = {generation: state for generation, state in headline.items() if state.gain is not None}
+def test_what_the_documentation_says_of_laptop_64(laptop_64: dict[int, Plateau]) -> None:
+    judged = {generation: state for generation, state in laptop_64.items() if state.gain is not None}
     assert list(judged) == list(range(3, 22))
     assert [generation for generation, state in judged.items() if not state.worth] == [*range(5, 11), *range(18, 22)]
     assert [generation for generation, state in judged.items() if not state.stalled] == [3, 5, 6, 7]

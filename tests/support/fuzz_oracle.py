@@ -307,7 +307,6 @@ class Campaign:
     written: int = 0
     admitted: int = 0
     executed: int = 0
-    refused_for: Counter[str] = field(default_factory=Counter)
     finds: list[tuple[int, tuple[str, ...], str]] = field(
         default_factory=list
     )  # the program's number, what was seen, the program

@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 
 import httpx
 import psutil
+from loopback import free_port
 
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -24,9 +24,7 @@ class Operations:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.clone = folder, REPOSITORY
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
+        self.port = free_port()
         self.url, self.secret = f"http://127.0.0.1:{self.port}/api", f"poise:{secrets.token_hex(24)}"
         self.env = {
             **os.environ,

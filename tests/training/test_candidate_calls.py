@@ -80,12 +80,6 @@ def _nested(tensor: Tensor) -> Tensor:
     return torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)])
 
 
-def _grown(tensor: Tensor) -> Tensor:
-    tensor = tensor.clone()
-    tensor.untyped_storage().resize_(0)
-    return tensor
-
-
 def _leaf(tensor: Tensor) -> Tensor:
     return tensor.detach().clone().requires_grad_(tensor.is_floating_point() or tensor.is_complex())
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from loopback import free_port
 from safetensors.torch import load_file
 from training_jobs import assert_same, job_of, nothing_stays
 from training_samples import assert_weights_close, largest_move
@@ -235,12 +236,6 @@ def test_processes_that_wait_for_others_in_vain_end_in_time(tmp_path: Path, capf
     meeting = Meeting(2, f"127.0.0.1:{free_port()}", "lonely", 0.5, hosts=True)
     assert startup.main(1, str(tmp_path / "none.json"), meeting) == NO_RENDEZVOUS
     assert "the nodes have not met" in capfd.readouterr().err
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize(

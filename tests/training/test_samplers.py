@@ -871,8 +871,7 @@ def test_vllm_trains_and_evaluates(engine: VllmSampler, wide_policy: Path, tmp_p
     asked = EvaluationJob(
         tmp_path / "evaluate", job.protocol, job.resources, "search", ((0, done.policy_folder),), secret=None
     )
-    seen: list[str] = []
-    (found,) = evaluate_policies(asked, on_benchmark=lambda seed, result: seen.append(result.name))
+    (found,) = evaluate_policies(asked)
     here = evaluate_policy(done.policy_folder, job.protocol, "search", 0, base=wide_policy)
     assert found.benchmarks[1].correct == here.benchmarks[1].correct, "greedy"
     assert json.loads((job.folder / "sampler.json").read_text())["version"].startswith("0.32.0")
