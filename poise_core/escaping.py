@@ -99,7 +99,7 @@ def _json_escape(character: str) -> str:
 _TAG = re.compile(r"<(?![ \d=])")
 _REFERENCE = re.compile(r"&(?=#|[A-Za-z])")  # of a character, which may be a hidden one
 _LINK = re.compile(r"\](?=\s*[(\[:{])")  # of a link, of an image, of what a reference stands for
-_ADDRESS = re.compile(r"(?<=[A-Za-z]):(?=//)|(?<=[wW]{3})\.|(?<=\w)@(?=\w)")  # what becomes a link by itself
+_ADDRESS = re.compile(r"(?<=[A-Za-z]):(?=//)|(?<=[wW]{3})\.|@(?=[\w-])")  # what becomes a link by itself
 _ENTITIES = {":": "&#58;", ".": "&#46;", "@": "&#64;"}
 _MARKS = re.compile(r"([\\`*\[\]~{}])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _OPENING = re.compile(r"^(?:[#>+-]|\d(?=\d{0,8}[.)]))")  # of a heading, a quotation, a list

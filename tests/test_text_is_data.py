@@ -57,7 +57,8 @@ PIECES = (
     "&lt;b>", "<a href=x>",
     # Markdown
     "![x](http://evil.example/x.png)", "[x](javascript:alert(1))", "[x] (http://evil.example)", "\n[x]: http://evil.example\n",
-    "[x]", "![x][x]", "<http://evil.example>", "https://evil.example/?q=1", "www.evil.example", "me@evil.example", "```\n",
+    "[x]", "![x][x]", "<http://evil.example>", "https://evil.example/?q=1", "www.evil.example", "me@evil.example",
+    "me+@evil.example", "```\n",
     "`", "~~~\n", "**", "__", "_", "~~", "|", "\\", "]", "(", ")", "# ", "\n# ", "- ", "\n---\n", "1. ", "> ", "![",
     "](//e.x/i.png)",
     # prompts
@@ -87,7 +88,7 @@ def assert_inert_markdown(text: str) -> None:
     assert not kinds & {"link_open", "image", "html_inline", "html_block"}, text
     outside = re.sub(r"^(`{3,})$.*?^\1$", "", text, flags=re.MULTILINE | re.DOTALL)  # but for blocks of code
     assert "://" not in outside
-    assert not re.search(r"www\.\w|\w@\w", outside, re.IGNORECASE)
+    assert not re.search(r"www\.\w|[\w.+-]@[\w-]", outside, re.IGNORECASE)
     # older parsers: a blank before the address, references, tags of any name
     assert not re.search(r"\][ \t\n]*[(\[:]|<[a-z/!?]", re.sub(r"\\.", "", outside), re.IGNORECASE)
 

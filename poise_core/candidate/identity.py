@@ -13,6 +13,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 BUILTINS = (
@@ -51,16 +52,31 @@ def name_fault(what: str, names: Iterable[object]) -> str:
     return ""
 
 
+def text_fault(source: str) -> str:
+    """What keeps a text from being written to a file, for its author; "" where nothing does."""
+    try:
+        source.encode()
+    except UnicodeEncodeError as error:
+        return f"the file holds half of a surrogate pair at character {error.start}; write UTF-8 text"
+    return ""
+
+
 def same_program(one: str, other: str) -> bool:
     """Whether two texts of candidates differ in comments, docstrings and layout only.
 
     Raises:
         SyntaxError: one of them is no Python.
     """
-    return _program(one) == _program(other)
+    return program_digest(one) == program_digest(other)
 
 
-def _program(source: str) -> str:
+@lru_cache(maxsize=4096)
+def program_digest(source: str) -> str:
+    """Hex digest that names what ``same_program`` compares.
+
+    Raises:
+        SyntaxError: it is no Python.
+    """
     tree = ast.parse(source)
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -71,7 +87,7 @@ def _program(source: str) -> str:
             and isinstance(body[0].value, ast.Constant)
         ):
             del body[0]
-    return ast.dump(tree)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 MAX_BYTES = 1 << 20

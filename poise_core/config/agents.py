@@ -201,6 +201,11 @@ class AgentSettings(ModelSettings):
         """Whether any role is LLM-backed."""
         return any(self.for_role(role).model for role in ROLES)
 
+    def models_of(self, role: str) -> tuple[str, ...]:
+        """All models that a role may ask first, its own at the head; none where it has none."""
+        own = self.for_role(role).model
+        return (own, *(self.choices.models if role == "proposer" else ())) if own else ()
+
     def for_role(self, role: str) -> ModelSettings:
         """Return the settings of a role with every missing value filled in; ``model`` is None where the role has none."""
         own: ModelSettings = getattr(self.roles, role)

@@ -58,6 +58,7 @@ class Executor(Protocol):
         should_stop: Callable[[], bool],
         probe_seed: int | None,
         conditions: Conditions,
+        known_programs: Mapping[str, str] | None = None,
     ) -> VerificationReport:
         """Put a file through the gate; see ``poise_core.verification.verify_file``."""
 
@@ -91,6 +92,7 @@ class ChildProcesses:
         should_stop: Callable[[], bool],
         probe_seed: int | None,
         conditions: Conditions,
+        known_programs: Mapping[str, str] | None = None,
     ) -> VerificationReport:
         """See ``Executor.verify``."""
         return verify_file(
@@ -102,6 +104,7 @@ class ChildProcesses:
             should_stop=should_stop,
             probe_seed=probe_seed,
             conditions=conditions,
+            known_programs=known_programs,
         )
 
     def train(

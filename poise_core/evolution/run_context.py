@@ -10,7 +10,7 @@ from typing import Any
 
 from poise_core.archive import Archive, ArchiveRowError, candidate_row, failure_row
 from poise_core.archive.typed import FailureRow
-from poise_core.candidate.identity import UnreadableCandidate, candidate_name, read_candidate, source_digest
+from poise_core.candidate.identity import UnreadableCandidate, candidate_name, read_candidate, source_digest, text_fault
 from poise_core.evaluation.results import SeedEvaluation
 from poise_core.evolution.events import Observer, announced, ignore
 from poise_core.evolution.executor import Executor, default_executor
@@ -103,11 +103,8 @@ class RunContext:
                 be kept (REJECTED).
         """
         name = plain_name(name)
-        try:
-            source.encode()
-        except UnicodeEncodeError as error:
-            message = f"the file holds half of a surrogate pair at character {error.start}; write UTF-8 text"
-            raise CandidateFailure(FailureKind.REJECTED, "implement", message) from error
+        if fault := text_fault(source):
+            raise CandidateFailure(FailureKind.REJECTED, "implement", fault)
         identity = candidate_id(name, source)
         stored = self.archive.rows("candidates", candidate_id=identity)
         if stored and stored[0]["proposal_id"] != columns.get("proposal_id"):

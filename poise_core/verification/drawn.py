@@ -52,7 +52,9 @@ class Draw:
         rng = self.rng(f"dynamics of {purpose}")
         drawn = rng.randint(60, 400)
         steps = self.conditions.steps or drawn
-        step = max(1, round(rng.uniform(low, high) * steps))
+        step = min(
+            steps - 1, max(1, round(rng.uniform(low, high) * steps))
+        )  # a training of one step has none but the first
         return replace(
             START,
             step=step,
@@ -266,8 +268,9 @@ class Draw:
         """
         near = sorted({round(number) for number in numbers if 2 <= number <= 1_000_000})[:12]
         steps, size, limit = self.conditions.steps, self.conditions.group_size, self.conditions.max_completion_length
-        for step in [round(steps * share) for share in (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 0.98)] if steps else []:
-            yield True, partial(self._at_step, step, steps or 1)
+        if steps:
+            for share in (0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.85, 0.98):
+                yield True, partial(self._at_step, min(round(steps * share), steps - 1), steps)
         if limit:
             yield True, partial(self._long, min(limit, LONGEST), limit)
         for number in range(8):

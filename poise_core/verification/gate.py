@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from poise_core.candidate.calls import CallTimedOut, ContractViolation
-from poise_core.candidate.identity import source_digest
+from poise_core.candidate.identity import program_digest, source_digest
 from poise_core.candidate.loading import Candidate, CandidateError, load_candidate_source
 from poise_core.failures import FailureKind
 from poise_core.verification.checks import behaviour, direction, interface, invariance, novelty, purity
@@ -36,6 +36,7 @@ class Examination:
     source: str
     name: str
     known_fingerprints: Mapping[str, str]
+    known_programs: Mapping[str, str]
     before: purity.GlobalState
     draw: Draw
     builtins_of_language: bool = True  # whether the file sees only the built-ins that the candidate language lists
@@ -146,6 +147,12 @@ def _novelty(examined: Examination) -> None:
     examined.nearest_archived = novelty.nearest_archived(examined.fingerprint, examined.known_fingerprints)
     own = {name for name, (digest, _) in novelty.known_behaviours().items() if digest == source_digest(examined.source)}
     others = tuple(pair for pair in examined.nearest if pair[0] not in own)
+    same = examined.known_programs.get(program_digest(examined.source)) if examined.known_programs else None
+    if same is not None:  # also where its mechanisms show on no batch of the fingerprint
+        examined.duplicate_of = same
+        raise DuplicateBehaviour(
+            f"it is the same program as {same}, which is archived already; change what it computes"
+        )
     found, archived = novelty.find_duplicate(examined.fingerprint, others, examined.known_fingerprints)
     examined.duplicate_of = found
     hidden = interface.hidden_from(examined.candidate, scenario()) if archived else []
@@ -202,6 +209,7 @@ def run_checks(
     name: str = "candidate",
     *,
     known_fingerprints: Mapping[str, str] | None = None,
+    known_programs: Mapping[str, str] | None = None,
     probe_seed: int | None = None,
     conditions: Conditions = ANY_TRAINING,
     static: bool = True,
@@ -214,6 +222,7 @@ def run_checks(
         source: text of the candidate.
         name: the candidate's name in reports.
         known_fingerprints: fingerprint -> candidate id, for archived candidates.
+        known_programs: ``program_digest`` -> candidate id, for the same.
         probe_seed: of the probes that are drawn; by default the operating system draws it, so that no candidate can know them.
         conditions: of the training that the candidate is for; probes follow them.
         static: whether the check `language` runs and the candidate sees only the built-ins of the language; only tests of
@@ -227,6 +236,7 @@ def run_checks(
         source,
         name,
         known_fingerprints or {},
+        known_programs or {},
         purity.GlobalState.capture(),
         Draw(secrets.randbits(PROBE_SEED_BITS) if probe_seed is None else probe_seed, conditions),
         builtins_of_language=static,

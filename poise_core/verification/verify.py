@@ -16,7 +16,7 @@ from pathlib import Path
 from poise_core.candidate.identity import UnreadableCandidate, read_candidate, source_digest
 from poise_core.failures import FailureKind, InfrastructureError
 from poise_core.files import write_atomically
-from poise_core.sandbox.command import Limits, confined_command, has_private_scratch
+from poise_core.sandbox.command import GRANTED, Limits, confined_command, has_private_scratch
 from poise_core.sandbox.confine import SETUP_FAILED, WALL_TIME_OVER
 from poise_core.sandbox.pipes import Finished, run_until
 from poise_core.sandbox.run import require_own_network
@@ -45,6 +45,7 @@ def verify_file(
     static: bool = True,
     keep_going: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    known_programs: Mapping[str, str] | None = None,
 ) -> VerificationReport:
     """Run the gate on a candidate file in a confined child process; never raises for a bad candidate.
 
@@ -59,6 +60,8 @@ def verify_file(
         static: False leaves out the check `language` and gives the candidate all built-ins, for tests of the process layer.
         keep_going: run the checks after a decisive one that failed, too, for an author who wants all findings at once.
         should_stop: polled; the process is ended when it returns True.
+        known_programs: ``program_digest`` -> candidate id, for archived candidates; the same program is refused even where
+            its mechanisms do not show in its fingerprint.
 
     Raises:
         Cancelled: ``should_stop`` returned True.
@@ -75,7 +78,8 @@ def verify_file(
         report = _incomplete(name, text, [], "language", str(error), FailureKind.REJECTED)
     else:
         seed = secrets.randbits(PROBE_SEED_BITS) if probe_seed is None else probe_seed
-        job = _Job(source, name, timeout_seconds, dict(known_fingerprints or {}), static, seed, conditions, keep_going)
+        known = dict(known_fingerprints or {}), dict(known_programs or {})
+        job = _Job(source, name, timeout_seconds, *known, static, seed, conditions, keep_going)
         report = _verify_source(job, started + timeout_seconds, should_stop)
     report = replace(report, seconds=time.monotonic() - started)
     if folder is not None:
@@ -91,6 +95,7 @@ class _Job:
     name: str
     timeout_seconds: float
     known_fingerprints: Mapping[str, str]
+    known_programs: Mapping[str, str]
     static: bool
     probe_seed: int
     conditions: Conditions = ANY_TRAINING
@@ -116,7 +121,7 @@ def measure_source(
         Cancelled: ``should_stop`` returned True.
         InfrastructureError: the process cannot be started or confined.
     """
-    job = _Job(source, name, timeout_seconds, {}, True, 0, numbers=True)
+    job = _Job(source, name, timeout_seconds, {}, {}, True, 0, numbers=True)
     deadline = time.monotonic() + timeout_seconds
     if has_private_scratch():
         finished, _ = _run(job, deadline, should_stop, [])
@@ -178,6 +183,9 @@ def _run(
             finished = run_until(confined, given, again, OUTPUT_BYTES, should_stop)
     except OSError as error:
         raise InfrastructureError(f"the verification process does not start: {error}") from error
+    if finished.status == -signal.SIGKILL and measures["process namespace"] == GRANTED:
+        # the launcher itself, which is outside the namespace that the candidate sees, and takes next to no memory
+        raise InfrastructureError("the process that confines the gate was killed twice, which no candidate can do")
     return finished, measures
 
 

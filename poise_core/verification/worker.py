@@ -59,6 +59,7 @@ def run(arguments: Sequence[str] = ()) -> NoReturn:
         job["source"],
         job["name"],
         known_fingerprints=job["known_fingerprints"],
+        known_programs=job["known_programs"],
         probe_seed=job["probe_seed"],
         conditions=Conditions(**job["conditions"]),
         static=job["static"],

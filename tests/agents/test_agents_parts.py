@@ -40,7 +40,8 @@ from poise_core.agents.llm.wire import Reply
 from poise_core.agents.roles import Expectation, Measured, Proposal, Reflection, ReflectionEvidence
 from poise_core.agents.rules.reflector import RuleReflector
 from poise_core.agents.steering import steering_bonus
-from poise_core.config.agents import AgentSettings, Steering
+from poise_core.candidate.identity import name_fault
+from poise_core.config.agents import AgentSettings, Choices, Steering
 from poise_core.evidence.intervals import Interval
 from poise_core.evolution.history import with_bonus
 from poise_core.search.selection import NodeRecord
@@ -110,6 +111,15 @@ def test_duplicates_are_merged_names_are_freed_and_unmeasurable_expectations_dro
     assert first.mechanisms == ("bounded_advantage",)
     assert first.expectations == (Expectation(metric="Overall", direction="increase", why="w"),)
     assert (first.call_id, first.prompt, first.proposer) == ("call", "proposer.md v1 @0", "llm")
+
+
+def test_mechanisms_get_names_that_a_candidate_may_use() -> None:
+    named = form("scale", "new", "another scale").model_copy(
+        update={"mechanisms": ["σ-norm", "β decay", "λ·Δ", "écart", "x" * 80, "平均"]}
+    )
+    (proposal,) = merged(Answer(ProposalsForm(proposals=[named]), "call", "proposer.md v1 @0", "m"), place())
+    assert proposal.mechanisms == ("sigma_norm", "beta_decay", "lambda_delta", "ecart", "x" * 60, "mechanism")
+    assert not name_fault("mechanism", proposal.mechanisms)
 
 
 def test_directions_are_different_and_begin_with_the_diagnosis() -> None:
@@ -240,6 +250,22 @@ def test_a_forecast_says_least_and_most() -> None:
     )
 
 
+def test_a_forecast_counts_further_models_that_may_propose() -> None:
+    prices = {"openai:x": {"input": 1.0, "output": 10.0}, "openai:dear": {"input": 2.0, "output": 20.0}}
+    settings = AgentSettings.model_validate(
+        {"model": "openai:x", "prices": prices, "context_tokens": 10_000, "max_output_tokens": 1000,
+         "choices": {"models": ["openai:dear"]}}
+    )  # fmt: skip
+    run = {"generations": 1, "parents": 1, "ideas": 1, "revisions": 0}
+    alone = forecast(settings.model_copy(update={"choices": Choices()}), **run)
+    both = forecast(settings, **run)
+    # the cheaper one may propose every time, or the dearer one, three times of 10,000 and 1000 tokens: 3 * 0.02 more
+    assert (both.calls, both.tokens) == (alone.calls, alone.tokens)
+    assert both.dollars == (pytest.approx(alone.dollars[0]), pytest.approx(alone.dollars[1] + 0.06))
+    settings = settings.model_copy(update={"choices": Choices(models=("openai:local",))})
+    assert forecast(settings, **run).unpriced == ("openai:local",)
+
+
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
@@ -249,12 +275,23 @@ def test_a_forecast_says_least_and_most() -> None:
         ({"model": "openai:x", "prompts_folder": "/nowhere"}, "/nowhere is not a folder"),
         ({"model": "openai:x", "literature_folder": "/nowhere"}, "/nowhere is not a folder"),
         ({"base_url": "http://127.0.0.1:1/v1"}, "no model is"),
+        ({"model": "openai:x", "context_tokens": 200}, "context_tokens is 200 for the proposer"),
+        ({"model": "nosuch:x"}, "nosuch:x cannot be set up"),
+        ({"model": "openai:gpt-4.1", "choices": {"models": ["nosuch:x"]}}, "nosuch:x cannot be set up"),
+        ({"model": "openai:gpt-4.1", "choices": {"models": ["anthropic:some"]}}, "pip install langchain-anthropic"),
+        ({"model": "openai:gpt-4.1", "choices": {"models": ["google_genai:some"]}}, "google_genai:some needs a key"),
+        (
+            {"model": "openai:gpt-4.1", "choices": {"models": ["openai:local"]}, "caps": {"run": {"dollars": 1}}},
+            "openai:local has no price",
+        ),
+        ({"model": "openai:gpt-4.1", "choices": {"prompts_folders": ["/nowhere"]}}, "/nowhere is not a folder"),
     ],
 )
 def test_what_cannot_work_is_said_before_the_first_call(
     settings: dict[str, Any], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "langchain_anthropic", None)  # as if it were not installed
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     with pytest.raises(AgentSettingsError, match=sentence):
         check_agents(AgentSettings.model_validate(settings))
 
@@ -408,3 +445,16 @@ def test_keys_are_recognised_by_value_and_by_shape(text: str, monkeypatch: pytes
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "sentence")
     assert text.split()[-1] not in redact(f"before {text} after")
     assert redact("an ordinary sentence about tokens and keys") == "an ordinary sentence about tokens and keys"
+
+
+@pytest.mark.parametrize("around", ["{}\n", '"{}"', "'{}' ", "\ufeff{}"])
+@pytest.mark.parametrize("key", ["d41d8cd98f00b204e9800998ecf8427e", "/q9Zk0sVwLmPuYtR"])
+def test_a_key_is_hidden_as_it_is_sent(around: str, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a file it comes with a line end or quotes, and is sent without; one of 64 in base64 begins as a path does."""
+    monkeypatch.setenv("OPENAI_API_KEY", around.format(key))
+    assert redact(f"Incorrect API key provided: {key}") == "Incorrect API key provided: [secret]"
+
+
+def test_a_path_to_a_secret_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_CREDENTIALS", str(tmp_path))
+    assert redact(f"see {tmp_path}") == f"see {tmp_path}"

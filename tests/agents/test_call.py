@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -16,8 +17,9 @@ from llm_server import Calls, Drip, Fail, Hang, Loop, LoopbackServer, NoChoices,
 from script import implementation
 
 from poise_core.agents.llm.call import Caller
+from poise_core.agents.llm.context import ContextTooSmallError
 from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
-from poise_core.agents.llm.forms import ImplementationForm
+from poise_core.agents.llm.forms import ImplementationForm, TryForm
 from poise_core.agents.llm.preflight import AgentSettingsError, check_agents, say_unanswering
 from poise_core.agents.llm.question import Answer, Question
 from poise_core.agents.llm.quirks import QUIRKS, SAYINGS, classify, outcome_of, quirk, room_for_output
@@ -425,6 +427,16 @@ def test_whatever_a_model_calls_is_told_in_the_next_question(
     assert len(server.requests) == asked == 1
 
 
+@pytest.mark.parametrize("tool", ["run_gate", "probe_numbers"])
+def test_a_draft_that_no_file_can_hold_is_told_so(tool: str, caller_for: Callable[..., Caller], serve: Serve) -> None:
+    """Half of a surrogate pair, which JSON may spell."""
+    server = serve(script_of(Calls(((tool, '{"source": "x = 1  # \\ud83d"}'),))))
+    form = caller_for(server).ask(with_tools()).value
+    by_turns = [TryForm(tool=tool)]  # type: ignore[arg-type]
+    for shown in (results(form.tries, "", tools_for("X")), results(by_turns, "x = 1  # \ud83d", tools_for("X"))):
+        assert "half of a surrogate pair at character 9" in shown
+
+
 def test_an_answer_that_calls_no_tool_is_final(caller_for: Callable[..., Caller], serve: Serve) -> None:
     server = serve(script_of(implementation(1.0), Say(json.dumps(implementation(2.0)))))
     bounds = [caller_for(server).ask(with_tools(number)).value.source for number in range(2)]
@@ -485,6 +497,36 @@ def test_who_names_a_kind_of_output_gets_no_tools(caller_for: Callable[..., Call
     server = serve(script_of(implementation(1.0)))
     caller_for(server, structured_output="json_schema").ask(with_tools())
     assert "tools" not in server.requests[0]
+
+
+def test_a_context_that_does_not_fit_its_budget_is_no_end_of_the_run(
+    archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    """Half of the budget is too little for what the role needs: the next model is asked with all of it."""
+
+    def build(budget: int) -> tuple[str, str]:
+        if budget < 2000:
+            raise ContextTooSmallError(f"parent_code needs about 1900 tokens and {budget} are left")
+        return "s", "u"
+
+    too_long = Fail(400, "This model's maximum context length is 4096 tokens", "context_length_exceeded")
+    server = serve(script_of(too_long, GOOD))
+    asked = dataclasses.replace(question(), build=build)
+    assert caller_for(server, context_tokens=3000, fallbacks=["openai:other"]).ask(asked).model == "openai:other"
+    with pytest.raises(CallFailed, match="openai:test: parent_code needs") as failed:
+        caller_for(server, context_tokens=1500).ask(asked)
+    assert failed.value.outcome is Outcome.OVERFLOW
+    assert outcomes(archive) == ["context_overflow", "ok"]
+
+
+def test_a_drawn_model_without_a_price_leaves_the_roles_own(
+    archive: Archive, caller_for: Callable[..., Caller], serve: Serve
+) -> None:
+    server = serve(script_of(GOOD))
+    prices = {"openai:test": {"input": 1.0, "output": 1.0}}
+    caller = caller_for(server, prices=prices, caps={"run": {"dollars": 5}})
+    assert caller.ask(dataclasses.replace(question(), model="openai:local")).model == "openai:test"
+    assert outcomes(archive) == ["budget", "ok"]
 
 
 def test_overflow_halves_the_context_and_truncation_doubles_the_output(

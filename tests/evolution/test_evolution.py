@@ -305,12 +305,17 @@ def test_an_implementer_may_answer_the_gate_a_bounded_number_of_times(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_child_that_behaves_like_an_admitted_one_is_a_duplicate(tmp_path: Path, laboratory: Laboratory) -> None:
+@pytest.mark.parametrize("added", ["", "# in other words\n"])
+def test_a_child_that_behaves_like_an_admitted_one_is_a_duplicate(
+    added: str, tmp_path: Path, laboratory: Laboratory
+) -> None:
+    """By its fingerprint, which is the text's in the laboratory, or because it is the same program."""
+
     class Copyist(Reviser):
         def implement(self, proposal: Proposal, context: ProposalContext, attempts: tuple[Attempt, ...] = ()) -> str:
             if attempts:
                 raise CandidateFailure(FailureKind.REJECTED, "implement", "no other way")
-            return context.parent.source
+            return context.parent.source + added
 
     preset = make_preset(parents=1)
     roles = default_roles(preset)

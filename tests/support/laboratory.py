@@ -22,6 +22,7 @@ import pytest
 
 from poise_core.agents.roles import Attempt, Proposal, ProposalContext
 from poise_core.archive import TABLES, Archive
+from poise_core.candidate.identity import program_digest
 from poise_core.candidate.loading import source_digest
 from poise_core.config import Preset
 from poise_core.config.protocol import BenchmarkSpec
@@ -122,13 +123,22 @@ class Laboratory:
     def __exit__(self, *error: Any) -> None:
         self._block.__exit__(*error)
 
-    def verify(self, path: Path, *, name: str, known_fingerprints: dict[str, str], **_: Any) -> VerificationReport:
+    def verify(
+        self,
+        path: Path,
+        *,
+        name: str,
+        known_fingerprints: dict[str, str],
+        known_programs: dict[str, str] | None = None,
+        **_: Any,
+    ) -> VerificationReport:
         source = path.read_text()
         fingerprint = source_digest(source)[:16]
         message = self.refuse(name, source)
         failure = FailureKind.REJECTED if message else None
-        if fingerprint in known_fingerprints:
-            failure, message = FailureKind.DUPLICATE, f"trains exactly as {known_fingerprints[fingerprint]}"
+        twin = known_fingerprints.get(fingerprint) or (known_programs or {}).get(program_digest(source))
+        if twin is not None:
+            failure, message = FailureKind.DUPLICATE, f"trains exactly as {twin}"
         check = CheckResult("made-up", "nothing", failure is None, message or "", 0.0)
         return VerificationReport(name, source_digest(source), failure is None, (check,), fingerprint, failure=failure)
 

@@ -28,15 +28,16 @@ from gate_fixtures import (
 from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.candidate import budget
 from poise_core.candidate.calls import ContractViolation
+from poise_core.candidate.identity import program_digest
 from poise_core.candidate.loading import load_candidate_source
 from poise_core.candidate.switches import Switches
 from poise_core.evidence.ablation import limits, moved_numbers
 from poise_core.failures import FailureKind
 from poise_core.verification.checks.interface import _numbers, check_interface
 from poise_core.verification.drawn import Draw
-from poise_core.verification.fingerprint import scenario
+from poise_core.verification.fingerprint import fingerprint, observe, same_behaviour, scenario
 from poise_core.verification.gate import CHECKS, run_checks
-from poise_core.verification.probes import Probe
+from poise_core.verification.probes import START, Probe
 from poise_core.verification.report import Conditions, VerificationReport
 
 CASES = [(check, name) for check, variants in BROKEN.items() for name in variants]
@@ -138,6 +139,34 @@ def test_probes_reach_what_the_file_names_and_follow_the_training() -> None:
     assert VerificationReport.from_json(long.to_json()).conditions == Conditions(steps=500)
 
 
+def test_the_same_program_is_a_duplicate_where_its_fingerprint_hides_a_mechanism() -> None:
+    archived = {program_digest(LATE_TERM): "late-1"}
+    first = run_checks(LATE_TERM, conditions=Conditions(steps=500))
+    known = {first.fingerprint: "late-1"}
+    other = LATE_TERM.replace('"""', '"""In other words: ', 1) + "# and with a comment\n"
+    again = run_checks(other, known_fingerprints=known, known_programs=archived, conditions=Conditions(steps=500))
+    assert (again.failure, again.duplicate_of) == (FailureKind.DUPLICATE, "late-1")
+    assert "it is the same program as late-1" in again.message
+    moved = LATE_TERM.replace("late_coef: float = 0.1", "late_coef: float = 0.2")
+    assert run_checks(
+        moved, known_fingerprints=known, known_programs=archived, conditions=Conditions(steps=500)
+    ).admitted
+
+
+def test_a_factor_of_one_percent_is_seen_in_updates_of_ordinary_size() -> None:
+    """As the page says: not where all advantages are a ten-thousandth, which a quantum of the hash and the train mask outweigh."""
+    for size, seen in ((1.0, True), (0.01, True), (1e-4, False)):
+        one, other = (
+            fingerprint(
+                observe(
+                    load_candidate_source(edited((ADVANTAGE, f"{ADVANTAGE}    advantage = advantage * {by}\n")), "x")
+                )
+            )
+            for by in (size, size * 1.01)
+        )
+        assert same_behaviour(one, other) is not seen
+
+
 def test_a_mechanism_that_is_computed_and_not_used_is_refused() -> None:
     unused = LATE_TERM.replace("token_loss=late * inputs.logprobs - surrogate", "token_loss=-surrogate")
     report = run_checks(unused)
@@ -231,6 +260,33 @@ def test_tuples_of_hyperparameters_and_switches_that_set_them_are_admitted() -> 
     assert moved_numbers(switches, (2.0,)) == [], "numbers of a tuple are not moved one at a time"
     alone = "MECHANISMS = {}\n\n\nclass Hyperparameters:\n    x: tuple[float, ...] = (1.0,)\n"
     assert "it has no numbers outside tuples, which are left alone" in limits(Switches.of(alone))
+
+
+SWITCHED = edited(
+    (
+        "    clip_eps: float = 0.2\n",
+        "    clip_eps: float = 0.2\n    flag: bool = True\n    mode: str = 'a'\n    size: int = 2\n",
+    ),
+    (MECHANISMS, 'MECHANISMS = {"m": {"flag": False}}\n'),
+)
+
+
+@pytest.mark.parametrize(
+    ("override", "fits"),
+    [
+        ('"flag": False', True), ('"flag": "off"', False), ('"flag": 0', False), ('"flag": None', False),
+        ('"clip_eps": 1', True), ('"clip_eps": False', False), ('"clip_eps": None', False), ('"clip_eps": [1]', False),
+        ('"clip_eps": "1"', False), ('"clip_eps": 1e999', False), ('"clip_eps": (1.0,)', False),
+        ('"mode": "b"', True), ('"mode": True', False), ('"mode": 1.0', False), ('"size": 1.5', True), ('"size": True', False),
+    ],
+)  # fmt: skip
+def test_a_switch_sets_what_the_default_is(override: str, fits: bool) -> None:
+    candidate = load_candidate_source(SWITCHED.replace('"flag": False', override), "switched")
+    if fits:
+        check_interface(candidate)
+    else:
+        with pytest.raises(ContractViolation, match=r"use the same type|use a finite number"):
+            check_interface(candidate)
 
 
 def test_probes_reach_the_numbers_of_a_tuple() -> None:
@@ -380,6 +436,17 @@ def test_what_a_candidate_moves_itself_is_refused(line: str, what: str, monkeypa
     torch.set_num_threads(threads)
     assert [result.name for result in report.failed] == ["pure"]
     assert f"the candidate changes {what}" in report.message
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 16, 60, 500])
+def test_no_probe_lies_beyond_the_last_step(steps: int) -> None:
+    for seed in range(30):
+        draw = Draw(seed, Conditions(steps=steps))
+        found = [draw.middle("m"), draw.late("l"), draw.start("s"), *draw.states()]
+        inside = [drawn() for is_inside, drawn in draw.reach((2.0, 3.0)) if is_inside] if seed == 0 else []
+        found += [probe.dynamics for probe in inside]
+        assert all(0 <= one.step < steps and 0.0 <= one.progress < 1.0 for one in found if one is not START)
+    assert steps < 60 or Draw(3, Conditions(steps=steps)).late("l").step > 0.85 * steps, "otherwise it is as it was"
 
 
 def test_nothing_of_a_drawn_probe_is_constant() -> None:

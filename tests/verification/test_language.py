@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
+
 import pytest
+import torch
 from gate_fixtures import ADVANTAGE, BASE, edited
 
 from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.verification.language import vocabulary
 from poise_core.verification.language.check import MAX_BYTES, MAX_DEPTH, MAX_NODES, check_language
 from poise_core.verification.language.vocabulary import LanguageError
 
@@ -218,6 +223,40 @@ def test_it_refuses(code: str, message: str) -> None:
     with pytest.raises(LanguageError, match="line ") as error:
         check_language(in_function(code))
     assert message in str(error.value)
+
+
+def test_every_function_that_takes_what_it_changes_by_position_is_known() -> None:
+    """Functions of C take ``out`` by name alone, and none of those is allowed; those of Python show their parameters."""
+    found = {}
+    for module in (torch, torch.nn.functional, torch.special):
+        for name in vocabulary.MODULES[module.__name__]:
+            with contextlib.suppress(TypeError, ValueError):
+                parameters = list(inspect.signature(getattr(module, name)).parameters.values())
+                by_position = [one.name for one in parameters if one.kind is not one.KEYWORD_ONLY]
+                places = [by_position.index(one) for one in ("out", "inplace") if one in by_position]
+                found |= {name: min(places)} if places else {}
+    assert found.keys() >= {"tensordot", "norm", "relu", "normalize"}
+    assert found.items() <= vocabulary.INPLACE_POSITION.items()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "x = torch.tensordot(batch.correctness, batch.correctness, 1, batch.old_logprobs)",
+        "x = torch.norm(batch.old_logprobs, 2, None, False, batch.entropies)",
+        "f = torch.norm",
+    ],
+)
+def test_an_out_by_position_is_refused(code: str) -> None:
+    with pytest.raises(LanguageError, match=r"would change an argument in place|may only be called"):
+        check_language(in_function(code))
+
+
+def test_a_method_has_no_out_by_position() -> None:
+    check_language(
+        in_function("x = batch.old_logprobs.norm(2, -1, True)\ny = torch.norm(batch.old_logprobs, 2, -1, True)")
+    )
+    assert "out" not in inspect.signature(torch.Tensor.norm).parameters
 
 
 @pytest.mark.parametrize(

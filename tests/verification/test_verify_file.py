@@ -141,6 +141,27 @@ def test_a_worker_that_somebody_killed_is_asked_once_more(tmp_path: Path, monkey
     kills[:] = [137, -9]
     report = verify_file(written(tmp_path, BASE))  # killed again: it needs too much memory
     assert (report.admitted, report.checks[-1].name) == (False, "purity")
+    assert report.failure is FailureKind.OUT_OF_MEMORY
+
+
+@pytest.mark.parametrize("namespace", [GRANTED, "not granted: refused"])
+def test_a_launcher_that_is_killed_is_the_candidates_fault_only_where_it_could_be(
+    namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process namespace of its own a candidate sees no launcher, so it was somebody else twice."""
+
+    def killed(confined: object, given: bytes, *_: object) -> Finished:
+        return Finished(f'{json.loads(given)["nonce"]} ["started", "purity"]\n'.encode(), b"", -9)
+
+    monkeypatch.setattr(verify, "run_until", killed)
+    granted = {"process namespace": namespace, "system calls": "not granted"}
+    monkeypatch.setattr(verify, "require_own_network", lambda *_: granted)
+    if namespace == GRANTED:
+        for ask in (verify_file, lambda path: verify.measure_source(path.read_text(), name="child")):
+            with pytest.raises(InfrastructureError, match="killed twice, which no candidate can do"):
+                ask(written(tmp_path, BASE))
+    else:
+        assert verify_file(written(tmp_path, BASE)).failure is FailureKind.REJECTED
 
 
 def test_checks_that_finished_before_the_end_are_kept() -> None:

@@ -52,8 +52,7 @@ class Bandit:
         Raises:
             PromptError: one of them cannot be used.
         """
-        own = settings.for_role("proposer").model
-        models = dict.fromkeys([str(own), *settings.choices.models])
+        models = dict.fromkeys(settings.models_of("proposer"))
         folders = dict.fromkeys([settings.prompts_folder, *settings.choices.prompts_folders])
         prompts = {prompt.label: prompt for prompt in (load_prompt("proposer", folder) for folder in folders)}
         self.arms = tuple(Arm(model, prompt) for model in models for prompt in prompts.values())

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from poise_core.agents.llm.answers import answer_schema, read_answer
+from poise_core.agents.llm.context import ContextTooSmallError
 from poise_core.agents.llm.faults import RULES, AgentsUnusable, CallFailed, Outcome
 from poise_core.agents.llm.ledger import Allowance, Ledger, cost
 from poise_core.agents.llm.pace import Pace
@@ -110,14 +111,15 @@ class Caller:
         deadline = time.monotonic() + (settings.total_seconds or 0.0)
         failure: CallFailed | None = None
         asked = [model for model in (question.model, settings.model, *(settings.fallbacks or ())) if model]
+        prices = self.ledger.prices
         for model in dict.fromkeys(asked):
             try:
                 return self._ask_model(question, model, settings, deadline)
             except CallFailed as error:
                 if failure is None or error.outcome is not Outcome.TIMED_OUT or "used up" not in error.message:
                     failure = error
-                if error.outcome is Outcome.BUDGET:
-                    break
+                if error.outcome is Outcome.BUDGET and model in prices:
+                    break  # by a cap, which holds for the others too; a model without a price says nothing of them
             except _NotRecorded:
                 if failure is None:
                     raise AgentsUnusable(
@@ -138,7 +140,13 @@ class Caller:
         course = _Course(settings.context_tokens or 0, settings.max_output_tokens or 0, methods)
         failure: CallFailed | None = None
         while True:
-            system, user = question.build(course.budget)
+            try:
+                system, user = question.build(course.budget)
+            except ContextTooSmallError as error:
+                logger.warning(
+                    "%s for %s: %s", question.role, one_line(question.scope), error, extra={"reason": Outcome.OVERFLOW}
+                )
+                raise CallFailed(Outcome.OVERFLOW, f"{model}: {error}") from None
             user += course.complaint
             tools = question.tools if course.methods[0] == "tools" else None
             schema = answer_schema(question.kind, tools.without if tools else ())

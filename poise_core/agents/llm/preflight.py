@@ -16,7 +16,7 @@ from poise_core.agents.llm.faults import AgentsUnusable, Outcome
 from poise_core.agents.llm.ledger import cost, price_table
 from poise_core.agents.llm.literature import LiteratureError, load_notes
 from poise_core.agents.llm.prompts import SHIPPED, PromptError, load_prompt
-from poise_core.agents.llm.wire import KEYS, stripped_key, usual_key
+from poise_core.agents.llm.wire import KEYS, Request, chat_model, stripped_key, usual_key
 from poise_core.config.agents import ROLES, AgentSettings, ModelSettings
 from poise_core.escaping import one_line
 from poise_core.evidence.format import format_tokens
@@ -44,7 +44,7 @@ def model_servers(settings: AgentSettings) -> list[str]:
     found: dict[str, None] = {}
     for role in ROLES:
         own = settings.for_role(role)
-        for model in (own.model, *(own.fallbacks or ())) if own.model else ():
+        for model in _asked(settings, role):
             provider = model.partition(":")[0]
             variable, usual = SERVERS.get(provider, ("", f"https://{provider}"))
             address = (
@@ -98,6 +98,8 @@ def check_agents(settings: AgentSettings, *, asks: bool = True) -> None:
         load_notes(settings.literature_folder)
         for name in SHIPPED:
             load_prompt(name, settings.prompts_folder)
+        for folder in settings.choices.prompts_folders:
+            load_prompt("proposer", folder)
     except (LiteratureError, PromptError) as error:
         raise AgentSettingsError(str(error)) from error
     prices = price_table(settings)
@@ -105,10 +107,32 @@ def check_agents(settings: AgentSettings, *, asks: bool = True) -> None:
         own = settings.for_role(role)
         if asks and own.api_key_env is not None and not os.environ.get(own.api_key_env, "").strip():
             raise AgentSettingsError(f"agents.api_key_env: the environment variable {own.api_key_env} is not set")
-        for model in (own.model, *(own.fallbacks or ())) if own.model else ():
-            _check_model(str(model), settings, model in prices)
+        for model in _asked(settings, role):
+            _check_model(model, settings, model in prices)
             if asks:
-                _check_key(str(model), own)
+                _check_key(model, own)
+                _check_provider(model, own)
+        if own.model and (own.context_tokens or 0) < LEAST_INPUT_TOKENS:
+            raise AgentSettingsError(
+                f"agents.context_tokens is {own.context_tokens} for the {role}; a prompt file and a small algorithm alone take "
+                f"{LEAST_INPUT_TOKENS}"
+            )
+
+
+def _asked(settings: AgentSettings, role: str) -> tuple[str, ...]:
+    """All models that a role may ask, each once."""
+    models = settings.models_of(role)
+    return tuple(dict.fromkeys((*models, *(settings.for_role(role).fallbacks or ())))) if models else ()
+
+
+def _check_provider(model: str, settings: ModelSettings) -> None:
+    """Set up a model of a provider that this project does not know itself; LangChain knows more, and has no list of them."""
+    if model.partition(":")[0] in PACKAGES:
+        return
+    try:
+        chat_model(Request(model, "prompt", {}, (), LEAST_OUTPUT_TOKENS), settings, settings.timeout_seconds or 0.0)
+    except AgentsUnusable as error:
+        raise AgentSettingsError(str(error)) from error
 
 
 def _check_model(model: str, settings: AgentSettings, priced: bool) -> None:
@@ -180,16 +204,16 @@ def forecast(
     calls, tokens, dollars = [0, 0], [0, 0], [0.0, 0.0]
     unpriced: dict[str, Any] = {}
     for role, counts in per_role.items():
-        own = settings.for_role(role)
-        if not own.model:
+        own, models = settings.for_role(role), settings.models_of(role)
+        if not models:
             continue
         context, output = own.context_tokens or 0, own.max_output_tokens or 0
         sizes = ((min(context, LEAST_INPUT_TOKENS), min(output, LEAST_OUTPUT_TOKENS)), (context, output))
         for end, (count, (sent, received)) in enumerate(zip(counts, sizes, strict=True)):
             calls[end] += count
             tokens[end] += count * (sent + received)
-            price = cost(prices.get(own.model), count * sent, count * received)
-            dollars[end] += price or 0.0
-            if price is None:
-                unpriced[own.model] = None
+            costs = {model: cost(prices.get(model), count * sent, count * received) for model in models}
+            known = [price for price in costs.values() if price is not None]
+            dollars[end] += (max if end else min)(known, default=0.0)  # of several models any may propose every time
+            unpriced |= {model: None for model, price in costs.items() if price is None}
     return Forecast((calls[0], calls[1]), (tokens[0], tokens[1]), (dollars[0], dollars[1]), tuple(unpriced))

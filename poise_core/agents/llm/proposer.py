@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -174,4 +175,12 @@ def _proposal(form: ProposalForm, name: str, answer: Answer[ProposalsForm], cont
 
 
 def _identifier(name: str) -> str:
-    return re.sub(r"\W+", "_", name.lower()).strip("_") or "mechanism"
+    """A mechanism's name in characters that a candidate may use: Greek letters are spelt out, accents left out."""
+    letters = (one for one in unicodedata.normalize("NFKD", name) if not unicodedata.combining(one))
+    spelt = "".join(map(_spelt, letters)).lower()
+    return re.sub(r"[^a-z0-9_]+", "_", spelt)[:60].strip("_") or "mechanism"
+
+
+def _spelt(letter: str) -> str:
+    found = re.fullmatch(r"GREEK (?:SMALL|CAPITAL) LETTER (?:FINAL )?(\w+)", unicodedata.name(letter, ""))
+    return found[1].replace("LAMDA", "LAMBDA") if found else letter

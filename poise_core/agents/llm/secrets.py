@@ -72,6 +72,19 @@ _NAMED: tuple[re.Pattern[str], ...] = (
 )
 
 
+def unwrapped(value: str) -> str:
+    """The key in the value of a variable, without the line end or the quotes of the file that it came from; so keys are sent."""
+    key = value.strip().strip("\ufeff").strip()
+    if len(key) > 1 and key[0] == key[-1] and key[0] in "\"'":
+        key = key[1:-1].strip()
+    return key
+
+
+def _is_path(value: str) -> bool:
+    """Whether a value is no secret but leads to one: to a file of credentials, to an agent's socket. Keys may begin with / too."""
+    return value.startswith("/") and os.path.lexists(value)
+
+
 def redact(text: str, *more: str) -> str:
     """The text with every secret of the environment, and whatever looks like a key, replaced by a mark.
 
@@ -81,10 +94,10 @@ def redact(text: str, *more: str) -> str:
         text: anything on its way out of the process.
         *more: further values to hide, for example a key that was read from elsewhere.
     """
-    # a path (to a file of credentials, to an agent's socket) is no secret
-    held = [value for name, value in os.environ.items() if _NAMES.search(name) and not value.startswith("/")]
-    for value in sorted({*held, *more}, key=len, reverse=True):
-        if len(value) >= _SHORTEST:
+    held = [value for name, value in os.environ.items() if _NAMES.search(name)]
+    found = {*held, *map(unwrapped, held), *more}
+    for value in sorted(found, key=len, reverse=True):
+        if len(value) >= _SHORTEST and not _is_path(value):
             text = text.replace(value, MARK)
     for shape in _SHAPES:
         text = shape.sub(MARK, text)

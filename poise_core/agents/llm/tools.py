@@ -20,6 +20,7 @@ from poise_core.agents.llm.forms import ImplementationForm, TryForm
 from poise_core.agents.llm.question import ToolCall, Tools
 from poise_core.agents.reports import gate_report
 from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.candidate.identity import text_fault
 from poise_core.config.protocol import TrainingSpec
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.verification.language import vocabulary
@@ -164,6 +165,8 @@ def results(tries: Sequence[TryForm], draft: str, tools: dict[str, Any]) -> str:
 
 def _result(one: ToolTry, tools: dict[str, Any]) -> str:
     wanted = "algorithm" if one.tool == "read_reference" else "source"
+    if wanted == "source" and (fault := text_fault(one.source)):
+        return fault
     try:
         return str(tools[one.tool].invoke({wanted: getattr(one, wanted)}))
     except InfrastructureError:

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from poise_core.agents.llm.faults import AgentsUnusable, CallFailed, Outcome
 from poise_core.agents.llm.quirks import amend, classify, is_redirect, own_fault
-from poise_core.agents.llm.secrets import redact
+from poise_core.agents.llm.secrets import redact, unwrapped
 from poise_core.config.agents import ModelSettings
 from poise_core.failures import Cancelled
 
@@ -351,9 +351,7 @@ def stripped_key(variable: str) -> str | None:
     Raises:
         AgentsUnusable: it holds what no HTTP header can.
     """
-    key = os.environ.get(variable, "").strip().strip("\ufeff").strip()
-    if len(key) > 1 and key[0] == key[-1] and key[0] in "\"'":
-        key = key[1:-1].strip()
+    key = unwrapped(os.environ.get(variable, ""))
     if not all("!" <= character <= "~" for character in key):
         raise AgentsUnusable(
             f"the key in {variable} holds a space, a line end or another character that no key has; set it again"

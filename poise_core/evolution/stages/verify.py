@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 from poise_core.archive import verification_row
+from poise_core.candidate.identity import program_digest
 from poise_core.evolution.records import CandidateRef, ChildSlot, Draft
 from poise_core.evolution.run_context import RunContext
 from poise_core.evolution.search_context import SearchContext
@@ -60,20 +62,22 @@ def verify(
     with context.stage(candidate, "verify") as done:
         report = _stored_report(context, candidate)
         if report is None:
+            known = _known(context, candidate, unseen) if must_be_new else _Known({}, {})
             folder, secret = context.run.candidate_folder(candidate.candidate_id), context.run.secret
             report = context.executor.verify(
                 folder / "candidate.py",
                 name=candidate.name,
                 timeout_seconds=context.resources.verify_timeout_seconds,
-                known_fingerprints=_fingerprints(context, candidate, unseen) if must_be_new else {},
+                known_fingerprints=known.fingerprints,
+                known_programs=known.programs,
                 folder=folder,
                 should_stop=context.should_stop,
                 probe_seed=secret.probe_seed(candidate.candidate_id) if secret else None,
                 conditions=Conditions.of(context.protocol.training),
             )
             _require_registered(context, candidate, report.source_digest)
-            known = f", trains exactly as {report.duplicate_of}" if report.duplicate_of else ""
-            done(f"admitted after {len(report.checks)} checks{known}" if report.admitted else "refused")
+            twin = f", trains exactly as {report.duplicate_of}" if report.duplicate_of else ""
+            done(f"admitted after {len(report.checks)} checks{twin}" if report.admitted else "refused")
         row = verification_row(
             candidate_id=candidate.candidate_id,
             admitted=report.admitted,
@@ -103,10 +107,22 @@ def _stored_report(context: RunContext, candidate: CandidateRef) -> Verification
     return VerificationReport.from_json(rows[0]["report"]) if rows else None
 
 
-def _fingerprints(context: RunContext, candidate: CandidateRef, unseen: Collection[str]) -> dict[str, str]:
-    rows = context.archive.rows("verifications", admitted=True)
-    return {
-        row["fingerprint"]: row["candidate_id"]
-        for row in rows
-        if row["fingerprint"] and row["candidate_id"] != candidate.candidate_id and row["candidate_id"] not in unseen
+class _Known(NamedTuple):
+    """What a candidate must not repeat, each with the candidate that it names."""
+
+    fingerprints: Mapping[str, str]
+    programs: Mapping[str, str]
+
+
+def _known(context: RunContext, candidate: CandidateRef, unseen: Collection[str]) -> _Known:
+    """The admitted candidates of the run, without this one and those that it is not compared with."""
+    seen = {
+        row["candidate_id"]: row["fingerprint"]
+        for row in context.archive.rows("verifications", admitted=True)
+        if row["candidate_id"] != candidate.candidate_id and row["candidate_id"] not in unseen
     }
+    sources = {row["candidate_id"]: row["source"] for row in context.archive.rows("candidates")}
+    return _Known(
+        {fingerprint: identity for identity, fingerprint in seen.items() if fingerprint},
+        {program_digest(sources[identity]): identity for identity in seen if identity in sources},
+    )

@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import count
+from types import UnionType
 from typing import Generic, TypeVar
 
 from poise_core.candidate.calls import ContractViolation
@@ -261,12 +262,22 @@ def _check_mechanisms(candidate: Candidate) -> None:
         for key, value in overrides.items():
             if key not in defaults:
                 raise ContractViolation(f"MECHANISMS[{name!r}] overrides {key!r}, which Hyperparameters does not have")
-            if any(isinstance(value, kind) != isinstance(defaults[key], kind) for kind in (str | bool, tuple)):
+            if _kind(value) != _kind(defaults[key]) or _kind(value) is None:
                 raise ContractViolation(
                     f"MECHANISMS[{name!r}] sets {key} to {value!r}, but its default is {defaults[key]!r}; use the same type"
                 )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ContractViolation(f"MECHANISMS[{name!r}] sets {key} to {value}; use a finite number such as 1e6")
             if isinstance(value, tuple):
                 _check_switched_tuple(candidate, f"MECHANISMS[{name!r}]: {key}", key, value)
+
+
+_KINDS: tuple[type | UnionType, ...] = (bool, int | float, str, tuple)
+
+
+def _kind(value: object) -> type | UnionType | None:
+    """What a hyperparameter is: a truth value, a number, a text or a tuple; None for anything else."""
+    return next((kind for kind in _KINDS if isinstance(value, kind)), None)
 
 
 def _check_switched_tuple(candidate: Candidate, place: str, key: str, value: tuple[object, ...]) -> None:

@@ -319,7 +319,7 @@ class BodyReader:
         limit = vocabulary.INPLACE_POSITION.get(name) if module.startswith("torch") else None
         if limit is not None and len(node.args) > limit:
             self.refuse(
-                node, f"{name} takes {limit} arguments by position; the next one would change its input in place"
+                node, f"{name} takes {limit} arguments by position; the next one would change an argument in place"
             )
 
     def only_called(self, node: ast.expr, module: str, name: str) -> None:

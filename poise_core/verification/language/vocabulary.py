@@ -90,9 +90,10 @@ ANNOTATIONS = names("str object")
 
 INPLACE_POSITION: dict[str, int] = {
     **dict.fromkeys(names("relu relu6 selu silu mish hardsigmoid"), 1), **dict.fromkeys(names("celu elu leaky_relu"), 2),
-    "hardtanh": 3, "normalize": 4,
+    "hardtanh": 3, "normalize": 4, "tensordot": 3, "norm": 4,
 }  # fmt: skip
-"""Function of ``torch.nn.functional`` -> how many arguments may be given by position: the next one is ``inplace`` or ``out``."""
+"""Function of ``torch`` or ``torch.nn.functional`` -> how many arguments may be given by position: the next one is ``inplace`` or
+``out``. Methods of tensors have neither."""
 
 TENSOR_MEMBERS = (
     _ELEMENTWISE
