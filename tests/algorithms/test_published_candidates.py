@@ -245,10 +245,24 @@ def test_which_tokens_and_completions_train() -> None:
     assert found.train_mask is not None
     assert found.train_mask[:, 0].tolist() == [False, True, True, True, True, False, False, False]
     assert found.values[1, 0].item() == pytest.approx(0.5 / HALF, rel=1e-5)
+    # of four identical right ones none is less likely: all stand at the cut and train with the likeliest two of the wrong
+    likely = [[-1.0]] * 4 + [[-2.0], [-3.0], [-4.0], [-5.0]]
+    batch = dataclasses.replace(small_batch([1] * 4 + [0] * 4), old_logprobs=torch.tensor(likely))
+    found = load("pods").compute_advantages(batch, DYNAMICS)
+    assert found.train_mask is not None
+    assert found.train_mask[:, 0].tolist() == [True] * 6 + [False, False]
+    # ... and where the wrong ones are identical, too, everything trains
+    found = load("pods").compute_advantages(small_batch([1] * 4 + [0] * 4), DYNAMICS)
+    assert found.train_mask is not None
+    assert found.train_mask.all()
     # GFPO keeps half by reward per token: 1/2, then 1/4; a wrong one has none
     found = load("gfpo").compute_advantages(small_batch([1, 1, 0, 1], lengths=[2, 4, 1, 8]), DYNAMICS)
     assert found.train_mask is not None
     assert found.train_mask.any(-1).tolist() == [True, True, False, False]
+    # one right and seven identical wrong ones: half of eight would be the right one and any three of the others
+    found = load("gfpo").compute_advantages(small_batch([1] + [0] * 7), DYNAMICS)
+    assert found.train_mask is not None
+    assert found.train_mask.all()
 
 
 def test_the_coefficient_of_the_adaptive_entropy_bonus() -> None:
