@@ -160,6 +160,19 @@ def test_names_that_the_exported_file_has_itself_are_refused() -> None:
 def test_a_file_outside_the_candidate_language_is_refused() -> None:
     with pytest.raises(ExportError, match="outside the candidate language"):
         export_candidate(source_of("grpo") + "\nimport os\n", "GRPO", "trl")
+    named = source_of("grpo").replace("MECHANISMS = {", "OFF = 1e6\nMECHANISMS = {").replace('": 1e6', '": OFF')
+    with pytest.raises(ExportError, match="MECHANISMS must be written out"):
+        export_candidate(named, "GRPO", "trl")
+    flat = source_of("grpo").replace('{"kl_coef": 0.0}', "0.0")
+    with pytest.raises(ExportError, match="GRPO cannot be read: MECHANISMS does not map names to dicts"):
+        export_candidate(flat, "GRPO", "trl")
+
+
+def test_an_annotated_table_of_mechanisms_is_read_like_another() -> None:
+    source = source_of("grpo").replace("MECHANISMS = {", "MECHANISMS: dict = {")
+    module = load(export_candidate(source, "GRPO", "verl", without=["reference_kl"]).text)
+    assert module._POISE_HP.kl_coef == 0.0
+    assert '"reference_kl"' in paper(source, "GRPO").partition("switched off")[2].partition("## Code")[0]
 
 
 # ---- verl, prime-rl and OpenRLHF: stubs with the documented signatures (verl itself is below)

@@ -5,7 +5,6 @@ Nothing of the candidate is run here: it is read, checked against the candidate 
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -137,13 +136,16 @@ def export_candidate(
         tree = check_language(source)
     except LanguageError as error:
         raise ExportError(f"{name} is outside the candidate language: {error}") from error
-    reading = read_source(tree)
-    overrides, table = {}, _mechanisms(tree)
+    try:
+        reading = read_source(tree)
+    except ValueError as error:
+        raise ExportError(f"{name} cannot be read: {error}") from error
+    overrides: dict[str, Any] = {}
     for one in without:
-        if one in table:
-            overrides.update(table[one])
+        if one in reading.mechanisms:
+            overrides.update(reading.mechanisms[one])
         elif one != ADVANTAGES:
-            raise ExportError(f"{name} has no mechanism {one!r}; it has {', '.join(table) or 'none'}")
+            raise ExportError(f"{name} has no mechanism {one!r}; it has {', '.join(reading.mechanisms) or 'none'}")
     absent = () if target.everything else _absent(reading, name, to, target, without)
     shim, candidate = inlined(source, tree)
     module = module or candidate_name(name).lower().replace("-", "_").replace(".", "_") + "_" + to.replace("-", "_")
@@ -169,18 +171,6 @@ def export_candidate(
     text = "\n\n".join(parts)
     compile(text, "<exported>", "exec", dont_inherit=True)
     return Exported(text, usage, notes)
-
-
-def _mechanisms(tree: ast.Module) -> dict[str, dict[str, Any]]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(one, ast.Name) and one.id == "MECHANISMS" for one in node.targets
-        ):
-            try:
-                return dict(ast.literal_eval(node.value))
-            except ValueError:
-                return {}
-    return {}
 
 
 def _absent(reading: Reading, name: str, to: str, target: Target, without: Sequence[str]) -> tuple[str, ...]:
