@@ -17,6 +17,7 @@ from algorithm_batches import DYNAMICS, one_completion, small_batch
 from poise_core.candidate.loading import Candidate, load_candidate
 from poise_core.contract import LossInputs
 from poise_core.export.candidate_source import inlined
+from poise_core.reductions import aggregate_loss
 from poise_core.verification.gate import run_checks
 from poise_core.verification.report import Conditions
 
@@ -180,6 +181,21 @@ def test_losses(
     found = one_completion(load(name), advantage, list(ratios))
     assert found.loss == pytest.approx(list(loss), rel=1e-4, abs=1e-6)
     assert found.logprobs_grad == pytest.approx(list(gradient), rel=1e-4, abs=1e-6)
+
+
+def test_mirror_descent_is_of_whole_completions_whatever_their_length() -> None:
+    # log-ratio 0.1 a token, A = 1: gradient -1 + 0.1 * 0.1 L at every token, over 2 completions and a limit of 4 tokens
+    mask = torch.arange(4) < torch.tensor([[1], [4]])
+    logprobs = torch.full((2, 4), -1.0, requires_grad=True)
+    zeros = torch.zeros(2, 4)
+    inputs = LossInputs(
+        logprobs=logprobs, entropies=zeros, old_logprobs=torch.full((2, 4), -1.1), ref_logprobs=zeros,
+        advantages=torch.ones(2, 4), mask=mask, carry={}, correctness=torch.ones(2), format_valid=mask[:, 0],
+    )  # fmt: skip
+    candidate = load("kimi_mirror_descent")
+    total = aggregate_loss(candidate.compute_loss(inputs, DYNAMICS).token_loss, mask, candidate.loss_aggregation)
+    (gradient,) = torch.autograd.grad(total, logprobs)
+    assert (8 * gradient)[mask].tolist() == pytest.approx([-0.99, *[-0.96] * 4], rel=1e-4)
 
 
 def carried(
