@@ -16,7 +16,7 @@ class Known(NamedTuple):
     """A shipped algorithm as a composition."""
 
     composition: Composition
-    left_out: str = ""  # what the file does and the composition does not; empty where both compute the same, see ABOVE_HALF
+    left_out: str = ""  # what only the file does; empty where both compute the same numbers, see ABOVE_HALF
 
 
 _PLAIN = compose(scale="none", ratio="none", clip="none", kl="none", aggregation="sequence-sum")

@@ -145,11 +145,13 @@ def test_a_rendered_file_gives_its_composition_back() -> None:
         assert composition_of(source) == composition
 
 
-@pytest.mark.parametrize("numbers", [{"kl_coef": 0.01 * 2**0.5}, {"clip_eps": 1.25e6}, {"clip_eps": 1e6 / 3}, {"std_eps": 0.1 + 0.2}])
+@pytest.mark.parametrize(
+    "numbers", [{"kl_coef": 0.01 * 2**0.5}, {"clip_eps": 1.25e6}, {"clip_eps": 1e6 / 3}, {"std_eps": 0.1 + 0.2}]
+)
 def test_a_number_is_read_back_to_its_last_digit(numbers: dict[str, float]) -> None:
     source = render(compose(numbers=numbers), "X")
     assert composition_of(source) == compose(numbers=numbers)
-    (name, value), = numbers.items()
+    ((name, value),) = numbers.items()
     assert getattr(load_candidate_source(source, "x").hyperparameters, name) == value
 
 
