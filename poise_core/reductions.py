@@ -92,19 +92,28 @@ def group_quantile(values: Tensor, group_ids: Tensor, q: float) -> Tensor:
     return quantile[inverse]
 
 
-def group_rank(values: Tensor, group_ids: Tensor, ties: Tensor | None = None) -> Tensor:
+def group_rank(values: Tensor, group_ids: Tensor, ties: Tensor | None = None, reduce: str = "mean") -> Tensor:
     """Rank of each completion among the values of its group, 0 for the smallest, as float32. (B,) -> (B,).
 
     Equal values share the mean of their ranks, so 1, 0, 0, 0 rank 3, 1, 1, 1, whatever the order of the rows. Ranks are the
-    number of smaller values plus half the number of other equal ones; they add up to n (n - 1) / 2 in a group of n. Keep the k
-    largest of every group with ``group_rank(...) >= group_count(group_ids) - k``.
+    number of smaller values plus half the number of other equal ones; they add up to n (n - 1) / 2 in a group of n.
+
+    Keep the k largest of every group with ``group_rank(..., reduce="amax") >= group_count(group_ids) - k`` and the k smallest with
+    ``group_rank(..., reduce="amin") < k``: of equal completions at the cut all are kept, so there may be more than k. With
+    the mean of their ranks they could all be dropped.
 
     Args:
         values: what is ranked; for the largest first, hand in ``-values``.
         group_ids: of the completions.
         ties: (B,) what ranks completions of equal values, such as the sum of a completion's log-probabilities; what is equal
             here too shares its ranks.
+        reduce: which of their ranks equal completions share: ``mean``, the lowest ``amin`` or the highest ``amax``.
+
+    Raises:
+        ValueError: ``reduce`` is none of these.
     """
+    if reduce not in ("mean", "amin", "amax"):
+        raise ValueError(f"reduce is {reduce!r}; use 'mean', 'amin' or 'amax'")
     inverse, _ = _compact(group_ids)
     keys = [inverse, values] if ties is None else [inverse, values, ties]
     order = torch.arange(inverse.shape[0], device=inverse.device)
@@ -116,7 +125,8 @@ def group_rank(values: Tensor, group_ids: Tensor, ties: Tensor | None = None) ->
     place = torch.arange(order.shape[0], device=order.device, dtype=torch.float32)
     place = place - group_min(place, inverse[order])  # within the group
     rank = torch.empty_like(place)
-    rank[order] = group_mean(place, torch.cumsum(begins.to(torch.int64), 0))
+    shared = {"mean": group_mean, "amin": group_min, "amax": group_max}[reduce]
+    rank[order] = shared(place, torch.cumsum(begins.to(torch.int64), 0))
     return rank
 
 

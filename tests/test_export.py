@@ -41,7 +41,7 @@ def test_tuples_of_hyperparameters_and_their_switches_are_exported(monkeypatch: 
     for name in ("openrlhf", "openrlhf.models", "openrlhf.models.loss"):
         stub = types.ModuleType(name)
         stub.__path__, stub.__spec__ = [], importlib.util.spec_from_loader(name, None)
-        stub.PolicyLoss = type("PolicyLoss", (), {"forward": None})
+        stub.PolicyLoss = type("PolicyLoss", (), {"forward": PolicyLoss.forward})
         monkeypatch.setitem(sys.modules, name, stub)
     for to in TARGETS:
         without = ["clip", "advantages"] if to == "openrlhf" else ["clip"]
@@ -160,6 +160,92 @@ def test_names_that_the_exported_file_has_itself_are_refused() -> None:
 def test_a_file_outside_the_candidate_language_is_refused() -> None:
     with pytest.raises(ExportError, match="outside the candidate language"):
         export_candidate(source_of("grpo") + "\nimport os\n", "GRPO", "trl")
+    named = source_of("grpo").replace("MECHANISMS = {", "OFF = 1e6\nMECHANISMS = {").replace('": 1e6', '": OFF')
+    with pytest.raises(ExportError, match="MECHANISMS must be written out"):
+        export_candidate(named, "GRPO", "trl")
+    flat = source_of("grpo").replace('{"kl_coef": 0.0}', "0.0")
+    with pytest.raises(ExportError, match="GRPO cannot be read: MECHANISMS does not map names to dicts"):
+        export_candidate(flat, "GRPO", "trl")
+
+
+def test_an_annotated_table_of_mechanisms_is_read_like_another() -> None:
+    source = source_of("grpo").replace("MECHANISMS = {", "MECHANISMS: dict = {")
+    module = load(export_candidate(source, "GRPO", "verl", without=["reference_kl"]).text)
+    assert module._POISE_HP.kl_coef == 0.0
+    assert '"reference_kl"' in paper(source, "GRPO").partition("switched off")[2].partition("## Code")[0]
+
+
+# ---- TRL: a stub of its trainer for what the adapter keeps (TRL itself is below)
+
+
+class StubTrainer:
+    """What the adapter's state needs of a trainer: one update per generation."""
+
+    reward_func_names = ("correct", "format_valid")
+    num_iterations, beta, max_completion_length = 1, 1e-3, 4
+    mask_truncated_completions, top_entropy_quantile, off_policy_mask_threshold = False, 1.0, None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+        self.args = types.SimpleNamespace(
+            steps_per_generation=1, gradient_accumulation_steps=1, logging_steps=1, should_save=True
+        )
+        self.state = types.SimpleNamespace(global_step=0, max_steps=6)
+        self.accelerator = types.SimpleNamespace(
+            device="cpu", is_main_process=True, reduce=lambda values, reduction: values
+        )
+
+    def _get_output_dir(self, trial: object) -> str:
+        return self.folder
+
+    def _save_checkpoint(self, model: object, trial: object) -> None:
+        os.makedirs(f"{self.folder}/checkpoint-{self.state.global_step}", exist_ok=True)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None: ...
+
+    def log(self, logs: dict[str, float]) -> None: ...
+
+
+def test_a_training_of_trl_that_is_resumed_has_the_controller_of_one_that_is_not(tmp_path: Path) -> None:
+    """The end of a generation is reckoned when the next begins, so a checkpoint lies between the two."""
+    module = load(export_candidate(source_of("vm_av"), "VM-AV", "trl").text)
+    trainer_class = type("Trainer", (module.PoiseTrainerMixin, StubTrainer), {})
+
+    def generation(trainer: StubTrainer, number: int) -> object:
+        mask = torch.ones(4, 4, dtype=torch.bool)
+        entropies = mask * (2.0, 1.0, 0.6, 0.3, 0.2, 0.1)[number]
+        batch = module.RolloutBatch(
+            correctness=torch.tensor([1.0, 0.0, 0.0, 1.0]), format_valid=mask[:, 0], truncated=~mask[:, 0],
+            group_ids=torch.zeros(4, dtype=torch.long), completion_mask=mask, old_logprobs=-mask.float(),
+            ref_logprobs=-mask.float(), entropies=entropies,
+        )  # fmt: skip
+        trainer._poise_end_step()
+        now = trainer._poise_begin_step(batch, True)
+        trainer._poise_clips = [0.1 * number, 1]
+        trainer.log({"grad_norm": 1.0 + number})
+        trainer.state.global_step = number + 1
+        return now
+
+    whole, first = trainer_class(tmp_path), trainer_class(tmp_path)
+    expected = [generation(whole, number) for number in range(6)]
+    for number in range(3):
+        generation(first, number)
+    first._save_checkpoint(None, None)
+    again = trainer_class(tmp_path)
+    again.state.global_step = 3
+    again._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-3"))
+    assert [dataclasses.asdict(generation(again, number)) for number in (3, 4, 5)] == [
+        dataclasses.asdict(one) for one in expected[3:]
+    ]
+    assert expected[3].controller != expected[4].controller
+    # of several processes only the first takes the clips, which are those of all
+    other = trainer_class(tmp_path)
+    other.accelerator.is_main_process = False
+    other._load_optimizer_and_scheduler(str(tmp_path / "checkpoint-3"))
+    assert (other._poise_clips, first._poise_clips) == ([0.0, 0], [0.2, 1])
+    fresh = trainer_class(tmp_path)
+    fresh._load_optimizer_and_scheduler(None)
+    assert fresh._poise_now is None
 
 
 # ---- verl, prime-rl and OpenRLHF: stubs with the documented signatures (verl itself is below)
@@ -220,7 +306,7 @@ def test_verl_gets_the_numbers_of_poise(name: str, stub_verl: types.ModuleType) 
     )
     rewards = torch.zeros(mask.shape).scatter(1, mask.sum(-1, keepdim=True) - 1, batch.correctness.unsqueeze(-1))
     values, returns = stub_verl.advantages[f"{name}_verl"](
-        token_level_rewards=rewards, response_mask=mask.float(), config=None,
+        token_level_rewards=rewards, response_mask=mask.float(), config={"max_response_length": mask.shape[1] + 1},
         index=[f"uid {int(i)}" for i in batch.group_ids],
     )  # fmt: skip
     assert torch.equal(values, torch.where(mask, expected.values, 0.0))
@@ -250,6 +336,22 @@ def test_verl_gets_the_numbers_of_poise(name: str, stub_verl: types.ModuleType) 
         stub_verl.losses[f"{name}_verl"](batch.old_logprobs, logprobs, values, mask.float(), "token-sum", None, None)
 
 
+def test_a_right_answer_that_is_cut_off_earns_nothing_under_verl(stub_verl: types.ModuleType) -> None:
+    source = source_of("reinforce_group_baseline")  # A = R - mean
+    load(export_candidate(source, "R", "verl", module="r_verl").text)
+    mask = torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
+    rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]])  # both are right, the first fills the limit of 3
+
+    def advantages(config: object) -> torch.Tensor:
+        return stub_verl.advantages["r_verl"](rewards, mask, config=config, index=["a", "a"])[0]
+
+    assert advantages({"max_response_length": 3}).tolist() == [[-0.5, -0.5, -0.5], [0.5, 0.5, 0.0]]
+    assert not advantages({"max_response_length": 4}).any()
+    for config in (None, {}, {"max_response_length": 2}):
+        with pytest.raises(ValueError, match=r"the length limit is needed: set \+algorithm.max_response_length"):
+            advantages(config)
+
+
 def test_prime_rl_gets_a_sum_per_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of("grpo").replace('LOSS_AGGREGATION = "sequence-mean"', 'LOSS_AGGREGATION = "token-mean"')
     module = load(export_candidate(source, "GRPO", "prime-rl", without=["reference_kl"]).text)
@@ -276,20 +378,68 @@ def test_prime_rl_gets_a_sum_per_sequence(monkeypatch: pytest.MonkeyPatch) -> No
     torch.testing.assert_close(advantages, torch.tensor([[scale, -scale], [0.0, 0.0]]))
 
 
-def test_openrlhf_policy_loss_is_replaced_and_its_other_results_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    class PolicyLoss(torch.nn.Module):
-        def forward(self, log_probs, old_log_probs, advantages, action_mask=None):
-            return torch.tensor(123.0), torch.tensor(0.25)
+class PolicyLoss(torch.nn.Module):
+    """The signature of OpenRLHF 0.11.2."""
 
+    is_correction_level = "off"
+
+    def forward(
+        self,
+        log_probs,
+        old_log_probs,
+        advantages,
+        action_mask=None,
+        rollout_log_probs=None,
+        dp_size=1,
+        batch_num_tokens=None,
+        global_batch_size=None,
+    ):
+        return torch.tensor(123.0), torch.tensor(0.25)
+
+
+class OldPolicyLoss(torch.nn.Module):
+    """That of before the counts."""
+
+    def forward(self, log_probs, old_log_probs, advantages, action_mask=None):
+        return torch.tensor(123.0), torch.tensor(0.25)
+
+
+def openrlhf_loss(monkeypatch: pytest.MonkeyPatch, kind: type[torch.nn.Module], aggregation: str) -> torch.nn.Module:
+    """``kind`` in the place of OpenRLHF's, with the loss of GRPO in this aggregation."""
+    loss = type(kind.__name__, (kind,), {"forward": kind.forward})
     for name in ("openrlhf", "openrlhf.models", "openrlhf.models.loss"):
         stub = types.ModuleType(name)
         stub.__path__, stub.__spec__ = [], importlib.util.spec_from_loader(name, None)
-        stub.PolicyLoss = PolicyLoss
+        stub.PolicyLoss = loss
         monkeypatch.setitem(sys.modules, name, stub)
-    load(export_candidate(source_of("grpo"), "GRPO", "openrlhf", without=["reference_kl", "advantages"]).text)
+    source = source_of("grpo").replace('"sequence-mean"', f'"{aggregation}"')
+    load(export_candidate(source, "GRPO", "openrlhf", without=["reference_kl", "advantages"]).text)
+    return loss()
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "sequence-mean"])
+def test_micro_batches_of_openrlhf_add_up_to_the_update(monkeypatch: pytest.MonkeyPatch, aggregation: str) -> None:
+    policy_loss = openrlhf_loss(monkeypatch, PolicyLoss, aggregation)
+    old, mask = torch.full((2, 4), -1.0), torch.arange(4) < torch.tensor([[4], [1]])
+    counts = {"dp_size": 2, "batch_num_tokens": torch.tensor(5.0), "global_batch_size": torch.tensor(2.0)}
+    logprobs = old.clone().requires_grad_()
+    for row in (slice(0, 1), slice(1, 2)):  # four tokens, then one
+        policy_loss(logprobs[row], old[row], torch.ones(1, 4), action_mask=mask[row], rollout_log_probs=None, **counts)[
+            0
+        ].backward()
+    # 2 processes * 1 / 5 at every token, or 2 * 1 / 2 spread over the tokens of a row
+    expected = [*[-0.4] * 5] if aggregation == "token-mean" else [*[-0.25] * 4, -1.0]
+    assert logprobs.grad[mask].tolist() == pytest.approx(expected)
+    policy_loss.is_correction_level = "token"
+    with pytest.raises(ValueError, match="is_correction_level=off"):
+        policy_loss(logprobs, old, torch.ones(2, 4), mask, old, **counts)
+
+
+def test_openrlhf_policy_loss_is_replaced_and_its_other_results_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy_loss = openrlhf_loss(monkeypatch, OldPolicyLoss, "sequence-mean")
     logprobs = torch.full((2, 2), -1.0, requires_grad=True)
     mask = torch.tensor([[True, True], [True, False]])
-    loss, clipped = PolicyLoss()(logprobs, torch.full((2, 2), -1.0), torch.tensor([[1.0, 3.0], [4.0, 9.0]]), mask)
+    loss, clipped = policy_loss(logprobs, torch.full((2, 2), -1.0), torch.tensor([[1.0, 3.0], [4.0, 9.0]]), mask)
     assert loss.item() == pytest.approx(-3.0)  # the mean of the row means 2 and 4
     assert clipped.item() == 0.25
     loss.backward()
@@ -331,7 +481,7 @@ def test_trl_itself_trains_as_poise(capfd: pytest.CaptureFixture[str]) -> None:
     ended = subprocess.run(command, env=environment, cwd=TESTS.parent)
     told = capfd.readouterr().out
     assert ended.returncode == 0, told
-    assert re.search(r"^24 passed", told, re.MULTILINE), told
+    assert re.search(r"^25 passed", told, re.MULTILINE), told
 
 
 # ---- verl itself, in packages of its own that are made once (tests/support/real_verl.py)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
@@ -23,7 +24,9 @@ from poise_core.contract import Dynamics, LossInputs, RolloutBatch
 from poise_core.export import export_candidate
 
 
-def trl_trainer(module: types.ModuleType, folder: Path, *, steps: int = 2, **settings: object):
+def trl_trainer(
+    module: types.ModuleType, folder: Path, *, steps: int = 2, rewards: Sequence[Callable] = (), **settings: object
+):
     """A trainer with the shipped toy policy: eight completions of two prompts a generation, two micro-batches."""
     policy = str(Path(__file__).parents[1] / "poise_core" / "policies" / "arithmetic-a")
 
@@ -41,7 +44,7 @@ def trl_trainer(module: types.ModuleType, folder: Path, *, steps: int = 2, **set
     }  # fmt: skip
     return module.PoiseGRPOTrainer(
         transformers.AutoModelForCausalLM.from_pretrained(policy),
-        reward_funcs=[correct, format_valid],
+        reward_funcs=list(rewards) or [correct, format_valid],
         args=trl.GRPOConfig(**{**options, **settings}),
         train_dataset=datasets.Dataset.from_dict({"prompt": [f"{i}+{i + 1}=" for i in range(8)]}),
         processing_class=transformers.AutoTokenizer.from_pretrained(policy, padding_side="left"),
@@ -111,20 +114,36 @@ def test_trl_trains_with_the_advantages_losses_and_gradients_of_poise(name: str,
 def test_trl_trains_with_an_exported_algorithm_and_goes_on_from_its_checkpoint(name: str, tmp_path: Path) -> None:
     text = champion(tmp_path) if name == "champion" else export_candidate(source_of(name), name, "trl").text
     module = load(text)
-    trainer = trl_trainer(module, tmp_path, steps=3)
+    trainer = trl_trainer(module, tmp_path, steps=4, save_steps=3)
     before = [one.detach().clone() for one in trainer.model.parameters()]
     trainer.train()
-    assert trainer.state.global_step == 3
+    assert trainer.state.global_step == 4
     assert any(not torch.equal(one, other) for one, other in zip(before, trainer.model.parameters(), strict=True))
     assert all(torch.isfinite(one).all() for one in trainer.model.parameters())
     rows = [row for row in trainer.state.log_history if "loss" in row]
-    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
     if name == "vm_av":  # its controller has been called after each generation but the last
         assert trainer._poise_state["controller"]["initial_entropy"] > 0
     again = trl_trainer(module, tmp_path, steps=4)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert again.state.global_step == 4
-    assert again._poise_state["running"].keys() == trainer._poise_state["running"].keys()
+    assert again._poise_state["controller"] == pytest.approx(trainer._poise_state["controller"])
+    assert again._poise_state["running"] == pytest.approx(trainer._poise_state["running"])
+
+
+def test_a_right_answer_that_is_cut_off_earns_nothing(tmp_path: Path) -> None:
+    def right(completions, **_):
+        return [1.0] * len(completions)
+
+    module = load(export_candidate(source_of("grpo"), "GRPO", "trl").text)
+    trainer = trl_trainer(module, tmp_path, rewards=[right], max_completion_length=2)
+    seen, original = [], module.poise_advantages
+    module.poise_advantages = lambda batch, now: seen.append(batch) or original(batch, now)
+    trainer.model.train()
+    trainer.current_gradient_accumulation_steps = 2
+    trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    assert seen[0].truncated.any()
+    assert seen[0].correctness.tolist() == (~seen[0].truncated).float().tolist()
 
 
 def test_trl_settings_that_would_change_the_algorithm_are_refused(tmp_path: Path) -> None:

@@ -62,8 +62,28 @@ def test_group_rank_by_hand() -> None:
     # ties decided by other numbers: in group 4 by 3 2 1, in group 9 by 7 7, which share still, and by 0 1
     ties = torch.tensor([0.0, 1.0, 3.0, 7.0, 2.0, 0.0, 1.0, 7.0])
     assert group_rank(right, groups, ties=ties).tolist() == [3, 3, 2, 0.5, 1, 2, 0, 0.5]
+    # the two that share 2.5 and 0.5 have places 2 3 and 0 1; the three that share 1 have 0 1 2
+    assert group_rank(right, groups, reduce="amin").tolist() == [3, 2, 0, 0, 0, 2, 0, 0]
+    assert group_rank(right, groups, reduce="amax").tolist() == [3, 3, 2, 1, 2, 3, 2, 1]
     assert group_rank(right, groups).dtype == torch.float32
     assert group_rank(torch.zeros(0), torch.zeros(0, dtype=torch.int64)).tolist() == []
+
+
+def test_the_largest_and_smallest_of_a_group_are_kept_with_what_equals_them() -> None:
+    groups = torch.zeros(4, dtype=torch.int64)
+
+    def kept(values: list[float], k: int) -> tuple[list[bool], list[bool]]:
+        given = torch.tensor(values)
+        largest = group_rank(given, groups, reduce="amax") >= group_count(groups) - k
+        return largest.tolist(), (group_rank(given, groups, reduce="amin") < k).tolist()
+
+    # two largest: 1 and, of three equal ones, any; so all of them
+    assert kept([1, 0, 0, 0], 2) == ([True] * 4, [False, True, True, True])
+    assert kept([1, 0, 0, 0], 1) == ([True, False, False, False], [False, True, True, True])
+    assert kept([0, 0, 0, 0], 2) == ([True] * 4, [True] * 4)
+    assert kept([3, 2, 2, 0], 2) == ([True, True, True, False], [False, True, True, True])
+    with pytest.raises(ValueError, match="reduce is 'max'; use 'mean', 'amin' or 'amax'"):
+        group_rank(torch.zeros(4), groups, reduce="max")
 
 
 def test_where_selects_members_and_nothing_else_matters() -> None:

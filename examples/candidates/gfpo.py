@@ -7,8 +7,9 @@ Source: Shrivastava et al., Sample More to Think Less: Group Filtered Policy Opt
     A_i = (R_i - mean_kept R) / (std_kept R + eps) of those kept, nothing of the others
     loss_t = -min(r_t A, clip(r_t, 1 - clip_eps_low, 1 + clip_eps_high) A) + kl_coef * k3_t
 
-Deviates: equal metrics, as those of all wrong completions by R / L, are ranked by length, the shortest first; completions
-that are not kept leave the denominators too.
+Deviates: equal metrics, as those of all wrong completions by R / L, are ranked by length, the shortest first, then by
+likelihood, and those that are equal in all of it are kept or left out together; completions that are not kept leave the
+denominators too.
 """
 
 from dataclasses import dataclass
@@ -52,7 +53,8 @@ def compute_advantages(batch: RolloutBatch, hp: Hyperparameters, dynamics: Dynam
     metric = rewards / length if hp.by_efficiency else -length
     likelihood = masked_mean(batch.old_logprobs, batch.completion_mask, dim=-1)
     first = group_rank(-length, groups, ties=-likelihood)
-    kept = group_rank(metric, groups, ties=first) >= (group_count(groups) * (1.0 - hp.share)).floor()
+    rank = group_rank(metric, groups, ties=first, reduce="amax")
+    kept = rank >= (group_count(groups) * (1.0 - hp.share)).floor()
     advantage = rewards - group_mean(rewards, groups, where=kept)
     advantage = advantage / (group_std(rewards, groups, where=kept) + hp.std_eps)
     train_mask = batch.completion_mask & kept.unsqueeze(-1)

@@ -7,6 +7,7 @@ Source: Kimi Team, Kimi k1.5: Scaling Reinforcement Learning with LLMs, arXiv 25
     loss_t = -A log pi_t + tau / 2 (sum_t log pi_t - log pi_old_t)^2 / L
 
 L = tokens of the completion; pi(y) is that of the whole completion, as is its squared log-ratio, spread over its tokens.
+Losses are summed over a completion, so that its gradient is the one above, times 1 / the length limit.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from poise_core.contract import Advantages, Dynamics, LossInputs, LossOutputs, RolloutBatch
 from poise_core.reductions import group_mean, log_ratio, to_tokens
 
-LOSS_AGGREGATION = "sequence-mean"
+LOSS_AGGREGATION = "sequence-sum"
 MECHANISMS = {
     "proximity": {"tau": 0.0},
 }

@@ -9,7 +9,8 @@ Source: Xu et al., Not All Rollouts are Useful: Down-Sampling Rollouts in LLM Re
 For rewards of 0 and 1 as many of either outcome are kept as there are, at most m / 2 each if both have them.
 
 Deviates: of several completions with the same reward the least likely of the right and the likeliest of the wrong ones are
-kept, where the paper takes any; k is m / 2.
+kept, where the paper takes any; those that are equally likely too, such as identical ones, are kept or left out together.
+k is m / 2.
 """
 
 from dataclasses import dataclass
@@ -37,10 +38,11 @@ class Hyperparameters:
 def compute_advantages(batch: RolloutBatch, hp: Hyperparameters, dynamics: Dynamics) -> Advantages:
     rewards, groups = batch.correctness, batch.group_ids  # (B,)
     likelihood = masked_mean(batch.old_logprobs, batch.completion_mask, dim=-1)
-    rank = group_rank(rewards, groups, ties=-likelihood)
     size = group_count(groups)
     half = (hp.share * size / 2.0).ceil()
-    kept = (rank < half) | (rank >= size - half)
+    lowest = group_rank(rewards, groups, ties=-likelihood, reduce="amin") < half
+    highest = group_rank(rewards, groups, ties=-likelihood, reduce="amax") >= size - half
+    kept = lowest | highest
     advantage = rewards - group_mean(rewards, groups, where=kept)
     advantage = advantage / (group_std(rewards, groups, where=kept) + hp.std_eps)
     train_mask = batch.completion_mask & kept.unsqueeze(-1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 Overrides = Mapping[str, object]
 
@@ -39,13 +39,13 @@ class Switches:
         """Read a file.
 
         Raises:
-            ValueError: it is no Python, or its table of mechanisms is no literal.
+            ValueError: it is no Python, or its table of mechanisms is not written out.
         """
         try:
             tree = ast.parse(source)
         except SyntaxError as error:
             raise ValueError(f"line {error.lineno}: {error.msg}") from error
-        return cls(source, _mechanisms(tree), {name: value for name, (_, value) in _defaults(tree).items()})
+        return cls(source, mechanism_table(tree), {name: value for name, (_, value) in _defaults(tree).items()})
 
     @property
     def switchable(self) -> tuple[str, ...]:
@@ -104,12 +104,40 @@ class Switches:
         return found
 
 
-def _mechanisms(tree: ast.Module) -> dict[str, dict[str, object]]:
+def constants(tree: ast.Module) -> dict[str, ast.expr]:
+    """Name -> value of every assignment at module level, annotated or not."""
+    found: dict[str, ast.expr] = {}
     for node in tree.body:
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "MECHANISMS" for t in node.targets):
-            value = ast.literal_eval(node.value)
-            return {str(name): dict(given) for name, given in value.items()} if isinstance(value, dict) else {}
-    return {}
+        if isinstance(node, ast.Assign):
+            found.update({target.id: node.value for target in node.targets if isinstance(target, ast.Name)})
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+            found[node.target.id] = node.value
+    return found
+
+
+def literal(name: str, value: ast.expr) -> object:
+    """The value of the constant ``name`` of a file.
+
+    Raises:
+        ValueError: it is computed, and not written out.
+    """
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, TypeError) as error:  # TypeError: {[]: 1}
+        raise ValueError(f"line {value.lineno}: {name} is not written out as plain values") from error
+
+
+def mechanism_table(tree: ast.Module) -> dict[str, dict[str, Any]]:
+    """The table ``MECHANISMS`` of a file, empty where there is none.
+
+    Raises:
+        ValueError: it is not written out, or no table of dicts.
+    """
+    value = constants(tree).get("MECHANISMS")
+    table = {} if value is None else literal("MECHANISMS", value)
+    if not isinstance(table, dict) or not all(isinstance(given, dict) for given in table.values()):
+        raise ValueError("MECHANISMS does not map names to dicts of hyperparameters")
+    return {str(name): dict(given) for name, given in table.items()}
 
 
 def _defaults(tree: ast.Module) -> dict[str, tuple[ast.expr, object]]:
@@ -131,15 +159,9 @@ def _edited(source: str, numbers: Overrides, mechanisms: Mapping[str, Overrides]
     tree = ast.parse(source)
     defaults = _defaults(tree)
     edits: list[tuple[ast.expr, str]] = [(defaults[key][0], repr(value)) for key, value in numbers.items()]
-    if dict(mechanisms) != _mechanisms(tree):
-        node = next(
-            node
-            for node in tree.body
-            if isinstance(node, ast.Assign)
-            and any(isinstance(t, ast.Name) and t.id == "MECHANISMS" for t in node.targets)
-        )
+    if dict(mechanisms) != mechanism_table(tree):
         entries = "".join(f"    {name!r}: {dict(given)!r},\n" for name, given in mechanisms.items())
-        edits.append((node.value, "{\n" + entries + "}" if entries else "{}"))
+        edits.append((constants(tree)["MECHANISMS"], "{\n" + entries + "}" if entries else "{}"))
     lines = source.encode().splitlines(keepends=True)
     starts = [0]
     for line in lines:

@@ -5,7 +5,6 @@ Nothing of the candidate is run here: it is read, checked against the candidate 
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +44,7 @@ TARGETS = {
         (
             "loss_type, scale_rewards and epsilon of GRPOConfig do not count; the loss and the reduction are the file's own",
             "without a reward function named format_valid, every completion that was not cut off counts as valid",
+            "the correctness of a completion that was cut off or is not valid is 0, whatever its reward, as in POISE",
             "one step of the algorithm's dynamics and controller is one generation batch; their state lies in each checkpoint",
         ),
         """\
@@ -58,7 +58,8 @@ trainer.train()""",
         "verl 0.9.1: advantages, losses and gradients through its compute_advantage and ppo_loss",
         adapters.VERL,
         (
-            "a completion counts as cut off where it fills max_response_length; all others count as valid",
+            "a completion counts as cut off where it fills max_response_length, and its correctness is 0 then; all others count as "
+            "valid",
             "verl's padding, prompts of which no completion has a token, is not shown to the algorithm",
             "the ratio is to verl's old_log_prob; sampler corrections come as rollout_is_weights and multiply token losses",
         ),
@@ -81,7 +82,7 @@ python -m verl.trainer.main_ppo algorithm.adv_estimator={name} algorithm.use_kl_
             "the ratio is to inference_logprobs, the sampler's, and not to the trainer's own",
             "the hook for advantages is that of the page; a version without [orchestrator.advantage] cannot use this file",
             "statistics over the batch see the examples of one call",
-            "every completion counts as valid and as not cut off",
+            "every completion counts as valid and as not cut off; in POISE the correctness of one that was cut off is 0",
         ),
         """\
 [trainer.loss]
@@ -94,11 +95,14 @@ import_path = "{module}.poise_prime_rl_advantage\"""",
     ),
     "openrlhf": Target(
         "OpenRLHF",
-        "no version was run: written against PolicyLoss of openrlhf/models/loss.py",
+        "OpenRLHF itself was not run: written against PolicyLoss of openrlhf/models/loss.py of 0.11.2",
         adapters.OPENRLHF,
         (
             "compute_advantages is not used: OpenRLHF's own estimator gives the advantages",
-            "the loss is reduced within each micro-batch, and OpenRLHF averages over micro-batches",
+            "losses are divided by the tokens or completions of the whole update, which OpenRLHF 0.11 counts; where an older one "
+            "hands over no counts, each micro-batch is reduced by itself",
+            "eps_clip, eps_clip_low_high, dual_clip, policy_loss_type and loss_agg_mode do not count in the loss",
+            "is_correction_level must be off; kl.use_loss and entropy_coef would add OpenRLHF's own terms",
         ),
         """\
 python -c "import {module}, runpy; runpy.run_module('openrlhf.cli.train_ppo_ray', run_name='__main__')" ...
@@ -137,13 +141,16 @@ def export_candidate(
         tree = check_language(source)
     except LanguageError as error:
         raise ExportError(f"{name} is outside the candidate language: {error}") from error
-    reading = read_source(tree)
-    overrides, table = {}, _mechanisms(tree)
+    try:
+        reading = read_source(tree)
+    except ValueError as error:
+        raise ExportError(f"{name} cannot be read: {error}") from error
+    overrides: dict[str, Any] = {}
     for one in without:
-        if one in table:
-            overrides.update(table[one])
+        if one in reading.mechanisms:
+            overrides.update(reading.mechanisms[one])
         elif one != ADVANTAGES:
-            raise ExportError(f"{name} has no mechanism {one!r}; it has {', '.join(table) or 'none'}")
+            raise ExportError(f"{name} has no mechanism {one!r}; it has {', '.join(reading.mechanisms) or 'none'}")
     absent = () if target.everything else _absent(reading, name, to, target, without)
     shim, candidate = inlined(source, tree)
     module = module or candidate_name(name).lower().replace("-", "_").replace(".", "_") + "_" + to.replace("-", "_")
@@ -169,18 +176,6 @@ def export_candidate(
     text = "\n\n".join(parts)
     compile(text, "<exported>", "exec", dont_inherit=True)
     return Exported(text, usage, notes)
-
-
-def _mechanisms(tree: ast.Module) -> dict[str, dict[str, Any]]:
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and any(
-            isinstance(one, ast.Name) and one.id == "MECHANISMS" for one in node.targets
-        ):
-            try:
-                return dict(ast.literal_eval(node.value))
-            except ValueError:
-                return {}
-    return {}
 
 
 def _absent(reading: Reading, name: str, to: str, target: Target, without: Sequence[str]) -> tuple[str, ...]:
@@ -267,7 +262,6 @@ def _constants(reading: Reading, module: str, overrides: dict[str, Any], absent:
         or bool({"entropy", "kl"} & reading.dynamics)
         or reading.controller,
         "POISE_NEEDS_GRAD_NORM": "grad_norm" in read or reading.controller,
-        "POISE_ADVANTAGES_NEED_LIMIT": bool({"truncated", "max_completion_length"} & reading.advantages),
         "POISE_LOSS_NEEDS_LIMIT": "max_completion_length" in reading.loss or reading.aggregation == "sequence-sum",
     }
     return "".join(f"{key} = {value!r}\n" for key, value in values.items())

@@ -158,7 +158,7 @@ _POISE_MODE = {"token-mean": "token-mean", "sequence-mean": "seq-mean-token-mean
 def _poise_verl_limit(value, needed, setting, width):
     """The length limit. verl pads to the longest completion at hand, so that no width of a tensor tells it."""
     if needed and (value is None or int(value) < width):
-        raise ValueError(f"the algorithm needs the length limit: set {setting}=${{data.max_response_length}}; it is {value}")
+        raise ValueError(f"the length limit is needed: set {setting}=${{data.max_response_length}}; it is {value}")
     return int(value) if needed else width
 
 
@@ -179,10 +179,10 @@ def poise_verl_advantages(token_level_rewards, response_mask, config=None, index
     zeros = torch.zeros(mask.shape, dtype=torch.float32, device=mask.device)
     width = int((everything.any(0) * torch.arange(1, mask.shape[-1] + 1, device=mask.device)).max())
     limit = None if config is None else config.get("max_response_length", None)
-    limit = _poise_verl_limit(limit, POISE_ADVANTAGES_NEED_LIMIT, "+algorithm.max_response_length", width)
+    limit = _poise_verl_limit(limit, True, "+algorithm.max_response_length", width)
     truncated = mask[:, limit - 1] if limit <= mask.shape[-1] else torch.zeros_like(mask[:, 0])
     batch = RolloutBatch(
-        correctness=correctness,
+        correctness=torch.where(truncated, torch.zeros_like(correctness), correctness),
         format_valid=~truncated,
         truncated=truncated,
         group_ids=groups[rows],
@@ -278,16 +278,27 @@ def poise_prime_rl_advantage(inputs, **kwargs):
 OPENRLHF = '''
 def poise_patch_openrlhf():
     """Replace PolicyLoss.forward of OpenRLHF; what else the method returns stays its own."""
+    import inspect
+
     from openrlhf.models.loss import PolicyLoss
 
     original = PolicyLoss.forward
     if getattr(original, "poise", False):
         return
 
+    names = inspect.signature(original)
+
     def forward(self, log_probs, old_log_probs, advantages, action_mask=None, *args, **kwargs):
+        if getattr(self, "is_correction_level", "off") != "off" or getattr(self, "enable_vllm_is_correction", False):
+            raise ValueError("OpenRLHF's correction of the sampler would not act on this loss: leave algo.advantage."
+                             "is_correction_level=off")
+        given = names.bind(self, log_probs, old_log_probs, advantages, action_mask, *args, **kwargs).arguments
         mask = torch.ones_like(log_probs, dtype=torch.bool) if action_mask is None else action_mask.bool()
         rows = _poise_rows(mask, log_probs, old_log_probs, advantages)
-        loss, _ = poise_loss(rows, mask, _poise_dynamics(mask.shape[-1]), poise_reduction(max_length=mask.shape[-1]))
+        # OpenRLHF counts the tokens and completions of the whole update; DeepSpeed averages gradients over dp_size processes
+        reduce = poise_reduction(given.get("batch_num_tokens"), given.get("global_batch_size"), mask.shape[-1])
+        processes = given.get("dp_size", 1)
+        loss, _ = poise_loss(rows, mask, _poise_dynamics(mask.shape[-1]), lambda *token_loss: processes * reduce(*token_loss))
         with torch.no_grad():
             found = original(self, log_probs, old_log_probs, advantages, action_mask, *args, **kwargs)
         return (loss, *found[1:]) if isinstance(found, tuple) else loss

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from poise_core import contract, reductions
+from poise_core.candidate.switches import constants, literal, mechanism_table
 from poise_core.contract import Dynamics
 
 ALWAYS = ("aggregate_loss", "masked_mean")
@@ -41,7 +43,7 @@ class Reading:
     controller: bool  # whether there is an update_controller
     masks: bool  # whether compute_advantages may give a train_mask
     aggregation: str
-    mechanisms: tuple[str, ...]  # names in MECHANISMS
+    mechanisms: Mapping[str, Mapping[str, Any]]  # the table MECHANISMS
     controller_keys: tuple[str, ...]  # texts of the file by which it may look up values of its controller
 
     @property
@@ -51,15 +53,19 @@ class Reading:
 
 
 def read_source(tree: ast.Module) -> Reading:
-    """What the file reads; it must have passed the language check."""
+    """What the file reads; it must have passed the language check.
+
+    Raises:
+        ValueError: ``LOSS_AGGREGATION`` or ``MECHANISMS`` is not written out.
+    """
     functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
-    constants = _constants(tree)
+    named = constants(tree)
     advantages = _reachable("compute_advantages", functions)
     calls = [node for one in advantages for node in ast.walk(one) if isinstance(node, ast.Call)]
     given = [
         call for call in calls if isinstance(call.func, ast.Name | ast.Attribute) and _ends(call.func, "Advantages")
     ]
-    aggregation, mechanisms = constants.get("LOSS_AGGREGATION"), constants.get("MECHANISMS")
+    aggregation = named.get("LOSS_AGGREGATION")
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     return Reading(
         advantages=_attributes(advantages),
@@ -68,24 +74,14 @@ def read_source(tree: ast.Module) -> Reading:
         masks=any(
             len(call.args) > 1 or any(word.arg in ("train_mask", None) for word in call.keywords) for call in given
         ),
-        aggregation=str(ast.literal_eval(aggregation)) if aggregation else "",
-        mechanisms=tuple(ast.literal_eval(mechanisms)) if mechanisms else (),
+        aggregation=str(literal("LOSS_AGGREGATION", aggregation)) if aggregation else "",
+        mechanisms=mechanism_table(tree),
         controller_keys=tuple(sorted(text for text in texts if text.isidentifier())),
     )
 
 
 def _ends(function: ast.Name | ast.Attribute, name: str) -> bool:
     return (function.id if isinstance(function, ast.Name) else function.attr) == name
-
-
-def _constants(tree: ast.Module) -> dict[str, ast.expr]:
-    found: dict[str, ast.expr] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Assign):
-            found.update({target.id: node.value for target in node.targets if isinstance(target, ast.Name)})
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-            found[node.target.id] = node.value
-    return found
 
 
 def _reachable(name: str, functions: dict[str, ast.FunctionDef]) -> list[ast.FunctionDef]:
@@ -140,7 +136,7 @@ def inlined(source: str, tree: ast.Module) -> tuple[str, str]:
         ):
             raise ExportError(f"line {node.lineno}: several statements stand in one line; give the import its own")
         lines[node.lineno - 1 : node.end_lineno] = [instead, *[""] * ((node.end_lineno or node.lineno) - node.lineno)]
-    bound |= set(_constants(tree))
+    bound |= set(constants(tree))
     shim, names_of_shim = _shim(wanted)
     twice = sorted(
         name for name in bound if name in names_of_shim | _IMPORTED or name.lower().lstrip("_").startswith("poise")

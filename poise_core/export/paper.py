@@ -82,7 +82,8 @@ def _paragraphs(docstring: str) -> list[str]:
 
 def _definition(source: str, tree: ast.Module, name: str) -> str:
     for node in tree.body:
-        names = [one.id for one in getattr(node, "targets", ()) if isinstance(one, ast.Name)]
+        targets = [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", ())
+        names = [one.id for one in targets if isinstance(one, ast.Name)]
         if getattr(node, "name", None) == name or name in names:
             return ast.get_source_segment(source, node) or ""
     return ""

@@ -13,7 +13,7 @@ class PoiseTrainerMixin:
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self._poise_state = {"running": {}, "controller": {}, "grad_norm": 0.0}
-        self._poise_clips, self._poise_now, self._poise_rewards = [], None, None
+        self._poise_clips, self._poise_now, self._poise_rewards = [0.0, 0], None, None  # clip fractions: their sum, how many
         settings, names = self.args, list(self.reward_func_names)
         refused = {
             "beta must not be 0: reference log-probabilities are computed only then (its value is not used)": POISE_NEEDS_REFERENCE
@@ -74,8 +74,7 @@ class PoiseTrainerMixin:
         rows, width = mask.shape
         correctness, valid = self._poise_outcome()
         valid = valid & ~self._poise_gather(truncated)
-        if "format_valid" in self.reward_func_names:
-            correctness = torch.where(valid, correctness, torch.zeros_like(correctness))
+        correctness = torch.where(valid, correctness, torch.zeros_like(correctness))
         size = self.num_generations if train else self.num_generations_eval
         batch = RolloutBatch(
             correctness=correctness,
@@ -155,10 +154,9 @@ class PoiseTrainerMixin:
     def _poise_end_step(self):
         if self._poise_now is None:
             return
-        clips = torch.tensor([sum(self._poise_clips), len(self._poise_clips)], device=self.accelerator.device)
-        clips = self.accelerator.reduce(clips, reduction="sum")
-        self._poise_clips = []
-        self._poise_follow(clip_fraction=float(clips[0] / clips[1].clamp(min=1)), grad_norm=self._poise_state["grad_norm"])
+        clipped, count = self._poise_all_clips()
+        self._poise_clips = [0.0, 0]
+        self._poise_follow(clip_fraction=clipped / max(1.0, count), grad_norm=self._poise_state["grad_norm"])
         if POISE_CONTROLLER:
             import dataclasses
 
@@ -166,6 +164,10 @@ class PoiseTrainerMixin:
             now = dataclasses.replace(self._poise_now, controller=dict(state["controller"]), **state["running"])
             found = update_controller(dict(state["controller"]), now, _POISE_HP)
             self._poise_state["controller"] = {str(name): float(value) for name, value in found.items()}
+
+    def _poise_all_clips(self):
+        clips = torch.tensor(self._poise_clips, dtype=torch.float32, device=self.accelerator.device)
+        return self.accelerator.reduce(clips, reduction="sum").tolist()
 
     def log(self, logs, *args, **kwargs):
         if "grad_norm" in logs:
@@ -175,23 +177,32 @@ class PoiseTrainerMixin:
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
+        clips = self._poise_all_clips()
         if self.args.should_save:
+            import dataclasses
             import json
             import os
 
+            now = None if self._poise_now is None else dataclasses.asdict(self._poise_now)
             folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
             with open(os.path.join(folder, "poise_state.json"), "w") as stream:
-                json.dump(self._poise_state, stream)
+                # the end of this generation is reckoned when the next one begins
+                json.dump({**self._poise_state, "now": now, "clips": clips}, stream)
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _load_optimizer_and_scheduler(self, checkpoint):  # also called where DeepSpeed loads the weights
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is None:
+            return
         import json
         import os
 
-        path = os.path.join(resume_from_checkpoint, "poise_state.json")
+        path = os.path.join(checkpoint, "poise_state.json")
         if os.path.exists(path):
             with open(path) as stream:
                 self._poise_state = json.load(stream)
+            now, clips = self._poise_state.pop("now", None), self._poise_state.pop("clips", [0.0, 0])
+            self._poise_now = None if now is None else Dynamics(**now)
+            self._poise_clips = clips if self.accelerator.is_main_process else [0.0, 0]  # they are those of all processes
 
     # the update
 
@@ -237,7 +248,8 @@ class PoiseTrainerMixin:
         for name, value in {**metrics, "entropy": masked_mean(entropies.detach(), rows.mask)}.items():
             self._metrics[mode][name].append(self.accelerator.gather(value).mean().item())
         if mode == "train" and "clip_fraction" in metrics:
-            self._poise_clips.append(float(metrics["clip_fraction"]))
+            clipped, count = self._poise_clips
+            self._poise_clips = [clipped + float(metrics["clip_fraction"]), count + 1]
         return loss * self.accelerator.num_processes  # gradients are averaged over processes
 
 

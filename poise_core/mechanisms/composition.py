@@ -151,8 +151,14 @@ class Composition(FrozenModel):
 
 
 def _as_text(slot: str, choice: Choice, parameters: Mapping[str, float]) -> str:
-    numbers = ", ".join(f"{one.name}={parameters[one.name]:.12g}" for one in choice.parameters)
+    numbers = ", ".join(f"{one.name}={_number(parameters[one.name])}" for one in choice.parameters)
     return f"{slot}={choice.name}" + (f"({numbers})" if numbers else "")
+
+
+def _number(value: float) -> str:
+    """To twelve digits where that is the number itself, else all that it takes to read the same number back."""
+    short = f"{value:.12g}"
+    return short if float(short) == value else repr(value)
 
 
 GRPO = Composition(

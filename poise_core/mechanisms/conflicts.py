@@ -1,5 +1,8 @@
-"""What may not be combined, each for a reason that is true of the algorithm: a mechanism that could do nothing, a division
-by nearly zero, a second name for the same thing. Reasons that depend on the group's size assume eight completions.
+"""What may not be combined, each for a reason that is true of the algorithm: a mechanism that could do nothing or little, a
+division by nearly zero, a second name for the same thing. Reasons that depend on the group's size assume eight completions.
+
+Two rules are wider than they need to be, and say so: ``random_composition`` draws what they leave, and recorded tables name their
+compositions by the draw.
 """
 
 from __future__ import annotations
@@ -83,7 +86,9 @@ def _signal_conflicts(composition: Composition) -> list[Conflict]:
         idle = [slot for slot in ("bound", "length", "clip") if of[slot] in _NEEDS_NEGATIVE]
         found += [
             Conflict(
-                ("baseline", slot), f"without a baseline no failure is negative, so {of[slot]} finds nothing to act on"
+                ("baseline", slot),
+                f"without a baseline no failure is negative by its outcome, so {of[slot]} acts on nothing but what other "
+                "choices, such as a penalty on length, make negative",
             )
             for slot in idle
         ]
@@ -93,7 +98,10 @@ def _signal_conflicts(composition: Composition) -> list[Conflict]:
             found.append(Conflict(("baseline", "format"), reason))
         failure = _common_failure(composition)
         if composition.parameters["invalid_advantage"] == failure:
-            reason = f"failures have advantage {failure:g} already, so invalid_floor sets none apart"
+            already = f"failures have advantage {failure:g} already"
+            reason = f"by their outcome {already}, so invalid_floor sets none apart"
+            if of["scale"] == "pass_rate":
+                reason = f"under pass_rate with the group's mean {already}; invalid_floor there is left out with every baseline"
             found.append(Conflict(("scale", "format"), reason))
     if of["bound"] in ("clip", "tanh"):
         found += [Conflict((slot, "bound"), reason) for slot, reason in _idle_bound(composition)]
@@ -101,7 +109,10 @@ def _signal_conflicts(composition: Composition) -> list[Conflict]:
 
 
 def _common_failure(composition: Composition) -> float | None:
-    """The advantage that all failures of mixed groups share whatever the pass rate, where there is such a number."""
+    """The advantage that all failures of mixed groups share whatever the pass rate, where there is such a number.
+
+    Under ``pass_rate`` it is that of the group's mean as baseline, whatever the baseline is.
+    """
     of = composition.choices
     if of["scale"] == "pass_rate":
         return -1.0

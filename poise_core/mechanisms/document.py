@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
-from poise_core.mechanisms.known import KNOWN
+from poise_core.mechanisms.known import ABOVE_HALF, KNOWN
 from poise_core.mechanisms.model import Choice, Slot
 
 INTRODUCTION = """\
@@ -85,6 +85,8 @@ def _known() -> str:
     ]
     for name, known in sorted(KNOWN.items()):
         left_out = known.left_out or "nothing: equal in every number (tested)"
+        if name in ABOVE_HALF:
+            left_out += "; with partial credit, that only a correctness above 1/2 counts as correct"
         lines.append(f"| `{name}` | `{known.composition.to_text()}` | {left_out} |")
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ class Known(NamedTuple):
     """A shipped algorithm as a composition."""
 
     composition: Composition
-    left_out: str = ""  # what the file does and the composition does not; empty where they compute the same numbers
+    left_out: str = ""  # what only the file does; empty where both compute the same numbers, see ABOVE_HALF
 
 
 _PLAIN = compose(scale="none", ratio="none", clip="none", kl="none", aggregation="sequence-sum")
@@ -97,6 +97,13 @@ KNOWN: Mapping[str, Known] = {
 }
 """By the name of the file in ``poise_core.algorithms``; a file that is missing here cannot be varied."""
 
+ABOVE_HALF = ("cag", "dace", "dcbe")
+"""Files for which a completion is correct where its correctness is above 1/2, and for the catalogue where it is above 0. With
+rewards of 0 and 1 that is the same; with partial credit the file and its composition differ in it."""
+
+_TWICE = {"dace": {"std_eps": "length_eps"}}
+"""Numbers of a file that are two in the catalogue."""
+
 
 def composition_for(source: str) -> Known | None:
     """The composition of a candidate file that the catalogue has rendered or that is shipped; None for any other."""
@@ -142,10 +149,11 @@ def with_numbers(algorithm: str, numbers: Mapping[str, float]) -> Numbered:
 
     The file stays as it is but for these defaults, and for mechanisms that they switch off, which are then none.
     ``entropy_coef`` of an algorithm without an entropy bonus adds the catalogue's; the file is then rendered from the
-    catalogue, which computes the same otherwise. There 0 adds nothing.
+    catalogue, which computes the same otherwise (of ``ABOVE_HALF``, with rewards of 0 and 1). There 0 adds nothing.
 
     Raises:
-        ValueError: there is no such algorithm, or it has no such hyperparameter.
+        ValueError: there is no such algorithm, it has no such hyperparameter, or the catalogue, which is to add the bonus, has no
+            such numbers.
     """
     source, own = algorithm_path(algorithm).read_text(), defaults_of(algorithm)
     given = dict(numbers)
@@ -158,7 +166,8 @@ def with_numbers(algorithm: str, numbers: Mapping[str, float]) -> Numbered:
         )
     composition = _composition_with(algorithm, {name: given[name] for name in given if given[name] != own[name]})
     if bonus:
-        assert composition is not None, "a file that is expressed whole has its numbers in its composition"
+        if composition is None:
+            raise ValueError(f"the catalogue, which adds entropy_coef to {algorithm}, cannot express its other numbers")
         composition = compose(composition, entropy="bonus", numbers={"entropy_coef": bonus})
         title = display_name(algorithm)
         return Numbered(
@@ -171,7 +180,15 @@ def _composition_with(algorithm: str, changed: Mapping[str, float]) -> Compositi
     known = KNOWN.get(algorithm)
     if known is None:
         return None
-    own, numbers = known.composition, dict(changed)
+    twice = {other: changed[name] for name, other in _TWICE.get(algorithm, {}).items() if name in changed}
+    try:
+        return _changed(known.composition, {**changed, **twice})
+    except ValueError:  # a number outside the catalogue's bounds
+        return None
+
+
+def _changed(own: Composition, numbers: dict[str, float]) -> Composition | None:
+    """The composition with these numbers of the file; None where the catalogue has no such number."""
     for name, slot in COEFFICIENTS.items():
         if name in own.parameters and numbers.get(name) == 0:  # the catalogue says that by another choice
             own = own.with_choices({slot: "none"}, None)

@@ -132,7 +132,8 @@ def _constants(composition: Composition) -> str:
 def _literal(value: float) -> str:
     if isinstance(value, bool):
         return str(value)
-    return f"{value:.0e}".replace("e+0", "e") if value >= 1e6 else repr(float(value))
+    short = f"{value:.0e}".replace("e+0", "e")
+    return short if value >= 1e6 and float(short) == value else repr(float(value))
 
 
 def _hyperparameters(composition: Composition) -> str:

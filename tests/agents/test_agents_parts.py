@@ -64,6 +64,8 @@ CHANGED = PARENT.replace("+ 1e-4", "+ 1e-3")
 
 def test_a_file_that_does_what_its_proposal_says_has_no_contradiction() -> None:
     assert contradictions(CHANGED, a_proposal(), PARENT, USES) == []
+    annotated = CHANGED.replace("MECHANISMS =", "MECHANISMS: dict =").replace("AGGREGATION =", "AGGREGATION: str =")
+    assert contradictions(annotated, a_proposal(), PARENT, USES) == []
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,13 @@ def test_a_file_that_does_what_its_proposal_says_has_no_contradiction() -> None:
         (CHANGED, {"touches": ("compute_loss",)}, USES, "compute_advantages differs from the parent's"),
         (CHANGED, {"touches": ("compute_advantages", "compute_loss")}, USES, "compute_loss is as in the parent"),
         ("def broken(:", {}, USES, "does not parse"),
+        (CHANGED.replace("MECHANISMS =", "MECHANISMS: dict ="), {"mechanisms": ("other",)}, USES, "lacks 'other'"),
+        (
+            CHANGED.replace('LOSS_AGGREGATION = "sequence', 'LOSS_AGGREGATION: str = "token'),
+            {},
+            USES,
+            "LOSS_AGGREGATION differs",
+        ),
     ],
 )
 def test_each_contradiction_is_told(source: str, changes: Any, uses: list[EquationUse], sentence: str) -> None:

@@ -17,6 +17,7 @@ from algorithm_batches import DYNAMICS, one_completion, small_batch
 from poise_core.candidate.loading import Candidate, load_candidate
 from poise_core.contract import LossInputs
 from poise_core.export.candidate_source import inlined
+from poise_core.reductions import aggregate_loss
 from poise_core.verification.gate import run_checks
 from poise_core.verification.report import Conditions
 
@@ -182,6 +183,21 @@ def test_losses(
     assert found.logprobs_grad == pytest.approx(list(gradient), rel=1e-4, abs=1e-6)
 
 
+def test_mirror_descent_is_of_whole_completions_whatever_their_length() -> None:
+    # log-ratio 0.1 a token, A = 1: gradient -1 + 0.1 * 0.1 L at every token, over 2 completions and a limit of 4 tokens
+    mask = torch.arange(4) < torch.tensor([[1], [4]])
+    logprobs = torch.full((2, 4), -1.0, requires_grad=True)
+    zeros = torch.zeros(2, 4)
+    inputs = LossInputs(
+        logprobs=logprobs, entropies=zeros, old_logprobs=torch.full((2, 4), -1.1), ref_logprobs=zeros,
+        advantages=torch.ones(2, 4), mask=mask, carry={}, correctness=torch.ones(2), format_valid=mask[:, 0],
+    )  # fmt: skip
+    candidate = load("kimi_mirror_descent")
+    total = aggregate_loss(candidate.compute_loss(inputs, DYNAMICS).token_loss, mask, candidate.loss_aggregation)
+    (gradient,) = torch.autograd.grad(total, logprobs)
+    assert (8 * gradient)[mask].tolist() == pytest.approx([-0.99, *[-0.96] * 4], rel=1e-4)
+
+
 def carried(
     name: str, advantage: float, ratio: float, carry: Mapping[str, float], correct: float = 1.0
 ) -> tuple[float, float]:
@@ -245,10 +261,24 @@ def test_which_tokens_and_completions_train() -> None:
     assert found.train_mask is not None
     assert found.train_mask[:, 0].tolist() == [False, True, True, True, True, False, False, False]
     assert found.values[1, 0].item() == pytest.approx(0.5 / HALF, rel=1e-5)
+    # of four identical right ones none is less likely: all stand at the cut and train with the likeliest two of the wrong
+    likely = [[-1.0]] * 4 + [[-2.0], [-3.0], [-4.0], [-5.0]]
+    batch = dataclasses.replace(small_batch([1] * 4 + [0] * 4), old_logprobs=torch.tensor(likely))
+    found = load("pods").compute_advantages(batch, DYNAMICS)
+    assert found.train_mask is not None
+    assert found.train_mask[:, 0].tolist() == [True] * 6 + [False, False]
+    # ... and where the wrong ones are identical, too, everything trains
+    found = load("pods").compute_advantages(small_batch([1] * 4 + [0] * 4), DYNAMICS)
+    assert found.train_mask is not None
+    assert found.train_mask.all()
     # GFPO keeps half by reward per token: 1/2, then 1/4; a wrong one has none
     found = load("gfpo").compute_advantages(small_batch([1, 1, 0, 1], lengths=[2, 4, 1, 8]), DYNAMICS)
     assert found.train_mask is not None
     assert found.train_mask.any(-1).tolist() == [True, True, False, False]
+    # one right and seven identical wrong ones: half of eight would be the right one and any three of the others
+    found = load("gfpo").compute_advantages(small_batch([1] + [0] * 7), DYNAMICS)
+    assert found.train_mask is not None
+    assert found.train_mask.all()
 
 
 def test_the_coefficient_of_the_adaptive_entropy_bonus() -> None:

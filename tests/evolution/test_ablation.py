@@ -203,6 +203,17 @@ def test_a_simplification_that_loses_has_back_what_contributed_most(tmp_path: Pa
     assert rows["without:a+c+d"] == pytest.approx(-25.0)
 
 
+def test_a_table_is_read_whether_annotated_or_not_and_is_a_table() -> None:
+    annotated = Switches.of(SOURCE.replace("MECHANISMS =", "MECHANISMS: dict ="))
+    assert annotated.mechanisms == Switches.of(SOURCE).mechanisms
+    switched = annotated.without(["b"])
+    assert switched is not None
+    assert Switches.of(switched.source).mechanisms.keys() == {"a", "c", "d"}
+    for table in ("OFF", '{"a": 0.0}', "[]", '{"a": {[]: 0.0}}'):
+        with pytest.raises(ValueError, match="MECHANISMS"):
+            Switches.of(f"MECHANISMS = {table}\n")
+
+
 def test_what_trains_like_something_measured_is_not_trained(tmp_path: Path, laboratory: Laboratory) -> None:
     evolution, candidate = begun(tmp_path, laboratory)
     gone = Switches.of(SOURCE).without(["b"])

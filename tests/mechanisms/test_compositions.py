@@ -119,11 +119,21 @@ def test_distance_by_hand() -> None:
         ({"routing": "mixed_only", "failure": "graded_penalty"}, {}, "acts in groups of one outcome"),
         ({"routing": "mixed_and_complete", "kl": "k3_all_fail"}, {}, "acts in groups of one outcome"),
         ({"baseline": "none", "scale": "none", "bound": "damp_negative"}, {}, "no failure is negative"),
+        (
+            {"baseline": "none", "scale": "none", "clip": "dual", "length": "overlong_soft"},
+            {},
+            "acts on nothing but what other choices, such as a penalty on length, make negative",
+        ),
         ({"bound": "clip"}, {"advantage_clip": 2.0}, "cuts nothing"),
         ({"bound": "clip"}, {"advantage_clip": 0.5}, "cuts them all"),
         ({"bound": "clip", "baseline": "group_median"}, {}, "two sizes of advantage"),
         ({"baseline": "group_median", "reward": "format_bonus", "format": "invalid_floor"}, {}, "overwrites"),
         ({"scale": "pass_rate", "format": "invalid_floor"}, {}, "advantage -1 already"),
+        (
+            {"baseline": "leave_one_out", "scale": "pass_rate", "format": "invalid_floor"},
+            {},
+            "under pass_rate with the group's mean failures have advantage -1 already",
+        ),
         (
             {"reward": "signed", "baseline": "none", "scale": "fixed", "format": "invalid_floor"},
             {"fixed_std": 0.5, "invalid_advantage": -2.0},

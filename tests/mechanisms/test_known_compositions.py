@@ -12,7 +12,7 @@ from poise_core.algorithms import algorithm_path, list_algorithms
 from poise_core.candidate.loading import load_candidate, load_candidate_source
 from poise_core.mechanisms.composition import GRPO, compose
 from poise_core.mechanisms.conflicts import incompatibilities
-from poise_core.mechanisms.known import KNOWN, composition_for, with_numbers
+from poise_core.mechanisms.known import ABOVE_HALF, KNOWN, composition_for, defaults_of, with_numbers
 from poise_core.mechanisms.render import render
 
 EXACT = sorted(name for name, known in KNOWN.items() if not known.left_out)
@@ -44,6 +44,47 @@ def test_equal_to_the_shipped_file(name: str) -> None:
         dynamics = dataclasses.replace(DYNAMICS, entropy=entropy)
         state, reference = rendered.update_controller(state, dynamics), shipped.update_controller(reference, dynamics)
         assert state == pytest.approx(reference)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_equal_to_the_shipped_file_with_partial_credit_but_for_what_counts_as_correct(name: str) -> None:
+    shipped = load_candidate(algorithm_path(name))
+    rendered = load_candidate_source(render(KNOWN[name].composition, name.upper()), name)
+    batch = batch_of(1)
+    part = torch.rand(batch.correctness.shape, generator=torch.Generator().manual_seed(1))
+    batch = dataclasses.replace(batch, correctness=batch.correctness * (0.1 + 0.9 * part))
+    found, expected = (update_of(one, batch, current(batch), DYNAMICS) for one in (rendered, shipped))
+    assert found.same_as(expected, rtol=1e-4, atol=1e-5) == (name not in ABOVE_HALF)
+    batch = dataclasses.replace(batch, correctness=(batch.correctness > 0) * (0.6 + 0.4 * part))
+    found, expected = (update_of(one, batch, current(batch), DYNAMICS) for one in (rendered, shipped))
+    assert found.same_as(expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_each_number_of_a_shipped_file_is_that_of_its_composition(name: str) -> None:
+    """``std_eps`` of DACE divides two deviations, which have a number each in the catalogue."""
+    batch = batch_of(1)
+    for number, value in defaults_of(name).items():
+        source, composition = with_numbers(name, {number: 0.3 if value < 1e-2 else 0.7 * value})
+        if composition is not None:
+            candidates = load_candidate_source(source, "a"), load_candidate_source(render(composition, "B"), "b")
+            found, expected = (update_of(one, batch, current(batch), CONTROLLED) for one in candidates)
+            assert found.same_as(expected, rtol=1e-4, atol=1e-5), number
+            if candidates[0].controller_function is not None:
+                later = dataclasses.replace(DYNAMICS, entropy=0.2)
+                ours, theirs = (one.update_controller(CONTROLLED.controller, later) for one in candidates)
+                assert ours == pytest.approx(theirs)
+
+
+def test_a_number_outside_the_bounds_of_the_catalogue_is_no_composition() -> None:
+    source, composition = with_numbers("grpo", {"kl_coef": 12.0})
+    assert composition is None
+    assert "kl_coef: float = 12.0" in source
+    assert with_numbers("grpo", {"clip_eps_low": -1.0}).composition is None
+    with pytest.raises(
+        ValueError, match="the catalogue, which adds entropy_coef to grpo, cannot express its other numbers"
+    ):
+        with_numbers("grpo", {"kl_coef": 12.0, "entropy_coef": 0.01})
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo", "vm_av", "sa"])

@@ -145,6 +145,26 @@ def test_a_rendered_file_gives_its_composition_back() -> None:
         assert composition_of(source) == composition
 
 
+@pytest.mark.parametrize(
+    "numbers", [{"kl_coef": 0.01 * 2**0.5}, {"clip_eps": 1.25e6}, {"clip_eps": 1e6 / 3}, {"std_eps": 0.1 + 0.2}]
+)
+def test_a_number_is_read_back_to_its_last_digit(numbers: dict[str, float]) -> None:
+    source = render(compose(numbers=numbers), "X")
+    assert composition_of(source) == compose(numbers=numbers)
+    ((name, value),) = numbers.items()
+    assert getattr(load_candidate_source(source, "x").hyperparameters, name) == value
+
+
+def test_short_numbers_stay_as_recorded_files_have_them() -> None:
+    composition = compose(numbers={"kl_coef": 0.000141, "std_eps": 1e-5, "clip_eps": 2e6})
+    assert "std_eps=1e-05" in composition.to_text()
+    assert "kl_coef=0.000141" in composition.to_text()
+    source = render(composition, "X")
+    for field in ("kl_coef: float = 0.000141", "std_eps: float = 1e-05", "clip_eps: float = 2e6"):
+        assert field in source
+    assert '"ratio_clip": {"clip_eps": 1e6}' in source
+
+
 def test_an_edited_file_is_no_longer_its_composition() -> None:
     source = render(GRPO, "GRPO")
     assert composition_of(source.replace("-surrogate + ", "-2.0 * surrogate + ")) is None

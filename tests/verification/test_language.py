@@ -72,6 +72,23 @@ def test_what_a_module_may_not_say(code: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('MECHANISMS = {"clip": {"clip_eps": 1e6}}', 'OFF = 1e6\nMECHANISMS = {"clip": {"clip_eps": OFF}}'),
+        ('MECHANISMS = {"clip": {"clip_eps": 1e6}}', 'MECHANISMS = {"clip": {"clip_eps": 1e3 * 1e3}}'),
+        ('LOSS_AGGREGATION = "token-mean"', 'KIND = "token-mean"\nLOSS_AGGREGATION = KIND'),
+        ('LOSS_AGGREGATION = "token-mean"', 'LOSS_AGGREGATION = ("token-mean", 1)[0]'),
+    ],
+)
+def test_what_is_read_without_running_the_file_is_written_out(before: str, after: str) -> None:
+    """An export or ablation of such a file, which the gate admitted, ended in a traceback."""
+    with pytest.raises(LanguageError, match="must be written out with plain values"):
+        check_language(edited((before, after)))
+    name, _, value = before.partition(" = ")
+    check_language(edited((before, f"{name}: {'dict' if name == 'MECHANISMS' else 'str'} = {value}")))
+
+
+@pytest.mark.parametrize(
     ("code", "message"),
     [
         ("x = dataclass(Advantages)", "may only decorate"),

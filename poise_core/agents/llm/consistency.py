@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from poise_core.agents.llm.forms import EquationUse
 from poise_core.agents.roles import Proposal
+from poise_core.candidate.switches import constants
 from poise_core.verification.language.check import LanguageError, parse_source
 
 PARTS = ("Hyperparameters", "LOSS_AGGREGATION", "compute_advantages", "compute_loss", "update_controller")
@@ -31,13 +32,9 @@ def contradictions(
 
 
 def _missing_mechanisms(tree: ast.Module, proposal: Proposal) -> list[str]:
-    declared: set[str] = set()
-    for node in tree.body:
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if any(isinstance(target, ast.Name) and target.id == "MECHANISMS" for target in targets):
-            value = node.value if isinstance(node, ast.Assign) else None
-            keys = value.keys if isinstance(value, ast.Dict) else []
-            declared |= {str(key.value) for key in keys if isinstance(key, ast.Constant)}
+    value = constants(tree).get("MECHANISMS")
+    keys = value.keys if isinstance(value, ast.Dict) else []
+    declared = {str(key.value) for key in keys if isinstance(key, ast.Constant)}
     missing = [name for name in proposal.mechanisms if name not in declared]
     return [f"MECHANISMS lacks {name!r}, which the proposal names" for name in missing]
 
@@ -80,20 +77,16 @@ def _wrong_parts(tree: ast.Module, proposal: Proposal, parent_source: str) -> li
 
 def _parts(tree: ast.Module) -> dict[str, str]:
     """Each part's syntax without docstrings and line numbers; everything else but imports and MECHANISMS under ''."""
-    found: dict[str, str] = {}
+    written = [(name, ast.dump(value)) for name, value in constants(tree).items() if name != "MECHANISMS"]
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            name = node.name
             if ast.get_docstring(node) is not None:
                 node.body = node.body[1:] or [ast.Pass()]
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-        else:
-            continue
-        if name == "MECHANISMS":
-            continue
+            written.append((node.name, ast.dump(node)))
+    found: dict[str, str] = {}
+    for name, text in written:
         key = name if name in PARTS else ""
-        found[key] = found.get(key, "") + ast.dump(node)
+        found[key] = found.get(key, "") + f"{name} = {text}\n"
     return found
 
 

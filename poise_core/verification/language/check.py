@@ -12,6 +12,7 @@ import math
 import unicodedata
 
 from poise_core.candidate.identity import MAX_TUPLE
+from poise_core.candidate.switches import literal
 from poise_core.escaping import is_printable
 from poise_core.verification.language import bounds, scopes, vocabulary
 from poise_core.verification.language.aliasing import Texts, Tuples, find_aliases, returns_given
@@ -172,6 +173,8 @@ class _ModuleReader(BodyReader):
             self.refuse(node, f"{name} could be changed between calls; use a tuple or numbers")
         if any(isinstance(part, ast.ListComp | ast.DictComp | ast.GeneratorExp) for part in ast.walk(node.value)):
             self.refuse(node, f"{name} must be written out, not computed by a comprehension")
+        if name in ("MECHANISMS", "LOSS_AGGREGATION") and not _is_written_out(node.value):
+            self.refuse(node, f"{name} must be written out with plain values, without names, sums or calls")
         if isinstance(node, ast.AnnAssign):
             self.annotation(node.annotation)
         if any(not self.is_plain_call(part) for part in ast.walk(node.value) if isinstance(part, ast.Call)):
@@ -279,6 +282,14 @@ class _ModuleReader(BodyReader):
 
 def _is_docstring(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _is_written_out(value: ast.expr) -> bool:
+    try:
+        literal("it", value)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_several(annotation: ast.expr) -> bool:
