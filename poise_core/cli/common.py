@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -88,6 +89,12 @@ def shown(path: Path) -> str:
     return f"./{text}" if text.startswith(("-", "~")) else text
 
 
+_WRONG_PLACES = (
+    errno.EISDIR, errno.ENOTDIR, errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
+"""Errors of a path that somebody gave, which no second try mends."""
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """Print one line on what is wrong with the input (status 2) or with the machine (3), and exit."""
@@ -102,6 +109,10 @@ def plain_errors() -> Iterator[None]:
         raise fail(error, UNUSABLE) from error
     except InfrastructureError as error:
         raise fail(str(error).splitlines()[0], FAULT) from error
+    except OSError as error:
+        if error.errno not in _WRONG_PLACES or error.filename is None:
+            raise
+        raise fail(f"{error.filename}: cannot be used: {error.strerror}; give another path", UNUSABLE) from error
     except (Cancelled, KeyboardInterrupt) as error:
         raise fail("stopped; the same command goes on", STOPPED) from error
 
@@ -256,9 +267,11 @@ def around_measured(path: Path, title: str) -> tuple[str, str]:
     Called before anything is measured, so that hours are not spent on what cannot be written.
 
     Raises:
-        typer.Exit: the document lacks the comments.
+        typer.Exit: the document lacks the comments, or no file can be written there.
     """
-    text = path.read_text() if path.exists() else f"# {title}\n\n{_BEGIN}\n{_END}\n"
+    with plain_errors():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.exists() else f"# {title}\n\n{_BEGIN}\n{_END}\n"
     head, _, rest = text.partition(_BEGIN)
     _, found, tail = rest.partition(_END)
     if not found:

@@ -96,17 +96,25 @@ def _measured(preset: Preset) -> Rates:
             raise fail(f"the measured steps failed: {failure.kind}: {failure.message}", 1) from failure
 
 
+def _weights(count: float) -> str:
+    return f"{count / 1e9:.3f} billion weights" if count >= 1e7 else f"{count / 1e6:.2f} million weights"
+
+
+def _bytes(size: float) -> str:
+    return f"{size / 1e9:8.2f} GB" if size >= 1e7 or not size else f"{size / 1e6:8.2f} MB"
+
+
 def plan_text(preset: Preset, found: Plan, gpu: str, hourly: float) -> str:
     """The plan as lines for a terminal."""
     shape, rates, search = found.shape, found.rates, preset.search
-    updating = sum(found.memory.values()) / 1e9
+    updating = sum(found.memory.values())
     unit = "process" if gpu == "cpu" else "GPU"
-    parts = "".join(f"  {name:12} {size / 1e9:8.2f} GB\n" for name, size in found.memory.items())
+    parts = "".join(f"  {name:12} {_bytes(size)}\n" for name, size in found.memory.items())
     room = f" of {found.available / 1e9:.0f} GB" if found.available else ""
     lines = [
-        f"Preset      {preset.name}: {preset.protocol.policy}, {shape.parameters / 1e9:.3f} billion weights",
+        f"Preset      {preset.name}: {preset.protocol.policy}, {_weights(shape.parameters)}",
         f"Memory of one {unit if gpu == 'cpu' else gpu} while weights are updated:",
-        f"{parts}  {'together':12} {updating:8.2f} GB{room}; while sampling {found.memory_sampling / 1e9:.2f} GB",
+        f"{parts}  {'together':12} {_bytes(updating)}{room}; while sampling {_bytes(found.memory_sampling).strip()}",
         f"Rates       {rates.how}",
         f"            a step {rates.step:.1f} s, {rates.length:.0f} tokens a completion; start {rates.start:.0f} s, evaluation of "
         f"{found.evaluated:,} completions {rates.evaluation:.0f} s, gate {rates.gate:.0f} s",

@@ -175,6 +175,8 @@ def build_policy(
         raise typer.BadParameter(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     if (out / "config.json").exists():
         raise typer.BadParameter(f"{out} already holds a policy; choose another folder")
+    with plain_errors():
+        out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
     recipe = RECIPES[name]
     with Progress(console=view_console(stderr=True)) as progress:

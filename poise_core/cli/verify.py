@@ -40,7 +40,7 @@ def verify(
             help="Verify for this preset's group size, length limit and steps. Default: those of --run-dir, or any."
         ),
     ] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that the whole gate may take.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=1.0, help="Seconds that the whole gate may take.")] = 60.0,
 ) -> None:
     """Put an algorithm file through the admission gate, in a confined process.
 

@@ -70,7 +70,10 @@ class ProblemSecret:
         try:
             value = bytes.fromhex(path.read_text(encoding="ascii").strip())
         except FileNotFoundError:
-            raise SecretError(f"{path}: missing; put it back from a copy of the folder") from None
+            raise SecretError(
+                f"{path}: missing; put it back from a copy of the folder. A published archive has none: it can be read, "
+                "and nothing more be measured"
+            ) from None
         except OSError as error:
             raise SecretError(f"{path}: cannot be read: {error.strerror or error}") from error
         except ValueError:

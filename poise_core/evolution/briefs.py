@@ -26,6 +26,7 @@ from poise_core.evidence.format import counted_seeds, format_interval, spell_int
 from poise_core.evidence.intervals import Interval, delta_between, distinguishable, paired_delta
 from poise_core.evidence.noise import Floors
 from poise_core.evolution.history import History
+from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.trajectory import RUN_METRICS
 
 _SHORT = {name: name.removesuffix("_end").removesuffix("_mean").removesuffix("_median") for name in RUN_METRICS}
@@ -284,6 +285,7 @@ def lessons(briefs: Briefs, *, run: str, today: dt.date, days: int) -> str:
     last = 1 + max((row["generation"] for row in history.candidates()), default=0)
     refuted = _refuted(briefs)
     rows = {row["name"]: row for row in history.candidates()}
+    by_id = {row["candidate_id"]: row for row in rows.values()}
     notes = []
     for line in table_order(briefs.table(last, 0))[:LESSONS]:
         row = rows.get(line.name)
@@ -293,9 +295,7 @@ def lessons(briefs: Briefs, *, run: str, today: dt.date, days: int) -> str:
         if identity in refuted:
             claim = f"REFUTED on sealed problems with fresh seeds; what the search measured was: {claim}"
         taught = [f"Avoid: {one}" for one in (reflection.avoid if reflection else ())][:2]
-        slots = " ".join(
-            dict.fromkeys(slot for one in (reflection.diagnoses if reflection else ()) for slot in one.slots[:2])
-        )
+        answers, slots = _remedy(row, by_id) if row else ("", "")
         name = re.sub(r"\W+", "_", f"lesson_{line.name}".lower()).strip("_")
         notes.append(
             "\n".join(
@@ -303,7 +303,7 @@ def lessons(briefs: Briefs, *, run: str, today: dt.date, days: int) -> str:
                     f"# {name}",
                     f"title: {one_line(line.name)}, {'refuted after' if identity in refuted else 'measured in'} an earlier run",
                     f"source: run {one_line(run)}, protocol {briefs.protocol.digest}, {today.isoformat()}",
-                    f"answers: {' '.join(line.diagnoses)}",
+                    f"answers: {answers}",
                     f"slots: {slots}",
                     f"expires: {(today + dt.timedelta(days=days)).isoformat()}",
                     f"protocol: {briefs.protocol.digest}",
@@ -319,6 +319,15 @@ def lessons(briefs: Briefs, *, run: str, today: dt.date, days: int) -> str:
             )
         )
     return "\n\n".join(notes) + "\n" if notes else ""
+
+
+def _remedy(row: Mapping[str, Any], rows: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """The diagnoses that a candidate's change answers, by the catalogue, and the slots in which it differs from its parent."""
+    own = json.loads(row["mechanisms"])
+    parent: dict[str, str] = next((json.loads(rows[one]["mechanisms"]) for one in row["parent_ids"] if one in rows), {})
+    changed = [slot for slot in own if slot in SLOTS and own[slot] != parent.get(slot)]
+    made = [one for slot in changed for one in SLOTS[slot].choices if one.name == own[slot]]
+    return " ".join(dict.fromkeys(code for one in made for code in one.answers)), " ".join(changed)
 
 
 def _claim(line: Line) -> str:

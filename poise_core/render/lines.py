@@ -160,11 +160,9 @@ def compute_note(found: Sequence[Compute]) -> str:
     if not found:
         return ""
     tokens, hours = sum(one.tokens for one in found), sum(one.gpu_hours for one in found)
-    each = (
-        f", {1e-6 * tokens / len(found):.2f} million and {hours / len(found):.3g} for a candidate"
-        if len(found) > 1
-        else ""
-    )
+    trained = [one for one in found if one.tokens]  # the base policy is only scored
+    mean = sum(one.gpu_hours for one in trained) / max(len(trained), 1)
+    each = f", {1e-6 * tokens / len(trained):.2f} million and {mean:.3g} for a candidate" if len(trained) > 1 else ""
     return f"Measured with {1e-6 * tokens:.2f} million training tokens in {hours:.3g} GPU-hours (process-hours without GPUs){each}."
 
 

@@ -68,7 +68,10 @@ def frozen_preset(folder: Path) -> Preset:
     """
     path = folder / PRESET
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise RunDirectoryError(f"{path}: empty; restore it")
+        document = yaml.safe_load(text)
         protocol = Protocol.stored(document["preset"]["protocol"])
         preset = Preset.model_validate({**document["preset"], "protocol": protocol})
         digest = document["protocol_digest"]

@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from poise_core.archive import Archive, ArchiveError, trajectory_seeds
@@ -64,6 +65,10 @@ class CandidateView:
         return plain
 
 
+NAMED = 5
+"""Names of candidates that an error lists at most."""
+
+
 def find_candidate(archive: Archive, wanted: str) -> str:
     """Id of the candidate with this id, name, or beginning of an id.
 
@@ -80,12 +85,17 @@ def _find(records: Mapping[str, Row], wanted: str) -> str:
     revised = {row["revises"] for row in records.values()}
     found = [key for key, name in names.items() if name.lower() == wanted.lower()]
     found = [key for key in found if key not in revised] or found  # of several files of one proposal, the last
-    found = found or [key for key in names if key.startswith(wanted)]
+    found = found or [key for key in names if key.startswith(wanted.lower())]
     if len(found) == 1:
         return found[0]
     if found:
-        raise ArchiveError(f"{wanted!r} could be any of {', '.join(found)}; give more of the id")
-    raise ArchiveError(f"no candidate {wanted!r}; there are {', '.join(sorted(names)) or 'none'}")
+        shown = ", ".join(sorted(found)[:NAMED]) + (f" and {len(found) - NAMED} more" if len(found) > NAMED else "")
+        raise ArchiveError(f"{wanted!r} could be any of {shown}; give more of the id")
+    near = get_close_matches(wanted.upper(), sorted(set(names.values())), NAMED, 0.0)
+    raise ArchiveError(
+        f"no candidate {wanted!r}; "
+        + (f"the nearest of {len(names)} names: {', '.join(near)}" if near else "there are none")
+    )
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ from poise_core.evidence.noise import SeedNoise, floor_with_prior
 from poise_core.evolution import ChildSlot
 from poise_core.evolution.briefs import lessons
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.render.markdown import render_nightly_report
 from poise_core.verification import CheckResult, VerificationReport
 from poise_core.verification.gate import run_checks
@@ -522,6 +523,12 @@ def test_lessons_of_a_run_are_literature_of_a_later_one(laboratory: Laboratory, 
     assert "Claim: better than the baseline: Overall +100.00" in fine.text
     assert f"Evidence: evaluations of {second['candidate_id']}, protocol {briefs.protocol.digest}" in fine.text
     assert "holds until 2026-03-31" in fine.text
+    own, base = (json.loads(row["mechanisms"]) for row in (second, root))
+    assert fine.slots == {slot for slot in own if own[slot] != base.get(slot)} != set()
+    made = [one for slot in fine.slots for one in SLOTS[slot].choices if one.name == own[slot]]
+    assert fine.answers == {code for one in made for code in one.answers}, (
+        "what the change is for, not what came with it"
+    )
     assert fine.source == f"run laptop, protocol {briefs.protocol.digest}, 2026-03-01"
 
 

@@ -47,6 +47,7 @@ def commands(group: Any, before: str = "") -> dict[str, Any]:
 
 
 COMMANDS = commands(typer.main.get_command(app))
+PUBLISHED = Path(__file__).parents[2] / "docs" / "results" / "laptop-64"
 RUN_NO_CANDIDATE = {
     "fetch", "leaderboard", "lineage", "show", "rungs", "explore", "credit", "export", "track", "cost", "context", "lessons",
     "bridge", "grade", "build-policy", "archive compact", "archive check", "sampler install", "env validate", "env play",
@@ -609,3 +610,29 @@ def test_a_user_without_a_home_gets_one(monkeypatch: pytest.MonkeyPatch) -> None
     assert Path.home().is_dir()
     assert Path.home().stat().st_mode & 0o777 == 0o700
     assert getpass.getuser() == f"user-{os.getuid()}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("leaderboard", PUBLISHED, "--svg", "FOLDER"),
+        ("lineage", PUBLISHED, "--svg", "FILE/x.svg"),
+        ("record-table", "--from-archive", PUBLISHED, "--out", "FOLDER"),
+        ("compare-search", "--table", PUBLISHED.parent / "table.parquet", "--write", "FOLDER"),
+        ("calibrate", "--write", "FILE/x.md"),
+        ("build-policy", "arithmetic-c", "--out", "FILE/x"),
+        ("verify", "grpo", "--timeout", "0"),
+    ],
+)
+def test_a_path_that_cannot_be_written_is_one_line(
+    arguments: tuple[object, ...], tmp_path: Path, poise: Callable[..., Result]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    places = {"FOLDER": str(tmp_path / "folder"), "FILE": str(tmp_path / "file")}
+    given = [re.sub("FOLDER|FILE", lambda found: places[found[0]], str(one)) for one in arguments]
+    done = poise(*given)
+    assert done.exit_code == 2, done.output
+    assert not isinstance(done.exception, OSError)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "poise: " in last or "╰" in last, done.stderr

@@ -3,6 +3,7 @@
 import datetime as dt
 import math
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -82,6 +83,10 @@ def test_gpu_hours_are_those_of_all_processes_of_trainings_and_evaluations(tmp_p
     console.print(render_leaderboard(leaderboard(evidence), preset.protocol, compute=note))
     assert note[:40] in console.export_text()
     assert compute_note([]) == ""
+    untrained = replace(first, name="base policy", tokens=0)
+    assert compute_note([first, second, untrained]).partition(" for a candidate")[0].rpartition(", ")[2] == (
+        f"{1e-6 * (first.tokens + second.tokens) / 2:.2f} million and {(first.gpu_hours + second.gpu_hours) / 2:.3g}"
+    )
 
 
 def test_gpus_that_are_handed_out_are_held_whether_or_not_there_is_a_process_for_each() -> None:

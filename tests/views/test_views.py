@@ -320,13 +320,24 @@ def test_a_candidate_is_found_by_id_name_or_beginning(filled: tuple) -> None:
     archive, _ = filled
     for wanted in (samples.VM_AV, "vm-av", "VM-AV", "vm"):
         assert find_candidate(archive, wanted) == samples.VM_AV
-    with pytest.raises(ArchiveError, match="no candidate 'x'; there are av-"):
+    with pytest.raises(ArchiveError, match="no candidate 'x'; the nearest of"):
         find_candidate(archive, "x")
     archive.append(
         "candidates", [candidate_row(candidate_id="av-9", name="AW", source="x", source_digest="d", written_by="llm")]
     )
     with pytest.raises(ArchiveError, match="could be any of av-1111111111, av-9"):
-        find_candidate(archive, "av-")
+        find_candidate(archive, "AV-")
+    for number in range(30):
+        archive.append(
+            "candidates",
+            [candidate_row(candidate_id=f"many-{number:02d}", name=f"M{number}", source=f"x = {number}",
+                           source_digest="d", written_by="llm")],
+        )  # fmt: skip
+    with pytest.raises(ArchiveError, match="could be any of many-00, many-01, many-02, many-03, many-04 and 25 more"):
+        find_candidate(archive, "many")
+    with pytest.raises(ArchiveError) as caught:
+        find_candidate(archive, "M99")
+    assert str(caught.value).count(",") == 4, "five names, however many there are"
 
 
 def test_one_candidate_shows_everything_the_archive_holds(filled: tuple) -> None:

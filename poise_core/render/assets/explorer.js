@@ -90,11 +90,12 @@ function metric(c, name) {
 }
 const shortly = (c, name) => { const value = metric(c, name); return value === null ? "" : name === "tokens" ? count(value) : name === "generation" ? String(value) : value.toFixed(name === "seed deviation" ? 2 : 1); };
 const words = document.getElementById("words"), chosen = document.getElementById("outcome"), from = document.getElementById("from");
-for (const name of [...new Set(all.map((c) => c.outcome))]) chosen.append(el("option", { value: name }, name));
+const standing = (c) => c.state || c.outcome;
+for (const name of [...new Set(all.map(standing))].sort()) chosen.append(el("option", { value: name }, name));
 const searched = (c) => (c.text ??= [c.name, c.id, c.mechanisms, c.change, c.state, c.outcome, c.failure ? c.failure.kind + " " + c.failure.message : ""].join(" ").toLowerCase());
 function shown() {
   const wanted = words.value.toLowerCase().split(/\s+/).filter(Boolean), first = Number(from.value || 0);
-  const kept = all.filter((c) => (!chosen.value || c.outcome === chosen.value) && c.generation >= first && wanted.every((word) => searched(c).includes(word)));
+  const kept = all.filter((c) => (!chosen.value || standing(c) === chosen.value) && c.generation >= first && wanted.every((word) => searched(c).includes(word)));
   document.getElementById("shown").textContent = `${kept.length} of ${all.length} shown`;
   return kept;
 }
@@ -130,7 +131,7 @@ function printing(begins) {
   }
 }
 const hover = (c) =>
-  [`<b>${escaped(c.name)}</b>  ${escaped(c.state || c.outcome)}`, c.overall ? "Overall " + limits(c.overall) : "", c.delta ? "to the baseline " + limits(c.delta, true) : "",
+  [`<b>${escaped(c.name)}</b>  ${escaped(standing(c))}`, c.overall ? "Overall " + limits(c.overall) : "", c.delta ? "to the baseline " + limits(c.delta, true) : "",
     escaped((c.change || "").slice(0, 90)), c.failure ? escaped(`${c.failure.kind}: ${c.failure.message}`.slice(0, 110)) : ""].filter(Boolean).join("<br>");
 const deltas = all.filter((c) => c.outcome === "scored").map((c) => metric(c, "delta")).filter((value) => value !== null);
 const reach = Math.max(1, ...deltas.map(Math.abs));
@@ -196,7 +197,7 @@ const views = {
   tree(kept) {
     const place = el("div", { class: "plot" }), note = el("p", { class: "soft" });
     const columns = kept.map((c) => c.x), ends = columns.length ? [columns.reduce((a, b) => Math.min(a, b)) - 0.7, columns.reduce((a, b) => Math.max(a, b)) + 0.7] : [0, 1];
-    fill(el("h2", {}, "The tree"), el("p", { class: "soft" }, "A column is a generation; colour is the difference to the baseline (blue is better), the sign is the outcome; hollow ones have no such difference. A click opens a candidate."), place, note);
+    fill(el("h2", {}, "The tree"), el("p", { class: "soft" }, "A column is a generation; colour is the difference to the baseline (blue is better), the symbol is the outcome; hollow ones have no such difference. A click opens a candidate."), place, note);
     drawMany(place, note, kept, (c) => c.x, (c) => c.y, (drawn) => {
       const x = [], y = [];
       for (const c of drawn) if (c.parents.length) { const parent = all[c.parents[0]]; x.push(parent.x, c.x, null); y.push(parent.y, c.y, null); }
@@ -246,10 +247,10 @@ const views = {
   },
   table(kept, query) {
     const by = query.get("by") || "Overall", up = query.get("up") === "1", most = Number(query.get("rows") || ROWS), columns = metricNames.filter((name) => name !== "Overall" && name !== "delta");
-    const value = (c) => (by === "name" ? c.name.toLowerCase() : by === "outcome" ? c.outcome : metric(c, by));
+    const value = (c) => (by === "name" ? c.name.toLowerCase() : by === "outcome" ? standing(c) : metric(c, by));
     const sorted = [...kept].sort((a, b) => { const one = value(a), other = value(b); if (one === null || other === null) return (one === null) - (other === null); return (one < other ? -1 : one > other ? 1 : 0) * (up ? 1 : -1); });
     const head = (name, numeric) => el("th", { scope: "col", class: numeric ? "n" : "", "aria-sort": by === name ? (up ? "ascending" : "descending") : "none" }, el("button", { type: "button", onclick: () => go("table", { by: name, up: by === name && !up ? "1" : "0" }) }, name));
-    const rows = sorted.slice(0, most).map((c) => el("tr", {}, el("td", {}, candidateLink(c)), el("td", {}, c.state || c.outcome), el("td", { class: "n" }, limits(c.overall)), el("td", { class: "n " + (c.verdict === "better" ? "good" : c.verdict === "worse" ? "bad" : "") }, limits(c.delta, true)),
+    const rows = sorted.slice(0, most).map((c) => el("tr", {}, el("td", {}, candidateLink(c)), el("td", {}, standing(c)), el("td", { class: "n" }, limits(c.overall)), el("td", { class: "n " + (c.verdict === "better" ? "good" : c.verdict === "worse" ? "bad" : "") }, limits(c.delta, true)),
       columns.map((name) => el("td", { class: "n" }, shortly(c, name)))));
     fill(el("h2", {}, "Candidates"), el("section", {}, el("table", { class: "candidates" }, el("caption", {}, `Intervals are 95 %; deltas are paired with the baseline by seed and problem. ${run.counted}.`),
       el("thead", {}, el("tr", {}, head("name"), head("outcome"), head("Overall", true), head("delta", true), columns.map((name) => head(name, true)))), el("tbody", {}, rows)),
@@ -285,7 +286,7 @@ const views = {
     fill(el("h2", {}, c.name, " ", el("span", { class: "soft" }, c.id)),
       el("p", { class: "noprint" }, link("#/compare/" + [c.parents.length ? all[c.parents[0]].id : all[run.baseline ?? index].id, c.id].map(encodeURIComponent).join("/"), "compare with the parent"), " · ", link("#/curves?ids=" + encodeURIComponent([run.baseline === null ? "" : all[run.baseline].id, c.id].filter(Boolean).join(",")), "curves beside the baseline")),
       el("div", { class: "flow" },
-        part("At a glance", facts({ outcome: c.state || c.outcome, generation: c.generation, author: c.author, arm: c.arm, Overall: limits(c.overall), "to the baseline": limits(c.delta, true) + (c.verdict ? ` (${c.verdict})` : ""), "training tokens": c.tokens ? count(c.tokens) : null, mechanisms: c.mechanisms, change: c.change,
+        part("At a glance", facts({ outcome: standing(c), generation: c.generation, author: c.author, arm: c.arm, Overall: limits(c.overall), "to the baseline": limits(c.delta, true) + (c.verdict ? ` (${c.verdict})` : ""), "training tokens": c.tokens ? count(c.tokens) : null, mechanisms: c.mechanisms, change: c.change,
           parents: el("span", {}, listed(c.parents.map((p) => all[p]))), children: el("span", {}, listed(children)) })),
         more.benchmarks && more.benchmarks.length ? part("Benchmarks, percent", scores(more.benchmarks)) : null,
         more.deltas && Object.keys(more.deltas).length ? part("Paired differences of Overall", facts(Object.fromEntries(Object.entries(more.deltas).map(([name, d]) => ["to " + name, limits([d.estimate, d.low, d.high, d.seeds], true)])))) : null,

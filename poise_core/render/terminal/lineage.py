@@ -62,7 +62,10 @@ def _label(node: LineageNode) -> Text:
     if node.state:
         label.append(f"  {node.state}", style=STYLES.get(node.state, "dim"))
     if node.change and not node.revised:  # of several files of one proposal, the last one tells it
-        lent = f" (with {', '.join(node.other_parents)})" if node.other_parents else ""
+        unnamed = [
+            donor for donor in node.other_parents if donor not in node.change
+        ]  # the catalogue's words have theirs
+        lent = f" (with {', '.join(unnamed)})" if unnamed else ""
         label.append(f"\n{node.change}{lent}", style="italic")
     if node.total is not None or node.selected:
         label.append(f"\n{_judgement(node)}", style="dim")
@@ -80,5 +83,5 @@ def _judgement(node: LineageNode) -> str:
 
 def _term(terms: Mapping[str, float], name: str) -> str:
     """One term; the number of seeds that a score had then follows it, where the archive has that."""
-    value, seeds = f"{terms[name]:.2f}", int(terms.get("seeds", 0))
+    value, seeds = f"{terms[name]:.0f}" if name == "children" else f"{terms[name]:.2f}", int(terms.get("seeds", 0))
     return f"{value} ({counted_seeds(seeds)})" if name == "shrunken_overall" and seeds else value
