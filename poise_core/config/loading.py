@@ -103,11 +103,24 @@ def _preset_of(document: dict[str, Any], overrides: Sequence[str], *, new: bool 
     if new:
         _stop_while_sampling(document)
     try:
-        return Preset.model_validate(_with_home(document))
+        preset = Preset.model_validate(_with_home(document))
     except RecursionError:
         raise PresetError("the document holds itself (an alias within what it names)") from None
     except ValidationError as error:
         raise PresetError(_first_error(error)) from error
+    if new:
+        _refuse_partial_credit(preset)
+    return preset
+
+
+def _refuse_partial_credit(preset: Preset) -> None:
+    for benchmark in (*preset.protocol.benchmarks, *preset.examination.procedural):
+        source = benchmark.source or preset.protocol.environment.source
+        if source is not None and source.environment is None and source.grader.threshold is None:
+            raise PresetError(
+                f"benchmark {benchmark.name}: its grader keeps partial credit (threshold: null), and a benchmark counts right "
+                "completions; give it a source of its own whose grader has a threshold"
+            )
 
 
 def _stop_while_sampling(document: dict[str, Any]) -> None:
@@ -128,7 +141,10 @@ def _validated(document: dict[str, Any], overrides: Sequence[str], *, new: bool 
         digest = policy_digest(preset.protocol.policy)
     except PolicyNotFoundError as error:
         raise PresetError(f"protocol.policy: {error}") from error
-    words = tokenizer_digest(preset.protocol.policy) if preset.protocol.prompt else ""
+    prompted = preset.protocol.prompt is not None
+    if new or preset.protocol.tokenizer_digest:  # a run of before that has prompts of benchmarks only keeps its digest
+        prompted = prompted or any(benchmark.prompt for benchmark in preset.protocol.benchmarks)
+    words = tokenizer_digest(preset.protocol.policy) if prompted else ""
     protocol = preset.protocol.model_copy(update={"policy_digest": digest, "tokenizer_digest": words})
     return preset.model_copy(update={"protocol": _with_pinned_environment(protocol)})
 

@@ -234,7 +234,8 @@ class Protocol(FrozenModel):
     environment: EnvironmentSpec
     prompt: PromptSpec | None = Field(None, description="how problems become prompts; by default they are the prompts")
     tokenizer_digest: str = Field(
-        "", description="SHA-256 of tokenizer and chat template; filled in where ``prompt`` is given"
+        "",
+        description="SHA-256 of tokenizer and chat template; filled in where there is a ``prompt``, or one of a benchmark",
     )
     training: TrainingSpec
     sampler: SamplerSpec | None = Field(None, description="by default the trainer samples itself, exactly")
@@ -339,7 +340,9 @@ class Protocol(FrozenModel):
     def _younger(self) -> set[str]:
         """Fields that say nothing here and are younger than digests that must stay."""
         unsaid = {name for name in ("model", "sampler", "evaluation") if getattr(self, name) is None}
-        return unsaid | ({"prompt", "tokenizer_digest"} if self.prompt is None else set())
+        if self.prompt is None:
+            unsaid |= {"prompt"} if self.tokenizer_digest else {"prompt", "tokenizer_digest"}
+        return unsaid
 
     @property
     def evaluation_length(self) -> int:

@@ -5,7 +5,6 @@ Nothing here is an error: what is wrong is collected as lines, so that one call 
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from poise_core.environments.registry import benchmark_environment, get_environm
 from poise_core.environments.sources import SourceEnvironment, read_rows, words
 from poise_core.escaping import one_line
 from poise_core.policies.locate import resolve_policy
+from poise_core.policies.prompt import PromptSpec
 
 if TYPE_CHECKING:
     from poise_core.policies.model import PromptCodec
@@ -29,8 +29,8 @@ SHARED = 0.6
 """Share of a benchmark problem's pieces within one training problem from which the two count as overlapping."""
 _SHOWN, _HEAD = 5, 70  # lines of a kind, and characters of a prompt in one
 
-Tokens = Callable[[str], int]
-"""The number of tokens of a prompt, template included."""
+Tokens = Callable[[str, PromptSpec | None], int]
+"""The number of tokens of a problem's prompt, by the template of a benchmark's own where one is given."""
 
 
 @dataclass
@@ -184,26 +184,35 @@ def codec_of(protocol: Protocol) -> tuple[PromptCodec, int | None]:
     Raises:
         ValueError: the policy has no tokenizer that can be used, or the template does not suit it.
     """
-    from poise_core.policies.model import PromptCodec  # which loads torch
+    from poise_core.policies.model import PromptCodec, text_configuration  # which load torch
 
     folder = resolve_policy(protocol.policy)
-    configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return PromptCodec.load(folder, protocol.prompt), configuration.get("max_position_embeddings")
+    codec = PromptCodec.load(folder, protocol.prompt)
+    for spec in protocol.benchmarks:
+        if spec.prompt:
+            codec.with_prompt(spec.prompt, f"benchmark {spec.name}: prompt")
+    return codec, getattr(text_configuration(folder), "max_position_embeddings", None)
 
 
 def require_fit(protocol: Protocol) -> None:
-    """Refuse rows of data sets whose prompts and completions do not fit into what the policy sees, by its tokenizer.
+    """Refuse weights that no sampler could take, prompts that the policy's tokenizer cannot make, and rows of data sets whose
+    prompts and completions do not fit into what the policy sees.
 
-    Problems that are drawn or come from a user's class are not looked at.
+    Of problems that are drawn or come from a user's class no length is looked at.
 
     Raises:
         ValueError: they do not fit; see ``codec_of`` and ``misfit`` for the rest.
     """
+    if protocol.sampler is not None:
+        from poise_core.policies.model import saved_tensors
+
+        saved_tensors(resolve_policy(protocol.policy))
     sources = [protocol.environment.source, *(one.source for one in protocol.benchmarks)]
-    if not any(one is not None and one.dataset for one in sources):
+    rows = any(one is not None and one.dataset for one in sources)
+    if not rows and not any((protocol.prompt, *(one.prompt for one in protocol.benchmarks))):
         return
     codec, context = codec_of(protocol)
-    if context and (line := misfit(protocol, codec.prompt_tokens, context)):
+    if rows and context and (line := misfit(protocol, codec.prompt_tokens, context)):
         raise ValueError(line)
 
 
@@ -227,7 +236,8 @@ def misfit(protocol: Protocol, tokens: Tokens, context: int) -> str:
             problems = training_problems(protocol.environment, 0)
         else:
             problems = benchmark_environment(protocol, spec).problems("search", spec.kinds, 0, name)
-        over = sum(tokens(problem.prompt) > room for problem in problems)
+        own = spec.prompt if spec else None
+        over = sum(tokens(problem.prompt, own) > room for problem in problems)
         if over:
             return (
                 f"{name}: {over} of {len(problems)} prompts have more than the {room} tokens that completions of {context - room} "
@@ -255,14 +265,16 @@ def _report(
         report.digest = environment.source.digest
     judged_golds(environment, problems, report)
     if tokens is not None:
-        lengths = sorted(tokens(problem.prompt) for problem in problems)
+        own = spec.prompt if spec else None
+        counted = [(tokens(problem.prompt, own), problem) for problem in problems]
+        lengths = sorted(length for length, _ in counted)
         report.longest, report.median = lengths[-1], lengths[len(lengths) // 2]
         if context is not None:
             report.limit = context - protocol.length_limit(spec)
             report.over = [
-                f"{tokens(problem.prompt)} tokens: {one_line(problem.prompt, _HEAD)}"
-                for problem in problems
-                if tokens(problem.prompt) > report.limit
+                f"{length} tokens: {one_line(problem.prompt, _HEAD)}"
+                for length, problem in counted
+                if length > report.limit
             ]
     if isinstance(environment, SourceEnvironment):
         environment.close()

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol as Typed
 
@@ -135,7 +135,7 @@ def _benchmark(
     asked: ProblemSet,
 ) -> BenchmarkResult:
     environment = benchmark_environment(protocol, spec)
-    codec = replace(codec, prompt=spec.prompt) if spec.prompt else codec
+    codec = codec.with_prompt(spec.prompt, f"benchmark {spec.name}: prompt") if spec.prompt else codec
     problems = benchmark_problems(environment, spec, asked)
     total = len(problems) * spec.samples
     temperature = protocol.evaluation.temperature if protocol.evaluation else 1.0
@@ -154,10 +154,9 @@ def _benchmark(
     whole = (~sampled.truncated).tolist()
     judged = [j for j in range(total) if whole[j]]
     verdicts = verify_all(environment, [problems[j // spec.samples] for j in judged], [texts[j] for j in judged])
-    scores = [0.0] * len(problems)
+    correct = [0] * len(problems)
     for j, verdict in zip(judged, verdicts, strict=True):
-        scores[j // spec.samples] += verdict.correctness
-    correct = [round(score) for score in scores]
+        correct[j // spec.samples] += verdict.correctness >= 1.0  # pass@k knows right and wrong only
     valid = sum(verdict.format_valid for verdict in verdicts)
     return BenchmarkResult(
         name=spec.name,

@@ -9,6 +9,7 @@ process of a candidate. An evaluation it carries out whole. The engine behind it
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -29,7 +30,7 @@ from poise_core.evaluation.evaluate import evaluate_policy
 from poise_core.failures import FaultKind, SamplerFault
 from poise_core.files import UntrustedFileError, read_untrusted, write_atomically
 from poise_core.policies.libraries import load_transformers
-from poise_core.policies.model import PromptCodec, load_model
+from poise_core.policies.model import PromptCodec, load_model, text_configuration
 from poise_core.policies.prompt import ModelSpec, PromptSpec
 from poise_core.randomness import ROLLOUT
 from poise_core.sampling import handover
@@ -52,7 +53,7 @@ def make_sampler(
         SamplerFault: it does not start, or has another version than the protocol asks for.
     """
     if spec.name == "vllm":
-        context = resources.context or int(json.loads((policy / "config.json").read_text())["max_position_embeddings"])
+        context = resources.context or int(text_configuration(policy).max_position_embeddings)
         return VllmSampler(spec, resources, home, context=context, stops=stops)
     scripted = ScriptedSampler(memory_gib=resources.memory_gib, dtype=spec.dtype)
     if spec.version and scripted.identity()["version"] != spec.version:
@@ -91,6 +92,7 @@ class Server:
         self._resources = SamplerResources.model_validate(config["resources"])
         self._home, self._policy = Path(config["home"]), Path(config["policy"])
         self._expected = handover.policy_tensors(self._policy, self._spec.dtype)
+        self._vocabulary = int(text_configuration(self._policy).vocab_size)
         self._loads = 0
         self._stops = bool(config.get("stops"))
         self._engine: Sampler = self._made()
@@ -171,16 +173,17 @@ class Server:
         """Load a version, with a fresh engine where the first answers as no such weights would.
 
         Raises:
-            RefusedWeights: the weights are not finite numbers.
+            RefusedWeights: the weights, or what they compute, are not finite numbers.
             SamplerFault: GARBAGE, the fresh engine answers no better.
         """
-        vocabulary = int(json.loads((self._policy / "config.json").read_text())["vocab_size"])
+        if not all(map(math.isfinite, canary)):
+            raise RefusedWeights("the policy's log-probabilities are not finite", finite=False)
         for fresh in (False, True):
             if fresh:
                 self._engine.close()
                 self._engine = self._made()
             self._engine.load(version, folder)
-            found = self._engine.score(handover.canary_ids(vocabulary))
+            found = self._engine.score(handover.canary_ids(self._vocabulary))
             if handover.same_canary(found, canary):
                 return
             if not _all_finite(folder / "model.safetensors"):
@@ -207,7 +210,7 @@ class Server:
             folder = self._version_folder(f"evaluated-{seed}")
             for file in sorted(Path(policy).glob("*.safetensors*")):
                 (folder / file.name).symlink_to(file.resolve())
-            found = handover.policy_tensors(folder)
+            found = handover.file_tensors(folder.glob("*.safetensors"))
             kinds = {
                 name: (kind, self._expected[name][1]) for name, (kind, _) in found.items() if name in self._expected
             }

@@ -112,6 +112,8 @@ LENGTH_SHARE = 1 / 3
 """Mean length of a completion as a share of its limit; 2 M tokens in 2,048 completions of at most 3,000 is a third."""
 PROMPT_TOKENS = 160
 """Mean length of a prompt with its template."""
+BUCKET = 500_000_000
+"""Numbers of the buffer through which DeepSpeed reduces gradients; under stage 3 it is there all the time."""
 SIZES = {
     "math-ai/aime24": 30, "math-ai/aime25": 30, "math-ai/amc23": 40, "HuggingFaceH4/MATH-500": 500, "math-ai/minervamath": 272,
     "math-ai/olympiadbench": 674, "openai/gsm8k": 1319,
@@ -180,8 +182,11 @@ def memory_parts(preset: Preset, shape: Shape, available: float | None) -> tuple
     parts = {
         "weights": width * count * share[3],
         "gradients": ((4 * share[2] + 2 * share[3]) if half else 4 * share[2]) * count,
-        "optimizer": (12 if half else 8) * count * share[1],
+        # stages 1 and 2 keep a float32 original of every weight, whatever the weights' own type
+        "optimizer": (12 if half or stage in (1, 2) else 8) * count * share[1],
         "reference": width * count,
+        # none where DeepSpeed has an optimizer of its own for bfloat16; stage 2 sums in the type of the weights
+        "gradient bucket": 0.0 if stage == 0 or (half and stage == 1) else float(BUCKET * (width if stage == 2 else 4)),
     }
     sequence = PROMPT_TOKENS + training.max_completion_length
     tokens = max(resources.micro_batch_tokens or resources.micro_batch_size * sequence, sequence)
@@ -204,6 +209,7 @@ def memory_parts(preset: Preset, shape: Shape, available: float | None) -> tuple
     whole = width * count * (1 - share[3])  # under stage 3 the weights are gathered
     moments = 8 * count * share[1] if resources.offload_optimizer else 0.0
     standing = sum(parts[name] for name in ("weights", "gradients", "optimizer", "reference"))
+    standing += parts["gradient bucket"] if stage == 3 else 0.0
     return parts, standing - moments + whole + cache
 
 

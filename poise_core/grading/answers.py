@@ -247,15 +247,21 @@ _unit("temperature C", "1", "C Celsius")
 _unit("temperature F", "1", "F Fahrenheit")
 _unit("speed", "44704/100000", "mph")
 _MULTIPLIERS = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_MULTIPLIERS |= {f"{name}s": factor for name, factor in _MULTIPLIERS.items()}
 _TURNING = frozenset(
     re.findall(
         r"\w+",
         "not no never less more fewer greater least most about approximately roughly over under above below "
-        "between almost nearly or either neither negative minus half double twice hundred dozen except cannot "
+        "between almost nearly or either neither negative minus half double twice hundred hundreds dozen dozens except cannot "
         "maybe ",
     )
 )
 """Words that change what the number beside them says; a text with one is compared as text."""
+_PARTS = "third|fourth|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|hundredth|thousandth|millionth|billionth"
+_FACTOR = re.compile(
+    rf"(?:halves|(?:{_PARTS})s|squared|cubed|factorial|plus|multiplied|divided|mod|modulo|choose)\b|(?:{_PARTS})(?=$| of\b)"
+)
+"""Words that, right behind a number, compute with it: 5 thirds, 5 squared; cm squared is a unit."""
 _NUMBER_WORDS = dict(
     zip(
         ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"],
@@ -280,6 +286,8 @@ class Unit:
         ).strip()
         lower = words.lower()
         if set(re.findall(r"[a-z]+", lower)) & _TURNING or re.search(r"\d", re.sub(r"\^\d", "", lower)):
+            return None
+        if _FACTOR.match(lower):
             return None
         squares = 1
         if match := re.fullmatch(r"(?:sq\.?|square|cubic)\s+(.+)", lower):
@@ -326,8 +334,14 @@ _LIST = re.compile(
     r"|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:lor|land|wedge|vee)(?![A-Za-z])"
 )
 _RELATION = re.compile(r"\\(?:le|ge|ne|in)(?![A-Za-z])|[<>=]|\\(?:approx|equiv|sim|cong)(?![A-Za-z])")
+_INDEX = r"(?:_(?:\w|\{[^{}]*\}))?'*"
+_SYMBOL = rf"(?:[A-Za-z]|\\[A-Za-z]+){_INDEX}"
 _NAME = re.compile(
-    r"(?:[A-Za-z]|\\[A-Za-z]+)(?:_(?:\w|\{[^{}]*\}))?'*(?:\s*\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))?"
+    rf"{_SYMBOL}(?:\s*\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))?"
+    rf"|\(\s*{_SYMBOL}(?:\s*,\s*{_SYMBOL})+\s*\)"  # (x, y)
+    rf"|[A-Za-z]{_INDEX}\s*\(\s*-?\s*\d+(?:\.\d+)?\s*\)"  # a(2) is a value of a
+    rf"|[fgh]{_INDEX}\s*\((?:[^()]|\([^()]*\))*\)"  # f(x+1)
+    rf"|([A-Z]){_INDEX}\s*\((?:(?!\1)[^()]|\((?:(?!\1)[^()])*\))*\)"  # P(X = 2), but not the product N(N-1)
     r"|\\angle .+|\\text\{[^{}]*\}|[A-Z]{2,3}"
 )
 _THOUSANDS = re.compile(r"-?(?:\\\$)?\s*\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d)")
@@ -345,7 +359,7 @@ _NOTHING = {
 
 
 def is_name(side: str) -> bool:
-    """Whether a side of an equation only names what is asked: x, f(x), AB, a word."""
+    """Whether a side of an equation only names what is asked: x, f(x), f(2), P(X = 2), (x, y), AB, a word."""
     return bool(_NAME.fullmatch(side.strip())) and side.strip() not in ("e", "i", "\\pi", "\\infty")
 
 
@@ -573,6 +587,7 @@ _BASES = {
 _TAIL = re.compile(
     r"(.*[\d})!\]a-z])\s*(?:\\text\s*\{([^{}]*)\}((?:\s*\^\s*\{?\d\}?)?)|(?<![A-Za-z\\])([A-Za-z][A-Za-z.\s/]*[A-Za-z])((?:\s*\^\s*\{?\d\}?)?))"
 )
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![A-Za-z])")
 
 
 def _measured(text: str) -> Answer:
@@ -583,18 +598,23 @@ def _measured(text: str) -> Answer:
     for _ in range(3):
         if match := re.fullmatch(r"(.+?)\s*%", text):
             text, unit = match.group(1), Unit("share", "1/100")
-        elif match := re.fullmatch(
-            r"(.+?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\s*\{)?\s*([CF]?)\s*\}?", text
+        elif not _TRIGONOMETRIC.search(text) and (  # sin 30 degrees has none itself
+            match := re.fullmatch(r"(.+?)\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*(?:\\text\s*\{)?\s*([CF]?)\s*\}?", text)
         ):
             text = match.group(1)
             unit = Unit(f"temperature {match.group(2)}") if match.group(2) else Unit("angle", "pi/180")
         elif match := _TAIL.fullmatch(text):
             words = match.group(2) if match.group(2) is not None else match.group(4)
             index = re.sub(r"[{}\s]", "", match.group(3) or match.group(5) or "")
-            if words.strip().lower() in _MULTIPLIERS:
-                text, factor = match.group(1), factor * _MULTIPLIERS[words.strip().lower()]
+            first, _, rest = words.strip().partition(" ")
+            if first.lower() in _MULTIPLIERS:
+                text = f"{match.group(1)} \\text{{{rest}{index}}}" if rest else match.group(1)
+                factor *= _MULTIPLIERS[first.lower()]
                 continue
             named = Unit.read(words + index)
+            if named is not None and named.kind == "angle" and _TRIGONOMETRIC.search(text):
+                text = match.group(1) + ("^\\circ" if named.factor != "1" else "")
+                continue
             if named is None or (match.group(2) is None and not named.kind and " " not in words and len(words) < 3):
                 break
             if match.group(2) is None and not named.kind and not re.search(r"\d\s+$|\d\s+[A-Za-z]", text):

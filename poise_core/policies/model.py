@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
@@ -15,6 +16,7 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from poise_core.policies.prompt import ModelSpec, PromptSpec
@@ -24,6 +26,17 @@ if TYPE_CHECKING:
 
 # without trust_remote_code=False, transformers asks on the terminal whether to run a policy's own code
 _OFFLINE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+
+# what chat templates call for the day, of which they get a fixed one: prompts of a protocol would differ from day to day
+_DAY = {
+    "%-d": "26", "%d": "26", "%b": "Jul", "%B": "July", "%-m": "7", "%m": "07", "%y": "24", "%Y": "2024", "%a": "Fri",
+    "%A": "Friday", "%H": "00", "%M": "00", "%S": "00",
+}  # fmt: skip
+_DATED = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('{sign}', '{text}')" for sign, text in _DAY.items())
+    + " }}{% endmacro %}\n"
+)
 
 
 def load_model(folder: Path, spec: ModelSpec | None = None, *, configuration: Path | None = None) -> Any:
@@ -61,6 +74,55 @@ def _float32_logits(head: torch.nn.Linear, hidden: Tensor) -> Tensor:
         return product.unflatten(0, hidden.shape[:-1])
     bias = None if head.bias is None else head.bias.float()
     return torch.nn.functional.linear(hidden.float(), head.weight.float(), bias)
+
+
+def saved_tensors(folder: Path) -> dict[str, list[int]]:
+    """Return the tensors with which a policy is saved, tied ones once, and their shapes: name -> shape. Nothing is loaded for it.
+
+    Raises:
+        ValueError: the policy's files name them otherwise than its model does, so that no other process could take them.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, **_OFFLINE))
+    state, tied = model.state_dict(keep_vars=True), set(model.all_tied_weights_keys)
+    names: dict[int, list[str]] = {}
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), []).append(name)
+    groups = [sorted(group, key=lambda name: name in tied) for group in names.values()]
+    with ExitStack() as stack:
+        files = [stack.enter_context(safe_open(path, "pt")) for path in _weight_files(folder)]
+        places = {name: file for file in files for name in file.keys()}  # noqa: SIM118 - it is no dict
+        for group in groups:
+            found = [name for name in group if name in places]
+            if not found:
+                raise ValueError(
+                    f"the files of the policy in {folder} do not name {group[0]}, as its model does, so that no other process can "
+                    "take it; leave protocol.sampler out"
+                )
+            values = [places[name].get_tensor(name) for name in found] if len(found) > 1 else []
+            if any(not torch.equal(values[0], value) for value in values):
+                raise ValueError(
+                    f"the files of the policy in {folder} hold {' and '.join(found)}, which its configuration ties and which "
+                    "differ; write tie_word_embeddings: false into its config.json"
+                )
+    return {group[0]: list(state[group[0]].shape) for group in groups}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files from which a policy's weights are loaded; others may lie beside them, as in another format."""
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists() or not index.exists():
+        return [folder / "model.safetensors"]
+    return [folder / name for name in sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))]
+
+
+def text_configuration(folder: Path) -> Any:
+    """Return the configuration of a policy's language model, which models of images and texts hold beside others."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, **_OFFLINE).get_text_config()
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -122,7 +184,7 @@ class PromptCodec:
         token, the end-of-sequence id is the pad id.
 
         Raises:
-            ValueError: a chat is asked for, and the tokenizer has no chat template; or no token ends a completion.
+            ValueError: no token ends a completion; see ``with_prompt`` for the rest.
         """
         tokenizer = load_tokenizer(folder)
         own = [] if tokenizer.eos_token_id is None else [int(tokenizer.eos_token_id)]
@@ -132,16 +194,34 @@ class PromptCodec:
                 f"the policy in {folder} names no token that ends a completion; put eos_token into its tokenizer_config.json"
             )
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else ends[0]
-        begin = tokenizer.bos_token_id
-        expected = begin is not None and tokenizer("")["input_ids"][:1] == [begin]
-        if prompt is not None and prompt.chat and not tokenizer.chat_template:
+        return cls(tokenizer=tokenizer, eos_ids=ends, pad_id=int(pad)).with_prompt(prompt)
+
+    def with_prompt(self, prompt: PromptSpec | None, where: str = "protocol.prompt") -> PromptCodec:
+        """Return the codec of the same tokenizer for other prompts.
+
+        Args:
+            prompt: how problems become prompts.
+            where: the preset's key of it, for messages.
+
+        Raises:
+            ValueError: a chat is asked for, and the tokenizer has no chat template, or one that cannot render it.
+        """
+        begin = self.tokenizer.bos_token_id
+        chat = prompt is not None and prompt.chat  # the chat template brings its own beginning
+        if chat and not self.tokenizer.chat_template:
             raise ValueError(
-                f"protocol.prompt.chat: the tokenizer of {folder} has no chat template; use an instruction-tuned model, or "
-                "write the dialogue into protocol.prompt.template"
+                f"{where}.chat: the tokenizer of {self.tokenizer.name_or_path} has no chat template; use an instruction-tuned "
+                f"model, or write the dialogue into {where}.template"
             )
-        in_template = prompt is not None and prompt.chat  # the chat template brings its own beginning
-        prefix = (int(begin),) if expected and not in_template else ()
-        return cls(tokenizer=tokenizer, eos_ids=ends, pad_id=int(pad), prefix=prefix, prompt=prompt)
+        expected = begin is not None and not chat and self.tokenizer("")["input_ids"][:1] == [begin]
+        codec = replace(self, prompt=prompt, prefix=(int(begin),) if expected else ())
+        try:
+            codec.render("1 + 1 =")
+        except Exception as error:  # of Jinja, or whatever the template has called
+            raise ValueError(
+                f"{where}: the chat template of {self.tokenizer.name_or_path} refuses it: {str(error).splitlines()[0]}"
+            ) from error
+        return codec
 
     @cached_property
     def stops(self) -> StopTexts | None:
@@ -158,7 +238,9 @@ class PromptCodec:
         messages = [{"role": "user", "content": text}]
         if self.prompt.system is not None:
             messages.insert(0, {"role": "system", "content": self.prompt.system})
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        template = str(self.tokenizer.get_chat_template())
+        dated = {"chat_template": _DATED + template} if "strftime_now" in template else {}
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **dated))
 
     def encode(self, problems: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Return the prompts of problems as left-padded ids and their mask, both (N, P), int64 and bool."""
@@ -172,9 +254,10 @@ class PromptCodec:
             mask[i, width - len(row) :] = True
         return ids, mask
 
-    def prompt_tokens(self, problem: str) -> int:
-        """Return how many tokens the prompt of a problem has."""
-        return int(self.encode([problem])[0].shape[1])
+    def prompt_tokens(self, problem: str, prompt: PromptSpec | None = None) -> int:
+        """Return how many tokens the prompt of a problem has, with ``prompt`` in the place of the codec's own where it is given."""
+        codec = self.with_prompt(prompt) if prompt else self
+        return int(codec.encode([problem])[0].shape[1])
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:
         """Return the texts of completions, given (B, T) ids and mask, without end-of-sequence tokens; stop texts cut."""

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from poise_core.failures import FaultKind, SamplerFault
 from poise_core.files import write_atomically
+from poise_core.policies.model import saved_tensors
 from poise_core.randomness import hash_key
 
 ASKED, ANSWERED = "asked", "answered"
@@ -49,7 +50,7 @@ class RefusedWeights(Exception):
 class Asked(BaseModel):
     """The request for one rollout, as the training writes it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, ser_json_inf_nan="constants")
 
     seed: int
     step: int = Field(ge=0)
@@ -76,7 +77,7 @@ def canary_ids(vocabulary: int) -> tuple[int, ...]:
 @torch.no_grad()
 def canary(model: Any) -> list[float]:
     """Return the log-probabilities of the canary's tokens but the first under a model in this process."""
-    return sequence_logprobs(model, canary_ids(int(model.config.vocab_size)))
+    return sequence_logprobs(model, canary_ids(int(model.config.get_text_config().vocab_size)))
 
 
 @torch.no_grad()
@@ -254,12 +255,25 @@ def header(path: Path) -> dict[str, tuple[str, list[int]]]:
         raise RefusedWeights(f"{path.name} is no safetensors file ({error})") from error
 
 
-def policy_tensors(folder: Path, dtype: str | None = None) -> dict[str, tuple[str, list[int]]]:
-    """Return the tensors of a policy folder: name -> type and shape, all of type ``dtype`` where one is given."""
+def file_tensors(files: Iterable[Path]) -> dict[str, tuple[str, list[int]]]:
+    """Return the tensors of safetensors files: name -> type and shape.
+
+    Raises:
+        RefusedWeights: see ``header``.
+    """
     found: dict[str, tuple[str, list[int]]] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(files):
         found.update(header(file))
-    return {name: (TYPES[dtype] if dtype else kind, shape) for name, (kind, shape) in found.items()}
+    return found
+
+
+def policy_tensors(folder: Path, dtype: str) -> dict[str, tuple[str, list[int]]]:
+    """Return the tensors that are handed over of a policy: name -> type and shape.
+
+    Raises:
+        ValueError: see ``saved_tensors``.
+    """
+    return {name: (TYPES[dtype], shape) for name, shape in saved_tensors(folder).items()}
 
 
 def refuse_other_tensors(

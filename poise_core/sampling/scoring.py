@@ -17,12 +17,6 @@ PACKED_WIDTH = 64
 PLAIN_LOGITS = 1 << 24
 """Up to this many logits, 64 MB in float32, are computed at once; more are computed in tiles and never held together."""
 
-_SCALED = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-)  # settings of models that change what the head returns
-
 
 def score_completions(
     model: Any,
@@ -34,12 +28,14 @@ def score_completions(
     temperature: float = 1.0,
     entropies: bool = True,
     packed: bool = False,
+    tiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Return the log-probabilities and entropies of the completions' tokens, both (B, T) float32, with gradient if enabled.
 
     Both are zero outside the mask, and entropies are zero where ``entropies`` is False. The model sees every sequence
     without its padding: prompt and completion next to each other, from the left. With ``packed``, several short sequences
-    share a row; this requires a model for which ``separates_packed`` returns True.
+    share a row; this requires a model for which ``separates_packed`` returns True. With ``tiled``, many logits are never in
+    memory at once; this requires one for which ``returns_products`` does.
     """
     real = torch.cat([prompt_mask, completion_mask], dim=1)  # (B, P + T)
     prompts = prompt_mask.sum(-1)
@@ -64,6 +60,7 @@ def score_completions(
         completion_ids[completion_mask],
         temperature,
         entropies,
+        tiled,
     )
     zeros = torch.zeros(completion_mask.shape, dtype=torch.float32, device=real.device)
     logprobs = zeros.masked_scatter(completion_mask, chosen)
@@ -71,7 +68,13 @@ def score_completions(
 
 
 def _scores(
-    model: Any, inputs: dict[str, Any], positions: Tensor, chosen: Tensor, temperature: float, entropies: bool
+    model: Any,
+    inputs: dict[str, Any],
+    positions: Tensor,
+    chosen: Tensor,
+    temperature: float,
+    entropies: bool,
+    tiled: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Run the model and return log-probabilities and entropies of the chosen words, (N,) float32 each.
 
@@ -82,8 +85,9 @@ def _scores(
         chosen: (N,) int64, the words.
         temperature: divides the logits.
         entropies: whether entropies are wanted.
+        tiled: whether the model's logits are the products of its head.
     """
-    head = _plain_head(model)
+    head = model.get_output_embeddings() if tiled else None
     if head is None or len(chosen) * len(head.weight) <= PLAIN_LOGITS:
         logits = model(**inputs).logits.flatten(0, 1).index_select(0, positions)  # (N, V)
         log_probabilities = torch.log_softmax(logits.float() / temperature, dim=-1)
@@ -101,14 +105,6 @@ def _scores(
     ):  # within the model's own forward pass, where ZeRO 3 gathers the head's weights
         result = model(**inputs).logits[0]
     return result[:, 0], result[:, 1] if entropies else None
-
-
-def _plain_head(model: Any) -> Any:
-    """Return the module that makes a model's logits, or None where logits are not exactly its product with the weights."""
-    if any(getattr(model.config, name, None) not in (None, 1, 1.0) for name in _SCALED):
-        return None
-    head = model.get_output_embeddings()
-    return head if isinstance(head, torch.nn.Linear) and head.bias is None else None
 
 
 @contextmanager
@@ -161,3 +157,18 @@ def separates_packed(model: Any) -> bool:
     rows = [torch.tensor([[before] * 3 + [0, 1, 0]], device=device) for before in (0, 1)]
     one, other = (model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 3:] for ids in rows)
     return torch.equal(one, other)
+
+
+@torch.no_grad()
+def returns_products(model: Any) -> bool:
+    """Whether a model's logits are exactly what its head returns, a product with the head's weights, which models of many families
+    scale or cap afterwards. This function tries it: no name of a setting is known for all of them."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, torch.nn.Linear) or head.bias is not None:
+        return False
+    products: list[Tensor] = []
+    hook = head.register_forward_hook(lambda _, inputs, output: products.append(output))
+    ids = torch.arange(3, device=next(model.parameters()).device).unsqueeze(0)
+    logits = model(input_ids=ids, use_cache=False).logits
+    hook.remove()
+    return len(products) == 1 and torch.equal(products[0], logits)

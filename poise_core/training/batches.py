@@ -7,6 +7,7 @@ an error of its own. What a candidate sees is the trainer's; what that leaves ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from poise_core.config.protocol import SamplerSpec
 from poise_core.sampling import handover
+from poise_core.training.algorithm import not_finite
 
 _PER_TOKEN = ("completion_ids", "completion_mask", "old_logprobs", "sampler_logprobs", "ref_logprobs", "entropies")
 
@@ -32,7 +34,7 @@ class GlobalBatch:
     completion_ids: Tensor  # (B, T) int64
     completion_mask: Tensor  # (B, T) bool
     old_logprobs: Tensor  # (B, T), of the trainer
-    sampler_logprobs: Tensor  # (B, T), of whoever sampled; the same tensor where that is the trainer
+    sampler_logprobs: Tensor  # (B, T), of whoever sampled; the same tensor where that is the trainer, in float32
     ref_logprobs: Tensor  # (B, T)
     entropies: Tensor  # (B, T)
     correctness: Tensor  # (B,)
@@ -67,11 +69,25 @@ class GlobalBatch:
             rank: the process whose parts are wanted.
             budget: tokens of a part, prompts and completions.
         """
-        lengths = self.prompt_mask.sum(-1) + self.completion_mask.sum(-1)
+        lengths = self._lengths()
         ordered = [rows[lengths[rows].argsort(stable=True)] for rows in shares]
         sizes = [_sizes(lengths[rows].tolist(), budget) for rows in ordered]
         parts = max(map(len, sizes))
         return ordered[rank].split(_split_to(sizes[rank], parts))
+
+    def own_by_tokens(self, budget: int) -> tuple[Tensor, ...]:
+        """Split all rows as ``by_tokens`` does, where each process has only its own batch, of equally many rows."""
+        lengths = self._lengths()
+        ordered = lengths.argsort(stable=True)
+        sizes = _sizes(lengths[ordered].tolist(), budget)
+        parts = torch.tensor(len(sizes), device=lengths.device)
+        if dist.get_world_size() > 1:
+            dist.all_reduce(parts, dist.ReduceOp.MAX)
+        return ordered.split(_split_to(sizes, int(parts)))
+
+    def _lengths(self) -> Tensor:
+        """Tokens of every row, prompt and completion. (B,) int64."""
+        return self.prompt_mask.sum(-1) + self.completion_mask.sum(-1)
 
 
 def _sizes(lengths: Sequence[int], budget: int) -> list[int]:
@@ -120,18 +136,19 @@ class Rendezvous:
     def hand_over(self, model: Any, seed: int, step: int, *, writes: bool) -> None:
         """Write the weights of a whole model, and ask for the rollout of this step.
 
-        Every process calls it, because a forward pass under ZeRO 3 needs them all; the one that ``writes`` hands over.
+        Every process calls it, so that all of them fail where the policy does; the one that ``writes`` hands over.
 
         Raises:
+            CandidateFailure: DIVERGED, the policy's log-probabilities are not finite.
             SamplerFault: the disk is full.
         """
-        tensors = {}
-        if writes:  # before the forward pass, after which ZeRO 3 may have parted the weights again
+        own_canary = handover.canary(model)
+        if not all(map(math.isfinite, own_canary)):
+            raise not_finite("a log-probability of the policy", step)
+        if writes:
             state = model.state_dict()
             dtype = getattr(torch, self.spec.dtype)
             tensors = {name: state[name].detach().to("cpu", dtype, copy=True) for name in self.names}
-        own_canary = handover.canary(model)
-        if writes:
             handover.hand_over(self.folder, seed, step, tensors, own_canary)
 
     def rollout(self, seed: int, step: int, rows: range, group_size: int, device: torch.device) -> GlobalBatch:

@@ -176,9 +176,28 @@ class Engine:
             if self.stage < 3:
                 yield module
             else:
-                with quiet_deepspeed().zero.GatheredParameters(list(module.parameters()), modifier_rank=None):
+                with (
+                    quiet_deepspeed().zero.GatheredParameters(list(module.parameters()), modifier_rank=None),
+                    self._unhooked(),
+                ):
                     yield module
         self._recompute(True)
+
+    @contextmanager
+    def _unhooked(self) -> Iterator[None]:
+        """Take DeepSpeed's hooks off the modules, and put them back afterwards.
+
+        In a forward pass they gather the weights of each module and part them again. Processes that decode different numbers of
+        tokens would wait for each other in vain.
+        """
+        offload = self._engine.optimizer.parameter_offload
+        taken = []
+        for handle in (offload.fwd_pre_hook, *offload.forward_hooks, *offload.backward_hooks):
+            hooks = handle.hooks_dict_ref()
+            taken.append((hooks, handle.id, hooks.pop(handle.id)))
+        yield
+        for hooks, number, hook in taken:  # of each module in their order
+            hooks[number] = hook
 
     def _recompute(self, on: bool) -> None:
         for layer in self._recomputing:

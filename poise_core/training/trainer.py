@@ -41,7 +41,7 @@ from poise_core.policies.model import PromptCodec
 from poise_core.randomness import ROLLOUT, hash_key, uniforms
 from poise_core.reductions import group_max, group_min, masked_mean
 from poise_core.sampling.local import rows_within, sample_in_batches
-from poise_core.sampling.scoring import score_completions, separates_packed
+from poise_core.sampling.scoring import returns_products, score_completions, separates_packed
 from poise_core.training.algorithm import Algorithm, MicroLoss, TrainingSignal, not_finite
 from poise_core.training.batches import GlobalBatch, Rendezvous, gather_batch, importance_weights, mismatch
 from poise_core.training.behaviour import Recheck
@@ -93,7 +93,7 @@ class Trainer:
         self.rendezvous = rendezvous
         self.kept: list[KeptCompletion] = []  # a few completions of the last step, where it is one that keeps some
         self._importance: Tensor | None = None  # (B, T), of this step; None where the trainer samples itself
-        self._packed = separates_packed(reference)
+        self._packed, self._tiled = separates_packed(reference), returns_products(reference)
         # decoding and scoring agree in float32; in other types they round otherwise, and what a candidate sees is of one kind
         self._exact = next(engine.model.parameters()).dtype == torch.float32
 
@@ -231,7 +231,9 @@ class Trainer:
         """Replace log-probabilities and entropies by those of the trainer's own pass over the completions."""
         old, spread = torch.zeros_like(batch.sampler_logprobs), torch.zeros_like(batch.sampler_logprobs)
         rows = torch.arange(len(old), device=self.device)
-        for chunk in batch.by_length(rows, micro_batch_count(len(old), self.resources.micro_batch_size)):
+        budget = self.resources.micro_batch_tokens
+        parts = batch.own_by_tokens(budget) if budget else self._parts(batch, [rows], 0)
+        for chunk in parts:
             part = batch.select(chunk)
             logprobs, entropies = self._score(self.engine.model, part, entropies=True)
             old[chunk, : logprobs.shape[1]], spread[chunk, : logprobs.shape[1]] = logprobs, entropies
@@ -267,6 +269,7 @@ class Trainer:
             temperature=self.training.temperature,
             entropies=entropies,
             packed=self._packed,
+            tiled=self._tiled,
         )
 
     def _rollout_metrics(self, batch: GlobalBatch) -> dict[str, float]:

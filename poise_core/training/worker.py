@@ -49,8 +49,8 @@ class _Job:
         self.environment = EnvironmentSpec.model_validate(environment) if environment else None
         self.rendezvous: Rendezvous | None = None
         if sampler:
-            names = tuple(policy_tensors(self.policy_folder))
             spec = SamplerSpec.model_validate(sampler)
+            names = tuple(policy_tensors(self.policy_folder, spec.dtype))
             self.rendezvous = Rendezvous(Path(document["exchange"]), spec, names)
         self.prompt = PromptSpec.model_validate(document["prompt"]) if document["prompt"] else None
         model = document.get("model")

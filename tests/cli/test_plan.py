@@ -70,7 +70,15 @@ def test_memory_by_part_is_that_of_the_table(policy: str) -> None:
     parts, sampling = memory_parts(spread, Shape.of(QWEN_MATH), 80e9)
     units = {name: parts[name] / WEIGHTS for name in ("weights", "gradients", "optimizer", "reference")}
     assert units == pytest.approx({"weights": 2 / 8, "gradients": 6 / 8, "optimizer": 12 / 8, "reference": 2})
-    assert sampling == pytest.approx((2 + 6 / 8 + 2 + 4 / 8) * WEIGHTS + 32e9)
+    assert sampling == pytest.approx((2 + 6 / 8 + 2 + 4 / 8) * WEIGHTS + 32e9 + 2e9)
+    assert parts["gradient bucket"] == 2e9
+    for stage, expected in ((0, 20), (1, 12 + 12 / 4), (2, 8 + 16 / 4)):
+        plain = preset_of(
+            "laptop", "arithmetic-a", "resources.processes_per_training=4", f"resources.zero_stage={stage}"
+        )
+        parts, _ = memory_parts(plain, Shape.of(QWEN_MATH), None)
+        assert sum(parts[name] for name in units) == pytest.approx(expected * WEIGHTS)
+        assert parts["gradient bucket"] == (2e9 if stage else 0)
     single = preset_of("laptop", "arithmetic-a")
     parts, _ = memory_parts(single, Shape.of(QWEN_MATH), None)
     assert sum(parts[name] for name in ("weights", "gradients", "optimizer", "reference")) == pytest.approx(

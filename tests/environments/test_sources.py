@@ -222,6 +222,19 @@ def test_benchmarks_have_their_own_source_template_and_length(tmp_path: Path) ->
     assert other.digest != protocol.digest  # the template's text belongs to the protocol
 
 
+def test_benchmarks_keep_no_partial_credit(tmp_path: Path) -> None:
+    own = written(tmp_path, rows_of(12))
+    partial = f"{{dataset: {own}, grader: {{threshold: null}}}}"
+    head = "protocol.benchmarks=[{name: own, metric: accuracy, weight: 1.0"
+    told = r"benchmark own: its grader keeps partial credit \(threshold: null\)"
+    with pytest.raises(PresetError, match=told):
+        load_preset("smoke", [f"{head}, sealed: same, source: {partial}}}]"])
+    with pytest.raises(PresetError, match=told):  # the training's own
+        load_preset(EXAMPLE, [f"protocol.environment.source={partial}", f"{head}, kinds: [all], problems: 2}}]"])
+    whole = f"{head}, sealed: same, source: {{dataset: {own}}}}}]"
+    assert load_preset(EXAMPLE, [f"protocol.environment.source={partial}", whole]).protocol.benchmarks[0].source
+
+
 def test_templates_by_name_by_file_and_their_stop_texts(tmp_path: Path) -> None:
     file = tmp_path / "template.txt"
     file.write_text("Q: {problem}\nA:")
@@ -393,6 +406,11 @@ def test_a_run_on_prompts_that_do_not_fit_is_not_begun(tmp_path: Path, command: 
     )
     line = told("protocol.benchmarks.own.max_completion_length=240")
     assert line.startswith("poise: own: ")
+    long = '{template: "' + "1" * 240 + '{problem}"}'
+    line = told(f"protocol.benchmarks.own.prompt={long}")
+    assert line.startswith("poise: own: "), "by the template of its own"
+    line = told("protocol.benchmarks.own.prompt={chat: true}")
+    assert "benchmark own: prompt.chat: the tokenizer of" in line
     with pytest.raises(PresetError, match=r"own: .* prompts have more than"):  # as the flows begin a run
         chosen_preset(run, EXAMPLE, [source, "protocol.benchmarks.own.max_completion_length=240"])
 

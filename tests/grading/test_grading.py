@@ -161,6 +161,18 @@ C | \text{D} | 0
 12 | x = 12 | 1
 12 | 12 \text{ cm} | 1
 12 | 12 \text{ apples} | 1
+12 | 12 halves | 0
+12 | 12 \text{ thirds} | 0
+12 | 12 tenths | 0
+12 | 12 \text{ squared} | 0
+12 | 12 cubed | 0
+12 | 12 factorial | 0
+12 | 12 \text{ plus three} | 0
+12 | 12 \text{ million dollars} | 0
+12000000 | 12 million dollars | 1
+12000000 | 12 \text{ millions} | 1
+12 | 12 \text{ cm squared} | 1
+12 | 12 \text{ third graders} | 1
 12 | \text{not } 12 | 0
 12 | \text{at least } 12 | 0
 12 | 12 \text{ or more} | 0
@@ -183,6 +195,25 @@ x=5 | x=6 | 0
 5 | x = 2+3 = 5 | 1
 5 | x^2 = 5 | 0
 10 | 2x = 10 | 0
+3 | f(2) = 3 | 1
+3 | f(f(2)) = 3 | 1
+3 | f(2) + f(1) = 3 | 0
+3 | f(2) = 4 | 0
+f(2)=3 | 3 | 1
+1/2 | P(X=2)=1/2 | 1
+1/2 | P(A \cap B) = \frac12 | 1
+5 | x(x-4) = 5 | 0
+5 | N(N-4) = 5 | 0
+5 | \sin(x+1) = 5 | 0
+(3,4) | (x,y)=(3,4) | 1
+(3,4) | (x,y)=(4,3) | 0
+(x,y)=(3,4) | (3,4) | 1
+(1,2), (3,4) | (x,y)=(1,2),(3,4) | 1
+\frac{\sqrt3}{2} | \sin 60^\circ | 1
+\frac{\sqrt3}{2} | \sin 60 \text{ degrees} | 1
+0.5 | \sin 30^\circ | 1
+0.5 | \sin 30 | 0
+\sin 30^\circ | 30 | 0
 6 | 2+3=6 | 0
 f(x)=2x | f(x)=x+x | 1
 f(x)=2x | 2x | 1

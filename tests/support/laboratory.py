@@ -379,7 +379,7 @@ class Author:
 
 
 def file_of(name: str, number: int) -> str:
-    return f'"""{name}, file {number}."""\n'
+    return f'"""{name}, file {number}."""\n\nFILE = "{name}", {number}\n'
 
 
 class Faults:

@@ -102,6 +102,8 @@ def test_every_outcome_of_a_grading_is_counted_and_kept(tiny_policy: Path, monke
     expected = {name: sum(place % 11 in members for place in places) for name, members in counts.items()}
     assert {**expected, **({"cut_off": cut_off} if cut_off else {})} == greedy.graded
     assert greedy.graded["timed_out"] == 1
+    for result in found.benchmarks:  # a part of the credit is no right completion
+        assert sum(result.correct) == (result.graded or {}).get("right", 0)
     rows = evaluation_rows("c", "p", SeedEvaluation.from_json(found.to_json()))
     (back,) = seed_evaluations(rows)["c"]
     assert {one.name: one.graded for one in back.benchmarks} == {one.name: one.graded for one in found.benchmarks}

@@ -105,6 +105,45 @@ def test_bfloat16_trains_alike_under_every_stage(results: Path, stage: int) -> N
     assert_weights_close(moved, {name: value.float() for name, value in one.items()}, atol=2e-2)
 
 
+DECODING = """
+import torch
+from poise_core.config import ResourceSpec
+from poise_core.config.protocol import TrainingSpec
+from poise_core.training.engine import Engine, start_processes
+rank, _, device = start_processes(60)
+torch.manual_seed(0)
+model = torch.nn.Sequential(*(torch.nn.Linear(400, 400) for _ in range(2))).to(device)
+plain = [parameter.detach().clone() for parameter in model.parameters()]
+training = TrainingSpec(steps=1, prompts_per_step=2, group_size=2, learning_rate=1e-3, max_completion_length=8)
+engine = Engine(model, training, ResourceSpec(zero_stage=3, micro_batch_size=2))
+row = torch.ones(1, 400, device=device)
+for _ in range(2):
+    with engine.whole_model() as whole, torch.no_grad():
+        for _ in range(3 + 3 * rank):  # each process as many steps as its longest completion
+            found = whole(row)
+        middle = torch.nn.functional.linear(row, *plain[:2])
+        assert torch.allclose(found, torch.nn.functional.linear(middle, *plain[2:]), atol=1e-5)
+        assert whole[0].weight.shape == (400, 400)
+    assert model[0].weight.numel() == 0, "parted again"
+    engine.backward(engine.model(row).sum(), last=True)
+    assert engine.step() > 0
+    with engine.whole_model() as whole:
+        assert not torch.equal(whole[0].weight, plain[0])
+        plain = [parameter.detach().clone() for parameter in whole.parameters()]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_processes_may_decode_different_numbers_of_tokens_under_zero_3(tmp_path: Path) -> None:
+    """Matrices of more than 1e5 numbers, below which DeepSpeed leaves them whole; its hooks part others in a forward pass."""
+    script = tmp_path / "decode.py"
+    script.write_text(DECODING)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run([*torchrun, str(script)], capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 # --- several nodes
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from poise_core.config import Preset, load_preset, with_overrides
 from poise_core.policies.locate import tokenizer_digest
@@ -129,7 +130,7 @@ def test_scores_in_tiles_have_the_numbers_and_gradients_of_whole_logits(model, c
             monkeypatch.setattr(scoring, "PLAIN_LOGITS", 0)
             monkeypatch.setattr(scoring, "token_scores", partial(token_scores, tokens=50, words=7))
             monkeypatch.setattr(torch, "log_softmax", None)  # whole logits are not taken
-        logprobs, entropies = scored(model, codec, sampled, rows, temperature=0.7, packed=True)
+        logprobs, entropies = scored(model, codec, sampled, rows, temperature=0.7, packed=True, tiled=tiled)
         gradients = torch.autograd.grad((weight * (logprobs + entropies)).sum(), list(model.parameters()))
         found.append((logprobs.detach(), entropies.detach(), gradients))
     assert "forward" not in vars(model.get_output_embeddings())
@@ -138,7 +139,7 @@ def test_scores_in_tiles_have_the_numbers_and_gradients_of_whole_logits(model, c
     torch.testing.assert_close(tiled_entropies, entropies, atol=2e-6, rtol=0)
     for one, other in zip(tiled_gradients, gradients, strict=True):  # float32 round-off of sums in another order
         torch.testing.assert_close(one, other, atol=1e-5 * float(other.abs().max()) + 1e-5, rtol=0)
-    assert scored(model, codec, sampled, rows, entropies=False)[1].any().logical_not()
+    assert scored(model, codec, sampled, rows, entropies=False, tiled=True)[1].any().logical_not()
 
 
 @pytest.mark.slow
@@ -174,7 +175,7 @@ def test_the_head_of_a_policy_in_bfloat16_computes_in_the_type_of_the_protocol(
     with torch.no_grad():
         plain, _ = score_completions(model, ids, mask, found.ids, found.mask)
         monkeypatch.setattr(scoring, "PLAIN_LOGITS", 0)
-        tiled, _ = score_completions(model, ids, mask, found.ids, found.mask)
+        tiled, _ = score_completions(model, ids, mask, found.ids, found.mask, tiled=True)
     torch.testing.assert_close(tiled, plain, atol=1e-5, rtol=0)
     first = found.logprobs[:, 0]
     expected = torch.log_softmax(logits[:, -1].float(), -1).gather(-1, found.ids[:, :1])[:, 0]
@@ -203,10 +204,25 @@ def test_scores_in_tiles_are_finite_and_exact_at_extreme_logits(scale: float) ->
     assert entropies.tolist() == pytest.approx((-(expected.exp() * expected).sum(-1)).tolist(), abs=1e-6)
 
 
-def test_a_model_whose_head_is_no_plain_product_is_scored_by_its_own_logits(model, monkeypatch) -> None:
-    assert scoring._plain_head(model) is model.get_output_embeddings()
-    monkeypatch.setattr(model.config, "final_logit_softcapping", 30.0, raising=False)
-    assert scoring._plain_head(model) is None
+SHAPE = {
+    "vocab_size": 40, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def test_logits_that_a_model_changes_after_its_head_are_found_out(model) -> None:
+    assert scoring.returns_products(model)
+    families = (
+        ("Gemma2", {"head_dim": 16, "final_logit_softcapping": 1.0}),
+        ("Granite", {"logits_scaling": 3.0}),
+        (
+            "FalconH1",
+            {"mamba_d_ssm": 32, "mamba_n_heads": 2, "mamba_d_head": 16, "mamba_d_state": 8, "lm_head_multiplier": 0.02},
+        ),
+    )
+    for family, changes in families:
+        config = getattr(transformers, f"{family}Config")(**SHAPE, **changes)
+        assert not scoring.returns_products(getattr(transformers, f"{family}ForCausalLM")(config).eval()), family
 
 
 def test_a_token_is_where_the_cumulative_probability_passes_its_number() -> None:
@@ -381,6 +397,50 @@ def test_a_problem_becomes_a_prompt_by_template_and_chat(codec, tiny_policy, tmp
     assert tokenizer_digest(folder) != tokenizer_digest(tiny_policy)
 
 
+def with_beginning(policy: Path, folder: Path, template: str) -> Path:
+    """A copy of a policy whose tokenizer puts a token before every text, and whose chat template does so itself."""
+    shutil.copytree(policy, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    number = 1 + max(tokenizer["model"]["vocab"].values())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    tokenizer["added_tokens"].append({"id": number, "content": "<bos>", "special": True, **flags})
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"<bos>": {"id": "<bos>", "ids": [number], "tokens": ["<bos>"]}},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"bos_token": "<bos>", "chat_template": "{{ bos_token }}" + template}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_a_prompt_of_a_benchmarks_own_is_made_as_the_protocols(tiny_policy, tmp_path) -> None:
+    folder = with_beginning(tiny_policy, tmp_path / "policy", "{{ messages[-1].content }}")
+    plain, chat = PromptSpec(), PromptSpec(chat=True)
+    expected = PromptCodec.load(folder, plain).encode(["1+1="])[0].tolist()
+    assert PromptCodec.load(folder, chat).encode(["1+1="])[0].tolist() == expected, "one beginning each"
+    for one, other in ((plain, chat), (chat, plain), (None, chat)):
+        codec = PromptCodec.load(folder, one)
+        assert codec.with_prompt(other).encode(["1+1="])[0].tolist() == expected
+        assert codec.prompt_tokens("1+1=", other) == len(expected[0])
+    with pytest.raises(ValueError, match=r"benchmark own: prompt\.chat: the tokenizer of .* has no chat template"):
+        PromptCodec.load(tiny_policy).with_prompt(chat, "benchmark own: prompt")
+
+
+def test_a_chat_template_writes_the_same_day_every_day_and_what_it_refuses_is_one_line(tiny_policy, tmp_path) -> None:
+    dated = "{{ strftime_now('%d %b %Y') }}|{{ messages[-1].content }}"
+    folder = with_beginning(tiny_policy, tmp_path / "dated", dated)
+    assert PromptCodec.load(folder, PromptSpec(chat=True)).render("1") == "<bos>26 Jul 2024|1"
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    folder = with_beginning(tiny_policy, tmp_path / "refusing", refusing + "{{ messages[0].content }}")
+    assert PromptCodec.load(folder, PromptSpec(chat=True)).render("1") == "<bos>1"
+    with pytest.raises(ValueError, match=r"protocol\.prompt: the chat template of .* refuses it: no system role"):
+        PromptCodec.load(folder, PromptSpec(chat=True, system="Add."))
+
+
 @pytest.mark.parametrize(
     ("document", "message"),
     [({"template": "{problem}{problem}"}, "must hold {problem} once"), ({"system": "Add."}, "only a chat has")],
@@ -396,6 +456,13 @@ def test_prompts_are_part_of_the_protocol(tiny_policy) -> None:
     told = load_preset("smoke", ['protocol.prompt={template: "{problem}"}']).protocol
     assert len(told.tokenizer_digest) == 64
     assert told.digest != plain.digest
+    benchmark = "{name: own, metric: accuracy, weight: 1.0, kinds: [add2], problems: 4, prompt: {name: boxed}}"
+    own = load_preset("smoke", [f"protocol.benchmarks=[{benchmark}]"])
+    assert own.protocol.tokenizer_digest == told.tokenizer_digest
+    before = own.protocol.model_copy(update={"tokenizer_digest": ""})
+    assert before.digest != own.protocol.digest
+    kept = with_overrides(own.model_copy(update={"protocol": before}), ["search.seed=3"])
+    assert kept.protocol.digest == before.digest, "a run that is there"
     younger = {"prompt", "tokenizer_digest", "model", "sampler", "evaluation"}
     document = plain.model_dump(mode="json", exclude=younger)
     assert plain.digest == hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]

@@ -32,6 +32,7 @@ from training_samples import (
     protocol_of,
     weights_of,
 )
+from transformers import OlmoeConfig, OlmoeForCausalLM
 from typer.testing import CliRunner, Result
 
 from poise_core.cli import app
@@ -39,13 +40,14 @@ from poise_core.config.protocol import EvaluationSpec, SamplerSpec
 from poise_core.config.resources import SamplerResources
 from poise_core.environments import get_environment
 from poise_core.environments.prompts import step_problems, training_problems
+from poise_core.environments.validate import require_fit
 from poise_core.evaluation import server, slots
 from poise_core.evaluation.evaluate import evaluate_policy
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evaluation.launcher import evaluate_policies
 from poise_core.evaluation.slots import Slot, end_slots, slot_for
 from poise_core.failures import CandidateFailure, FailureKind, FaultKind, InfrastructureError, SamplerFault
-from poise_core.policies.model import PromptCodec, load_model
+from poise_core.policies.model import PromptCodec, load_model, save_policy
 from poise_core.policies.prompt import ModelSpec, PromptSpec
 from poise_core.sampling import handover, vllm, vllm_driver
 from poise_core.sampling.base import Requests, Sampled
@@ -166,7 +168,6 @@ def test_an_engine_that_dies_is_the_machines_fault_and_the_training_goes_on(
 
 @pytest.mark.exhaustive
 def test_several_processes_hand_over_together(tiny_policy: Path, tmp_path: Path) -> None:
-    """Under ZeRO 3 the canary's forward pass needs every process: where one computes it alone, all wait for ever."""
     norms = []
     for processes, stage in ((1, 0), (2, 0), (2, 3)):
         job = scripted(tiny_policy, tmp_path / f"{processes}-{stage}")
@@ -210,7 +211,11 @@ def ask(policy: Path, exchange: Path, step: int = 0, change: Any = None, seed: i
     tensors = {name: value.clone() for name, value in load_file(policy / "model.safetensors").items()}
     if change is not None:
         change(tensors)
-    handover.hand_over(exchange, seed, step, tensors, handover.canary(load_model(policy)))
+    model = load_model(policy)
+    own = model.state_dict()
+    same = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
+    model.load_state_dict(same, strict=False)
+    handover.hand_over(exchange, seed, step, tensors, handover.canary(model))
 
 
 class Serving:
@@ -266,7 +271,8 @@ def test_answers_stay_with_the_sampler(tiny_policy: Path, tmp_path: Path, monkey
             True,
         ),
         (lambda w: w.update({"model.norm.weight": torch.zeros(16).bfloat16()}), r"is BF16 \[16\]", True),
-        (lambda w: w["model.norm.weight"].fill_(math.nan), "not finite", False),
+        (lambda w: w["model.norm.weight"].fill_(math.nan), "log-probabilities are not finite", False),
+        (lambda w: w["model.norm.weight"].fill_(1e38), "log-probabilities are not finite", False),
     ],
 )
 def test_other_tensors_than_the_policys_are_refused(
@@ -277,6 +283,65 @@ def test_other_tensors_than_the_policys_are_refused(
     with pytest.raises(handover.RefusedWeights, match=message) as caught:
         serving.server.look()
     assert caught.value.finite is finite
+
+
+def test_weights_that_are_not_finite_are_refused_whatever_they_are_said_to_compute(
+    tiny_policy: Path, tmp_path: Path, monkeypatch
+) -> None:
+    serving = Serving(tiny_policy, tmp_path, monkeypatch)
+    tensors = load_file(tiny_policy / "model.safetensors")
+    tensors["model.norm.weight"].fill_(math.nan)
+    handover.hand_over(serving.exchange, 0, 0, tensors, handover.canary(load_model(tiny_policy)))
+    with pytest.raises(handover.RefusedWeights, match="the weights are not finite") as caught:
+        serving.server.look()
+    assert not caught.value.finite
+
+
+@pytest.mark.parametrize("value", [math.nan, 1e38])
+def test_a_policy_that_has_become_no_numbers_has_diverged_and_is_not_handed_over(
+    tiny_policy: Path, tmp_path: Path, value: float
+) -> None:
+    model = load_model(tiny_policy)
+    torch.nn.init.constant_(model.model.norm.weight, value)
+    rendezvous = Rendezvous(opened(tmp_path), SCRIPTED, tuple(handover.policy_tensors(tiny_policy, "float32")))
+    with pytest.raises(CandidateFailure, match="a log-probability of the policy is not finite at step 3") as caught:
+        rendezvous.hand_over(model, 0, 3, writes=True)
+    assert caught.value.kind is FailureKind.DIVERGED
+    assert list((rendezvous.folder / handover.ASKED).iterdir()) == []
+
+
+def test_what_is_handed_over_is_what_a_policy_is_saved_with(tiny_policy: Path, tmp_path: Path) -> None:
+    shapes = handover.policy_tensors(tiny_policy, "float32")
+    assert shapes == handover.file_tensors([tiny_policy / "model.safetensors"])
+    both = tmp_path / "both"  # ties its head to its embeddings, and its file holds both
+    shutil.copytree(tiny_policy, both)
+    weights = load_file(both / "model.safetensors")
+
+    def write(head: torch.Tensor) -> None:
+        save_file({**weights, "lm_head.weight": head}, both / "model.safetensors", metadata={"format": "pt"})
+
+    write(weights["model.embed_tokens.weight"].clone())
+    save_file({"layers.0.wq": torch.zeros(2)}, both / "consolidated.safetensors")  # of another format
+    assert handover.policy_tensors(both, "float32") == shapes
+    saved = tmp_path / "saved"
+    save_policy(load_model(both), PromptCodec.load(both), saved)
+    assert handover.file_tensors(saved.glob("*.safetensors")) == shapes
+    write(torch.zeros_like(weights["model.embed_tokens.weight"]))
+    with pytest.raises(
+        ValueError, match=r"hold model\.embed_tokens\.weight and lm_head\.weight, which its configuration"
+    ):
+        handover.policy_tensors(both, "float32")
+
+
+def test_a_policy_that_no_sampler_could_read_is_refused_before_a_run_begins(tmp_path: Path) -> None:
+    config = OlmoeConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    OlmoeForCausalLM(config).save_pretrained(tmp_path)  # one tensor for each expert; the model has one for all
+    protocol = protocol_of(tmp_path).model_copy(update={"sampler": SCRIPTED})
+    with pytest.raises(ValueError, match=r"do not name model\.layers\.0\.mlp\.experts\..*, as its model does"):
+        require_fit(protocol)
 
 
 def test_files_of_a_stranger_are_not_followed(tiny_policy: Path, tmp_path: Path, monkeypatch) -> None:
@@ -495,7 +560,8 @@ def trained(policy: Path, folder: Path, monkeypatch, device, spec: SamplerSpec =
     serving = Serving(policy, folder, monkeypatch, spec)
     training = serving.job.protocol.training
     trainer = make_trainer(policy, candidate_with(), device, training=training)
-    trainer.rendezvous = Rendezvous(serving.exchange, spec, tuple(handover.policy_tensors(policy)))
+    names = tuple(handover.policy_tensors(policy, spec.dtype))
+    trainer.rendezvous = Rendezvous(serving.exchange, spec, names)
     trainer.problems, trainer.environment = [], None
     ended = threading.Event()
     thread = threading.Thread(

@@ -104,7 +104,7 @@ def test_bfloat16_keeps_its_small_updates_in_float32(device: torch.device, stage
     assert moved == 253 / 256
 
 
-def test_parts_fit_the_budget_and_are_equally_many_everywhere() -> None:
+def test_parts_fit_the_budget_and_are_equally_many_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = torch.tensor([2, 9, 3, 3, 4, 30, 2, 2])
     mask = torch.arange(30) < lengths.unsqueeze(-1)
     column = torch.zeros(8)
@@ -121,6 +121,28 @@ def test_parts_fit_the_budget_and_are_equally_many_everywhere() -> None:
     assert [part.tolist() for part in batch.by_tokens(shares, 1, 10)] == [[6, 7], [4], [5]]
     assert [part.tolist() for part in batch.by_tokens(shares, 0, 10)] == [[0], [2, 3], [1]]  # as many, so one is halved
     assert [part.tolist() for part in batch.by_tokens(shares, 0, 1000)] == [[0, 2, 3, 1]]
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda parts, _: parts.fill_(3))  # the other process has three
+    own = batch.select(shares[0])  # before the batches are joined
+    assert [part.tolist() for part in own.own_by_tokens(10)] == [[0], [2, 3], [1]]
+
+
+@pytest.mark.slow
+def test_scoring_anew_keeps_to_the_budget_of_tokens(tiny_policy: Path, device: torch.device) -> None:
+    resources = ResourceSpec(micro_batch_tokens=30)
+    trainer = make_trainer(
+        tiny_policy, candidate_with(), device, resources=resources, model=ModelSpec(dtype="bfloat16")
+    )
+    score, sizes = trainer._score, []
+
+    def counted(model: Any, part: GlobalBatch, *, entropies: bool) -> Any:
+        sizes.append(part.completion_mask.shape[0] * int(part._lengths().max()))
+        return score(model, part, entropies=entropies)
+
+    trainer._score = counted  # type: ignore[method-assign]
+    batch = trainer._rollout()
+    assert max(sizes) <= 30
+    assert bool((batch.old_logprobs[batch.completion_mask] != 0).any())
 
 
 def test_an_update_that_deepspeed_skips_is_a_divergence(tiny_policy: Path, device: torch.device) -> None:
