@@ -70,7 +70,7 @@ def frozen_preset(folder: Path) -> Preset:
     try:
         text = path.read_text(encoding="utf-8")
         if not text.strip():
-            raise RunDirectoryError(f"{path}: empty; restore it")
+            raise RunDirectoryError(f"{path}: cannot be read (it is empty); restore it")
         document = yaml.safe_load(text)
         protocol = Protocol.stored(document["preset"]["protocol"])
         preset = Preset.model_validate({**document["preset"], "protocol": protocol})
