@@ -70,7 +70,7 @@ def same_program(one: str, other: str) -> bool:
     return program_digest(one) == program_digest(other)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1 << 14)  # a verification asks for every candidate of its run
 def program_digest(source: str) -> str:
     """Hex digest that names what ``same_program`` compares.
 

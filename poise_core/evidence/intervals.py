@@ -294,14 +294,9 @@ def _interval(values: Sequence[Sequence[Array]], level: float, noise: SeedNoise 
     variance = max(seed_part + problem_part - rest_part, seed_part, problem_part)
     if variance == 0.0:  # every seed and every problem agrees, as for a candidate against itself
         return Interval(estimate, estimate, estimate, seeds)
-    spread = seed_part**2 / seed_freedom + sum(
-        part**2 / (block.shape[1] - 1) for (part, _), block in zip(problem_parts, blocks, strict=True) if part > 0
-    )
-    parts = [
-        seed_freedom,
-        *(block.shape[1] - 1.0 for (part, _), block in zip(problem_parts, blocks, strict=True) if part > 0),
-    ]
-    freedom = max(variance**2 / spread, min(parts))
+    others = [(part, block.shape[1] - 1) for (part, _), block in zip(problem_parts, blocks, strict=True) if part > 0]
+    spread = seed_part**2 / seed_freedom + sum(part**2 / freedom for part, freedom in others)
+    freedom = max(variance**2 / spread, min([seed_freedom, *(freedom for _, freedom in others)]))
     half = float(stdtrit(freedom, 0.5 + level / 2)) * math.sqrt(variance)
     if seeds < 3 and noise is None:
         half = max(half, float(stdtrit(seeds - 1, 0.5 + level / 2)) * math.sqrt(seed_part))

@@ -282,10 +282,11 @@ def lessons(briefs: Briefs, *, run: str, today: dt.date, days: int) -> str:
         days: after which a reader should no longer rely on them.
     """
     history = briefs.history
-    last = 1 + max((row["generation"] for row in history.candidates()), default=0)
+    candidates = history.candidates()
+    last = 1 + max((row["generation"] for row in candidates), default=0)
     refuted = _refuted(briefs)
-    rows = {row["name"]: row for row in history.candidates()}
-    by_id = {row["candidate_id"]: row for row in rows.values()}
+    rows = {row["name"]: row for row in candidates}
+    by_id = {row["candidate_id"]: row for row in candidates}
     notes = []
     for line in table_order(briefs.table(last, 0))[:LESSONS]:
         row = rows.get(line.name)

@@ -224,6 +224,11 @@ class PromptCodec:
         return codec
 
     @cached_property
+    def _others(self) -> dict[PromptSpec, PromptCodec]:
+        """Codecs for benchmarks' own prompts, each checked once and not for every problem."""
+        return {}
+
+    @cached_property
     def stops(self) -> StopTexts | None:
         """What ends a completion beside the end-of-sequence tokens, where the prompt says so."""
         return StopTexts(self.tokenizer, self.prompt.stop) if self.prompt and self.prompt.ends_sampling else None
@@ -256,7 +261,9 @@ class PromptCodec:
 
     def prompt_tokens(self, problem: str, prompt: PromptSpec | None = None) -> int:
         """Return how many tokens the prompt of a problem has, with ``prompt`` in the place of the codec's own where it is given."""
-        codec = self.with_prompt(prompt) if prompt else self
+        if prompt and prompt not in self._others:
+            self._others[prompt] = self.with_prompt(prompt)
+        codec = self._others[prompt] if prompt else self
         return int(codec.encode([problem])[0].shape[1])
 
     def decode(self, ids: Tensor, mask: Tensor) -> list[str]:

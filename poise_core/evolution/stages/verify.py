@@ -121,7 +121,8 @@ def _known(context: RunContext, candidate: CandidateRef, unseen: Collection[str]
         for row in context.archive.rows("verifications", admitted=True)
         if row["candidate_id"] != candidate.candidate_id and row["candidate_id"] not in unseen
     }
-    sources = {row["candidate_id"]: row["source"] for row in context.archive.rows("candidates")}
+    texts = context.archive.read("candidates", ["candidate_id", "source"]).to_pylist()  # nothing else is needed of them
+    sources = {row["candidate_id"]: row["source"] for row in texts}
     return _Known(
         {fingerprint: identity for identity, fingerprint in seen.items() if fingerprint},
         {program_digest(sources[identity]): identity for identity in seen if identity in sources},

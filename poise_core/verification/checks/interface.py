@@ -262,7 +262,8 @@ def _check_mechanisms(candidate: Candidate) -> None:
         for key, value in overrides.items():
             if key not in defaults:
                 raise ContractViolation(f"MECHANISMS[{name!r}] overrides {key!r}, which Hyperparameters does not have")
-            if _kind(value) != _kind(defaults[key]) or _kind(value) is None:
+            kind = _kind(value)
+            if kind is None or kind != _kind(defaults[key]):
                 raise ContractViolation(
                     f"MECHANISMS[{name!r}] sets {key} to {value!r}, but its default is {defaults[key]!r}; use the same type"
                 )
