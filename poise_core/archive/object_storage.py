@@ -118,7 +118,8 @@ class ObjectStorage(Storage):
         """Write an object, whole or not at all.
 
         Closing a stream publishes what it has got so far, also when an exception closes it. So nothing may be raised between its
-        opening and its end: a thread of its own hears no Ctrl-C, and one that has begun is waited for.
+        opening and its end: a thread of its own hears no Ctrl-C, and one that has begun is waited for. The executor waits for
+        those threads only that it has seen begin, so the upload is not what its thread begins with.
         """
 
         def upload() -> None:
@@ -126,6 +127,7 @@ class ObjectStorage(Storage):
                 stream.write(pa.py_buffer(data))
 
         with ThreadPoolExecutor(1) as thread:
+            thread.submit(lambda: None).result()
             thread.submit(upload).result()
 
 

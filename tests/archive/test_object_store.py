@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
@@ -220,6 +221,26 @@ def test_ctrl_c_during_a_put_leaves_the_whole_object(store: str) -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert real.get_file_info(storage.path("candidates", "all.parquet")).size == len(data)
+
+
+def test_ctrl_c_while_the_uploading_thread_begins_puts_nothing(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage, start, opened = ObjectStorage(store), threading.Thread.start, []
+
+    class Counted:
+        def open_output_stream(self, path: str) -> Any:
+            opened.append(path)
+            return io.BytesIO()
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise KeyboardInterrupt
+
+    storage.__dict__["_opened"] = (Counted(), storage._opened[1])
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        storage._put("candidates", "all.parquet", memoryview(b"rows"))
+    time.sleep(0.2)
+    assert opened == []
 
 
 @pytest.mark.exhaustive
