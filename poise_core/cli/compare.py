@@ -281,7 +281,7 @@ def _replay(
     from poise_core.cli.common import resolve_preset
     from poise_core.experiments.contest import Contest, Kept, arms_of, replay_arms, require_same_proxy
     from poise_core.experiments.replay import DYNAMICS, ReplayArm, load_selector
-    from poise_core.experiments.surrogate import TableError, judge_fit
+    from poise_core.experiments.surrogate import TableError
     from poise_core.experiments.world import World
     from poise_core.views.arms import REFERENCE, compare_replays
 
@@ -310,8 +310,7 @@ def _replay(
             workers = given.workers or os.cpu_count() or 1
             regrets = replay_arms(contest, chosen, given.replays, workers=workers, kept=kept, on_replays=advance)
         compared = compare_replays(regrets, contest.grid)
-        fit = judge_fit(cells, world.surrogate, world.noise, world.predicted)
-        _show_replays(contest, compared, fit, given)
+        _show_replays(contest, compared, world.fit, given)
 
 
 def _cells(table: Path) -> Cells:

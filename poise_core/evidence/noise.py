@@ -200,11 +200,16 @@ def _guess(metric: str, values: Mapping[str, Mapping[int, float]]) -> float:
     return max(least, share * float(np.mean(known)) if known else 0.0)
 
 
-def winsorized(values: Array) -> Array:
-    """The values with collapses raised to ``OUTLYING`` robust standard deviations (1.4826 MAD) below the median."""
+def lowest_of_the_bulk(values: Array) -> float:
+    """``OUTLYING`` robust standard deviations (1.4826 MAD) below the median; -inf where half of the values are alike."""
     middle = float(np.median(values))
     scale = 1.4826 * float(np.median(np.abs(values - middle)))
-    return np.maximum(values, middle - OUTLYING * scale) if scale > 0 else values
+    return middle - OUTLYING * scale if scale > 0 else -math.inf
+
+
+def winsorized(values: Array) -> Array:
+    """The values with collapses raised to the lowest of the bulk."""
+    return np.maximum(values, lowest_of_the_bulk(values))
 
 
 def repeated(values: Mapping[str, Mapping[int, float]]) -> dict[str, dict[int, float]]:

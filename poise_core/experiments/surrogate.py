@@ -1,19 +1,22 @@
 """A surrogate of a recorded table: what any composition of the catalogue would score, and how much two seeds of it differ.
 
-Ridge regression on main effects of all choices and numbers and on all pairs of choices, fitted as its kernel twin
+A model in two parts (a hurdle model; Cragg 1971), since much of what is drawn at random does not learn at all: whether a
+composition *falls*, which is to score far below the bulk of the table, and what it scores where it does not. One regression for
+both would be about falling, whose differences are ten times as large, and would say nothing of the top. Both parts are ridge
+regression on main effects of all choices and numbers and on all pairs of choices, fitted as its kernel twin
 (``poise_core.mechanisms.features.kinship``), so that the two thousand pairs cost nothing.
 
-Scores are fitted on a logit scale, eta = log((s + 1) / (101 - s)) of a percentage s: much of what is drawn at random nearly fails,
-and on the scale of percent the sum of what many mechanisms gain would lie beyond 100. The share and the penalty minimise the
-leave-one-out error of Overall, in percent; a cell with fewer seeds is penalised more. The benchmarks are fitted together, so
-Overall is their weighted sum here as it is in a run. The surrogate is the truth of a replay, so how far it may be trusted is
-measured: by cross-validation on cells, against the ceiling that the noise of the seeds sets.
+Scores are fitted on a logit scale, eta = log((s + 1) / (101 - s)) of a percentage s, so that nothing is predicted beyond 100. The
+share and the penalty minimise the leave-one-out error, of Overall in percent and of falling as 0 or 1 (the Brier score); a cell
+with fewer seeds is penalised more. The benchmarks are fitted together, so Overall is their weighted sum here as it is in a run.
+The surrogate is the truth of a replay, so how far it may be trusted is measured: by cross-validation on cells, against the ceiling
+that the noise of the seeds sets.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -23,7 +26,7 @@ from scipy import stats
 from scipy.special import expit
 
 from poise_core.archive.cells import CellRow, TableHead
-from poise_core.evidence.noise import Array, noise_of
+from poise_core.evidence.noise import Array, lowest_of_the_bulk, noise_of
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.conflicts import conflicts
@@ -110,6 +113,18 @@ class Cells:
         """(n, J) values on the scale on which they are fitted."""
         return to_line(self.values, self.weights)
 
+    @cached_property
+    def floor(self) -> float:
+        """Overall below which a cell has fallen, percent: the lowest of the bulk (``poise_core.evidence.noise``)."""
+        return lowest_of_the_bulk(self.overall)
+
+    @cached_property
+    def fallen(self) -> Array:
+        """(n,) 1 where no seed of a cell reached ``floor``, else 0."""
+        best = np.array([float((own @ self.weights).max()) for own in self.per_seed])
+        found: Array = (best < self.floor).astype(np.float64)
+        return found
+
     def subset(self, rows: Codes) -> Cells:
         """Some of the cells."""
         return Cells(
@@ -160,50 +175,93 @@ def slope_of_line(values: Array, weights: Array) -> Array:
 
 
 @dataclass(frozen=True)
-class Surrogate:
-    """The fitted regression in its explicit form, for quick predictions; L levels, P numbers, J outputs on the fitted scale."""
+class Effects:
+    """A fitted ridge regression in its explicit form, for quick predictions; L levels, P numbers, J targets."""
 
-    cells: Cells
-    pair_share: float
-    penalty: float
     centre: Array  # (J,)
     main: Array  # (L, J)
     pairs: Array  # (L, L, J) symmetric; summed over unordered pairs of slots
     slopes: Array  # (P, J)
 
     @classmethod
-    def fit(cls, cells: Cells) -> Surrogate:
-        """With the share of pairs and the penalty of the smallest leave-one-out error of Overall."""
-        share, penalty = min(
-            ((share, penalty) for share in PAIR_SHARES for penalty in PENALTIES),
-            key=lambda one: float(np.mean(_left_out(cells, *one) ** 2)),
-        )
-        return cls.with_settings(cells, share, penalty)
-
-    @classmethod
-    def with_settings(cls, cells: Cells, pair_share: float, penalty: float) -> Surrogate:
-        """With a given share of pairs and a given penalty."""
-        slots, noise = len(SLOTS), penalty * cells.seeds.mean() / cells.seeds
-        centre = np.average(cells.line, axis=0, weights=cells.seeds)
-        kernel = _kernel(cells, cells, pair_share)
-        alpha = np.linalg.solve(kernel + np.diag(noise), cells.line - centre)  # (n, J)
+    def fit(cls, cells: Cells, targets: Array, pair_share: float, penalty: float) -> Effects:
+        """Of (n, J) targets on the compositions of cells, with a given share of pairs and a given penalty."""
+        slots = len(SLOTS)
+        centre = np.average(targets, axis=0, weights=cells.seeds)
+        alpha = np.linalg.solve(_kernel(cells, cells, pair_share) + _penalties(cells, penalty), targets - centre)
         hot = np.zeros((len(cells.codes), LEVELS))
         np.put_along_axis(hot, cells.codes, 1.0, axis=1)
         main = (1.0 - pair_share) / slots * hot.T @ alpha
         pairs = 2.0 * pair_share / (slots * (slots - 1)) * np.einsum("nl,nk,nj->lkj", hot, hot, alpha, optimize=True)
-        return cls(
-            cells, pair_share, penalty, centre, main, pairs, (1.0 - pair_share) / slots * cells.numbers.T @ alpha
-        )
+        return cls(centre, main, pairs, (1.0 - pair_share) / slots * cells.numbers.T @ alpha)
+
+    def at(self, codes: Codes, numbers: Array) -> Array:
+        """(J,) what is predicted for one composition."""
+        found: Array = self.of_choices(codes, self.main) + numbers @ self.slopes
+        return found
+
+    def of_choices(self, codes: Codes, main: Array) -> Array:
+        """(J,) the same with other main effects, numbers left out."""
+        both = self.pairs[np.ix_(codes, codes)].sum(axis=(0, 1)) - self.pairs[codes, codes].sum(axis=0)
+        found: Array = self.centre + main[codes].sum(axis=0) + 0.5 * both
+        return found
+
+    def targets(self, columns: Codes) -> Effects:
+        """Of some targets alone."""
+        return Effects(self.centre[columns], self.main[:, columns], self.pairs[:, :, columns], self.slopes[:, columns])
+
+
+def _kernel(one: Cells, other: Cells, pair_share: float) -> Array:
+    return kinship(one.codes, one.numbers, other.codes, other.numbers, pair_share)
+
+
+def _penalties(cells: Cells, penalty: float) -> Array:
+    found: Array = np.diag(penalty * cells.seeds.mean() / cells.seeds)
+    return found
+
+
+def _left_out(cells: Cells, targets: Array, pair_share: float, penalty: float) -> Array:
+    """(n, J) targets, each predicted from the other cells, the centre as it is: y_i - [K^-1 y]_i / [K^-1]_ii."""
+    inverse = np.linalg.inv(_kernel(cells, cells, pair_share) + _penalties(cells, penalty))
+    rest = targets - np.average(targets, axis=0, weights=cells.seeds)
+    found: Array = targets - (inverse @ rest) / np.diagonal(inverse)[:, None]
+    return found
+
+
+def _best_settings(error: Callable[[float, float], Array]) -> tuple[float, float]:
+    """The share of pairs and the penalty with the smallest mean squared error."""
+    every = ((share, penalty) for share in PAIR_SHARES for penalty in PENALTIES)
+    return min(every, key=lambda one: float(np.mean(error(*one) ** 2)))
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """What compositions score where they do not fall; J outputs."""
+
+    cells: Cells
+    pair_share: float
+    penalty: float
+    effects: Effects  # on the fitted scale
+
+    @classmethod
+    def fit(cls, cells: Cells) -> Surrogate:
+        """With the share of pairs and the penalty of the smallest leave-one-out error of Overall."""
+        weights = cells.weights
+
+        def error(share: float, penalty: float) -> Array:
+            found: Array = cells.overall - from_line(_left_out(cells, cells.line, share, penalty), weights) @ weights
+            return found
+
+        return cls.with_settings(cells, *_best_settings(error))
+
+    @classmethod
+    def with_settings(cls, cells: Cells, pair_share: float, penalty: float) -> Surrogate:
+        """With a given share of pairs and a given penalty."""
+        return cls(cells, pair_share, penalty, Effects.fit(cells, cells.line, pair_share, penalty))
 
     def predict(self, codes: Codes, numbers: Array) -> Array:
         """(J,) every output of one composition."""
-        return from_line(self.predict_line(codes, numbers), self.cells.weights)
-
-    def predict_line(self, codes: Codes, numbers: Array) -> Array:
-        """(J,) the same on the fitted scale."""
-        both = self.pairs[np.ix_(codes, codes)].sum(axis=(0, 1)) - self.pairs[codes, codes].sum(axis=0)
-        found: Array = self.centre + self.main[codes].sum(axis=0) + 0.5 * both + numbers @ self.slopes
-        return found
+        return from_line(self.effects.at(codes, numbers), self.cells.weights)
 
     def predict_cells(self, cells: Cells) -> Array:
         """(n, J) every output of every cell."""
@@ -212,18 +270,24 @@ class Surrogate:
         )
 
 
-def _kernel(one: Cells, other: Cells, pair_share: float) -> Array:
-    return kinship(one.codes, one.numbers, other.codes, other.numbers, pair_share)
+@dataclass(frozen=True)
+class FallRisk:
+    """How likely compositions are to fall."""
 
+    effects: Effects | None  # None where all cells are alike
 
-def _left_out(cells: Cells, pair_share: float, penalty: float) -> Array:
-    """(n,) leave-one-out errors of Overall, the centre as it is: on the fitted scale [K^-1 y]_i / [K^-1]_ii."""
-    noise = penalty * cells.seeds.mean() / cells.seeds
-    inverse = np.linalg.inv(_kernel(cells, cells, pair_share) + np.diag(noise))
-    rest = cells.line - np.average(cells.line, axis=0, weights=cells.seeds)
-    predicted = cells.line - (inverse @ rest) / np.diagonal(inverse)[:, None]
-    found: Array = cells.overall - from_line(predicted, cells.weights) @ cells.weights
-    return found
+    @classmethod
+    def fit(cls, cells: Cells) -> FallRisk:
+        """With the settings of the smallest leave-one-out Brier score."""
+        if not np.ptp(cells.fallen):
+            return cls(None)
+        target = cells.fallen[:, None]
+        settings = _best_settings(lambda *one: (target - np.clip(_left_out(cells, target, *one), 0.0, 1.0))[:, 0])
+        return cls(Effects.fit(cells, target, *settings))
+
+    def of(self, codes: Codes, numbers: Array) -> float:
+        """The probability that a composition falls."""
+        return 0.0 if self.effects is None else float(np.clip(self.effects.at(codes, numbers)[0], 0.0, 1.0))
 
 
 # ---- how far it may be trusted
@@ -231,58 +295,81 @@ def _left_out(cells: Cells, pair_share: float, penalty: float) -> Array:
 
 @dataclass(frozen=True)
 class Fit:
-    """The held-out error of Overall and what bounds it; cells with one seed count as much as others."""
+    """The held-out errors and what bounds them; cells with one seed count as much as others."""
 
     cells: int
     failed: int  # cells that were refused or failed
+    fallen: int
+    floor: float  # Overall below which a cell has fallen, percent
+    fall_auc: float  # held out: probability that of a fallen cell and another the fallen one had the higher risk; NaN without both
+    spread: float  # standard deviation of the mean Overall of the cells that did not fall, percent points, as all below
     pair_share: float
     penalty: float
     r2: float  # held out, against the mean of the other cells
     rank_correlation: float  # held out, Spearman
     error: float  # root mean square, held out, percent points
     ceiling: float  # the R^2 of a perfect prediction of the true means, given the seed noise; NaN where it is unknown
-    spread: float  # standard deviation of the cells' mean Overall, percent points
     seed_std: float  # of one training around its cell, pooled; NaN where no cell has two seeds
     seed_std_range: tuple[float, float]  # 5 % and 95 % quantile of the cells' moderated seed deviations
     collapses: int  # trainings that collapsed
     trainings: int
 
 
-def held_out(cells: Cells, seed: int = 0, folds: int = FOLDS) -> Array:
+def folds_of(count: int, seed: int = 0, folds: int = FOLDS) -> list[Codes]:
+    """Rows 0 to count - 1 in random parts, for cross-validation."""
+    return np.array_split(np.random.default_rng(seed).permutation(count), min(folds, count))
+
+
+def held_out(cells: Cells) -> Array:
     """(n, J) every output of every cell, predicted from the other folds with settings that were chosen there."""
-    order = np.random.default_rng(seed).permutation(len(cells.codes))
     predicted = np.empty_like(cells.values)
-    for part in np.array_split(order, min(folds, len(order))):
-        rest = np.setdiff1d(order, part)
+    for part in folds_of(len(cells.codes)):
+        rest = np.setdiff1d(np.arange(len(cells.codes)), part)
         predicted[part] = Surrogate.fit(cells.subset(rest)).predict_cells(cells.subset(part))
     return predicted
 
 
-def judge_fit(cells: Cells, surrogate: Surrogate, noise: SeedNoiseModel, predicted: Array) -> Fit:
+def held_out_risks(cells: Cells) -> Array:
+    """(n,) the same of the probability to fall."""
+    predicted = np.empty(len(cells.codes))
+    for part in folds_of(len(cells.codes)):
+        risk = FallRisk.fit(cells.subset(np.setdiff1d(np.arange(len(cells.codes)), part)))
+        predicted[part] = [risk.of(cells.codes[row], cells.numbers[row]) for row in part]
+    return predicted
+
+
+def judge_fit(cells: Cells, surrogate: Surrogate, noise: SeedNoiseModel, predicted: Array, risks: Array) -> Fit:
     """How far the surrogate may be trusted.
 
     Args:
         cells: of the table.
-        surrogate: fitted to all of them.
-        noise: of the seeds.
-        predicted: see ``held_out``.
+        surrogate: fitted to those of them that did not fall.
+        noise: of the seeds of these.
+        predicted: of these; see ``held_out``.
+        risks: of all; see ``held_out_risks``.
     """
-    truth, guess = cells.overall, predicted @ cells.weights
+    upright = surrogate.cells
+    truth, guess = upright.overall, predicted @ cells.weights
     total = float(((truth - truth.mean()) ** 2).sum())
     pooled = noise.pooled_variance
     spread = float(truth.std(ddof=1))
-    several = cells.seeds >= 2  # the others have the pooled variance
+    several = upright.seeds >= 2  # the others have the pooled variance
     deviations = np.sqrt(noise.variances[several] if several.any() else noise.variances)
+    down, up = risks[cells.fallen > 0], risks[cells.fallen == 0]
+    both = len(down) * len(up)
     return Fit(
-        cells=len(truth),
+        cells=len(cells.codes),
         failed=cells.failed,
+        fallen=len(down),
+        floor=cells.floor,
+        fall_auc=float(stats.mannwhitneyu(down, up).statistic) / both if both else math.nan,
+        spread=spread,
         pair_share=surrogate.pair_share,
         penalty=surrogate.penalty,
         r2=1.0 - float(((truth - guess) ** 2).sum()) / total,
         rank_correlation=float(stats.spearmanr(truth, guess).statistic) if np.ptp(guess) > 0 else 0.0,
         error=math.sqrt(float(((truth - guess) ** 2).mean())),
-        ceiling=max(1.0 - pooled * float((1.0 / cells.seeds).mean()) / spread**2, 0.0) if spread > 0 else math.nan,
-        spread=spread,
+        ceiling=max(1.0 - pooled * float((1.0 / upright.seeds).mean()) / spread**2, 0.0) if spread > 0 else math.nan,
         seed_std=math.sqrt(pooled),
         seed_std_range=(float(np.quantile(deviations, 0.05)), float(np.quantile(deviations, 0.95))),
         collapses=noise.collapses,
@@ -366,7 +453,7 @@ class SeedNoiseModel:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best composition of the surrogate that was found, with its Overall."""
+    """The best composition of the surrogate that was found, with its Overall where it does not fall."""
 
     composition: Composition
     overall: float
@@ -407,8 +494,7 @@ class _Climber:
         self.surrogate, weights = surrogate, surrogate.cells.weights
         self.columns = np.flatnonzero(weights > 0)
         self.weights = weights[self.columns]
-        self.main, self.slopes = surrogate.main[:, self.columns], surrogate.slopes[:, self.columns]
-        self.pairs = surrogate.pairs[:, :, self.columns]
+        self.effects = surrogate.effects.targets(self.columns)
 
     def climb(self, codes: Codes) -> tuple[float, Composition] | None:
         """The highest Overall on the way from here, and the composition there; None where all on the way has conflicts."""
@@ -420,7 +506,7 @@ class _Climber:
                 overall = float(self.surrogate.predict(*encode(here)) @ self.surrogate.cells.weights)
                 if best is None or overall > best[0] + 1e-9:
                     best = overall, here
-            upward = self._step(codes, self.main + bonus, numbers)
+            upward = self._step(codes, self.effects.main + bonus, numbers)
             if upward is None:
                 break
             codes = upward
@@ -428,30 +514,25 @@ class _Climber:
 
     def _numbers(self, codes: Codes) -> tuple[Array, dict[int, dict[str, float]]]:
         """(L, B) what the best numbers of every choice add on the fitted scale, and these numbers, by the slope at these codes."""
-        slope = self.weights / slope_of_line(self._percent(self._line(codes, self.main)), self.weights)  # of Overall
-        bonus, best = np.zeros_like(self.main), dict[int, dict[str, float]]()
+        here = self._percent(self.effects.of_choices(codes, self.effects.main))
+        slope = self.weights / slope_of_line(here, self.weights)  # of Overall
+        bonus, best = np.zeros_like(self.effects.main), dict[int, dict[str, float]]()
         for (slot, choice, name), (column, spec) in NUMBERS.items():
             level = LEVEL[slot, choice]
             ends = [math.copysign(end, spec.default) for end in spec.span] if spec.movable else [spec.default]
-            number = max((float(self.slopes[column] @ slope) * place(spec, value), value) for value in ends)[1]
-            bonus[level] += self.slopes[column] * place(spec, number)
+            number = max((float(self.effects.slopes[column] @ slope) * place(spec, value), value) for value in ends)[1]
+            bonus[level] += self.effects.slopes[column] * place(spec, number)
             best.setdefault(level, {})[name] = number
         return bonus, best
-
-    def _line(self, codes: Codes, main: Array) -> Array:
-        """(B,) of a composition on the fitted scale."""
-        both = self.pairs[np.ix_(codes, codes)].sum(axis=(0, 1)) - self.pairs[codes, codes].sum(axis=0)
-        found: Array = self.surrogate.centre[self.columns] + main[codes].sum(axis=0) + 0.5 * both
-        return found
 
     def _percent(self, line: Array) -> Array:
         return from_line(line, self.weights)
 
     def _step(self, codes: Codes, main: Array, numbers: Mapping[int, Mapping[str, float]]) -> Codes | None:
         """The best conflict-free change of one or two slots; None where none is an improvement."""
-        here = self._line(codes, main)
+        here = self.effects.of_choices(codes, main)
         now = float(self._percent(here) @ self.weights)
-        field = self.pairs[:, codes]  # (L, S, B) what each level has with the present one of each slot
+        field = self.effects.pairs[:, codes]  # (L, S, B) what each level has with the present one of each slot
         total = field.sum(axis=1)
         found: list[tuple[float, tuple[tuple[int, int], ...]]] = []
         single = []
@@ -465,10 +546,10 @@ class _Climber:
             for b in range(a + 1, len(_SLOT_LEVELS)):
                 second = _SLOT_LEVELS[b]
                 fresh = (
-                    self.pairs[np.ix_(first, second)]
+                    self.effects.pairs[np.ix_(first, second)]
                     - field[first, b][:, None]
                     - field[second, a][None, :]
-                    + self.pairs[codes[a], codes[b]]
+                    + self.effects.pairs[codes[a], codes[b]]
                 )
                 gain = single[a][:, None] + single[b][None, :] + fresh  # (L_a, L_b, B)
                 overall = self._percent(here + gain) @ self.weights - now

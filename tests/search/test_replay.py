@@ -42,8 +42,6 @@ from poise_core.experiments.surrogate import (
     Surrogate,
     TableError,
     find_optimum,
-    held_out,
-    judge_fit,
 )
 from poise_core.experiments.world import World
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
@@ -327,25 +325,23 @@ def test_leave_one_out_errors_are_those_of_leaving_out() -> None:
     """The centre stays that of all cells, as the formula has it."""
     cells = Cells.of(head(), made_up_rows(12, 1.0))
     kernel, mean = surrogates._kernel(cells, cells, 0.2), cells.line.mean(axis=0)
-    errors = surrogates._left_out(cells, 0.2, 0.3)
-    for i, error in enumerate(errors):
+    for i, predicted in enumerate(surrogates._left_out(cells, cells.line, 0.2, 0.3)):
         rest = np.arange(13) != i
         inside = kernel[np.ix_(rest, rest)] + 0.3 * np.eye(12)
-        line = mean + kernel[i, rest] @ np.linalg.solve(inside, cells.line[rest] - mean)
-        assert error == pytest.approx(cells.overall[i] - surrogates.from_line(line, cells.weights) @ cells.weights)
+        assert predicted == pytest.approx(mean + kernel[i, rest] @ np.linalg.solve(inside, cells.line[rest] - mean))
 
 
 @pytest.mark.exhaustive
 def test_the_surrogate_finds_known_effects_up_to_the_ceiling_of_the_noise() -> None:
     cells = Cells.of(head(), made_up_rows(250, 1.5))
-    noise = SeedNoiseModel.learn(cells)
-    fit = judge_fit(cells, Surrogate.fit(cells), noise, held_out(cells))
+    fit = World.build(cells).fit
     true = np.array([true_overall(one) for one in cells.compositions])
     assert fit.seed_std == pytest.approx(1.5, rel=0.1)
     assert fit.ceiling == pytest.approx(true.var() / (true.var() + 1.5**2 / 2), abs=0.05)
     assert 0.75 * fit.ceiling < fit.r2 < fit.ceiling
     assert fit.rank_correlation > 0.75
-    assert (fit.cells, fit.failed, fit.collapses, fit.trainings) == (251, 0, 0, 502)
+    assert (fit.cells, fit.failed, fit.fallen, fit.collapses, fit.trainings) == (251, 0, 0, 0, 502)
+    assert math.isnan(fit.fall_auc)
     cells = Cells.of(head(), made_up_rows(600, 1.5))
     fitted = Surrogate.fit(cells)
 
@@ -355,6 +351,57 @@ def test_the_surrogate_finds_known_effects_up_to_the_ceiling_of_the_noise() -> N
     together = predicted(kl="none", routing="all") - predicted(kl="k3", routing="all")
     apart = predicted(kl="none", routing="hard_weighted") - predicted(kl="k3", routing="hard_weighted")
     assert together - apart > 0.7, "a pair is worth more than its parts; it is shrunken from 3"
+
+
+def with_a_cliff(rows: list[CellRow], choice: str = "bonus", depth: float = 40.0) -> list[CellRow]:
+    """The same where all compositions with one kind of entropy bonus fall, and one seed of cell 5 of those that do not."""
+    falls = {row.cell: row.choices["entropy"] == choice for row in rows}
+    changed = [depth * (falls[row.cell] or (row.cell == 5 and row.seed == 0)) for row in rows]
+    return [
+        replace(row, overall=(row.overall or 0.0) - lost, benchmarks={k: v - lost for k, v in row.benchmarks.items()})
+        for row, lost in zip(rows, changed, strict=True)
+    ]
+
+
+@pytest.mark.slow
+def test_which_compositions_fall_is_a_part_of_its_own_that_hides_no_difference_between_the_others() -> None:
+    """Every entropy bonus costs 40 points. What the others score is fitted as if these had not been recorded."""
+    rows = made_up_rows(150, 1.0)
+    cells = Cells.of(head(), with_a_cliff(rows))
+    bonus = np.array([one.choices["entropy"] == "bonus" for one in cells.compositions])
+    assert cells.compositions[5].choices["entropy"] != "bonus"
+    assert cells.fallen.astype(bool).tolist() == bonus.tolist(), "and not the cell that fell with one seed of two"
+    some = World.build(cells)
+    alone = Surrogate.fit(cells.subset(np.flatnonzero(~bonus)))
+    assert some.surrogate.effects.main == pytest.approx(alone.effects.main)
+    assert (some.fit.fallen, some.fit.cells) == (bonus.sum(), 151)
+    assert some.fit.fall_auc > 0.95
+    assert some.fit.r2 > 0.3
+    drawn = [one for one in draw_design(300, seed=5) if one.key not in some._recorded]
+    found = np.array([some.draw(one, str(n), (0, n), 2).truth for n, one in enumerate(drawn)])
+    falls = np.array([one.choices["entropy"] == "bonus" for one in drawn])
+    assert (found[falls] < 50.0).mean() > 0.6
+    assert (found[~falls] < 50.0).mean() < 0.1
+    risks = np.array([some.risk.of(*encode(one)) for one in drawn])
+    assert (found < 50.0).mean() == pytest.approx(risks.mean(), abs=0.06), "as often as they are told to"
+
+
+def test_a_composition_that_was_recorded_falls_as_it_did() -> None:
+    cells = Cells.of(head(), with_a_cliff(made_up_rows(40, 1.0)))
+    some = World.build(cells)
+    for row, one in enumerate(cells.compositions):
+        for number in range(3):
+            assert (some.draw(one, str(number), (0, number), 2).truth < 50.0) == bool(cells.fallen[row])
+    assert not some._recorded[GRPO.key]
+
+
+def test_scores_alike_do_not_fall() -> None:
+    """Where half of the cells score the same, there is no spread of the bulk to be below."""
+    rows = [replace(row, overall=70.0, benchmarks={"greedy": 70.0, "pass": 70.0}) for row in made_up_rows(30, 1.0)]
+    rows[-1] = replace(rows[-1], overall=10.0, benchmarks={"greedy": 10.0, "pass": 10.0})
+    cells = Cells.of(head(), rows)
+    assert not cells.fallen.any()
+    assert surrogates.FallRisk.fit(cells).of(cells.codes[0], cells.numbers[0]) == 0.0
 
 
 @pytest.mark.slow
@@ -367,7 +414,7 @@ def test_permuted_scores_are_not_predicted() -> None:
         for row, other in zip(rows, shuffled, strict=True)
     ]
     cells = Cells.of(head(), mixed)
-    fit = judge_fit(cells, Surrogate.fit(cells), SeedNoiseModel.learn(cells), held_out(cells))
+    fit = World.build(cells).fit
     assert fit.r2 < 0.1
     assert abs(fit.rank_correlation) < 0.25
 

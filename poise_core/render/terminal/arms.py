@@ -72,9 +72,15 @@ def describe_fit(fit: Fit, optimum: float, baseline: float | None, agreement: fl
         else "No cell has two seeds, so the replays know no seed noise, and the ceiling of R^2 is unknown."
     )
     base = "" if baseline is None else f", the baseline's {baseline:.1f}"
+    falls = (
+        f"{fit.fallen} of them fell below {fit.floor:.1f}, the lowest of the bulk; held out, which ones is told with AUC "
+        f"{fit.fall_auc:.2f}. Surrogate of the others"
+        if fit.fallen
+        else "Surrogate"
+    )
     return (
-        f"{fit.cells} cells with a score, {fit.failed} that failed; standard deviation {fit.spread:.2f} points. Surrogate: main "
-        f"effects and pairs (share {fit.pair_share:g}, penalty {fit.penalty:g}). Held-out R^2 {fit.r2:.2f}, rank correlation "
-        f"{fit.rank_correlation:.2f}, error {fit.error:.2f} points. {noise} Its optimum is {optimum:.1f}{base}; {agreement:.0%} of "
-        "the climbs from random starts ended there."
+        f"{fit.cells} cells with a score, {fit.failed} that failed. {falls}: main effects and pairs (share {fit.pair_share:g}, "
+        f"penalty {fit.penalty:g}) of scores with standard deviation {fit.spread:.2f} points. Held-out R^2 {fit.r2:.2f}, rank "
+        f"correlation {fit.rank_correlation:.2f}, error {fit.error:.2f} points. {noise} Its optimum is {optimum:.1f}{base}; "
+        f"{agreement:.0%} of the climbs from random starts ended there."
     )
