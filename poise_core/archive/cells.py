@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,6 +90,38 @@ def write_cells(path: Path, head: TableHead, rows: Sequence[CellRow]) -> None:
     data = pa.table(columns).replace_schema_metadata({_METADATA: json.dumps(asdict(head), sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, bytes(to_parquet(data)))
+
+
+def together(tables: Mapping[str, tuple[TableHead, Sequence[CellRow]]]) -> tuple[TableHead, list[CellRow]]:
+    """Several tables of one protocol as one: a composition is one cell, whichever tables have it, with every seed once.
+
+    Of two rows of one composition and seed that of the earlier table counts; a failure stands alone, as in a run. Cells of the
+    first table keep their numbers, the others are numbered on.
+
+    Args:
+        tables: name for messages -> head and rows; one at least. Preset and planned cells are those of the first.
+
+    Raises:
+        ArchiveError: they are of different protocols, benchmarks or proxies.
+    """
+    (first, (head, own)), *others = tables.items()
+    numbers: dict[str, int] = {}
+    rows: dict[int, dict[int | None, CellRow]] = {}
+    baseline, following = head.baseline, 1 + max((row.cell for row in own), default=-1)
+    for name, (other, found) in ((first, (head, own)), *others):
+        for what in ("protocol", "weights", "proxy_steps", "proxy_window"):
+            if getattr(other, what) != getattr(head, what):
+                raise ArchiveError(f"{name}: another {what.replace('_', ' ')} than {first}; tables are not mixed")
+        for row in found:
+            key = json.dumps(row.composition, sort_keys=True)
+            if key not in numbers:
+                numbers[key] = row.cell if name == first else following
+                following += name != first
+            number = numbers[key]
+            baseline = number if baseline < 0 and row.cell == other.baseline else baseline
+            rows.setdefault(number, {}).setdefault(row.seed, replace(row, cell=number))
+    whole = [[row for row in cell.values() if row.failure][:1] or list(cell.values()) for cell in rows.values()]
+    return replace(head, baseline=baseline), [row for cell in whole for row in cell]
 
 
 def read_cells(path: Path) -> tuple[TableHead, list[CellRow]]:

@@ -52,8 +52,11 @@ def compare_search(
     ] = None,
     search_seeds: Annotated[int, typer.Option(min=1, help="Search seeds per arm; two or more give intervals.")] = 1,
     table: Annotated[
-        Path | None,
-        typer.Option(help="Replay searches on this recorded table instead of running them; see record-table."),
+        list[Path] | None,
+        typer.Option(
+            help="Replay searches on this recorded table instead of running them; see record-table. Repeat: several "
+            "tables of one protocol are one."
+        ),
     ] = None,
     selector: Annotated[
         list[str] | None, typer.Option(help="With --table: a selector of your own, FILE.py:CLASS. Repeat.")
@@ -114,7 +117,7 @@ def compare_search(
     from poise_core.experiments.arms import ARMS, arm_runs, share_baseline
     from poise_core.run_directory import require_usable_place
 
-    if table is not None:
+    if table:
         if measure_again is not None:
             raise fail("--measure-again is for searches that are run, not for replays on a table", UNUSABLE)
         if write is not None:
@@ -122,7 +125,7 @@ def compare_search(
         options = _Replays(
             replays, 80.0 if trainings is None else trainings, rough, replay_seed, workers, out, write, json
         )
-        _replay(existing_file(table), preset, overrides, arms, selector or [], options)
+        _replay([existing_file(one) for one in table], preset, overrides, arms, selector or [], options)
         return
     for option, given in (("--selector", selector), ("--out", out), ("--write", write)):
         if given:
@@ -273,7 +276,12 @@ class _Replays:
 
 
 def _replay(
-    table: Path, preset: str, overrides: list[str] | None, arms: list[str] | None, selectors: list[str], given: _Replays
+    tables: list[Path],
+    preset: str,
+    overrides: list[str] | None,
+    arms: list[str] | None,
+    selectors: list[str],
+    given: _Replays,
 ) -> None:
     import os
 
@@ -288,7 +296,7 @@ def _replay(
     with plain_errors():
         resolved = resolve_preset(preset, overrides)
         try:
-            cells = _cells(table)
+            cells = _cells(tables)
             proxy = set(DYNAMICS) <= set(cells.outputs)
             if proxy:
                 require_same_proxy(resolved.ladder, cells.head)
@@ -305,7 +313,8 @@ def _replay(
             raise fail(error, UNUSABLE) from error
         chosen = [arm for name, arm in known.items() if name in wanted]
         contest = Contest.of(world, resolved.search, given.trainings, given.seed)
-        kept = Kept.of(given.out / "replays", table.read_bytes(), given.rough, contest) if given.out else None
+        content = b"".join(table.read_bytes() for table in tables)
+        kept = Kept.of(given.out / "replays", content, given.rough, contest) if given.out else None
         with progress_bar("replays", len(chosen) * given.replays) as advance:
             workers = given.workers or os.cpu_count() or 1
             regrets = replay_arms(contest, chosen, given.replays, workers=workers, kept=kept, on_replays=advance)
@@ -313,14 +322,15 @@ def _replay(
         _show_replays(contest, compared, world.fit, given)
 
 
-def _cells(table: Path) -> Cells:
-    from poise_core.archive.cells import read_cells
+def _cells(tables: list[Path]) -> Cells:
+    from poise_core.archive.cells import read_cells, together
     from poise_core.experiments.surrogate import Cells, TableError
 
+    head, rows = together({str(table): read_cells(table) for table in tables})
     try:
-        return Cells.of(*read_cells(table))
+        return Cells.of(head, rows)
     except TableError as error:
-        raise TableError(f"{table}: {error}") from error
+        raise TableError(f"{', '.join(map(str, tables))}: {error}") from error
 
 
 def _show_replays(contest: Contest, compared: list[ReplayedArm], fit: Fit, given: _Replays) -> None:
@@ -367,7 +377,8 @@ def record_table(
         Path | None, typer.Option(help="Where the trainings lie; what is there goes on. Default: runs/PRESET-table.")
     ] = None,
     from_archive: Annotated[
-        Path | None, typer.Option(help="Train nothing: make the table of what this run directory has measured.")
+        list[Path] | None,
+        typer.Option(help="Train nothing: make the table of what this run directory has measured. Repeat for several."),
     ] = None,
     allow_shared_network: SharedNetworkOption = False,
     overrides: SetOption = None,
@@ -384,7 +395,7 @@ def record_table(
     poise record-table --from-archive runs/laptop-64 --out old.parquet
     """
     from poise_core.archive import ArchiveError
-    from poise_core.archive.cells import write_cells
+    from poise_core.archive.cells import together, write_cells
     from poise_core.cli.common import resolve_preset
     from poise_core.experiments.recording import joined, measured_seeds, recorded_cells, table_of_run, table_secret
     from poise_core.experiments.recording import record_table as record
@@ -392,8 +403,8 @@ def record_table(
 
     with plain_errors():
         try:
-            if from_archive is not None:
-                head, rows = table_of_run(RunDirectory.read(from_archive))
+            if from_archive:
+                head, rows = together({str(run): table_of_run(RunDirectory.read(run)) for run in from_archive})
                 write_cells(out, head, rows)
                 say(f"{len({row.cell for row in rows})} cells, {len(rows)} rows: {out}")
                 return

@@ -19,7 +19,7 @@ from laboratory import Killed, Laboratory, make_preset
 from typer.testing import CliRunner
 
 from poise_core.archive import Archive, ArchiveError
-from poise_core.archive.cells import CellRow, TableHead, read_cells, write_cells
+from poise_core.archive.cells import CellRow, TableHead, read_cells, together, write_cells
 from poise_core.cli import app
 from poise_core.config import Preset, load_preset
 from poise_core.evaluation.results import SeedEvaluation
@@ -116,6 +116,35 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     write_cells(path, head(version=99), rows)
     with pytest.raises(ArchiveError, match="later version"):
         read_cells(path)
+
+
+def test_tables_of_one_protocol_are_one() -> None:
+    """The second has the baseline with one seed more, the first's cell 2 under another number, and a cell of its own."""
+    rows = made_up_rows(3, 1.0)
+    baseline, third = [row for row in rows if row.cell == 0], [row for row in rows if row.cell == 2]
+    new = made_up_rows(4, 1.0)[-1]
+    other = [
+        replace(baseline[0], overall=1.0),
+        replace(baseline[0], seed=2),
+        replace(third[0], cell=1, seed=7),
+        replace(new, cell=2),
+        replace(
+            new, cell=3, seed=None, overall=None, choices=rows[2].choices, numbers=rows[2].numbers, failure="diverged"
+        ),
+    ]
+    found, both = together({"a": (head(), rows), "b": (head(planned=0), other)})
+    assert (found.baseline, found.planned) == (0, 300)
+    assert sorted((row.cell, row.seed, row.failure) for row in both if row.cell != 1) == [
+        (0, 0, None), (0, 1, None), (0, 2, None), (2, 0, None), (2, 1, None), (2, 7, None), (3, 0, None), (3, 1, None),
+        (4, new.seed, None),
+    ]  # fmt: skip
+    assert [row.failure for row in both if row.cell == 1] == ["diverged"], "which counts for what others measured"
+    assert next(row.overall for row in both if (row.cell, row.seed) == (0, 0)) == baseline[0].overall
+    assert next(row.overall for row in both if row.cell == 4) == new.overall
+    with pytest.raises(ArchiveError, match="b: another proxy steps than a; tables are not mixed"):
+        together({"a": (head(), rows), "b": (head(proxy_steps=3), other)})
+    swapped, _ = together({"b": (head(baseline=-1), other[2:]), "a": (head(), rows)})
+    assert swapped.baseline == max(row.cell for row in other) + 1, "the baseline of the first table that has one"
 
 
 @pytest.mark.slow
