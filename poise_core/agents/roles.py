@@ -200,6 +200,7 @@ class ProposalContext:
     slot: int = 0  # number of the child slot in its generation
     ancestors: tuple[CandidateRecord, ...] = ()  # the parent's primary parent, then its, up to the root
     repeat: int = 0  # how many earlier slots of this generation have the same parent
+    immigrant: bool = False  # the place is for a composition from the whole catalogue
     variant: bool = False  # the place is for a knock-out or a sweep of the parent, if that is promising
     task: TaskCard | None = None
     table: tuple[Line, ...] = ()  # every candidate and idea so far

@@ -120,6 +120,12 @@ class SearchSpec(FrozenModel):
         description="of a generation's children, how many are knock-outs of a mechanism or sweeps of one number of a parent that "
         "beats the baseline, without a proposer",
     )
+    immigrants: int = Field(
+        0,
+        ge=0,
+        description="of a generation's children, how many are compositions from the whole catalogue, as children of the baseline, "
+        "instead of variations of a selected parent; arm evolution only",
+    )
     baseline: str = Field("grpo", description="the algorithm that the tree starts from")
     arm: Arm = Field("evolution", description="how to search: evolution, or a control arm to compare it with")
     acquisition: AcquisitionSpec = AcquisitionSpec()
@@ -132,6 +138,11 @@ class SearchSpec(FrozenModel):
         1,
         description="searches of the experiment that this one is part of: champion candidates are corrected for all of them",
     )
+
+    @property
+    def bred(self) -> int:
+        """Children of a generation that vary a selected parent; the others are immigrants."""
+        return max(self.parents - self.immigrants, 0) if self.arm == "evolution" else self.parents
 
     @property
     def planned(self) -> int:

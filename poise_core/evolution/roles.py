@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from poise_core.agents.catalogue.implementer import CatalogueImplementer
@@ -27,6 +27,7 @@ class Roles:
     screener: Screener
     implementer: Implementer
     reflector: Reflector
+    immigrants: Proposer = field(default_factory=RandomProposer)
 
 
 def default_roles(preset: Preset) -> Roles:
@@ -37,7 +38,7 @@ def default_roles(preset: Preset) -> Roles:
     search = preset.search
     selector: ParentSelector = RootSelector()
     if search.arm == "evolution":
-        selector = AcquisitionSelector(search.acquisition, search.plateau)
+        selector = AcquisitionSelector(search.acquisition, search.plateau, search.parents - search.bred)
     elif search.arm == "greedy":
         selector = GreedySelector()
     random = search.arm in ("random", "tune")
@@ -48,6 +49,7 @@ def default_roles(preset: Preset) -> Roles:
         screener=FirstComeScreener() if random else CatalogueScreener(promise=promise),
         implementer=CatalogueImplementer(),
         reflector=RuleReflector(),
+        immigrants=RandomProposer(promise=promise),
     )
 
 
@@ -81,4 +83,6 @@ def roles_for(
         "seed": preset.search.seed,
         "protocol": preset.protocol.digest,
     }
-    return Roles(roles.selector, *with_language_model(team, preset.agents, archive, **options))
+    return Roles(
+        roles.selector, *with_language_model(team, preset.agents, archive, **options), immigrants=roles.immigrants
+    )

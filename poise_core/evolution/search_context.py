@@ -61,6 +61,7 @@ class SearchContext:
         seed = self.seed("references", slot.generation, slot.number)
         references = self.history.references(reference_set(nodes, slot.parent_id, seed=seed), slot.generation)
         ancestors = self.history.ancestors(slot.parent_id, slot.generation)
+        bred = self.preset.search.bred
         shown = [
             slot.parent_id,
             *(one.record.candidate_id for one in references),
@@ -76,7 +77,8 @@ class SearchContext:
             slot=slot.number,
             ancestors=ancestors,
             repeat=slot.repeat,
-            variant=slot.number >= self.preset.search.parents - self.preset.search.variants,
+            immigrant=slot.number >= bred,
+            variant=bred - self.preset.search.variants <= slot.number < bred,
             task=self.briefs.task_card(slot.generation),
             table=self.briefs.table(slot.generation, slot.number),
             calibration=self.briefs.calibration(slot.generation),

@@ -41,6 +41,7 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
         "evolution",
         acquisition=spec,
         plateau=preset.search.plateau.answer,
+        immigrants=preset.search.parents - preset.search.bred,
         promise=preset.search.promise,
         ladder=ladder,
     )
@@ -66,6 +67,9 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
         replace(whole, name="no mutation of numbers alone", numbers=False),
         replace(whole, name="no plateau rule", plateau=False),
         *promises(preset.search.promise, whole),
+        replace(whole, name="no immigrants", immigrants=0)
+        if whole.immigrants
+        else replace(whole, name="with an immigrant", immigrants=1),
         replace(whole, name="no screening", screen=False),
     ]
     if ladder is not None:

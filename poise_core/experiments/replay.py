@@ -78,6 +78,7 @@ class ReplayArm:
     numbers: bool = True  # whether some mutations move numbers and leave all choices
     plateau: bool = True
     screen: bool = True
+    immigrants: int = 0  # slots of a generation; of the acquisition alone
     promise: PromiseSpec | None = None
     ladder: LadderSpec | None = None
 
@@ -152,7 +153,7 @@ class ReplayedSearch:
         self.world, self.arm, self.search, self.budget, self.address = world, arm, search, budget, address
         self.selector = load_selector(arm.selector) if ":" in arm.selector else None
         self.acquisition = AcquisitionSelector(
-            arm.acquisition, search.plateau.model_copy(update={"answer": arm.plateau})
+            arm.acquisition, search.plateau.model_copy(update={"answer": arm.plateau}), arm.immigrants
         )
         self.proposer, self.screener = CatalogueProposer(), CatalogueScreener()
         cells = world.cells
@@ -284,7 +285,8 @@ class ReplayedSearch:
                     return self._node(composition, signature, (0,), generation)
             return None
         base = self.nodes[row]
-        donors = self._donors(table, row, generation, slot) if self.arm.crossover else []
+        immigrant = self.arm.selector == "acquisition" and slot >= self.search.parents - self.arm.immigrants
+        donors = self._donors(table, row, generation, slot) if self.arm.crossover and not immigrant else []
         found: list[tuple[Composition, tuple[str, ...], tuple[int, ...]]] = []
         fresh = set(self.tried)
         promise, spec = self._promise(), self.arm.promise or PromiseSpec()
@@ -295,7 +297,10 @@ class ReplayedSearch:
             if len(found) == count:
                 break
             parents: tuple[int, ...] = (row,)
-            if donors and rng.random() < self.proposer.crossover_share:
+            variation: Variation | None
+            if immigrant:
+                variation = Variation(random_composition(rng), base.composition)
+            elif donors and rng.random() < self.proposer.crossover_share:
                 parents = (row, rng.choice(donors))
                 variation = crossover(base.composition, self.nodes[parents[1]].composition, rng)
             else:

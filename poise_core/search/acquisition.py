@@ -125,15 +125,21 @@ def on_common_scale(values: Array, scale: str) -> Array:
     return result
 
 
+BRANCH, IMMIGRANT = 0, -1
+"""Ranks of picks that were taken for something else than their total."""
+
+
 @dataclass(frozen=True)
 class AcquisitionSelector:
     """The best nodes by ``judge``, spread over lineages; see ``poise_core.search.selection.ParentSelector``.
 
-    On a plateau the last of several slots goes to the most novel node among those with the fewest children instead.
+    On a plateau the last of several slots goes to the most novel node among those with the fewest children instead. The slots of
+    immigrants, which come after these, go to the baseline.
     """
 
     spec: AcquisitionSpec = field(default_factory=AcquisitionSpec)
     plateau: PlateauSpec = field(default_factory=PlateauSpec)
+    immigrants: int = 0  # slots of a generation
 
     def select(self, nodes: Sequence[NodeRecord], count: int, seed: int) -> list[Selection]:
         """See ``poise_core.search.selection.ParentSelector``."""
@@ -144,25 +150,28 @@ class AcquisitionSelector:
         if not picks:
             return []
         scores = node_scores(table, judgement)
-        branched = stuck.stalled and self.plateau.answer and picks[-1].rank == 0
+
+        def reason(pick: Pick) -> str:
+            if pick.rank == IMMIGRANT:
+                return f"{table.names[pick.row]} is the baseline, of which immigrants from the whole catalogue are children."
+            if pick.rank == BRANCH:
+                return self._branch_reason(table, pick.row, stuck)
+            return self._reason(table, judgement, pick)
+
         return [
-            Selection(
-                table.ids[pick.row],
-                slot,
-                pick.repeat,
-                self._branch_reason(table, pick.row, stuck)
-                if branched and slot == count - 1
-                else self._reason(table, judgement, pick),
-                scores,
-            )
-            for slot, pick in enumerate(picks)
+            Selection(table.ids[pick.row], slot, pick.repeat, reason(pick), scores) for slot, pick in enumerate(picks)
         ]
 
     def choose(self, table: NodeTable, judgement: Judgement, stalled: bool, count: int, seed: int) -> list[Pick]:
-        """The nodes of ``count`` slots; the last has rank 0 where it was taken as an unexplored branch."""
-        picks = pick_spread(table, judgement.total, count, self.spec.lineage_penalty, seed)
+        """The nodes of ``count`` slots; the rank of an unexplored branch is ``BRANCH``, that of an immigrant's ``IMMIGRANT``."""
+        root = np.flatnonzero(table.scored & (table.depth == 0))
+        immigrants = min(self.immigrants, count) if len(root) else 0
+        picks = pick_spread(table, judgement.total, count - immigrants, self.spec.lineage_penalty, seed)
         branch = self._unexplored(table, judgement, picks, seed) if stalled and self.plateau.answer else None
-        return picks if branch is None else [*picks[:-1], Pick(branch, 0, 0, 0.0)]
+        if branch is not None:
+            picks = [*picks[:-1], Pick(branch, 0, BRANCH, 0.0)]
+        earlier = sum(pick.row == root[0] for pick in picks) if immigrants else 0
+        return [*picks, *(Pick(int(root[0]), earlier + one, IMMIGRANT, 0.0) for one in range(immigrants))]
 
     @staticmethod
     def _unexplored(table: NodeTable, judgement: Judgement, picks: Sequence[Pick], seed: int) -> int | None:

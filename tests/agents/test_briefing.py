@@ -23,6 +23,7 @@ from poise_core.agents.briefing import (
     archive_table,
     open_ideas,
 )
+from poise_core.agents.catalogue.random_search import RandomProposer
 from poise_core.agents.llm.context import fit, slot_sections
 from poise_core.agents.llm.faults import CallFailed, Outcome
 from poise_core.agents.llm.literature import load_notes
@@ -52,6 +53,7 @@ from poise_core.evidence.intervals import Interval
 from poise_core.evidence.noise import SeedNoise, floor_with_prior
 from poise_core.evolution import ChildSlot
 from poise_core.evolution.briefs import lessons
+from poise_core.evolution.stages.select import select_parents
 from poise_core.failures import CandidateFailure, FailureKind
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.render.markdown import render_nightly_report
@@ -495,6 +497,31 @@ def test_the_last_place_of_a_generation_can_be_for_a_variant(laboratory: Laborat
     (proposal,) = [one for one in evolution.run.archive.rows("proposals", generation=2) if one["taken"]]
     assert json.loads(proposal["content"])["direction"] in ("knock-out", "sweep")
     assert row["written_by"] == "catalogue"
+
+
+@pytest.mark.slow
+def test_some_places_of_a_generation_can_be_for_immigrants(laboratory: Laboratory, tmp_path: Path) -> None:
+    """Before the promise of compositions is known they are those that the random proposer draws, whoever else proposes."""
+    preset = make_preset(generations=2, parents=3, variants=1, immigrants=1)
+    evolution = open_evolution(tmp_path / "run", preset)
+    evolve(evolution)
+    search = evolution.search
+    for generation in (1, 2):
+        last = select_parents(search, generation)[-1]
+        assert (last.number, last.parent_name) == (2, "GRPO")
+        context = search.context(last)
+        assert (context.immigrant, context.variant) == (True, False)
+        drawn = RandomProposer(promise=preset.search.promise).propose(
+            context, preset.search.proposals, search.seed("propose", generation, 2)
+        )
+        stored = json.loads((search.folder(last) / "proposals.json").read_text())
+        assert [one["composition"] for one in stored] == [one.composition for one in drawn]
+        bred = [search.context(one) for one in select_parents(search, generation)[:2]]
+        assert [(one.immigrant, one.variant) for one in bred] == [(False, False), (False, True)]
+    rows = evolution.run.archive.rows("selections", generation=2, selected=True)
+    (root,) = [row for row in rows if 2 in row["slots"]]
+    assert "immigrants from the whole catalogue" in root["reason"]
+    assert make_preset(arm="random", immigrants=1).search.bred == 2, "control arms have none"
 
 
 @pytest.mark.slow

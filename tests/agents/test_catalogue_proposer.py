@@ -127,6 +127,19 @@ def test_many_are_drawn_and_the_most_promising_proposed() -> None:
     assert proposer.propose(few, 4, seed=0) == without, "three scores tell nothing"
 
 
+def test_of_the_immigrants_the_most_promising_are_proposed() -> None:
+    """A sixth of the catalogue's compositions has a sequence-level ratio; of 100 draws the four best all do."""
+    from poise_core.agents.catalogue.random_search import RandomProposer
+
+    context = dataclasses.replace(GRPO_CONTEXT, scored=scored())
+    proposer = RandomProposer(promise=PromiseSpec(draws=100, confidence=0.0))
+    proposals = proposer.propose(context, 4, seed=0)
+    assert {composition(one).choices["ratio"] for one in proposals} == {"sequence"}
+    apart = [len(changed_slots(GRPO, composition(one))) for one in proposals]
+    assert max(apart) > 4, "no variation of the parent is as far from it"
+    assert proposer.propose(GRPO_CONTEXT, 4, seed=0) == RandomProposer().propose(GRPO_CONTEXT, 4, seed=0)
+
+
 def test_the_screener_weighs_what_is_promised() -> None:
     context = dataclasses.replace(GRPO_CONTEXT, scored=scored())
     proposals = CatalogueProposer(promise=PromiseSpec(draws=400, confidence=0.0)).propose(context, 2, seed=0)

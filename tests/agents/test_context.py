@@ -279,4 +279,5 @@ def test_what_earlier_generations_scored_is_known_and_the_control_arms_make_noth
     for arm, promise in (("evolution", spec), ("greedy", None), ("best-of-n", None)):
         roles = default_roles(make_preset(arm=arm))
         assert (roles.proposer.promise, roles.screener.promise) == (promise, promise)
+        assert roles.immigrants.promise == promise
     assert default_roles(make_preset(promise=None)).proposer.promise is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,6 +40,25 @@ def test_parents_are_distinct_while_there_are_enough_and_repeat_from_the_best() 
     )
     assert [score.candidate_id for score in five[0].scores] == ["a", "b", "c", "d"]
     assert all(s.scores is five[0].scores for s in five)
+
+
+def test_slots_of_immigrants_come_last_and_go_to_the_baseline() -> None:
+    children = [node(f"c{i}", 50.0 + i, ("root",), generation=1) for i in range(3)]
+    nodes = [node("root", 40.0), *children]
+    plain = weighing(performance=1.0)
+    mixed = replace(plain, immigrants=2)
+    chosen = mixed.select(nodes, 5, seed=1)
+    assert chosen[:3] == plain.select(nodes, 3, seed=1)
+    assert [(one.candidate_id, one.slot, one.repeat) for one in chosen[3:]] == [("root", 3, 0), ("root", 4, 1)]
+    assert chosen[4].reason == "ROOT is the baseline, of which immigrants from the whole catalogue are children."
+    everyone = mixed.select(nodes, 1, seed=1)
+    assert [one.candidate_id for one in everyone] == ["root"], "more immigrants than slots leave none for others"
+    repeated = mixed.select(nodes, 6, seed=1)
+    assert [(one.candidate_id, one.repeat) for one in repeated[3:]] == [("root", 0), ("root", 1), ("root", 2)]
+    stuck = [*nodes, *(node(f"d{g}", 50.0, ("c2",), generation=g) for g in (2, 3, 4, 5))]
+    last = mixed.select(stuck, 4, seed=1)
+    assert "unexplored branch" in last[1].reason, "of those that are no immigrants' the last"
+    assert [one.candidate_id for one in last[2:]] == ["root", "root"]
 
 
 def test_terms_of_every_node_go_to_the_archive_and_missing_is_not_zero() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from poise_core.agents.roles import ProposalContext
+from poise_core.config.search import PromiseSpec
 from poise_core.evidence.promise import Promise
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.features import Array, encode_all
+
+T = TypeVar("T")
 
 
 def promise_of(context: ProposalContext) -> Promise | None:
@@ -21,6 +26,32 @@ def promise_of(context: ProposalContext) -> Promise | None:
         np.array([one.overall for one in context.scored]),
         np.array([float(one.seeds) for one in context.scored]),
     )
+
+
+def most_promising(
+    context: ProposalContext,
+    spec: PromiseSpec | None,
+    draws: Callable[[int], Iterator[T]],
+    n: int,
+    of: Callable[[T], Composition],
+) -> list[T] | None:
+    """Many draws, the most promising first; None where nothing is known of what is promising.
+
+    Args:
+        context: with what the run has scored.
+        spec: how much is made of it; None: nothing.
+        draws: gives new ones for a number that is wanted, fewer where there are not as many.
+        n: draws that are wanted at least.
+        of: composition of a draw.
+    """
+    if spec is None or (promise := promise_of(context)) is None:
+        return None
+    count = max(n, spec.draws)
+    drawn = list(itertools.islice(draws(count), count))
+    if not drawn:
+        return []
+    high = bounds(promise, [of(one) for one in drawn], spec.confidence)
+    return [drawn[place] for place in np.argsort(-high, kind="stable")]
 
 
 def bounds(promise: Promise, compositions: Sequence[Composition], confidence: float) -> Array:

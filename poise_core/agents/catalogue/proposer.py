@@ -8,15 +8,12 @@ likely. It is a deterministic function of its arguments.
 
 from __future__ import annotations
 
-import itertools
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from poise_core.agents.catalogue.compositions import TriedIdeas, composition_of_record, read_composition, wanted_answers
-from poise_core.agents.catalogue.promising import bounds, promise_of
+from poise_core.agents.catalogue.promising import most_promising
 from poise_core.agents.catalogue.wording import write_proposal
 from poise_core.agents.roles import CandidateRecord, Proposal, ProposalContext
 from poise_core.config.search import PromiseSpec
@@ -60,7 +57,11 @@ class CatalogueProposer:
                     yield variation, donor
 
         proposals: list[Proposal] = []
-        for variation, donor in self._promising(context, draws, n) or draws(n):
+        reach = self.promise.reach if self.promise else None
+        promised = most_promising(
+            context, self.promise, lambda limit: draws(limit, reach), n, lambda drawn: drawn[0].composition
+        )
+        for variation, donor in promised or draws(n):
             if len(proposals) == n:
                 break
             proposal = write_proposal(context, base, left_out, variation, donor, tried)
@@ -70,19 +71,6 @@ class CatalogueProposer:
             for slot in changed_slots(base, variation.composition):  # the next one should go elsewhere
                 slot_weights[slot] *= 0.3
         return proposals
-
-    def _promising(
-        self, context: ProposalContext, draws: Callable[[int, int], Iterator[Drawn]], n: int
-    ) -> Sequence[Drawn] | None:
-        """Many draws, the most promising first; None where nothing is known of what is promising."""
-        if self.promise is None or (promise := promise_of(context)) is None:
-            return None
-        count = max(n, self.promise.draws)
-        drawn = list(itertools.islice(draws(count, self.promise.reach), count))
-        if not drawn:
-            return []
-        high = bounds(promise, [variation.composition for variation, _ in drawn], self.promise.confidence)
-        return [drawn[place] for place in np.argsort(-high, kind="stable")]
 
     def _vary(
         self,

@@ -1,16 +1,18 @@
-"""Random search over the mechanism catalogue, or over the baseline's numbers alone, as controls: their ideas do not depend on any
-measurement."""
+"""Random search over the mechanism catalogue, or over the baseline's numbers alone. As controls, their ideas do not depend on any
+measurement; as the immigrants of a search, the most promising of many are proposed."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from poise_core.agents.catalogue.compositions import TriedIdeas, composition_of_record
+from poise_core.agents.catalogue.promising import most_promising
 from poise_core.agents.catalogue.screener import CatalogueScreener
 from poise_core.agents.catalogue.wording import write_proposal
 from poise_core.agents.roles import Proposal, ProposalContext, Screened
+from poise_core.config.search import PromiseSpec
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.operators import Variation, random_composition, random_numbers
 
@@ -30,19 +32,25 @@ class RandomProposer:
     numbers_only: bool = (
         False  # the parent's choices stay, but for the KL penalty and an entropy bonus, which a coin adds or takes
     )
+    promise: PromiseSpec | None = None  # None: compositions are proposed as they are drawn
 
     def propose(self, context: ProposalContext, n: int, seed: int) -> list[Proposal]:
         """``n`` proposals with the context's parent, whatever it is."""
         rng = random.Random(f"{'tune' if self.numbers_only else 'random'}:{seed}:{context.generation}")
         base, left_out = composition_of_record(context.parent)
         tried = TriedIdeas.of(context, base)
+
+        def draws(limit: int) -> Iterator[Variation]:
+            for _ in range(100 * limit):
+                variation = self._drawn(base, rng)
+                if tried.add(variation.composition):
+                    yield variation
+
         proposals: list[Proposal] = []
-        for _ in range(100 * n):
+        promised = most_promising(context, self.promise, draws, n, lambda variation: variation.composition)
+        for variation in promised or draws(n):
             if len(proposals) == n:
                 break
-            variation = self._drawn(base, rng)
-            if not tried.add(variation.composition):
-                continue
             proposal = write_proposal(context, base, left_out, variation, None, tried)
             if proposal is not None:
                 proposals.append(proposal)

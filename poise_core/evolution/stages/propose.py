@@ -25,7 +25,8 @@ def propose(search: SearchContext, slot: ChildSlot) -> list[Proposal]:
             count = search.preset.search.proposals
             try:
                 own = variants(context, count) if context.variant and promising(context) else []
-                proposals = own or search.roles.proposer.propose(context, count, seed)
+                proposer = search.roles.immigrants if context.immigrant else search.roles.proposer
+                proposals = own or proposer.propose(context, count, seed)
             except CandidateFailure as failure:
                 search.record_failure(slot, failure, *slot.child_to_be)
                 proposals = []

@@ -47,10 +47,10 @@ def _selection_rows(
     search: SearchContext, generation: int, chosen: Sequence[Selection], bonuses: Mapping[str, float]
 ) -> list[SelectionRow]:
     slots: dict[str, list[int]] = {}
-    reasons: dict[str, str] = {}
+    reasons: dict[str, dict[str, None]] = {}
     for one in chosen:
         slots.setdefault(one.candidate_id, []).append(one.slot)
-        reasons.setdefault(one.candidate_id, one.reason)
+        reasons.setdefault(one.candidate_id, {})[one.reason] = None
     return [
         selection_row(
             protocol=search.preset.protocol.digest,
@@ -62,7 +62,7 @@ def _selection_rows(
             },
             total=score.total,
             slots=slots.get(score.candidate_id, ()),
-            reason=reasons.get(score.candidate_id),
+            reason=" ".join(reasons[score.candidate_id]) if score.candidate_id in reasons else None,
             arm=ARM,
         )
         for score in chosen[0].scores
