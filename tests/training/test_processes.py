@@ -30,7 +30,7 @@ from poise_core.failures import Cancelled, InfrastructureError, NodeFault, NodeF
 from poise_core.sandbox.command import NETWORK_NEEDED
 from poise_core.sandbox.run import require_own_network
 from poise_core.training import nodes, startup
-from poise_core.training.job import NO_RENDEZVOUS, Meeting
+from poise_core.training.job import NO_RENDEZVOUS, Meeting, TrainingJob
 from poise_core.training.launcher import train_candidate
 
 ALGORITHMS = ("grpo", "dapo", "gspo")  # sequence-mean, token-mean, sequence-level ratio
@@ -174,6 +174,7 @@ def leading(run: Path, monkeypatch: pytest.MonkeyPatch, **resources: Any) -> Ite
     assert not nodes.take_part(run, spec)
     try:
         yield spec
+        nodes.end_leading(finished=True)  # as a command does that has done its work
     finally:
         nodes.end_leading()
 
@@ -208,10 +209,15 @@ def test_two_nodes_train_to_the_weights_of_two_processes_on_one(
 def test_a_node_that_dies_is_no_failure_of_the_candidate_and_the_training_goes_on_with_another(
     tiny_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def longer(job: TrainingJob) -> TrainingJob:
+        """It must not have ended when the row of its fourth step has been read, however busy this machine is."""
+        training = job.protocol.training.model_copy(update={"steps": 30})
+        return replace(job, protocol=job.protocol.model_copy(update={"training": training}))
+
     algorithm, run = algorithm_path("vm_av"), tmp_path / "run"
-    (expected,) = train_candidate(job_of(tiny_policy, tmp_path / "one", algorithm, processes_per_training=2))
+    (expected,) = train_candidate(longer(job_of(tiny_policy, tmp_path / "one", algorithm, processes_per_training=2)))
     other = node(run, 1)
-    job = job_of(tiny_policy, run, algorithm, **RESOURCES)
+    job = longer(job_of(tiny_policy, run, algorithm, **RESOURCES))
 
     def kill(_: int, row: dict[str, float]) -> None:
         if row["step"] == 3:
