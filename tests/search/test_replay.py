@@ -837,6 +837,16 @@ def test_a_table_is_made_of_a_run_by_the_command(tmp_path: Path) -> None:
     assert (status, "protocol.seeds lists 2" in output) == (2, True)
 
 
+def test_the_published_searches_add_cells_to_the_published_table() -> None:
+    results = ROOT / "docs" / "results"
+    tables = {name: read_cells(results / name) for name in ("table.parquet", "searched.parquet")}
+    head, rows = together(tables)
+    alone = [{row.cell for row in own} for _, own in tables.values()]
+    assert head.baseline == 0
+    assert len({row.cell for row in rows}) == len(alone[0]) + len(alone[1]) - 1, "the baseline is in both"
+    assert max(sum(row.cell == cell for row in rows) for cell in {row.cell for row in rows}) == 3
+
+
 def test_the_published_table_is_of_the_present_protocol_and_catalogue() -> None:
     """Every composition is one of this version's catalogue, and each number is the one that its design draws."""
     path = ROOT / "docs" / "results" / "table.parquet"
