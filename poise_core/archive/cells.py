@@ -104,11 +104,11 @@ def together(tables: Mapping[str, tuple[TableHead, Sequence[CellRow]]]) -> tuple
     Raises:
         ArchiveError: they are of different protocols, benchmarks or proxies.
     """
-    (first, (head, own)), *others = tables.items()
+    first, (head, own) = next(iter(tables.items()))
     numbers: dict[str, int] = {}
     rows: dict[int, dict[int | None, CellRow]] = {}
     baseline, following = head.baseline, 1 + max((row.cell for row in own), default=-1)
-    for name, (other, found) in ((first, (head, own)), *others):
+    for name, (other, found) in tables.items():
         for what in ("protocol", "weights", "proxy_steps", "proxy_window"):
             if getattr(other, what) != getattr(head, what):
                 raise ArchiveError(f"{name}: another {what.replace('_', ' ')} than {first}; tables are not mixed")

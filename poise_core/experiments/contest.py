@@ -41,7 +41,7 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
         "evolution",
         acquisition=spec,
         plateau=preset.search.plateau.answer,
-        immigrants=preset.search.parents - preset.search.bred,
+        immigrants=preset.search.immigrants,
         promise=preset.search.promise,
         ladder=ladder,
     )

@@ -315,16 +315,16 @@ class Fit:
     trainings: int
 
 
-def folds_of(count: int, seed: int = 0, folds: int = FOLDS) -> list[Codes]:
-    """Rows 0 to count - 1 in random parts, for cross-validation."""
-    return np.array_split(np.random.default_rng(seed).permutation(count), min(folds, count))
+def folds_of(count: int) -> list[tuple[Codes, Codes]]:
+    """Rows 0 to count - 1 in random parts for cross-validation: the rows to learn from, and those to predict."""
+    rows = np.random.default_rng(0).permutation(count)
+    return [(np.setdiff1d(rows, part), part) for part in np.array_split(rows, min(FOLDS, count))]
 
 
 def held_out(cells: Cells) -> Array:
     """(n, J) every output of every cell, predicted from the other folds with settings that were chosen there."""
     predicted = np.empty_like(cells.values)
-    for part in folds_of(len(cells.codes)):
-        rest = np.setdiff1d(np.arange(len(cells.codes)), part)
+    for rest, part in folds_of(len(cells.codes)):
         predicted[part] = Surrogate.fit(cells.subset(rest)).predict_cells(cells.subset(part))
     return predicted
 
@@ -332,8 +332,8 @@ def held_out(cells: Cells) -> Array:
 def held_out_risks(cells: Cells) -> Array:
     """(n,) the same of the probability to fall."""
     predicted = np.empty(len(cells.codes))
-    for part in folds_of(len(cells.codes)):
-        risk = FallRisk.fit(cells.subset(np.setdiff1d(np.arange(len(cells.codes)), part)))
+    for rest, part in folds_of(len(cells.codes)):
+        risk = FallRisk.fit(cells.subset(rest))
         predicted[part] = [risk.of(cells.codes[row], cells.numbers[row]) for row in part]
     return predicted
 

@@ -382,10 +382,10 @@ def test_the_surrogate_finds_known_effects_up_to_the_ceiling_of_the_noise() -> N
     assert together - apart > 0.7, "a pair is worth more than its parts; it is shrunken from 3"
 
 
-def with_a_cliff(rows: list[CellRow], choice: str = "bonus", depth: float = 40.0) -> list[CellRow]:
+def with_a_cliff(rows: list[CellRow]) -> list[CellRow]:
     """The same where all compositions with one kind of entropy bonus fall, and one seed of cell 5 of those that do not."""
-    falls = {row.cell: row.choices["entropy"] == choice for row in rows}
-    changed = [depth * (falls[row.cell] or (row.cell == 5 and row.seed == 0)) for row in rows]
+    falls = {row.cell: row.choices["entropy"] == "bonus" for row in rows}
+    changed = [40.0 * (falls[row.cell] or (row.cell == 5 and row.seed == 0)) for row in rows]
     return [
         replace(row, overall=(row.overall or 0.0) - lost, benchmarks={k: v - lost for k, v in row.benchmarks.items()})
         for row, lost in zip(rows, changed, strict=True)
