@@ -4,6 +4,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from training_jobs import command_of
 
 from poise_core.algorithms import algorithm_path
 from poise_core.config import load_preset
@@ -45,5 +46,5 @@ def test_a_candidate_that_goes_wrong(tmp_path: Path, sabotage: str, kind: str, s
         assert says in row["message"] + row["detail"]
         assert run.archive.rows("evaluations") == []
         assert len(run.archive.rows("trajectories")) == 2  # the steps before it went wrong
-    left = [process.cmdline() for process in psutil.Process().children(recursive=True)]
-    assert not [command for command in left if "poise_core.training." in " ".join(command)]
+    left = [command_of(process) for process in psutil.Process().children(recursive=True)]
+    assert not [command for command in left if "poise_core.training." in command]

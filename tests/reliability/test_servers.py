@@ -20,6 +20,7 @@ import pytest
 from laboratory import contents
 from llm_server import LoopbackServer
 from loopback import free_port
+from training_jobs import command_of
 
 from flows import server
 from poise_core.archive import Archive
@@ -52,7 +53,7 @@ class MadeUp:
 
     def servers(self) -> list[psutil.Process]:
         children = psutil.Process(self.process.pid).children()
-        return [child for child in children if "flows.server_process" in " ".join(child.cmdline())]
+        return [child for child in children if "flows.server_process" in command_of(child)]
 
     def end(self) -> int:
         return self.process.wait(600)

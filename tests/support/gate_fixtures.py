@@ -245,6 +245,10 @@ BROKEN: dict[str, dict[str, tuple[str, str]]] = {
             edited((ADVANTAGE, ADVANTAGE + "    advantage = advantage * (1.0 + (batch.group_ids % 2).float())\n")),
             "relabelling the groups changes Advantages.values",
         ),
+        "weighs_later_completions_a_little_less": (
+            edited((ADVANTAGE, ADVANTAGE + "    advantage = advantage * (1.0 - 0.0002 * torch.arange(advantage.shape[0]))\n")),
+            "permuting the completions changes Advantages.values",
+        ),
     },
     "micro-batches": {
         "normalizes_over_the_micro_batch": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -16,6 +16,13 @@ from poise_core.sandbox import warm
 from poise_core.training.launcher import SeedTraining, TrainingJob
 
 LONG = TRAINING.model_copy(update={"steps": 6})
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; empty where it has ended meanwhile, also where nobody has waited for it yet."""
+    with suppress(psutil.Error):
+        return " ".join(process.cmdline())
+    return ""
 
 
 def job_of(

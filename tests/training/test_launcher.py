@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from training_jobs import assert_same, job_of, nothing_stays
+from training_jobs import assert_same, command_of, job_of, nothing_stays
 from training_samples import REINFORCE
 
 import poise_core.training.launcher as launcher
@@ -33,7 +33,7 @@ from poise_core.training.results import Follower
 def workers() -> list[psutil.Process]:
     """The processes that train: those without children in the tree of the launched process."""
     tree = psutil.Process().children(recursive=True)
-    return [p for p in tree if "startup" in " ".join(p.cmdline()) and not p.children()]
+    return [p for p in tree if "startup" in command_of(p) and not p.children()]
 
 
 @pytest.mark.slow

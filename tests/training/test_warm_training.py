@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from training_jobs import assert_same, children, job_of, nothing_stays
+from training_jobs import assert_same, children, command_of, job_of, nothing_stays
 from training_samples import REINFORCE
 
 from poise_core.algorithms import algorithm_path
@@ -31,7 +31,7 @@ def test_forked_and_fresh_trainings_agree_bit_for_bit(
     seen: list[str] = []
 
     def look(seed: int, row: dict[str, float]) -> None:
-        seen.extend(" ".join(process.cmdline()) for process in psutil.Process(warm.server_pid()).children())
+        seen.extend(command_of(process) for process in psutil.Process(warm.server_pid()).children())
 
     forked = job_of(tiny_policy, tmp_path / "forked", algorithm, threads_per_process=threads)
     with nothing_stays(str(forked.folder)):

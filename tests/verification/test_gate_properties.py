@@ -16,10 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poise_core.algorithms import algorithm_path, list_algorithms
+from poise_core.candidate.calls import ContractViolation
 from poise_core.candidate.loading import Candidate, CandidateError, load_candidate, load_candidate_source
 from poise_core.contract import Dynamics, RolloutBatch
+from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.operators import random_composition
 from poise_core.mechanisms.render import render
+from poise_core.verification.checks import invariance
+from poise_core.verification.drawn import Draw
 from poise_core.verification.drawn import permuted as in_order
 from poise_core.verification.fingerprint import distance, fingerprint, observe, same_behaviour
 from poise_core.verification.gate import run_checks
@@ -228,6 +232,33 @@ def test_random_compositions_are_admitted() -> None:
 def test_a_thousand_random_compositions_are_admitted(seed: int) -> None:
     """A check that rejects an honest algorithm is a bug of the check."""
     assert in_a_fresh_process(compositions, seed, 250) == []
+
+
+# the KL to the reference is all that tells rewards of a group apart, and is divided by its deviation
+ILL_CONDITIONED = {
+    "choices": {
+        "reward": "hierarchical", "baseline": "leave_one_out", "scale": "group_std", "bound": "damp_positive",
+        "routing": "all", "length": "ratio_power", "format": "none", "failure": "none", "ratio": "none", "clip": "none",
+        "kl": "k1_reward", "entropy": "none", "aggregation": "sequence-mean",
+    },
+    "parameters": {"wrong_reward": 0.08, "std_eps": 1e-4, "positive_weight": 0.32, "length_power": 0.34, "kl_coef": 1.9e-3},
+}  # fmt: skip
+
+
+def test_the_last_digit_is_no_dependence_on_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    candidate = load_candidate_source(render(Composition.model_validate(ILL_CONDITIONED), "ill-conditioned"), "kl")
+    for seed in range(40):
+        assert not invariance.check_order(candidate, Draw(seed))
+        invariance.check_padding(candidate, Draw(seed))
+    monkeypatch.setattr(invariance, "AGAIN", 0)
+    told = []
+    for seed in range(40):
+        try:
+            invariance.check_order(candidate, Draw(seed))
+        except ContractViolation as violation:
+            told.append(str(violation))
+    assert told, "or the composition shows nothing any more"
+    assert all("permuting the completions changes" in message for message in told)
 
 
 def test_garbage_does_not_reach_a_probe() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as functional
@@ -33,9 +35,37 @@ from poise_core.verification.harness import (
 )
 from poise_core.verification.probes import Probe
 
+T = TypeVar("T")
 TOLERANCE = (
     1e-4  # relative; the order of float32 sums moves results by about 1e-6, divisions by small deviations amplify
 )
+ROUNDING = 1e-2  # relative; a larger difference is never taken for rounding
+AGAIN = 3  # further batches on which a smaller one must show
+
+
+def _systematic(compare: Callable[[str, float], T], purpose: str) -> T:
+    """What a comparison returns, where a small difference counts only if it shows on other batches, too.
+
+    Rewards that differ by a small penalty alone, divided by their deviation, turn the last digit of float32 into some 1e-4 of
+    the result. Of 60 random compositions with the KL in the reward one shows that in a tenth of all batches, the others hardly
+    ever. A dependence on the order, on ids or on padding shows in every batch, or is large where it shows.
+
+    Args:
+        compare: takes what a batch is drawn for, and the tolerance.
+        purpose: of the first batch.
+
+    Raises:
+        ContractViolation: of the first batch.
+    """
+    try:
+        return compare(purpose, TOLERANCE)
+    except ContractViolation as violation:
+        with contextlib.suppress(ContractViolation):
+            compare(purpose, ROUNDING)
+            for number in range(1, AGAIN + 1):
+                with contextlib.suppress(ContractViolation):
+                    return compare(f"{purpose} {number}", TOLERANCE)
+        raise violation
 
 
 # ---- check 6
@@ -49,15 +79,20 @@ def check_padding(candidate: Candidate, draw: Draw) -> None:
     Raises:
         ContractViolation: with the sentence for the author.
     """
-    rng = draw.rng("padding")
-    for probe in (draw.ordinary("padding"), draw.uneven("padding uneven"), draw.empty_and_full("padding empty")):
+
+    def compare(drawn: Callable[[str], Probe], purpose: str, tolerance: float) -> None:
+        probe, rng = drawn(purpose), draw.rng(f"columns of {purpose}")
         clean = run_candidate(candidate, probe)
         for columns in (1, rng.randint(1, 3) * clean.mask.shape[1]):
             wide = _padded(probe, columns)
             try:
-                _compare_padded(candidate, clean, wide, columns)
+                _compare_padded(candidate, clean, wide, columns, tolerance)
             except ContractViolation as violation:
                 raise ContractViolation(f"{violation}{_to_mask(candidate, wide)}") from violation
+
+    _systematic(partial(compare, draw.ordinary), "padding")
+    _systematic(partial(compare, draw.uneven), "padding uneven")
+    _systematic(partial(compare, draw.empty_and_full), "padding empty")
 
 
 def _to_mask(candidate: Candidate, wide: Probe) -> str:
@@ -105,7 +140,7 @@ def _padded(probe: Probe, columns: int) -> Probe:
     return replace(probe, batch=batch, logprobs=pad(probe.logprobs), entropies=pad(probe.entropies))
 
 
-def _compare_padded(candidate: Candidate, clean: Run, wide: Probe, columns: int) -> None:
+def _compare_padded(candidate: Candidate, clean: Run, wide: Probe, columns: int, tolerance: float) -> None:
     change = f"{columns} more column{'s' * (columns > 1)} of padding"
     length = clean.mask.shape[1]
     advantages = call_advantages(candidate, wide.batch, wide.dynamics)
@@ -115,22 +150,28 @@ def _compare_padded(candidate: Candidate, clean: Run, wide: Probe, columns: int)
             f"{change} changes Advantages.train_mask; count tokens with completion_mask.sum(-1), not columns"
         )
     reduce = "reduce with masked_mean and masked_sum, and take lengths from completion_mask.sum(-1), not from shapes"
-    if not _same(clean.advantages.values, advantages.values[:, :length], clean.mask):
+    if not _same(clean.advantages.values, advantages.values[:, :length], clean.mask, tolerance):
         raise ContractViolation(f"{change} changes Advantages.values of sampled tokens; {reduce}")
     for key, value in clean.advantages.carry.items():
         found = advantages.carry.get(key)
         inside = clean.mask if value.dim() == 2 else torch.ones_like(value, dtype=torch.bool)
-        if found is None or found.dim() != value.dim() or not _same(value, found[..., : value.shape[-1]], inside):
+        if (
+            found is None
+            or found.dim() != value.dim()
+            or not _same(value, found[..., : value.shape[-1]], inside, tolerance)
+        ):
             raise ContractViolation(f"{change} changes Advantages.carry[{key!r}]; {reduce}")
     inputs = loss_inputs(candidate, wide, advantages)
     call = loss_and_gradient(candidate, inputs, wide.dynamics, mask, max_length=length)
-    if not _same(clean.outputs.token_loss.detach(), call.outputs.token_loss.detach()[:, :length], clean.mask):
+    if not _same(
+        clean.outputs.token_loss.detach(), call.outputs.token_loss.detach()[:, :length], clean.mask, tolerance
+    ):
         raise ContractViolation(f"{change} changes token_loss of trained tokens; {reduce}")
     for name, before, after in (
         ("logprobs", clean.grad_logprobs, call.grad_logprobs),
         ("entropies", clean.grad_entropies, call.grad_entropies),
     ):
-        if not _same(before, after[:, :length], clean.mask):
+        if not _same(before, after[:, :length], clean.mask, tolerance):
             raise ContractViolation(f"{change} changes the gradient of {name} of trained tokens; {reduce}")
 
 
@@ -158,9 +199,10 @@ def check_order(candidate: Candidate, draw: Draw) -> bool:
     Raises:
         ContractViolation: with the sentence for the author.
     """
-    by_order = False
-    for probe in (draw.ordinary("order"), draw.uneven("order uneven"), draw.graded("order graded")):
-        clean, generator = run_candidate(candidate, probe), draw.generator(f"order of {probe.name}")
+
+    def compare(drawn: Callable[[str], Probe], purpose: str, tolerance: float) -> bool:
+        by_order, probe, generator = False, drawn(purpose), draw.generator(f"permutation of {purpose}")
+        clean = run_candidate(candidate, probe)
         rows = clean.mask.shape[0]
         order = torch.randperm(rows, generator=generator)
         other = run_candidate(candidate, permuted(probe, order))
@@ -168,9 +210,11 @@ def check_order(candidate: Candidate, draw: Draw) -> bool:
         if not torch.equal(clean.mask, found) and ties_alone(probe.batch, clean.mask, found):
             by_order, both = True, clean.mask & found
             other = replace(other, mask=both[order])  # gradients are shares of other denominators
-            _compare_runs(replace(clean, mask=both), other, order, "permuting the completions", gradients=False)
+            _compare_runs(
+                replace(clean, mask=both), other, order, "permuting the completions", tolerance, gradients=False
+            )
         else:
-            _compare_runs(clean, other, order, "permuting the completions")
+            _compare_runs(clean, other, order, "permuting the completions", tolerance)
         unique, inverse = torch.unique(probe.batch.group_ids, return_inverse=True)
         labels = torch.randperm(1000, generator=generator)[: unique.numel()] * 10**9 - 7
         relabelled = probe.with_batch(group_ids=labels[inverse])
@@ -180,11 +224,18 @@ def check_order(candidate: Candidate, draw: Draw) -> bool:
             raise ContractViolation(
                 "large group ids make it run out of memory; ids are any int64 numbers, so do not use them as sizes or indices"
             ) from error
-        _compare_runs(clean, other, torch.arange(rows), "relabelling the groups")
-    return by_order
+        _compare_runs(clean, other, torch.arange(rows), "relabelling the groups", tolerance)
+        return by_order
+
+    found = [
+        _systematic(partial(compare, draw.ordinary), "order"),
+        _systematic(partial(compare, draw.uneven), "order uneven"),
+        _systematic(partial(compare, draw.graded), "order graded"),
+    ]
+    return any(found)
 
 
-def _compare_runs(clean: Run, other: Run, order: Tensor, change: str, gradients: bool = True) -> None:
+def _compare_runs(clean: Run, other: Run, order: Tensor, change: str, tolerance: float, gradients: bool = True) -> None:
     mask = clean.mask[order]
     if not torch.equal(mask, other.mask):
         raise ContractViolation(
@@ -198,7 +249,7 @@ def _compare_runs(clean: Run, other: Run, order: Tensor, change: str, gradients:
         ("the gradient of entropies", clean.grad_entropies, other.grad_entropies),
     ]
     for what, before, after in pairs if gradients else pairs[:2]:
-        if not _same(before[order], after, mask):
+        if not _same(before[order], after, mask, tolerance):
             raise ContractViolation(
                 f"{change} changes {what}; use the group reductions of poise_core.reductions, which need no order and no "
                 "particular ids"
