@@ -399,7 +399,12 @@ ABLATIONS = Table(
     (
         _PROTOCOL,
         Field("candidate_id", _TEXT, "the candidate that is ablated"),
-        Field("version", _TEXT, "`without:<mechanism>+<mechanism>` or `number:<name>=<value>`"),
+        Field(
+            "version",
+            _TEXT,
+            "`without:<mechanism>+<mechanism>`, `number:<name>=<value>`, `undone:<slot>=<choice of the baseline>` or "
+            "`alone:<slot>=<choice of the candidate>`, which is the baseline with it; several slots with `; `",
+        ),
         Field("dropped", _TEXTS, "mechanisms that are switched off, in the order of the file"),
         Field("numbers", _TEXT, "JSON object, hyperparameter -> its other default"),
         Field("name", _TEXT, "of the version"),

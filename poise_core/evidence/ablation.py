@@ -7,6 +7,9 @@ With F(S) for Overall with the mechanisms S switched off,
     a alone, over the baseline   F(all but a) - F(baseline)
     interaction of a and b       F() - F(a) - F(b) + F(a, b)      above zero: together they do more than each for itself
 
+What a candidate left out of the baseline is no mechanism of its file. Where the catalogue expresses both, every change to the
+baseline is undone in the candidate and made alone in the baseline, too (``poise_core.evidence.changes``).
+
 Intervals are at 95 % each and rest on the noise floor of the run, moderated by the version's own seeds. They are not corrected for
 how many there are: of twenty mechanisms that do nothing, one is expected to look as if it did something.
 
@@ -29,10 +32,13 @@ from poise_core.archive.typed import AblationRow
 from poise_core.candidate.switches import Switches
 from poise_core.config.protocol import Protocol
 from poise_core.evaluation.results import SeedEvaluation
+from poise_core.evidence.changes import SlotChange, source_changes
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import Interval, paired_contrast
 from poise_core.evidence.noise import NoiseFloor, SeedNoise, moderated
 from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.mechanisms.composition import Composition
+from poise_core.mechanisms.render import render
 
 NEAR, WIDE = (0.5, 2.0), (0.25, 4.0)
 """Factors by which a number is moved: the first are measured before pairs of mechanisms, the others after them."""
@@ -42,16 +48,30 @@ NEAR, WIDE = (0.5, 2.0), (0.25, 4.0)
 class Version:
     """One version of a candidate's file that an ablation measures."""
 
-    key: str  # of its row: ``without:a+b`` or ``number:kl_coef=0.02``
+    key: (
+        str  # of its row: ``without:a+b``, ``number:kl_coef=0.02``, ``undone:kl=k3(kl_coef=0.01)`` or ``alone:kl=none``
+    )
     source: str
     dropped: tuple[str, ...] = ()
     numbers: Mapping[str, object] | None = None
 
     @property
     def label(self) -> str:
-        """For people: ``without a, b`` or ``kl_coef = 0.02``."""
-        kind, _, rest = self.key.partition(":")
-        return f"without {', '.join(self.dropped)}" if kind == "without" else rest.replace("=", " = ")
+        """For people; see ``label_of``."""
+        return label_of(self.key, self.dropped)
+
+
+def label_of(key: str, dropped: Sequence[str]) -> str:
+    """A version for people: ``without a, b``, ``kl_coef = 0.02``, ``with kl=k3(kl_coef=0.01)`` or ``baseline with kl=none``.
+
+    Args:
+        key: of its row.
+        dropped: mechanisms that it lacks.
+    """
+    kind, _, rest = key.partition(":")
+    if kind == "without":
+        return f"without {', '.join(dropped)}"
+    return {"undone": f"with {rest}", "alone": f"baseline with {rest}"}.get(kind, rest.replace("=", " = "))
 
 
 def without(switches: Switches, names: Sequence[str]) -> Version | None:
@@ -100,6 +120,28 @@ def moved_numbers(switches: Switches, factors: Sequence[float]) -> list[Version]
     return _distinct(found)
 
 
+def changes_undone(changes: Sequence[SlotChange]) -> list[Version]:
+    """The candidate with each of its changes to the baseline undone alone."""
+    return _distinct([_undone(one) for one in changes])
+
+
+def changes_alone(changes: Sequence[SlotChange]) -> list[Version]:
+    """The baseline with each change made alone."""
+    return _distinct([_alone(one) for one in changes])
+
+
+def _undone(change: SlotChange) -> Version | None:
+    return None if change.undone is None else _composed(f"undone:{change.before}", change.undone)
+
+
+def _alone(change: SlotChange) -> Version | None:
+    return None if change.alone is None else _composed(f"alone:{change.after}", change.alone)
+
+
+def _composed(key: str, composition: Composition) -> Version:
+    return Version(key, render(composition, label_of(key, ())))
+
+
 def _distinct(found: Sequence[Version | None]) -> list[Version]:
     return list({one.key: one for one in found if one is not None}.values())
 
@@ -129,10 +171,10 @@ def limits(said: Switches) -> str:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What one mechanism does."""
+    """What one mechanism, or one change to the baseline, does."""
 
-    name: str
-    gone: tuple[str, ...]  # what its overrides switch off, itself included
+    name: str  # of the mechanism; of a change ``kl: k3(kl_coef=0.01) -> none``
+    gone: tuple[str, ...]  # what its overrides switch off, itself included; the slots of a change
     contribution: Interval | None  # of the candidate minus the version without it
     alone: Interval | None  # of the version with it alone minus the baseline
     outcome: str  # of the version without it: measured, refused, failed, or "" where there is none yet
@@ -146,6 +188,17 @@ class Contribution:
         if self.contribution.low > 0.0:
             return "helps"
         return "harms" if self.contribution.high < 0.0 else "not distinguishable"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "name": self.name,
+            "gone": list(self.gone),
+            "contribution": _plain(self.contribution),
+            "alone": _plain(self.alone),
+            "verdict": self.verdict,
+            "message": self.message,
+        }
 
 
 @dataclass(frozen=True)
@@ -207,6 +260,7 @@ class Ablation:
     seeds: int
     versions: int  # that were measured
     limits: str = ""
+    changes: tuple[Contribution, ...] = ()  # to the baseline, slot by slot, where the catalogue expresses both
 
     @property
     def beyond_noise(self) -> tuple[Interaction, ...]:
@@ -227,8 +281,18 @@ class Ablation:
             parts.append(f"no effect was measured of {', '.join(idle)}")
         pairs = [f"{' with '.join(one.pair)} {one.effect.estimate:+.1f}" for one in self.beyond_noise]
         parts += [f"beyond their sum: {', '.join(pairs)}"] if pairs else []
+        parts += [said] if (said := self._of_changes()) else []
         parts += [f"simplified: {self.simplified.sentence}"] if self.simplified else []
         return "; ".join(parts) or self.limits or "nothing was measured yet"
+
+    def _of_changes(self) -> str:
+        """What undoing changes to the baseline has shown; "" where none was undone."""
+        undone = [one for one in self.changes if one.verdict != "not measured"]
+        shown = [one for one in undone if one.verdict != "not distinguishable"]
+        if not undone:
+            return ""
+        told = "; ".join(f"{one.name} {one.verdict}{_by(one.contribution)}" for one in shown)
+        return f"of {len(undone)} changes to the baseline: {told or 'none is told apart from its undoing'}"
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON; open limits are null."""
@@ -237,17 +301,8 @@ class Ablation:
             "seeds": self.seeds,
             "versions": self.versions,
             "limits": self.limits,
-            "mechanisms": [
-                {
-                    "name": one.name,
-                    "gone": list(one.gone),
-                    "contribution": _plain(one.contribution),
-                    "alone": _plain(one.alone),
-                    "verdict": one.verdict,
-                    "message": one.message,
-                }
-                for one in self.contributions
-            ],
+            "mechanisms": [one.to_dict() for one in self.contributions],
+            "changes": [one.to_dict() for one in self.changes],
             "interactions": [
                 {"pair": list(one.pair), "effect": _plain(one.effect), "beyond_noise": one.effect.excludes_zero}
                 for one in self.interactions
@@ -266,6 +321,10 @@ class Ablation:
                 "source": self.simplified.source,
             },
         }
+
+
+def _by(interval: Interval | None) -> str:
+    return f" ({interval.estimate:+.1f})" if interval else ""
 
 
 def _plain(interval: Interval | None) -> dict[str, Any] | None:
@@ -342,7 +401,31 @@ def conclude_ablation(evidence: RunEvidence, candidate_id: str) -> Ablation | No
         seeds=len(rows[0]["seeds"]),
         versions=sum(row["outcome"] == "measured" for row in rows),
         limits=limits(switches),
+        changes=tuple(_changes(changes_of(evidence, candidate_id), measured)),
     )
+
+
+def changes_of(evidence: RunEvidence, candidate_id: str) -> list[SlotChange]:
+    """What a candidate of a run changes in its baseline; none of the baseline itself, or where the catalogue lacks words."""
+    if evidence.baseline is None or candidate_id == evidence.baseline:
+        return []
+    return source_changes(evidence.candidates[candidate_id]["source"], evidence.candidates[evidence.baseline]["source"])
+
+
+def _changes(changes: Sequence[SlotChange], measured: Measurements) -> list[Contribution]:
+    """Of every change of which something was measured, the largest contribution first."""
+    found = []
+    for change in changes:
+        undone, alone = _undone(change), _alone(change)
+        row = measured.rows.get(undone.key) if undone else None
+        other = measured.rows.get(alone.key) if alone else None
+        if row is None and other is None:
+            continue
+        outcome, message = (row["outcome"], row["message"]) if row else ("", "")
+        delta = measured.to_candidate(undone.key) if undone else None
+        over = measured.to_baseline(alone.key) if alone else None
+        found.append(Contribution(change.says, change.slots, _negative(delta), over, outcome, message))
+    return sorted(found, key=lambda one: -one.contribution.estimate if one.contribution else math.inf)
 
 
 def contributions_of(switches: Switches, measured: Measurements) -> list[Contribution]:

@@ -21,6 +21,7 @@ from poise_core.config import Preset
 from poise_core.config.protocol import Protocol
 from poise_core.escaping import one_line
 from poise_core.evaluation.results import SeedEvaluation, benchmark_means
+from poise_core.evidence.ablation import label_of
 from poise_core.evidence.credit import credit, credit_lines, mechanisms_of
 from poise_core.evidence.format import counted_seeds, format_interval, spell_interval
 from poise_core.evidence.intervals import Interval, delta_between, distinguishable, paired_delta
@@ -241,8 +242,7 @@ VERSIONS = 16
 
 def _version(row: AblationRow) -> str:
     """One row of ``ablations`` in words."""
-    kind, _, rest = row["version"].partition(":")
-    what = f"without {', '.join(row['dropped'])}" if kind == "without" else rest.replace("=", " = ")
+    what = label_of(row["version"], row["dropped"])
     if row["delta"] is None:
         return f"{what}: {row['outcome']}: {row['message'][:120]}"
     measured = {"estimate": row["delta"], "low": row["low"], "high": row["high"], "seeds": len(row["seeds"])}

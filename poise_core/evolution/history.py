@@ -39,6 +39,7 @@ from poise_core.evidence.intervals import Interval, delta_between, overall_inter
 from poise_core.evidence.noise import Floors, NoiseFloor
 from poise_core.evolution.records import CandidateRef, failure_to_dict
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.mechanisms.render import composition_of
 from poise_core.search.nodes import NodeRecord
 from poise_core.search.references import ReferenceChoice
 from poise_core.search.sketches import behaviour_sketch
@@ -284,7 +285,11 @@ class History:
             )
         versions = [
             Tried(
-                name=row["name"], outcome="evaluated", source_digest=source_digest(row["source"]), reason=row["message"]
+                name=row["name"],
+                outcome="evaluated",
+                source_digest=source_digest(row["source"]),
+                composition=_rendered(row["source"]),
+                reason=row["message"],
             )
             for row in self.ablations(generation)
         ]
@@ -480,6 +485,11 @@ def tokens_of_generations(candidates: Iterable[Row], spent: Mapping[str, int], c
         if row["arm"] == EVOLUTION_ARM and row["generation"] < count:
             own[row["generation"]] += spent.get(row["candidate_id"], 0)
     return own
+
+
+def _rendered(source: str) -> dict[str, Any] | None:
+    composition = composition_of(source)
+    return composition.model_dump(mode="json") if composition else None
 
 
 def _composition(candidate: Row) -> dict[str, Any] | None:

@@ -1,8 +1,9 @@
 """The ablation of a candidate: versions of its file with mechanisms switched off or one number moved, trained as it was.
 
 What is measured, in this order, as far as the budget of trainings goes: every mechanism switched off alone; the simplified version
-that follows from these; every mechanism as the only one; every number at half and at twice its value; every two mechanisms off
-together; every number at a quarter and at four times its value.
+that follows from these; every mechanism as the only one; every change to the baseline undone alone, and made alone in the
+baseline, where the catalogue expresses both; every number at half and at twice its value; every two mechanisms off together; every
+number at a quarter and at four times its value.
 
 Every version goes through the gate and is trained to its end with the candidate's own seeds, under the protocol as it is, and
 scored on the search split. No version is a candidate: its row lies in ``ablations`` and its evaluations under a digest of their
@@ -34,6 +35,9 @@ from poise_core.evidence.ablation import (
     Ablation,
     Measurements,
     Version,
+    changes_alone,
+    changes_of,
+    changes_undone,
     conclude_ablation,
     each_alone,
     each_off,
@@ -126,7 +130,7 @@ class AblationStudy(Remeasurement):
             switches = Switches.of(row["source"])
         except ValueError as error:
             raise AblationRefused(f"{row['name']} cannot be read: {error}") from error
-        if not each_off(switches) and not moved_numbers(switches, NEAR):
+        if not each_off(switches) and not moved_numbers(switches, NEAR) and not changes_of(evidence, self.candidate_id):
             raise AblationRefused(f"{row['name']}: {limits(switches)}")
         return switches
 
@@ -160,6 +164,9 @@ class AblationStudy(Remeasurement):
         yield simplified
         if self.candidate_id != self.run.evidence().baseline:
             yield lambda: each_alone(switches)
+        changes = changes_of(self.run.evidence(), self.candidate_id)
+        yield lambda: changes_undone(changes)
+        yield lambda: changes_alone(changes)
         yield lambda: moved_numbers(switches, NEAR)
         yield lambda: pairs(switches)
         yield lambda: moved_numbers(switches, WIDE)
@@ -184,9 +191,12 @@ class AblationStudy(Remeasurement):
 
     def _plan(self, switches: Switches, seeds: Sequence[int], budget: int) -> str:
         """One line on what would be measured with budget enough, and what there is."""
+        changes = changes_of(self.run.evidence(), self.candidate_id)
         kinds = {
             "mechanisms off": each_off(switches),
             "alone": each_alone(switches),
+            "changes undone": changes_undone(changes),
+            "changes alone": changes_alone(changes),
             "numbers": moved_numbers(switches, (*NEAR, *WIDE)),
             "pairs": pairs(switches),
         }

@@ -80,12 +80,12 @@ def render_ablation_page(found: Ablation) -> str:
         return format_interval(interval, signed=True) if interval else "-"
 
     parts = [f"**{markdown(found.name)}**: {markdown(found.sentence)}."]
-    if found.contributions:
-        cells = [
-            (markdown(one.name), shown(one.contribution), shown(one.alone), markdown(one.verdict))
-            for one in found.contributions
-        ]
-        parts.append(table(("mechanism", "contribution", "alone, over the baseline", "verdict"), cells))
+    for what, rows in (("mechanism", found.contributions), ("change to the baseline", found.changes)):
+        if rows:
+            cells = [
+                (markdown(one.name), shown(one.contribution), shown(one.alone), markdown(one.verdict)) for one in rows
+            ]
+            parts.append(table((what, "contribution", "alone, over the baseline", "verdict"), cells))
     if found.interactions:
         pairs = [(markdown(" with ".join(one.pair)), shown(one.effect)) for one in found.interactions]
         parts.append(table(("pair", "interaction"), pairs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import random
 import shutil
 import tracemalloc
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from poise_core.config import load_preset
 from poise_core.config.protocol import BenchmarkSpec
 from poise_core.evaluation.job import EvaluationJob
 from poise_core.evidence.ablation import Ablation, conclude_ablation, each_alone, each_off, limits, moved_numbers, pairs
+from poise_core.evidence.changes import slot_changes
 from poise_core.evidence.credit import credit, credit_lines, run_credit
 from poise_core.evidence.intervals import Interval
 from poise_core.evolution import CandidateRef, Evolution, Trials
@@ -33,6 +35,12 @@ from poise_core.evolution.history import History
 from poise_core.evolution.records import ChildSlot
 from poise_core.experiments.ablation import AblationRefused, AblationStudy
 from poise_core.failures import CandidateFailure, FailureKind
+from poise_core.mechanisms.composition import GRPO, Composition, changed_slots, compose
+from poise_core.mechanisms.conflicts import conflicts
+from poise_core.mechanisms.known import composition_for
+from poise_core.mechanisms.operators import random_composition
+from poise_core.mechanisms.render import render
+from poise_core.render.markdown import render_ablation_page
 from poise_core.run_directory import RunDirectory
 from poise_core.tracking.plan import plan_runs
 from poise_core.tracking.sync import SyncReport, Tracker
@@ -201,6 +209,79 @@ def test_a_simplification_that_loses_has_back_what_contributed_most(tmp_path: Pa
     assert found.simplified.dropped == ("a", "c"), "with d back, as c and d come alike and d is later in the file"
     rows = {row["version"]: row["delta"] for row in evolution.run.archive.rows("ablations")}
     assert rows["without:a+c+d"] == pytest.approx(-25.0)
+
+
+def changed(baseline: Composition, own: Composition) -> dict[tuple[str, ...], tuple[bool, bool]]:
+    """Slots -> whether the change can be undone alone, and made alone."""
+    return {one.slots: (one.undone is not None, one.alone is not None) for one in slot_changes(own, baseline)}
+
+
+def test_changes_that_do_not_go_apart_are_changed_together() -> None:
+    """No ratio leaves nothing to clip, and a reward without a baseline goes with no deviation of the group."""
+    assert changed(GRPO, compose(kl="none")) == {}, "the only change is the whole candidate"
+    assert changed(GRPO, compose(kl="none", aggregation="token-mean")) == {
+        ("kl",): (True, True),
+        ("aggregation",): (True, True),
+    }
+    plain = compose(ratio="none", clip="none", kl="none")
+    assert changed(GRPO, plain) == {
+        ("ratio",): (True, False), ("ratio", "clip"): (True, True), ("kl",): (True, True), ("clip",): (False, True),
+    }  # fmt: skip
+    (kl,) = [one for one in slot_changes(plain, GRPO) if one.slots == ("kl",)]
+    assert kl.undone == compose(ratio="none", clip="none")
+    assert kl.alone == compose(kl="none")
+    assert kl.says == "kl: k3(kl_coef=0.01) -> none"
+    moved = compose(numbers={"kl_coef": 0.002}, aggregation="token-mean")
+    (numbers, _) = slot_changes(moved, GRPO)
+    assert (numbers.undone, numbers.alone) == (compose(aggregation="token-mean"), compose(numbers={"kl_coef": 0.002}))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_change_undone_or_alone_differs_in_its_slots_and_no_others(seed: int) -> None:
+    own = random_composition(random.Random(seed))
+    for one in slot_changes(own, GRPO):
+        for made, near, far in ((one.undone, own, GRPO), (one.alone, GRPO, own)):
+            if made is not None:
+                assert conflicts(made) == []
+                assert changed_slots(near, made) == list(one.slots)
+                assert not set(changed_slots(far, made)) & set(one.slots)
+
+
+def test_what_a_candidate_left_out_of_the_baseline_is_undone_and_done_alone(
+    tmp_path: Path, laboratory: Laboratory
+) -> None:
+    """A sum is 2.5 points: without a penalty nine more are solved, with another aggregation two, with both one more."""
+    own = compose(kl="none", aggregation="token-mean")
+
+    def by_slot(owner: str, job: EvaluationJob, seed: int, spec: BenchmarkSpec) -> Sequence[int]:
+        known = composition_for((job.folder.parent / "candidate.py").read_text())
+        of = known.composition.choices if known else GRPO.choices  # the untrained policy has no file
+        free, tokens = of["kl"] == "none", of["aggregation"] == "token-mean"
+        right = 3 + 9 * free + 2 * tokens + (free and tokens)
+        return [1] * right + [0] * (20 - right) if spec.name == "sums" else [2] * 20
+
+    evolution, candidate = begun(tmp_path, laboratory, render(own, "free"), by_slot)
+    said: list[str] = []
+    found = ablated(evolution, candidate, say=said.append)
+    told = {
+        one.name: [interval.estimate for interval in (one.contribution, one.alone) if interval] for one in found.changes
+    }
+    assert told == {
+        "kl: k3(kl_coef=0.01) -> none": pytest.approx([10 * 2.5, 9 * 2.5]),
+        "aggregation: sequence-mean -> token-mean": pytest.approx([3 * 2.5, 2 * 2.5]),
+    }
+    assert "changes undone 2, changes alone 2" in said[0]
+    assert "of 2 changes to the baseline: kl: k3(kl_coef=0.01) -> none helps (+25.0)" in found.sentence
+    page = render_ablation_page(found)
+    assert "| change to the baseline |" in page
+    assert found.to_dict()["changes"][0]["gone"] == ["kl"]
+    rows = evolution.run.archive.rows("ablations")
+    keys = {row["version"] for row in rows}
+    assert {"undone:kl=k3(kl_coef=0.01)", "alone:kl=none", "undone:aggregation=sequence-mean"} <= keys
+    tried = [
+        one for one in History(evolution.run.archive, evolution.run.preset.protocol).tried(9, 0) if one.composition
+    ]
+    assert compose(kl="none").model_dump(mode="json") in [one.composition for one in tried]
 
 
 def test_a_table_is_read_whether_annotated_or_not_and_is_a_table() -> None:

@@ -344,7 +344,7 @@ const span = (d) => (d ? limits([d.estimate, d.low, d.high, d.seeds], true) : ""
 function ablationOf(found) {
   const beyond = found.interactions.filter((one) => one.beyond_noise);
   return [el("p", {}, found.says + "."),
-    found.mechanisms.length ? table(["mechanism", "contribution", "alone, over the baseline", "verdict"], found.mechanisms.map((one) => [one.name, span(one.contribution), span(one.alone), one.verdict])) : null,
+    ...[["mechanism", found.mechanisms], ["change to the baseline", found.changes]].map(([what, rows]) => rows.length ? table([what, "contribution", "alone, over the baseline", "verdict"], rows.map((one) => [one.name, span(one.contribution), span(one.alone), one.verdict])) : null),
     found.interactions.length ? el("p", {}, `Interactions of ${found.interactions.length} pairs beyond noise: ` + (beyond.map((one) => `${one.pair.join(" with ")} ${span(one.effect)}`).join("; ") || "none") + ".") : null,
     Object.keys(found.numbers).length ? table(["number", "value: difference to the candidate"], Object.entries(found.numbers).map(([name, points]) => [name, points.map((one) => `${+one.value.toPrecision(4)}: ${one.outcome === "own" ? "own" : span(one.delta) || one.outcome}`).join("   ")])) : null,
     found.simplified ? el("details", {}, el("summary", {}, "The simplified file"), el("pre", { tabindex: "0" }, highlighted(found.simplified.source))) : null];

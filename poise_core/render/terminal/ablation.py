@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group, RenderableType
+from rich.table import Table
 from rich.text import Text
 
-from poise_core.evidence.ablation import Ablation, Point
+from poise_core.evidence.ablation import Ablation, Contribution, Point
 from poise_core.evidence.credit import Credit
 from poise_core.evidence.format import counted_seeds, format_interval
 from poise_core.evidence.intervals import Interval
@@ -18,17 +21,11 @@ def render_ablation(found: Ablation, title: str = "") -> RenderableType:
     """What each mechanism and each number does for the candidate's score."""
     parts: list[RenderableType] = []
     if found.contributions:
-        table = plain_table(title)
-        for head in ("mechanism", "contribution", "alone, over the baseline", "verdict"):
-            table.add_column(head, overflow="fold")
-        for one in found.contributions:
-            others = [name for name in one.gone if name != one.name]
-            name = f"{one.name} (with {', '.join(others)})" if others else one.name
-            why = f"{one.verdict}: {one.message}" if one.verdict == "needed" else one.verdict
-            table.add_row(
-                Text(name), _shown(one.contribution), _shown(one.alone), Text(why, _STYLES.get(one.verdict, ""))
-            )
-        parts += [table, Text()]
+        names = [_with_others(one) for one in found.contributions]
+        parts += [_contributions("mechanism", title, names, found.contributions), Text()]
+    if found.changes:
+        head = "Changes to the baseline, each undone alone, and made alone in the baseline"
+        parts += [_contributions("change", head, [one.name for one in found.changes], found.changes), Text()]
     if found.interactions:
         beyond = found.beyond_noise
         lines = [f"{' with '.join(one.pair)} {format_interval(one.effect, signed=True)}" for one in beyond]
@@ -58,6 +55,21 @@ def render_ablation(found: Ablation, title: str = "") -> RenderableType:
     if found.limits:
         parts.append(Text(f"{found.limits}.", style="dim"))
     return Group(*parts)
+
+
+def _contributions(what: str, title: str, names: Sequence[str], rows: Sequence[Contribution]) -> Table:
+    table = plain_table(title)
+    for head in (what, "contribution", "alone, over the baseline", "verdict"):
+        table.add_column(head, overflow="fold")
+    for name, one in zip(names, rows, strict=True):
+        why = f"{one.verdict}: {one.message}" if one.verdict == "needed" else one.verdict
+        table.add_row(Text(name), _shown(one.contribution), _shown(one.alone), Text(why, _STYLES.get(one.verdict, "")))
+    return table
+
+
+def _with_others(one: Contribution) -> str:
+    others = [name for name in one.gone if name != one.name]
+    return f"{one.name} (with {', '.join(others)})" if others else one.name
 
 
 def _shown(interval: Interval | None) -> str:
