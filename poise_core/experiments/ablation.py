@@ -277,7 +277,7 @@ class AblationStudy(Remeasurement):
                     should_stop=self._stopping,
                     probe_seed=secret.probe_seed(identity) if secret else None,
                 )
-                done("admitted" if report.admitted else "refused")
+                done("admitted" if report.admitted else str(report.failure))
             write_record(folder / "gate.json", json.loads(report.to_json()))
         same = report.duplicate_of or known.get(report.fingerprint) if report.failure is FailureKind.DUPLICATE else None
         return _Gated(version, name, identity, report, same)
