@@ -450,10 +450,12 @@ def test_openrlhf_policy_loss_is_replaced_and_its_other_results_stay(monkeypatch
 def test_header_of_an_exported_champion_says_what_it_rests_on(tmp_path: Path) -> None:
     header = champion(tmp_path).partition("from __future__")[0]
     for words in (
-        "Source digest (SHA-256): 03d3e4a85bb99316325c1f03e45288d67dcc92cc2e77bb97d66d598f73711163",
-        "Candidate am-ht-sq-03d3e4a85b, generation 15, replicated",
-        "Overall 78.7 [76.6, 80.8], 6 seeds",
-        "Difference to GRPO: +5.5 [+3.6, +7.4] points",
+        "Source digest (SHA-256): 63e7c4842e9f3adc65dea5819e4702450d796ca0204408d9abae234c3b24eb42",
+        "Candidate nb-fx-hw-63e7c4842e, generation 9, replicated",
+        "Overall 90.8 [88.9, 92.6], 3 seeds",
+        "Difference to GRPO: +7.8 [+6.1, +9.5] points",
+        "Examination, rates: holds +9.4 [+6.2, +12.6] points",
+        "Examination, pass@32: not distinguishable -2.0 [-5.0, +1.0] points",
         "Replication with fresh seeds on sealed problems: replicated",
     ):
         assert words in header

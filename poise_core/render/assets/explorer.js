@@ -134,7 +134,9 @@ const hover = (c) =>
   [`<b>${escaped(c.name)}</b>  ${escaped(standing(c))}`, c.overall ? "Overall " + limits(c.overall) : "", c.delta ? "to the baseline " + limits(c.delta, true) : "",
     escaped((c.change || "").slice(0, 90)), c.failure ? escaped(`${c.failure.kind}: ${c.failure.message}`.slice(0, 110)) : ""].filter(Boolean).join("<br>");
 const deltas = all.filter((c) => c.outcome === "scored").map((c) => metric(c, "delta")).filter((value) => value !== null);
-const reach = Math.max(1, ...deltas.map(Math.abs));
+// Of the colours: to the best gain and twice the median, so that a few collapses do not make everything else look alike.
+const sizes = deltas.map(Math.abs).sort((a, b) => a - b);
+const reach = Math.max(1, ...deltas, 2 * (sizes[Math.floor(sizes.length / 2)] ?? 0));
 function markers(kept, x, y, more) {
   const hollow = (c) => (metric(c, "delta") === null && !SYMBOLS[c.outcome].endsWith("-open") ? "-open" : "");
   return Object.keys(SYMBOLS).filter((name) => kept.some((c) => c.outcome === name)).map((name, place) => {
@@ -197,7 +199,7 @@ const views = {
   tree(kept) {
     const place = el("div", { class: "plot" }), note = el("p", { class: "soft" });
     const columns = kept.map((c) => c.x), ends = columns.length ? [columns.reduce((a, b) => Math.min(a, b)) - 0.7, columns.reduce((a, b) => Math.max(a, b)) + 0.7] : [0, 1];
-    fill(el("h2", {}, "The tree"), el("p", { class: "soft" }, "A column is a generation; colour is the difference to the baseline (blue is better), the symbol is the outcome; hollow ones have no such difference. A click opens a candidate."), place, note);
+    fill(el("h2", {}, "The tree"), el("p", { class: "soft" }, "A column is a generation; colour is the difference to the baseline (blue is better; beyond the scale it does not change), the symbol is the outcome; hollow ones have no such difference. A click opens a candidate."), place, note);
     drawMany(place, note, kept, (c) => c.x, (c) => c.y, (drawn) => {
       const x = [], y = [];
       for (const c of drawn) if (c.parents.length) { const parent = all[c.parents[0]]; x.push(parent.x, c.x, null); y.push(parent.y, c.y, null); }
@@ -294,7 +296,7 @@ const views = {
         more.ablation ? part("Ablation", ...ablationOf(more.ablation)) : null,
         more.reflection ? part("Reflection", ...prose(more.reflection.markdown), el("p", { class: "soft" }, "written by " + more.reflection.written_by)) : null,
         more.failures && more.failures.length ? part("Failures", ...more.failures.map((one) => facts(one, ["row_key", "protocol", "candidate_id", "name"]))) : null,
-        more.examination && more.examination.length ? part("Examination", ...more.examination.map((one) => facts(one, ["row_key", "protocol", "candidate_id"]))) : null,
+        more.examination && more.examination.length ? part("Examination", ...examinationOf(more.examination)) : null,
         more.replication ? part("Replication", facts(more.replication, ["row_key", "protocol", "candidate_id"])) : null,
         more.rungs && more.rungs.length ? part("Ladder", table(["rung", "decision", "why", "Overall", "seeds", "steps", "tokens"], more.rungs.map((one) => [one.rung, one.decision, one.message, one.value === null ? "" : one.value.toFixed(1), one.seeds.length, one.steps, count(one.tokens)]))) : null,
         more.verification ? part("Gate", ...gateOf(more.verification)) : null),
@@ -341,6 +343,15 @@ function gateOf({ report, admitted, seconds, written_by }) {
     facts({ ...report, nearest: near(report.nearest), nearest_archived: near(report.nearest_archived) }, ["checks", "fingerprint", "candidate_name", "admitted", "seconds", "confinement"])];
 }
 const span = (d) => (d ? limits([d.estimate, d.low, d.high, d.seeds], true) : "");
+// The columns are those of poise_core.render.lines.examination_cells; what was not measured is a dash.
+function examinationOf(rows) {
+  const at = (value, rate) => (value === null ? "-" : value.toFixed(1) + (rate === null ? "" : ` at x${+rate.toPrecision(3)}`)), one = rows[0];
+  return [table(["condition", "candidate", "baseline", "difference", "worst seed", "collapsed", "verdict"], rows.map((row) => [row.condition, at(row.overall, row.rate), at(row.baseline_overall, row.baseline_rate),
+    row.delta === null ? "-" : limits([row.delta, row.low, row.high, row.seeds.length], true), row.worst === null ? "-" : `${row.worst.toFixed(1)} (${row.baseline_worst.toFixed(1)})`,
+    row.collapsed === null ? "-" : `${row.collapsed} of ${row.seeds.length}, at most ${Math.round(100 * (row.collapse_bound ?? 0))} %`, row.verdict])),
+    el("dl", {}, rows.flatMap((row) => [el("dt", {}, row.condition), el("dd", {}, row.message)])),
+    el("p", { class: "soft" }, `Seeds ${one.seeds.join(", ")}, sealed set ${one.sealed_set}, examination ${one.examination}; worst seed of the baseline in brackets.` + (one.declared ? "" : " It was no champion candidate."))];
+}
 function ablationOf(found) {
   const beyond = found.interactions.filter((one) => one.beyond_noise);
   return [el("p", {}, found.says + "."),
