@@ -1,9 +1,9 @@
 """The page of a headline run: its candidates, its champions, their replication, and the control arms at the same budget.
 
-``python -m studies.headline FOLDER`` reads the runs of ``poise compare-search`` below a folder
-(``evolution-seed-0``, ``random-seed-0``, ...), writes ``docs/results/FOLDER.md`` with a drawing, and copies the archive of
-the search that is told of beside it: the one whose candidate was examined, or else ablated, or else the first evolution. Every
-number on the page comes from the archives.
+``python -m studies.headline FOLDER`` reads the runs of ``poise compare-search`` below a folder (``evolution-seed-0``,
+``random-seed-0``, ...), writes ``docs/results/FOLDER.md`` with a drawing, and puts the archive of the search that is told of beside
+it: the one whose candidate was examined, or else ablated, or else the first evolution. There lie its page for a browser, too, and
+the simplified file of an ablated candidate. Every number on the page comes from the archives.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.ladder import judged_by
 from poise_core.experiments.arms import ARMS
 from poise_core.files import write_atomically
+from poise_core.render.explorer import explorer_page
 from poise_core.render.lines import outlook_note, pick_cells
 from poise_core.render.markdown import fenced, render_ablation_page, render_examination_page, table
 from poise_core.render.svg import draw_comparison
@@ -36,6 +37,7 @@ from poise_core.render.terminal import render_credit, render_lineage, render_run
 from poise_core.run_directory import RunDirectory
 from poise_core.views import LeaderboardRow, leaderboard, lineage
 from poise_core.views.arms import ArmCurve, Step, best_so_far, compare_arms, picks_at_budget
+from poise_core.views.explorer import details, overview
 from poise_core.views.outlook import outlook
 from poise_core.views.rungs import rung_report
 
@@ -113,7 +115,8 @@ def render(
         f"# The run of preset {preset.name}",
         "",
         f"Made by `{command}`; the archive of the search `{run.name}`, of which this page tells, lies beside it. The folder's runs "
-        f"are those of `{_searched(runs)}`.",
+        f"are those of `{_searched(runs)}`. The search in a browser: "
+        f"[explorer.html]({drawing.removesuffix('.svg')}/explorer.html), a file to download and open.",
         "",
         *_what_was_tried(run, rows),
         "",
@@ -392,10 +395,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw_comparison(curves, out.with_suffix(".svg"))
     copy = out.with_suffix("")
     shutil.rmtree(copy, ignore_errors=True)
-    told = told_of(runs).directory.path
-    publish_archive(told / "archive", copy / "archive")
-    shutil.copy(told / "preset.yaml", copy / "preset.yaml")
+    told = told_of(runs)
+    publish_archive(told.directory.path / "archive", copy / "archive")
+    shutil.copy(told.directory.path / "preset.yaml", copy / "preset.yaml")
+    write_atomically(copy / "explorer.html", explored(told, runs))
+    for candidate in told.evidence.ablations:
+        found = conclude_ablation(told.evidence, candidate)
+        if found is not None and found.simplified is not None:
+            write_atomically(copy / "simplified.py", found.simplified.source)
     print(page)
+
+
+def explored(told: Run, runs: Mapping[str, Sequence[Run]]) -> str:
+    """The page of a search for a browser, with the best so far of the other arms' search of the same seed."""
+    seed = told.name.rpartition("-")[2]
+    others = [
+        run for group in runs.values() for run in group if run is not told and run.name.rpartition("-")[2] == seed
+    ]
+    document = overview(told.evidence, {run.name: run.evidence for run in others})
+    return explorer_page(told.name, document, details(told.evidence, [one["id"] for one in document["candidates"]]))
 
 
 def publish_archive(source: Path, target: Path) -> None:
