@@ -52,6 +52,7 @@ from poise_core.views.explorer import (
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT / "docs" / "results" / "laptop-64"
+HEADLINE = ROOT / "docs" / "results" / "headline"
 HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">\u202e<!--"
 
 
@@ -386,6 +387,42 @@ def test_a_reader_finds_everything_by_clicks_links_and_words(browser: Any, tmp_p
     page.click("nav >> text=Failures")
     page.wait_for_selector("h2 >> text=Failures")
     assert complaints == []
+
+
+@pytest.mark.exhaustive
+def test_a_champions_page_has_its_examination_and_what_carries_it(browser: Any) -> None:
+    complaints = list[str]()
+    page = opened(browser, HEADLINE / "explorer.html", complaints)
+    page.goto((HEADLINE / "explorer.html").as_uri() + "#/candidate/nb-fx-hw-63e7c4842e")
+    rates = page.locator("section", has_text="Examination").locator("tr", has_text="rates").first
+    rates.wait_for()
+    cells = [rates.locator("th,td").nth(i).text_content() for i in range(7)]
+    assert cells == [
+        "rates",
+        "89.8 at x1",
+        "80.5 at x1",
+        "+9.4 [+6.2, +12.6]",
+        "89.0 (78.3)",
+        "0 of 6, at most 39 %",
+        "holds",
+    ]
+    undone = page.locator("tr", has_text="aggregation: sequence-mean -> sequence-sum").first.text_content()
+    assert "+70.6 [+68.2, +72.9]" in undone
+    assert "+3.6 [+1.9, +5.3]" in undone
+    page.click("nav >> text=Search and cost")
+    for arm in ("evolution-seed-2", "tune-seed-2"):
+        page.wait_for_selector(f".legend >> text={arm}")
+    assert complaints == []
+
+
+def test_the_published_page_is_that_of_the_published_archive() -> None:
+    """But for the other arms, whose archives are not kept beside it."""
+    kept = (HEADLINE / "explorer.html").read_text()
+    evidence = RunDirectory.read(HEADLINE).evidence()
+    ids = [one["id"] for one in overview(evidence)["candidates"]]
+    again = explorer_page("random-seed-2", overview(evidence), details(evidence, ids))
+    part = '<script id="details-0"'
+    assert kept.partition(part)[2] == again.partition(part)[2]
 
 
 @pytest.mark.exhaustive
