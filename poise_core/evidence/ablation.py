@@ -46,11 +46,12 @@ NEAR, WIDE = (0.5, 2.0), (0.25, 4.0)
 
 @dataclass(frozen=True)
 class Version:
-    """One version of a candidate's file that an ablation measures."""
+    """One version of a candidate's file that an ablation measures.
 
-    key: (
-        str  # of its row: ``without:a+b``, ``number:kl_coef=0.02``, ``undone:kl=k3(kl_coef=0.01)`` or ``alone:kl=none``
-    )
+    The key of its row is ``without:a+b``, ``number:kl_coef=0.02``, ``undone:kl=k3(kl_coef=0.01)`` or ``alone:kl=none``.
+    """
+
+    key: str
     source: str
     dropped: tuple[str, ...] = ()
     numbers: Mapping[str, object] | None = None

@@ -46,6 +46,7 @@ from poise_core.evidence.ablation import (
     pairs,
     simpler,
 )
+from poise_core.evidence.changes import SlotChange
 from poise_core.evidence.format import counted_seeds, format_interval
 from poise_core.evolution.events import Event, announced
 from poise_core.evolution.records import load_record, write_record
@@ -130,7 +131,7 @@ class AblationStudy(Remeasurement):
             switches = Switches.of(row["source"])
         except ValueError as error:
             raise AblationRefused(f"{row['name']} cannot be read: {error}") from error
-        if not each_off(switches) and not moved_numbers(switches, NEAR) and not changes_of(evidence, self.candidate_id):
+        if not each_off(switches) and not moved_numbers(switches, NEAR) and not self._changes:
             raise AblationRefused(f"{row['name']}: {limits(switches)}")
         return switches
 
@@ -164,9 +165,8 @@ class AblationStudy(Remeasurement):
         yield simplified
         if self.candidate_id != self.run.evidence().baseline:
             yield lambda: each_alone(switches)
-        changes = changes_of(self.run.evidence(), self.candidate_id)
-        yield lambda: changes_undone(changes)
-        yield lambda: changes_alone(changes)
+        yield lambda: changes_undone(self._changes)
+        yield lambda: changes_alone(self._changes)
         yield lambda: moved_numbers(switches, NEAR)
         yield lambda: pairs(switches)
         yield lambda: moved_numbers(switches, WIDE)
@@ -191,12 +191,11 @@ class AblationStudy(Remeasurement):
 
     def _plan(self, switches: Switches, seeds: Sequence[int], budget: int) -> str:
         """One line on what would be measured with budget enough, and what there is."""
-        changes = changes_of(self.run.evidence(), self.candidate_id)
         kinds = {
             "mechanisms off": each_off(switches),
             "alone": each_alone(switches),
-            "changes undone": changes_undone(changes),
-            "changes alone": changes_alone(changes),
+            "changes undone": changes_undone(self._changes),
+            "changes alone": changes_alone(self._changes),
             "numbers": moved_numbers(switches, (*NEAR, *WIDE)),
             "pairs": pairs(switches),
         }
@@ -378,6 +377,11 @@ class AblationStudy(Remeasurement):
         }
         self.archive.append("ablations", [row], keep_existing=True)
         say(f"{one.version.label}: {message}")
+
+    @cached_property
+    def _changes(self) -> list[SlotChange]:
+        """What the candidate changes in the baseline, as far as the catalogue has words for it."""
+        return changes_of(self.run.evidence(), self.candidate_id)
 
     @cached_property
     def _generation(self) -> int:
