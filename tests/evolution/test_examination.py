@@ -638,8 +638,17 @@ def test_a_real_examination_of_the_preset_smoke(tmp_path: Path) -> None:
     assert len(scored) == 4
     trained = [{seed: folder for seed, folder, _ in job["policies"]} for job in jobs]
     assert trained[0] == trained[2] != trained[1]
-    assert primary["overall"] != other["overall"]
-    assert json.loads(primary["detail"])["protocols"] != json.loads(other["detail"])["protocols"]
+    ours, theirs = (json.loads(row["detail"])["protocols"] for row in (primary, other))
+    assert ours != theirs
+    answers = [
+        [
+            row["correct"]
+            for row in evolution.run.archive.rows("evaluations", protocol=f"examination-{one}", unsealed=True)
+        ]
+        for (one,) in (ours, theirs)
+    ]  # not their means, which may be equal by chance
+    assert answers[0] != answers[1]
+    assert len(answers[0]) == len(answers[1]) > 0
 
 
 @pytest.mark.exhaustive
