@@ -29,7 +29,7 @@ from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.ladder import judged_by
 from poise_core.experiments.arms import ARMS
 from poise_core.files import write_atomically
-from poise_core.render.explorer import explorer_page
+from poise_core.render.explorer import run_page
 from poise_core.render.lines import outlook_note, pick_cells
 from poise_core.render.markdown import fenced, render_ablation_page, render_examination_page, table
 from poise_core.render.svg import draw_comparison
@@ -37,7 +37,6 @@ from poise_core.render.terminal import render_credit, render_lineage, render_run
 from poise_core.run_directory import RunDirectory
 from poise_core.views import LeaderboardRow, leaderboard, lineage
 from poise_core.views.arms import ArmCurve, Step, best_so_far, compare_arms, picks_at_budget
-from poise_core.views.explorer import details, overview
 from poise_core.views.outlook import outlook
 from poise_core.views.rungs import rung_report
 
@@ -412,8 +411,7 @@ def explored(told: Run, runs: Mapping[str, Sequence[Run]]) -> str:
     others = [
         run for group in runs.values() for run in group if run is not told and run.name.rpartition("-")[2] == seed
     ]
-    document = overview(told.evidence, {run.name: run.evidence for run in others})
-    return explorer_page(told.name, document, details(told.evidence, [one["id"] for one in document["candidates"]]))
+    return run_page(told.name, told.evidence, {run.name: run.evidence for run in others})
 
 
 def publish_archive(source: Path, target: Path) -> None:

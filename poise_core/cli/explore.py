@@ -35,17 +35,16 @@ def explore(
     Example: poise explore runs/laptop --out laptop.html
     """
     from poise_core.files import write_atomically
-    from poise_core.render.explorer import PlottingMissingError, explorer_page, plotly_source
+    from poise_core.render.explorer import PlottingMissingError, plotly_source, run_page
     from poise_core.run_directory import RunDirectory
-    from poise_core.views.explorer import PAGE, details, overview
+    from poise_core.views.explorer import PAGE
 
     others = beside or []
 
     def page(refresh_seconds: int = 0) -> str:
+        beside = {path.resolve().name: RunDirectory.read(path).evidence() for path in others}
         evidence = RunDirectory.read(run_dir).evidence()
-        document = overview(evidence, {path.resolve().name: RunDirectory.read(path).evidence() for path in others})
-        found = details(evidence, [one["id"] for one in document["candidates"]])
-        return explorer_page(run_dir.resolve().name, document, found, refresh_seconds=refresh_seconds)
+        return run_page(run_dir.resolve().name, evidence, beside, refresh_seconds=refresh_seconds)
 
     def revision() -> tuple[str, ...]:
         runs = [RunDirectory.read(path) for path in (run_dir, *others)]

@@ -123,24 +123,24 @@ def moved_numbers(switches: Switches, factors: Sequence[float]) -> list[Version]
 
 def changes_undone(changes: Sequence[SlotChange]) -> list[Version]:
     """The candidate with each of its changes to the baseline undone alone."""
-    return _distinct([_undone(one) for one in changes])
+    return _distinct([_composed(_undone_key(one), one.undone) for one in changes])
 
 
 def changes_alone(changes: Sequence[SlotChange]) -> list[Version]:
     """The baseline with each change made alone."""
-    return _distinct([_alone(one) for one in changes])
+    return _distinct([_composed(_alone_key(one), one.alone) for one in changes])
 
 
-def _undone(change: SlotChange) -> Version | None:
-    return None if change.undone is None else _composed(f"undone:{change.before}", change.undone)
+def _undone_key(change: SlotChange) -> str:
+    return f"undone:{change.before}"
 
 
-def _alone(change: SlotChange) -> Version | None:
-    return None if change.alone is None else _composed(f"alone:{change.after}", change.alone)
+def _alone_key(change: SlotChange) -> str:
+    return f"alone:{change.after}"
 
 
-def _composed(key: str, composition: Composition) -> Version:
-    return Version(key, render(composition, label_of(key, ())))
+def _composed(key: str, composition: Composition | None) -> Version | None:
+    return None if composition is None else Version(key, render(composition, label_of(key, ())))
 
 
 def _distinct(found: Sequence[Version | None]) -> list[Version]:
@@ -417,14 +417,12 @@ def _changes(changes: Sequence[SlotChange], measured: Measurements) -> list[Cont
     """Of every change of which something was measured, the largest contribution first."""
     found = []
     for change in changes:
-        undone, alone = _undone(change), _alone(change)
-        row = measured.rows.get(undone.key) if undone else None
-        other = measured.rows.get(alone.key) if alone else None
-        if row is None and other is None:
+        undone, alone = _undone_key(change), _alone_key(change)
+        row = measured.rows.get(undone)
+        if row is None and alone not in measured.rows:
             continue
         outcome, message = (row["outcome"], row["message"]) if row else ("", "")
-        delta = measured.to_candidate(undone.key) if undone else None
-        over = measured.to_baseline(alone.key) if alone else None
+        delta, over = measured.to_candidate(undone), measured.to_baseline(alone)
         found.append(Contribution(change.says, change.slots, _negative(delta), over, outcome, message))
     return sorted(found, key=lambda one: -one.contribution.estimate if one.contribution else math.inf)
 

@@ -18,6 +18,8 @@ from importlib.resources import files
 from typing import Any
 
 from poise_core.escaping import printable
+from poise_core.evidence.run_evidence import RunEvidence
+from poise_core.views.explorer import details, overview
 
 CHUNK = 50
 """Candidates whose details are compressed together; a page unpacks one such part when it needs it.
@@ -37,14 +39,14 @@ class PlottingMissingError(RuntimeError):
 
 
 def explorer_page(
-    title: str, overview: Mapping[str, Any], details: Iterable[Mapping[str, Any]], *, refresh_seconds: int = 0
+    title: str, document: Mapping[str, Any], found: Iterable[Mapping[str, Any]], *, refresh_seconds: int = 0
 ) -> str:
     """Return the page.
 
     Args:
         title: of the run.
-        overview: ``poise_core.views.explorer.overview``.
-        details: ``poise_core.views.explorer.details`` of its candidates, in their order.
+        document: ``poise_core.views.explorer.overview``.
+        found: ``poise_core.views.explorer.details`` of its candidates, in their order.
         refresh_seconds: after which a browser loads the page again; 0 for never.
 
     Raises:
@@ -62,18 +64,34 @@ def explorer_page(
         "@REFRESH@": refresh,
         "@TITLE@": html.escape(printable(title)),
         "@OVERVIEW@": _json(
-            {**overview, "candidates": columns(overview["candidates"]), "title": title, "chunk": CHUNK}
+            {**document, "candidates": columns(document["candidates"]), "title": title, "chunk": CHUNK}
         ),
         "@PLOTLY@": plotly,
         "@SCRIPT@": script,
     }
     pieces, end, text = list[str](), 0, _asset("explorer.html")
     # what is filled in is not searched, and the details, by far the most, are joined once
-    for found in _PLACE.finditer(text):
-        pieces.append(text[end : found.start()])
-        pieces += _chunks(details) if found.group() == "@DETAILS@" else [filled[found.group()]]
-        end = found.end()
+    for place in _PLACE.finditer(text):
+        pieces.append(text[end : place.start()])
+        pieces += _chunks(found) if place.group() == "@DETAILS@" else [filled[place.group()]]
+        end = place.end()
     return "".join([*pieces, text[end:]])
+
+
+def run_page(
+    title: str, evidence: RunEvidence, beside: Mapping[str, RunEvidence] | None = None, *, refresh_seconds: int = 0
+) -> str:
+    """Return the page of a run with all its candidates; arguments and error as of ``explorer_page``.
+
+    Args:
+        title: of the run.
+        evidence: of the run.
+        beside: name -> evidence of runs under the same protocol, whose best so far is drawn too.
+        refresh_seconds: after which a browser loads the page again; 0 for never.
+    """
+    document = overview(evidence, beside or {})
+    found = details(evidence, [one["id"] for one in document["candidates"]])
+    return explorer_page(title, document, found, refresh_seconds=refresh_seconds)
 
 
 def plotly_source() -> str:
