@@ -119,7 +119,6 @@ class _Node:
     """One candidate of a replayed search."""
 
     composition: Composition
-    signature: tuple[str, ...]  # every slot with its numbers, as text
     parents: tuple[int, ...]
     generation: int
     drawn: Drawn
@@ -161,9 +160,9 @@ class ReplayedSearch:
         self.baseline = baseline
         self.benchmarks = [i for i, weight in enumerate(cells.weights) if weight > 0]
         self.nodes: list[_Node] = []
-        self.tried: set[tuple[str, ...]] = set()
+        self.tried: set[Composition] = set()
         self.tokens = 0.0
-        root = self._node(baseline, _signature(baseline), (), 0)
+        root = self._node(baseline, (), 0)
         root.drawn = replace(root.drawn, failed=False)  # a baseline that fails ends a run
         root.values = root.drawn.values
         root.rewards = self._rewards(root, range(search.seeds_per_candidate))
@@ -280,14 +279,13 @@ class ReplayedSearch:
         if self.arm.proposer != "catalogue":
             for _ in range(200):
                 composition = PROPOSERS[self.arm.proposer](rng, self.baseline)
-                signature = _signature(composition)
-                if signature not in self.tried:
-                    return self._node(composition, signature, (0,), generation)
+                if composition not in self.tried:
+                    return self._node(composition, (0,), generation)
             return None
         base = self.nodes[row]
         immigrant = self.arm.selector == "acquisition" and slot >= self.search.parents - self.arm.immigrants
         donors = self._donors(table, row, generation, slot) if self.arm.crossover and not immigrant else []
-        found: list[tuple[Composition, tuple[str, ...], tuple[int, ...]]] = []
+        found: list[tuple[Composition, tuple[int, ...]]] = []
         fresh = set(self.tried)
         promise, spec = self._promise(), self.arm.promise or PromiseSpec()
         count = self.search.proposals if self.arm.screen else 1
@@ -305,20 +303,20 @@ class ReplayedSearch:
                 variation = crossover(base.composition, self.nodes[parents[1]].composition, rng)
             else:
                 variation = self._mutated(base.composition, rng, wide, spec.reach if promise is not None else None)
-            if variation is None or (signature := _signature(variation.composition)) in fresh:
+            if variation is None or variation.composition in fresh:
                 continue
-            fresh.add(signature)
-            found.append((variation.composition, signature, parents))
+            fresh.add(variation.composition)
+            found.append((variation.composition, parents))
         if not found:
             return None
         high: Array | None = None
         if promise is not None:
-            high = bounds(promise, [one for one, *_ in found], spec.confidence)
+            high = bounds(promise, [one for one, _ in found], spec.confidence)
             order = np.argsort(-high, kind="stable")[: self.search.proposals]
             found, high = [found[one] for one in order], high[order]
         best = found[0]
         if self.arm.screen and len(found) > 1:
-            best = found[self._screen(row, [(one, text) for one, text, _ in found], high, spec.weight)]
+            best = found[self._screen(row, [one for one, _ in found], high, spec.weight)]
         return self._node(*best, generation)
 
     def _mutated(self, base: Composition, rng: random.Random, wide: bool, reach: int | None) -> Variation | None:
@@ -337,14 +335,12 @@ class ReplayedSearch:
         seed = zlib.crc32(f"{self.address}/{generation}/{slot}".encode())
         return list(reference_rows(table, row, family(parents, table.ids[row]), seed=seed))
 
-    def _screen(
-        self, row: int, proposals: Sequence[tuple[Composition, tuple[str, ...]]], high: Array | None, share: float
-    ) -> int:
+    def _screen(self, row: int, proposals: Sequence[Composition], high: Array | None, share: float) -> int:
         """The proposal that ``CatalogueScreener`` ranks first; there are no diagnoses here, so relevance is the same for all.
 
         Args:
             row: the parent.
-            proposals: with their signatures.
+            proposals: to choose from.
             high: (m,) what each may score; None where nothing is known of that.
             share: of the same in the rank.
         """
@@ -354,8 +350,8 @@ class ReplayedSearch:
         siblings = texts[[i for i, node in enumerate(self.nodes) if node.parents[:1] == (row,)]]
         directions = (siblings != base).argmax(axis=1)
         scores = []
-        for composition, signature in proposals:
-            own, text = encode_choices(composition), _hashes(signature)
+        for composition in proposals:
+            own, text = encode_choices(composition), _hashes(_signature(composition))
             apart = np.where(choices != own, 1.0, 0.25 * (texts != text)).sum(axis=1)
             for other in np.flatnonzero(
                 (choices == own).all(axis=1)
@@ -383,13 +379,12 @@ class ReplayedSearch:
             self._learned = len(scored), Promise.learn(*coded, overall, seeds)
         return self._learned[1]
 
-    def _node(
-        self, composition: Composition, signature: tuple[str, ...], parents: tuple[int, ...], generation: int
-    ) -> _Node:
-        self.tried.add(signature)
+    def _node(self, composition: Composition, parents: tuple[int, ...], generation: int) -> _Node:
+        self.tried.add(composition)
+        signature = _signature(composition)
         drawn = self.world.draw(composition, "; ".join(signature), self.address, self.search.seeds_per_candidate)
         own = (encode_choices(composition), _hashes(signature))
-        return _Node(composition, signature, parents, generation, drawn, drawn.values[:0], *own)
+        return _Node(composition, parents, generation, drawn, drawn.values[:0], *own)
 
     # measuring
 

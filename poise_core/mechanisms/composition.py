@@ -11,7 +11,6 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from functools import cached_property
 
 from pydantic import Field, model_validator
 
@@ -57,8 +56,13 @@ class Composition(FrozenModel):
                 raise ValueError(f"{name} is {value:g}; allowed: {parameters[name].low:g} to {parameters[name].high:g}")
         return {"choices": choices, "parameters": values}
 
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Composition):
+            return NotImplemented
+        return self.choices == other.choices and self.parameters == other.parameters
+
     def __hash__(self) -> int:
-        return hash(self.to_text())
+        return hash((*self.choices.values(), *self.parameters.values()))  # always in the order of the slots
 
     @property
     def key(self) -> str:
@@ -82,33 +86,29 @@ class Composition(FrozenModel):
     def with_choices(self, changes: Mapping[str, str], numbers: Mapping[str, float] | None = None) -> Composition:
         """This composition with other choices in some slots; kept choices keep their numbers, new ones get defaults.
 
-        A search makes thousands of variations per candidate, so only what changes is checked, and texts of kept slots are kept.
+        A search makes thousands of variations per candidate, so only what changes is checked.
 
         Raises:
             ValueError: as the class does.
         """
-        given, parameters, texts = dict(numbers or {}), dict[str, float](), dict(self._texts)
+        given, parameters = dict(numbers or {}), dict[str, float]()
         for slot, entry in SLOTS.items():
             kept = slot not in changes
-            choice = self.choice(slot) if kept else entry.named.get(changes[slot])
+            choice = entry.named.get(self.choices[slot] if kept else changes[slot])
             if choice is None:
                 return self._checked(changes, numbers)
-            touched = not kept
             for one in choice.parameters:
-                if kept and one.name not in given:
-                    parameters[one.name] = self.parameters[one.name]
+                name = one.name
+                if kept and name not in given:
+                    parameters[name] = self.parameters[name]
                     continue
-                value, touched = float(given.pop(one.name, one.default)), True
+                value = float(given.pop(name, one.default))
                 if not one.low <= value <= one.high:
                     return self._checked(changes, numbers)
-                parameters[one.name] = value
-            if touched:
-                texts[slot] = _as_text(slot, choice, parameters)
+                parameters[name] = value
         if given or changes.keys() - SLOTS.keys():
             return self._checked(changes, numbers)
-        child = Composition.model_construct(choices={**self.choices, **changes}, parameters=parameters)
-        child.__dict__["_texts"] = texts
-        return child
+        return Composition.model_construct(choices={**self.choices, **changes}, parameters=parameters)
 
     def _checked(self, changes: Mapping[str, str], numbers: Mapping[str, float] | None) -> Composition:
         """The same by way of the class, for its refusal of what is wrong."""
@@ -118,12 +118,9 @@ class Composition(FrozenModel):
 
     def describe(self, slot: str) -> str:
         """One slot as text, for example ``baseline=anchor_mix(anchor_weight=0.7)``."""
-        return self._texts[slot]
-
-    @cached_property
-    def _texts(self) -> dict[str, str]:
-        """Every slot as text; two compositions are compared by it slot by slot, so it is made once."""
-        return {slot: _as_text(slot, self.choice(slot), self.parameters) for slot in SLOTS}
+        choice = self.choice(slot)
+        numbers = ", ".join(f"{one.name}={_number(self.parameters[one.name])}" for one in choice.parameters)
+        return f"{slot}={choice.name}" + (f"({numbers})" if numbers else "")
 
     def to_text(self) -> str:
         """All slots that are not neutral, and the core ones, on one line."""
@@ -148,11 +145,6 @@ class Composition(FrozenModel):
                 name, _, value = item.partition("=")
                 parameters[name] = float(value)
         return cls(choices=choices, parameters=parameters)
-
-
-def _as_text(slot: str, choice: Choice, parameters: Mapping[str, float]) -> str:
-    numbers = ", ".join(f"{one.name}={_number(parameters[one.name])}" for one in choice.parameters)
-    return f"{slot}={choice.name}" + (f"({numbers})" if numbers else "")
 
 
 def _number(value: float) -> str:
@@ -181,7 +173,7 @@ def distance(a: Composition, b: Composition) -> float:
     def one(slot: str) -> float:
         if a.choices[slot] != b.choices[slot]:
             return 1.0
-        return 0.25 if a.numbers(slot) != b.numbers(slot) else 0.0
+        return 0.25 if differ(a, b, slot) else 0.0
 
     return sum(map(one, SLOTS)) / len(SLOTS)
 
@@ -199,5 +191,11 @@ def number_distance(a: Composition, b: Composition) -> float:
 
 def changed_slots(a: Composition, b: Composition) -> list[str]:
     """Slots on which the two differ, in choice or in numbers."""
-    ours, theirs = a._texts, b._texts
-    return [slot for slot in SLOTS if ours[slot] != theirs[slot]]
+    return [slot for slot in SLOTS if differ(a, b, slot)]
+
+
+def differ(a: Composition, b: Composition, slot: str) -> bool:
+    """Whether the two answer a slot differently, in choice or in numbers."""
+    if a.choices[slot] != b.choices[slot]:
+        return True
+    return any(a.parameters[name] != b.parameters[name] for name in a.choice(slot).names)

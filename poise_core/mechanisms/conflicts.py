@@ -7,6 +7,7 @@ compositions by the draw.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from poise_core.mechanisms.composition import Composition
@@ -30,7 +31,12 @@ _SHIFT_INVARIANT = ("group_mean", "leave_one_out", "group_median", "batch_mean",
 
 def conflicts(composition: Composition) -> list[Conflict]:
     """Why this composition is excluded; empty where it is not."""
-    return [*_reward_conflicts(composition), *_signal_conflicts(composition), *_loss_conflicts(composition)]
+    return [*choice_conflicts(composition.choices), *_number_conflicts(composition)]
+
+
+def choice_conflicts(choices: Mapping[str, str]) -> list[Conflict]:
+    """Those of ``conflicts`` that no numbers can undo, of a choice for every slot."""
+    return [*_reward_conflicts(choices), *_signal_conflicts(choices), *_loss_conflicts(choices)]
 
 
 def incompatibilities(composition: Composition) -> list[str]:
@@ -38,8 +44,7 @@ def incompatibilities(composition: Composition) -> list[str]:
     return [conflict.reason for conflict in conflicts(composition)]
 
 
-def _reward_conflicts(composition: Composition) -> list[Conflict]:
-    of = composition.choices
+def _reward_conflicts(of: Mapping[str, str]) -> list[Conflict]:
     shaped = of["length"] == "overlong_soft" or of["kl"] == "k1_reward"
     found = []
     if of["scale"] in ("group_std", "analytic_std", "pass_rate", "fallback_std") and of["baseline"] in UNIFORM_NONZERO:
@@ -73,8 +78,7 @@ _NEEDS_NEGATIVE = ("damp_negative", "failure_discount", "dual")
 _FOR_UNIFORM_GROUPS = ("graded_penalty", "format_contrast", "entropy_credit", "k3_all_fail", "fallback_std")
 
 
-def _signal_conflicts(composition: Composition) -> list[Conflict]:
-    of = composition.choices
+def _signal_conflicts(of: Mapping[str, str]) -> list[Conflict]:
     found = []
     if of["routing"] in ("mixed_only", "mixed_and_complete"):
         idle = [slot for slot in ("failure", "kl", "scale") if of[slot] in _FOR_UNIFORM_GROUPS]
@@ -92,10 +96,18 @@ def _signal_conflicts(composition: Composition) -> list[Conflict]:
             )
             for slot in idle
         ]
+    if (of["format"], of["baseline"]) == ("invalid_floor", "group_median") and of["reward"] in (
+        "format_bonus",
+        "hierarchical",
+    ):
+        reason = f"under the median, {of['reward']} sets apart the unparseable only, which invalid_floor overwrites"
+        found.append(Conflict(("baseline", "format"), reason))
+    return found
+
+
+def _number_conflicts(composition: Composition) -> list[Conflict]:
+    of, found = composition.choices, list[Conflict]()
     if of["format"] == "invalid_floor":
-        if of["baseline"] == "group_median" and of["reward"] in ("format_bonus", "hierarchical"):
-            reason = f"under the median, {of['reward']} sets apart the unparseable only, which invalid_floor overwrites"
-            found.append(Conflict(("baseline", "format"), reason))
         failure = _common_failure(composition)
         if composition.parameters["invalid_advantage"] == failure:
             already = f"failures have advantage {failure:g} already"
@@ -167,8 +179,7 @@ def _advantage_range(composition: Composition) -> tuple[float, float]:
     }[composition.choices["scale"]]
 
 
-def _loss_conflicts(composition: Composition) -> list[Conflict]:
-    of = composition.choices
+def _loss_conflicts(of: Mapping[str, str]) -> list[Conflict]:
     if of["clip"] == "none":
         return []
     if of["ratio"] == "none":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,24 +40,27 @@ def encode(composition: Composition) -> tuple[Codes, Array]:
     Places are on a log scale, as variation moves numbers. A number that the composition does not have is 0, as one in the middle of
     its span; what lies beyond the span is cut at 1.5.
     """
-    codes = np.array([LEVEL[slot, choice] for slot, choice in composition.choices.items()], np.int64)
-    numbers = np.zeros(len(NUMBERS))
-    for column, spec in chain.from_iterable(_COLUMNS[level] for level in codes.tolist()):
-        numbers[column] = place(spec, composition.parameters[spec.name])
-    return codes, numbers
+    codes, numbers = encode_all([composition])
+    return codes[0], numbers[0]
 
 
 def encode_all(compositions: Sequence[Composition]) -> tuple[Codes, Array]:
     """(n, S) and (n, P) of ``encode``, for at least one composition."""
-    coded = [encode(one) for one in compositions]
-    return np.array([codes for codes, _ in coded]), np.array([numbers for _, numbers in coded])
+    codes = [[LEVEL[chosen] for chosen in one.choices.items()] for one in compositions]
+    numbers = np.zeros((len(codes), len(NUMBERS)))
+    for row, (composition, levels) in enumerate(zip(compositions, codes, strict=True)):
+        if composition.parameters:
+            for level in levels:
+                for column, spec in _COLUMNS[level]:
+                    numbers[row, column] = place(spec, composition.parameters[spec.name])
+    return np.array(codes, np.int64), numbers
 
 
 def place(spec: Parameter, value: float) -> float:
     """Where a number lies within its span, -1 to 1 on a log scale; 0 where it cannot move or is 0."""
     if not spec.movable or not value:
         return 0.0
-    low, high = map(math.log, spec.span)
+    low, high = spec.log_span
     return min(max(2.0 * (math.log(abs(value)) - low) / (high - low) - 1.0, -1.5), 1.5)
 
 

@@ -53,10 +53,15 @@ class Parameter:
         if not all(self.low <= math.copysign(end, self.default) <= self.high for end in self.span):
             raise ValueError(f"{self.name}: the span {self.span} leaves [{self.low}, {self.high}]")
 
-    @property
+    @cached_property
     def movable(self) -> bool:
         """Whether variation moves it."""
         return self.span[0] < self.span[1]
+
+    @cached_property
+    def log_span(self) -> tuple[float, float]:
+        """Natural logarithms of the span's ends."""
+        return math.log(self.span[0]), math.log(self.span[1])
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,11 @@ class Choice:
     )  # key -> expression, what update_controller returns
     answers: tuple[str, ...] = ()  # diagnoses of poise_core.agents.rules that it responds to
     effects: tuple[Effect, ...] = ()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of its parameters."""
+        return tuple(parameter.name for parameter in self.parameters)
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
-from poise_core.mechanisms.composition import Composition, changed_slots
-from poise_core.mechanisms.conflicts import conflicts
+from poise_core.mechanisms.composition import Composition, changed_slots, differ
+from poise_core.mechanisms.conflicts import choice_conflicts, conflicts
 from poise_core.mechanisms.model import Choice, Parameter
 
 NUMBER_SHARE = 0.2  # of mutations change a number instead of a choice, where the choice has one
@@ -65,7 +65,7 @@ def mutate(
             choices[slot], own = _change(composition, slot, rng, choice_weights or {})
             numbers |= own
         child = _repair(composition.with_choices(choices, numbers), slots)
-        if child is not None and set(slots) <= set(changed_slots(composition, child)):
+        if child is not None and all(differ(composition, child, slot) for slot in slots):
             return Variation(child, composition)
     raise ValueError("the weights leave no change without a conflict")
 
@@ -126,8 +126,8 @@ def crossover(parent: Composition, reference: Composition, rng: random.Random, m
     Numbers of a slot that both answer alike are taken over, or mixed: their geometric mean, in ``BLEND_SHARE`` of the cases.
     """
     differing = changed_slots(parent, reference)
-    if not differing:
-        return None
+    if not differing or (len(differing) == 1 and parent.choices[differing[0]] != reference.choices[differing[0]]):
+        return None  # all that could be taken is the reference itself
     for _ in range(_TRIES):
         slots = rng.sample(differing, rng.randint(1, min(most, len(differing))))
         numbers = {name: value for slot in slots for name, value in reference.numbers(slot).items()}
@@ -148,13 +148,16 @@ def crossover(parent: Composition, reference: Composition, rng: random.Random, m
 def random_composition(rng: random.Random) -> Composition:
     """Core slots uniformly; every other slot neutral with probability 1/2, else uniformly; numbers within their spans."""
     while True:
-        choices, numbers = {}, {}
+        choices, luck = {}, list[tuple[Parameter, float]]()
         for name, slot in SLOTS.items():
             neutral = name not in CORE_SLOTS and rng.random() < 0.5
             choice = slot.neutral if neutral else rng.choice(slot.choices)
             choices[name] = choice.name
-            numbers.update(_draw_numbers(choice, rng))
-        composition = Composition(choices=choices, parameters=numbers)
+            for one in choice.parameters:
+                luck.append((one, rng.random() if one.movable else 0.0))
+        if choice_conflicts(choices):  # four of five draws; numbers are worked out for the others
+            continue
+        composition = Composition(choices=choices, parameters={one.name: _drawn(one, share) for one, share in luck})
         if not conflicts(composition):
             return composition
 
@@ -187,18 +190,21 @@ def _change(
 
 def _draw_numbers(choice: Choice, rng: random.Random) -> dict[str, float]:
     """A value of every number: its default where it stands still, else uniform in the logarithm over its span."""
-    return {one.name: _drawn(one, rng) if one.movable else one.default for one in choice.parameters}
+    return {one.name: _drawn(one, rng.random() if one.movable else 0.0) for one in choice.parameters}
 
 
-def _drawn(parameter: Parameter, rng: random.Random) -> float:
-    low, high = map(math.log, parameter.span)
-    return _rounded(math.copysign(math.exp(rng.uniform(low, high)), parameter.default), parameter.span)
+def _drawn(parameter: Parameter, share: float) -> float:
+    """The number so far up its span in the logarithm, 0 to 1; its default where it stands still."""
+    if not parameter.movable:
+        return parameter.default
+    low, high = parameter.log_span
+    return _rounded(math.copysign(math.exp(low + (high - low) * share), parameter.default), parameter.span)
 
 
 def _moved(parameter: Parameter, value: float, rng: random.Random) -> float:
     """The number times a factor, upwards or downwards, within its span; a value outside it may stay outside and moves inwards."""
     if not value:
-        return _drawn(parameter, rng)
+        return _drawn(parameter, rng.random())
     low, high = min(parameter.span[0], abs(value)), max(parameter.span[1], abs(value))
     for _ in range(_TRIES):
         factor = math.exp(rng.uniform(math.log(LEAST_FACTOR), math.log(LARGEST_FACTOR)))
@@ -206,7 +212,7 @@ def _moved(parameter: Parameter, value: float, rng: random.Random) -> float:
         moved = _rounded(math.copysign(size, value), (low, high))
         if low <= size <= high and moved != value:
             return moved
-    return _drawn(parameter, rng)  # the span is narrower than the least factor
+    return _drawn(parameter, rng.random())  # the span is narrower than the least factor
 
 
 def _between(one: float, other: float) -> float:

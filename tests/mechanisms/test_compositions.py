@@ -209,7 +209,10 @@ def test_crossover_takes_slots_with_their_numbers() -> None:
             assert taken or slot == "scale"  # an anchor without its scale is repaired to no scale
         seen |= set(changed_slots(GRPO, child))
     assert seen == {"baseline", "scale", "entropy"}
+    before = rng.getstate()
     assert crossover(GRPO, GRPO, rng) is None
+    assert crossover(GRPO, compose(scale="none"), rng) is None  # all that there is to take is the reference
+    assert rng.getstate() == before, "known without trying"
 
 
 def test_numbers_move_by_a_factor_within_their_spans_and_choices_stay() -> None:
