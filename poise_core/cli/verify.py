@@ -50,18 +50,21 @@ def verify(
     """
     from rich.text import Text
 
+    from poise_core.evolution.stages.verify import Known, known_candidates
+    from poise_core.run_directory import RunDirectory
     from poise_core.verification import Conditions, verify_file
     from poise_core.verification.report import ANY_TRAINING
 
     file = algorithm_file(file)
     shared_network(allow_shared_network)
     with plain_errors(), view_console(stderr=True).status(Text(f"verifying {file.name}")):
-        known = _admitted(run_dir) if run_dir else None
+        known = known_candidates(RunDirectory.read(run_dir).archive) if run_dir else Known({}, {})
         training = _training(preset, run_dir)
         report = verify_file(
             file,
             timeout_seconds=timeout,
-            known_fingerprints=known,
+            known_fingerprints=known.fingerprints,
+            known_programs=known.programs,
             probe_seed=probe_seed,
             conditions=Conditions.of(training) if training else ANY_TRAINING,
         )
@@ -81,14 +84,6 @@ def _training(preset: str | None, run_dir: Path | None) -> TrainingSpec | None:
     if preset:
         return load_preset(preset).protocol.training
     return RunDirectory.read(run_dir).preset.protocol.training if run_dir else None
-
-
-def _admitted(run_dir: Path) -> dict[str, str]:
-    """Fingerprint -> id of the admitted candidates of a run."""
-    from poise_core.run_directory import RunDirectory
-
-    rows = RunDirectory.read(run_dir).archive.rows("verifications", admitted=True)
-    return {row["fingerprint"]: row["candidate_id"] for row in rows if row["fingerprint"]}
 
 
 def _print(report: VerificationReport) -> None:

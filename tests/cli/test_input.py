@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 
 from poise_core import surroundings
 from poise_core.algorithms import algorithm_path
-from poise_core.archive import verification_row
+from poise_core.archive import candidate_row, verification_row
 from poise_core.cli import app
 from poise_core.cli.common import resolve_preset, shared_network
 from poise_core.cli.evolve import share_problems, where_to_look
@@ -258,13 +258,22 @@ def test_verify_compares_with_the_admitted_candidates_of_a_run(poise: Callable[.
         row = verification_row(
             candidate_id="rloo-0123456789", admitted=True, report="{}", fingerprint=report["fingerprint"], seconds=1.0
         )
-        run.archive.append("verifications", [row])
+        # admitted with a fingerprint that is not that of its text, as of mechanisms that act on no batch of it
+        source, other = algorithm_path("gspo").read_text(), "gspo-0123456789"
+        late = verification_row(candidate_id=other, admitted=True, report="{}", fingerprint="", seconds=1.0)
+        run.archive.append("verifications", [row, late])
+        text = candidate_row(candidate_id=other, name="GSPO", source=source, source_digest="", written_by="human")
+        run.archive.append("candidates", [text])
     again = poise("verify", path, "--run-dir", "run")
     assert again.exit_code == 1
     assert "trains exactly as rloo-0123456789, which is archived already" in " ".join(again.stdout.split())
     near = poise("verify", algorithm_path("reinforce_group_baseline"), "--run-dir", "run")
     assert near.exit_code == 0
     assert re.search(r"nearest in the run: rloo-0123456789 0\.\d+", " ".join(near.stdout.split()))
+    (tmp_path / "same.py").write_text(f"{source}\n# another comment\n")
+    twin = poise("verify", "same.py", "--run-dir", "run")
+    assert twin.exit_code == 1
+    assert "it is the same program as gspo-0123456789" in " ".join(twin.stdout.split())
     assert_one_line(poise("verify", path, "--run-dir", "nowhere"), 2, "not a run directory")
 
 

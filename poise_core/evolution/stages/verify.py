@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from poise_core.archive import verification_row
+from poise_core.archive import Archive, verification_row
 from poise_core.candidate.identity import program_digest
 from poise_core.evolution.records import CandidateRef, ChildSlot, Draft
 from poise_core.evolution.run_context import RunContext
@@ -62,7 +62,8 @@ def verify(
     with context.stage(candidate, "verify") as done:
         report = _stored_report(context, candidate)
         if report is None:
-            known = _known(context, candidate, unseen) if must_be_new else _Known({}, {})
+            own = {candidate.candidate_id, *unseen}
+            known = known_candidates(context.archive, own) if must_be_new else Known({}, {})
             folder, secret = context.run.candidate_folder(candidate.candidate_id), context.run.secret
             report = context.executor.verify(
                 folder / "candidate.py",
@@ -107,23 +108,23 @@ def _stored_report(context: RunContext, candidate: CandidateRef) -> Verification
     return VerificationReport.from_json(rows[0]["report"]) if rows else None
 
 
-class _Known(NamedTuple):
+class Known(NamedTuple):
     """What a candidate must not repeat, each with the candidate that it names."""
 
     fingerprints: Mapping[str, str]
     programs: Mapping[str, str]
 
 
-def _known(context: RunContext, candidate: CandidateRef, unseen: Collection[str]) -> _Known:
-    """The admitted candidates of the run, without this one and those that it is not compared with."""
+def known_candidates(archive: Archive, without: Collection[str] = ()) -> Known:
+    """The admitted candidates of a run, but for these."""
     seen = {
         row["candidate_id"]: row["fingerprint"]
-        for row in context.archive.rows("verifications", admitted=True)
-        if row["candidate_id"] != candidate.candidate_id and row["candidate_id"] not in unseen
+        for row in archive.rows("verifications", admitted=True)
+        if row["candidate_id"] not in without
     }
-    texts = context.archive.read("candidates", ["candidate_id", "source"]).to_pylist()  # nothing else is needed of them
+    texts = archive.read("candidates", ["candidate_id", "source"]).to_pylist()  # nothing else is needed of them
     sources = {row["candidate_id"]: row["source"] for row in texts}
-    return _Known(
+    return Known(
         {fingerprint: identity for identity, fingerprint in seen.items() if fingerprint},
         {program_digest(sources[identity]): identity for identity in seen if identity in sources},
     )
