@@ -137,6 +137,7 @@ def test_of_the_immigrants_the_most_promising_are_proposed() -> None:
     assert {composition(one).choices["ratio"] for one in proposals} == {"sequence"}
     apart = [len(changed_slots(GRPO, composition(one))) for one in proposals]
     assert max(apart) > 4, "no variation of the parent is as far from it"
+    assert "among the most promising of many" in proposals[0].hypothesis
     assert proposer.propose(GRPO_CONTEXT, 4, seed=0) == RandomProposer().propose(GRPO_CONTEXT, 4, seed=0)
 
 
@@ -401,9 +402,14 @@ def test_some_proposals_move_numbers_only() -> None:
 def test_the_random_proposer_ignores_what_was_learned_and_repeats_nothing() -> None:
     from poise_core.agents.catalogue.random_search import FirstComeScreener, RandomProposer
 
-    context = GRPO_CONTEXT
+    context = dataclasses.replace(GRPO_CONTEXT, parent=reflected(shipped("grpo"), "entropy_collapse"))
     first = RandomProposer().propose(context, 4, seed=1)
     assert first == RandomProposer().propose(context, 4, seed=1)
+    chosen = [composition(one).chosen() for one in first]
+    assert any("entropy_collapse" in choice.answers for one in chosen for choice in one)
+    for proposal in first:  # nobody looked at the diagnosis, so none claims to answer it
+        assert proposal.addresses == "no diagnosed deficiency: drawn at random from the whole catalogue"
+        assert proposal.hypothesis.startswith("Drawn at random from the whole catalogue. ")
     assert first != RandomProposer().propose(context, 4, seed=2)
     tried = tuple(Tried(p.name, "evaluated", p.composition) for p in first)
     again = RandomProposer().propose(dataclasses.replace(context, avoid=tried), 4, seed=1)

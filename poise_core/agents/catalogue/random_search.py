@@ -48,10 +48,16 @@ class RandomProposer:
 
         proposals: list[Proposal] = []
         promised = most_promising(context, self.promise, draws, n, lambda variation: variation.composition)
+        drawn = (
+            "Random numbers for what the parent does"
+            if self.numbers_only
+            else "Drawn at random from the whole catalogue"
+        )
+        drawn += ", among the most promising of many" if promised else ""
         for variation in promised or draws(n):
             if len(proposals) == n:
                 break
-            proposal = write_proposal(context, base, left_out, variation, None, tried)
+            proposal = write_proposal(context, base, left_out, variation, None, tried, drawn)
             if proposal is not None:
                 proposals.append(proposal)
         return proposals

@@ -23,15 +23,27 @@ def write_proposal(
     variation: Variation,
     donor: CandidateRecord | None,
     tried: TriedIdeas,
+    drawn: str = "",
 ) -> Proposal | None:
-    """The proposal in words; None where its source has been tried under the same name."""
+    """The proposal in words; None where its source has been tried under the same name.
+
+    Args:
+        context: with the parent.
+        base: the parent's composition.
+        left_out: what of the parent's mechanisms a composition does not hold.
+        variation: of ``base``.
+        donor: the candidate with which the parent was crossed.
+        tried: what there is already.
+        drawn: how the composition was drawn, if nobody looked at the parent's diagnoses; then it claims to answer none.
+    """
     child, parent = variation.composition, context.parent
     slots = changed_slots(base, child)
     changed = [child.choice(slot) for slot in slots]
     name = tried.name_for(parent, changed)
-    answered = _answered(parent, changed)
+    answered = None if drawn else _answered(parent, changed)
     ideas = "; ".join(_idea(base, child, slot) for slot in slots)
-    reason = f"{answered.text} " if answered else ""
+    reason = f"{answered.text} " if answered else f"{drawn}. " if drawn else ""
+    unasked = f"no diagnosed deficiency: {drawn[:1].lower() + drawn[1:] or 'explores ' + ', '.join(slots)}"
     change = variation.change + (f" (taken from {donor.name})" if donor else "")
     change += f". Not carried over: {left_out}" if left_out else ""
     proposal = Proposal(
@@ -39,7 +51,7 @@ def write_proposal(
         hypothesis=f"{reason}{name} {ideas}.",
         mechanism_change=change,
         equations=tuple(formula for choice in changed for formula in choice.formulas),
-        addresses=answered.text if answered else f"no diagnosed deficiency: explores {', '.join(slots)}",
+        addresses=answered.text if answered else unasked,
         expectations=_expectations(base, child, slots),
         parent_ids=(parent.candidate_id, *([donor.candidate_id] if donor else [])),
         direction=slots[0],
