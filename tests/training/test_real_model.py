@@ -257,8 +257,8 @@ def test_vllm_samples_it_and_ends_completions_by_texts(made: Path) -> None:
 
 
 def test_a_killed_training_goes_on_to_the_same_weights(made: Path) -> None:
-    undisturbed, rows = trained(made, "whole", 3)
-    process = subprocess.Popen(command(made, "killed", 3), start_new_session=True, stdout=subprocess.DEVNULL)
+    undisturbed, rows = trained(made, "whole", 2)
+    process = subprocess.Popen(command(made, "killed", 2), start_new_session=True, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 1500
     while not list((made / "killed" / "candidates").glob("*/train/seed-0/checkpoints/latest.json")):
         assert process.poll() is None, "it ended before its first checkpoint"
@@ -267,6 +267,6 @@ def test_a_killed_training_goes_on_to_the_same_weights(made: Path) -> None:
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (seed_folder(made, "killed") / "result.json").exists()
-    weights, again = trained(made, "killed", 3)
+    weights, again = trained(made, "killed", 2)
     assert again == rows
     assert all(torch.equal(weights[name], value) for name, value in undisturbed.items())
