@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import ValidationError
 from scipy import stats
 from scipy.special import expit
@@ -37,6 +38,8 @@ PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 FEWEST_CELLS = 6
 """With a score; from fewer no surrogate is fitted."""
+
+BoolArray = npt.NDArray[np.bool_]
 
 COLLAPSE = 8.0
 """Points below the best seed of its cell at which a training counts as a collapse, or five robust standard deviations of the
@@ -124,6 +127,21 @@ class Cells:
         best = np.array([float((own @ self.weights).max()) for own in self.per_seed])
         found: Array = (best < self.floor).astype(np.float64)
         return found
+
+    @cached_property
+    def collapsed(self) -> tuple[BoolArray, ...]:
+        """n of (seeds,) whether a training lies far below the best one of its cell, as no seed noise explains."""
+        overalls = [own @ self.weights for own in self.per_seed]
+        apart = [np.abs(own - own.mean()) * math.sqrt(len(own) / (len(own) - 1)) for own in overalls if len(own) > 1]
+        typical = 1.4826 * float(np.median(np.concatenate(apart))) if apart else 0.0  # collapses hardly move a median
+        threshold = max(COLLAPSE, 5.0 * math.sqrt(2.0) * typical)
+        return tuple(own < own.max() - threshold for own in overalls)
+
+    def standing(self) -> Cells:
+        """The cells with the means of those of their trainings that did not collapse; every training stays in ``per_seed``."""
+        kept = [own[~bad] for own, bad in zip(self.per_seed, self.collapsed, strict=True)]
+        values, seeds = np.array([own.mean(axis=0) for own in kept]), np.array([float(len(own)) for own in kept])
+        return replace(self, values=values, seeds=seeds)
 
     def subset(self, rows: Codes) -> Cells:
         """Some of the cells."""
@@ -384,8 +402,7 @@ class SeedNoiseModel:
     A cell's seed variance of Overall is drawn from its posterior, a scaled inverse chi-square around the moderated variance
     (``poise_core.evidence.noise``), so replays have stable and unstable compositions in the measured proportion, and
     do not take two seeds' luck for knowledge. The direction over outputs is that of the pooled covariance. A cell of
-    which some seeds collapsed passes its share and depth of collapses on; what remains is centred, since the surrogate's mean
-    holds the collapses already.
+    which some seeds collapsed passes its share and depth of collapses on.
     """
 
     variances: Array  # (n,) moderated, of Overall
@@ -401,10 +418,7 @@ class SeedNoiseModel:
         """From cells with two seeds or more; without any, trainings do not differ, and ``pooled_variance`` says so."""
         count, width = cells.values.shape
         overalls = [own @ cells.weights for own in cells.per_seed]
-        apart = [np.abs(own - own.mean()) * math.sqrt(len(own) / (len(own) - 1)) for own in overalls if len(own) > 1]
-        typical = 1.4826 * float(np.median(np.concatenate(apart))) if apart else 0.0  # collapses hardly move a median
-        threshold = max(COLLAPSE, 5.0 * math.sqrt(2.0) * typical)
-        fallen = [own < own.max() - threshold for own in overalls]
+        fallen = cells.collapsed
         shares = np.array([float(one.mean()) for one in fallen])
         depths = np.array(
             [

@@ -72,7 +72,7 @@ class World:
             rough: share of the unexplained spread between compositions that Overall has in the replays, in standard deviations; 0
                 makes the surrogate the whole truth of what does not fall. Dynamics of the proxy always have all of theirs.
         """
-        upright = cells.subset(np.flatnonzero(cells.fallen == 0))
+        upright = cells.subset(np.flatnonzero(cells.fallen == 0)).standing()
         surrogate, noise = Surrogate.fit(upright), SeedNoiseModel.learn(upright)
         # held out, as predictions of new compositions are, and not drawn to what the cell itself scored
         predicted = held_out(upright)
@@ -131,6 +131,7 @@ class World:
             low = max(0, min(near - DONOR_CELLS // 2, len(self.order) - DONOR_CELLS))
             donor = int(self.order[low : low + DONOR_CELLS][int(rng.integers(min(DONOR_CELLS, len(self.order))))])
             expected = from_line(line + self.rough @ rng.standard_normal(len(weights)), weights)
+            expected[weights > 0] -= noise.collapse_shares[donor] * noise.collapse_depths[donor] / weights.sum()
         values = expected + self._luck(noise, donor, seeds, rng)
         tokens = self._output(expected, "log_tokens")
         whole = 1.0 if tokens is None else math.exp(tokens)

@@ -1,7 +1,8 @@
 """Programs written at random around what is not allowed: whatever the language check lets through finds none of it.
 
 The grammar is in ``tests/support/fuzz_grammar.py``, what watches the programs in ``tests/support/fuzz_oracle.py``. The exhaustive
-test writes programs for ``POISE_FUZZ_MINUTES`` (by default one; minutes of a night find more) from the seed ``POISE_FUZZ_SEED`` (by default the time).
+test writes programs for ``POISE_FUZZ_MINUTES`` (by default one; a night finds more) from the seed ``POISE_FUZZ_SEED`` (by default
+the time).
 """
 
 from __future__ import annotations
