@@ -10,6 +10,7 @@ import threading
 from contextlib import closing, suppress
 from pathlib import Path
 
+from poise_core.files import write_atomically
 from poise_core.surroundings import cache_folder
 
 
@@ -45,11 +46,11 @@ def give_tables(home: Path) -> None:
     Args:
         home: PREFECT_HOME of this process, without settings of another database.
     """
-    import prefect
-
     database = home / "prefect.db"
     if database.exists():
         return
+    import prefect
+
     template = cache_folder() / f"prefect-{prefect.__version__}.db"
     if _has_tables(template):
         with suppress(OSError, sqlite3.Error):
@@ -65,7 +66,7 @@ def give_tables(home: Path) -> None:
 
 def _has_tables(template: Path) -> bool:
     try:
-        with closing(sqlite3.connect(f"{template.as_uri()}?mode=ro", uri=True)) as opened:
+        with closing(sqlite3.connect(f"{template.absolute().as_uri()}?mode=ro", uri=True)) as opened:
             sound = opened.execute("PRAGMA quick_check").fetchall() == [("ok",)]
             return sound and len(opened.execute("SELECT * FROM alembic_version").fetchall()) == 1
     except sqlite3.Error:
@@ -74,13 +75,8 @@ def _has_tables(template: Path) -> bool:
 
 def _copy(source: Path, target: Path) -> None:
     """Whole or not at all, with what is still in the source's write-ahead log."""
-    part = target.with_name(f"{target.name}.{os.getpid()}")
-    try:
-        with closing(sqlite3.connect(source)) as read, closing(sqlite3.connect(part)) as written:
-            read.backup(written)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with closing(sqlite3.connect(source)) as opened:
+        write_atomically(target, opened.serialize())
 
 
 if __name__ == "__main__":

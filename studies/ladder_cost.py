@@ -46,8 +46,8 @@ THRESHOLDS = (
     (0.0, 0.50, 0.75, 0.75),
 )
 """Below which a child ends at the proxy by reward and by forecast, after one seed, and behind the leader. The second is that of the
-run in ``docs/results/laptop-64``, the third the default of ``ladder:``, the seventh that of the
-headline, the eighth that of the preset ``laptop-64``."""
+run in ``docs/results/laptop-64``, the third the default of ``ladder:``, the seventh that of the headline, the eighth
+that of the preset ``laptop-64``."""
 
 _KEYS = "proxy_stop_below", "forecast_stop_below", "first_stop_below", "leader_stop_below"
 

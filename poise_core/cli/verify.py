@@ -20,6 +20,7 @@ from poise_core.cli.common import (
 
 if TYPE_CHECKING:
     from poise_core.config.protocol import TrainingSpec
+    from poise_core.run_directory import RunDirectory
     from poise_core.verification import VerificationReport
 
 
@@ -58,8 +59,9 @@ def verify(
     file = algorithm_file(file)
     shared_network(allow_shared_network)
     with plain_errors(), view_console(stderr=True).status(Text(f"verifying {file.name}")):
-        known = known_candidates(RunDirectory.read(run_dir).archive) if run_dir else Known({}, {})
-        training = _training(preset, run_dir)
+        run = RunDirectory.read(run_dir) if run_dir else None
+        known = known_candidates(run.archive) if run else Known({}, {})
+        training = _training(preset, run)
         report = verify_file(
             file,
             timeout_seconds=timeout,
@@ -76,14 +78,13 @@ def verify(
         raise typer.Exit(REFUSED)
 
 
-def _training(preset: str | None, run_dir: Path | None) -> TrainingSpec | None:
+def _training(preset: str | None, run: RunDirectory | None) -> TrainingSpec | None:
     """The training of a preset, or of a run's protocol."""
     from poise_core.config import load_preset
-    from poise_core.run_directory import RunDirectory
 
     if preset:
         return load_preset(preset).protocol.training
-    return RunDirectory.read(run_dir).preset.protocol.training if run_dir else None
+    return run.preset.protocol.training if run else None
 
 
 def _print(report: VerificationReport) -> None:

@@ -31,7 +31,7 @@ _SHIFT_INVARIANT = ("group_mean", "leave_one_out", "group_median", "batch_mean",
 
 def conflicts(composition: Composition) -> list[Conflict]:
     """Why this composition is excluded; empty where it is not."""
-    return [*choice_conflicts(composition.choices), *_number_conflicts(composition)]
+    return [*choice_conflicts(composition.choices), *number_conflicts(composition)]
 
 
 def choice_conflicts(choices: Mapping[str, str]) -> list[Conflict]:
@@ -105,7 +105,8 @@ def _signal_conflicts(of: Mapping[str, str]) -> list[Conflict]:
     return found
 
 
-def _number_conflicts(composition: Composition) -> list[Conflict]:
+def number_conflicts(composition: Composition) -> list[Conflict]:
+    """The others: those of a composition's numbers with its choices."""
     of, found = composition.choices, list[Conflict]()
     if of["format"] == "invalid_floor":
         failure = _common_failure(composition)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from poise_core.mechanisms.catalogue import CORE_SLOTS, SLOTS
 from poise_core.mechanisms.composition import Composition, changed_slots, differ
-from poise_core.mechanisms.conflicts import choice_conflicts, conflicts
+from poise_core.mechanisms.conflicts import choice_conflicts, conflicts, number_conflicts
 from poise_core.mechanisms.model import Choice, Parameter
 
 NUMBER_SHARE = 0.2  # of mutations change a number instead of a choice, where the choice has one
@@ -153,12 +153,11 @@ def random_composition(rng: random.Random) -> Composition:
             neutral = name not in CORE_SLOTS and rng.random() < 0.5
             choice = slot.neutral if neutral else rng.choice(slot.choices)
             choices[name] = choice.name
-            for one in choice.parameters:
-                luck.append((one, rng.random() if one.movable else 0.0))
+            luck += _luck(choice, rng)
         if choice_conflicts(choices):  # four of five draws; numbers are worked out for the others
             continue
         composition = Composition(choices=choices, parameters={one.name: _drawn(one, share) for one, share in luck})
-        if not conflicts(composition):
+        if not number_conflicts(composition):
             return composition
 
 
@@ -190,7 +189,12 @@ def _change(
 
 def _draw_numbers(choice: Choice, rng: random.Random) -> dict[str, float]:
     """A value of every number: its default where it stands still, else uniform in the logarithm over its span."""
-    return {one.name: _drawn(one, rng.random() if one.movable else 0.0) for one in choice.parameters}
+    return {one.name: _drawn(one, share) for one, share in _luck(choice, rng)}
+
+
+def _luck(choice: Choice, rng: random.Random) -> list[tuple[Parameter, float]]:
+    """Every number of a choice with a random place in its span; one that stands still takes nothing of the source."""
+    return [(one, rng.random() if one.movable else 0.0) for one in choice.parameters]
 
 
 def _drawn(parameter: Parameter, share: float) -> float:

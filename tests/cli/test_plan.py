@@ -97,7 +97,7 @@ def test_tokens_hours_and_the_ladders_savings(policy: str) -> None:
     assert run.hours == pytest.approx(64 * candidate.hours + 900 / 3600)  # and the untrained policy's evaluation
     assert paper.saved == 0
     ladder = plan_run(preset_of("math-1x80", policy), "h100", 2.0, rates)
-    # of 117 children 18 end after a quarter of the first training, 31 of the other 99 after the first; 68 get with the second seed
+    # of 117 children 18 end after a quarter of the first training, 31 of the other 99 after the first; 68 have both seeds
     trainings = (18 * 0.25 + 99 + 68) / 117
     evaluations = (117 + 68) / 117  # the stopped ones are scored once, too
     assert ladder.prices["child"].hours == pytest.approx((trainings * 160 * 90 + evaluations * 900) / 3600)

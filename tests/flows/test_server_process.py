@@ -6,16 +6,17 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from flows import server_process
+
 ROOT = Path(__file__).parents[2]
 
 GIVE = """
-import os, sys, time
+import os
 from pathlib import Path
 from flows import server_process
 from prefect.server.database.interface import PrefectDBInterface
@@ -39,12 +40,20 @@ def give(home: Path, cache: Path) -> int:
     return int(done.stdout)
 
 
-def content(database: Path) -> tuple[list[tuple[str, str]], Counter[str]]:
-    """The definitions of a database, and how many rows its tables have where they have some."""
+def content(database: Path) -> tuple[list[tuple[str, str]], dict[str, int]]:
+    """The definitions of a database, and how many rows its tables have."""
     with closing(sqlite3.connect(database)) as opened:
         parts = opened.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
         tables = [name for (name,) in opened.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
-        return parts, Counter({one: opened.execute(f'SELECT count(*) FROM "{one}"').fetchone()[0] for one in tables})
+        return parts, {one: opened.execute(f'SELECT count(*) FROM "{one}"').fetchone()[0] for one in tables}
+
+
+def test_what_is_no_database_has_no_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.db").write_text("text")
+    sqlite3.connect(tmp_path / "empty.db").close()
+    for name in ("nowhere.db", "text.db", "empty.db"):  # relative, as a cache may be
+        assert not server_process._has_tables(Path(name))
 
 
 @pytest.mark.slow

@@ -178,13 +178,13 @@ def record(folder: Path, cells: int = 4, **resources: int) -> tuple[int, list[Ce
         return scored, table_of_run(run, cells)[1]
 
 
-@pytest.mark.slow
 def test_the_published_table_is_of_the_compositions_that_are_drawn_now() -> None:
     """Whoever changes what a seed draws, or what conflicts, would cut the table off from its design."""
     cells = recorded_cells(ROOT / "docs" / "results" / "table.parquet", load_preset("laptop-64"))
     assert len(cells) == 401
 
 
+@pytest.mark.slow
 def test_a_recording_goes_on_after_a_kill_and_trains_nothing_twice(tmp_path: Path) -> None:
     with Laboratory() as quiet:
         whole = record(tmp_path / "whole")

@@ -48,11 +48,9 @@ class RandomProposer:
 
         proposals: list[Proposal] = []
         promised = most_promising(context, self.promise, draws, n, lambda variation: variation.composition)
-        drawn = (
-            "Random numbers for what the parent does"
-            if self.numbers_only
-            else "Drawn at random from the whole catalogue"
-        )
+        drawn = "Drawn at random from the whole catalogue"
+        if self.numbers_only:
+            drawn = "Random numbers for what the parent does"
         drawn += ", among the most promising of many" if promised else ""
         for variation in promised or draws(n):
             if len(proposals) == n:

@@ -40,10 +40,13 @@ def write_proposal(
     slots = changed_slots(base, child)
     changed = [child.choice(slot) for slot in slots]
     name = tried.name_for(parent, changed)
-    answered = None if drawn else _answered(parent, changed)
     ideas = "; ".join(_idea(base, child, slot) for slot in slots)
-    reason = f"{answered.text} " if answered else f"{drawn}. " if drawn else ""
-    unasked = f"no diagnosed deficiency: {drawn[:1].lower() + drawn[1:] or 'explores ' + ', '.join(slots)}"
+    if drawn:
+        reason, addresses = f"{drawn}. ", f"no diagnosed deficiency: {drawn[0].lower()}{drawn[1:]}"
+    elif answered := _answered(parent, changed):
+        reason, addresses = f"{answered.text} ", answered.text
+    else:
+        reason, addresses = "", f"no diagnosed deficiency: explores {', '.join(slots)}"
     change = variation.change + (f" (taken from {donor.name})" if donor else "")
     change += f". Not carried over: {left_out}" if left_out else ""
     proposal = Proposal(
@@ -51,7 +54,7 @@ def write_proposal(
         hypothesis=f"{reason}{name} {ideas}.",
         mechanism_change=change,
         equations=tuple(formula for choice in changed for formula in choice.formulas),
-        addresses=answered.text if answered else unasked,
+        addresses=addresses,
         expectations=_expectations(base, child, slots),
         parent_ids=(parent.candidate_id, *([donor.candidate_id] if donor else [])),
         direction=slots[0],
