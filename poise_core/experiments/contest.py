@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +26,7 @@ from poise_core.experiments.replay import PROPOSERS, ReplayArm, ReplayedSearch
 from poise_core.experiments.surrogate import TableError
 from poise_core.experiments.world import World
 from poise_core.files import write_atomically
+from poise_core.sandbox import kernel
 from poise_core.search.nodes import Array
 
 
@@ -241,7 +244,7 @@ def replay_arms(
             gather(contest.regrets(arm, own) for arm, own in missing)
         elif missing:
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(workers, context, _begin_worker, (contest,)) as pool:
+            with ProcessPoolExecutor(workers, context, _begin_worker, (contest, os.getpid())) as pool:
                 gather(pool.map(_regrets, missing))
     return {arm.name: np.concatenate([found[arm.name, own.start] for one, own in parts if one is arm]) for arm in arms}
 
@@ -249,7 +252,10 @@ def replay_arms(
 _contest: list[Contest] = []  # of a worker process
 
 
-def _begin_worker(contest: Contest) -> None:
+def _begin_worker(contest: Contest, parent: int) -> None:
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)  # or it would wait for ever for a parent that was killed
+    if os.getppid() != parent:
+        os._exit(1)
     threadpool_limits(1)
     _contest[:] = [contest]
 

@@ -28,6 +28,9 @@ _LATEST = "latest.json"  # in a folder of checkpoints, names the newest whole on
 def start_processes(timeout_seconds: float = 1800.0) -> tuple[int, int, torch.device]:
     """Join the process group that torchrun describes, or make one with this process alone.
 
+    The process should end by :func:`~poise_core.policies.libraries.leave`: in a regular end the group's threads may still run
+    when their objects are destroyed, which aborts the process (seen with gloo, rarely) after all its work is done.
+
     Args:
         timeout_seconds: how long a process waits for the others in a collective operation.
 

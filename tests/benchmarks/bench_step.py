@@ -175,11 +175,13 @@ def main() -> None:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child or arguments.operators:
+        from poise_core.policies.libraries import leave
+
         given = (arguments.preset, arguments.algorithm, arguments.steps, arguments.seed)
         found = measure(*given, operators=arguments.operators)
         if arguments.child:
             print(json.dumps(found), flush=True)
-        os._exit(0)  # the process group's threads would only hold up the end
+        leave(0)
     here = Path(__file__).resolve().parents[2]
     checkouts = [here] if arguments.against is None else [arguments.against.resolve(), here]
     runs: dict[Path, list[dict[str, float]]] = {checkout: [] for checkout in checkouts}

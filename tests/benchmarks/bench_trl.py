@@ -379,10 +379,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
+        from poise_core.policies.libraries import leave
+
         setting = Setting(**json.loads(options.setting))
         record = SIDES[options.side](setting, options.seed)
         options.out.write_text(json.dumps({"setting": dataclasses.asdict(setting), "record": record}))
-        return
+        leave(0)
     regimes = ["model"] if options.model else options.regime or list(REGIMES)
     with tempfile.TemporaryDirectory() as folder:
         keep = options.keep or Path(folder)

@@ -6,6 +6,9 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
+import time
 import zlib
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from laboratory import Killed, Laboratory, make_preset
 from typer.testing import CliRunner
@@ -780,6 +784,21 @@ def invoke(*arguments: object) -> tuple[int, str]:
 def table(tmp_path: Path) -> Path:
     write_cells(tmp_path / "table.parquet", head(), made_up_rows(40, 1.0))
     return tmp_path / "table.parquet"
+
+
+@pytest.mark.slow
+def test_the_workers_of_a_killed_command_end_too(table: Path) -> None:
+    given = ["compare-search", "--table", table, "--arm", "random", "--replays", 10**6, "--workers", 2]
+    with subprocess.Popen(
+        [Path(sys.executable).parent / "poise", *map(str, given)], stdout=subprocess.DEVNULL
+    ) as command:
+        below: list[psutil.Process] = []
+        while sum(one.cpu_times().user > 1 for one in below) < 2:  # past their imports
+            assert command.poll() is None
+            time.sleep(0.2)
+            below = psutil.Process(command.pid).children(recursive=True)
+        command.kill()
+    assert psutil.wait_procs(below, timeout=30)[1] == []
 
 
 @pytest.mark.slow

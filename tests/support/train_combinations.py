@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from training_samples import make_trainer, weights_of
 
 from poise_core.config import ResourceSpec
+from poise_core.policies.libraries import leave
 from poise_core.policies.prompt import ModelSpec
 from poise_core.training.engine import start_processes
 
@@ -43,6 +44,7 @@ def main() -> None:
             if rank == 0:
                 kind = f"-{extra}" if extra else ""
                 save_file(result, out / f"{algorithm}-zero{stage}-{world}{kind}.safetensors")
+    leave(0)
 
 
 if __name__ == "__main__":

@@ -109,6 +109,7 @@ DECODING = """
 import torch
 from poise_core.config import ResourceSpec
 from poise_core.config.protocol import TrainingSpec
+from poise_core.policies.libraries import leave
 from poise_core.training.engine import Engine, start_processes
 rank, _, device = start_processes(60)
 torch.manual_seed(0)
@@ -130,6 +131,7 @@ for _ in range(2):
     with engine.whole_model() as whole:
         assert not torch.equal(whole[0].weight, plain[0])
         plain = [parameter.detach().clone() for parameter in whole.parameters()]
+leave(0)
 """
 
 
