@@ -107,6 +107,7 @@ def promises(spec: PromiseSpec | None, whole: ReplayArm) -> list[ReplayArm]:
     changes: dict[str, dict[str, Any]] = {
         "promise alone": {"weight": 1.0},
         "promise of few draws": {"draws": 16},
+        "promise of one round": {"rounds": 0},
         "promise of small steps": {"reach": 2},
         "promise without confidence": {"confidence": 0.0},
     }

@@ -13,14 +13,15 @@ from __future__ import annotations
 import math
 import random
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Protocol, cast
 
 import numpy as np
 
-from poise_core.agents.catalogue.promising import bounds, on_a_scale
+from poise_core.agents.catalogue.promising import Draws, on_a_scale
 from poise_core.agents.catalogue.proposer import CatalogueProposer
 from poise_core.agents.catalogue.random_search import with_random_numbers
 from poise_core.agents.catalogue.screener import CatalogueScreener
@@ -40,11 +41,13 @@ from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, number_distance
 from poise_core.mechanisms.features import encode_all
 from poise_core.mechanisms.operators import (
+    NUMBER_SHARE,
     Variation,
     crossover,
     mutate,
     mutate_numbers,
     random_composition,
+    step,
 )
 from poise_core.search.acquisition import AcquisitionSelector, judge
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
@@ -129,6 +132,9 @@ class _Node:
     stopped: bool = False
     forecast: float | None = None
 
+
+_Drawn = tuple[Composition, tuple[int, ...]]
+"""A composition, and the rows of its parents."""
 
 Step = tuple[float, float]
 """Training tokens spent, and the true Overall of the candidate that the search would name best then."""
@@ -285,35 +291,44 @@ class ReplayedSearch:
         base = self.nodes[row]
         immigrant = self.arm.selector == "acquisition" and slot >= self.search.parents - self.arm.immigrants
         donors = self._donors(table, row, generation, slot) if self.arm.crossover and not immigrant else []
-        found: list[tuple[Composition, tuple[int, ...]]] = []
         fresh = set(self.tried)
         promise, spec = self._promise(), self.arm.promise or PromiseSpec()
-        count = self.search.proposals if self.arm.screen else 1
-        if promise is not None:
-            count = max(count, spec.draws)
-        for _ in range(100 * count):
-            if len(found) == count:
-                break
-            parents: tuple[int, ...] = (row,)
-            variation: Variation | None
-            if immigrant:
-                variation = Variation(random_composition(rng), base.composition)
-            elif donors and rng.random() < self.proposer.crossover_share:
-                parents = (row, rng.choice(donors))
-                variation = crossover(base.composition, self.nodes[parents[1]].composition, rng)
-            else:
-                variation = self._mutated(base.composition, rng, wide, spec.reach if promise is not None else None)
+
+        def new(variation: Variation | None, parents: tuple[int, ...]) -> _Drawn | None:
             if variation is None or variation.composition in fresh:
-                continue
+                return None
             fresh.add(variation.composition)
-            found.append((variation.composition, parents))
+            return variation.composition, parents
+
+        def draws(limit: int) -> Iterator[_Drawn]:
+            for _ in range(100 * limit):
+                parents: tuple[int, ...] = (row,)
+                variation: Variation | None
+                if immigrant:
+                    variation = Variation(random_composition(rng), base.composition)
+                elif donors and rng.random() < self.proposer.crossover_share:
+                    parents = (row, rng.choice(donors))
+                    variation = crossover(base.composition, self.nodes[parents[1]].composition, rng)
+                else:
+                    variation = self._mutated(base.composition, rng, wide, spec.reach if promise is not None else None)
+                if (drawn := new(variation, parents)) is not None:
+                    yield drawn
+
+        count = self.search.proposals if self.arm.screen else 1
+        high: Array | None = None
+        if promise is None:
+            found = list(islice(draws(count), count))
+        else:
+            number_share = NUMBER_SHARE if self.arm.numbers else 0.0
+            many = Draws(
+                draws,
+                lambda drawn: new(step(drawn[0], rng, number_share=number_share), drawn[1]),
+                lambda drawn: drawn[0],
+            )
+            found, high = many.most_promising(promise, spec, count)
+            found, high = found[: self.search.proposals], high[: self.search.proposals]
         if not found:
             return None
-        high: Array | None = None
-        if promise is not None:
-            high = bounds(promise, [one for one, _ in found], spec.confidence)
-            order = np.argsort(-high, kind="stable")[: self.search.proposals]
-            found, high = [found[one] for one in order], high[order]
         best = found[0]
         if self.arm.screen and len(found) > 1:
             best = found[self._screen(row, [one for one, _ in found], high, spec.weight)]

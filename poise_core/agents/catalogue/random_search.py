@@ -4,17 +4,17 @@ measurement; as the immigrants of a search, the most promising of many are propo
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from poise_core.agents.catalogue.compositions import TriedIdeas, composition_of_record
-from poise_core.agents.catalogue.promising import most_promising
+from poise_core.agents.catalogue.promising import Draws, promise_of
 from poise_core.agents.catalogue.screener import CatalogueScreener
 from poise_core.agents.catalogue.wording import write_proposal
 from poise_core.agents.roles import Proposal, ProposalContext, Screened
 from poise_core.config.search import PromiseSpec
 from poise_core.mechanisms.composition import Composition
-from poise_core.mechanisms.operators import Variation, random_composition, random_numbers
+from poise_core.mechanisms.operators import NUMBER_SHARE, Variation, random_composition, random_numbers, step
 
 
 def with_random_numbers(base: Composition, rng: random.Random) -> Variation:
@@ -46,16 +46,26 @@ class RandomProposer:
                 if tried.add(variation.composition):
                     yield variation
 
+        def varied(drawn: Variation) -> Variation | None:
+            onward = step(drawn.composition, rng, number_share=1.0 if self.numbers_only else NUMBER_SHARE)
+            return Variation(onward.composition, base) if onward and tried.add(onward.composition) else None
+
+        chosen: Iterable[Variation] = draws(n)
+        words = (
+            "Random numbers for what the parent does"
+            if self.numbers_only
+            else "Drawn at random from the whole catalogue"
+        )
+        if self.promise is not None and (promise := promise_of(context)) is not None:
+            many = Draws(draws, varied, lambda variation: variation.composition)
+            chosen = many.most_promising(promise, self.promise, n)[0]
+            words += ", among the most promising of many"
+            words += " and of their variations" if self.promise.rounds else ""
         proposals: list[Proposal] = []
-        promised = most_promising(context, self.promise, draws, n, lambda variation: variation.composition)
-        drawn = "Drawn at random from the whole catalogue"
-        if self.numbers_only:
-            drawn = "Random numbers for what the parent does"
-        drawn += ", among the most promising of many" if promised else ""
-        for variation in promised or draws(n):
+        for variation in chosen:
             if len(proposals) == n:
                 break
-            proposal = write_proposal(context, base, left_out, variation, None, tried, drawn)
+            proposal = write_proposal(context, base, left_out, variation, None, tried, words)
             if proposal is not None:
                 proposals.append(proposal)
         return proposals
