@@ -129,6 +129,12 @@ class SearchSpec(FrozenModel):
         description="of a generation's children, how many are compositions from the whole catalogue, as children of the baseline, "
         "instead of variations of a selected parent; arm evolution only",
     )
+    opening: int = Field(
+        0,
+        ge=0,
+        description="candidates that have a score before any of them is varied: until then all children are immigrants; "
+        "arm evolution only",
+    )
     baseline: str = Field("grpo", description="the algorithm that the tree starts from")
     arm: Arm = Field("evolution", description="how to search: evolution, or a control arm to compare it with")
     acquisition: AcquisitionSpec = AcquisitionSpec()
@@ -142,15 +148,21 @@ class SearchSpec(FrozenModel):
         description="searches of the experiment that this one is part of: champion candidates are corrected for all of them",
     )
 
-    @property
-    def bred(self) -> int:
-        """Children of a generation that vary a selected parent; the others are immigrants."""
-        return max(self.parents - self.immigrants, 0) if self.arm == "evolution" else self.parents
+    def bred(self, scored: int) -> int:
+        """Children of a generation that vary a selected parent, once so many candidates have a score; the others are immigrants."""
+        if self.arm != "evolution":
+            return self.parents
+        return bred_of(self.parents, self.immigrants, self.opening, scored)
 
     @property
     def planned(self) -> int:
         """Children that the whole experiment is going to measure, this search and those beside it."""
         return self.generations * self.parents * self.searches
+
+
+def bred_of(count: int, immigrants: int, opening: int, scored: int) -> int:
+    """How many of ``count`` slots are for variations; see ``SearchSpec.immigrants`` and ``SearchSpec.opening``."""
+    return 0 if scored < opening else max(count - immigrants, 0)
 
 
 class TuningRecord(FrozenModel):

@@ -38,7 +38,7 @@ def default_roles(preset: Preset) -> Roles:
     search = preset.search
     selector: ParentSelector = RootSelector()
     if search.arm == "evolution":
-        selector = AcquisitionSelector(search.acquisition, search.plateau, search.immigrants)
+        selector = AcquisitionSelector(search.acquisition, search.plateau, search.immigrants, search.opening)
     elif search.arm == "greedy":
         selector = GreedySelector()
     random = search.arm in ("random", "tune")

@@ -29,6 +29,9 @@ from poise_core.files import write_atomically
 from poise_core.sandbox import kernel
 from poise_core.search.nodes import Array
 
+OPENING = 12
+"""Scored candidates of the arm *with an opening*."""
+
 
 def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
     """The arms of a search and its ablations, by name.
@@ -45,6 +48,7 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
         acquisition=spec,
         plateau=preset.search.plateau.answer,
         immigrants=preset.search.immigrants,
+        opening=preset.search.opening,
         promise=preset.search.promise,
         ladder=ladder,
     )
@@ -73,6 +77,9 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
         replace(whole, name="no immigrants", immigrants=0)
         if whole.immigrants
         else replace(whole, name="with an immigrant", immigrants=1),
+        replace(whole, name="no opening", opening=0)
+        if whole.opening
+        else replace(whole, name="with an opening", opening=OPENING),
         replace(whole, name="no screening", screen=False),
     ]
     if ladder is not None:

@@ -82,6 +82,7 @@ class ReplayArm:
     plateau: bool = True
     screen: bool = True
     immigrants: int = 0  # slots of a generation; of the acquisition alone
+    opening: int = 0  # scored candidates before there are other slots; of the acquisition alone
     promise: PromiseSpec | None = None
     ladder: LadderSpec | None = None
 
@@ -158,7 +159,7 @@ class ReplayedSearch:
         self.world, self.arm, self.search, self.budget, self.address = world, arm, search, budget, address
         self.selector = load_selector(arm.selector) if ":" in arm.selector else None
         self.acquisition = AcquisitionSelector(
-            arm.acquisition, search.plateau.model_copy(update={"answer": arm.plateau}), arm.immigrants
+            arm.acquisition, search.plateau.model_copy(update={"answer": arm.plateau}), arm.immigrants, arm.opening
         )
         self.proposer, self.screener = CatalogueProposer(), CatalogueScreener()
         cells = world.cells
@@ -289,7 +290,8 @@ class ReplayedSearch:
                     return self._node(composition, (0,), generation)
             return None
         base = self.nodes[row]
-        immigrant = self.arm.selector == "acquisition" and slot >= self.search.parents - self.arm.immigrants
+        bred = self.acquisition.bred(table, self.search.parents)
+        immigrant = self.arm.selector == "acquisition" and slot >= bred
         donors = self._donors(table, row, generation, slot) if self.arm.crossover and not immigrant else []
         fresh = set(self.tried)
         promise, spec = self._promise(), self.arm.promise or PromiseSpec()

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import rankdata
 from threadpoolctl import ThreadpoolController
 
-from poise_core.config.search import AcquisitionSpec, PlateauSpec
+from poise_core.config.search import AcquisitionSpec, PlateauSpec, bred_of
 from poise_core.evidence.format import counted_seeds
 from poise_core.evidence.noise import winsorized
 from poise_core.search.diversity import novelty
@@ -134,12 +134,13 @@ class AcquisitionSelector:
     """The best nodes by ``judge``, spread over lineages; see ``poise_core.search.selection.ParentSelector``.
 
     On a plateau the last of several slots goes to the most novel node among those with the fewest children instead. The slots of
-    immigrants, which come after these, go to the baseline.
+    immigrants, which come after these and are all slots in the opening, go to the baseline.
     """
 
     spec: AcquisitionSpec = field(default_factory=AcquisitionSpec)
     plateau: PlateauSpec = field(default_factory=PlateauSpec)
     immigrants: int = 0  # slots of a generation
+    opening: int = 0  # nodes with a score before there are other slots
 
     def select(self, nodes: Sequence[NodeRecord], count: int, seed: int) -> list[Selection]:
         """See ``poise_core.search.selection.ParentSelector``."""
@@ -165,13 +166,17 @@ class AcquisitionSelector:
     def choose(self, table: NodeTable, judgement: Judgement, stalled: bool, count: int, seed: int) -> list[Pick]:
         """The nodes of ``count`` slots; the rank of an unexplored branch is ``BRANCH``, that of an immigrant's ``IMMIGRANT``."""
         root = np.flatnonzero(table.scored & (table.depth == 0))
-        immigrants = min(self.immigrants, count) if len(root) else 0
-        picks = pick_spread(table, judgement.total, count - immigrants, self.spec.lineage_penalty, seed)
+        bred = self.bred(table, count) if len(root) else count
+        picks = pick_spread(table, judgement.total, bred, self.spec.lineage_penalty, seed)
         branch = self._unexplored(table, judgement, picks, seed) if stalled and self.plateau.answer else None
         if branch is not None:
             picks = [*picks[:-1], Pick(branch, 0, BRANCH, 0.0)]
-        earlier = sum(pick.row == root[0] for pick in picks) if immigrants else 0
-        return [*picks, *(Pick(int(root[0]), earlier + one, IMMIGRANT, 0.0) for one in range(immigrants))]
+        earlier = sum(pick.row == root[0] for pick in picks) if bred < count else 0
+        return [*picks, *(Pick(int(root[0]), earlier + one, IMMIGRANT, 0.0) for one in range(count - bred))]
+
+    def bred(self, table: NodeTable, count: int) -> int:
+        """How many of ``count`` slots are no immigrants'."""
+        return bred_of(count, self.immigrants, self.opening, int(table.scored.sum()))
 
     @staticmethod
     def _unexplored(table: NodeTable, judgement: Judgement, picks: Sequence[Pick], seed: int) -> int | None:

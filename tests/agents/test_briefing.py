@@ -521,7 +521,17 @@ def test_some_places_of_a_generation_can_be_for_immigrants(laboratory: Laborator
     rows = evolution.run.archive.rows("selections", generation=2, selected=True)
     (root,) = [row for row in rows if 2 in row["slots"]]
     assert "immigrants from the whole catalogue" in root["reason"]
-    assert make_preset(arm="random", immigrants=1).search.bred == 2, "control arms have none"
+    assert make_preset(arm="random", immigrants=1, opening=9).search.bred(1) == 2, "control arms have none"
+
+
+@pytest.mark.slow
+def test_a_search_can_open_with_immigrants_alone(laboratory: Laboratory, tmp_path: Path) -> None:
+    evolution = open_evolution(tmp_path / "run", make_preset(generations=2, parents=2, opening=3))
+    evolve(evolution)
+    search = evolution.search
+    first, second = ([search.context(one) for one in select_parents(search, generation)] for generation in (1, 2))
+    assert [(one.immigrant, one.parent.name, one.repeat) for one in first] == [(True, "GRPO", 0), (True, "GRPO", 1)]
+    assert [one.immigrant for one in second] == [False, False], "the baseline and two children have a score"
 
 
 @pytest.mark.slow

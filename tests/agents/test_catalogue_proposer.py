@@ -165,9 +165,7 @@ def test_rounds_go_on_from_the_best_draws_to_what_promises_more() -> None:
 
 def test_who_is_varied_on_is_a_child_of_the_donor_only_while_it_has_something_of_it() -> None:
     donor = dataclasses.replace(shipped("gspo"), candidate_id="donor-0")
-    worse = tuple(
-        dataclasses.replace(one, overall=160.0 - one.overall) for one in scored()
-    )  # a sequence-level ratio, as the donor has
+    worse = tuple(dataclasses.replace(one, overall=160.0 - one.overall) for one in scored())  # the ratio of the donor
     context = dataclasses.replace(GRPO_CONTEXT, scored=worse, references=(Reference(donor, "pareto"),))
     theirs, children = composition_of_record(donor)[0], 0
     proposer = CatalogueProposer(crossover_share=0.9, promise=PromiseSpec(draws=16, rounds=6))
