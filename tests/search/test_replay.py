@@ -581,9 +581,8 @@ def test_a_selector_that_sees_the_truth_is_better_than_one_that_sees_noise(monke
 
 @pytest.mark.exhaustive
 def test_every_ablation_changes_the_search() -> None:
-    arms = arms_of(
-        load_preset("laptop-64", ["search.seeds_per_candidate=2", "search.parents=2", "search.immigrants=0"])
-    )
+    short = ["search.seeds_per_candidate=2", "search.parents=2", "search.immigrants=0", "search.opening=0"]
+    arms = arms_of(load_preset("laptop-64", short))
     assert {
         "evolution",
         "random",
@@ -594,6 +593,9 @@ def test_every_ablation_changes_the_search() -> None:
         "no crossover",
         "no plateau rule",
         "no promise",
+        "promise of one round",
+        "with an immigrant",
+        "with an opening",
         "no ladder",
     } < arms.keys()
     one = Contest.of(world(1.5), PRESET.search, 30)
