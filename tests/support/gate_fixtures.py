@@ -254,11 +254,11 @@ BROKEN: dict[str, dict[str, tuple[str, str]]] = {
         "normalizes_over_the_micro_batch": (
             edited((RETURN, "    scale = masked_mean(inputs.advantages.abs(), inputs.mask) + 0.1\n"
                             "    return LossOutputs(token_loss=-surrogate / scale)\n")),
-            "splitting a step into single completions changes the total loss",
+            "changes the total loss",  # the draw decides at which of the splits it shows first
         ),
         "scales_with_what_succeeds_beside_it": (
             edited((RETURN, "    return LossOutputs(token_loss=-surrogate / (inputs.correctness.mean() + 0.5))\n")),
-            "splitting a step into single completions changes the total loss",
+            "changes the total loss",  # the draw decides at which of the splits it shows first
         ),
         "turns_round_in_small_batches_early_on": (
             edited((RETURN, "    early = 0 < dynamics.step < 8 and inputs.mask.shape[0] < 30\n"
