@@ -132,8 +132,8 @@ class SearchSpec(FrozenModel):
     opening: int = Field(
         0,
         ge=0,
-        description="candidates that have a score before any of them is varied: until then all children are immigrants; "
-        "arm evolution only",
+        description="candidates that are tried, the baseline among them, before any is varied: until then all children are "
+        "immigrants; arm evolution only",
     )
     baseline: str = Field("grpo", description="the algorithm that the tree starts from")
     arm: Arm = Field("evolution", description="how to search: evolution, or a control arm to compare it with")
@@ -148,11 +148,11 @@ class SearchSpec(FrozenModel):
         description="searches of the experiment that this one is part of: champion candidates are corrected for all of them",
     )
 
-    def bred(self, scored: int) -> int:
-        """Children of a generation that vary a selected parent, once so many candidates have a score; the others are immigrants."""
+    def bred(self, tried: int) -> int:
+        """Children of a generation that vary a selected parent, after so many candidates; the others are immigrants."""
         if self.arm != "evolution":
             return self.parents
-        return bred_of(self.parents, self.immigrants, self.opening, scored)
+        return bred_of(self.parents, self.immigrants, self.opening, tried)
 
     @property
     def planned(self) -> int:
@@ -160,9 +160,9 @@ class SearchSpec(FrozenModel):
         return self.generations * self.parents * self.searches
 
 
-def bred_of(count: int, immigrants: int, opening: int, scored: int) -> int:
+def bred_of(count: int, immigrants: int, opening: int, tried: int) -> int:
     """How many of ``count`` slots are for variations; see ``SearchSpec.immigrants`` and ``SearchSpec.opening``."""
-    return 0 if scored < opening else max(count - immigrants, 0)
+    return 0 if tried < opening else max(count - immigrants, 0)
 
 
 class TuningRecord(FrozenModel):

@@ -61,7 +61,7 @@ class SearchContext:
         seed = self.seed("references", slot.generation, slot.number)
         references = self.history.references(reference_set(nodes, slot.parent_id, seed=seed), slot.generation)
         ancestors = self.history.ancestors(slot.parent_id, slot.generation)
-        bred = self.preset.search.bred(sum(node.scored for node in nodes))
+        bred = self.preset.search.bred(len(nodes))
         shown = [
             slot.parent_id,
             *(one.record.candidate_id for one in references),

@@ -30,7 +30,7 @@ from poise_core.sandbox import kernel
 from poise_core.search.nodes import Array
 
 OPENING = 12
-"""Scored candidates of the arm *with an opening*."""
+"""Candidates of the opening of the arm *with an opening*."""
 
 
 def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:

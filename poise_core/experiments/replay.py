@@ -82,7 +82,7 @@ class ReplayArm:
     plateau: bool = True
     screen: bool = True
     immigrants: int = 0  # slots of a generation; of the acquisition alone
-    opening: int = 0  # scored candidates before there are other slots; of the acquisition alone
+    opening: int = 0  # candidates before there are other slots; of the acquisition alone
     promise: PromiseSpec | None = None
     ladder: LadderSpec | None = None
 

@@ -140,7 +140,7 @@ class AcquisitionSelector:
     spec: AcquisitionSpec = field(default_factory=AcquisitionSpec)
     plateau: PlateauSpec = field(default_factory=PlateauSpec)
     immigrants: int = 0  # slots of a generation
-    opening: int = 0  # nodes with a score before there are other slots
+    opening: int = 0  # nodes before there are other slots
 
     def select(self, nodes: Sequence[NodeRecord], count: int, seed: int) -> list[Selection]:
         """See ``poise_core.search.selection.ParentSelector``."""
@@ -176,7 +176,7 @@ class AcquisitionSelector:
 
     def bred(self, table: NodeTable, count: int) -> int:
         """How many of ``count`` slots are no immigrants'."""
-        return bred_of(count, self.immigrants, self.opening, int(table.scored.sum()))
+        return bred_of(count, self.immigrants, self.opening, len(table.ids))
 
     @staticmethod
     def _unexplored(table: NodeTable, judgement: Judgement, picks: Sequence[Pick], seed: int) -> int | None:

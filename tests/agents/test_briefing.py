@@ -531,7 +531,7 @@ def test_a_search_can_open_with_immigrants_alone(laboratory: Laboratory, tmp_pat
     search = evolution.search
     first, second = ([search.context(one) for one in select_parents(search, generation)] for generation in (1, 2))
     assert [(one.immigrant, one.parent.name, one.repeat) for one in first] == [(True, "GRPO", 0), (True, "GRPO", 1)]
-    assert [one.immigrant for one in second] == [False, False], "the baseline and two children have a score"
+    assert [one.immigrant for one in second] == [False, False], "the baseline and two children were tried"
 
 
 @pytest.mark.slow

@@ -57,9 +57,12 @@ def test_slots_of_immigrants_come_last_and_go_to_the_baseline() -> None:
     assert [(one.candidate_id, one.repeat) for one in repeated[3:]] == [("root", 0), ("root", 1), ("root", 2)]
     opening = replace(mixed, opening=5).select(nodes, 3, seed=1)
     assert [(one.candidate_id, one.repeat) for one in opening] == [("root", 0), ("root", 1), ("root", 2)]
-    assert replace(mixed, opening=4).select(nodes, 5, seed=1) == chosen, "four have a score"
+    assert replace(mixed, opening=4).select(nodes, 5, seed=1) == chosen, "four were tried"
     unscored = [*nodes[:3], replace(nodes[3], overall=None)]
-    assert {one.candidate_id for one in replace(mixed, opening=4).select(unscored, 5, seed=1)} == {"root"}
+    bred = replace(mixed, opening=4).select(unscored, 5, seed=1)[:3]
+    assert {one.candidate_id for one in bred} == {"root", "c0", "c1"}, (
+        "who was stopped was tried, or an opening might not end"
+    )
     stuck = [*nodes, *(node(f"d{g}", 50.0, ("c2",), generation=g) for g in (2, 3, 4, 5))]
     last = mixed.select(stuck, 4, seed=1)
     assert "unexplored branch" in last[1].reason, "of those that are no immigrants' the last"
