@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -30,10 +29,9 @@ for _slot in SLOTS:
         for _one in _choice.parameters:
             NUMBERS[_slot, _choice.name, _one.name] = (len(NUMBERS), _one)
 
-_COLUMNS: list[list[tuple[int, str]]] = [
-    [(column, name) for (s, c, name), (column, _) in NUMBERS.items() if (s, c) == level] for level in LEVEL
+_COLUMNS: list[list[tuple[int, Parameter]]] = [
+    [own for (s, c, _), own in NUMBERS.items() if (s, c) == level] for level in LEVEL
 ]
-_SPECS = [spec for _, spec in NUMBERS.values()]
 
 
 def encode(composition: Composition) -> tuple[Codes, Array]:
@@ -53,15 +51,9 @@ def encode_all(compositions: Sequence[Composition]) -> tuple[Codes, Array]:
     for row, (composition, levels) in enumerate(zip(compositions, codes, strict=True)):
         if composition.parameters:
             for level in levels:
-                for column, name in _COLUMNS[level]:
-                    numbers[row, column] = _placed(column, composition.parameters[name])
+                for column, spec in _COLUMNS[level]:
+                    numbers[row, column] = place(spec, composition.parameters[spec.name])
     return np.array(codes, np.int64), numbers
-
-
-@lru_cache(maxsize=1 << 16)
-def _placed(column: int, value: float) -> float:
-    """``place`` of a number by its column: variation rounds numbers, so a search asks for the same ones again and again."""
-    return place(_SPECS[column], value)
 
 
 def place(spec: Parameter, value: float) -> float:

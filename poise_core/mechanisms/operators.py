@@ -100,18 +100,16 @@ def mutate_numbers(
 def step(
     composition: Composition,
     rng: random.Random,
-    most: int = 2,
     *,
     number_share: float = NUMBER_SHARE,
     slot_weights: Mapping[str, float] | None = None,
     choice_weights: Mapping[tuple[str, str], float] | None = None,
 ) -> Variation | None:
-    """Numbers moved as by ``mutate_numbers``, or 1 to ``most`` slots answered differently; None where numbers cannot be moved.
+    """Numbers moved as by ``mutate_numbers``, or one or two slots answered differently; None where numbers cannot be moved.
 
     Args:
         composition: the parent.
         rng: source of all randomness.
-        most: slots that are answered differently, 1 to 4.
         number_share: chance that numbers are moved and all choices stay.
         slot_weights: relative chance of each slot, 1 where not given.
         choice_weights: relative chance of a (slot, choice), 1 where not given.
@@ -121,7 +119,7 @@ def step(
     """
     if rng.random() < number_share:
         return mutate_numbers(composition, rng, slot_weights=slot_weights)
-    strength = rng.randint(1, most)
+    strength = rng.randint(1, 2)
     return mutate(composition, rng, strength, slot_weights=slot_weights, choice_weights=choice_weights)
 
 
@@ -260,14 +258,14 @@ def _rounded(value: float, span: tuple[float, float]) -> float:
 
 def _weighted_sample(names: list[str], count: int, weights: Mapping[str, float], rng: random.Random) -> list[str]:
     """``count`` different names, drawn one after the other with the given relative chances."""
-    remaining, drawn = list(range(len(names))), []
-    chances = [weights.get(name, 1.0) for name in names]
+    remaining, drawn = list(names), []
     for _ in range(count):
+        chances = [weights.get(name, 1.0) for name in remaining]
         if not sum(chances):
             raise ValueError("every slot has weight 0")
-        place = rng.choices(range(len(remaining)), chances)[0]
-        drawn.append(names[remaining.pop(place)])
-        del chances[place]
+        name = rng.choices(remaining, chances)[0]
+        remaining.remove(name)
+        drawn.append(name)
     return drawn
 
 
