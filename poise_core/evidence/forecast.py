@@ -9,7 +9,8 @@ has decided which candidates have any. The penalty minimises the leave-one-out e
     e_c = (y_c - yhat_c) / (1 - h_c),  h = the diagonal of the hat matrix
 
 (Allen 1974, the PRESS statistic; Golub, Heath and Wahba 1979), and the mean square of e is the variance of a forecast: it holds the
-noise of the one seed, too. A regression that predicts nothing is a wide forecast of the mean and stops no child.
+noise of the one seed, too. What a regression explains is measured against the mean of all, left out in the same way: a forecast
+that is no better says the same of every child, and stops none (``poise_core.evidence.stopping``).
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ class Forecast:
     spread: Array  # (F,)
     coefficients: Array  # (1 + F,) intercept first, percent points per unit of spread
     noise: SeedNoise  # variance of a forecast
+    explained: (
+        float  # share of the leave-one-out error of the mean that the regression saves; not above 0: it knows nothing
+    )
 
     @classmethod
     def learn(cls, dynamics: Mapping[str, Dynamics], overalls: Mapping[str, float]) -> Forecast | None:
@@ -91,7 +95,9 @@ class Forecast:
         design = np.hstack([np.ones((len(y), 1)), _scaled(x, centre, spread)])
         fits = [_ridge(design, y, penalty) for penalty in PENALTIES]
         coefficients, errors, parameters = min(fits, key=lambda fit: float(fit[1] @ fit[1]))
-        return cls(centre, spread, coefficients, SeedNoise(float(np.mean(errors**2)), len(y) - parameters))
+        variance, of_mean = float(np.mean(errors**2)), float(np.mean(((y - y.mean()) * len(y) / (len(y) - 1)) ** 2))
+        explained = 1.0 - variance / of_mean if of_mean > 0.0 else 0.0
+        return cls(centre, spread, coefficients, SeedNoise(variance, len(y) - parameters), explained)
 
     def predict(self, dynamics: Dynamics) -> float:
         """Overall at the seed that it was learned from, percent."""

@@ -5,6 +5,9 @@ Overall that its dynamics forecast. After one whole training: Overall against bo
 against the leader: a search for the best candidate alone need not measure one that is better than its parent but behind the leader.
 A forecast is not compared with the leader: it is drawn towards the mean, so it puts no child far above it. The first comparison
 that stops a child decides. The run, the simulations and the replays all decide from one record, the candidate's ``Measurement``.
+
+A forecast learns only from children that it lets pass, so a mistaken one that stopped all would never be found out. It stops none
+while it explains nothing, and none of a generation before which the last ``FEWEST`` children all ended without an Overall.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from functools import partial
 from typing import Any, Literal
 
 from poise_core.config import LadderSpec
-from poise_core.evidence.forecast import Dynamics, Forecast, proxy_dynamics
+from poise_core.evidence.forecast import FEWEST, Dynamics, Forecast, proxy_dynamics
 from poise_core.evidence.racing import Decision, Difference, Population, SeedModel, proxy_reward, race
 
 Rung = Literal["proxy", "first", "all"]
@@ -81,7 +84,9 @@ class Referee:
     rewards: SeedModel
     overalls: SeedModel
     population: Population | None
-    forecast: Forecast | None  # None: not asked for, or too little is known yet
+    forecast: (
+        Forecast | None
+    )  # None: not asked for, too little is known yet, or it has to be found out whether it is right
     leader: str | None
 
     @classmethod
@@ -97,7 +102,7 @@ class Referee:
             ladder: thresholds and guesses.
             seeds: of the last rung; the first one is that of the rungs below.
             roots: candidates that nothing was decided on.
-            measured: candidate -> everything known of it.
+            measured: candidate -> everything known of it, in the order in which they were made.
         """
         first, roots, settings = seeds[0], frozenset(roots), (ladder.noise_weight, ladder.shared_noise)
         overalls = {name: one.overalls for name, one in measured.items()}
@@ -105,6 +110,10 @@ class Referee:
         dynamics = {name: one.dynamics[first] for name, one in measured.items() if first in one.dynamics}
         scored = SeedModel.learn(_unselected(overalls, first, roots), ladder.overall_noise, *settings)
         firsts = {name: row[first] for name, row in overalls.items() if first in row}
+        forecast = Forecast.learn(dynamics, firsts) if ladder.forecast_stop_below else None
+        latest = [name for name in dynamics if name not in roots][-FEWEST:]
+        if forecast is not None and (forecast.explained <= 0.0 or not any(name in firsts for name in latest)):
+            forecast = None
         return cls(
             ladder,
             first,
@@ -112,7 +121,7 @@ class Referee:
             SeedModel.learn(_unselected(rewards, first, roots), ladder.reward_noise, *settings),
             scored,
             Population.learn((one for name, one in firsts.items() if name not in roots), scored.noise),
-            Forecast.learn(dynamics, firsts) if ladder.forecast_stop_below else None,
+            forecast,
             scored.leader(seeds[1:] or seeds) if ladder.leader_stop_below else None,
         )
 

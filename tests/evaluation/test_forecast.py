@@ -32,6 +32,8 @@ def test_penalty_and_error_are_those_of_leaving_one_out() -> None:
         errors[penalty] = float(np.mean(np.square(left)))
     best = min(errors, key=lambda penalty: errors[penalty])
     assert found.noise.variance == pytest.approx(errors[best], rel=1e-9)
+    others = [np.delete(y, out).mean() for out in range(len(y))]
+    assert found.explained == pytest.approx(1.0 - errors[best] / np.mean(np.square(y - others)), rel=1e-9)
     probe = (0.3, -0.2, 0.9, -0.5)
     expected = Ridge(alpha=best).fit(z, y).predict(((np.array(probe) - x.mean(0)) / x.std(0))[None])[0]
     assert found.predict(probe) == pytest.approx(expected, rel=1e-9)
@@ -87,6 +89,10 @@ def test_too_few_make_no_forecast() -> None:
     flat = Forecast.learn(dict.fromkeys(dynamics, (1.0, 2.0, 3.0, 4.0)), overalls)
     assert flat is not None
     assert math.isfinite(flat.predict((1.0, 2.0, 3.0, 4.0)))
+    assert flat.explained == pytest.approx(0.0)  # it is the mean
+    equals = Forecast.learn(dynamics, dict.fromkeys(dynamics, 70.0))
+    assert equals is not None
+    assert equals.explained == 0.0
 
 
 def test_dynamics_are_means_over_the_last_steps_of_the_proxy() -> None:
