@@ -345,9 +345,8 @@ def _show_replays(contest: Contest, compared: list[ReplayedArm], fit: Fit, given
     cells, optimum = world.cells, world.optimum
     baseline = None
     if cells.baseline >= 0:
-        baseline = float(
-            world.surrogate.predict(cells.codes[cells.baseline], cells.numbers[cells.baseline]) @ cells.weights
-        )
+        row = [cells.baseline]
+        baseline = float(world.surrogate.predict(cells.codes[row], cells.numbers[row])[0] @ cells.weights)
     found = {"composition": optimum.composition.to_text(), "overall": optimum.overall, "agreement": optimum.agreement}
     document = json_module.dumps(
         {"surrogate": asdict(fit), "optimum": found, "baseline": baseline, "arms": [one.to_dict() for one in compared]},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from poise_core.config.protocol import FrozenModel
 
@@ -58,10 +58,7 @@ class PromiseSpec(FrozenModel):
     confidence: NonNegativeFloat = Field(
         1.0, description="UCB coefficient: standard deviations added to what a variation is expected to score"
     )
-    rounds: NonNegativeInt = Field(
-        3, description="rounds after the first, in each of which the most promising so far are varied as often"
-    )
-    reach: int = Field(4, ge=1, le=4, description="slots that a variation of the first round changes at most")
+    reach: int = Field(4, ge=1, le=4, description="slots that a variation of a parent changes at most")
     weight: float = Field(
         0.5,
         ge=0,

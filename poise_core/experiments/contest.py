@@ -114,7 +114,6 @@ def promises(spec: PromiseSpec | None, whole: ReplayArm) -> list[ReplayArm]:
     changes: dict[str, dict[str, Any]] = {
         "promise alone": {"weight": 1.0},
         "promise of few draws": {"draws": 16},
-        "promise of one round": {"rounds": 0},
         "promise of small steps": {"reach": 2},
         "promise without confidence": {"confidence": 0.0},
     }
@@ -251,6 +250,7 @@ def replay_arms(
         if workers <= 1:
             gather(contest.regrets(arm, own) for arm, own in missing)
         elif missing:
+            _ = contest.world.optimum  # found once, and not by every worker
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(workers, context, _begin_worker, (contest, os.getpid())) as pool:
                 gather(pool.map(_regrets, missing))

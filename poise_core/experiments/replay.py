@@ -21,7 +21,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
-from poise_core.agents.catalogue.promising import Draws, on_a_scale
+from poise_core.agents.catalogue.promising import most_promising, on_a_scale
 from poise_core.agents.catalogue.proposer import CatalogueProposer
 from poise_core.agents.catalogue.random_search import with_random_numbers
 from poise_core.agents.catalogue.screener import CatalogueScreener
@@ -41,13 +41,11 @@ from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, number_distance
 from poise_core.mechanisms.features import encode_all
 from poise_core.mechanisms.operators import (
-    NUMBER_SHARE,
     Variation,
     crossover,
     mutate,
     mutate_numbers,
     random_composition,
-    step,
 )
 from poise_core.search.acquisition import AcquisitionSelector, judge
 from poise_core.search.nodes import Array, NodeRecord, NodeTable
@@ -321,13 +319,7 @@ class ReplayedSearch:
         if promise is None:
             found = list(islice(draws(count), count))
         else:
-            number_share = NUMBER_SHARE if self.arm.numbers else 0.0
-            many = Draws(
-                draws,
-                lambda drawn: new(step(drawn[0], rng, number_share=number_share), drawn[1]),
-                lambda drawn: drawn[0],
-            )
-            found, high = many.most_promising(promise, spec, count)
+            found, high = most_promising(draws, promise, spec, count, lambda drawn: drawn[0])
             found, high = found[: self.search.proposals], high[: self.search.proposals]
         if not found:
             return None

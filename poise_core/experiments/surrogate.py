@@ -2,13 +2,15 @@
 
 A model in two parts (a hurdle model; Cragg 1971), since much of what is drawn at random does not learn at all: whether a
 composition *falls*, which is to score far below the bulk of the table, and what it scores where it does not. One regression for
-both would be about falling, whose differences are ten times as large, and would say nothing of the top. Both parts are ridge
+both would be about falling, whose differences are ten times as large, and would say nothing of the top. The first is ridge
 regression on main effects of all choices and numbers and on all pairs of choices, fitted as its kernel twin
-(``poise_core.mechanisms.features.kinship``), so that the two thousand pairs cost nothing.
+(``poise_core.mechanisms.features.kinship``), so that the two thousand pairs cost nothing. The second is the mean of the same and of
+extremely randomized trees (Geurts, Ernst and Wehenkel 2006), which know thresholds of numbers and what pays only together, and do
+not extrapolate. The mean predicts better than either, and a search that leans on one kind of model is not judged by it alone.
 
 Scores are fitted on a logit scale, eta = log((s + 1) / (101 - s)) of a percentage s, so that nothing is predicted beyond 100. The
 share and the penalty minimise the leave-one-out error, of Overall in percent and of falling as 0 or 1 (the Brier score); a cell
-with fewer seeds is penalised more. The benchmarks are fitted together, so Overall is their weighted sum here as it is in a run.
+with fewer seeds counts less. The benchmarks are fitted together, so Overall is their weighted sum here as it is in a run.
 The surrogate is the truth of a replay, so how far it may be trusted is measured: by cross-validation on cells, against the ceiling
 that the noise of the seeds sets.
 """
@@ -16,9 +18,11 @@ that the noise of the seeds sets.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import combinations, product
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +35,11 @@ from poise_core.evidence.noise import Array, lowest_of_the_bulk, noise_of
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.conflicts import conflicts
-from poise_core.mechanisms.features import LEVEL, LEVELS, NUMBERS, Codes, encode, encode_all, kinship, place
+from poise_core.mechanisms.features import Codes, encode_all, indicators, kinship
+from poise_core.mechanisms.model import Parameter
+
+if TYPE_CHECKING:
+    from sklearn.ensemble import ExtraTreesRegressor
 
 PAIR_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -207,26 +215,22 @@ class Effects:
         slots = len(SLOTS)
         centre = np.average(targets, axis=0, weights=cells.seeds)
         alpha = np.linalg.solve(_kernel(cells, cells, pair_share) + _penalties(cells, penalty), targets - centre)
-        hot = np.zeros((len(cells.codes), LEVELS))
-        np.put_along_axis(hot, cells.codes, 1.0, axis=1)
+        hot = _hot(cells.codes)
         main = (1.0 - pair_share) / slots * hot.T @ alpha
         pairs = 2.0 * pair_share / (slots * (slots - 1)) * np.einsum("nl,nk,nj->lkj", hot, hot, alpha, optimize=True)
         return cls(centre, main, pairs, (1.0 - pair_share) / slots * cells.numbers.T @ alpha)
 
     def at(self, codes: Codes, numbers: Array) -> Array:
-        """(J,) what is predicted for one composition."""
-        found: Array = self.of_choices(codes, self.main) + numbers @ self.slopes
+        """(n, J) what is predicted for n compositions."""
+        hot = _hot(codes)
+        both = np.stack([((hot @ self.pairs[:, :, j]) * hot).sum(axis=1) for j in range(self.pairs.shape[2])], axis=1)
+        twice = np.einsum("nl,llj->nj", hot, self.pairs)  # a level with itself is no pair
+        found: Array = self.centre + hot @ self.main + 0.5 * (both - twice) + numbers @ self.slopes
         return found
 
-    def of_choices(self, codes: Codes, main: Array) -> Array:
-        """(J,) the same with other main effects, numbers left out."""
-        both = self.pairs[np.ix_(codes, codes)].sum(axis=(0, 1)) - self.pairs[codes, codes].sum(axis=0)
-        found: Array = self.centre + main[codes].sum(axis=0) + 0.5 * both
-        return found
 
-    def targets(self, columns: Codes) -> Effects:
-        """Of some targets alone."""
-        return Effects(self.centre[columns], self.main[:, columns], self.pairs[:, :, columns], self.slopes[:, columns])
+def _hot(codes: Codes) -> Array:
+    return indicators(codes, np.empty((len(codes), 0)))
 
 
 def _kernel(one: Cells, other: Cells, pair_share: float) -> Array:
@@ -252,6 +256,10 @@ def _best_settings(error: Callable[[float, float], Array]) -> tuple[float, float
     return min(every, key=lambda one: float(np.mean(error(*one) ** 2)))
 
 
+TREES = 100
+"""Of the surrogate's forest; every leaf holds one cell, half of the columns are looked at for each split."""
+
+
 @dataclass(frozen=True)
 class Surrogate:
     """What compositions score where they do not fall; J outputs."""
@@ -259,7 +267,8 @@ class Surrogate:
     cells: Cells
     pair_share: float
     penalty: float
-    effects: Effects  # on the fitted scale
+    effects: Effects  # on the fitted scale, as the next
+    forest: ExtraTreesRegressor
 
     @classmethod
     def fit(cls, cells: Cells) -> Surrogate:
@@ -275,17 +284,21 @@ class Surrogate:
     @classmethod
     def with_settings(cls, cells: Cells, pair_share: float, penalty: float) -> Surrogate:
         """With a given share of pairs and a given penalty."""
-        return cls(cells, pair_share, penalty, Effects.fit(cells, cells.line, pair_share, penalty))
+        from sklearn.ensemble import ExtraTreesRegressor
+
+        forest = ExtraTreesRegressor(TREES, max_features=0.5, random_state=0)
+        forest.fit(indicators(cells.codes, cells.numbers), cells.line, sample_weight=cells.seeds)
+        return cls(cells, pair_share, penalty, Effects.fit(cells, cells.line, pair_share, penalty), forest)
+
+    def at(self, codes: Codes, numbers: Array) -> Array:
+        """(n, J) every output of n compositions, on the fitted scale."""
+        columns = indicators(codes, numbers).astype(np.float32)
+        said = np.mean([tree.predict(columns, check_input=False) for tree in self.forest.estimators_], axis=0)
+        return 0.5 * (self.effects.at(codes, numbers) + said.reshape(len(codes), -1))
 
     def predict(self, codes: Codes, numbers: Array) -> Array:
-        """(J,) every output of one composition."""
-        return from_line(self.effects.at(codes, numbers), self.cells.weights)
-
-    def predict_cells(self, cells: Cells) -> Array:
-        """(n, J) every output of every cell."""
-        return np.array(
-            [self.predict(codes, numbers) for codes, numbers in zip(cells.codes, cells.numbers, strict=True)]
-        )
+        """(n, J) every output of n compositions; benchmarks in percent."""
+        return from_line(self.at(codes, numbers), self.cells.weights)
 
 
 @dataclass(frozen=True)
@@ -305,7 +318,9 @@ class FallRisk:
 
     def of(self, codes: Codes, numbers: Array) -> float:
         """The probability that a composition falls."""
-        return 0.0 if self.effects is None else float(np.clip(self.effects.at(codes, numbers)[0], 0.0, 1.0))
+        return (
+            0.0 if self.effects is None else float(np.clip(self.effects.at(codes[None], numbers[None])[0, 0], 0.0, 1.0))
+        )
 
 
 # ---- how far it may be trusted
@@ -343,7 +358,7 @@ def held_out(cells: Cells) -> Array:
     """(n, J) every output of every cell, predicted from the other folds with settings that were chosen there."""
     predicted = np.empty_like(cells.values)
     for rest, part in folds_of(len(cells.codes)):
-        predicted[part] = Surrogate.fit(cells.subset(rest)).predict_cells(cells.subset(part))
+        predicted[part] = Surrogate.fit(cells.subset(rest)).predict(cells.codes[part], cells.numbers[part])
     return predicted
 
 
@@ -471,115 +486,102 @@ class Optimum:
 
     composition: Composition
     overall: float
-    agreement: float  # share of the starts that ended there
+    agreement: float  # share of the climbs that ended there
 
 
-def find_optimum(surrogate: Surrogate, starts: int = 24, seed: int = 0) -> Optimum:
-    """The composition with the highest Overall among all of the catalogue that are free of conflicts.
+STARTS = 12
+"""Random compositions from which is climbed, and as many of the best cells."""
 
-    Climbs from random compositions by the best change of one or two slots, until no change helps. Numbers stand at the ends of
-    their spans that raise Overall most where the climb has come to. ``agreement`` says how many of the starts ended at the top.
+
+def find_optimum(surrogate: Surrogate, starts: int = STARTS, seed: int = 0) -> Optimum:
+    """The composition with the highest Overall that was found among all of the catalogue that are free of conflicts.
+
+    Climbs from random compositions and from the best cells by the best change of one slot, and of two where none helps, until no
+    change does. A slot is changed in its choice and its numbers together, which stand at the ends or in the middle of their spans.
     """
     import random
 
     from poise_core.mechanisms.operators import random_composition
 
-    climber, tops = _Climber(surrogate), []
-    for start in range(starts):
-        codes = encode(random_composition(random.Random(f"optimum:{seed}:{start}")))[0]
-        found = climber.climb(codes)
-        if found is not None:
-            tops.append(found)
+    cells, climber = surrogate.cells, _Climber(surrogate)
+    best_cells = np.argsort(-cells.overall, kind="stable")[:starts]
+    begins = [random_composition(random.Random(f"optimum:{seed}:{start}")) for start in range(starts)]
+    tops = [climber.climb(one) for one in (*begins, *(cells.compositions[row] for row in best_cells))]
     best = max(tops, key=lambda one: one[0])
     return Optimum(best[1], best[0], sum(top > best[0] - 1e-6 for top, _ in tops) / len(tops))
 
 
-_SLOT_LEVELS = [np.array([LEVEL[slot, choice.name] for choice in SLOTS[slot].choices]) for slot in SLOTS]
-_CHOSEN = list(LEVEL)
+class _Option(NamedTuple):
+    """One way to answer a slot."""
 
-MOST_MOVES = 200
-"""Of one climb; numbers that go back and forth with the slope would let it go on."""
+    slot: str
+    choice: str
+    numbers: dict[str, float]
+
+
+def _options() -> list[_Option]:
+    """Every choice of every slot with every number at the ends and in the middle of its span."""
+    found = []
+    for slot, entry in SLOTS.items():
+        for choice in entry.choices:
+            settings = [
+                [(one.name, math.copysign(size, one.default)) for size in _sizes(one)]
+                if one.movable
+                else [(one.name, one.default)]
+                for one in choice.parameters
+            ]
+            found += [_Option(slot, choice.name, dict(numbers)) for numbers in product(*settings)]
+    return found
+
+
+def _sizes(parameter: Parameter) -> tuple[float, float, float]:
+    low, high = parameter.span
+    return low, float(f"{math.sqrt(low * high):.2g}"), high
+
+
+PAIRED = 60
+"""Options, the best where one slot is changed, of which any two are tried together."""
 
 
 class _Climber:
-    """Ways upward on a surrogate, for the benchmarks alone; B benchmarks."""
+    """Ways upward on a surrogate."""
 
     def __init__(self, surrogate: Surrogate) -> None:
-        self.surrogate, weights = surrogate, surrogate.cells.weights
-        self.columns = np.flatnonzero(weights > 0)
-        self.weights = weights[self.columns]
-        self.effects = surrogate.effects.targets(self.columns)
+        self.surrogate, self.options = surrogate, _options()
 
-    def climb(self, codes: Codes) -> tuple[float, Composition] | None:
-        """The highest Overall on the way from here, and the composition there; None where all on the way has conflicts."""
-        best: tuple[float, Composition] | None = None
-        for _ in range(MOST_MOVES):
-            bonus, numbers = self._numbers(codes)
-            here = _built(codes, numbers)
-            if not conflicts(here):
-                overall = float(self.surrogate.predict(*encode(here)) @ self.surrogate.cells.weights)
-                if best is None or overall > best[0] + 1e-9:
-                    best = overall, here
-            upward = self._step(codes, self.effects.main + bonus, numbers)
+    def climb(self, here: Composition) -> tuple[float, Composition]:
+        """The highest Overall on the way from here, and the composition there."""
+        now = float(self._overall([here])[0])
+        while True:
+            single = [[option] for option in self.options]
+            order, upward = self._best(here, now, single)
             if upward is None:
+                few = [self.options[row] for row in order[:PAIRED]]
+                double = [[a, b] for a, b in combinations(few, 2) if a.slot != b.slot]
+                upward = self._best(here, now, double)[1]
+            if upward is None:
+                return now, here
+            now, here = upward
+
+    def _best(
+        self, here: Composition, now: float, changes: list[list[_Option]]
+    ) -> tuple[Codes, tuple[float, Composition] | None]:
+        """All changes by what comes of them, the best first, and the best that is free of conflicts and an improvement."""
+        made = [_changed(here, change) for change in changes]
+        overall = self._overall(made)
+        order = np.argsort(-overall, kind="stable")
+        for row in order:
+            if overall[row] <= now + 1e-9:
                 break
-            codes = upward
-        return best
+            if not conflicts(made[row]):
+                return order, (float(overall[row]), made[row])
+        return order, None
 
-    def _numbers(self, codes: Codes) -> tuple[Array, dict[int, dict[str, float]]]:
-        """(L, B) what the best numbers of every choice add on the fitted scale, and these numbers, by the slope at these codes."""
-        here = self._percent(self.effects.of_choices(codes, self.effects.main))
-        slope = self.weights / slope_of_line(here, self.weights)  # of Overall
-        bonus, best = np.zeros_like(self.effects.main), dict[int, dict[str, float]]()
-        for (slot, choice, name), (column, spec) in NUMBERS.items():
-            level = LEVEL[slot, choice]
-            ends = [math.copysign(end, spec.default) for end in spec.span] if spec.movable else [spec.default]
-            number = max((float(self.effects.slopes[column] @ slope) * place(spec, value), value) for value in ends)[1]
-            bonus[level] += self.effects.slopes[column] * place(spec, number)
-            best.setdefault(level, {})[name] = number
-        return bonus, best
-
-    def _percent(self, line: Array) -> Array:
-        return from_line(line, self.weights)
-
-    def _step(self, codes: Codes, main: Array, numbers: Mapping[int, Mapping[str, float]]) -> Codes | None:
-        """The best conflict-free change of one or two slots; None where none is an improvement."""
-        here = self.effects.of_choices(codes, main)
-        now = float(self._percent(here) @ self.weights)
-        field = self.effects.pairs[:, codes]  # (L, S, B) what each level has with the present one of each slot
-        total = field.sum(axis=1)
-        found: list[tuple[float, tuple[tuple[int, int], ...]]] = []
-        single = []
-        for slot, levels in enumerate(_SLOT_LEVELS):
-            own = codes[slot]
-            gain = (main[levels] + total[levels] - field[levels, slot]) - (main[own] + total[own] - field[own, slot])
-            single.append(gain)
-            overall = self._percent(here + gain) @ self.weights - now
-            found += [(float(g), ((slot, int(level)),)) for g, level in zip(overall, levels, strict=True)]
-        for a, first in enumerate(_SLOT_LEVELS):
-            for b in range(a + 1, len(_SLOT_LEVELS)):
-                second = _SLOT_LEVELS[b]
-                fresh = (
-                    self.effects.pairs[np.ix_(first, second)]
-                    - field[first, b][:, None]
-                    - field[second, a][None, :]
-                    + self.effects.pairs[codes[a], codes[b]]
-                )
-                gain = single[a][:, None] + single[b][None, :] + fresh  # (L_a, L_b, B)
-                overall = self._percent(here + gain) @ self.weights - now
-                i, j = np.unravel_index(int(np.argmax(overall)), overall.shape)
-                found.append((float(overall[i, j]), ((a, int(first[i])), (b, int(second[j])))))
-        for gain, changes in sorted(found, key=lambda one: -one[0]):
-            if gain <= 1e-9:
-                return None
-            trial = codes.copy()
-            for slot, level in changes:
-                trial[slot] = level
-            if not conflicts(_built(trial, numbers)):
-                return trial
-        return None
+    def _overall(self, compositions: Sequence[Composition]) -> Array:
+        found: Array = self.surrogate.predict(*encode_all(compositions)) @ self.surrogate.cells.weights
+        return found
 
 
-def _built(codes: Codes, numbers: Mapping[int, Mapping[str, float]]) -> Composition:
-    parameters = {name: value for level in codes for name, value in numbers.get(int(level), {}).items()}
-    return Composition(choices=dict(_CHOSEN[level] for level in codes), parameters=parameters)
+def _changed(here: Composition, change: Sequence[_Option]) -> Composition:
+    numbers = {name: value for option in change for name, value in option.numbers.items()}
+    return here.with_choices({option.slot: option.choice for option in change}, numbers)

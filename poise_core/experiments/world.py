@@ -26,7 +26,7 @@ from poise_core.experiments.surrogate import (
     to_line,
 )
 from poise_core.mechanisms.composition import Composition
-from poise_core.mechanisms.features import Codes, encode
+from poise_core.mechanisms.features import Codes, encode_all
 from poise_core.search.nodes import Array
 
 DONOR_CELLS = 20
@@ -49,12 +49,11 @@ class Drawn:
 
 @dataclass(frozen=True)
 class World:
-    """The made-up testbed: which compositions fall, a surrogate of what the others score, the seed noise, and the known optimum."""
+    """The made-up testbed: which compositions fall, a surrogate of what the others score, and the seed noise."""
 
     cells: Cells  # of the table
     surrogate: Surrogate  # of the n cells that did not fall
     noise: SeedNoiseModel  # of these
-    optimum: Optimum
     predicted: Array  # (n, J) held-out predictions of every such cell
     ranks: Array  # (n,) held-out predictions of the cells' Overall, ascending
     order: Codes  # (n,) the cells in that order
@@ -90,9 +89,14 @@ class World:
         down = np.flatnonzero(cells.fallen)
         low = cells.subset(down) if len(down) else None
         return cls(
-            cells, surrogate, noise, find_optimum(surrogate), predicted, ranked[order], order, factor, share,
+            cells, surrogate, noise, predicted, ranked[order], order, factor, share,
             FallRisk.fit(cells), (low, SeedNoiseModel.learn(low)) if low else None,
         )  # fmt: skip
+
+    @cached_property
+    def optimum(self) -> Optimum:
+        """The best composition, where it does not fall."""
+        return find_optimum(self.surrogate)
 
     @cached_property
     def fit(self) -> Fit:
@@ -118,15 +122,15 @@ class World:
         """
         rng = np.random.default_rng([*address, zlib.crc32(text.encode())])
         weights = self.cells.weights
-        coded = encode(composition)
+        codes, numbers = encode_all([composition])
         luck, failed = rng.random(), bool(rng.random() < self.failure_share)
-        if self.low is not None and self._recorded.get(composition.key, luck < self.risk.of(*coded)):
+        if self.low is not None and self._recorded.get(composition.key, luck < self.risk.of(codes[0], numbers[0])):
             fallen, noise = self.low
             donor = int(rng.integers(len(fallen.codes)))
             expected = fallen.values[donor]
         else:
             noise = self.noise
-            line = self.surrogate.effects.at(*coded)
+            line = self.surrogate.at(codes, numbers)[0]
             near = int(np.searchsorted(self.ranks, from_line(line, weights) @ weights))
             low = max(0, min(near - DONOR_CELLS // 2, len(self.order) - DONOR_CELLS))
             donor = int(self.order[low : low + DONOR_CELLS][int(rng.integers(min(DONOR_CELLS, len(self.order))))])

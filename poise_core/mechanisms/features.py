@@ -56,6 +56,13 @@ def encode_all(compositions: Sequence[Composition]) -> tuple[Codes, Array]:
     return np.array(codes, np.int64), numbers
 
 
+def indicators(codes: Codes, numbers: Array) -> Array:
+    """(n, L + P) of ``encode``: 1 for the level of every slot, 0 for the others, then the numbers."""
+    hot = np.zeros((len(codes), LEVELS))
+    np.put_along_axis(hot, codes, 1.0, axis=1)
+    return np.hstack([hot, numbers])
+
+
 def place(spec: Parameter, value: float) -> float:
     """Where a number lies within its span, -1 to 1 on a log scale; 0 where it cannot move or is 0."""
     if not spec.movable or not value:
@@ -81,11 +88,4 @@ def kinship(codes: Codes, numbers: Array, others: Codes, other_numbers: Array, p
     same = (codes[:, None, :] == others[None, :, :]).sum(axis=2).astype(np.float64)
     main = (same + numbers @ other_numbers.T) / slots
     found: Array = (1.0 - pair_share) * main + pair_share * same * (same - 1.0) / (slots * (slots - 1))
-    return found
-
-
-def own_kinship(numbers: Array, pair_share: float) -> Array:
-    """(n,) of ``kinship``, each composition with itself: all slots agree."""
-    slots = len(SLOTS)
-    found: Array = (1.0 - pair_share) * (slots + (numbers**2).sum(axis=1)) / slots + pair_share
     return found

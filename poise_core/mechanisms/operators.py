@@ -97,32 +97,6 @@ def mutate_numbers(
     return None
 
 
-def step(
-    composition: Composition,
-    rng: random.Random,
-    *,
-    number_share: float = NUMBER_SHARE,
-    slot_weights: Mapping[str, float] | None = None,
-    choice_weights: Mapping[tuple[str, str], float] | None = None,
-) -> Variation | None:
-    """Numbers moved as by ``mutate_numbers``, or one or two slots answered differently; None where numbers cannot be moved.
-
-    Args:
-        composition: the parent.
-        rng: source of all randomness.
-        number_share: chance that numbers are moved and all choices stay.
-        slot_weights: relative chance of each slot, 1 where not given.
-        choice_weights: relative chance of a (slot, choice), 1 where not given.
-
-    Raises:
-        ValueError: as ``mutate`` does.
-    """
-    if rng.random() < number_share:
-        return mutate_numbers(composition, rng, slot_weights=slot_weights)
-    strength = rng.randint(1, 2)
-    return mutate(composition, rng, strength, slot_weights=slot_weights, choice_weights=choice_weights)
-
-
 def random_numbers(
     composition: Composition, rng: random.Random, *, optional: Mapping[str, str] | None = None
 ) -> Variation:

@@ -1,4 +1,4 @@
-"""What a composition is expected to score: the process against its formulas, and against effects that are known."""
+"""What a composition is expected to score: the forest against its trees, and against effects that are known."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import random
 
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal
+from sklearn.ensemble import ExtraTreesRegressor
 
 from poise_core.evidence.noise import winsorized
-from poise_core.evidence.promise import FEWEST, MOST, NOISES, PAIR_SHARES, Promise
+from poise_core.evidence.promise import COLUMNS, FEWEST, LEAF, TREES, Promise
+from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, compose
-from poise_core.mechanisms.features import encode, encode_all, kinship
+from poise_core.mechanisms.features import LEVELS, NUMBERS, encode_all, indicators, kinship
 from poise_core.mechanisms.operators import random_composition
 
 
@@ -44,39 +45,40 @@ def test_kinship_by_hand() -> None:
         )
 
 
-def test_predictions_are_those_of_the_formulas() -> None:
-    """Mean k' K^-1 y and variance k - k' K^-1 k, with the inverse written out."""
+def test_predictions_are_mean_and_deviation_of_what_every_tree_says() -> None:
+    """Scores are raised and weighed by seeds first: a candidate with six counts like six candidates."""
     rng = np.random.default_rng(0)
     some, others = drawn(30), drawn(5, seed=1)
     overall = np.array([pays(one) for one in some]) + rng.normal(size=30)
+    overall[3] = 5.0
     seeds = rng.integers(1, 7, 30).astype(float)
     promise = Promise.learn(*encode_all(some), overall, seeds)
     assert promise is not None
-    raised = winsorized(overall)
-    centre = float(np.average(raised, weights=seeds))
-    best = None
-    for pairs in PAIR_SHARES:
-        for noise in NOISES:
-            covariance = kinship(*encode_all(some), *encode_all(some), pairs) + np.diag(
-                noise * seeds.mean() / seeds + 1e-9
-            )
-            inverse = np.linalg.inv(covariance)
-            amplitude = float((raised - centre) @ inverse @ (raised - centre)) / 30
-            likelihood = multivariate_normal(np.zeros(30), amplitude * covariance).logpdf(raised - centre)
-            if best is None or likelihood > best[0]:
-                best = likelihood, pairs, inverse, amplitude
-    assert best is not None
-    _, pairs, inverse, amplitude = best
-    assert (promise.pair_share, promise.centre) == (pairs, pytest.approx(centre))
-    across = kinship(*encode_all(others), *encode_all(some), pairs)
-    own = np.diagonal(kinship(*encode_all(others), *encode_all(others), pairs))
+    columns = indicators(*encode_all(some))
+    assert (columns.shape, columns[:, :LEVELS].sum()) == ((30, LEVELS + len(NUMBERS)), 30 * len(SLOTS))
+    assert np.array_equal(columns[:, LEVELS:], encode_all(some)[1])
+    forest = ExtraTreesRegressor(TREES, min_samples_leaf=LEAF, max_features=COLUMNS, random_state=0)
+    forest.fit(columns, winsorized(overall), sample_weight=seeds)
     mean, deviation = promise.predict(*encode_all(others))
-    assert mean == pytest.approx(
-        centre + across @ inverse @ (raised - centre), rel=1e-6
-    )  # two ways to solve the same equations
-    assert deviation**2 == pytest.approx(
-        amplitude * (own - np.einsum("mn,nk,mk->m", across, inverse, across)), rel=1e-5
-    )
+    asked = indicators(*encode_all(others))
+    assert mean == pytest.approx(forest.predict(asked), rel=1e-12)
+    said = [[tree.predict(row[None])[0] for tree in forest.estimators_] for row in asked]
+    assert deviation == pytest.approx(np.std(said, axis=1), rel=1e-9)
+    again = Promise.learn(*encode_all(some), overall, seeds)
+    assert again is not None
+    assert np.array_equal(again.predict(*encode_all(others)), (mean, deviation))
+
+
+def test_nothing_is_expected_beyond_what_was_measured() -> None:
+    """Eight mechanisms of a point each: the best of all compositions has them all, but nobody has tried it."""
+    some = drawn(60)
+    adds = sorted({choice for one in some for choice in one.choices.values()})[:40]
+    overall = np.array([70.0 + sum(choice in adds for choice in one.choices.values()) for one in some])
+    promise = Promise.learn(*encode_all(some), overall, np.ones(60))
+    assert promise is not None
+    mean, _ = promise.predict(*encode_all(drawn(400, seed=2)))
+    assert overall.min() <= mean.min()
+    assert mean.max() <= overall.max()
 
 
 def test_what_pays_is_found_and_what_nobody_tried_is_uncertain() -> None:
@@ -114,14 +116,3 @@ def test_nothing_is_expected_of_too_little() -> None:
     assert Promise.learn(codes[:0], numbers[:0], scores[:0], np.ones(0)) is None
     assert Promise.learn(codes, numbers, np.full(FEWEST, 80.0), np.ones(FEWEST)) is None
     assert Promise.learn(codes, numbers, scores, np.ones(FEWEST)) is not None
-
-
-def test_of_very_many_the_best_and_the_latest_are_learned_from() -> None:
-    some = drawn(MOST + 100)
-    overall = np.array([pays(one) for one in some]) + np.random.default_rng(2).normal(size=len(some))
-    promise = Promise.learn(*encode_all(some), overall, np.ones(len(some)))
-    assert promise is not None
-    assert MOST // 2 < len(promise.alpha) <= MOST
-    best = encode(some[int(np.argmax(overall))])[0]
-    assert (promise.codes == best).all(axis=1).any()
-    assert (promise.codes[-1] == encode(some[-1])[0]).all()

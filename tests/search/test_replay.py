@@ -51,7 +51,7 @@ from poise_core.experiments.world import World
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.conflicts import conflicts
-from poise_core.mechanisms.features import encode
+from poise_core.mechanisms.features import encode, encode_all, indicators
 from poise_core.mechanisms.operators import random_composition
 from poise_core.render.markdown import replays_section
 from poise_core.run_directory import RunDirectory, RunDirectoryError
@@ -335,13 +335,32 @@ def test_a_recording_has_one_baseline(tmp_path: Path) -> None:
 # ---- the surrogate
 
 
+def overall_of(fitted: Surrogate, composition: Composition) -> float:
+    """What a surrogate predicts for one composition, percent."""
+    return float(fitted.predict(*encode_all([composition]))[0] @ fitted.cells.weights)
+
+
 def test_the_explicit_form_is_the_kernel_regression() -> None:
     cells = Cells.of(head(), made_up_rows(40, 1.0))
     fitted = Surrogate.with_settings(cells, 0.4, 0.1)
     kernel = surrogates._kernel(cells, cells, 0.4)
     alpha = np.linalg.solve(kernel + 0.1 * np.eye(41), cells.line - cells.line.mean(axis=0))
     line = kernel @ alpha + cells.line.mean(axis=0)
-    assert fitted.predict_cells(cells) == pytest.approx(surrogates.from_line(line, cells.weights))
+    assert fitted.effects.at(cells.codes, cells.numbers) == pytest.approx(line)
+
+
+def test_a_prediction_is_the_mean_of_the_regression_and_of_the_trees() -> None:
+    """On the logit scale, so it lies between the two; every leaf holds one cell, so the trees know the recorded ones by heart."""
+    cells = Cells.of(head(), made_up_rows(40, 1.0))
+    fitted = Surrogate.with_settings(cells, 0.4, 0.1)
+    by_pairs = fitted.effects.at(cells.codes, cells.numbers)
+    assert fitted.at(cells.codes, cells.numbers) == pytest.approx(0.5 * (by_pairs + cells.line), abs=1e-9)
+    new = encode_all([random_composition(random.Random(number)) for number in range(20)])
+    by_trees = fitted.forest.predict(indicators(*new))
+    assert fitted.at(*new) == pytest.approx(0.5 * (fitted.effects.at(*new) + by_trees))
+    assert fitted.predict(*new) == pytest.approx(surrogates.from_line(fitted.at(*new), cells.weights))
+    alone = [fitted.at(codes[None], numbers[None])[0] for codes, numbers in zip(*new, strict=True)]
+    assert fitted.at(*new) == pytest.approx(np.array(alone)), "one at a time is the same"
 
 
 def test_scores_are_fitted_as_logits_and_other_outputs_as_they_are() -> None:
@@ -385,7 +404,7 @@ def test_the_surrogate_finds_known_effects_up_to_the_ceiling_of_the_noise() -> N
     fitted = Surrogate.fit(cells)
 
     def predicted(**choices: str) -> float:
-        return float(fitted.predict(*encode(compose(**choices))) @ cells.weights)
+        return overall_of(fitted, compose(**choices))
 
     together = predicted(kl="none", routing="all") - predicted(kl="k3", routing="all")
     apart = predicted(kl="none", routing="hard_weighted") - predicted(kl="k3", routing="hard_weighted")
@@ -474,10 +493,9 @@ def test_the_optimum_has_the_best_known_choices_and_beats_whatever_is_drawn() ->
     assert (of["kl"], of["routing"]) == ("none", "all")
     assert not conflicts(optimum.composition)
     assert optimum.agreement > 0.2
-    weights = fitted.cells.weights
-    assert float(fitted.predict(*encode(optimum.composition)) @ weights) == pytest.approx(optimum.overall)
+    assert overall_of(fitted, optimum.composition) == pytest.approx(optimum.overall)
     drawn = [random_composition(random.Random(i)) for i in range(500)]
-    assert max(float(fitted.predict(*encode(one)) @ weights) for one in drawn) <= optimum.overall + 1e-9
+    assert max(overall_of(fitted, one) for one in drawn) <= optimum.overall + 1e-9
 
 
 def test_too_small_a_table_is_refused_in_one_line() -> None:
@@ -539,11 +557,9 @@ def test_random_has_the_regret_of_the_order_statistic() -> None:
     """Without noise the pick is the best of the baseline and n draws: E max = sum over sorted values v_i of
     v_i ((i / M)^n - ((i - 1) / M)^n), every value raised to the baseline's at least; n = 10 children, M = 1,500."""
     some = world(0.0)
-    fitted, weights = some.surrogate, some.cells.weights
-    pool = np.array(
-        [float(fitted.predict(*encode(random_composition(random.Random(f"x{i}")))) @ weights) for i in range(1500)]
-    )
-    base = float(fitted.predict(*encode(GRPO)) @ weights)
+    fitted = some.surrogate
+    pool = np.array([overall_of(fitted, random_composition(random.Random(f"x{i}"))) for i in range(1500)])
+    base = overall_of(fitted, GRPO)
     ranks = np.arange(1501) / 1500
     expected = float((np.sort(np.maximum(pool, base)) * (ranks[1:] ** 10 - ranks[:-1] ** 10)).sum())
     arm = ReplayArm("random", selector="root", proposer="random")
@@ -593,7 +609,7 @@ def test_every_ablation_changes_the_search() -> None:
         "no crossover",
         "no plateau rule",
         "no promise",
-        "promise of one round",
+        "promise of few draws",
         "with an immigrant",
         "with an opening",
         "no ladder",

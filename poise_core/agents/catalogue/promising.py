@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -29,44 +28,25 @@ def promise_of(context: ProposalContext) -> Promise | None:
     )
 
 
-BEST = 8
-"""Draws that are varied on in one round."""
+def most_promising(
+    draws: Callable[[int], Iterator[T]], promise: Promise, spec: PromiseSpec, n: int, of: Callable[[T], Composition]
+) -> tuple[list[T], Array]:
+    """Many draws, the most promising first, and (m,) what they may score, percent.
 
-
-@dataclass(frozen=True)
-class Draws(Generic[T]):
-    """Where new compositions come from, none of them twice."""
-
-    draw: Callable[[int], Iterator[T]]  # gives new ones for a number that is wanted, fewer where there are not as many
-    vary: Callable[[T], T | None]  # a new one that differs a little from a draw; None where this try made none
-    of: Callable[[T], Composition]
-
-    def most_promising(self, promise: Promise, spec: PromiseSpec, n: int) -> tuple[list[T], Array]:
-        """The most promising first, and (m,) what they may score in percent, of many draws and of variations of the best.
-
-        A round varies the best ``BEST`` so far, as often as there were draws at first: a search on what the process expects,
-        which costs no training.
-
-        Args:
-            promise: what compositions are expected to score.
-            spec: how many are drawn, and in how many rounds the best are varied on.
-            n: draws that are wanted at least.
-        """
-        count = max(n, spec.draws)
-        found = list(itertools.islice(self.draw(count), count))
-        if not found:
-            return [], np.empty(0)
-        high = bounds(promise, list(map(self.of, found)), spec.confidence)
-        for _ in range(spec.rounds):
-            best = [found[place] for place in np.argsort(-high, kind="stable")[:BEST]]
-            tries = (self.vary(one) for one in best for _ in range(count // BEST))
-            varied = [one for one in tries if one is not None]
-            if not varied:
-                break
-            found += varied
-            high = np.append(high, bounds(promise, list(map(self.of, varied)), spec.confidence))
-        order = np.argsort(-high, kind="stable")
-        return [found[place] for place in order], high[order]
+    Args:
+        draws: gives new ones for a number that is wanted, fewer where there are not as many.
+        promise: what compositions are expected to score.
+        spec: how many are drawn, and how much uncertainty counts.
+        n: draws that are wanted at least.
+        of: composition of a draw.
+    """
+    count = max(n, spec.draws)
+    found = list(itertools.islice(draws(count), count))
+    if not found:
+        return [], np.empty(0)
+    high = bounds(promise, list(map(of, found)), spec.confidence)
+    order = np.argsort(-high, kind="stable")
+    return [found[place] for place in order], high[order]
 
 
 def bounds(promise: Promise, compositions: Sequence[Composition], confidence: float) -> Array:

@@ -13,14 +13,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from poise_core.agents.catalogue.compositions import TriedIdeas, composition_of_record, read_composition, wanted_answers
-from poise_core.agents.catalogue.promising import Draws, promise_of
+from poise_core.agents.catalogue.promising import most_promising, promise_of
 from poise_core.agents.catalogue.wording import write_proposal
 from poise_core.agents.roles import CandidateRecord, Proposal, ProposalContext
 from poise_core.config.search import PromiseSpec
 from poise_core.failures import FailureKind
 from poise_core.mechanisms.catalogue import SLOTS
-from poise_core.mechanisms.composition import Composition, changed_slots, differ
-from poise_core.mechanisms.operators import Variation, crossover, mutate, mutate_numbers, step
+from poise_core.mechanisms.composition import Composition, changed_slots
+from poise_core.mechanisms.operators import Variation, crossover, mutate, mutate_numbers
 
 Drawn = tuple[Variation, CandidateRecord | None]
 """A variation, and from whom it was taken."""
@@ -46,7 +46,6 @@ class CatalogueProposer:
         tried = TriedIdeas.of(context, base)
         slot_weights, choice_weights = self._weights(context, base)
         donors = [(one.record, composition_of_record(one.record)[0]) for one in context.references]
-        compositions = {record.candidate_id: composition for record, composition in donors}
 
         def draws(limit: int, reach: int | None = None) -> Iterator[Drawn]:
             """New variations, one by one: what was proposed meanwhile moves the weights of the next."""
@@ -57,19 +56,12 @@ class CatalogueProposer:
                 if variation is not None and tried.add(variation.composition):
                     yield variation, donor
 
-        def varied(drawn: Drawn) -> Drawn | None:
-            (composition, _), donor = drawn
-            onward = step(composition, rng, slot_weights=slot_weights, choice_weights=choice_weights)
-            if onward is None or not tried.add(onward.composition):
-                return None
-            own = donor is not None and _takes(onward.composition, base, compositions[donor.candidate_id])
-            return Variation(onward.composition, base), donor if own else None
-
         chosen: Iterable[Drawn] = draws(n)
         if self.promise is not None and (promise := promise_of(context)) is not None:
             reach = self.promise.reach
-            many = Draws(lambda limit: draws(limit, reach), varied, lambda drawn: drawn[0].composition)
-            chosen = many.most_promising(promise, self.promise, n)[0]
+            chosen = most_promising(
+                lambda limit: draws(limit, reach), promise, self.promise, n, lambda drawn: drawn[0].composition
+            )[0]
         proposals: list[Proposal] = []
         for variation, donor in chosen:
             if len(proposals) == n:
@@ -124,12 +116,6 @@ class CatalogueProposer:
                     pair = (name, failed.choices[name]) if failed else (name, "")
                     choices[pair] = choices.get(pair, 1.0) * 0.3
         return slots, choices
-
-
-def _takes(composition: Composition, base: Composition, donor: Composition) -> bool:
-    """Whether the composition answers any slot as the donor does and the parent does not."""
-    slots = changed_slots(base, composition)
-    return any(not differ(composition, donor, slot) for slot in slots)
 
 
 def _weight_of_numbers(base: Composition, slot_weights: Mapping[str, float]) -> float:

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from poise_core.agents.catalogue.compositions import TriedIdeas, composition_of_record
-from poise_core.agents.catalogue.promising import Draws, promise_of
+from poise_core.agents.catalogue.promising import most_promising, promise_of
 from poise_core.agents.catalogue.screener import CatalogueScreener
 from poise_core.agents.catalogue.wording import write_proposal
 from poise_core.agents.roles import Proposal, ProposalContext, Screened
 from poise_core.config.search import PromiseSpec
 from poise_core.mechanisms.composition import Composition
-from poise_core.mechanisms.operators import NUMBER_SHARE, Variation, random_composition, random_numbers, step
+from poise_core.mechanisms.operators import Variation, random_composition, random_numbers
 
 
 def with_random_numbers(base: Composition, rng: random.Random) -> Variation:
@@ -46,10 +46,6 @@ class RandomProposer:
                 if tried.add(variation.composition):
                     yield variation
 
-        def varied(drawn: Variation) -> Variation | None:
-            onward = step(drawn.composition, rng, number_share=1.0 if self.numbers_only else NUMBER_SHARE)
-            return Variation(onward.composition, base) if onward and tried.add(onward.composition) else None
-
         chosen: Iterable[Variation] = draws(n)
         words = (
             "Random numbers for what the parent does"
@@ -57,10 +53,8 @@ class RandomProposer:
             else "Drawn at random from the whole catalogue"
         )
         if self.promise is not None and (promise := promise_of(context)) is not None:
-            many = Draws(draws, varied, lambda variation: variation.composition)
-            chosen = many.most_promising(promise, self.promise, n)[0]
+            chosen = most_promising(draws, promise, self.promise, n, lambda variation: variation.composition)[0]
             words += ", among the most promising of many"
-            words += " and of their variations" if self.promise.rounds else ""
         proposals: list[Proposal] = []
         for variation in chosen:
             if len(proposals) == n:
