@@ -74,9 +74,7 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
         replace(whole, name="no mutation of numbers alone", numbers=False),
         replace(whole, name="no plateau rule", plateau=False),
         *promises(preset.search.promise, whole),
-        replace(whole, name="no immigrants", immigrants=0)
-        if whole.immigrants
-        else replace(whole, name="with an immigrant", immigrants=1),
+        *immigrations(whole, preset.search.parents),
         replace(whole, name="no opening", opening=0)
         if whole.opening
         else replace(whole, name="with an opening", opening=OPENING),
@@ -105,6 +103,14 @@ def require_same_proxy(ladder: LadderSpec, head: TableHead) -> None:
             f"replay with --set ladder.proxy_steps={recorded[0]} --set ladder.proxy_window={recorded[1]}, or without a proxy, "
             "--set ladder.proxy_steps=0"
         )
+
+
+def immigrations(whole: ReplayArm, parents: int) -> list[ReplayArm]:
+    """The search with no immigrants, or with one where it has none, and with immigrants alone."""
+    one = replace(whole, name="no immigrants", immigrants=0)
+    if not whole.immigrants:
+        one = replace(whole, name="with an immigrant", immigrants=1)
+    return [one, replace(whole, name="immigrants alone", immigrants=parents)]
 
 
 def promises(spec: PromiseSpec | None, whole: ReplayArm) -> list[ReplayArm]:

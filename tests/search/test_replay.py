@@ -611,6 +611,7 @@ def test_every_ablation_changes_the_search() -> None:
         "no promise",
         "promise of few draws",
         "with an immigrant",
+        "immigrants alone",
         "with an opening",
         "no ladder",
     } < arms.keys()
