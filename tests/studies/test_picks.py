@@ -3,34 +3,14 @@
 from __future__ import annotations
 
 import math
-import random
 
 import numpy as np
 import pytest
+from made_up_tables import compositions_that_pay
 
-from poise_core.archive.cells import CellRow, TableHead
-from poise_core.experiments.surrogate import Cells
-from poise_core.mechanisms.operators import random_composition
 from studies.picks import BEST, FIRST, WAYS, best, by_main_effects, by_trees, picks, table
 
-
-def made_up(count: int) -> Cells:
-    """A sum over sequences costs 20 points; a higher clip pays 5, but only without a KL term."""
-    rng, rows = np.random.default_rng(0), []
-    for cell in range(count):
-        one = random_composition(random.Random(f"pick {cell}"))
-        of = one.choices
-        overall = (
-            70.0 - 20.0 * (of["aggregation"] == "sequence-sum") + 5.0 * (of["clip"] == "higher" and of["kl"] == "none")
-        )
-        overall += float(rng.normal())
-        rows.append(
-            CellRow(cell, "random", f"C-{cell:03d}", of, one.parameters, 0, overall, {"greedy": overall}, 10, 4)
-        )
-    return Cells.of(TableHead("made-up", "f00d", {"greedy": 1.0}, 0, 3, 1, 1), rows)
-
-
-CELLS = made_up(150)
+CELLS = compositions_that_pay(150)
 
 
 def test_nothing_is_picked_twice_and_all_ways_begin_alike() -> None:
