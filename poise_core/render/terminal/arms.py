@@ -82,5 +82,5 @@ def describe_fit(fit: Fit, optimum: float, baseline: float | None, agreement: fl
         f"{fit.cells} cells with a score, {fit.failed} that failed. {falls}: main effects and pairs (share {fit.pair_share:g}, "
         f"penalty {fit.penalty:g}) of scores with standard deviation {fit.spread:.2f} points. Held-out R^2 {fit.r2:.2f}, rank "
         f"correlation {fit.rank_correlation:.2f}, error {fit.error:.2f} points. {noise} Its optimum is {optimum:.1f}{base}; "
-        f"{agreement:.0%} of the climbs from random starts ended there."
+        f"{agreement:.0%} of the climbs ended there."
     )
