@@ -581,7 +581,7 @@ def test_who_knows_the_optimum_has_no_regret(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_selector_that_sees_the_truth_is_better_than_one_that_sees_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     some = world(4.0)
     greedy = ReplayArm("greedy", selector="greedy", plateau=False)
-    blind = contest(some, 30).regrets(greedy, range(12))[:, -1]
+    blind = contest(some, 30).regrets(greedy, range(30))[:, -1]
 
     def best_in_truth(self: ReplayedSearch, table: object, stalled: bool, generation: int) -> list[int]:
         return [int(np.argmax([node.drawn.truth for node in self.nodes]))] * 2
@@ -592,7 +592,7 @@ def test_a_selector_that_sees_the_truth_is_better_than_one_that_sees_noise(monke
         "_note",
         lambda self, table: self.steps.append((self.tokens, max(n.drawn.truth for n in self.nodes))),
     )
-    assert contest(some, 30).regrets(greedy, range(12))[:, -1].mean() < blind.mean() - 1.0
+    assert contest(some, 30).regrets(greedy, range(30))[:, -1].mean() < blind.mean() - 1.0
 
 
 @pytest.mark.exhaustive
