@@ -72,9 +72,7 @@ class Forecast:
     spread: Array  # (F,)
     coefficients: Array  # (1 + F,) intercept first, percent points per unit of spread
     noise: SeedNoise  # variance of a forecast
-    explained: (
-        float  # share of the leave-one-out error of the mean that the regression saves; not above 0: it knows nothing
-    )
+    explained: float  # share of the leave-one-out error of the mean that it saves; 0 or less: it knows nothing
 
     @classmethod
     def learn(cls, dynamics: Mapping[str, Dynamics], overalls: Mapping[str, float]) -> Forecast | None:

@@ -51,6 +51,11 @@ class Promise:
 
     def predict(self, codes: Codes, numbers: Array) -> tuple[Array, Array]:
         """(m,) expected Overall of compositions, percent, and (m,) the standard deviation of what the trees say."""
-        columns = indicators(codes, numbers).astype(np.float32)
-        said = np.array([tree.predict(columns, check_input=False) for tree in self.forest.estimators_])
+        said = said_by_trees(self.forest, codes, numbers)
         return said.mean(axis=0), said.std(axis=0)
+
+
+def said_by_trees(forest: ExtraTreesRegressor, codes: Codes, numbers: Array) -> Array:
+    """(T, m) or (T, m, J) what every tree of a forest predicts for compositions, of one target or of J."""
+    columns = indicators(codes, numbers).astype(np.float32)  # as the trees hold them: they need no check then
+    return np.array([tree.predict(columns, check_input=False) for tree in forest.estimators_])

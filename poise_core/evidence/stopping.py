@@ -84,9 +84,7 @@ class Referee:
     rewards: SeedModel
     overalls: SeedModel
     population: Population | None
-    forecast: (
-        Forecast | None
-    )  # None: not asked for, too little is known yet, or it has to be found out whether it is right
+    forecast: Forecast | None  # None: not asked for, too little is known yet, or it has to be found out if it is right
     leader: str | None
 
     @classmethod

@@ -32,6 +32,7 @@ from scipy.special import expit
 
 from poise_core.archive.cells import CellRow, TableHead
 from poise_core.evidence.noise import Array, lowest_of_the_bulk, noise_of
+from poise_core.evidence.promise import said_by_trees
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.conflicts import conflicts
@@ -292,8 +293,7 @@ class Surrogate:
 
     def at(self, codes: Codes, numbers: Array) -> Array:
         """(n, J) every output of n compositions, on the fitted scale."""
-        columns = indicators(codes, numbers).astype(np.float32)
-        said = np.mean([tree.predict(columns, check_input=False) for tree in self.forest.estimators_], axis=0)
+        said = said_by_trees(self.forest, codes, numbers).mean(axis=0)
         return 0.5 * (self.effects.at(codes, numbers) + said.reshape(len(codes), -1))
 
     def predict(self, codes: Codes, numbers: Array) -> Array:
@@ -318,9 +318,9 @@ class FallRisk:
 
     def of(self, codes: Codes, numbers: Array) -> float:
         """The probability that a composition falls."""
-        return (
-            0.0 if self.effects is None else float(np.clip(self.effects.at(codes[None], numbers[None])[0, 0], 0.0, 1.0))
-        )
+        if self.effects is None:
+            return 0.0
+        return float(np.clip(self.effects.at(codes[None], numbers[None])[0, 0], 0.0, 1.0))
 
 
 # ---- how far it may be trusted
