@@ -9,16 +9,15 @@ those of as many drawn at random, and with those of picks by a regression on mai
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 from sklearn.linear_model import RidgeCV
 
 from poise_core.archive.cells import read_cells, together
-from poise_core.evidence.format import format_limits
+from poise_core.evidence.format import format_interval
+from poise_core.evidence.intervals import mean_interval
 from poise_core.evidence.noise import Array, winsorized
 from poise_core.evidence.promise import Promise
 from poise_core.experiments.surrogate import Cells
@@ -94,15 +93,9 @@ def table(cells: Cells, repetitions: int) -> str:
     lines = [f"| picked | best {BEST} of {TOTAL} | the best |", "|---|---|---|"]
     for name, way in WAYS.items():
         found = [best(cells, picks(cells, way, np.random.default_rng([0, number]))) for number in range(repetitions)]
-        shown = [_limits(np.array(column)) for column in zip(*found, strict=True)]
+        shown = [format_interval(mean_interval(column)) for column in zip(*found, strict=True)]
         lines.append(f"| {name} | {' | '.join(shown)} |")
     return "\n".join(lines)
-
-
-def _limits(values: Array) -> str:
-    """The mean with its 95 % limits by Student's t, over repetitions."""
-    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    return format_limits(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
 
 
 def main() -> None:

@@ -29,8 +29,7 @@ def predictions(known: Cells, others: Cells) -> tuple[Array, Mapping[str, Array]
         known: cells that are fitted to.
         others: cells to predict, of the same protocol and so with the same outputs.
     """
-    upright = known.subset(np.flatnonzero(known.fallen == 0)).standing()
-    surrogate = Surrogate.fit(upright)
+    surrogate = Surrogate.fit(known.upright())
     seen = set(known.compositions)
     kept = [
         row for row, one in enumerate(others.compositions) if one not in seen and others.overall[row] >= known.floor

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.special import stdtrit
 
 from poise_core.config.protocol import FrozenModel
-from poise_core.evidence.intervals import Interval
+from poise_core.evidence.intervals import Interval, mean_interval
 from poise_core.evidence.noise import SeedNoise
 from poise_core.trajectory import RUN_METRICS, Column, TrajectoryRows
 
@@ -104,13 +104,10 @@ def paired_run_delta(
     count = len(differences)
     if count == 0:
         return None
+    if noise is None:
+        return mean_interval(differences, level)
     estimate = float(np.mean(differences))
-    if noise is not None:
-        half = float(stdtrit(noise.freedom, 0.5 + level / 2)) * math.sqrt(noise.variance / count)
-        return Interval(estimate, estimate - half, estimate + half, count)
-    if count == 1:
-        return Interval(estimate, -math.inf, math.inf, 1)
-    half = float(stdtrit(count - 1, 0.5 + level / 2)) * float(np.std(differences, ddof=1)) / math.sqrt(count)
+    half = float(stdtrit(noise.freedom, 0.5 + level / 2)) * math.sqrt(noise.variance / count)
     return Interval(estimate, estimate - half, estimate + half, count)
 
 

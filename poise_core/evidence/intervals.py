@@ -80,6 +80,20 @@ class Interval:
         }
 
 
+def mean_interval(values: Sequence[float] | Array, level: float = 0.95) -> Interval:
+    """The mean of independent values with its limits by Student's t; one value leaves them open.
+
+    Args:
+        values: at least one, such as one per seed.
+        level: confidence level in (0, 1).
+    """
+    count, mean = len(values), float(np.mean(values))
+    if count < 2:
+        return Interval(mean, -math.inf, math.inf, count)
+    half = float(stdtrit(count - 1, 0.5 + level / 2)) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half, count)
+
+
 def overall_interval(
     evals: Sequence[SeedEvaluation], protocol: Protocol, level: float = 0.95, noise: SeedNoise | None = None
 ) -> Interval:

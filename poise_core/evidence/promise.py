@@ -37,15 +37,15 @@ class Promise:
         """Fit to scored candidates; None where they are fewer than ``FEWEST`` or all score the same. Equal input, equal forest.
 
         Args:
-            codes: (n, S) of ``poise_core.mechanisms.features.encode``.
+            codes: (n, S) of ``poise_core.mechanisms.features.encode_all``.
             numbers: (n, P) of the same.
             overall: (n,) mean Overall, percent.
             seeds: (n,) behind each, by which they are weighed.
         """
-        from sklearn.ensemble import ExtraTreesRegressor
-
         if len(overall) < FEWEST or not np.ptp(overall) > 0.0:
             return None
+        from sklearn.ensemble import ExtraTreesRegressor
+
         forest = ExtraTreesRegressor(TREES, min_samples_leaf=LEAF, max_features=COLUMNS, random_state=0)
         return cls(forest.fit(indicators(codes, numbers), winsorized(overall), sample_weight=seeds))
 

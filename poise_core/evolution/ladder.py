@@ -144,10 +144,7 @@ class Ladder:
         """The referee, learned from every measurement of candidates of earlier generations."""
         with self._lock:
             if generation not in self._referees:
-                rows = sorted(
-                    self.archive.rows("candidates", arm=EVOLUTION_ARM),
-                    key=lambda row: (row["generation"], row["candidate_id"]),
-                )
+                rows = sorted(self.archive.rows("candidates", arm=EVOLUTION_ARM), key=lambda row: row["generation"])
                 known = [row["candidate_id"] for row in rows if row["generation"] < generation]
                 roots = [row["candidate_id"] for row in rows if not row["generation"]]
                 found = self.archive.evaluations(protocol=self.protocol.digest)

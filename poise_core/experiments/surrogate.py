@@ -36,7 +36,7 @@ from poise_core.evidence.promise import said_by_trees
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.conflicts import conflicts
-from poise_core.mechanisms.features import Codes, encode_all, indicators, kinship
+from poise_core.mechanisms.features import Codes, encode_all, indicators, kinship, one_hot
 from poise_core.mechanisms.model import Parameter
 
 if TYPE_CHECKING:
@@ -152,6 +152,10 @@ class Cells:
         values, seeds = np.array([own.mean(axis=0) for own in kept]), np.array([float(len(own)) for own in kept])
         return replace(self, values=values, seeds=seeds)
 
+    def upright(self) -> Cells:
+        """Those of the cells that did not fall, as ``standing`` has them: what a surrogate is fitted to."""
+        return self.subset(np.flatnonzero(self.fallen == 0)).standing()
+
     def subset(self, rows: Codes) -> Cells:
         """Some of the cells."""
         return Cells(
@@ -216,22 +220,18 @@ class Effects:
         slots = len(SLOTS)
         centre = np.average(targets, axis=0, weights=cells.seeds)
         alpha = np.linalg.solve(_kernel(cells, cells, pair_share) + _penalties(cells, penalty), targets - centre)
-        hot = _hot(cells.codes)
+        hot = one_hot(cells.codes)
         main = (1.0 - pair_share) / slots * hot.T @ alpha
         pairs = 2.0 * pair_share / (slots * (slots - 1)) * np.einsum("nl,nk,nj->lkj", hot, hot, alpha, optimize=True)
         return cls(centre, main, pairs, (1.0 - pair_share) / slots * cells.numbers.T @ alpha)
 
     def at(self, codes: Codes, numbers: Array) -> Array:
         """(n, J) what is predicted for n compositions."""
-        hot = _hot(codes)
+        hot = one_hot(codes)
         both = np.stack([((hot @ self.pairs[:, :, j]) * hot).sum(axis=1) for j in range(self.pairs.shape[2])], axis=1)
         twice = np.einsum("nl,llj->nj", hot, self.pairs)  # a level with itself is no pair
         found: Array = self.centre + hot @ self.main + 0.5 * (both - twice) + numbers @ self.slopes
         return found
-
-
-def _hot(codes: Codes) -> Array:
-    return indicators(codes, np.empty((len(codes), 0)))
 
 
 def _kernel(one: Cells, other: Cells, pair_share: float) -> Array:
@@ -316,11 +316,12 @@ class FallRisk:
         settings = _best_settings(lambda *one: (target - np.clip(_left_out(cells, target, *one), 0.0, 1.0))[:, 0])
         return cls(Effects.fit(cells, target, *settings))
 
-    def of(self, codes: Codes, numbers: Array) -> float:
-        """The probability that a composition falls."""
+    def of(self, codes: Codes, numbers: Array) -> Array:
+        """(n,) the probabilities that n compositions fall."""
         if self.effects is None:
-            return 0.0
-        return float(np.clip(self.effects.at(codes[None], numbers[None])[0, 0], 0.0, 1.0))
+            return np.zeros(len(codes))
+        found: Array = np.clip(self.effects.at(codes, numbers)[:, 0], 0.0, 1.0)
+        return found
 
 
 # ---- how far it may be trusted
@@ -366,8 +367,7 @@ def held_out_risks(cells: Cells) -> Array:
     """(n,) the same of the probability to fall."""
     predicted = np.empty(len(cells.codes))
     for rest, part in folds_of(len(cells.codes)):
-        risk = FallRisk.fit(cells.subset(rest))
-        predicted[part] = [risk.of(cells.codes[row], cells.numbers[row]) for row in part]
+        predicted[part] = FallRisk.fit(cells.subset(rest)).of(cells.codes[part], cells.numbers[part])
     return predicted
 
 

@@ -71,7 +71,7 @@ class World:
             rough: share of the unexplained spread between compositions that Overall has in the replays, in standard deviations; 0
                 makes the surrogate the whole truth of what does not fall. Dynamics of the proxy always have all of theirs.
         """
-        upright = cells.subset(np.flatnonzero(cells.fallen == 0)).standing()
+        upright = cells.upright()
         surrogate, noise = Surrogate.fit(upright), SeedNoiseModel.learn(upright)
         # held out, as predictions of new compositions are, and not drawn to what the cell itself scored
         predicted = held_out(upright)
@@ -124,7 +124,7 @@ class World:
         weights = self.cells.weights
         codes, numbers = encode_all([composition])
         luck, failed = rng.random(), bool(rng.random() < self.failure_share)
-        if self.low is not None and self._recorded.get(composition.key, luck < self.risk.of(codes[0], numbers[0])):
+        if self.low is not None and self._recorded.get(composition.key, luck < self.risk.of(codes, numbers)[0]):
             fallen, noise = self.low
             donor = int(rng.integers(len(fallen.codes)))
             expected = fallen.values[donor]

@@ -34,18 +34,13 @@ _COLUMNS: list[list[tuple[int, Parameter]]] = [
 ]
 
 
-def encode(composition: Composition) -> tuple[Codes, Array]:
-    """(S,) one level per slot, numbered through all slots; (P,) the place of every number within its span, -1 to 1.
+def encode_all(compositions: Sequence[Composition]) -> tuple[Codes, Array]:
+    """Of at least one composition, (n, S) one level per slot, numbered through all slots; (n, P) the place of every number within
+    its span, -1 to 1.
 
-    Places are on a log scale, as variation moves numbers. A number that the composition does not have is 0, as one in the middle of
+    Places are on a log scale, as variation moves numbers. A number that a composition does not have is 0, as one in the middle of
     its span; what lies beyond the span is cut at 1.5.
     """
-    codes, numbers = encode_all([composition])
-    return codes[0], numbers[0]
-
-
-def encode_all(compositions: Sequence[Composition]) -> tuple[Codes, Array]:
-    """(n, S) and (n, P) of ``encode``, for at least one composition."""
     codes = [[LEVEL[chosen] for chosen in one.choices.items()] for one in compositions]
     numbers = np.zeros((len(codes), len(NUMBERS)))
     for row, (composition, levels) in enumerate(zip(compositions, codes, strict=True)):
@@ -56,11 +51,16 @@ def encode_all(compositions: Sequence[Composition]) -> tuple[Codes, Array]:
     return np.array(codes, np.int64), numbers
 
 
-def indicators(codes: Codes, numbers: Array) -> Array:
-    """(n, L + P) of ``encode``: 1 for the level of every slot, 0 for the others, then the numbers."""
+def one_hot(codes: Codes) -> Array:
+    """(n, L) of the levels of ``encode_all``: 1 for that of every slot, 0 for the others."""
     hot = np.zeros((len(codes), LEVELS))
     np.put_along_axis(hot, codes, 1.0, axis=1)
-    return np.hstack([hot, numbers])
+    return hot
+
+
+def indicators(codes: Codes, numbers: Array) -> Array:
+    """(n, L + P) ``one_hot``, then the numbers: what a regression on main effects or a tree reads."""
+    return np.hstack([one_hot(codes), numbers])
 
 
 def place(spec: Parameter, value: float) -> float:
@@ -78,8 +78,8 @@ def kinship(codes: Codes, numbers: Array, others: Codes, other_numbers: Array, p
         k = (1 - p) (m + agreement of numbers) / S + p m (m - 1) / (S (S - 1))
 
     Args:
-        codes: (n, S) of ``encode``.
-        numbers: (n, P) of ``encode``.
+        codes: (n, S) of ``encode_all``.
+        numbers: (n, P) of ``encode_all``.
         others: (m, S).
         other_numbers: (m, P).
         pair_share: p, 0 to 1.

@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
 from scipy.stats import ttest_ind
 
-from poise_core.evidence.intervals import Interval
+from poise_core.evidence.intervals import Interval, mean_interval
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.history import History, tokens_of_generations
 from poise_core.search.nodes import leaders
@@ -159,7 +158,7 @@ def compare_picks(picks: Sequence[Pick], level: float = 0.95) -> list[ArmPicks]:
     for arm in known:
         delta = gap = None
         if arm in whole:
-            delta = _interval(whole[arm], level)
+            delta = mean_interval(whole[arm], level)
             gap = _welch(whole[arm], whole[REFERENCE], level) if arm != REFERENCE and REFERENCE in whole else None
         rows.append(ArmPicks(arm, tuple(one for one in picks if one.arm == arm), delta, gap))
     return rows
@@ -186,7 +185,7 @@ def _welch(mine: Array, theirs: Array, level: float) -> Interval:
         return Interval(estimate, -math.inf, math.inf, count)
     if not (mine.std() or theirs.std()):  # as where every search names the baseline
         return Interval(estimate, estimate, estimate, count)
-    limits = ttest_ind(mine, theirs, equal_var=False).confidence_interval(level)
+    limits = ttest_ind(mine, theirs, equal_var=False).confidencemean_interval(level)
     return Interval(estimate, float(limits.low), float(limits.high), count)
 
 
@@ -208,16 +207,10 @@ def compare_arms(runs: Mapping[str, Sequence[Sequence[Step]]], level: float = 0.
     for arm, seeds in runs.items():
         values = np.array([[pick_at(steps, budget).best for budget in grid] for steps in seeds if steps])
         if len(values):
-            curves.append(ArmCurve(arm, tuple(grid.tolist()), tuple(_interval(column, level) for column in values.T)))
+            curves.append(
+                ArmCurve(arm, tuple(grid.tolist()), tuple(mean_interval(column, level) for column in values.T))
+            )
     return curves
-
-
-def _interval(values: Any, level: float) -> Interval:
-    count, mean = len(values), float(values.mean())
-    if count < 2:
-        return Interval(mean, -math.inf, math.inf, count)
-    half = float(stdtrit(count - 1, 0.5 + level / 2)) * float(values.std(ddof=1)) / math.sqrt(count)
-    return Interval(mean, mean - half, mean + half, count)
 
 
 # ---- arms replayed on a table
@@ -270,11 +263,11 @@ def compare_replays(
         own, theirs = regrets[arm], regrets.get(other)
         if theirs is None or arm == other or len(own) != len(theirs):
             return None
-        return _interval(own[:, -1] - theirs[:, -1], level)
+        return mean_interval(own[:, -1] - theirs[:, -1], level)
 
     rows = []
     for arm, own in regrets.items():
-        curve = tuple(_interval(column, level) for column in own.T)
+        curve = tuple(mean_interval(column, level) for column in own.T)
         gap, ratio = paired(arm, REFERENCE), None
         if gap is not None:
             base = regrets[REFERENCE]

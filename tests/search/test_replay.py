@@ -51,7 +51,7 @@ from poise_core.experiments.world import World
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.conflicts import conflicts
-from poise_core.mechanisms.features import encode, encode_all, indicators
+from poise_core.mechanisms.features import encode_all, indicators
 from poise_core.mechanisms.operators import random_composition
 from poise_core.render.markdown import replays_section
 from poise_core.run_directory import RunDirectory, RunDirectoryError
@@ -442,7 +442,7 @@ def test_which_compositions_fall_is_a_part_of_its_own_that_hides_no_difference_b
     falls = np.array([one.choices["entropy"] == "bonus" for one in drawn])
     assert (found[falls] < 50.0).mean() > 0.6
     assert (found[~falls] < 50.0).mean() < 0.1
-    risks = np.array([some.risk.of(*encode(one)) for one in drawn])
+    risks = some.risk.of(*encode_all(drawn))
     assert (found < 50.0).mean() == pytest.approx(risks.mean(), abs=0.06), "as often as they are told to"
 
 
@@ -461,7 +461,7 @@ def test_scores_alike_do_not_fall() -> None:
     rows[-1] = replace(rows[-1], overall=10.0, benchmarks={"greedy": 10.0, "pass": 10.0})
     cells = Cells.of(head(), rows)
     assert not cells.fallen.any()
-    assert surrogates.FallRisk.fit(cells).of(cells.codes[0], cells.numbers[0]) == 0.0
+    assert surrogates.FallRisk.fit(cells).of(cells.codes[:1], cells.numbers[:1]) == [0.0]
 
 
 @pytest.mark.slow
