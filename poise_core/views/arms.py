@@ -185,7 +185,7 @@ def _welch(mine: Array, theirs: Array, level: float) -> Interval:
         return Interval(estimate, -math.inf, math.inf, count)
     if not (mine.std() or theirs.std()):  # as where every search names the baseline
         return Interval(estimate, estimate, estimate, count)
-    limits = ttest_ind(mine, theirs, equal_var=False).confidencemean_interval(level)
+    limits = ttest_ind(mine, theirs, equal_var=False).confidence_interval(level)
     return Interval(estimate, float(limits.low), float(limits.high), count)
 
 
