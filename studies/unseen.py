@@ -19,7 +19,6 @@ from scipy import stats
 from poise_core.archive.cells import read_cells
 from poise_core.evidence.noise import Array
 from poise_core.experiments.surrogate import Cells, Surrogate, from_line
-from poise_core.mechanisms.features import indicators
 
 
 def predictions(known: Cells, others: Cells) -> tuple[Array, Mapping[str, Array]]:
@@ -37,7 +36,7 @@ def predictions(known: Cells, others: Cells) -> tuple[Array, Mapping[str, Array]
     codes, numbers = others.codes[kept], others.numbers[kept]
     lines = {
         "pairs": surrogate.effects.at(codes, numbers),
-        "trees": surrogate.forest.predict(indicators(codes, numbers)),
+        "trees": surrogate.forest.predict(codes, numbers).reshape(len(codes), -1),
         "their mean (in use)": surrogate.at(codes, numbers),
     }
     said = {name: from_line(line, known.weights) @ known.weights for name, line in lines.items()}

@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,16 +31,13 @@ from scipy import stats
 from scipy.special import expit
 
 from poise_core.archive.cells import CellRow, TableHead
+from poise_core.evidence.forest import Forest
 from poise_core.evidence.noise import Array, lowest_of_the_bulk, noise_of
-from poise_core.evidence.promise import said_by_trees
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import Composition
 from poise_core.mechanisms.conflicts import conflicts
-from poise_core.mechanisms.features import Codes, encode_all, indicators, kinship, one_hot
+from poise_core.mechanisms.features import Codes, encode_all, kinship, one_hot
 from poise_core.mechanisms.model import Parameter
-
-if TYPE_CHECKING:
-    from sklearn.ensemble import ExtraTreesRegressor
 
 PAIR_SHARES = (0.0, 0.2, 0.4, 0.6, 0.8)
 PENALTIES = (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -269,7 +266,7 @@ class Surrogate:
     pair_share: float
     penalty: float
     effects: Effects  # on the fitted scale, as the next
-    forest: ExtraTreesRegressor
+    forest: Forest
 
     @classmethod
     def fit(cls, cells: Cells) -> Surrogate:
@@ -285,16 +282,13 @@ class Surrogate:
     @classmethod
     def with_settings(cls, cells: Cells, pair_share: float, penalty: float) -> Surrogate:
         """With a given share of pairs and a given penalty."""
-        from sklearn.ensemble import ExtraTreesRegressor
-
-        forest = ExtraTreesRegressor(TREES, max_features=0.5, random_state=0)
-        forest.fit(indicators(cells.codes, cells.numbers), cells.line, sample_weight=cells.seeds)
+        forest = Forest.grow(cells.codes, cells.numbers, cells.line, cells.seeds, TREES)
         return cls(cells, pair_share, penalty, Effects.fit(cells, cells.line, pair_share, penalty), forest)
 
     def at(self, codes: Codes, numbers: Array) -> Array:
         """(n, J) every output of n compositions, on the fitted scale."""
-        said = said_by_trees(self.forest, codes, numbers).mean(axis=0)
-        return 0.5 * (self.effects.at(codes, numbers) + said.reshape(len(codes), -1))
+        by_trees = self.forest.predict(codes, numbers).reshape(len(codes), -1)
+        return 0.5 * (self.effects.at(codes, numbers) + by_trees)
 
     def predict(self, codes: Codes, numbers: Array) -> Array:
         """(n, J) every output of n compositions; benchmarks in percent."""

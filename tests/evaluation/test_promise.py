@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from sklearn.ensemble import ExtraTreesRegressor
 
+from poise_core.evidence.forest import COLUMNS
 from poise_core.evidence.noise import winsorized
-from poise_core.evidence.promise import COLUMNS, FEWEST, LEAF, TREES, Promise
+from poise_core.evidence.promise import FEWEST, LEAF, TREES, Promise
 from poise_core.mechanisms.catalogue import SLOTS
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.features import LEVELS, NUMBERS, encode_all, indicators, kinship

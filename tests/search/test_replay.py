@@ -51,7 +51,7 @@ from poise_core.experiments.world import World
 from poise_core.failures import CandidateFailure, FailureKind, InfrastructureError
 from poise_core.mechanisms.composition import GRPO, Composition, compose
 from poise_core.mechanisms.conflicts import conflicts
-from poise_core.mechanisms.features import encode_all, indicators
+from poise_core.mechanisms.features import encode_all
 from poise_core.mechanisms.operators import random_composition
 from poise_core.render.markdown import replays_section
 from poise_core.run_directory import RunDirectory, RunDirectoryError
@@ -356,8 +356,7 @@ def test_a_prediction_is_the_mean_of_the_regression_and_of_the_trees() -> None:
     by_pairs = fitted.effects.at(cells.codes, cells.numbers)
     assert fitted.at(cells.codes, cells.numbers) == pytest.approx(0.5 * (by_pairs + cells.line), abs=1e-9)
     new = encode_all([random_composition(random.Random(number)) for number in range(20)])
-    by_trees = fitted.forest.predict(indicators(*new))
-    assert fitted.at(*new) == pytest.approx(0.5 * (fitted.effects.at(*new) + by_trees))
+    assert fitted.at(*new) == pytest.approx(0.5 * (fitted.effects.at(*new) + fitted.forest.predict(*new)))
     assert fitted.predict(*new) == pytest.approx(surrogates.from_line(fitted.at(*new), cells.weights))
     alone = [fitted.at(codes[None], numbers[None])[0] for codes, numbers in zip(*new, strict=True)]
     assert fitted.at(*new) == pytest.approx(np.array(alone)), "one at a time is the same"
