@@ -6,14 +6,12 @@ import random
 
 import numpy as np
 import pytest
-from sklearn.ensemble import ExtraTreesRegressor
 
-from poise_core.evidence.forest import COLUMNS
+from poise_core.evidence.forest import Forest
 from poise_core.evidence.noise import winsorized
 from poise_core.evidence.promise import FEWEST, LEAF, TREES, Promise
-from poise_core.mechanisms.catalogue import SLOTS
-from poise_core.mechanisms.composition import GRPO, Composition, compose
-from poise_core.mechanisms.features import LEVELS, NUMBERS, encode_all, indicators, kinship
+from poise_core.mechanisms.composition import Composition
+from poise_core.mechanisms.features import encode_all
 from poise_core.mechanisms.operators import random_composition
 
 
@@ -30,22 +28,6 @@ def pays(composition: Composition) -> float:
     )
 
 
-def test_kinship_by_hand() -> None:
-    """Of S slots, one differs: (1 - p) (S - 1) / S + p (S - 1) (S - 2) / (S (S - 1)), and equal numbers agree by their squares."""
-    other = compose(GRPO, kl="none")
-    codes, numbers = encode_all([GRPO, other])
-    slots = codes.shape[1]
-    kept = float(numbers[0] @ numbers[1])
-    for pairs in (0.0, 0.3, 1.0):
-        found = kinship(codes, numbers, codes, numbers, pairs)
-        agree = slots - 1
-        by_hand = (1 - pairs) * (agree + kept) / slots + pairs * agree * (agree - 1) / (slots * (slots - 1))
-        assert found[0, 1] == pytest.approx(by_hand, rel=1e-12)
-        assert found[0, 0] == pytest.approx(
-            (1 - pairs) * (slots + float(numbers[0] @ numbers[0])) / slots + pairs, rel=1e-12
-        )
-
-
 def test_predictions_are_mean_and_deviation_of_what_every_tree_says() -> None:
     """Scores are raised and weighed by seeds first: a candidate with six counts like six candidates."""
     rng = np.random.default_rng(0)
@@ -55,16 +37,11 @@ def test_predictions_are_mean_and_deviation_of_what_every_tree_says() -> None:
     seeds = rng.integers(1, 7, 30).astype(float)
     promise = Promise.learn(*encode_all(some), overall, seeds)
     assert promise is not None
-    columns = indicators(*encode_all(some))
-    assert (columns.shape, columns[:, :LEVELS].sum()) == ((30, LEVELS + len(NUMBERS)), 30 * len(SLOTS))
-    assert np.array_equal(columns[:, LEVELS:], encode_all(some)[1])
-    forest = ExtraTreesRegressor(TREES, min_samples_leaf=LEAF, max_features=COLUMNS, random_state=0)
-    forest.fit(columns, winsorized(overall), sample_weight=seeds)
+    forest = Forest.grow(*encode_all(some), winsorized(overall), seeds, TREES, LEAF)
     mean, deviation = promise.predict(*encode_all(others))
-    asked = indicators(*encode_all(others))
-    assert mean == pytest.approx(forest.predict(asked), rel=1e-12)
-    said = [[tree.predict(row[None])[0] for tree in forest.estimators_] for row in asked]
-    assert deviation == pytest.approx(np.std(said, axis=1), rel=1e-9)
+    said = forest.said(*encode_all(others))
+    assert mean == pytest.approx(said.mean(axis=0), rel=1e-12)
+    assert deviation == pytest.approx([np.std(said[:, one]) for one in range(5)], rel=1e-12)
     again = Promise.learn(*encode_all(some), overall, seeds)
     assert again is not None
     assert np.array_equal(again.predict(*encode_all(others)), (mean, deviation))
