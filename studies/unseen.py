@@ -36,7 +36,7 @@ def predictions(known: Cells, others: Cells) -> tuple[Array, Mapping[str, Array]
     codes, numbers = others.codes[kept], others.numbers[kept]
     lines = {
         "pairs": surrogate.effects.at(codes, numbers),
-        "trees": surrogate.forest.predict(codes, numbers).reshape(len(codes), -1),
+        "trees": surrogate.forest.predict(codes, numbers),
         "their mean (in use)": surrogate.at(codes, numbers),
     }
     said = {name: from_line(line, known.weights) @ known.weights for name, line in lines.items()}

@@ -51,11 +51,12 @@ class Forest:
         return cls(tuple(grown))
 
     def said(self, codes: Codes, numbers: Array) -> Array:
-        """(T, m) or (T, m, J) what every tree predicts for m compositions."""
+        """(T, m, J) what every tree predicts for m compositions, J = 1 where it was fitted to one output."""
         columns = indicators(codes, numbers).astype(np.float32)
-        return np.array([tree.tree_.predict(columns) for tree in self.trees])[..., 0]
+        said = np.array([tree.tree_.predict(columns) for tree in self.trees])
+        return said.reshape(len(self.trees), len(columns), self.trees[0].n_outputs_)
 
     def predict(self, codes: Codes, numbers: Array) -> Array:
-        """(m,) or (m, J) the mean of what the trees predict."""
+        """(m, J) the mean of what the trees predict."""
         mean: Array = self.said(codes, numbers).mean(axis=0)
         return mean

@@ -45,5 +45,5 @@ class Promise:
 
     def predict(self, codes: Codes, numbers: Array) -> tuple[Array, Array]:
         """(m,) expected Overall of compositions, percent, and (m,) the standard deviation of what the trees say."""
-        said = self.forest.said(codes, numbers)
+        said = self.forest.said(codes, numbers)[..., 0]
         return said.mean(axis=0), said.std(axis=0)

@@ -287,7 +287,7 @@ class Surrogate:
 
     def at(self, codes: Codes, numbers: Array) -> Array:
         """(n, J) every output of n compositions, on the fitted scale."""
-        by_trees = self.forest.predict(codes, numbers).reshape(len(codes), -1)
+        by_trees = self.forest.predict(codes, numbers)
         return 0.5 * (self.effects.at(codes, numbers) + by_trees)
 
     def predict(self, codes: Codes, numbers: Array) -> Array:

@@ -22,7 +22,8 @@ def test_every_tree_is_that_of_scikit_learn(outputs: tuple[int, ...], leaf: int)
     theirs = ExtraTreesRegressor(20, min_samples_leaf=leaf, max_features=COLUMNS, random_state=0)
     theirs.fit(indicators(*some), target.squeeze(), sample_weight=weights)
     own = Forest.grow(*some, target, weights, 20, leaf)
-    said = np.array([tree.predict(indicators(*others)) for tree in theirs.estimators_])
+    said = np.array([tree.predict(indicators(*others)) for tree in theirs.estimators_]).reshape(20, 15, -1)
     assert np.array_equal(own.said(*others), said), "to the last digit"
     assert np.array_equal(own.predict(*others), said.mean(axis=0))
+    assert own.said(*(part[:0] for part in others)).shape == (20, 0, said.shape[2]), "none asked, none told"
     assert len({one.tobytes() for one in said}) == 20, "no two are alike"
