@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from laboratory import Killed, Laboratory, make_preset
+from rich.console import Console
 from typer.testing import CliRunner
 
 from poise_core.archive import Archive, ArchiveError
@@ -54,6 +55,7 @@ from poise_core.mechanisms.conflicts import conflicts
 from poise_core.mechanisms.features import encode_all
 from poise_core.mechanisms.operators import random_composition
 from poise_core.render.markdown import replays_section
+from poise_core.render.terminal.arms import render_replays
 from poise_core.run_directory import RunDirectory, RunDirectoryError
 from poise_core.search.references import reference_set
 from poise_core.views.arms import compare_replays
@@ -783,6 +785,11 @@ def test_tokens_to_the_same_regret_by_hand() -> None:
     page = replays_section("Fit.", parts)
     assert "| no part | 4.63 [" in page
     assert page.rstrip().endswith("+0.50 [+0.50, +0.50] |")
+    names, console = list(arms_of(load_preset("laptop-64"))), Console(width=80)
+    with console.capture() as printed:
+        console.print(render_replays(compare_replays(dict.fromkeys(names, arm_curve + noisy + 10.0), tokens)))
+    words = {word for name in names for word in name.split()}
+    assert words <= set(printed.get().split()), "80 columns leave room for every word of an arm's name"
 
 
 # ---- selectors of users, and the command

@@ -55,7 +55,7 @@ def render_replays(arms: Sequence[ReplayedArm], level: float = 0.95) -> Table:
     table = plain_table(f"Regret after {format_tokens(arms[0].tokens[-1])} tokens, {arms[0].final.seeds} replays each")
     table.add_column("arm")
     for title in REPLAY_HEAD[:3]:
-        table.add_column(f"{title} [{level:.0%}]", no_wrap=True)
+        table.add_column(f"{title}\n[{level:.0%}]", no_wrap=True)
     for one in arms:
         table.add_row(one.arm, *replay_cells(one)[:3])
     table.caption = "Last column: to the lowest mean regret that both reach; above 1 the arm needs fewer tokens."
