@@ -8,7 +8,7 @@ all that a replay of searches needs, so it can lie beside a page or be sent to s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Final
@@ -92,6 +92,16 @@ def write_cells(path: Path, head: TableHead, rows: Sequence[CellRow]) -> None:
     write_atomically(path, bytes(to_parquet(data)))
 
 
+def once_each(rows: Iterable[CellRow]) -> list[CellRow]:
+    """Of one cell: of several rows of a seed the first; a failure stands alone, as in a run."""
+    seeds: dict[int | None, CellRow] = {}
+    for row in rows:
+        if row.failure:
+            return [row]
+        seeds.setdefault(row.seed, row)
+    return list(seeds.values())
+
+
 def together(tables: Mapping[str, tuple[TableHead, Sequence[CellRow]]]) -> tuple[TableHead, list[CellRow]]:
     """Several tables of one protocol as one: a composition is one cell, whichever tables have it, with every seed once.
 
@@ -106,7 +116,7 @@ def together(tables: Mapping[str, tuple[TableHead, Sequence[CellRow]]]) -> tuple
     """
     first, (head, own) = next(iter(tables.items()))
     numbers: dict[str, int] = {}
-    rows: dict[int, dict[int | None, CellRow]] = {}
+    rows: dict[int, list[CellRow]] = {}
     baseline, following = head.baseline, 1 + max((row.cell for row in own), default=-1)
     for name, (other, found) in tables.items():
         for what in ("protocol", "weights", "proxy_steps", "proxy_window"):
@@ -119,9 +129,8 @@ def together(tables: Mapping[str, tuple[TableHead, Sequence[CellRow]]]) -> tuple
                 following += name != first
             number = numbers[key]
             baseline = number if baseline < 0 and row.cell == other.baseline else baseline
-            rows.setdefault(number, {}).setdefault(row.seed, replace(row, cell=number))
-    whole = [[row for row in cell.values() if row.failure][:1] or list(cell.values()) for cell in rows.values()]
-    return replace(head, baseline=baseline), [row for cell in whole for row in cell]
+            rows.setdefault(number, []).append(replace(row, cell=number))
+    return replace(head, baseline=baseline), [row for cell in rows.values() for row in once_each(cell)]
 
 
 def read_cells(path: Path) -> tuple[TableHead, list[CellRow]]:

@@ -25,6 +25,7 @@ from poise_core.environments.base import Outcome, Problem, Split, split_of
 from poise_core.files import json_lines, write_atomically
 from poise_core.grading import GradingPool, Row, Verdict
 from poise_core.grading.graders import load_callable, wrapped_gold
+from poise_core.surroundings import cache_folder
 
 CACHE = "POISE_CACHE"
 """Variable with the folder for prepared problems; by default ``~/.cache/poise``."""
@@ -243,7 +244,7 @@ def _text(value: Any) -> str:
 
 def cache() -> Path:
     """Return the folder for prepared problems."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "poise")
+    return Path(os.environ.get(CACHE) or cache_folder())
 
 
 def prepared(source: SourceSpec) -> SourceSpec:

@@ -24,7 +24,7 @@ from typing import Any
 from poise_core.agents.catalogue.compositions import known_composition, read_composition
 from poise_core.algorithms import display_name
 from poise_core.archive import UNTRAINED_ARM, ArchiveError
-from poise_core.archive.cells import CellRow, TableHead, read_cells
+from poise_core.archive.cells import CellRow, TableHead, once_each, read_cells
 from poise_core.candidate.identity import same_program
 from poise_core.config import LadderSpec, Preset
 from poise_core.evaluation.problems import ProblemSecret
@@ -275,11 +275,7 @@ def joined(
     head, rows = table
     here, whole = _by_cell(rows), list[CellRow]()
     for number in sorted(here.keys() | earlier.keys()):
-        both = [*here.get(number, ()), *earlier.get(number, ())]
-        if failed := [row for row in both if row.failure]:
-            whole.append(failed[0])
-        else:
-            whole += {row.seed: row for row in reversed(both)}.values()
+        whole += once_each([*here.get(number, ()), *earlier.get(number, ())])
     return replace(head, baseline=0 if 0 in earlier else head.baseline), whole
 
 

@@ -19,7 +19,7 @@ from poise_core.config import PresetError, load_preset, read_preset, shipped_pre
 from poise_core.config.problems import SourceSpec, row_filter
 from poise_core.environments import Problem, benchmark_environment, get_environment
 from poise_core.environments.prompts import training_problems
-from poise_core.environments.sources import CACHE, HALVES, SAME, SourceEnvironment, prepared, read_rows
+from poise_core.environments.sources import CACHE, HALVES, SAME, SourceEnvironment, cache, prepared, read_rows
 from poise_core.environments.validate import overlaps
 from poise_core.policies.prompt import TEMPLATES, PromptSpec
 from studies.simulation import FIRST_TESTBED
@@ -34,6 +34,15 @@ EXAMPLE = "examples/03_your_own_prompts/jsonl.yaml"
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     monkeypatch.chdir(ROOT)
+
+
+def test_prepared_problems_lie_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert cache() == tmp_path / "cache", "the folder that was named for them comes first"
+    monkeypatch.delenv(CACHE)
+    assert cache() == tmp_path / "elsewhere" / "poise"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache() == Path.home() / ".cache" / "poise"
 
 
 def rows_of(count: int = 40, **more: Any) -> list[dict[str, Any]]:

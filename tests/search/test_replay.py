@@ -24,7 +24,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from poise_core.archive import Archive, ArchiveError
-from poise_core.archive.cells import CellRow, TableHead, read_cells, together, write_cells
+from poise_core.archive.cells import CellRow, TableHead, once_each, read_cells, together, write_cells
 from poise_core.cli import app
 from poise_core.config import Preset, load_preset
 from poise_core.evaluation.results import SeedEvaluation
@@ -154,6 +154,17 @@ def test_tables_of_one_protocol_are_one() -> None:
 
 
 @pytest.mark.slow
+def test_a_cell_has_every_seed_once() -> None:
+    zero, one, again = (
+        replace(made_up_rows(1, 0.0)[0], seed=seed, overall=70.0 + n) for n, seed in enumerate((0, 1, 0))
+    )
+    assert once_each([zero, one, again]) == [zero, one], "the first of a seed counts, in its place"
+    assert once_each([again, one, zero]) == [again, one]
+    failed = replace(zero, seed=None, overall=None, failure="nan_loss")
+    assert once_each([zero, failed, one]) == [failed]
+    assert once_each([]) == []
+
+
 def test_the_published_run_is_a_table_whose_overalls_are_those_of_its_benchmarks() -> None:
     found, rows = table_of_run(RunDirectory.read(ROOT / "docs" / "results" / "laptop-64"))
     assert len({row.cell for row in rows}) == 46
