@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from poise_core.archive.cells import read_cells, together
 from poise_core.config import load_preset
 from poise_core.evidence.noise import Array
 from poise_core.evidence.run_evidence import RunEvidence
 from poise_core.evolution.history import History
-from poise_core.experiments.contest import Contest, arms_of
-from poise_core.experiments.replay import DYNAMICS, ReplayArm, ReplayedSearch
+from poise_core.experiments.contest import Contest, arms_on
+from poise_core.experiments.replay import ReplayedSearch
 from poise_core.experiments.surrogate import Cells
 from poise_core.experiments.world import World
 from poise_core.render.markdown import table
@@ -35,7 +34,7 @@ Child = tuple[int, bool, float]
 
 def of_run(evidence: RunEvidence) -> list[Child]:
     """The children of a run."""
-    nodes = History(evidence.archive, evidence.protocol).nodes(10**9)
+    nodes = History(evidence.archive, evidence.protocol).nodes()
     roots = {node.candidate_id for node in nodes if not node.parent_ids}
     return [
         (node.generation, node.parent_ids[0] in roots, np.nan if node.overall is None else node.overall.estimate)
@@ -45,20 +44,14 @@ def of_run(evidence: RunEvidence) -> list[Child]:
 
 
 def of_replay(search: ReplayedSearch) -> list[Child]:
-    """The children of a search that has been replayed."""
+    """The children of a search, which is made for it."""
+    search.run()
     weights = search.world.cells.weights
     return [
         (node.generation, node.parents[0] == 0, float((node.values @ weights).mean()) if len(node.values) else np.nan)
         for node in search.nodes
         if node.parents
     ]
-
-
-def replayed(contest: Contest, arm: ReplayArm, number: int) -> ReplayedSearch:
-    """One replay of a contest, made."""
-    search = ReplayedSearch(contest.world, arm, contest.search, contest.budget, (contest.seed, number))
-    search.run()
-    return search
 
 
 def summary(children: Iterable[Child]) -> Array:
@@ -101,10 +94,10 @@ def main() -> None:
     rows = [row(str(path), summary(of_run(RunDirectory.read(path).evidence()))[None]) for path in given.run]
     if given.table:
         preset = load_preset(given.preset)
-        world = World.build(Cells.of(*together({str(path): read_cells(path) for path in given.table})))
-        contest = Contest.of(world, preset.search, given.trainings)
-        whole = arms_of(preset, proxy=set(DYNAMICS) <= set(world.cells.outputs))[WHOLE]
-        summaries = [summary(of_replay(replayed(contest, whole, number))) for number in range(given.replays)]
+        cells = Cells.read(given.table)
+        whole = arms_on(preset, cells)[WHOLE]
+        contest = Contest.of(World.build(cells), preset.search, given.trainings)
+        summaries = [summary(of_replay(contest.search_of(whole, number))) for number in range(given.replays)]
         rows.append(row(f"{given.replays} replays", np.array(summaries)))
     kinds = [f"{kind}: {what}" for kind in ("variations", "immigrants") for what in ("scored", "median", "highest")]
     print(table(("search", *kinds, "difference of medians"), rows))

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from sklearn.linear_model import RidgeCV
 
-from poise_core.archive.cells import read_cells, together
 from poise_core.evidence.format import format_interval
 from poise_core.evidence.intervals import mean_interval
 from poise_core.evidence.noise import Array, winsorized
@@ -104,7 +103,7 @@ def main() -> None:
     parser.add_argument("tables", type=Path, nargs="+", help="recorded tables of one protocol")
     parser.add_argument("--repetitions", type=int, default=40)
     given = parser.parse_args()
-    cells = Cells.of(*together({str(path): read_cells(path) for path in given.tables}))
+    cells = Cells.read(given.tables)
     print(f"{len(cells.codes)} compositions, {given.repetitions} repetitions.\n\n{table(cells, given.repetitions)}")
 
 

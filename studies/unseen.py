@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from poise_core.archive.cells import read_cells
 from poise_core.evidence.noise import Array
 from poise_core.experiments.surrogate import Cells, Surrogate, from_line
 
@@ -59,7 +58,7 @@ def main() -> None:
     parser.add_argument("known", type=Path, help="table that is fitted to")
     parser.add_argument("others", type=Path, help="table whose compositions are predicted")
     given = parser.parse_args()
-    true, said = predictions(*(Cells.of(*read_cells(path)) for path in (given.known, given.others)))
+    true, said = predictions(*(Cells.read([path]) for path in (given.known, given.others)))
     print(f"{len(true)} compositions.\n\n{table(true, said)}")
 
 

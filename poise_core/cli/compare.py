@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from poise_core.evidence.run_evidence import RunEvidence
     from poise_core.experiments.arms import ArmRun
     from poise_core.experiments.contest import Contest
-    from poise_core.experiments.surrogate import Cells, Fit
+    from poise_core.experiments.surrogate import Fit
     from poise_core.views.arms import ReplayedArm, Step
 
 _EVOLVE = "from poise_core.cli import app; app()"
@@ -287,20 +287,17 @@ def _replay(
 
     from poise_core.archive import ArchiveError
     from poise_core.cli.common import resolve_preset
-    from poise_core.experiments.contest import Contest, Kept, arms_of, replay_arms, require_same_proxy
-    from poise_core.experiments.replay import DYNAMICS, ReplayArm, load_selector
-    from poise_core.experiments.surrogate import TableError
+    from poise_core.experiments.contest import Contest, Kept, arms_on, replay_arms
+    from poise_core.experiments.replay import ReplayArm, load_selector
+    from poise_core.experiments.surrogate import Cells, TableError
     from poise_core.experiments.world import World
     from poise_core.views.arms import REFERENCE, compare_replays
 
     with plain_errors():
         resolved = resolve_preset(preset, overrides)
         try:
-            cells = _cells(tables)
-            proxy = set(DYNAMICS) <= set(cells.outputs)
-            if proxy:
-                require_same_proxy(resolved.ladder, cells.head)
-            known = arms_of(resolved, proxy=proxy)
+            cells = Cells.read(tables)
+            known = arms_on(resolved, cells)
             unknown = sorted(set(arms or ()) - set(known))
             if unknown:
                 raise TableError(f"no arm {unknown[0]!r}; arms: {', '.join(known)}")
@@ -320,17 +317,6 @@ def _replay(
             regrets = replay_arms(contest, chosen, given.replays, workers=workers, kept=kept, on_replays=advance)
         compared = compare_replays(regrets, contest.grid)
         _show_replays(contest, compared, world.fit, given)
-
-
-def _cells(tables: list[Path]) -> Cells:
-    from poise_core.archive.cells import read_cells, together
-    from poise_core.experiments.surrogate import Cells, TableError
-
-    head, rows = together({str(table): read_cells(table) for table in tables})
-    try:
-        return Cells.of(head, rows)
-    except TableError as error:
-        raise TableError(f"{', '.join(map(str, tables))}: {error}") from error
 
 
 def _show_replays(contest: Contest, compared: list[ReplayedArm], fit: Fit, given: _Replays) -> None:

@@ -28,7 +28,7 @@ from poise_core.grading.graders import load_callable, wrapped_gold
 from poise_core.surroundings import cache_folder
 
 CACHE = "POISE_CACHE"
-"""Variable with the folder for prepared problems; by default ``~/.cache/poise``."""
+"""Variable with the folder for prepared problems; by default that of ``poise_core.surroundings.cache_folder``."""
 ENTRY_POINTS = "poise.environments"
 
 Shares = tuple[float, float] | None

@@ -8,6 +8,7 @@ result depends on which sibling was faster.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -68,8 +69,8 @@ class History:
         rows = self.archive.rows("candidates", arm=EVOLUTION_ARM)
         return sorted(rows, key=lambda row: (row["generation"], row["proposal_id"] or "", row["candidate_id"]))
 
-    def nodes(self, generation: int) -> list[NodeRecord]:
-        """The tree as the selection of ``generation`` sees it; of several files of one proposal, the last. A
+    def nodes(self, generation: float = math.inf) -> list[NodeRecord]:
+        """The tree as the selection of ``generation`` sees it, by default the whole; of several files of one proposal, the last. A
         duplicate (``duplicates``) has no score in it, as if the gate had refused it."""
         rows = [row for row in self.candidates() if row["generation"] < generation]
         superseded, duplicates = {row["revises"] for row in rows}, self.duplicates(rows)

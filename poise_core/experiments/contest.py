@@ -22,8 +22,8 @@ from poise_core.config import LadderSpec, Preset
 from poise_core.config.environment_file import EnvironmentFile
 from poise_core.config.search import PromiseSpec, SearchSpec
 from poise_core.evolution.ladder import judged_by
-from poise_core.experiments.replay import PROPOSERS, ReplayArm, ReplayedSearch
-from poise_core.experiments.surrogate import TableError
+from poise_core.experiments.replay import DYNAMICS, PROPOSERS, ReplayArm, ReplayedSearch
+from poise_core.experiments.surrogate import Cells, TableError
 from poise_core.experiments.world import World
 from poise_core.files import write_atomically
 from poise_core.sandbox import kernel
@@ -90,6 +90,18 @@ def arms_of(preset: Preset, *, proxy: bool = True) -> dict[str, ReplayArm]:
     return {arm.name: arm for arm in arms}
 
 
+def arms_on(preset: Preset, cells: Cells) -> dict[str, ReplayArm]:
+    """The arms that a table can replay, by name: those with a ladder where it knows the proxy's dynamics.
+
+    Raises:
+        TableError: see ``require_same_proxy``.
+    """
+    proxy = set(DYNAMICS) <= set(cells.outputs)
+    if proxy:
+        require_same_proxy(preset.ladder, cells.head)
+    return arms_of(preset, proxy=proxy)
+
+
 def require_same_proxy(ladder: LadderSpec, head: TableHead) -> None:
     """A table knows the dynamics of one proxy, so no ladder can be replayed that decides at another.
 
@@ -151,6 +163,10 @@ class Contest:
         """(G,) budgets at which the arms are compared."""
         return np.linspace(self.budget / self.points, self.budget, self.points)
 
+    def search_of(self, arm: ReplayArm, number: int) -> ReplayedSearch:
+        """The search of one replay, with the baseline measured; ``run`` makes it."""
+        return ReplayedSearch(self.world, arm, self.search, self.budget, (self.seed, number))
+
     def regrets(self, arm: ReplayArm, replays: Sequence[int]) -> Array:
         """(len(replays), G) optimum minus the true Overall of the candidate that the search names best, percent points.
 
@@ -158,7 +174,7 @@ class Contest:
         """
         found = np.empty((len(replays), self.points))
         for place, number in enumerate(replays):
-            steps = ReplayedSearch(self.world, arm, self.search, self.budget, (self.seed, number)).run()
+            steps = self.search_of(arm, number).run()
             spent = np.array([tokens for tokens, _ in steps])
             last = np.maximum(np.searchsorted(spent, self.grid + 0.5, side="right") - 1, 0)
             found[place] = self.world.optimum.overall - np.array([truth for _, truth in steps])[last]

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import combinations, product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,7 @@ from pydantic import ValidationError
 from scipy import stats
 from scipy.special import expit
 
-from poise_core.archive.cells import CellRow, TableHead
+from poise_core.archive.cells import CellRow, TableHead, read_cells, together
 from poise_core.evidence.forest import Forest
 from poise_core.evidence.noise import Array, lowest_of_the_bulk, noise_of
 from poise_core.mechanisms.catalogue import SLOTS
@@ -73,6 +74,20 @@ class Cells:
     weights: Array  # (J,) of Overall: zero for what is no benchmark
     failed: int  # cells that were refused or failed
     baseline: int  # row of the baseline; -1 where it has no score
+
+    @classmethod
+    def read(cls, tables: Sequence[Path]) -> Cells:
+        """From files of tables, as one.
+
+        Raises:
+            poise_core.archive.ArchiveError: a file cannot be read, or they are of different protocols, benchmarks or proxies.
+            TableError: see ``of``.
+        """
+        head, rows = together({str(table): read_cells(table) for table in tables})
+        try:
+            return cls.of(head, rows)
+        except TableError as error:
+            raise TableError(f"{', '.join(map(str, tables))}: {error}") from error
 
     @classmethod
     def of(cls, head: TableHead, rows: Sequence[CellRow]) -> Cells:
@@ -287,8 +302,7 @@ class Surrogate:
 
     def at(self, codes: Codes, numbers: Array) -> Array:
         """(n, J) every output of n compositions, on the fitted scale."""
-        by_trees = self.forest.predict(codes, numbers)
-        return 0.5 * (self.effects.at(codes, numbers) + by_trees)
+        return 0.5 * (self.effects.at(codes, numbers) + self.forest.predict(codes, numbers))
 
     def predict(self, codes: Codes, numbers: Array) -> Array:
         """(n, J) every output of n compositions; benchmarks in percent."""

@@ -59,7 +59,7 @@ class ArmCurve:
 
 def best_so_far(evidence: RunEvidence) -> list[Step]:
     """A run's steps, generation 0 (the baseline) first; empty before the baseline has a score."""
-    nodes = sorted(History(evidence.archive, evidence.protocol).nodes(10**9), key=lambda node: node.generation)
+    nodes = sorted(History(evidence.archive, evidence.protocol).nodes(), key=lambda node: node.generation)
     generations = range(max((node.generation for node in nodes), default=-1) + 1)
     made = [bisect_right(nodes, generation, key=lambda node: node.generation) for generation in generations]
     own = tokens_of_generations(evidence.candidates.values(), evidence.training_tokens, len(generations))

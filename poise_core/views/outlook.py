@@ -22,7 +22,7 @@ def outlook(evidence: RunEvidence, preset: Preset) -> Plateau:
     Raises:
         poise_core.archive.ArchiveError: a file cannot be read.
     """
-    nodes = History(evidence.archive, evidence.protocol).nodes(10**9)
+    nodes = History(evidence.archive, evidence.protocol).nodes()
     made = max((node.generation for node in nodes), default=0)
     spent = evidence.training_tokens
     children = sum(spent.get(node.candidate_id, 0) for node in nodes if node.generation > 0)

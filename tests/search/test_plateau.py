@@ -195,7 +195,7 @@ def test_the_stated_gain_is_the_realised_one_on_average(lost: float) -> None:
 def laptop_64() -> dict[int, Plateau]:
     """Generation -> what would have been said after it, of the run whose archive lies beside the page of its results."""
     run = RunDirectory.read(LAPTOP_64)
-    nodes = History(run.archive, run.preset.protocol).nodes(10**9)
+    nodes = History(run.archive, run.preset.protocol).nodes()
     search = run.current_preset.search
     return {
         generation: assess_plateau(

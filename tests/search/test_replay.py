@@ -153,7 +153,6 @@ def test_tables_of_one_protocol_are_one() -> None:
     assert swapped.baseline == max(row.cell for row in other) + 1, "the baseline of the first table that has one"
 
 
-@pytest.mark.slow
 def test_a_cell_has_every_seed_once() -> None:
     zero, one, again = (
         replace(made_up_rows(1, 0.0)[0], seed=seed, overall=70.0 + n) for n, seed in enumerate((0, 1, 0))
@@ -165,6 +164,7 @@ def test_a_cell_has_every_seed_once() -> None:
     assert once_each([]) == []
 
 
+@pytest.mark.slow
 def test_the_published_run_is_a_table_whose_overalls_are_those_of_its_benchmarks() -> None:
     found, rows = table_of_run(RunDirectory.read(ROOT / "docs" / "results" / "laptop-64"))
     assert len({row.cell for row in rows}) == 46

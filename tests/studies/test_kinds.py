@@ -9,11 +9,11 @@ import numpy as np
 from made_up_tables import compositions_that_pay
 
 from poise_core.config import load_preset
-from poise_core.experiments.contest import Contest, arms_of
+from poise_core.experiments.contest import Contest, arms_on
 from poise_core.experiments.world import World
 from poise_core.run_directory import RunDirectory
 from poise_core.views import leaderboard
-from studies.kinds import of_replay, of_run, replayed, row, summary
+from studies.kinds import of_replay, of_run, row, summary
 
 LAPTOP_64 = Path(__file__).parents[2] / "docs" / "results" / "laptop-64"
 
@@ -40,13 +40,12 @@ def test_a_row_by_hand() -> None:
 def test_children_of_a_replay_and_of_a_run() -> None:
     preset = load_preset("laptop-64")
     contest = Contest.of(World.build(compositions_that_pay(120)), preset.search, 40.0)
-    search = replayed(contest, arms_of(preset, proxy=False)["immigrants alone"], 0)
+    arms = arms_on(preset, contest.world.cells)
+    search = contest.search_of(arms["immigrants alone"], 0)
     children = of_replay(search)
     assert len(children) == len(search.nodes) - 1
     assert all(immigrant for _, immigrant, _ in children)
-    kinds = {
-        immigrant for _, immigrant, _ in of_replay(replayed(contest, arms_of(preset, proxy=False)["evolution"], 0))
-    }
+    kinds = {immigrant for _, immigrant, _ in of_replay(contest.search_of(arms["evolution"], 0))}
     assert kinds == {False, True}
     evidence = RunDirectory.read(LAPTOP_64).evidence()
     run = of_run(evidence)
